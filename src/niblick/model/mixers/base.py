@@ -1,0 +1,54 @@
+"""What every mixer is given besides its input, and the registry of mixers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from niblick.model.state import State
+from niblick.plan import VirtualLayer
+from niblick.recipe.model import ModelRecipe
+from niblick.registry import Registry
+
+
+@dataclass
+class Context:
+    """One call's surroundings: the recipe, the state before it, and where the state after it is collected.
+
+    `boundary` (B, T): true where a document begins, None without masking. `document_first` (B, T): absolute
+    position at which each token's document begins, None when attention runs across documents.
+    """
+
+    model: ModelRecipe
+    root: nn.Module
+    tokens: Tensor
+    boundary: Tensor | None
+    rotary: tuple[Tensor, Tensor]
+    before: State | None
+    span_limit: int
+    position: int
+    keep: bool
+    document_first: Tensor | None = None
+    value_embedding: Tensor | None = None
+    after: dict[str, Tensor] = field(default_factory=dict)
+
+    def last(self, name: str) -> Tensor | None:
+        """A state entry before this call, None at the start."""
+        return None if self.before is None else self.before.tensors[name]
+
+    def remember(self, name: str, value: Tensor) -> None:
+        """Collect a state entry after this call."""
+        if self.keep:
+            self.after[name] = value
+
+
+Mixer = Callable[["nn.Module", Tensor, VirtualLayer, Context], Tensor]
+MIXERS: Registry[Mixer] = Registry("mixer")
+
+
+def rms(x: Tensor) -> Tensor:
+    """RMS normalisation over the last axis, no weight, PyTorch's default eps."""
+    return F.rms_norm(x, (x.shape[-1],))

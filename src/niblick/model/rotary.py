@@ -1,0 +1,36 @@
+"""Partial rotary embedding with absolute positions and a base that may be rescaled for a declared context."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from niblick.recipe.model import ModelRecipe
+
+
+def rotary_base(model: ModelRecipe, context: int) -> float:
+    """The base for a declared context: base * (T / T_train)^(R / (R - 2)) beyond the training length."""
+    rope, dims = model.attention.rope, model.rope_dims
+    if rope.train_length is None or context <= rope.train_length:
+        return rope.base
+    return float(rope.base * (context / rope.train_length) ** (dims / (dims - 2)))
+
+
+def rotary_table(model: ModelRecipe, start: int, length: int, context: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, R/2), float32, of positions start .. start+T-1; angles are computed in float64."""
+    half = model.rope_dims // 2
+    exponents = torch.arange(half, dtype=torch.float64, device=device) * (-2.0 / model.rope_frequency_dims)
+    frequencies = rotary_base(model, context) ** exponents
+    positions = torch.arange(start, start + length, dtype=torch.float64, device=device)
+    angles = positions[:, None] * frequencies
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the first R dims of x (B, T, H, E) as two halves (a, b): (a cos + b sin, -a sin + b cos)."""
+    cos, sin = (t[:, None].to(x.dtype) for t in table)  # (T, 1, R/2)
+    half = cos.shape[-1]
+    if half == 0:
+        return x
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([a * cos + b * sin, b * cos - a * sin, rest], dim=-1)

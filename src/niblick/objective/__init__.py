@@ -1,0 +1,5 @@
+"""What training minimises and evaluation sums: negative log-likelihoods in nats, and proofs about them."""
+
+from niblick.objective.likelihood import LN2, token_nll, training_loss
+
+__all__ = ["LN2", "token_nll", "training_loss"]

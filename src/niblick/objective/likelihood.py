@@ -1,0 +1,37 @@
+"""Negative log-likelihoods per token, in nats, from the model's full distributions."""
+
+from __future__ import annotations
+
+from math import log
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from niblick.model import LanguageModel
+
+LN2 = log(2.0)
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """-ln p(target) in nats, float32 (B, T), for logits (B, T, V) and targets (B, T)."""
+    flat = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+    return flat.view(targets.shape)
+
+
+def training_loss(model: LanguageModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss to minimise, mean next-token nll): the first adds the multi-token-prediction heads' mean loss.
+
+    inputs and targets (B, T) int64; `targets[:, i]` follows `inputs[:, i]`. Head j is trained on the token
+    j + 1 further on; positions without such a target inside the batch are left out.
+    """
+    hidden, _ = model.hidden(inputs)
+    nll = token_nll(model.head(hidden), targets).mean()
+    options = model.recipe.mtp
+    if options.heads == 0 or inputs.shape[1] <= options.heads:
+        return nll, nll
+    extra = [
+        token_nll(logits[:, : -(j + 1)], targets[:, j + 1 :]).mean()
+        for j, logits in enumerate(model.mtp_logits(hidden))
+    ]
+    return nll + options.weight * torch.stack(extra).mean(), nll

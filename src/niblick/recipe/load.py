@@ -1,0 +1,150 @@
+"""From TOML text, shipped names and `--set` overrides to a Recipe, and back to TOML."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from niblick.errors import RecipeError
+from niblick.recipe.schema import Recipe
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes shipped with the package, sorted."""
+    folder = resources.files("niblick") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A shipped recipe's name or a TOML file's path, with `key=value` overrides applied in order.
+
+    Raises `RecipeError` naming the key, the value and what is accepted.
+    """
+    values = _apply(_parse(_read(str(source)), str(source)), overrides)
+    return recipe_from_dict(_with_nulls(values), origin=str(source))
+
+
+def recipe_from_dict(values: dict[str, Any], *, origin: str = "recipe") -> Recipe:
+    """Validate plain values (as TOML or JSON gives them) into a frozen Recipe."""
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{origin}: " + "; ".join(_explain(e, values) for e in error.errors()[:3])) from None
+
+
+def recipe_to_toml(recipe: Recipe) -> str:
+    """The resolved recipe as TOML that `load_recipe` reads back to an equal object ("null" stands for None)."""
+    lines: list[str] = []
+    _write_table(lines, "", recipe.model_dump(mode="json"))
+    return "\n".join(lines).strip() + "\n"
+
+
+def _read(source: str) -> str:
+    if source in list_recipes():
+        return (resources.files("niblick") / "recipes" / f"{source}.toml").read_text("utf-8")
+    path = Path(source)
+    if not path.is_file():
+        raise RecipeError(f"no recipe {source!r}; shipped: {', '.join(list_recipes())}; or give a TOML file's path")
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read recipe {source!r}: {error}") from None
+
+
+def _parse(text: str, origin: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{origin} is not valid TOML: {error}") from None
+
+
+def _apply(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    for item in overrides:
+        key, separator, text = item.partition("=")
+        if not separator or not key.strip():
+            raise RecipeError(f"--set {item!r} is not of the form key=value")
+        _assign(values, key.strip().split("."), _value(text.strip()), item)
+    return values
+
+
+def _with_nulls(value: Any) -> Any:
+    """TOML has no null: the text "null" stands for it anywhere in a recipe."""
+    if isinstance(value, dict):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_nulls(item) for item in value]
+    return None if value == "null" else value
+
+
+def _value(text: str) -> Any:
+    """A TOML value where it parses as one, else the bare text."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any, item: str) -> None:
+    node: Any = values
+    for part in path[:-1]:
+        if isinstance(node, list):
+            node = node[_index(node, part, item)]
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+    if isinstance(node, list):
+        node[_index(node, path[-1], item)] = value
+    elif isinstance(node, dict):
+        node[path[-1]] = value
+    else:
+        raise RecipeError(f"--set {item!r}: {'.'.join(path[:-1])} is a value, not a table")
+
+
+def _index(node: list[Any], part: str, item: str) -> int:
+    if not part.isdecimal() or int(part) >= len(node):
+        raise RecipeError(f"--set {item!r}: {part!r} is not an index into a list of {len(node)}")
+    return int(part)
+
+
+def _explain(error: Any, values: dict[str, Any]) -> str:
+    """One clause of an error line: the key, what is wrong, the value that was given, and the known keys."""
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path) or "recipe"
+    if error["type"] == "extra_forbidden":
+        return f"unknown key {key!r}; accepted there: {', '.join(_known_keys(path[:-1]))}"
+    given = error.get("input")
+    shown = "" if isinstance(given, dict) else f" (got {given!r:.80})"
+    return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    section: Any = Recipe
+    for part in path:
+        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+        annotation = field.annotation if field else None
+        section = annotation if hasattr(annotation, "model_fields") else section if field is None else annotation
+        if not hasattr(section, "model_fields"):
+            from niblick.recipe.stack import StackRecipe
+
+            return sorted(StackRecipe.model_fields)
+    return sorted(section.model_fields)
+
+
+def _write_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:
+    nested = {k: v for k, v in table.items() if isinstance(v, dict)}
+    arrays = {k: v for k, v in table.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    for key, value in table.items():
+        if key not in nested and key not in arrays:
+            lines.append(f"{key} = {json.dumps('null' if value is None else value, ensure_ascii=False)}")
+    for key, value in nested.items():
+        lines.append(f"\n[{prefix}{key}]")
+        _write_table(lines, f"{prefix}{key}.", value)
+    for key, rows in arrays.items():
+        for row in rows:
+            lines.append(f"\n[[{prefix}{key}]]")
+            _write_table(lines, f"{prefix}{key}.", row)

@@ -1,0 +1,163 @@
+"""The recipe: data, model, training, artifact and evaluation sections (design.md, "Recipe")."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from niblick.recipe.base import Section
+from niblick.recipe.model import ModelRecipe, Positive
+from niblick.units import Duration
+
+Rate = Annotated[float, Field(ge=0, strict=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, strict=False)]
+Pair = Annotated[tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+
+def _parsed(value: str) -> str:
+    Duration.parse(value)
+    return value
+
+
+class DataRecipe(Section):
+    """What is trained on: an embedded corpus, a folder of text, or a folder of shards; and the tokenizer.
+
+    `tokenizer`: "train" (BPE with byte fallback on the training split), "bytes", "fineweb-1024" (the
+    challenge's), or the path of a SentencePiece `.model`.
+    """
+
+    corpus: str = "wiki-vital"
+    tokenizer: str = "train"
+    workers: Annotated[int, Field(ge=0, le=64)] = 1
+    shard_mix: Pair = (8, 32)
+    alpha: Pair = (0.9, 0.5)
+
+
+class MuonRecipe(Section):
+    """Muon on matrices; momentum rises linearly from `momentum[0]` to `[1]` over `momentum_warmup`."""
+
+    lr: Rate = 0.04
+    momentum: Pair = (0.92, 0.99)
+    momentum_warmup: str | Fraction = "1500 steps"
+    nesterov: bool = True
+    newton_schulz_steps: Annotated[int, Field(ge=1, le=12)] = 5
+    weight_decay: Rate = 0.04
+
+
+class AdamRecipe(Section):
+    """Adam with decoupled decay on everything else: embeddings at one rate, vectors and scalars at another."""
+
+    embedding_lr: Rate = 0.05
+    scalar_lr: Rate = 0.04
+    betas: Pair = (0.9, 0.95)
+    eps: Rate = 1e-8
+    weight_decay: Rate = 0.04
+
+
+class ScheduleRecipe(Section):
+    """Learning-rate multiplier: linear warm-up, constant, then linear to `final`.
+
+    `warmdown` and `warmup` are fractions of the budget or "N steps"; steps are placed by the measured step
+    time when the budget is in seconds, so that they always fire.
+    """
+
+    warmup: str | Fraction = 0.0
+    warmdown: str | Fraction = 0.5
+    final: Fraction = 0.0
+
+
+class AveragingRecipe(Section):
+    """EMA of the weights each step, or SWA every `every` steps once the multiplier is under `start`.
+
+    `decay` is the EMA's; `warmup` lowers it early on ((1+t)/(10+t)) so that a short run is not its start.
+    """
+
+    kind: Literal["none", "ema", "swa"] = "ema"
+    decay: Fraction = 0.997
+    warmup: bool = True
+    every: Positive = 200
+    start: Fraction = 0.5
+
+
+class QatRecipe(Section):
+    """Straight-through rounding as the export does it, once the learning-rate multiplier is under `start`."""
+
+    enabled: bool = True
+    start: Fraction = 0.15
+
+
+class ValidationRecipe(Section):
+    """Periodic read-only validation: every `every` of the budget, on the first `tokens` of the split."""
+
+    every: Fraction = 0.1
+    tokens: Positive = 32768
+
+
+class TrainingRecipe(Section):
+    """How the weights are found. `batch_tokens` is global per optimizer step, `micro_batch_tokens` per pass."""
+
+    duration: str = "600s"
+    sequence_length: Positive = 1024
+    batch_tokens: Positive = 524288
+    micro_batch_tokens: Positive | None = None
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: Literal["auto", "on", "off"] = "off"
+    compile_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    clip: Rate = 0.3
+    threads: Positive | None = None
+    checkpoint_every: str = "60s"
+    muon: MuonRecipe = MuonRecipe()
+    adam: AdamRecipe = AdamRecipe()
+    schedule: ScheduleRecipe = ScheduleRecipe()
+    averaging: AveragingRecipe = AveragingRecipe()
+    qat: QatRecipe = QatRecipe()
+    validation: ValidationRecipe = ValidationRecipe()
+
+    _durations = field_validator("duration", "checkpoint_every")(_parsed)
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> TrainingRecipe:
+        length, micro = self.sequence_length, self.micro_batch_tokens or self.batch_tokens
+        if self.batch_tokens % length or micro % length or self.batch_tokens % micro:
+            raise ValueError(
+                f"batch_tokens {self.batch_tokens} must be a multiple of micro_batch_tokens {micro}, "
+                f"and both of sequence_length {length}"
+            )
+        for key, value in (("muon.momentum_warmup", self.muon.momentum_warmup),
+                           ("schedule.warmup", self.schedule.warmup), ("schedule.warmdown", self.schedule.warmdown)):
+            if isinstance(value, str) and Duration.parse(value).unit != "steps":
+                raise ValueError(f'{key} {value!r} must be a fraction of the budget or like "3500 steps"')
+        return self
+
+
+class ArtifactRecipe(Section):
+    """The packed file: a hard cap in bytes (decimal), the codec, and its bits per role."""
+
+    max_bytes: Positive = 16_000_000
+    codec: str = "int-zlib"
+    matrix_bits: Annotated[int, Field(ge=2, le=8)] = 6
+    embedding_bits: Annotated[int, Field(ge=2, le=8)] = 8
+    code_bytes: bool = False
+
+
+class EvaluationRecipe(Section):
+    """How the run is scored at its end: split, mode, window length and stride."""
+
+    mode: Literal["chunked", "sliding", "streaming", "document"] = "chunked"
+    context: Positive | None = None
+    stride: Positive = 64
+    batch_tokens: Positive = 16384
+
+
+class Recipe(Section):
+    """One run, whole. `seed` decides initialisation, data order and calibration."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
+    data: DataRecipe = DataRecipe()
+    model: ModelRecipe
+    training: TrainingRecipe = TrainingRecipe()
+    artifact: ArtifactRecipe = ArtifactRecipe()
+    evaluation: EvaluationRecipe = EvaluationRecipe()

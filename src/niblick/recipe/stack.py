@@ -1,0 +1,53 @@
+"""The stack notation: segments of layers, each a list like ["token-shift*4", "window:128", "full"]."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, field_validator
+
+from niblick.recipe.base import Section
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One weight block: the mixer's name and, for window attention, how many earlier positions it sees."""
+
+    mixer: str
+    window: int | None = None
+
+
+def parse_layers(text: str) -> list[LayerSpec]:
+    """Read one entry: MIXER, MIXER:WINDOW, or either with *COUNT behind it; ValueError on anything else."""
+    match = re.fullmatch(r"([a-z][a-z0-9-]*)(?::([0-9]{1,7}))?(?:\*([0-9]{1,3}))?", text)
+    if match is None:
+        raise ValueError(f'layer {text!r} is not like "token-shift*4", "window:128" or "full"')
+    name, window, count = match[1], match[2], int(match[3] or 1)
+    if (name == "window") != (window is not None):
+        raise ValueError(f'layer {text!r}: a window goes with "window" alone, as in "window:128"')
+    if (window is not None and int(window) == 0) or count == 0:
+        raise ValueError(f"layer {text!r}: window and count must be at least 1")
+    return [LayerSpec(name, int(window) if window else None)] * count
+
+
+class StackRecipe(Section):
+    """A segment of weight blocks, visited in order, `loops` times over; `name` prefixes its parameters."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "blocks"
+    loops: Annotated[int, Field(ge=1, le=64)] = 1
+    layers: Annotated[tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+    @field_validator("layers")
+    @classmethod
+    def _parses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        total = sum(len(parse_layers(entry)) for entry in value)
+        if not 1 <= total <= 256:
+            raise ValueError(f"a stack segment holds 1 to 256 layers, not {total}")
+        return value
+
+    @property
+    def blocks(self) -> list[LayerSpec]:
+        """The segment's weight blocks in order."""
+        return [spec for entry in self.layers for spec in parse_layers(entry)]

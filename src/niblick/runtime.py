@@ -1,0 +1,88 @@
+"""The edge to the machine: the one module that reads the launcher's environment and chooses devices.
+
+Guarantees: importing it touches neither torch nor the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among the launcher's: rank, number of processes, rank on this machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """True for the one process that writes files and prints."""
+        return self.rank == 0
+
+
+def read_world() -> World:
+    """Rank and world size as torchrun sets them; a single process where they are absent."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    values = [os.environ.get(name) for name in names]
+    if values[0] is None or values[1] is None:
+        return World()
+    return World(int(values[0]), int(values[1]), int(values[2] or 0))
+
+
+def choose_device(world: World) -> str:
+    """`cuda:N` for this process where CUDA is at hand, else `cpu`."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{world.local_rank % torch.cuda.device_count()}"
+
+
+def choose_precision(wanted: str, device: str) -> str:
+    """`bf16` or `fp32`: "auto" takes bf16 where the device multiplies it in hardware."""
+    if wanted != "auto":
+        return wanted
+    import torch
+
+    if device.startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def cache_folder() -> Path:
+    """Where prepared corpora and measured baselines are kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "niblick"
+
+
+def describe_environment() -> dict[str, Any]:
+    """What a run's `environment.json` records: versions, processor and device."""
+    import torch
+
+    import niblick
+
+    return {
+        "niblick": niblick.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,61 @@
+"""Quantities with a unit: durations of training and decimal byte counts, parsed once, typed ever after."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from niblick.errors import RecipeError
+
+Unit = Literal["seconds", "steps", "tokens"]
+_SUFFIXES: dict[str, tuple[Unit, float]] = {
+    "s": ("seconds", 1),
+    "sec": ("seconds", 1),
+    "seconds": ("seconds", 1),
+    "m": ("seconds", 60),
+    "min": ("seconds", 60),
+    "minutes": ("seconds", 60),
+    "h": ("seconds", 3600),
+    "hours": ("seconds", 3600),
+    "step": ("steps", 1),
+    "steps": ("steps", 1),
+    "token": ("tokens", 1),
+    "tokens": ("tokens", 1),
+}
+
+
+@dataclass(frozen=True)
+class Duration:
+    """How long to train: an amount of seconds, optimizer steps or training tokens."""
+
+    amount: float
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Read "600s", "10 min", "3500 steps" or "2e6 tokens"; raises `RecipeError` on anything else."""
+        match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?)\s*([a-z]+)\s*", text)
+        if match is None or match[2] not in _SUFFIXES:
+            raise RecipeError(f'duration {text!r} is not like "600s", "10 min", "3500 steps" or "2e6 tokens"')
+        unit, factor = _SUFFIXES[match[2]]
+        amount = float(match[1].replace("_", "")) * factor
+        if amount <= 0:
+            raise RecipeError(f"duration {text!r} must be more than zero")
+        if unit != "seconds" and amount != int(amount):
+            raise RecipeError(f"duration {text!r} must be a whole number of {unit}")
+        return cls(amount, unit)
+
+    def fraction(self, *, seconds: float, steps: int, tokens: int) -> float:
+        """Share of the budget that is spent, 0 at the start; 1 or more when it is used up."""
+        return {"seconds": seconds, "steps": steps, "tokens": tokens}[self.unit] / self.amount
+
+    def __str__(self) -> str:
+        if self.unit == "seconds":
+            return f"{self.amount:g}s"
+        return f"{int(self.amount)} {self.unit}"
+
+
+def format_bytes(count: int) -> str:
+    """A decimal byte count with thin grouping, such as `1,000,000 B`."""
+    return f"{count:,} B"
