@@ -1,0 +1,102 @@
+"""The documented run command of a submission, read from its README, shell scripts or logs.
+
+A command names the script, sets variables, and may start several processes; the last block that launches the
+script counts, later assignments win, and nothing is ever run or expanded beyond plain `NAME=value` words.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from niblick.audit.types import RunCommand
+
+_FENCE = re.compile(r"^\s*(?:```|~~~)([\w+-]*)[^\n]*\n(.*?)^\s*(?:```|~~~)", re.S | re.M)
+_LAUNCH = re.compile(r"torchrun|torch\.distributed\.(?:run|launch)|python\d?|accelerate\s+launch|mpirun|uv\s+run")
+_ASSIGN = re.compile(r"^(?:export\s+|set\s+|-e\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.S)
+_PROCESSES = re.compile(r"--?nproc[_-]per[_-]node[= ]+(\d+)|--?nproc[= ]+(\d+)")
+_DEFAULT = re.compile(r"\$\{([A-Za-z_]\w*):?[-=]([^}]*)\}")
+_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
+
+
+def find_command(root: Path, script: str, readme: str | None, metadata: dict[str, object] | None) -> RunCommand | None:
+    """The best documented command for `script` (a file name) in folder `root`, or None."""
+    candidates = list(_blocks(readme)) if readme else []
+    found = [c for c in (_parse(text, script, "README") for text in candidates) if c]
+    if metadata:
+        for key in ("command", "run_command", "train_command", "cmd"):
+            if isinstance(metadata.get(key), str) and (parsed := _parse(str(metadata[key]), script, "submission.json")):
+                found.append(parsed)
+    if found:
+        return _richest(found)
+    for path in sorted(root.glob("*.sh"), key=lambda p: (not p.name.startswith(("run", "train")), p.name)):
+        if path.stat().st_size < 200_000 and (
+            parsed := _parse(path.read_text("utf-8", "replace"), script, path.name)
+        ):
+            return parsed
+    return None
+
+
+def _richest(found: list[RunCommand]) -> RunCommand:
+    """Of several documented commands, the first that starts the most processes, then sets the most variables."""
+    return max(found, key=lambda c: (c.world_size or 0, len(c.environment), -found.index(c)))
+
+
+def _blocks(readme: str) -> Iterable[str]:
+    """Fenced code blocks of a README, then indented and inline commands."""
+    for match in _FENCE.finditer(readme):
+        if match[1].lower() not in {"python", "py", "json", "c", "cpp", "toml", "yaml", "diff"}:
+            yield match[2]
+    rest = _FENCE.sub("\n", readme)
+    for line in re.findall(r"^(?: {4}|\t)(\S.*)$", rest, re.M):
+        yield line
+    yield from re.findall(r"`([^`\n]+)`", rest)
+
+
+def _parse(text: str, script: str, source: str) -> RunCommand | None:
+    """The last launch of `script` in a block of shell, with every variable set before or on it."""
+    environment: dict[str, str] = {}
+    best: tuple[str, dict[str, str], int | None] | None = None
+    for line in re.sub(r"\\[ \t]*\r?\n", " ", text).splitlines():
+        line = line.strip().lstrip("$> ").strip()
+        if not line or line.startswith("#"):
+            continue
+        words = _words(line)
+        own: dict[str, str] = {}
+        rest: list[str] = []
+        for word in words:
+            match = _ASSIGN.match(word)
+            if match and not rest:
+                own[match[1]] = _expand(match[2], {**environment, **own})
+            elif word not in {"export", "env", "sudo", "nohup", "time", "set", "&&", ";"} or rest:
+                rest.append(word)
+        if not rest:
+            environment.update(own)
+            continue
+        if _LAUNCH.search(line) and any(script in word for word in rest):
+            best = (line, {**environment, **own}, _processes(line, environment))
+    if best is None:
+        return None
+    return RunCommand(text=best[0][:2000], environment=best[1], world_size=best[2], source=source)
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError:
+        return line.split()
+
+
+def _expand(value: str, environment: dict[str, str]) -> str:
+    """`${NAME:-default}` and `$NAME` replaced where known."""
+    value = _DEFAULT.sub(lambda m: environment.get(m[1], m[2]), value.rstrip(";"))
+    return _VARIABLE.sub(lambda m: environment.get(m[1], m[0]), value)
+
+
+def _processes(line: str, environment: dict[str, str]) -> int | None:
+    match = _PROCESSES.search(_expand(line, environment))
+    if match:
+        return int(match[1] or match[2])
+    return None if "torchrun" in line else 1

@@ -1,0 +1,71 @@
+"""How the child process is started: the command line, what it may see, and its environment, by kind of walls."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import niblick.audit.inside as inside
+from niblick.audit.inside.walls import SCRATCH
+from niblick.audit.sandbox.limits import Limits
+
+PACKAGE = Path(inside.__file__).resolve().parents[2]
+_SYSTEM = (
+    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store",
+    "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime",
+)  # fmt: skip
+_BOOT = """
+import sys, types
+for name, path in (("niblick", {root!r}), ("niblick.audit", {root!r} + "/audit")):
+    module = types.ModuleType(name)
+    module.__path__ = [path]
+    sys.modules[name] = module
+from niblick.audit.inside.{entry} import main
+main()
+"""
+
+
+def python_command(entry: str, *, packages: bool) -> list[str]:
+    """Starts `niblick.audit.inside.<entry>` in a fresh isolated Python, with installed packages or without.
+
+    The package's own `__init__` is not run: the child sees only the modules it needs.
+    """
+    flags = ["-I", "-B", "-X", "utf8"] + ([] if packages else ["-S"])
+    return [sys.executable, *flags, "-c", _BOOT.format(root=str(PACKAGE), entry=entry)]
+
+
+def visible_paths() -> list[str]:
+    """Host paths bound read-only: system libraries, this Python with its packages, and niblick itself."""
+    wanted = [*_SYSTEM]
+    wanted += [str(Path(path)) for path in (sys.base_prefix, sys.prefix, sys.exec_prefix)]
+    wanted += [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
+    wanted += [str(Path(sys.executable).resolve().parent.parent), str(PACKAGE)]
+    kept: list[str] = []
+    for path in (form for item in wanted for form in (item, os.path.realpath(item))):
+        if not any(path == other or path.startswith(f"{other}/") for other in kept) and os.path.lexists(path):
+            kept.append(path)
+    return kept
+
+
+def environment(scratch: str = SCRATCH) -> dict[str, str]:
+    """The worker's whole environment: nothing of the caller's own."""
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": scratch, "TMPDIR": "/tmp", "LANG": "C.UTF-8",
+        "USER": "nobody", "LOGNAME": "nobody", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "", "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+    }  # fmt: skip
+
+
+def bubblewrap_command(program: str, limits: Limits, command: list[str]) -> list[str]:
+    """`command` inside bubblewrap's namespaces, with the same view of the machine as walls of our own."""
+    out = [program, "--unshare-all", "--die-with-parent", "--as-pid-1", "--clearenv", "--cap-drop", "ALL"]
+    for path in visible_paths():
+        if os.path.islink(path):
+            out += ["--symlink", os.readlink(path), path]
+        else:
+            out += ["--ro-bind", path, path]
+    out += ["--proc", "/proc", "--dev", "/dev"]
+    for path, size in ((SCRATCH, limits.scratch_bytes), ("/tmp", limits.scratch_bytes // 4)):
+        out += ["--size", str(size), "--tmpfs", path]
+    return [*out, "--size", str(limits.scratch_bytes // 4), "--tmpfs", "/dev/shm", "--chdir", "/", *command]

@@ -1,0 +1,145 @@
+"""Turns a script as shipped into the program text that would run, without running anything.
+
+`unpack` follows any nesting of exec with lzma, zlib, gzip, bz2, brotli, zstd, base85, ascii85, base64, hex and
+their helpers, keeps sizes as shipped and unpacked, and reports a layer it cannot read instead of guessing.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from niblick.audit.types import Source
+from niblick.audit.unpack.codecs import MAX_TEXT, PackError
+from niblick.audit.unpack.evaluate import Evaluator, Executed, Loader
+from niblick.audit.unpack.fstrings import for_old_parser
+
+MAX_DEPTH = 24
+_HINT = re.compile(r"(?<![\w.])(?:exec|eval)\s*\(|runpy|os\.system|subprocess|__import__|os\.exec|builtins")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpacked:
+    """A script's `Source`, the other files its loader carries, and the variables the loader sets."""
+
+    source: Source
+    files: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def parse(text: str) -> ast.Module:
+    """The syntax tree of Python text; strings valid only from 3.12 on are accepted on 3.11 too."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ast.parse(text)
+        except SyntaxError:
+            if sys.version_info >= (3, 12):
+                raise
+            return ast.parse(for_old_parser(text))
+
+
+def unpack(data: bytes, path: str, siblings: dict[str, str] | None = None) -> Unpacked:
+    """The program text in `data`; `siblings` are files beside it that its loader may read by name."""
+    loader = Loader(files=dict(siblings or {}))
+    layers: list[str] = ["bom"] if data.startswith(b"\xef\xbb\xbf") else []
+    error: str | None = None
+    text = ""
+    tree: ast.Module | None = None
+    try:
+        text = _text(data)
+        text, tree = _flatten(text, loader, layers, 0)
+    except PackError as problem:
+        error = str(problem)
+    except SyntaxError as problem:
+        error = f"{type(problem).__name__}: {problem.msg} (line {problem.lineno})"
+    except (ValueError, RecursionError, MemoryError) as problem:
+        error = f"{type(problem).__name__}: the text cannot be parsed ({problem})"
+    if error is not None:
+        tree = None
+    source = Source(
+        path=path, text=text, shipped_bytes=len(data), unpacked_bytes=len(text.encode("utf-8", "replace")),
+        layers=tuple(layers), tree=tree, error=error,
+    )
+    written = {k: v for k, v in loader.files.items() if k not in (siblings or {}) and isinstance(v, str)}
+    return Unpacked(source=source, files=written, environment=loader.environment)
+
+
+def unpack_file(path: Path) -> Unpacked:
+    """`unpack` of a file on disk, with the text files beside it within reach of its loader."""
+    data = path.read_bytes()
+    siblings = {}
+    if len(data) < MAX_TEXT and _HINT.search(data.decode("latin-1")):
+        for other in sorted(path.parent.glob("*.py"))[:50]:
+            if other != path and other.stat().st_size < MAX_TEXT // 8:
+                siblings[other.name] = other.read_text("utf-8", "replace")
+    return unpack(data, path.name, siblings)
+
+
+def _text(data: bytes) -> str:
+    if len(data) > MAX_TEXT:
+        raise PackError(f"a script of {len(data)} bytes, at most {MAX_TEXT}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        if b"\x00" in data[:64] or data[:2] in (b"\x1f\x8b", b"PK"):
+            raise PackError("the file is binary, not program text") from problem
+        return data.decode("latin-1")
+
+
+def _flatten(text: str, loader: Loader, layers: list[str], depth: int) -> tuple[str, ast.Module]:
+    """Program text with every `exec` of a recoverable payload replaced by that payload, and its tree."""
+    if depth > MAX_DEPTH:
+        raise PackError(f"more than {MAX_DEPTH} layers of packing")
+    tree = parse(text)
+    if not _HINT.search(text):
+        return text, tree
+    pieces: list[str] = []
+    found = False
+    scope: dict[str, object] = {}
+    run = Evaluator(loader)
+    lines = text.split("\n")
+    for statement in tree.body:
+        segment = "\n".join(lines[statement.lineno - 1 : statement.end_lineno])
+        executed = _executed_by(statement, run, scope, segment)
+        found = found or bool(executed)
+        for item in executed:
+            layers.extend(item.layers)
+            pieces.append(_flatten(item.text, loader, layers, depth + 1)[0])
+        if not executed and not _is_blob(statement):
+            pieces.append(segment)
+    if not found:
+        return text, tree
+    joined = "\n".join(pieces) + "\n" if len(pieces) > 1 else pieces[0]
+    if len(joined) > MAX_TEXT:
+        raise PackError(f"the script unpacks to more than {MAX_TEXT} bytes")
+    return joined, parse(joined)
+
+
+def _executed_by(statement: ast.stmt, run: Evaluator, scope: dict[str, object], segment: str) -> list[Executed]:
+    """What one top-level statement would execute; ordinary program code is left unread."""
+    if isinstance(statement, (ast.ClassDef, ast.AsyncFunctionDef)):
+        return []
+    compound = isinstance(statement, (ast.If, ast.For, ast.While, ast.With, ast.Try))
+    if compound and not _HINT.search(segment) and "open(" not in segment and "write" not in segment:
+        return []
+    before = len(run.loader.executed)
+    try:
+        run.run([statement], scope)
+    except PackError:
+        raise
+    except Exception:
+        return run.loader.executed[before:]
+    return run.loader.executed[before:]
+
+
+def _is_blob(statement: ast.stmt) -> bool:
+    """Whether a statement only holds payload text."""
+    return isinstance(statement, (ast.Assign, ast.Expr)) and any(
+        isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)) and len(node.value) > 4000
+        for node in ast.walk(statement)
+    )
