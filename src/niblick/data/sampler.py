@@ -103,7 +103,7 @@ class Sampler:
         """At most `wanted` blocks from at most `count` shards of the current pass."""
         left = self._blocks - self._visited
         weights = np.where(left > 0, left.astype(np.float64) ** alpha, 0.0)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             keys = np.log(1.0 - random.random(len(left))) / weights
         keys[left == 0] = -np.inf
         count = min(count, int((left > 0).sum()), wanted)
@@ -135,7 +135,7 @@ def _coprime(wish: int, n: int) -> int:
 
 def _share(wanted: int, weights: NDArray[np.float64], left: Ints) -> Ints:
     """How many of `wanted` blocks each shard gives: by weight, never more than it has left, at least one."""
-    takes = np.minimum(left, np.maximum(1, np.floor(wanted * weights / weights.sum()).astype(np.int64)))
+    takes: Ints = np.minimum(left, np.maximum(1, np.floor(wanted * weights / weights.sum()).astype(np.int64)))
     while (missing := min(wanted, int(left.sum())) - int(takes.sum())) > 0:
         room = np.flatnonzero(takes < left)
         order = room[np.argsort(-weights[room], kind="stable")]
