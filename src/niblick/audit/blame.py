@@ -1,0 +1,129 @@
+"""Whose fault a failed import is: the submission's own, or something that the reviewing machine lacks."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from niblick.audit.sandbox import Outcome
+from niblick.audit.stand_ins.catalog import GPU_PACKAGES, installs
+from niblick.audit.types import Submission
+
+_LIMITS = {
+    "cpu": "the CPU time limit", "wall": "the time limit", "memory": "the memory limit",
+    "processes": "the limit on processes", "output": "the limit on output",
+}  # fmt: skip
+_NEEDS_DEVICE = re.compile(
+    r"cuda|nvidia|nccl|\bgpu\b|hip\b|cudnn|triton|device-side|libdevice|nvcc|metal|\bmps\b|stand-in|standin", re.I
+)
+_DATA = re.compile(r"\.bin\b|fineweb|datasets?/|\.model\b|tokenizer|shard|val_\*|train_\*", re.I)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blame:
+    """`own` is True for the submission's fault; `error` and `missing` hold the submission's text, unescaped."""
+
+    own: bool
+    error: str
+    missing: str | None = None
+    cure: str | None = None
+
+
+def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declared: set[str]) -> Blame:
+    """Decides from the worker's report, or from how the run ended where there is none."""
+    if outcome.tampered:
+        return Blame(own=True, error="the script wrote to the reviewer's result channel", cure="remove that code")
+    if outcome.result is None:
+        return _blame_end(outcome)
+    failure = outcome.result.get("failure") or {}
+    kind, message = str(failure.get("type", "Error")), str(failure.get("message", ""))
+    place = f" ({failure['file']}:{failure['line']})" if failure.get("file") and failure.get("line") else ""
+    error = f"{kind}: {message}{place}"
+    bases = set(failure.get("bases") or ())
+    if "ImportError" in bases or failure.get("missing"):
+        return _blame_import(submission, failure, error, declared)
+    if "SyntaxError" in bases:
+        return _blame_syntax(submission, error)
+    if stood_in and ("StandIn" in message or "stand-in" in message):
+        return _needs(error, ", ".join(stood_in))
+    if "OSError" in bases:
+        return _blame_file(failure, error)
+    if _NEEDS_DEVICE.search(message) and not bases & {"ValueError", "KeyError", "NameError", "IndentationError"}:
+        return Blame(own=False, error=error, missing="a GPU", cure="import on a machine with a GPU")
+    if "MemoryError" in bases:
+        return Blame(own=False, error=error, missing="memory", cure="review on a machine with more memory")
+    return Blame(own=True, error=error, cure="make the script importable: fix the line named in the error")
+
+
+def _blame_end(outcome: Outcome) -> Blame:
+    """There was no report: a limit, the sandbox itself, or the script ended the process."""
+    if outcome.reason == "sandbox":
+        return Blame(own=False, error=f"sandbox: {outcome.error or 'no report'}", missing="a working sandbox")
+    if outcome.reason is not None:
+        limit = _LIMITS.get(outcome.reason, outcome.reason)
+        return Blame(
+            own=True, error=f"importing the script broke {limit}", cure="keep work behind a __main__ guard"
+        )
+    if outcome.exit is not None and outcome.exit < 0:
+        return Blame(own=True, error=f"the script's process died of signal {-outcome.exit} while importing")
+    return Blame(
+        own=True,
+        error=f"the script ended its process while being imported (exit code {outcome.exit})",
+        cure="do not call os._exit at import",
+    )
+
+
+def _needs(error: str, missing: str) -> Blame:
+    names = [name.strip() for name in missing.split(",")]
+    known = " ".join(sorted({installs(name) or name for name in names}))
+    gpu = any(name.partition(".")[0] in GPU_PACKAGES for name in names)
+    cure = f"pip install {known}" + (" on a machine with a GPU" if gpu else "")
+    return Blame(own=False, error=error, missing=missing, cure=cure)
+
+
+def _blame_import(submission: Submission, failure: dict[str, Any], error: str, declared: set[str]) -> Blame:
+    name = str(failure.get("missing") or "")
+    top = name.partition(".")[0]
+    listed = {item.replace("-", "_").lower() for item in declared}
+    if installs(top) or top.lower() in listed or top == "torch":
+        if failure.get("importing") or top == "torch" or "." in name:
+            return Blame(
+                own=False, error=error, missing=name, cure=f"install the version of {top} that the script wants"
+            )
+        return _needs(error, name)
+    if top in sys.stdlib_module_names:
+        return Blame(own=False, error=error, missing=name, cure="use the Python that the submission was run with")
+    if failure.get("importing") and _installed(top):
+        return Blame(own=False, error=error, missing=name, cure=f"install the version of {top} it wants")
+    return Blame(
+        own=True,
+        error=error,
+        missing=name or None,
+        cure=f"ship {top}.py with the submission, or list the package in requirements.txt",
+    )
+
+
+def _installed(top: str) -> bool:
+    folders = [Path(path) for path in sys.path if path.endswith("-packages")]
+    return any((folder / top).is_dir() or (folder / f"{top}.py").is_file() for folder in folders)
+
+
+def _blame_syntax(submission: Submission, error: str) -> Blame:
+    """A text that the audit's own reader can parse (it knows newer grammar) fails only on this Python."""
+    if submission.source is not None and submission.source.tree is not None and not submission.source.layers:
+        return Blame(own=False, error=error, missing="Python 3.12", cure="import with Python 3.12 or later")
+    return Blame(own=True, error=error, cure="ship a script that parses")
+
+
+def _blame_file(failure: dict[str, Any], error: str) -> Blame:
+    path = str(failure.get("path") or "")
+    if path and (path.startswith(("/", "~")) and not path.startswith("/submission/") or _DATA.search(path)):
+        return Blame(own=False, error=error, missing=path, cure="fetch the data set and tokenizer beforehand")
+    if _DATA.search(str(failure.get("message", ""))):
+        return Blame(own=False, error=error, missing="data set", cure="fetch the data set and tokenizer beforehand")
+    return Blame(
+        own=True, error=error, missing=path.removeprefix("/submission/") or None, cure="ship the missing file"
+    )

@@ -1,0 +1,76 @@
+"""Width, layers, vocabulary and parameters of what an imported script would train."""
+
+from __future__ import annotations
+
+import contextlib
+import numbers
+import sys
+from types import ModuleType
+from typing import Any
+
+_NAMES = {
+    "dim": ("model_dim", "d_model", "n_embd", "embed_dim", "hidden_size", "dim", "width", "hidden_dim"),
+    "layers": ("num_layers", "n_layers", "n_layer", "layers", "depth", "num_blocks", "num_unique_layers"),
+    "vocab": ("vocab_size", "n_vocab", "vocab", "padded_vocab_size", "num_vocab"),
+}
+
+
+def measure(module: ModuleType, text: str) -> dict[str, Any]:
+    """`dim`, `layers`, `vocab`, `parameters` and `model` (its class); unknown ones are None."""
+    measured: dict[str, Any] = {name: _setting(module, names) for name, names in _NAMES.items()}
+    measured["parameters"] = measured["model"] = None
+    if "torch" not in sys.modules:
+        return measured
+    from niblick.audit.inside import modelling
+
+    for device in ("meta", "cpu"):
+        with contextlib.suppress(BaseException):
+            found = modelling.models(text, module, device=device)
+            if found:
+                site, model = found[0]
+                measured["parameters"], measured["model"] = modelling.parameters(model), site.name
+                for name, value in _shape(model).items():
+                    measured[name] = measured[name] or value
+                break
+    return measured
+
+
+def _setting(module: ModuleType, names: tuple[str, ...]) -> int | None:
+    """The first of `names`, in any case, in the settings object or the module, that is a whole number."""
+    from niblick.audit.inside.modelling import settings_of
+
+    settings = settings_of(module)
+    for holder in (settings, module):
+        pairs = holder.items() if isinstance(holder, dict) else _attributes(holder)
+        known = {str(name).lower(): value for name, value in pairs}
+        for name in names:
+            value = known.get(name)
+            if isinstance(value, numbers.Integral) and not isinstance(value, bool) and value > 0:
+                return int(value)
+    return None
+
+
+def _attributes(holder: Any) -> list[tuple[str, Any]]:
+    if holder is None:
+        return []
+    pairs = []
+    for name in dir(holder):
+        if not name.startswith("__"):
+            with contextlib.suppress(Exception):
+                pairs.append((name, getattr(holder, name)))
+    return pairs
+
+
+def _shape(model: Any) -> dict[str, int]:
+    """Vocabulary and width from the largest embedding, layers from the longest list of modules."""
+    import torch
+
+    tables = [part for part in model.modules() if isinstance(part, torch.nn.Embedding)]
+    lists = [part for part in model.modules() if isinstance(part, torch.nn.ModuleList)]
+    shape = {}
+    if tables:
+        first = max(tables, key=lambda table: table.embedding_dim)
+        shape = {"vocab": first.num_embeddings, "dim": first.embedding_dim}
+    if lists:
+        shape["layers"] = max(len(part) for part in lists)
+    return shape
