@@ -53,8 +53,6 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, reach: int, valid: int, first: Ten
     if first is not None:
         mask = mask & _first_mask(first - past + reach, reach, blocks)
     q2, k2, v2 = (t.transpose(1, 2).reshape(batch * blocks, heads, -1, width) for t in (queries, keys, values))
-    if mask.dim() == 3:
-        mask = mask.expand(batch, blocks, reach, 2 * reach) if mask.shape[0] == 1 else mask[None]
     mask = mask.expand(batch, blocks, reach, 2 * reach).reshape(batch * blocks, 1, reach, 2 * reach)
     out = F.scaled_dot_product_attention(q2, k2, v2, attn_mask=mask)
     out = out.view(batch, blocks, heads, reach, width).transpose(1, 2)

@@ -51,6 +51,6 @@ def _bigram(root: Node, context: Context) -> Tensor:
     before = torch.cat([last, tokens[:, :-1]], dim=1)
     if context.boundary is not None:
         before = before.masked_fill(context.boundary, NO_TOKEN)
-    context.remember("bigram.last", tokens[:, -1:].clone())
+    context.remember("bigram.last", tokens[:, -1:].long())
     rows = F.embedding(bigram_index(tokens, before, context.model.bigram.buckets), root.bigram.embed.weight)
     return cast(Tensor, root.bigram.scale.to(rows.dtype) * root.bigram.proj(rows))

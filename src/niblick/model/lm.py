@@ -129,8 +129,8 @@ class LanguageModel(Node):
         return cast(Tensor, block.mlp.proj(hidden.square()))
 
     def _check(self, tokens: Tensor, state: State | None) -> None:
-        if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or tokens.shape[1] == 0:
-            raise NiblickError(f"tokens must be (B, T) integers with T >= 1, not {tuple(tokens.shape)} {tokens.dtype}")
+        if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or tokens.numel() == 0:
+            raise NiblickError(f"tokens must be (B, T) integers with B, T >= 1, not {tuple(tokens.shape)} {tokens.dtype}")
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.recipe.vocab_size:
             raise NiblickError(f"token ids {low}..{high} are outside the vocabulary 0..{self.recipe.vocab_size - 1}")
@@ -148,9 +148,7 @@ def _find_documents(call: Context) -> None:
     positions = torch.arange(call.position, call.position + length, device=call.tokens.device)
     starts = torch.where(call.tokens == call.model.bos_id, positions, -1)
     last = call.last("document.start")
-    before = torch.zeros_like(call.tokens[:, :1]) if last is None else last
+    before = torch.zeros_like(positions[:1]).expand(call.tokens.shape[0], 1) if last is None else last
     first = torch.cummax(torch.cat([before, starts], dim=1), dim=1).values[:, 1:]
     call.document_first = first
-    call.remember("document.start", first[:, -1:].clone())
-
-
+    call.remember("document.start", first[:, -1:])

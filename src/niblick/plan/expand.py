@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
 
+from niblick.errors import RecipeError
 from niblick.plan import parts
 from niblick.plan.layer import VirtualLayer
 from niblick.plan.mixers import MIXER_TABLES, mlp_table
 from niblick.plan.table import Parameter, Product, Role, StateEntry, Table
 from niblick.recipe.model import ModelRecipe
-from niblick.recipe.stack import LayerSpec
+from niblick.recipe.stack import ATTENTION_MIXERS, LayerSpec
 
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -78,15 +79,28 @@ class Plan:
 
 
 def make_plan(model: ModelRecipe) -> Plan:
-    """Expand a validated model section into its plan."""
+    """Expand a validated model section into its plan; raises `RecipeError` for a mixer that is not registered."""
     layers = tuple(_layers(model))
+    for layer in layers:
+        if layer.mixer not in MIXER_TABLES:
+            known = ", ".join(MIXER_TABLES)
+            raise RecipeError(f"model.stack: unknown mixer {layer.mixer!r} in {layer.block}; known: {known}")
     n = len(layers)
     tables = [parts.embedding_table(model), parts.bigram_table(model, n), parts.smear_table(model),
               parts.value_embedding_table(model), parts.skips_table(model, n), parts.document_table(model)]
-    for layer in layers:
-        tables += [parts.scalars_table(model, layer, n), MIXER_TABLES[layer.mixer](model, layer), mlp_table(model, layer)]
+    tables += [layer_table(model, layer, n) for layer in layers]
     tables += [parts.sidecar_table(model), parts.mtp_table(model)]
     return Plan(model, layers, tuple(tables))
+
+
+def layer_table(model: ModelRecipe, layer: VirtualLayer, layers: int) -> Table:
+    """Everything that one visit needs: its scalars, its mixer and its channel mixer, one after the other."""
+    found = (parts.scalars_table(model, layer, layers), MIXER_TABLES[layer.mixer](model, layer), mlp_table(model, layer))
+    return Table(
+        parameters=tuple(p for table in found for p in table.parameters),
+        products=tuple(p for table in found for p in table.products),
+        state=tuple(s for table in found for s in table.state),
+    )
 
 
 def _visits(model: ModelRecipe) -> list[tuple[str, LayerSpec]]:
@@ -106,7 +120,7 @@ def _layers(model: ModelRecipe) -> list[VirtualLayer]:
     sites = {layer: site for site, layer in enumerate(sorted(model.sidecar.layers))} if model.sidecar.enabled else {}
     found = []
     for i, (block, spec) in enumerate(visits):
-        attends = spec.mixer != "token-shift"
+        attends = spec.mixer in ATTENTION_MIXERS
         found.append(
             VirtualLayer(
                 index=i, block=block, mixer=spec.mixer,

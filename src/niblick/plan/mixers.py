@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from niblick.plan.layer import VirtualLayer
-from niblick.plan.table import ONES, ZEROS, Init, Parameter, Product, StateEntry, Table, linear, vector
+from niblick.plan.table import (
+    ONES,
+    ZEROS,
+    Init,
+    Parameter,
+    Product,
+    StateEntry,
+    Table,
+    linear,
+    matrix_init,
+    vector,
+)
 from niblick.recipe.model import ModelRecipe
 from niblick.registry import Registry
 
 MixerTable = Callable[[ModelRecipe, VirtualLayer], Table]
 MIXER_TABLES: Registry[MixerTable] = Registry("mixer")
-
-
-def matrix_init(model: ModelRecipe, out: int, into: int) -> Init:
-    """Orthogonal with gain 1 where both sides are at least 64 and the recipe says so, else PyTorch's default."""
-    if model.linear_init == "orthogonal" and min(out, into) >= 64:
-        return Init(kind="orthogonal", value=1.0)
-    return Init(kind="linear", value=into)
 
 
 @MIXER_TABLES.register("token-shift")

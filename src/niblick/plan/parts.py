@@ -5,7 +5,19 @@ from __future__ import annotations
 from math import exp, sqrt
 
 from niblick.plan.layer import VirtualLayer
-from niblick.plan.table import ONES, ZEROS, Init, Parameter, Product, Role, StateEntry, Table, linear, vector
+from niblick.plan.table import (
+    ONES,
+    ZEROS,
+    Init,
+    Parameter,
+    Product,
+    Role,
+    StateEntry,
+    Table,
+    linear,
+    matrix_init,
+    vector,
+)
 from niblick.recipe.model import ModelRecipe
 
 
@@ -31,7 +43,7 @@ def bigram_table(model: ModelRecipe, layers: int) -> Table:
         name="bigram.embed.weight", shape=(options.buckets, options.width), role=Role.EMBEDDING, init=ZEROS,
         component="bigram",
     )
-    start = Init(kind="orthogonal", value=1 / sqrt(2 * layers))
+    start = matrix_init(model, model.dim, options.width, gain=1 / sqrt(2 * layers))
     proj, product = linear("bigram.proj.weight", model.dim, options.width, "bigram", start)
     scale = vector("bigram.scale", (), "bigram", Init(kind="constant", value=options.scale))
     last = StateEntry(name="bigram.last", shape=(1,), kind="int64")
@@ -56,7 +68,7 @@ def value_embedding_table(model: ModelRecipe) -> Table:
         name="ve_embed.weight", shape=(model.vocab_size, options.width), role=Role.EMBEDDING,
         init=Init(kind="normal", value=options.std), component="value_embedding",
     )
-    start = Init(kind="orthogonal", value=1.0)
+    start = matrix_init(model, out, options.width)
     proj, product = linear("ve_proj.weight", out, options.width, "value_embedding", start)
     start = Init(kind="constant", value=options.scale)
     scales = tuple(vector(f"ve_scales.{i}", (1,), "value_embedding", start) for i in sorted(options.layers))

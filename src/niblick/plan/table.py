@@ -11,6 +11,8 @@ from enum import StrEnum
 from math import prod
 from typing import Literal
 
+from niblick.recipe.model import ModelRecipe
+
 
 class Role(StrEnum):
     """What a parameter is; optimizer groups, weight decay, QAT and codecs are total functions of it."""
@@ -92,6 +94,13 @@ def linear(name: str, out: int, into: int, component: str, init: Init) -> tuple[
     """A bias-free linear map (out, in) and its product of 2 * out * in operations per token."""
     parameter = Parameter(name=name, shape=(out, into), role=Role.MATRIX, init=init, component=component)
     return parameter, Product(name=name, flops=2 * out * into)
+
+
+def matrix_init(model: ModelRecipe, out: int, into: int, gain: float = 1.0) -> Init:
+    """Orthogonal with `gain` where both sides are at least 64 and the recipe says so, else PyTorch's default."""
+    if model.linear_init == "orthogonal" and min(out, into) >= 64:
+        return Init(kind="orthogonal", value=gain)
+    return Init(kind="linear", value=into)
 
 
 def vector(name: str, shape: tuple[int, ...], component: str, init: Init) -> Parameter:

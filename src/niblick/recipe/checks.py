@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from niblick.recipe.stack import ATTENTION_MIXERS
+
 if TYPE_CHECKING:
     from niblick.recipe.model import ModelRecipe
-
-MIXERS = ("token-shift", "window", "full")
 
 
 def check_model(model: ModelRecipe) -> None:
@@ -15,7 +15,7 @@ def check_model(model: ModelRecipe) -> None:
     _check_widths(model)
     _check_stack(model)
     mixers = [spec.mixer for segment in model.stack for _ in range(segment.loops) for spec in segment.blocks]
-    attention = [i for i, mixer in enumerate(mixers) if mixer != "token-shift"]
+    attention = [i for i, mixer in enumerate(mixers) if mixer in ATTENTION_MIXERS]
     _check_layers("attention.xsa_layers", model.attention.xsa_layers or (), attention, "an attention layer")
     embedding = model.value_embedding
     _check_layers("value_embedding.layers", embedding.layers, attention, "an attention layer")
@@ -31,6 +31,8 @@ def _check_widths(model: ModelRecipe) -> None:
         raise ValueError(f"dim {model.dim} is not a multiple of attention.heads {heads}")
     if heads % groups:
         raise ValueError(f"attention.heads {heads} is not a multiple of attention.kv_heads {groups}")
+    if model.mlp_dim < 1:
+        raise ValueError(f"mlp.width {model.mlp.width} of dim {model.dim} leaves no hidden unit")
     rope = model.rope_dims
     if rope % 2 or rope > model.head_dim:
         raise ValueError(f"attention.rope.dims {rope} must be even and at most the head width {model.head_dim}")
@@ -46,10 +48,6 @@ def _check_stack(model: ModelRecipe) -> None:
         raise ValueError("stack is empty; give at least one segment with layers")
     if len(set(names)) != len(names):
         raise ValueError(f"stack segment names {names} must differ")
-    for segment in model.stack:
-        for spec in segment.blocks:
-            if spec.mixer not in MIXERS:
-                raise ValueError(f"unknown mixer {spec.mixer!r} in stack {segment.name!r}; known: {', '.join(MIXERS)}")
 
 
 def _check_layers(key: str, layers: tuple[int, ...], allowed: range | list[int], kind: str) -> None:

@@ -10,6 +10,8 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from niblick.recipe.base import Section
 
+ATTENTION_MIXERS = ("window", "full")  # the mixers that take XSA, a value embedding and a ring of keys
+
 
 @dataclass(frozen=True)
 class LayerSpec:
@@ -35,9 +37,16 @@ def parse_layers(text: str) -> list[LayerSpec]:
 class StackRecipe(Section):
     """A segment of weight blocks, visited in order, `loops` times over; `name` prefixes its parameters."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = "blocks"
+    name: Annotated[str, Field(max_length=32)] = "blocks"
     loops: Annotated[int, Field(ge=1, le=64)] = 1
     layers: Annotated[tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, value: str) -> str:
+        if re.fullmatch(r"([a-z][a-z0-9]*_)*blocks", value) is None:
+            raise ValueError('a stack segment is named "blocks" or ends in "_blocks", as in "entry_blocks"')
+        return value
 
     @field_validator("layers")
     @classmethod

@@ -90,5 +90,5 @@ def _remember_ring(k: Tensor, v: Tensor, span: int, layer: VirtualLayer, context
     if not context.keep:
         return
     for name, t in (("keys", k), ("values", v)):
-        kept = t[:, :, -span:].contiguous() if t.shape[2] >= span else F.pad(t, (0, 0, span - t.shape[2], 0))
+        kept = t[:, :, -span:] if t.shape[2] >= span else F.pad(t, (0, 0, span - t.shape[2], 0))
         context.remember(f"layers.{layer.index}.{name}", kept)

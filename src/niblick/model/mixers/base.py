@@ -40,9 +40,9 @@ class Context:
         return None if self.before is None else self.before.tensors[name]
 
     def remember(self, name: str, value: Tensor) -> None:
-        """Collect a state entry after this call."""
+        """Collect a state entry after this call, copied if it is a view: a state keeps no longer tensor alive."""
         if self.keep:
-            self.after[name] = value
+            self.after[name] = value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
 Mixer = Callable[["nn.Module", Tensor, VirtualLayer, Context], Tensor]
