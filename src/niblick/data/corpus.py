@@ -89,7 +89,9 @@ def load_corpus(source: str | Path) -> Corpus:
     by_hand, others = read_folder(path, SPLITS)
     splits = _separated(by_hand) if by_hand else split_documents(others)
     if not any(splits.values()):
-        raise DataError(f"corpus {str(path)!r} has no documents; expected non-empty .txt, .jsonl or .parquet files")
+        raise DataError(
+            f"corpus {str(path)!r} has no documents; expected non-empty .txt, .jsonl or .parquet files"
+        )
     if not splits["train"]:
         raise DataError(f"corpus {str(path)!r} has no training documents, only held-out ones; add more text")
     return Corpus(path.resolve().name, splits)
@@ -116,7 +118,9 @@ def _wiki_text() -> str:
     for entry in distribution.files or ():
         if entry.as_posix().endswith(_WIKI_FILE):
             return Path(str(entry.locate())).read_text("utf-8")
-    raise DataError(f"package {_WIKI_PACKAGE} {distribution.version} does not hold {_WIKI_FILE}; reinstall it")
+    raise DataError(
+        f"package {_WIKI_PACKAGE} {distribution.version} does not hold {_WIKI_FILE}; reinstall it"
+    )
 
 
 @corpora.register("wiki-vital")

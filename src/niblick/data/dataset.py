@@ -81,11 +81,21 @@ class Dataset:
         ends = np.concatenate([starts[1:], [len(tokens)]])
         yield from zip(starts.tolist(), ends.tolist(), strict=True)
 
+    def document_tokens(self, split: str) -> Iterator[NDArray[np.uint16]]:
+        """The tokens of each document of `split`, BOS included, one shard in memory at a time."""
+        rest = np.empty(0, dtype=np.uint16)
+        for path in self.shards(split):
+            tokens = np.concatenate([rest, open_shard(path)])
+            starts = np.flatnonzero(tokens == self.tokenizer.bos_id)
+            starts = starts[starts > 0]
+            *whole, rest = np.split(tokens, starts)
+            yield from whole
+        if len(rest):
+            yield rest
+
     def texts(self, split: str) -> Iterator[str]:
         """The decoded text of each document of `split`."""
-        tokens = self.tokens(split)
-        for start, end in self.documents(split):
-            yield self.tokenizer.decode(tokens[start:end].tolist())
+        return (self.tokenizer.decode(tokens.tolist()) for tokens in self.document_tokens(split))
 
 
 def open_dataset(folder: Path | str, tokenizer: Tokenizer | None = None) -> Dataset:
@@ -110,28 +120,39 @@ def open_dataset(folder: Path | str, tokenizer: Tokenizer | None = None) -> Data
 def _open_prepared(folder: Path, manifest: Manifest) -> Dataset:
     tokenizer = load_tokenizer(folder / manifest.tokenizer_file)
     if tokenizer.sha256 != manifest.tokenizer_sha256:
-        raise DataError(f"the tokenizer in {str(folder)!r} is not the one of its manifest; prepare the data again")
+        raise DataError(
+            f"the tokenizer in {str(folder)!r} is not the one of its manifest; prepare the data again"
+        )
     files = {}
     for split, entry in manifest.splits.items():
         files[split] = tuple(folder / shard.file for shard in entry.shards)
         for shard in entry.shards:
             found = count_tokens(folder / shard.file)
             if found != shard.tokens:
-                raise ShardError(f"shard {shard.file} has {found:,} tokens; the manifest says {shard.tokens:,}")
+                raise ShardError(
+                    f"shard {shard.file} has {found:,} tokens; the manifest says {shard.tokens:,}"
+                )
     return Dataset(folder, tokenizer, manifest, files)
 
 
 def _open_bare(folder: Path, tokenizer: Tokenizer | None) -> Dataset:
-    files = {split: tuple(sorted(folder.glob(pattern))) for split, pattern in _BARE_NAMES.items()}
-    files = {split: paths for split, paths in files.items() if paths}
+    files = find_files(folder)
     if not files:
-        raise DataError(f"{str(folder)!r} holds neither a manifest nor shards named *_train_*.bin or *_val_*.bin")
+        raise DataError(
+            f"{str(folder)!r} holds neither a manifest nor shards named *_train_*.bin or *_val_*.bin"
+        )
     dataset = Dataset(folder, tokenizer or _bare_tokenizer(folder), None, files)
     for path in (path for paths in files.values() for path in paths):
         count_tokens(path)
     for split, paths in files.items():
         _check_first_tokens(dataset, split, paths[0])
     return dataset
+
+
+def find_files(folder: Path) -> dict[str, tuple[Path, ...]]:
+    """The shards of a bare folder by split, told apart by their names."""
+    files = {split: tuple(sorted(folder.glob(pattern))) for split, pattern in _BARE_NAMES.items()}
+    return {split: paths for split, paths in files.items() if paths}
 
 
 def _check_first_tokens(dataset: Dataset, split: str, path: Path) -> None:

@@ -51,7 +51,12 @@ class Pipeline:
         total_batches: int | None = None,
         state: Mapping[str, int] | None = None,
     ) -> None:
-        if sequence_length < 1 or batch_sequences < 1 or batch_sequences % world_size or not 0 <= rank < world_size:
+        if (
+            sequence_length < 1
+            or batch_sequences < 1
+            or batch_sequences % world_size
+            or not 0 <= rank < world_size
+        ):
             raise DataError(
                 f"{batch_sequences} sequences of {sequence_length} tokens cannot be shared by rank {rank} of "
                 f"{world_size}: the number of sequences must be a positive multiple of the number of ranks"
@@ -60,7 +65,9 @@ class Pipeline:
         self._sizes = [count_tokens(path) for path in self._shards]
         self._length, self._sequences = sequence_length, batch_sequences
         self._seed, self._rank, self._world = seed, rank, world_size
-        self._total = total_batches if state is None or state.get("total_batches", -1) < 0 else state["total_batches"]
+        self._total = (
+            total_batches if state is None or state.get("total_batches", -1) < 0 else state["total_batches"]
+        )
         mix = Mix(shards=(mix_start, mix_end), alpha=(alpha_start, alpha_end))
         self._sampler = Sampler(
             self._sizes, length=sequence_length, batch=batch_sequences, seed=seed, mix=mix, total=self._total
@@ -92,7 +99,9 @@ class Pipeline:
     def _restore(self, state: Mapping[str, int]) -> None:
         for key, value in self._identity().items():
             if key != "total_batches" and state.get(key) != value:
-                raise DataError(f"the data cannot be resumed: {key} is {value}, in the saved state {state.get(key)}")
+                raise DataError(
+                    f"the data cannot be resumed: {key} is {value}, in the saved state {state.get(key)}"
+                )
         self._batches = state["batches"]
         self._sampler.skip(self._batches)
         self._passes = self._sampler.passes

@@ -41,7 +41,12 @@ class DataSettings(Protocol):
 
 
 def prepare(
-    corpus: str | Path, *, out: Path, tokenizer: str = "train", vocab_size: int = 1024, shard_tokens: int = 100_000_000
+    corpus: str | Path,
+    *,
+    out: Path,
+    tokenizer: str = "train",
+    vocab_size: int = 1024,
+    shard_tokens: int = 100_000_000,
 ) -> Dataset:
     """Write `corpus` as shards of at most `shard_tokens` tokens into `out`, or reuse `out` if it holds them already.
 
@@ -73,7 +78,9 @@ def _reuse(out: Path, key: str) -> Dataset | None:
             return open_dataset(out) if manifest.key == key else None
     except DataError:
         return None
-    raise DataError(f"output {str(out)!r} is not empty and holds no data prepared by niblick; choose another folder")
+    raise DataError(
+        f"output {str(out)!r} is not empty and holds no data prepared by niblick; choose another folder"
+    )
 
 
 def _build(
@@ -179,9 +186,15 @@ def resolve_dataset(data: DataSettings, *, vocab_size: int, cache: Path) -> Data
 def _open_or_prepare(data: DataSettings, vocab_size: int, cache: Path) -> Dataset:
     path = Path(data.corpus)
     fixed = None if data.tokenizer == "train" else load_tokenizer(data.tokenizer)
-    if data.corpus not in corpora and path.is_dir() and (any(path.glob("*.bin")) or manifests.load_manifest(path)):
+    if (
+        data.corpus not in corpora
+        and path.is_dir()
+        and (any(path.glob("*.bin")) or manifests.load_manifest(path))
+    ):
         return open_dataset(path, fixed)
     tokenizer = f"train-{vocab_size}" if fixed is None else fixed.sha256[:12]
-    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12] if data.corpus not in corpora else ""
+    place = (
+        hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12] if data.corpus not in corpora else ""
+    )
     out = cache / "-".join(filter(None, (path.name or "corpus", place, tokenizer)))
     return prepare(data.corpus, out=out, tokenizer=data.tokenizer, vocab_size=vocab_size)

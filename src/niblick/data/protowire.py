@@ -52,9 +52,13 @@ def read_fields(data: bytes) -> Iterator[Field]:
         elif wire in _WIDTH:
             width = _WIDTH[wire]
         else:
-            raise DataError(f"the tokenizer has wire type {wire} at byte {at}; it is not a SentencePiece model")
+            raise DataError(
+                f"the tokenizer has wire type {wire} at byte {at}; it is not a SentencePiece model"
+            )
         if at + width > len(data):
-            raise DataError(f"the tokenizer is truncated: a field of {width} bytes at byte {at} of {len(data)}")
+            raise DataError(
+                f"the tokenizer is truncated: a field of {width} bytes at byte {at} of {len(data)}"
+            )
         yield number, wire, data[at : at + width]
         at += width
 

@@ -51,7 +51,9 @@ class SentencePieceModel:
     @property
     def kind_name(self) -> str:
         """`unigram`, `bpe`, `word` or `char`."""
-        return {1: "unigram", 2: "bpe", 3: "word", 4: "char"}.get(self._number(self.trainer, _MODEL_TYPE, 1), "?")
+        return {1: "unigram", 2: "bpe", 3: "word", 4: "char"}.get(
+            self._number(self.trainer, _MODEL_TYPE, 1), "?"
+        )
 
     @property
     def byte_fallback(self) -> bool:
@@ -119,7 +121,9 @@ def _read_piece(data: bytes) -> Piece:
 
 
 def _kept(data: bytes, numbers: set[int]) -> tuple[wire.Field, ...]:
-    return tuple(sorted((entry for entry in wire.read_fields(data) if entry[0] in numbers), key=lambda f: f[0]))
+    return tuple(
+        sorted((entry for entry in wire.read_fields(data) if entry[0] in numbers), key=lambda f: f[0])
+    )
 
 
 def parse(data: bytes) -> SentencePieceModel:
@@ -131,7 +135,9 @@ def parse(data: bytes) -> SentencePieceModel:
     try:
         for number, _, value in wire.read_fields(data):
             if not isinstance(value, bytes):
-                raise DataError(f"the tokenizer has a number in field {number}; it is not a SentencePiece model")
+                raise DataError(
+                    f"the tokenizer has a number in field {number}; it is not a SentencePiece model"
+                )
             if number == _PIECES:
                 pieces.append(_read_piece(value))
             elif number == _TRAINER:
@@ -141,7 +147,9 @@ def parse(data: bytes) -> SentencePieceModel:
             elif number == _DENORMALIZER and any(entry[0] == _CHARSMAP for entry in wire.read_fields(value)):
                 denormalizer = value
     except UnicodeDecodeError:
-        raise DataError("the tokenizer has a piece that is not UTF-8; it is not a SentencePiece model") from None
+        raise DataError(
+            "the tokenizer has a piece that is not UTF-8; it is not a SentencePiece model"
+        ) from None
     if not 2 <= len(pieces) <= 65536:
         raise DataError(f"the tokenizer has {len(pieces)} pieces; a SentencePiece model here has 2 to 65,536")
     return SentencePieceModel(tuple(pieces), trainer, normalizer, denormalizer)
@@ -158,7 +166,11 @@ def lossless_bpe(texts: list[str], vocab_size: int) -> SentencePieceModel:
     missing = vocab_size - len(head) - len(learned)
     padding = [Piece(f"<unused{number}>", 0.0, UNUSED) for number in range(missing)]
     trainer = ((_MODEL_TYPE, wire.VARINT, 2), (_BYTE_FALLBACK, wire.VARINT, 1))
-    switches = ((_DUMMY_PREFIX, wire.VARINT, 1), (_REMOVE_SPACES, wire.VARINT, 0), (_ESCAPE_SPACES, wire.VARINT, 1))
+    switches = (
+        (_DUMMY_PREFIX, wire.VARINT, 1),
+        (_REMOVE_SPACES, wire.VARINT, 0),
+        (_ESCAPE_SPACES, wire.VARINT, 1),
+    )
     return SentencePieceModel(tuple(head + learned + padding), trainer, switches)
 
 

@@ -35,7 +35,9 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{str(path)!r} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02X}") from None
+        raise DataError(
+            f"{str(path)!r} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02X}"
+        ) from None
 
 
 def _txt(path: Path) -> Iterator[str]:
@@ -70,7 +72,9 @@ def _parquet(path: Path) -> Iterator[str]:
             for batch in file.iter_batches(columns=["text"]):
                 yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{str(path)!r} is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+        raise DataError(
+            f"{str(path)!r} is not a readable Parquet file: {str(error).splitlines()[0]}"
+        ) from None
 
 
 _READERS: dict[str, Callable[[Path], Iterator[str]]] = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}

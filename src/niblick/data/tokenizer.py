@@ -77,6 +77,10 @@ class Tokenizer(ABC):
         """What a dataset folder stores: a standard `.model` where there is one."""
 
     @abstractmethod
+    def reference_decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids` by other means than `byte_table`, to check it against."""
+
+    @abstractmethod
     def _surfaces(self) -> list[bytes]:
         """Bytes of each token, the space of a leading U+2581 included."""
 
@@ -120,7 +124,9 @@ class Tokenizer(ABC):
         starts = np.concatenate([[True], table.boundary[tokens[:-1]]])
         skip = (table.leading_space[tokens] & starts).tolist()
         surfaces = self._surface_list
-        return b"".join([surfaces[t][1:] if s else surfaces[t] for t, s in zip(tokens.tolist(), skip, strict=True)])
+        return b"".join(
+            [surfaces[t][1:] if s else surfaces[t] for t, s in zip(tokens.tolist(), skip, strict=True)]
+        )
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
@@ -151,7 +157,9 @@ class BytesTokenizer(Tokenizer):
     def byte_table(self) -> ByteTable:
         """Every byte token counts 1, the four others 0."""
         ids = np.arange(self.vocab_size)
-        return ByteTable((ids >= self._FIRST).astype(np.int32), np.zeros(self.vocab_size, bool), ids < self._FIRST)
+        return ByteTable(
+            (ids >= self._FIRST).astype(np.int32), np.zeros(self.vocab_size, bool), ids < self._FIRST
+        )
 
     def to_bytes(self) -> bytes:
         """A marker: there is nothing to store."""
@@ -160,6 +168,10 @@ class BytesTokenizer(Tokenizer):
     def to_file_bytes(self) -> bytes:
         """The same marker."""
         return _BYTES_TOKENIZER
+
+    def reference_decode(self, ids: Sequence[int]) -> str:
+        """The bytes of `ids`, read as UTF-8."""
+        return bytes(token - self._FIRST for token in ids if token >= self._FIRST).decode("utf-8", "replace")
 
     def _surfaces(self) -> list[bytes]:
         return [b""] * self._FIRST + [bytes([value]) for value in range(256)]
@@ -178,22 +190,23 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, model: SentencePieceModel) -> None:
         if model.space_as_suffix:
-            raise DataError("the tokenizer marks spaces at the end of words; only leading U+2581 is supported")
+            raise DataError(
+                "the tokenizer marks spaces at the end of words; only leading U+2581 is supported"
+            )
         canonical = model.serialize()
         self._model = model
         self.vocab_size = len(model.pieces)
         self.lossless = model.lossless
         self.sha256 = hashlib.sha256(canonical).hexdigest()
         self.bos_id = self._find_bos()
-        self._engine = sentencepiece.SentencePieceProcessor()
-        source = model.with_dummy_prefix(False).serialize() if self.lossless else canonical
-        try:
-            self._engine.LoadFromSerializedProto(source)
-        except (RuntimeError, OSError) as error:
-            raise DataError(f"sentencepiece refuses the tokenizer: {str(error).splitlines()[0]}") from None
-        byte_ids = {piece.text: index for index, piece in enumerate(model.pieces) if piece.kind == spmodel.BYTE}
+        self._engine = _processor(model.with_dummy_prefix(False).serialize() if self.lossless else canonical)
+        byte_ids = {
+            piece.text: index for index, piece in enumerate(model.pieces) if piece.kind == spmodel.BYTE
+        }
         self._space_bytes = [byte_ids.get(spmodel.BYTE_PIECES[value], -1) for value in SPACE.encode()]
-        self.name = CHALLENGE if self.sha256 == _challenge_sha256() else f"{model.kind_name}-{self.vocab_size}"
+        self.name = (
+            CHALLENGE if self.sha256 == _challenge_sha256() else f"{model.kind_name}-{self.vocab_size}"
+        )
 
     def _find_bos(self) -> int:
         for index, piece in enumerate(self._model.pieces):
@@ -208,7 +221,11 @@ class SentencePieceTokenizer(Tokenizer):
         texts = [piece.text for piece in self._model.pieces]
         boundary = np.array([p.kind in _SILENT for p in self._model.pieces], dtype=bool)
         plain = np.array([p.kind not in {*_SILENT, spmodel.BYTE} for p in self._model.pieces], dtype=bool)
-        leading = np.array([text.startswith(SPACE) for text in texts], dtype=bool) & plain & self._model.dummy_prefix
+        leading = (
+            np.array([text.startswith(SPACE) for text in texts], dtype=bool)
+            & plain
+            & self._model.dummy_prefix
+        )
         return ByteTable(np.array([len(s) for s in surfaces], dtype=np.int32) - leading, leading, boundary)
 
     def to_bytes(self) -> bytes:
@@ -218,6 +235,14 @@ class SentencePieceTokenizer(Tokenizer):
     def to_file_bytes(self) -> bytes:
         """A `.model` file that SentencePiece itself reads."""
         return self._model.serialize()
+
+    @cached_property
+    def _library(self) -> sentencepiece.SentencePieceProcessor:
+        return _processor(self._model.serialize())
+
+    def reference_decode(self, ids: Sequence[int]) -> str:
+        """The sentencepiece library's own decoding of one document."""
+        return str(self._library.Decode(list(ids)))
 
     def _surfaces(self) -> list[bytes]:
         return [_surface(piece) for piece in self._model.pieces]
@@ -235,6 +260,15 @@ class SentencePieceTokenizer(Tokenizer):
                 ids += self._space_bytes
             ids += self._engine.Encode(part)
         return ids
+
+
+def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except (RuntimeError, OSError) as error:
+        raise DataError(f"sentencepiece refuses the tokenizer: {str(error).splitlines()[0]}") from None
+    return processor
 
 
 _SILENT = (spmodel.CONTROL, spmodel.UNKNOWN, spmodel.UNUSED)

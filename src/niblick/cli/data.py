@@ -1,0 +1,134 @@
+"""`niblick data prepare | check | fetch`: make, verify and download training data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from niblick.data.check import check
+from niblick.data.dataset import Dataset, open_dataset
+from niblick.data.fetch import REPOSITORY, ROOT, fetch_fineweb
+from niblick.data.prepare import prepare
+from niblick.data.tokenizer import load_tokenizer
+from niblick.errors import DataError
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, help=__doc__)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def _summary(dataset: Dataset) -> dict[str, Any]:
+    manifest = dataset.manifest
+    splits = {
+        split: {"tokens": dataset.token_count(split), "shards": len(dataset.files[split])}
+        for split in dataset.files
+    }
+    for split, entry in manifest.splits.items() if manifest else ():
+        splits[split] |= {"documents": entry.documents, "bytes": entry.bytes}
+    return {
+        "folder": str(dataset.folder),
+        "corpus": dataset.name,
+        "tokenizer": dataset.tokenizer.name,
+        "vocab_size": dataset.tokenizer.vocab_size,
+        "lossless": dataset.tokenizer.lossless,
+        "tokenizer_bytes": len(dataset.tokenizer.to_bytes()),
+        "splits": splits,
+        "attribution": dataset.attribution,
+    }
+
+
+def _show(dataset: Dataset, as_json: bool) -> None:
+    summary = _summary(dataset)
+    if as_json:
+        typer.echo(json.dumps(summary, indent=1))
+        return
+    lossless = "lossless" if summary["lossless"] else "lossy: it normalises text"
+    typer.echo(f"{summary['folder']}: {summary['corpus']}, tokenizer {summary['tokenizer']} ({lossless})")
+    for split, counts in summary["splits"].items():
+        typer.echo(f"  {split:<10} " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
+    if summary["attribution"]:
+        typer.echo(f"  {summary['attribution']}")
+
+
+@app.command("prepare")
+def prepare_command(
+    corpus: Annotated[str, typer.Argument(help="wiki-vital, or a folder of .txt, .jsonl or .parquet files.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the shards to.")],
+    tokenizer: Annotated[
+        str,
+        typer.Option("--tokenizer", help='"train", "bytes", "fineweb-1024" or a SentencePiece .model file.'),
+    ] = "train",
+    vocab_size: Annotated[int, typer.Option("--vocab-size", help="Size of a trained vocabulary.")] = 1024,
+    shard_tokens: Annotated[
+        int, typer.Option("--shard-tokens", help="Tokens in a shard, at most.")
+    ] = 100_000_000,
+    as_json: Json = False,
+) -> None:
+    """Tokenize a corpus into shards; training a tokenizer on its training split unless told otherwise."""
+    _show(
+        prepare(corpus, out=out, tokenizer=tokenizer, vocab_size=vocab_size, shard_tokens=shard_tokens),
+        as_json,
+    )
+
+
+@app.command("check")
+def check_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", help="The tokenizer of a bare folder.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Verify shards: headers, sizes, ids, byte accounting, separation of splits. Exit code 1 on problems."""
+    if not folder.is_dir():
+        raise DataError(f"data folder {str(folder)!r} does not exist")
+    report = check(folder, load_tokenizer(tokenizer) if tokenizer else None)
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=1))
+    else:
+        for split, found in report.splits.items():
+            typer.echo(
+                f"{split}: {found.documents:,} documents, {found.tokens:,} tokens, {found.bytes:,} bytes; "
+                f"bytes compared with the decoded text in {found.accounted:,} documents"
+            )
+        for problem in report.problems:
+            typer.echo(f"problem: {problem}")
+        typer.echo(f"{folder}: {'sound' if report.ok else f'{len(report.problems)} problems'}")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command("fetch")
+def fetch_command(
+    source: Annotated[str, typer.Argument(help="What to fetch: fineweb.")],
+    variant: Annotated[
+        str, typer.Option("--variant", help="Tokenizer family: sp1024, or byte260.")
+    ] = "sp1024",
+    train_shards: Annotated[int, typer.Option("--train-shards", help="How many training shards.")] = 1,
+    out: Annotated[Path, typer.Option("--out", help="Folder that gets datasets/ and tokenizers/.")] = Path(
+        "data"
+    ),
+    repository: Annotated[str, typer.Option("--repo", help="Hugging Face dataset repository.")] = REPOSITORY,
+    root: Annotated[str, typer.Option("--root", help="Folder inside the repository.")] = ROOT,
+    prefix: Annotated[
+        str, typer.Option("--prefix", help="First part of the shards' file names.")
+    ] = "fineweb",
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Download FineWeb shards in the challenge's format; resumable, every file verified."""
+    if source != "fineweb":
+        raise DataError(f"cannot fetch {source!r}; expected fineweb")
+    folder = fetch_fineweb(
+        out=out,
+        variant=variant,
+        train_shards=train_shards,
+        repository=repository,
+        root=root,
+        prefix=prefix,
+        revision=revision,
+        report=lambda line: typer.echo(line, err=True),
+    )
+    _show(open_dataset(folder), as_json)
