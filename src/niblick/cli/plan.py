@@ -1,0 +1,135 @@
+"""`niblick plan` and `niblick recipes`: what a recipe builds and costs, before anything is built. No torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from niblick.plan import Plan, VirtualLayer, layer_table, make_plan
+from niblick.plan.sizes import artifact_sizes
+from niblick.recipe import Recipe, list_recipes, load_recipe
+from niblick.units import format_bytes
+
+
+def plan_command(
+    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or the path of a TOML file.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change one key: a.b=value. Repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Show a recipe's virtual layers, parameters, FLOPs, decode state and artifact bytes."""
+    chosen = load_recipe(recipe, set_ or ())
+    plan = make_plan(chosen.model)
+    totals = plan_totals(chosen, plan)
+    if as_json:
+        json.dump({**totals, "layers": layer_rows(plan)}, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+        return
+    _print(chosen, plan, totals)
+
+
+def recipes_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """List the shipped recipes with their parameters and byte caps."""
+    rows = [_recipe_row(load_recipe(name)) for name in list_recipes()]
+    if as_json:
+        json.dump(rows, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("recipe", "parameters", "cap", "description", box=None, header_style="bold")
+    for row in rows:
+        table.add_row(
+            row["name"], f"{row['parameters']:,}", format_bytes(row["max_bytes"]), row["description"]
+        )
+    Console().print(table)
+
+
+def plan_totals(recipe: Recipe, plan: Plan) -> dict[str, Any]:
+    """The Plan JSON of the design: counts, FLOPs per token forward, state bytes in float32, artifact bytes."""
+    bound, estimate = artifact_sizes(recipe, plan)
+    return {
+        "recipe": recipe.name,
+        "parameters": plan.parameter_count,
+        "virtual_layers": len(plan.layers),
+        "weight_blocks": plan.weight_blocks,
+        "flops_per_token": plan.flops_per_token,
+        "decode_state_bytes": plan.decode_state_bytes(),
+        "decode_state_dtype": "float32",
+        "artifact_bytes_bound": bound,
+        "artifact_bytes_estimate": estimate,
+        "artifact_max_bytes": recipe.artifact.max_bytes,
+    }
+
+
+def layer_rows(plan: Plan) -> list[dict[str, Any]]:
+    """One row per virtual layer; a looped block's parameters are counted at its first visit."""
+    counted: set[str] = set()
+    rows = []
+    for layer in plan.layers:
+        table = layer_table(plan.model, layer, len(plan.layers))
+        new = [p for p in table.parameters if p.name not in counted]
+        counted.update(p.name for p in new)
+        rows.append(
+            {
+                "layer": layer.index, "block": layer.block, "mixer": layer.mixer,
+                "window": layer.span - 1 if layer.mixer == "window" else None, "scale": layer.scale,
+                "xsa": layer.xsa, "value_embedding": layer.value_embedding, "sidecar_site": layer.sidecar_site,
+                "push": layer.push, "pop": layer.pop, "parameters": sum(p.size for p in new),
+                "flops_per_token": sum(product.flops for product in table.products),
+                "decode_state_bytes": sum(entry.bytes(4) for entry in table.state),
+            }
+        )
+    return rows
+
+
+def _recipe_row(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "name": recipe.name,
+        "parameters": make_plan(recipe.model).parameter_count,
+        "max_bytes": recipe.artifact.max_bytes,
+        "duration": recipe.training.duration,
+        "description": recipe.description,
+    }
+
+
+def _print(recipe: Recipe, plan: Plan, totals: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{recipe.name}: {len(plan.layers)} virtual layers", box=None, header_style="bold")
+    for name in ("layer", "block", "mixer", "with"):
+        table.add_column(name)
+    for name in ("parameters", "FLOPs/token", "state bytes"):
+        table.add_column(name, justify="right")
+    rows = layer_rows(plan)
+    for layer, row in zip(plan.layers, rows, strict=True):
+        mixer = f"{layer.mixer}:{row['window']}" if row["window"] else layer.mixer
+        numbers = [f"{row[key]:,}" for key in ("parameters", "flops_per_token", "decode_state_bytes")]
+        table.add_row(str(layer.index), layer.block, mixer, _extras(layer), *numbers)
+    keys = ("parameters", "flops_per_token", "decode_state_bytes")
+    rest = [f"{totals[key] - sum(row[key] for row in rows):,}" for key in keys]
+    table.add_row("", "", "", "embeddings, head and shared parts", *rest, end_section=True)
+    table.add_row("", f"{totals['weight_blocks']} blocks", "", "total", *(f"{totals[key]:,}" for key in keys))
+    console = Console()
+    console.print(table)
+    console.print(
+        f"artifact: estimated {format_bytes(totals['artifact_bytes_estimate'])}, at most "
+        f"{format_bytes(totals['artifact_bytes_bound'])}; cap {format_bytes(totals['artifact_max_bytes'])}"
+    )
+
+
+def _extras(layer: VirtualLayer) -> str:
+    parts = ["xsa"] * layer.xsa + ["value embedding"] * layer.value_embedding
+    if layer.push:
+        parts.append("push")
+    if layer.pop is not None:
+        parts.append(f"pop w{layer.pop}")
+    if layer.sidecar_site is not None:
+        parts.append(f"sidecar {layer.sidecar_site}")
+    return ", ".join(parts)
