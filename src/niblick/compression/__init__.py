@@ -1,0 +1,12 @@
+"""From float tensors to few bytes and back: rounding, calibration, allocation, entropy coding.
+
+Decoding is bit-identical on any machine: symbols come from integer frequency tables, weights from products of
+float32 numbers that are stored or built by exact arithmetic.
+"""
+
+from niblick.compression.codec import CODECS, Codec, Encoded, Job, TensorRow, get_codec
+from niblick.compression.intzlib import IntZlib
+from niblick.compression.rounding import RoundingSpec, round_trip, rounding_specs
+
+__all__ = ["CODECS", "Codec", "Encoded", "IntZlib", "Job", "RoundingSpec", "TensorRow", "get_codec", "round_trip",
+           "rounding_specs"]

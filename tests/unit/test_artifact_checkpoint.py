@@ -1,0 +1,71 @@
+"""Checkpoints give back what was saved and refuse what is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from niblick.artifact import open_model, read_checkpoint, save_checkpoint
+from niblick.data.tokenizer import load_tokenizer
+from niblick.errors import ArtifactError
+from niblick.model import LanguageModel
+from niblick.recipe import Recipe, recipe_from_dict
+
+
+def tiny() -> Recipe:
+    model = {"vocab_size": 260, "dim": 8, "context": 16, "stack": [{"layers": ["full"]}],
+             "attention": {"heads": 2, "kv_heads": 1, "rope": {"dims": 2}}, "mlp": {"width": 1.0}, "mtp": {"heads": 1}}
+    return recipe_from_dict({"name": "tiny", "model": model})
+
+
+def saved(path: Path, **meta: object) -> LanguageModel:
+    model = LanguageModel(tiny().model, seed=3)
+    save_checkpoint(path, tensors=model.state_dict(), recipe=tiny(), tokenizer=load_tokenizer("bytes"), meta=dict(meta))
+    return model
+
+
+def test_a_checkpoint_gives_back_weights_recipe_tokenizer_and_notes(tmp_path: Path) -> None:
+    model = saved(tmp_path / "c.safetensors", steps=7)
+    found = read_checkpoint(tmp_path / "c.safetensors")
+    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in model.state_dict().items())
+    assert found.recipe == tiny() and found.meta == {"steps": 7}
+    assert found.tokenizer is not None and found.tokenizer.sha256 == load_tokenizer("bytes").sha256
+    loaded = open_model(tmp_path / "c.safetensors")
+    tokens = torch.arange(12).view(1, -1)
+    assert torch.equal(loaded.model(tokens)[0], model(tokens)[0]) and loaded.kind == "checkpoint"
+
+
+def test_a_run_folder_opens_its_newest_checkpoint(tmp_path: Path) -> None:
+    for step in (5, 10):
+        saved(tmp_path / "checkpoints" / f"step-{step:08d}" / "model.safetensors", step=step)
+    assert open_model(tmp_path).meta == {"step": 10}
+    assert open_model(tmp_path / "checkpoints").meta == {"step": 10}
+    assert open_model(tmp_path / "checkpoints" / "step-00000005").meta == {"step": 5}
+
+
+def test_altered_and_truncated_checkpoints_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    saved(path)
+    data = path.read_bytes()
+    for position in [*range(8, len(data), 997), len(data) - 1]:
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        with pytest.raises(ArtifactError):
+            read_checkpoint(path)
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ArtifactError):
+        read_checkpoint(path)
+
+
+def test_safetensors_from_elsewhere_are_told_apart(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2)}, str(tmp_path / "c.safetensors"))
+    with pytest.raises(ArtifactError, match="no checkpoint of niblick"):
+        open_model(tmp_path / "c.safetensors")
+
+
+def test_saving_twice_gives_equal_bytes(tmp_path: Path) -> None:
+    saved(tmp_path / "a.safetensors", n=1)
+    saved(tmp_path / "b.safetensors", n=1)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
