@@ -54,6 +54,7 @@ def load_script(folder: str, script: str, environment: dict[str, str], clock: An
     os.chdir(path.parent)
     sys.argv = [str(path)]
     sys.path.insert(0, str(path.parent))
+    sys.path += [place for place in (folder, f"{folder}/_repository") if os.path.isdir(place)]
     attempts = Attempts(folder)
     _read_new_syntax()
     loaded = Loaded(attempts=attempts.seen)

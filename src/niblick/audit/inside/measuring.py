@@ -23,7 +23,7 @@ def measure(module: ModuleType, text: str) -> dict[str, Any]:
         return measured
     from niblick.audit.inside import modelling
 
-    for device in ("meta", "cpu"):
+    for device in ("empty", "meta"):
         with contextlib.suppress(BaseException):
             found = modelling.models(text, module, device=device)
             if found:

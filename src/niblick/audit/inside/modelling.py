@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 _SETTINGS = ("hyperparameters", "hparams", "hyperparams", "config", "args", "settings", "hp", "cfg", "h")
-_MOST_PARAMETERS = 400_000_000
 _DEPTH = 12
 
 
@@ -70,12 +69,33 @@ def _walk(node: ast.AST, own: set[str], function: ast.FunctionDef | None) -> Ite
 
 
 def build(site: Site, module: ModuleType, *, device: str, settings: Any = None) -> Any:
-    """The model of `site` on `device` ("meta" or "cpu"); raises whatever its construction raises."""
+    """The model of `site` on `device` ("meta", "cpu", or "empty": CPU memory that is not initialised).
+
+    Raises whatever the construction raises.
+    """
     import torch
 
     scope = _Scope(site, module, settings)
+    if device == "empty":
+        with _without_initialisation(torch):
+            return scope.value(site.call)
     with torch.device(device):
         return scope.value(site.call)
+
+
+@contextlib.contextmanager
+def _without_initialisation(torch: Any) -> Iterator[None]:
+    """Skips torch's initialisers, which cost most of the time of building a model just to count it."""
+    init = torch.nn.init
+    plain = {name: value for name, value in vars(init).items() if name.endswith("_") and callable(value)}
+    try:
+        for name in plain:
+            if not name.startswith("_"):
+                setattr(init, name, lambda tensor, *_, **__: tensor)
+        yield
+    finally:
+        for name, value in plain.items():
+            setattr(init, name, value)
 
 
 def models(text: str, module: ModuleType, *, device: str, settings: Any = None) -> list[tuple[Site, Any]]:

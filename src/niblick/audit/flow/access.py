@@ -1,0 +1,470 @@
+"""Attributes, items and iteration of shadow values, and how learnable leaves are updated."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import (
+    STREAM,
+    Box,
+    collect,
+    depends,
+    elementwise,
+    is_token,
+    known,
+    merge,
+    shaped,
+    snapshot,
+    target_bits,
+)
+from niblick.audit.flow.expressions import Expressions
+from niblick.audit.flow.objects import (
+    Bound,
+    Class,
+    Dotted,
+    Function,
+    Instance,
+    KeyEvent,
+    Module,
+    Namespace,
+    Optimizer,
+    UpdateEvent,
+)
+
+_VALIDATION_NAME = re.compile(r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$")
+_VIEWS = frozenset({"T", "mT", "H", "real", "data"})
+_SIMPLE = {"ndim": len, "shape": tuple}
+
+
+class Access(Expressions):
+    """Reading and writing parts of values."""
+
+    def attribute(self, holder: Any, name: str, node: ast.AST) -> Any:
+        if isinstance(holder, Dotted):
+            return self.dotted_attribute(holder, name)
+        if isinstance(holder, Box):
+            return self.box_attribute(holder, name)
+        if isinstance(holder, (Instance, Module)):
+            return self.object_attribute(holder, name, node)
+        if isinstance(holder, Namespace):
+            return holder.attrs[name] if name in holder.attrs else Bound(holder, name)
+        if isinstance(holder, Class):
+            found = holder.find(name)
+            if isinstance(found, Function):
+                return Bound(holder, name, found) if "classmethod" in found.marks else found
+            return found if found is not None else (holder.name if name == "__name__" else Bound(holder, name))
+        if isinstance(holder, PurePosixPath) and name in {"name", "stem", "suffix", "parent"}:
+            return getattr(holder, name)
+        if isinstance(holder, Function) and name == "__name__":
+            return holder.name
+        if isinstance(holder, Optimizer) and name in {"param_groups", "state"}:
+            return [{"params": [self.param_box(holder.roots)], "lr": Box(shape=())}]
+        return Bound(holder, name)
+
+    def dotted_attribute(self, holder: Dotted, name: str) -> Any:
+        full = f"{holder.name}.{name}"
+        if full == "math.pi":
+            return 3.141592653589793
+        if full in {"math.inf", "np.inf", "numpy.inf"}:
+            return float("inf")
+        if full == "sys.argv":
+            return ["script", *self.arguments]
+        return Dotted(full)
+
+    def param_box(self, roots: frozenset[int]) -> Box:
+        """A parameter (or all of them) of some leaves: it follows their state."""
+        return Box(roots=roots, live=True, marks=frozenset({"param"}))
+
+    def box_attribute(self, box: Box, name: str) -> Any:
+        if name == "grad" and box.live:
+            positions = 0
+            for root in box.roots:
+                positions |= self.leaves[root].grad
+            return Box(shape=box.shape, seen=positions, roots=box.roots, marks=frozenset({"grad"}))
+        if name in _SIMPLE:
+            if box.shape is None:
+                return Box(deps=0)
+            return _SIMPLE[name](tuple(Box(shape=()) if s is None else s for s in box.shape))
+        if name == "size" and box.shape is not None and None not in box.shape and "numpy" in box.marks:
+            return int(np.prod([int(s or 0) for s in box.shape]))
+        if name in {"T", "mT"}:
+            return shaped(box, lambda a: a.T)
+        if name in _VIEWS:
+            return box
+        if name in {"requires_grad", "is_cuda", "dtype", "device", "nbytes", "itemsize"}:
+            return Box(shape=())
+        return Bound(box, name)
+
+    def object_attribute(self, holder: Instance | Module, name: str, node: ast.AST) -> Any:
+        if name in holder.attrs:
+            return holder.attrs[name]
+        cls = holder.cls
+        found = cls.find(name) if cls is not None else None
+        if isinstance(found, Function):
+            if "property" in found.marks or "cached_property" in found.marks:
+                return self.call_function(found, [holder], {}, node)
+            if "staticmethod" in found.marks:
+                return found
+            return Bound(holder, name, found)
+        if found is not None:
+            return found
+        if name in {"__dict__"}:
+            return holder.attrs
+        if name == "__class__":
+            return cls or Dotted("?")
+        if isinstance(holder, Module):
+            if name in {"module", "_orig_mod"}:
+                return holder
+            if name.startswith("__"):
+                return Bound(holder, name)
+            return self.submodule(holder, name)
+        base = next((b for b in (cls.bases if cls else ()) if isinstance(b, Dotted)), None)
+        return Bound(holder, name) if base is None or name.islower() else Box()
+
+    def submodule(self, holder: Module, name: str) -> Any:
+        if name in {
+            "parameters", "named_parameters", "state_dict", "load_state_dict", "to", "cuda", "cpu", "eval", "train", "forward",
+            "bfloat16", "float", "half", "double", "zero_grad", "requires_grad_", "modules", "named_modules", "apply", "children",
+            "register_forward_hook", "buffers", "named_buffers", "compile", "no_sync", "generate", "register_buffer", "add_module",
+            "register_forward_pre_hook", "named_children", "register_parameter", "get_parameter", "get_submodule",
+        }:
+            return Bound(holder, name)
+        return self.param_box(frozenset({holder.leaf}))
+
+    def set_attribute(self, holder: Any, name: str, value: Any, node: ast.AST) -> None:
+        if isinstance(holder, (Instance, Module, Namespace)):
+            attrs = holder.attrs
+            if isinstance(holder, Module) and isinstance(value, Module) and value.leaf != holder.leaf and value.cls is None:
+                value.leaf = holder.leaf
+            attrs[name] = self.seed_by_name(name, value)
+        elif isinstance(holder, Class):
+            holder.body[name] = value
+        elif isinstance(holder, Box):
+            if name == "data" and holder.live:
+                self.update_param(holder, collect(value), node, replace=True)
+            elif name in {"grad"} and holder.live:
+                for root in holder.roots:
+                    for box in collect(value):
+                        self.leaves[root].grad |= box.seen
+            elif not holder.live:
+                extra = merge(self.frozen(collect(value)))
+                holder.seen |= extra.seen
+        elif isinstance(holder, Dotted):
+            self.trace.constants[f"{holder.name}.{name}"] = value if isinstance(value, (int, float, str, bool)) else None
+
+    def seed_by_name(self, name: str, value: Any) -> Any:
+        """A value nothing is known of, under a name that says it holds validation tokens, is the stream."""
+        if isinstance(value, Box) and value.pos is None and not (value.deps or value.roots or value.seen) and (
+            value.val is None and value.marks.isdisjoint({"train", "count"}) and value.shape is None
+            and _VALIDATION_NAME.match(name)
+        ):
+            return self.stream
+        return value
+
+    def update_param(self, holder: Box, sources: list[Box], node: ast.AST, replace: bool = False) -> None:
+        """An in-place change of parameters: they now carry what the new values had been trained on."""
+        gained = 0
+        marks: frozenset[str] = frozenset()
+        for source in self.frozen(sources):
+            gained |= source.seen | (target_bits(source) if "grad" in source.marks else 0)
+            marks |= source.marks
+        for root in holder.roots:
+            leaf = self.leaves[root]
+            if replace and sources:
+                leaf.seen = gained
+            fresh = gained & ~leaf.seen
+            leaf.seen |= gained
+            if fresh and "grad" in marks:
+                self.record_update(frozenset({root}), fresh, node, marks)
+
+    def record_update(self, roots: frozenset[int], positions: int, node: ast.AST | None, marks: frozenset[str]) -> None:
+        self.interest += 1
+        self.order += 1
+        leaves = [self.leaves[r] for r in roots]
+        self.trace.updates.append(UpdateEvent(
+            order=self.order, positions=positions, leaf_kinds=frozenset(leaf.kind for leaf in leaves),
+            names=frozenset(leaf.name for leaf in leaves), where=self.where(node), certain=not self.uncertain,
+            widened=bool(self.widened), marks=marks,
+        ))
+
+    def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
+        if isinstance(holder, Box):
+            return self.box_item(holder, key, node)
+        if isinstance(holder, dict):
+            return self.dict_item(holder, key, node, None)
+        if isinstance(holder, (list, tuple, str, bytes, range)):
+            return self.sequence_item(holder, key)
+        if isinstance(holder, Dotted):
+            if holder.name.endswith("environ") and isinstance(key, str):
+                return self.environ(key, None)
+            return Dotted("?") if not holder.name.startswith("builtins") else holder
+        if isinstance(holder, Function):
+            return Bound(holder, "__launch__")
+        if isinstance(holder, Namespace):
+            return holder.attrs.get(key, Box()) if isinstance(key, str) else Box()
+        if isinstance(holder, Module):
+            return self.param_box(frozenset({holder.leaf}))
+        if isinstance(holder, Instance):
+            method = holder.cls.find("__getitem__")
+            if isinstance(method, Function):
+                return self.call_function(method, [holder, key], {}, node)
+        return merge(self.frozen(collect(holder) + collect(key)))
+
+    def environ(self, key: str, default: Any) -> Any:
+        """The value of an environment variable in the documented run."""
+        if key in self.environment:
+            return self.environment[key]
+        if key in {"RANK", "LOCAL_RANK", "NODE_RANK"}:
+            return "0"
+        return default if default is not None else Box()
+
+    def dict_item(self, holder: dict[Any, Any], key: Any, node: ast.AST, default: Any) -> Any:
+        plain = self.plain_key(key)
+        value = holder.get(plain, holder.get("?", default))
+        boxes = [b for b in collect(key) if is_token(b)]
+        if not boxes:
+            return value if value is not None or plain in holder else (default if default is not None else Box())
+        return self.counted(value, boxes)
+
+    def counted(self, value: Any, key_boxes: list[Box]) -> Any:
+        """What was read from a table of counts, remembering the newest token in its key."""
+        if isinstance(value, (dict, list, Instance, Module)):
+            return value
+        newest = elementwise(key_boxes)
+        marks = frozenset({"mixed"}) if len(key_boxes) > 1 or "mixed" in newest.marks else frozenset()
+        base = known(value) if value is not None else Box(shape=())
+        return snapshot(base, val=None, key=newest.pos, marks=base.marks | marks | {"count"}, deps=base.deps | newest.deps)
+
+    def sequence_item(self, holder: Any, key: Any) -> Any:
+        if isinstance(key, Box) and key.val is not None and key.val.size == 1:
+            key = int(key.val.reshape(-1)[0])
+        if isinstance(key, np.integer):
+            key = int(key)
+        if isinstance(key, slice):
+            parts = [_plain_index(p) for p in (key.start, key.stop, key.step)]
+            if any(isinstance(p, Box) for p in parts):
+                return list(holder)[:64] if isinstance(holder, (list, tuple)) else Box()
+            return holder[slice(*parts)]
+        if isinstance(key, int):
+            try:
+                return holder[key]
+            except IndexError:
+                return Box()
+        return _any_of(list(holder)[:8]) if isinstance(holder, (list, tuple)) and holder else Box()
+
+    def box_item(self, box: Box, key: Any, node: ast.AST) -> Any:
+        parts = list(key) if isinstance(key, tuple) else [key]
+        tokens = [p for p in parts if isinstance(p, Box) and is_token(p) and p.marks.isdisjoint({"index"})]
+        if tokens and not (is_token(box) and box.pos is not None):
+            return self.looked_up(box, parts, tokens, node)
+        index = tuple(_index(p) for p in parts)
+        if any(i is None for i in index[:]) and any(p is not None and _index(p) is None for p in parts):
+            unknown = snapshot(box, pos=None, val=None, key=None, shape=None)
+            unknown.deps |= depends(box) if box.pos is not None and self.widened == 0 else 0
+            if box.pos is not None:
+                unknown.targets |= target_bits(box)
+                unknown.marks |= {"somewhere"}
+            unknown.live = box.live
+            if box.key is not None and all(p is None or isinstance(p, (Box, slice)) for p in parts):
+                unknown.key, unknown.pos, unknown.shape = box.key, box.pos, box.shape
+            return unknown
+        out = shaped(box, lambda a: a[index])
+        out.live = box.live
+        return out
+
+    def looked_up(self, box: Box, parts: list[Any], tokens: list[Box], node: ast.AST) -> Box:
+        """A table, or a distribution, indexed by stream tokens."""
+        newest = elementwise(tokens)
+        source = self.frozen([box])[0]
+        if source.roots and source.marks.isdisjoint({"param"}):
+            return self.score(source, newest, node)
+        out = merge([source], shape=newest.shape)
+        out.deps |= depends(newest)
+        if box.table & 1 or "count" in box.marks:
+            out.key, out.deps = newest.pos, source.deps | newest.deps
+            out.marks |= (newest.marks & {"mixed"}) | {"count"}
+        elif not source.roots:
+            out.marks |= {"bytes"}
+            out.key = newest.pos if "mixed" in newest.marks else None
+            out.marks |= newest.marks & {"mixed"}
+        if out.key is not None:
+            self.interest += 1
+        return out
+
+    def score(self, source: Box, target: Box, node: ast.AST | None, reduce: bool = False) -> Box:
+        raise NotImplementedError
+
+    def set_item(self, holder: Any, key: Any, value: Any, node: ast.AST) -> None:
+        if isinstance(holder, dict):
+            holder[self.plain_key(key)] = value
+        elif isinstance(holder, list):
+            index = _plain_index(key) if not isinstance(key, slice) else None
+            if isinstance(index, (int, np.integer)) and -len(holder) <= index < len(holder):
+                holder[int(index)] = value
+            elif len(holder) < 64:
+                holder.append(value)
+        elif isinstance(holder, Box):
+            self.box_set_item(holder, key, value, node)
+        elif isinstance(holder, Dotted) and holder.name.endswith("environ") and isinstance(key, str):
+            if isinstance(value, str):
+                self.environment[key] = value
+        elif isinstance(holder, Instance):
+            method = holder.cls.find("__setitem__")
+            if isinstance(method, Function):
+                self.call_function(method, [holder, key, value], {}, node)
+
+    def box_set_item(self, box: Box, key: Any, value: Any, node: ast.AST) -> None:
+        if box.live:
+            self.update_param(box, collect(value), node)
+            return
+        source = merge(self.frozen(collect(value)))
+        new = self.frozen([known(value)])[0] if not isinstance(value, (Instance, Module)) else source
+        parts = list(key) if isinstance(key, tuple) else [key]
+        if any(isinstance(p, Box) and is_token(p) and "index" not in p.marks for p in parts) and not is_token(box):
+            box.table |= 1
+        index = tuple(_index(p) for p in parts)
+        unknown = any(_index(p) is None and p is not None for p in parts)
+        box.seen |= source.seen
+        box.roots |= source.roots
+        box.scores |= source.scores
+        box.marks |= source.marks - {"val", "numpy"}
+        box.nll = box.nll or new.nll
+        if unknown or box.shape is None or None in box.shape:
+            self.spread(box, new, source)
+            return
+        for name in ("pos", "key"):
+            self.place(box, name, index, getattr(new, name))
+        if box.val is not None:
+            try:
+                box.val = box.val.copy()
+                box.val[index] = new.val if new.val is not None else 1
+            except (ValueError, IndexError, TypeError):
+                box.val = None
+            if new.val is None and new.pos is None:
+                box.val = None
+        if new.pos is None:
+            box.deps |= source.deps
+            box.targets |= source.targets
+
+    def spread(self, box: Box, new: Box, source: Box) -> None:
+        """An assignment to unknown places."""
+        same = box.shape is not None and new.shape == box.shape
+        for name in ("pos", "key"):
+            array = getattr(new, name)
+            if array is not None and (same or box.shape is None):
+                setattr(box, name, array)
+        if new.pos is not None and not same and box.shape is not None and box.pos is None and new.pos.shape == box.shape[: new.pos.ndim]:
+            box.pos = new.pos
+        box.deps |= source.deps
+        box.targets |= source.targets
+        box.val = None
+
+    def place(self, box: Box, name: str, index: Any, new: Any) -> None:
+        """Writes per-element knowledge of an assigned value into the array it is assigned to."""
+        array = getattr(box, name)
+        if new is None and array is None:
+            return
+        if array is None:
+            size = int(np.prod([int(s or 0) for s in box.shape or ()]))
+            if size > 4_000_000:
+                return
+            array = np.full(tuple(int(s or 0) for s in box.shape or ()), -1, dtype=np.int64)
+        array = array.copy()
+        try:
+            array[index] = -1 if new is None else new
+        except (ValueError, IndexError, TypeError):
+            if new is not None and name == "pos":
+                box.deps |= merge([Box(pos=new)]).deps
+        setattr(box, name, array)
+
+    def iterate(self, value: Any, count: int | None) -> list[Any]:
+        """The items of a value; for an unknown one, `count` copies (or two) of what is known of it."""
+        if isinstance(value, (list, tuple)):
+            return list(value)
+        if isinstance(value, range):
+            return list(value[:100_000])
+        if isinstance(value, (str, bytes)):
+            return list(value[:2000])
+        if isinstance(value, dict):
+            return list(value)
+        if isinstance(value, set):
+            return sorted(value, key=str)
+        if isinstance(value, Instance):
+            return self.iterate_instance(value, count)
+        if isinstance(value, Box):
+            if value.shape and value.shape[0] is not None and value.shape[0] <= STREAM:
+                size = value.shape[0] if count is None else min(count, value.shape[0])
+                if value.val is not None or value.pos is not None:
+                    return [self.row(value, i) for i in range(min(size, 8192))]
+                return [self.row(value, i) for i in range(min(size, 6))]
+            parts = snapshot(value, shape=None)
+            parts.live = value.live
+            return [parts] * (count or 2)
+        if isinstance(value, Module):
+            return [value] * (count or 2)
+        return [merge(collect(value))] * (count or 2)
+
+    def row(self, box: Box, i: int) -> Any:
+        if box.val is not None and box.val.ndim == 1 and box.pos is None and box.key is None and not box.roots and not box.deps:
+            return box.val[i].item()
+        return shaped(box, lambda a: a[i])
+
+    def iterate_instance(self, value: Instance, count: int | None) -> list[Any]:
+        for name in ("__iter__", "__next__"):
+            method = value.cls.find(name)
+            if isinstance(method, Function):
+                result = self.call_function(method, [value], {}, method.node)
+                if name == "__iter__" and result is not value:
+                    return self.iterate(result, count)
+                if name == "__next__":
+                    return [result] * 3
+        getter = value.cls.find("__getitem__")
+        if isinstance(getter, Function):
+            return [self.call_function(getter, [value, i], {}, getter.node) for i in range(3)]
+        return [merge(collect(value))] * (count or 2)
+
+    def call_function(self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        raise NotImplementedError
+
+
+def _index(part: Any) -> Any:
+    """A subscript as numpy takes it; None where it is not known."""
+    if part is None or part is Ellipsis or isinstance(part, (int, np.integer)):
+        return np.newaxis if part is None else part
+    if isinstance(part, slice):
+        ends = [_plain_index(p) for p in (part.start, part.stop, part.step)]
+        return None if any(isinstance(p, Box) for p in ends) else slice(*ends)
+    if isinstance(part, Box):
+        if part.val is not None and part.val.dtype.kind in "iub":
+            return part.val if part.val.ndim else part.val.item()
+        if part.val is not None and part.val.dtype.kind == "f" and part.val.size == 1:
+            return int(part.val.reshape(-1)[0])
+        return None
+    if isinstance(part, (list, tuple)) and all(isinstance(p, (int, np.integer)) for p in part):
+        return np.asarray(part, dtype=np.int64)
+    return None
+
+
+def _plain_index(part: Any) -> Any:
+    if isinstance(part, Box):
+        return int(part.val.reshape(-1)[0]) if part.val is not None and part.val.size == 1 else part
+    return int(part) if isinstance(part, (float, np.integer)) else part
+
+
+def _any_of(items: list[Any]) -> Any:
+    """One item that stands for any of a list."""
+    boxes = collect(items)
+    if len(boxes) == len(items):
+        out = merge(boxes)
+        out.live = any(b.live for b in boxes)
+        out.table = max((b.table for b in boxes), default=0)
+        return out
+    return items[0]
+
+
+__all__ = ["Access", "KeyEvent"]

@@ -1,0 +1,300 @@
+"""Shadow values: what a tensor of the reviewed program depends on, element by element where that is known.
+
+The engine runs a program on shadows, never on data. A synthetic validation stream of `STREAM` tokens stands for
+the real one; a `Box` remembers which stream positions an element came from (`pos`), which positions the
+parameters behind it had been trained on (`seen`), and which learnable leaves it was computed from (`roots`).
+Sets of positions are Python integers used as bit sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STREAM = 131_073
+BOS = 1
+Array = NDArray[Any]
+Shape = tuple[int | None, ...]
+NONE: frozenset[int] = frozenset()
+NO_MARKS: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True, eq=False)
+class Box:
+    """A shadow value. `pos[i]` is the newest stream position element i holds (-1: none), `val` its content if
+    known, `key` the newest position inside the key a table was read with to get it; `live` values share the
+    state of their leaves, others are snapshots."""
+
+    shape: Shape | None = None
+    pos: Array | None = None
+    val: Array | None = None
+    key: Array | None = None
+    deps: int = 0
+    targets: int = 0
+    seen: int = 0
+    roots: frozenset[int] = NONE
+    scores: frozenset[int] = NONE
+    marks: frozenset[str] = NO_MARKS
+    nll: bool = False
+    live: bool = False
+    table: int = 0
+
+
+def bits(positions: Array | None) -> int:
+    """The bit set of the non-negative entries of an array of positions."""
+    if positions is None or positions.size == 0:
+        return 0
+    low, high = int(positions.max(initial=-1)), 0
+    if low < 0:
+        return 0
+    flags = np.zeros(STREAM + 1, dtype=np.uint8)
+    high = STREAM
+    flags[np.clip(positions[positions >= 0], 0, high)] = 1
+    return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little")
+
+
+def span_bits(start: int, end: int) -> int:
+    """The bit set of start..end-1."""
+    return ((1 << max(end - start, 0)) - 1) << start if end > start else 0
+
+
+def depends(box: Box) -> int:
+    """Every stream position a value depends on."""
+    return box.deps | box.targets | bits(box.pos)
+
+
+def target_bits(box: Box) -> int:
+    """The positions whose log-probability a value is about."""
+    return (bits(box.pos) if box.nll else 0) | box.targets
+
+
+def is_token(box: object) -> bool:
+    """Whether a value is (or holds) tokens of the validation stream, not something computed by a model."""
+    return isinstance(box, Box) and not box.roots and not box.nll and (box.pos is not None or bool(box.deps))
+
+
+def collect(value: Any, depth: int = 4) -> list[Box]:
+    """Every `Box` inside a value, through containers, bounded in depth and number."""
+    if isinstance(value, Box):
+        return [value]
+    if depth == 0:
+        return []
+    if isinstance(value, dict):
+        items: Iterable[Any] = list(value.values())[:64]
+    elif isinstance(value, (list, tuple, set)):
+        items = list(value)[:64]
+    else:
+        inner = getattr(value, "shadow_parts", None)
+        items = inner() if callable(inner) else ()
+    return [box for item in items for box in collect(item, depth - 1)]
+
+
+def merge(boxes: Iterable[Box], **changes: Any) -> Box:
+    """A shapeless value that depends on all of `boxes`."""
+    out = Box()
+    for box in boxes:
+        out.deps |= depends(box)
+        out.targets |= target_bits(box)
+        out.seen |= box.seen
+        out.roots |= box.roots
+        out.scores |= box.scores
+        out.marks |= box.marks
+    for name, value in changes.items():
+        setattr(out, name, value)
+    return out
+
+
+def known(value: Any) -> Box:
+    """A plain number, list or array as a `Box` with known content."""
+    if isinstance(value, Box):
+        return value
+    if isinstance(value, (int, float, bool, np.ndarray, np.generic)):
+        array = np.asarray(value)
+        return Box(shape=array.shape, val=array)
+    if isinstance(value, (list, tuple)):
+        if value and any(isinstance(v, (Box, list, tuple)) for v in value):
+            return _stack([known(v) for v in value])
+        try:
+            array = np.asarray(value)
+        except (ValueError, TypeError):
+            return merge(collect(value))
+        return Box(shape=array.shape, val=array) if array.dtype != object else Box()
+    return merge(collect(value))
+
+
+def _stack(parts: list[Box]) -> Box:
+    """Boxes of one shape side by side along a new first axis."""
+    out = merge(parts)
+    shape = parts[0].shape
+    if shape is None or any(p.shape != shape or None in (p.shape or ()) for p in parts):
+        return out
+    out.shape = (len(parts), *shape)
+    for name in ("pos", "val", "key"):
+        arrays = [getattr(p, name) for p in parts]
+        if all(a is not None for a in arrays):
+            setattr(out, name, np.stack(arrays))
+        elif name != "val" and any(a is not None for a in arrays):
+            fill = [np.full(shape, -1) if a is None else a for a in arrays]
+            setattr(out, name, np.stack(fill))
+    out.nll = all(p.nll for p in parts)
+    return out
+
+
+def broadcast(shapes: list[Shape | None]) -> Shape | None:
+    """The broadcast of shapes with unknown sizes allowed; None where one is unknown or they do not fit."""
+    if any(s is None for s in shapes):
+        return None
+    out: list[int | None] = []
+    for sizes in zip(*[(1,) * (8 - len(s or ())) + tuple(s or ()) for s in shapes], strict=True):
+        large = {s for s in sizes if s != 1}
+        if len(large) > 1:
+            return None
+        out.append(large.pop() if large else 1)
+    rank = max(len(s or ()) for s in shapes)
+    return tuple(out[8 - rank :])
+
+
+def _newest(arrays: list[Array], shape: Shape | None) -> Array | None:
+    """Elementwise maximum of position arrays, broadcast to `shape` if that is fully known."""
+    try:
+        out = arrays[0]
+        for other in arrays[1:]:
+            out = np.maximum(out, other)
+        if shape is not None and None not in shape and out.shape != shape:
+            out = np.broadcast_to(out, tuple(int(s or 0) for s in shape))
+        return out
+    except ValueError:
+        return None
+
+
+def elementwise(parts: list[Box], action: Callable[..., Any] | None = None) -> Box:
+    """A value computed element by element; `action` gives its content when every part's content is known."""
+    out = merge([])
+    for part in parts:
+        out.seen |= part.seen
+        out.roots |= part.roots
+        out.scores |= part.scores
+        out.marks |= part.marks
+        out.deps |= part.deps
+        out.targets |= part.targets
+    scored = [p for p in parts if p.nll]
+    out.nll = bool(scored)
+    out.shape = broadcast([p.shape for p in parts])
+    positions = [p.pos for p in (scored or parts) if p.pos is not None]
+    if positions:
+        out.pos = _newest(positions, out.shape)
+        if out.pos is None:
+            lost = merge(parts)
+            out.deps |= lost.deps
+            out.targets |= lost.targets
+        elif out.shape is None:
+            out.shape = out.pos.shape
+    keys = [p.key for p in parts if p.key is not None]
+    if keys:
+        out.key = _newest(keys, None)
+    if action is not None and all(p.val is not None for p in parts):
+        try:
+            with np.errstate(all="ignore"):
+                out.val = np.asarray(action(*[p.val for p in parts]))
+            if out.val.dtype == object or out.val.size > 2_000_000:
+                out.val = None
+            elif out.shape is None:
+                out.shape = out.val.shape
+        except (TypeError, ValueError, OverflowError, ZeroDivisionError, MemoryError):
+            out.val = None
+    return out
+
+
+def masked(box: Box, mask: Box) -> Box:
+    """`box` with the elements where `mask` is known to be zero forgotten."""
+    if mask.val is None or box.pos is None:
+        return box
+    try:
+        keep = np.broadcast_to(mask.val != 0, box.pos.shape)
+    except ValueError:
+        return box
+    out = snapshot(box)
+    out.pos = np.where(keep, box.pos, -1)
+    if out.nll:
+        out.targets = 0
+    return out
+
+
+def snapshot(box: Box, **changes: Any) -> Box:
+    """A copy of a value that no longer follows its leaves."""
+    out = Box(
+        shape=box.shape, pos=box.pos, val=box.val, key=box.key, deps=box.deps, targets=box.targets, seen=box.seen,
+        roots=box.roots, scores=box.scores, marks=box.marks, nll=box.nll, table=box.table,
+    )
+    for name, value in changes.items():
+        setattr(out, name, value)
+    return out
+
+
+def shaped(box: Box, action: Callable[[Array], Array]) -> Box:
+    """A value after a change of shape or a selection, applied alike to all that is known per element."""
+    out = snapshot(box, shape=None, pos=None, val=None, key=None)
+    failed = False
+    for name in ("pos", "val", "key"):
+        array = getattr(box, name)
+        if array is not None:
+            try:
+                changed = action(array)
+                setattr(out, name, changed)
+                out.shape = changed.shape
+            except (ValueError, IndexError, TypeError, OverflowError):
+                failed = True
+    if failed:
+        out.deps |= depends(box)
+        out.targets |= target_bits(box)
+    if out.shape is None and box.shape is not None and None not in box.shape:
+        size = 1
+        for side in box.shape:
+            size *= int(side or 0)
+        if size <= 4_000_000:
+            try:
+                out.shape = action(np.broadcast_to(np.int8(0), box.shape)).shape
+            except (ValueError, IndexError, TypeError, OverflowError):
+                out.shape = None
+    return out
+
+
+def reduced(box: Box, action: Callable[[Array], Any] | None = None) -> Box:
+    """A value summed, averaged or otherwise collapsed to one number."""
+    out = merge([box], shape=())
+    if box.nll:
+        out.deps = box.deps
+    if action is not None and box.val is not None and box.val.size:
+        try:
+            out.val = np.asarray(action(box.val))
+        except (TypeError, ValueError):
+            out.val = None
+    return out
+
+
+def stream() -> Box:
+    """The synthetic validation stream: documents of varied length, each opened by `BOS`."""
+    val = (np.arange(STREAM) * 7919) % 1000 + 5
+    start = 0
+    for turn in range(STREAM):
+        val[start] = BOS
+        start += (420, 900, 3100, 700, 1500, 5200, 260, 1100)[turn % 8]
+        if start >= STREAM:
+            break
+    return Box(shape=(STREAM,), pos=np.arange(STREAM), val=val, marks=frozenset({"val"}))
+
+
+@dataclass
+class Leaf:
+    """Something learnable: a module's parameters or one tensor; `seen` are positions it was trained on."""
+
+    kind: str
+    name: str
+    line: int
+    seen: int = 0
+    grad: int = 0
+    marks: frozenset[str] = field(default=NO_MARKS)

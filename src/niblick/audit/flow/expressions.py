@@ -1,0 +1,463 @@
+"""The engine's expressions, and the state every part of the engine shares."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import time
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import Box, Leaf, collect, elementwise, is_token, known, masked, merge, stream
+from niblick.audit.flow.objects import (
+    Bound,
+    Class,
+    Dotted,
+    Function,
+    Instance,
+    KeyEvent,
+    Module,
+    Namespace,
+    Trace,
+    Where,
+)
+from niblick.audit.flow.signals import AbortSignal, BudgetSignal
+
+BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.BitXor: operator.xor,
+    ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.LShift: operator.lshift, ast.RShift: operator.rshift,
+    ast.MatMult: operator.matmul,
+}
+COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
+    ast.GtE: operator.ge, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
+    ast.Is: operator.is_, ast.IsNot: operator.is_not,
+}
+PLAIN = (int, float, str, bytes, bool, type(None), list, tuple, dict, set, range, PurePosixPath, slice, np.generic)
+_MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
+
+
+class Expressions:
+    """State of a run, and the value of every kind of expression."""
+
+    def __init__(self, environment: dict[str, str], modules: dict[str, ast.Module], deadline: float, budget: int) -> None:
+        self.environment = environment
+        self.modules = modules
+        self.loaded: dict[str, Namespace] = {}
+        self.deadline = deadline
+        self.budget = budget
+        self.trace = Trace()
+        self.stream = stream()
+        self.leaves: dict[int, Leaf] = {}
+        self.disk = Box()
+        self.scopes: list[tuple[dict[str, Any], ...]] = []
+        self.outer_names: list[dict[str, str]] = []
+        self.maybe_returns: list[list[Any]] = []
+        self.yields: list[list[Any]] = []
+        self.stack: list[str] = []
+        self.files: list[str] = []
+        self.defining: Class | None = None
+        self.no_grad = 0
+        self.uncertain = 0
+        self.widened = 0
+        self.interest = 0
+        self.order = 0
+        self.hooks = 0
+        self.line = 0
+        self.arguments: list[str] = []
+
+    def tick(self, node: ast.AST) -> None:
+        self.trace.steps += 1
+        self.line = getattr(node, "lineno", self.line)
+        if self.trace.steps > self.budget or (not self.trace.steps % 512 and time.monotonic() > self.deadline):
+            raise BudgetSignal
+
+    def note(self, text: str) -> None:
+        if len(self.trace.notes) < 200:
+            self.trace.notes.append(text)
+
+    def where(self, node: ast.AST | None = None) -> Where:
+        return Where(
+            file=self.files[-1] if self.files else "", line=getattr(node, "lineno", self.line),
+            function=self.stack[-1] if self.stack else "<module>",
+        )
+
+    def new_leaf(self, kind: str, name: str) -> int:
+        number = len(self.leaves) + 1
+        self.leaves[number] = Leaf(kind, name, self.line)
+        return number
+
+    def seen(self, box: Box) -> int:
+        """Positions that the parameters behind a value have been trained on, as of now."""
+        out = box.seen
+        if box.live:
+            for root in box.roots:
+                out |= self.leaves[root].seen
+        return out
+
+    def frozen(self, boxes: list[Box]) -> list[Box]:
+        """Boxes with the state of their leaves read now."""
+        out = []
+        for box in boxes:
+            if box.live:
+                copy = merge([])
+                for name in box.__slots__:
+                    setattr(copy, name, getattr(box, name))
+                copy.seen, copy.live = self.seen(box), False
+                box = copy
+            out.append(box)
+        return out
+
+    def value(self, node: ast.expr) -> Any:
+        self.tick(node)
+        kind = type(node)
+        if kind is ast.Constant:
+            return node.value  # type: ignore[attr-defined]
+        if kind is ast.Name:
+            return self.lookup(node.id)  # type: ignore[attr-defined]
+        handler = getattr(self, f"ex_{kind.__name__}", None)
+        return handler(node) if handler is not None else Box()
+
+    def lookup(self, name: str) -> Any:
+        for scope in self.scopes[-1]:
+            if name in scope:
+                return scope[name]
+        return Dotted(f"builtins.{name}")
+
+    def truth(self, value: Any) -> bool | None:
+        """True, False, or None where it cannot be known."""
+        if isinstance(value, Box):
+            if value.val is not None and value.val.size == 1:
+                return bool(value.val.reshape(-1)[0])
+            return None
+        if isinstance(value, Dotted):
+            return None if value.name.startswith("?") else True
+        if isinstance(value, PLAIN):
+            return bool(value)
+        return True
+
+    def ex_Attribute(self, node: ast.Attribute) -> Any:
+        return self.attribute(self.value(node.value), node.attr, node)
+
+    def ex_BinOp(self, node: ast.BinOp) -> Any:
+        return self.binary(node.op, self.value(node.left), self.value(node.right), node)
+
+    def binary(self, op: ast.operator, left: Any, right: Any, node: ast.AST) -> Any:
+        if isinstance(left, PLAIN) and isinstance(right, PLAIN):
+            return self.plain_binary(op, left, right)
+        if isinstance(left, (Instance,)) and isinstance(left.cls, Class):
+            return merge(self.frozen(collect(left) + collect(right)))
+        if isinstance(left, (list, tuple)) and isinstance(op, (ast.Add, ast.Mult)):
+            return self.iterate(left, None) + (self.iterate(right, None) if isinstance(op, ast.Add) else [])
+        if isinstance(left, str) or isinstance(right, str):
+            return merge(self.frozen(collect(left) + collect(right)))
+        a, b = self.frozen([known(left)])[0], self.frozen([known(right)])[0]
+        out = elementwise([a, b], BINARY[type(op)])
+        if isinstance(op, ast.Mult):
+            if out.nll and b.val is not None and not b.nll:
+                out = masked(out, b)
+            elif out.nll and a.val is not None and not a.nll:
+                out = masked(out, a)
+        if isinstance(op, _MIXING) and is_token(a) and is_token(b):
+            out.marks |= {"mixed"}
+        self.check_report(a, b, out)
+        self.check_keys(op, a, b, node)
+        return out
+
+    def plain_binary(self, op: ast.operator, left: Any, right: Any) -> Any:
+        if isinstance(op, (ast.Pow, ast.LShift)) and isinstance(right, (int, float)) and abs(right) > 4096:
+            return Box(shape=())
+        if isinstance(op, ast.Mult):
+            sizes = [len(v) for v in (left, right) if isinstance(v, (str, bytes, list, tuple))]
+            counts = [v for v in (left, right) if isinstance(v, int)]
+            if sizes and counts and sizes[0] * counts[0] > 1_000_000:
+                return Box()
+        if isinstance(op, ast.Mod) and isinstance(left, (str, bytes)):
+            return "?"
+        try:
+            return BINARY[type(op)](left, right)
+        except ZeroDivisionError:
+            return Box(shape=())
+        except (TypeError, ValueError, OverflowError):
+            return merge(collect(left) + collect(right))
+
+    def check_report(self, a: Box, b: Box, out: Box) -> None:
+        """A score that meets a count of bytes becomes part of a reported bits-per-byte figure."""
+        if (a.scores and "bytes" in b.marks) or (b.scores and "bytes" in a.marks):
+            self.trace.reported |= out.scores
+
+    def check_keys(self, op: ast.operator, a: Box, b: Box, node: ast.AST) -> None:
+        """A count read by context-and-target over a count read by context, or mixed into that target's own score."""
+        if a.key is None and b.key is None:
+            return
+        reason = ""
+        if isinstance(op, ast.Div) and a.key is not None and b.key is not None and "mixed" in a.marks:
+            if _ahead(a.key, b.key, 1):
+                reason = "a count read with a key that holds the next token is divided by the count of its context"
+        for one, other in ((a, b), (b, a)):
+            if one.key is not None and "mixed" in one.marks and other.nll and other.pos is not None and (
+                _ahead(one.key, other.pos, 0)
+            ):
+                reason = "a count read with a key that holds the scored token is mixed into that token's probability"
+        if reason:
+            self.interest += 1
+            self.order += 1
+            self.trace.keys.append(
+                KeyEvent(order=self.order, where=self.where(node), certain=not self.uncertain, reason=reason)
+            )
+
+    def ex_UnaryOp(self, node: ast.UnaryOp) -> Any:
+        value = self.value(node.operand)
+        if isinstance(node.op, ast.Not):
+            test = self.truth(value)
+            return Box(shape=()) if test is None else not test
+        if isinstance(value, (int, float)):
+            return -value if isinstance(node.op, ast.USub) else (~value if isinstance(node.op, ast.Invert) and isinstance(value, int) else value)
+        actions = {ast.USub: operator.neg, ast.Invert: np.invert, ast.UAdd: operator.pos}
+        return elementwise(self.frozen([known(value)]), actions.get(type(node.op)))
+
+    def ex_BoolOp(self, node: ast.BoolOp) -> Any:
+        stop = isinstance(node.op, ast.Or)
+        unknown: list[Any] = []
+        for part in node.values:
+            value = self.value(part)
+            test = self.truth(value)
+            if test is None:
+                unknown.append(value)
+            elif test == stop:
+                return value if not unknown or not stop else Box(shape=()) if isinstance(value, bool) else value
+        if unknown:
+            return unknown[-1] if not isinstance(unknown[-1], Box) else merge(collect(unknown), shape=())
+        return value
+
+    def ex_Compare(self, node: ast.Compare) -> Any:
+        left = self.value(node.left)
+        out: Any = True
+        for op, comparator in zip(node.ops, node.comparators, strict=True):
+            right = self.value(comparator)
+            out = self.compare(op, left, right)
+            if out is False:
+                return False
+            left = right
+        return out
+
+    def compare(self, op: ast.cmpop, left: Any, right: Any) -> Any:
+        if isinstance(op, (ast.Is, ast.IsNot)):
+            if left is None or right is None:
+                other = right if left is None else left
+                if isinstance(other, Box) and "maybe_none" in other.marks:
+                    return Box(shape=())
+                return (left is right) == isinstance(op, ast.Is)
+            return Box(shape=()) if isinstance(left, Box) or isinstance(right, Box) else (
+                (left is right) == isinstance(op, ast.Is)
+            )
+        if isinstance(op, (ast.In, ast.NotIn)):
+            return self.contains(op, left, right)
+        if isinstance(left, PLAIN) and isinstance(right, PLAIN):
+            try:
+                return COMPARE[type(op)](left, right)
+            except TypeError:
+                return Box(shape=())
+        if isinstance(left, Box) or isinstance(right, Box):
+            a, b = known(left), known(right)
+            out = elementwise(self.frozen([a, b]), COMPARE[type(op)])
+            if isinstance(op, ast.Eq) and a.pos is not None and b.shape == () and a.val is not None and out.val is not None and (
+                a.val.size == self.stream.val.size and not out.val.any()  # type: ignore[union-attr]
+            ):
+                out.val = a.val == 1
+            out.nll = False
+            out.marks |= {"index"}
+            return out
+        if isinstance(left, Dotted) or isinstance(right, Dotted):
+            return Box(shape=())
+        return (left is right) == isinstance(op, ast.Eq)
+
+    def contains(self, op: ast.cmpop, left: Any, right: Any) -> Any:
+        if isinstance(right, Dotted) and right.name.endswith("environ"):
+            present = left in self.environment or left in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
+            return present == isinstance(op, ast.In)
+        if isinstance(left, PLAIN) and isinstance(right, (str, bytes, list, tuple, dict, set, range)):
+            if collect(right) and left not in _safe(right):
+                return Box(shape=())
+            try:
+                return (left in right) == isinstance(op, ast.In)
+            except TypeError:
+                return Box(shape=())
+        return merge(collect(left) + collect(right), shape=())
+
+    def ex_IfExp(self, node: ast.IfExp) -> Any:
+        test = self.truth(self.value(node.test))
+        if test is not None:
+            return self.value(node.body if test else node.orelse)
+        self.uncertain += 1
+        try:
+            first, second = self.value(node.body), self.value(node.orelse)
+        finally:
+            self.uncertain -= 1
+        from niblick.audit.flow.machine import _joined
+
+        return _joined(first, second)
+
+    def ex_Tuple(self, node: ast.Tuple) -> Any:
+        return tuple(self.elements(node.elts))
+
+    def ex_List(self, node: ast.List) -> Any:
+        return self.elements(node.elts)
+
+    def ex_Set(self, node: ast.Set) -> Any:
+        items = self.elements(node.elts)
+        try:
+            return set(items)
+        except TypeError:
+            return items
+
+    def elements(self, nodes: list[ast.expr]) -> list[Any]:
+        out: list[Any] = []
+        for item in nodes:
+            if isinstance(item, ast.Starred):
+                out.extend(self.iterate(self.value(item.value), None))
+            else:
+                out.append(self.value(item))
+        return out
+
+    def ex_Dict(self, node: ast.Dict) -> Any:
+        out: dict[Any, Any] = {}
+        for key_node, value_node in zip(node.keys, node.values, strict=True):
+            value = self.value(value_node)
+            if key_node is None:
+                out.update(value if isinstance(value, dict) else {})
+            else:
+                out[self.plain_key(self.value(key_node))] = value
+        return out
+
+    def ex_JoinedStr(self, node: ast.JoinedStr) -> Any:
+        parts: list[str] = []
+        for piece in node.values:
+            value = self.value(piece.value if isinstance(piece, ast.FormattedValue) else piece)
+            if isinstance(value, Box):
+                self.shown(value)
+                parts.append("?")
+            else:
+                parts.append(str(value) if isinstance(value, (str, int, float, PurePosixPath)) else "?")
+        return "".join(parts)
+
+    def shown(self, value: Box) -> None:
+        """A value is printed or logged."""
+        if value.scores and "bytes" in value.marks:
+            self.trace.reported |= value.scores
+
+    def ex_Lambda(self, node: ast.Lambda) -> Any:
+        return Function(node, self.scopes[-1], "<lambda>")
+
+    def ex_NamedExpr(self, node: ast.NamedExpr) -> Any:
+        value = self.value(node.value)
+        self.assign(node.target, value)
+        return value
+
+    def ex_Starred(self, node: ast.Starred) -> Any:
+        return self.value(node.value)
+
+    def ex_Await(self, node: ast.Await) -> Any:
+        return self.value(node.value)
+
+    def ex_Yield(self, node: ast.Yield) -> Any:
+        if self.yields:
+            self.yields[-1].append(None if node.value is None else self.value(node.value))
+            if len(self.yields[-1]) >= 6:
+                raise AbortSignal
+        return None
+
+    def ex_YieldFrom(self, node: ast.YieldFrom) -> Any:
+        if self.yields:
+            self.yields[-1].extend(self.iterate(self.value(node.value), None)[:6])
+        return None
+
+    def ex_Slice(self, node: ast.Slice) -> Any:
+        return slice(*[None if p is None else self.value(p) for p in (node.lower, node.upper, node.step)])
+
+    def ex_Subscript(self, node: ast.Subscript) -> Any:
+        return self.item(self.value(node.value), self.value(node.slice), node)
+
+    def ex_ListComp(self, node: ast.ListComp | ast.GeneratorExp | ast.SetComp) -> Any:
+        out: list[Any] = []
+        self.generate(node.generators, lambda: out.append(self.value(node.elt)), out)
+        return out
+
+    ex_GeneratorExp = ex_ListComp
+
+    def ex_SetComp(self, node: ast.SetComp) -> Any:
+        items = self.ex_ListComp(node)
+        return set(items) if all(isinstance(i, (int, str, float)) for i in items) else items
+
+    def ex_DictComp(self, node: ast.DictComp) -> Any:
+        out: dict[Any, Any] = {}
+        self.generate(
+            node.generators, lambda: out.__setitem__(self.plain_key(self.value(node.key)), self.value(node.value)), out
+        )
+        return out
+
+    def generate(self, parts: list[ast.comprehension], emit: Callable[[], None], out: Any) -> None:
+        """Runs the clauses of a comprehension in a scope of their own."""
+        self.scopes.append(({}, *self.scopes[-1]))
+        try:
+            self.clause(parts, emit, out)
+        finally:
+            self.scopes.pop()
+
+    def clause(self, parts: list[ast.comprehension], emit: Callable[[], None], out: Any) -> None:
+        if not parts:
+            emit()
+            return
+        for item in self.iterate(self.value(parts[0].iter), None):
+            mark = self.interest
+            self.assign(parts[0].target, item)
+            if all(self.truth(self.value(test)) is not False for test in parts[0].ifs):
+                self.clause(parts[1:], emit, out)
+            if len(out) > 20_000 or (self.interest != mark and len(out) > 3):
+                break
+
+    def plain_key(self, key: Any) -> Any:
+        """A dictionary key: known content where there is some, else one slot for all unknown keys."""
+        if isinstance(key, Box):
+            if key.val is not None and key.val.size == 1:
+                return key.val.reshape(-1)[0].item()
+            return "?"
+        if isinstance(key, tuple):
+            return tuple(self.plain_key(k) for k in key)
+        try:
+            hash(key)
+        except TypeError:
+            return "?"
+        return key
+
+    def attribute(self, holder: Any, name: str, node: ast.AST) -> Any:
+        raise NotImplementedError
+
+    def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
+        raise NotImplementedError
+
+    def iterate(self, value: Any, count: int | None) -> list[Any]:
+        raise NotImplementedError
+
+    def assign(self, target: ast.expr, value: Any) -> None:
+        raise NotImplementedError
+
+
+def _ahead(key: Any, base: Any, step: int) -> bool:
+    """Whether most known elements of `key` are exactly `step` positions after those of `base`."""
+    try:
+        both = (key >= 0) & (base >= 0)
+        return bool(both.any()) and bool(((key - base)[both] == step).mean() > 0.5)
+    except (ValueError, TypeError):
+        return False
+
+
+def _safe(container: Any) -> list[Any]:
+    return [k for k in container if not isinstance(k, Box)]
+
+
+__all__ = ["Bound", "Expressions", "Module"]

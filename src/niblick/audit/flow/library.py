@@ -1,0 +1,384 @@
+"""Python's builtins and the parts of the standard library that decide what a training script does."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import STREAM, Box, collect, elementwise, known, merge, reduced, snapshot
+from niblick.audit.flow.objects import Bound, CallEvent, Class, Dotted, Function, Instance, Module, Namespace
+from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.flow.tensors import Tensors
+
+_VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|test|eval|holdout|heldout)(?![a-z])", re.I)
+_TRAINING = re.compile(r"train", re.I)
+_OUTSIDE = ("requests", "urllib", "socket", "http", "huggingface_hub", "wandb", "subprocess", "aiohttp", "boto3", "datasets")
+_PURE: dict[str, Callable[..., Any]] = {
+    "int": int, "float": float, "str": str, "bool": bool, "abs": abs, "round": round, "divmod": divmod, "ord": ord, "chr": chr,
+    "pow": pow, "bytes": bytes, "hash": lambda v: hash(str(v)) % 2**31, "hex": hex, "bin": bin, "repr": repr,
+}
+_STREAM_FILES = frozenset({".bin", ".npy", ".npz", ".parquet", ".jsonl", ".pt", ".u16", ".arrow"})
+
+
+class DefaultDict(dict[Any, Any]):
+    """A dictionary of the program with a factory for missing keys."""
+
+    factory: Any = None
+
+
+def path_kind(path: str) -> str | None:
+    """"val" or "train" where a data path says which split it is; the file name weighs more than its folders."""
+    for part in (PurePosixPath(path).name, path):
+        if _VALIDATION.search(part):
+            return "val"
+        if _TRAINING.search(part):
+            return "train"
+    return None
+
+
+def glob_paths(pattern: str) -> list[str]:
+    """Paths that a data pattern would match: one that names no split matches both."""
+    if "*" not in pattern and "?" not in pattern:
+        return [pattern]
+    kind = path_kind(PurePosixPath(pattern).name)
+    if kind or PurePosixPath(pattern).suffix not in _STREAM_FILES:
+        return [pattern.replace("*", "000000").replace("?", "0")]
+    return [pattern.replace("*", "train_000000", 1).replace("*", "0"), pattern.replace("*", "val_000000", 1).replace("*", "0")]
+
+
+class Library(Tensors):
+    """Builtins, the standard library, and files."""
+
+    def read_data(self, path: Any, named: dict[str, Any]) -> Box:
+        """What reading an array from a path gives: the stream, training tokens, or the disk."""
+        text = str(path) if isinstance(path, (str, PurePosixPath)) else ""
+        kind = path_kind(text) if text else None
+        count = named.get("count")
+        if isinstance(count, int) and 0 < count <= 1024:
+            header = np.zeros(count, dtype=np.int64)
+            header[: min(3, count)] = (20240520, 1, STREAM)[: min(3, count)]
+            return Box(shape=(count,), val=header)
+        if kind == "val":
+            return snapshot(self.stream, marks=frozenset({"val", "numpy"}))
+        if kind == "train":
+            return Box(shape=(STREAM,), marks=frozenset({"train", "numpy"}))
+        out = merge(collect(path))
+        out.seen |= self.disk.seen
+        out.marks |= {"file"}
+        return out
+
+    def builtin(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        """A Python builtin; NotImplemented when it is not one we know."""
+        handler = getattr(self, f"py_{name}", None)
+        if handler is not None:
+            return handler(args, named, node)
+        if name in _PURE:
+            return self.pure(name, args, named)
+        if name in {"list", "tuple", "set", "sorted", "reversed", "iter", "frozenset"}:
+            return self.sequence(name, args)
+        return NotImplemented
+
+    def pure(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
+        if args and isinstance(args[0], Box):
+            box = self.frozen([args[0]])[0]
+            plain = box.val is not None and box.val.size == 1 and box.pos is None and not (box.roots or box.deps or box.key is not None)
+            if name in {"int", "float", "bool"} and plain and box.val is not None:
+                try:
+                    return _PURE[name](box.val.reshape(-1)[0].item())
+                except (ValueError, OverflowError):
+                    return Box(shape=())
+            if name == "str":
+                return "?"
+            return snapshot(box, shape=())
+        if any(not isinstance(a, (int, float, str, bytes, bool, list, tuple, PurePosixPath, np.generic)) for a in args):
+            return "?" if name in {"str", "repr"} else merge(collect(args), shape=())
+        try:
+            return _PURE[name](*args, **named)
+        except (TypeError, ValueError, OverflowError, MemoryError):
+            return Box(shape=())
+
+    def sequence(self, name: str, args: list[Any]) -> Any:
+        if not args:
+            return set() if name in {"set", "frozenset"} else () if name == "tuple" else []
+        items = self.iterate(args[0], None)
+        if name == "reversed":
+            return items[::-1]
+        if name in {"set", "frozenset"}:
+            return set(items) if all(isinstance(i, (int, str, float, tuple)) and not collect(i) for i in items) else items
+        if name == "sorted":
+            try:
+                return sorted(items)
+            except TypeError:
+                return items
+        return tuple(items) if name == "tuple" else items
+
+    def py_range(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        sizes = []
+        for arg in args:
+            if isinstance(arg, Box) and arg.val is not None and arg.val.size == 1:
+                arg = int(arg.val.reshape(-1)[0])
+            if not isinstance(arg, (int, np.integer)):
+                return range(2) if len(args) < 3 else [Box(shape=())]
+            sizes.append(int(arg))
+        return range(*sizes) if len(sizes) < 3 or sizes[2] else []
+
+    def py_len(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        value = args[0] if args else []
+        if isinstance(value, (list, tuple, dict, str, bytes, set, range)):
+            return len(value)
+        if isinstance(value, Box) and value.shape and value.shape[0] is not None:
+            return value.shape[0]
+        if isinstance(value, Instance) and isinstance(method := value.cls.find("__len__"), Function):
+            return self.call_function(method, [value], {}, node)
+        return merge(collect(value), shape=())
+
+    def py_print(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        for box in collect(args):
+            self.shown(box)
+
+    def py_enumerate(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        start = named.get("start", args[1] if len(args) > 1 else 0)
+        return [(i + (start if isinstance(start, int) else 0), v) for i, v in enumerate(self.iterate(args[0], None))]
+
+    def py_zip(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return list(zip(*[self.iterate(a, None) for a in args], strict=False))
+
+    def py_map(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return [self.call_value(args[0], [item], {}, node) for item in self.iterate(args[1], None)[:2000]]
+
+    def py_filter(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return self.iterate(args[1], None)
+
+    def py_next(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        items = self.iterate(args[0], None)
+        return items[0] if items else (args[1] if len(args) > 1 else Box())
+
+    def py_sum(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        items = self.iterate(args[0], None)
+        if all(isinstance(i, (int, float)) for i in items):
+            return sum(items)
+        return reduced(elementwise(self.frozen([known(i) for i in items]))) if items else 0
+
+    def py_min(self, args: list[Any], named: dict[str, Any], node: ast.AST, action: Any = min) -> Any:
+        items = self.iterate(args[0], None) if len(args) == 1 else args
+        if items and all(isinstance(i, (int, float, np.generic)) for i in items):
+            return action(items)
+        if all(isinstance(i, str) for i in items) and items:
+            return action(items)
+        boxes = [known(i) for i in items if not isinstance(i, (Instance, Function))]
+        if not boxes:
+            return named.get("default", Box())
+        return elementwise(self.frozen(boxes), (lambda *v: np.min(np.stack(v), axis=0)) if action is min else (lambda *v: np.max(np.stack(v), axis=0)))
+
+    def py_max(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return self.py_min(args, named, node, max)
+
+    def py_any(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        tests = [self.truth(v) for v in self.iterate(args[0], None)]
+        return True if True in tests else Box(shape=()) if None in tests else False
+
+    def py_all(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        tests = [self.truth(v) for v in self.iterate(args[0], None)]
+        return False if False in tests else Box(shape=()) if None in tests else True
+
+    def py_isinstance(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        value, kinds = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
+        names = {k.name.rsplit(".", 1)[-1] for k in kinds if isinstance(k, Dotted)}
+        if isinstance(value, Box):
+            return True if names & {"Tensor", "ndarray", "Parameter"} else Box(shape=())
+        if isinstance(value, (Instance, Module)):
+            return any(k is value.cls for k in kinds) or (Box(shape=()) if isinstance(value, Module) else False)
+        native = {"int": int, "float": float, "str": str, "list": list, "tuple": tuple, "dict": dict, "bool": bool, "bytes": bytes,
+                  "set": set, "Path": PurePosixPath}
+        return any(isinstance(value, native[n]) for n in names if n in native)
+
+    def py_hasattr(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        holder, name = args[0], args[1]
+        if isinstance(holder, (Instance, Module)):
+            found = name in holder.attrs or (holder.cls is not None and holder.cls.find(name) is not None)
+            return found or (Box(shape=()) if isinstance(holder, Module) else False)
+        if isinstance(holder, Namespace):
+            return name in holder.attrs
+        return holder.find(name) is not None if isinstance(holder, Class) else Box(shape=())
+
+    def py_getattr(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        holder, name = args[0], args[1]
+        if not isinstance(name, str) or name == "?":
+            return merge(collect(holder))
+        if len(args) > 2 and isinstance(holder, (Instance, Namespace, Class)) and self.truth(self.py_hasattr(args[:2], {}, node)) is False:
+            return args[2]
+        return self.attribute(holder, name, node)
+
+    def py_setattr(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        if len(args) == 3 and isinstance(args[1], str):
+            self.set_attribute(args[0], args[1], args[2], node)
+
+    def py_dict(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        out: dict[Any, Any] = {}
+        if args:
+            out.update(args[0] if isinstance(args[0], dict) else {
+                self.plain_key(p[0]): p[1] for p in self.iterate(args[0], None) if isinstance(p, (tuple, list)) and len(p) == 2})
+        out.update(named)
+        return out
+
+    def py_super(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        holder = self.lookup("self")
+        cls = getattr(holder, "cls", None)
+        base = next((b for b in cls.bases if isinstance(b, Class)), None) if cls is not None else None
+        return Namespace({k: Bound(holder, k, v) for k, v in (base.body if base else {}).items() if isinstance(v, Function)})
+
+    def py_type(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return getattr(args[0], "cls", None) or Dotted("?") if args else Dotted("?")
+
+    def py_open(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        path = str(args[0]) if args and isinstance(args[0], (str, PurePosixPath)) else ""
+        return Namespace({"__path__": path})
+
+    def py_exit(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        raise AbortSignal
+
+    py_quit = py_exit
+
+    def py_id(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return id(args[0]) if args else 0
+
+    def py_callable(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return isinstance(args[0], (Function, Bound, Class)) if args else False
+
+    def py_vars(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return getattr(args[0], "attrs", {}) if args else {}
+
+    def py_slice(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return slice(*args)
+
+    def standard(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        """A standard-library call by dotted name; NotImplemented when it is not one we know."""
+        last = name.rsplit(".", 1)[-1]
+        if name in {"os.environ.get", "os.getenv", "environ.get"}:
+            return self.environ(str(args[0]), args[1] if len(args) > 1 else named.get("default")) if args else Box()
+        if name in {"os.environ.setdefault"} and len(args) > 1:
+            return self.environment.setdefault(str(args[0]), str(args[1]))
+        if name == "os.environ.update" and args and isinstance(args[0], dict):
+            self.environment.update({str(k): v for k, v in args[0].items() if isinstance(v, str)})
+            return None
+        if last in {"glob", "iglob"} and name.startswith("glob") and args and isinstance(args[0], (str, PurePosixPath)):
+            return glob_paths(str(args[0]))
+        if name in {"os.listdir", "os.scandir"} and args:
+            return glob_paths(f"{args[0]}/*.bin")
+        if name in {"os.path.join"}:
+            return "/".join(str(a) for a in args if isinstance(a, (str, PurePosixPath)))
+        if name.startswith("os.path."):
+            return self.path_call(last, args)
+        if name.startswith(("math.", "cmath.")):
+            return self.mathematics(last, args)
+        if name.startswith("time.") and last != "sleep":
+            return Box(shape=(), marks=frozenset({"time"}))
+        if name in {"sys.exit", "os._exit"}:
+            raise AbortSignal
+        return self.objects_call(name, last, args, named, node)
+
+    def path_call(self, last: str, args: list[Any]) -> Any:
+        first = str(args[0]) if args and isinstance(args[0], (str, PurePosixPath)) else None
+        if last in {"exists", "isfile", "isdir", "islink"}:
+            return Box(shape=())
+        if first is None:
+            return Box()
+        path = PurePosixPath(first)
+        parts: dict[str, Any] = {"basename": path.name, "dirname": str(path.parent), "getsize": 1024 + 2 * STREAM, "splitext": (str(path.with_suffix("")), path.suffix) if path.name else (first, "")}
+        return parts.get(last, first)
+
+    def mathematics(self, last: str, args: list[Any]) -> Any:
+        function = getattr(math, last, None)
+        if not callable(function):
+            return Box(shape=())
+        if any(isinstance(a, Box) for a in args):
+            name = {"log": "log", "exp": "exp", "log2": "log2", "sqrt": "sqrt"}.get(last)
+            out = elementwise(self.frozen([known(a) for a in args[:1]]), getattr(np, name) if name else None)
+            return snapshot(out, shape=())
+        try:
+            return function(*args)
+        except (TypeError, ValueError, OverflowError):
+            return Box(shape=())
+
+    def objects_call(self, name: str, last: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        if last in {"Path", "PurePath", "PosixPath"}:
+            return PurePosixPath(*[str(a) for a in args if isinstance(a, (str, PurePosixPath))])
+        if last in {"deepcopy", "copy"} and name.startswith("copy.") and args:
+            return self.copied(args[0])
+        if last == "partial" and args:
+            return Namespace({"__call__": args[0], "__args__": args[1:], "__named__": named})
+        if last == "defaultdict":
+            out = DefaultDict()
+            out.factory = args[0] if args else None
+            return out
+        if last in {"OrderedDict", "Counter"}:
+            made = DefaultDict(self.py_dict(args[:1] if last == "OrderedDict" else [], named, node))
+            made.factory = 0 if last == "Counter" else None
+            return made
+        if last == "deque":
+            return self.iterate(args[0], None) if args else []
+        if last in {"SimpleNamespace", "Namespace"}:
+            return Namespace(dict(named))
+        if last == "field" and "dataclasses" in name or last == "field" and "default_factory" in named:
+            return named["default"] if "default" in named else self.call_value(named.get("default_factory"), [], {}, node)
+        if last == "Thread" and "target" in named:
+            return Namespace({"__thread__": named["target"], "__args__": list(named.get("args", ()))})
+        if last == "ArgumentParser":
+            return Namespace({"__parser__": {}})
+        if last in {"fromfile", "memmap", "load", "from_file", "load_file", "read_table", "loadtxt"}:
+            return self.loaded_data(name, last, args, named)
+        if last in {"save", "savez", "save_file", "dump"} and args:
+            return self.saved(args)
+        if last == "BytesIO":
+            return merge(self.frozen(collect(args)))
+        if name.startswith(_OUTSIDE) or last in {"snapshot_download", "hf_hub_download", "urlopen", "urlretrieve", "system", "popen"}:
+            detail = str(args[0])[:120] if args and isinstance(args[0], (str, list, tuple)) else ""
+            self.order += 1
+            self.trace.calls.append(CallEvent(
+                name=name, where=self.where(node), certain=not self.uncertain, detail=detail, order=self.order))
+            return merge(collect(args))
+        return NotImplemented
+
+    def loaded_data(self, name: str, last: str, args: list[Any], named: dict[str, Any]) -> Any:
+        if last == "fromfile" and len(args) > 2:
+            named = {**named, "count": args[2]}
+        source = args[0] if args else named.get("filename", "")
+        if isinstance(source, Namespace):
+            source = source.attrs.get("__path__", "")
+        if isinstance(source, Box):
+            out = merge(self.frozen([source]))
+            out.seen |= self.disk.seen
+            return out
+        return self.read_data(source, named)
+
+    def saved(self, args: list[Any]) -> None:
+        for box in self.frozen(collect(args)):
+            self.disk.seen |= self.seen(box) | box.seen
+        for arg in args:
+            for part in collect(arg):
+                part.seen |= self.disk.seen if not part.live else 0
+            if isinstance(arg, Module):
+                self.disk.seen |= self.leaves[arg.leaf].seen
+
+    def copied(self, value: Any) -> Any:
+        """A deep copy: a copied model is a new leaf that knows what the old one knew."""
+        if isinstance(value, Module):
+            number = self.new_leaf(self.leaves[value.leaf].kind, self.leaves[value.leaf].name)
+            self.leaves[number].seen = self.leaves[value.leaf].seen
+            return Module(value.name, number, value.cls, dict(value.attrs))
+        if isinstance(value, Box):
+            return snapshot(self.frozen([value])[0])
+        if isinstance(value, dict):
+            return {k: self.copied(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.copied(v) for v in value]
+        return value
+
+    def call_value(self, callee: Any, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        raise NotImplementedError

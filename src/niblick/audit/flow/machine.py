@@ -1,0 +1,389 @@
+"""The engine's statements: runs a program over shadow values and writes down what it saw.
+
+Nothing of the program is executed by Python: each statement is interpreted over `Box`es and plain data. A branch
+whose condition is unknown runs both ways; a loop whose body does something of interest runs twice and once more
+for its last turn; steps are bounded.
+"""
+
+from __future__ import annotations
+
+import ast
+import time
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import Box, Leaf, collect, known, merge, snapshot
+from niblick.audit.flow.calls import Calls
+from niblick.audit.flow.objects import Class, Dotted, Function, Instance, Module, Namespace
+from niblick.audit.flow.signals import AbortSignal, BreakSignal, BudgetSignal, ContinueSignal, ReturnSignal
+
+_MAX_TURNS = 5000
+_QUIET_TURNS = 2
+
+
+class Machine(Calls):
+    """Interprets statements; expressions and calls are in the base classes."""
+
+    def run_module(self, tree: ast.Module, name: str, file: str) -> dict[str, Any]:
+        """The module's global names after running its body."""
+        scope: dict[str, Any] = {"__name__": name, "__file__": file, "__builtins__": Dotted("builtins")}
+        self.files.append(file)
+        self.scopes.append((scope,))
+        try:
+            for statement in tree.body:
+                try:
+                    self.statement(statement)
+                except (ReturnSignal, BreakSignal, ContinueSignal, AbortSignal):
+                    self.note(f"line {statement.lineno}: stopped early")
+        finally:
+            self.scopes.pop()
+            self.files.pop()
+        return scope
+
+    def block(self, body: list[ast.stmt]) -> None:
+        for statement in body:
+            self.statement(statement)
+
+    def statement(self, node: ast.stmt) -> None:
+        self.tick(node)
+        handler = getattr(self, f"do_{type(node).__name__}", None)
+        if handler is not None:
+            handler(node)
+
+    def do_Expr(self, node: ast.Expr) -> None:
+        if not isinstance(node.value, ast.Constant):
+            self.value(node.value)
+
+    def do_Assign(self, node: ast.Assign) -> None:
+        value = self.value(node.value)
+        for target in node.targets:
+            self.assign(target, value)
+
+    def do_AnnAssign(self, node: ast.AnnAssign) -> None:
+        scope = self.scopes[-1][0]
+        if isinstance(node.target, ast.Name) and "__fields__" in scope:
+            scope["__fields__"].append(node.target.id)
+        if node.value is not None:
+            self.assign(node.target, self.value(node.value))
+
+    def do_AugAssign(self, node: ast.AugAssign) -> None:
+        left = self.value(_as_load(node.target))
+        right = self.value(node.value)
+        if isinstance(left, list) and isinstance(right, (list, tuple)) and isinstance(node.op, ast.Add):
+            left.extend(right)
+            return
+        self.table_write(node.target, left)
+        result = self.binary(node.op, left, right, node)
+        if isinstance(left, Box) and left.live:
+            self.update_param(left, collect(right), node)
+            return
+        self.assign(node.target, result)
+
+    def table_write(self, target: ast.expr, old: Any) -> None:
+        """Marks the table behind `table[key] += ...` as one that counts."""
+        if isinstance(target, ast.Subscript):
+            holder = self.value(target.value)
+            if isinstance(holder, Box) and not holder.roots:
+                holder.table |= 1
+
+    def assign(self, target: ast.expr, value: Any) -> None:
+        if isinstance(target, ast.Name):
+            self.store(target.id, value)
+        elif isinstance(target, (ast.Tuple, ast.List)):
+            self.unpack_into(target.elts, value)
+        elif isinstance(target, ast.Starred):
+            self.assign(target.value, value)
+        elif isinstance(target, ast.Attribute):
+            self.set_attribute(self.value(target.value), target.attr, value, target)
+        elif isinstance(target, ast.Subscript):
+            self.set_item(self.value(target.value), self.value(target.slice), value, target)
+
+    def store(self, name: str, value: Any) -> None:
+        scopes = self.scopes[-1]
+        outer = self.outer_names[-1] if self.outer_names else {}
+        if name in outer:
+            for scope in scopes[1:] if outer[name] == "nonlocal" else scopes[-1:]:
+                if name in scope or outer[name] == "global":
+                    scope[name] = value
+                    return
+        scopes[0][name] = self.seed_by_name(name, value)
+
+    def unpack_into(self, targets: list[ast.expr], value: Any) -> None:
+        items = self.iterate(value, len(targets))
+        stars = [i for i, t in enumerate(targets) if isinstance(t, ast.Starred)]
+        if stars and len(items) >= len(targets) - 1:
+            at, extra = stars[0], len(items) - len(targets) + 1
+            items = [*items[:at], list(items[at : at + extra]), *items[at + extra :]]
+        for i, target in enumerate(targets):
+            self.assign(target, items[i] if i < len(items) else merge(collect(value)))
+
+    def do_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        marks: set[str] = set()
+        wrappers: list[Any] = []
+        for decorator in node.decorator_list:
+            value = self.value(decorator.func if isinstance(decorator, ast.Call) else decorator)
+            name = value.name.rsplit(".", 1)[-1] if isinstance(value, (Dotted, Function)) else ""
+            if name in {"no_grad", "inference_mode"}:
+                marks.add("no_grad")
+            elif name in {"property", "cached_property", "staticmethod", "classmethod", "contextmanager"}:
+                marks.add(name)
+            elif name == "jit" and isinstance(value, Dotted) and "triton" in value.name:
+                marks.add("kernel")
+            elif isinstance(value, Function):
+                wrappers.append(value)
+        function = Function(node, self.scopes[-1], node.name, frozenset(marks), self.defining)
+        for wrapper in reversed(wrappers):
+            result = self.call_function(wrapper, [function], {}, node)
+            function = result if isinstance(result, Function) else function
+        self.store(node.name, function)
+
+    do_AsyncFunctionDef = do_FunctionDef
+
+    def do_ClassDef(self, node: ast.ClassDef) -> None:
+        bases = tuple(self.value(b) for b in node.bases)
+        body: dict[str, Any] = {"__fields__": []}
+        kind = self.kind_of(node, bases)
+        cls = Class(node.name, bases, body, kind, node)
+        self.scopes.append((body, *self.scopes[-1]))
+        previous, self.defining = self.defining, cls
+        try:
+            self.block(node.body)
+        except (ReturnSignal, BreakSignal, ContinueSignal, AbortSignal):
+            self.note(f"class {node.name}: body stopped early")
+        finally:
+            self.scopes.pop()
+            self.defining = previous
+        self.store(node.name, cls)
+
+    def do_Return(self, node: ast.Return) -> None:
+        raise ReturnSignal(None if node.value is None else self.value(node.value))
+
+    def do_Break(self, node: ast.Break) -> None:
+        raise BreakSignal
+
+    def do_Continue(self, node: ast.Continue) -> None:
+        raise ContinueSignal
+
+    def do_Raise(self, node: ast.Raise) -> None:
+        if not self.uncertain:
+            self.note(f"line {node.lineno}: the program raises here")
+        raise AbortSignal
+
+    def do_Global(self, node: ast.Global) -> None:
+        if self.outer_names:
+            self.outer_names[-1].update(dict.fromkeys(node.names, "global"))
+
+    def do_Nonlocal(self, node: ast.Nonlocal) -> None:
+        if self.outer_names:
+            self.outer_names[-1].update(dict.fromkeys(node.names, "nonlocal"))
+
+    def do_Delete(self, node: ast.Delete) -> None:
+        for target in node.targets:
+            if isinstance(target, ast.Name):
+                self.scopes[-1][0].pop(target.id, None)
+
+    def do_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            found = self.import_program(alias.name)
+            name = alias.asname or alias.name.split(".")[0]
+            self.store(name, found or Dotted(alias.name if alias.asname else name))
+
+    def do_ImportFrom(self, node: ast.ImportFrom) -> None:
+        module = self.import_program(node.module or "") if node.module else None
+        for alias in node.names:
+            if module is not None and alias.name == "*":
+                self.scopes[-1][0].update({k: v for k, v in module.attrs.items() if not k.startswith("__")})
+            elif module is not None and alias.name in module.attrs:
+                self.store(alias.asname or alias.name, module.attrs[alias.name])
+            else:
+                self.store(alias.asname or alias.name, Dotted(f"{node.module or ''}.{alias.name}".lstrip(".")))
+
+    def do_With(self, node: ast.With | ast.AsyncWith) -> None:
+        entered = 0
+        for item in node.items:
+            value = self.value(item.context_expr)
+            if isinstance(value, Dotted) and value.name.rsplit(".", 1)[-1] in {"no_grad", "inference_mode"}:
+                entered += 1
+            elif isinstance(value, Dotted) and value.name.endswith("enable_grad"):
+                entered -= self.no_grad
+            if item.optional_vars is not None:
+                self.assign(item.optional_vars, value)
+        self.no_grad += entered
+        try:
+            self.block(node.body)
+        finally:
+            self.no_grad -= entered
+
+    do_AsyncWith = do_With
+
+    def do_Try(self, node: ast.Try) -> None:
+        try:
+            self.block(node.body)
+            self.block(node.orelse)
+        except AbortSignal:
+            if not node.handlers:
+                raise
+            handler = node.handlers[0]
+            if handler.name:
+                self.store(handler.name, Box())
+            self.block(handler.body)
+        finally:
+            self.block(node.finalbody)
+
+    def do_Match(self, node: ast.Match) -> None:
+        for case in node.cases:
+            self.uncertainly(lambda body=case.body: self.block(body))
+
+    def do_If(self, node: ast.If) -> None:
+        test = self.truth(self.value(node.test))
+        if test is None:
+            self.both(node.body, node.orelse)
+        else:
+            self.block(node.body if test else node.orelse)
+
+    def both(self, then: list[ast.stmt], other: list[ast.stmt]) -> None:
+        """Runs two alternatives on the same state and joins what they leave behind."""
+        scope = self.scopes[-1][0]
+        before = dict(scope)
+        first = self.uncertainly(lambda: self.block(then))
+        after_then = dict(scope)
+        scope.clear()
+        scope.update(before)
+        second = self.uncertainly(lambda: self.block(other))
+        if first is not None and second is not None:
+            if isinstance(first, ReturnSignal) and isinstance(second, ReturnSignal):
+                raise ReturnSignal(_joined(first.value, second.value))
+            raise second if isinstance(first, AbortSignal) else first
+        if first is not None:
+            self.pending_return(first)
+            return
+        if second is not None:
+            scope.clear()
+            scope.update(after_then)
+            self.pending_return(second)
+            return
+        for name in after_then.keys() | scope.keys():
+            scope[name] = _joined(after_then.get(name, scope.get(name)), scope.get(name, after_then.get(name)))
+
+    def pending_return(self, signal: BaseException) -> None:
+        if isinstance(signal, ReturnSignal) and self.maybe_returns:
+            self.maybe_returns[-1].append(signal.value)
+
+    def uncertainly(self, action: Any) -> BaseException | None:
+        """Runs what may or may not happen; the signal it ended with, if any."""
+        self.uncertain += 1
+        try:
+            action()
+        except (ReturnSignal, BreakSignal, ContinueSignal, AbortSignal) as signal:
+            return signal
+        finally:
+            self.uncertain -= 1
+        return None
+
+    def do_While(self, node: ast.While) -> None:
+        for turn in range(_MAX_TURNS):
+            test = self.truth(self.value(node.test))
+            if test is False:
+                self.block(node.orelse)
+                return
+            mark = self.interest
+            if not self.turn(node.body):
+                return
+            if turn + 1 >= _QUIET_TURNS and (self.interest != mark or test is None or turn > 2000):
+                break
+        self.widen(node.body)
+        self.widened += 1
+        try:
+            self.turn(node.body)
+        finally:
+            self.widened -= 1
+
+    def widen(self, body: list[ast.stmt]) -> None:
+        """Forgets the value of every plain number the loop body changes."""
+        names = {
+            n.id for s in body for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
+        scope = self.scopes[-1][0]
+        for name in names:
+            old = scope.get(name)
+            if isinstance(old, (int, float, np.generic)):
+                scope[name] = Box(shape=())
+
+    def turn(self, body: list[ast.stmt]) -> bool:
+        """One turn of a loop; False after `break`."""
+        try:
+            self.block(body)
+        except BreakSignal:
+            return False
+        except ContinueSignal:
+            return True
+        return True
+
+    def do_For(self, node: ast.For | ast.AsyncFor) -> None:
+        items = self.value(node.iter)
+        sequence = self.iterate(items, None)
+        count = len(sequence)
+        at = 0
+        finished = True
+        while at < count:
+            mark = self.interest
+            self.assign(node.target, sequence[at])
+            if not self.turn(node.body):
+                finished = False
+                break
+            busy = self.interest != mark
+            if (busy and _QUIET_TURNS - 1 <= at < count - 2) or (at > _MAX_TURNS and at < count - 2):
+                at = count - 1
+            else:
+                at += 1
+        if finished:
+            self.block(node.orelse)
+
+    do_AsyncFor = do_For
+
+
+def _as_load(target: ast.expr) -> ast.expr:
+    return target
+
+
+def _joined(left: Any, right: Any) -> Any:
+    """One value that stands for either of two."""
+    if left is right:
+        return left
+    if isinstance(left, (Function, Class, Module, Instance, Namespace, list, dict)) and right is None:
+        return left
+    if left is None and not isinstance(right, (Box, int, float, str)):
+        return right
+    if isinstance(left, Box) or isinstance(right, Box):
+        a, b = known(left), known(right)
+        if a.shape == b.shape and a.pos is not None and b.pos is not None and a.pos.shape == b.pos.shape:
+            out = snapshot(a, pos=np.maximum(a.pos, b.pos), val=None)
+            extra = merge([b])
+            out.seen |= b.seen
+            out.roots |= extra.roots
+            out.scores |= extra.scores
+            out.marks |= extra.marks
+            return out
+        keep = a if a.pos is not None else b
+        out = merge([a, b])
+        if keep.pos is not None:
+            out = snapshot(keep, seen=out.seen, roots=out.roots, scores=out.scores, marks=out.marks, val=None)
+        out.live = a.live or b.live
+        return out
+    try:
+        if type(left) is type(right) and left == right:
+            return left
+    except (TypeError, ValueError):
+        return left
+    if isinstance(left, (int, float, str, bool, type(None))) and isinstance(right, (int, float, str, bool, type(None))):
+        return Box(shape=())
+    return left if left is not None else right
+
+
+def run_deadline(seconds: float) -> float:
+    """The monotonic time at which a run must stop."""
+    return time.monotonic() + seconds
+
+
+__all__ = ["BudgetSignal", "Leaf", "Machine", "run_deadline"]

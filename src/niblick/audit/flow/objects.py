@@ -1,0 +1,171 @@
+"""Program objects other than tensors, and the records a run of the engine leaves behind."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from typing import Any
+
+from niblick.audit.flow.boxes import Box
+
+
+@dataclass(frozen=True)
+class Dotted:
+    """A module, class or function outside the program, known by its dotted name."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class Function:
+    """A function of the program with the scopes it closes over, innermost first."""
+
+    node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+    scopes: tuple[dict[str, Any], ...]
+    name: str
+    marks: frozenset[str] = frozenset()
+    owner: Class | None = None
+
+
+@dataclass(eq=False)
+class Class:
+    """A class of the program; `kind` is "module", "optimizer", "autograd", "dataclass" or "plain"."""
+
+    name: str
+    bases: tuple[Any, ...]
+    body: dict[str, Any]
+    kind: str
+    node: ast.ClassDef
+
+    def find(self, name: str) -> Any:
+        """A class attribute by method resolution over known bases; None if absent."""
+        if name in self.body:
+            return self.body[name]
+        for base in self.bases:
+            if isinstance(base, Class) and (found := base.find(name)) is not None:
+                return found
+        return None
+
+
+@dataclass(eq=False)
+class Instance:
+    """An object of a program class; `leaf` is set for modules."""
+
+    cls: Class
+    attrs: dict[str, Any] = field(default_factory=dict)
+    leaf: int = 0
+
+    def shadow_parts(self) -> list[Any]:
+        return list(self.attrs.values())[:40]
+
+
+@dataclass(eq=False)
+class Module:
+    """A model: everything reachable from it shares one leaf."""
+
+    name: str
+    leaf: int
+    cls: Class | None = None
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Optimizer:
+    """An optimizer over leaves."""
+
+    name: str
+    roots: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A method bound to its object; `name` when the object is a library value."""
+
+    holder: Any
+    name: str
+    function: Function | None = None
+
+
+@dataclass
+class Namespace:
+    """An object with plain attributes: a program module, parsed arguments, a simple namespace."""
+
+    attrs: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """A place in the program: file, line and the function it is in."""
+
+    file: str
+    line: int
+    function: str
+
+
+@dataclass(kw_only=True)
+class ScoreEvent:
+    """Log-probabilities of `targets` were computed from leaves that had been trained on `seen`."""
+
+    number: int
+    order: int
+    targets: int
+    seen: int
+    leaf_kinds: frozenset[str]
+    where: Where
+    no_grad: bool
+    certain: bool
+    widened: bool
+    marks: frozenset[str] = frozenset()
+
+
+@dataclass(kw_only=True)
+class UpdateEvent:
+    """Leaves learnt from stream positions `positions`."""
+
+    order: int
+    positions: int
+    leaf_kinds: frozenset[str]
+    names: frozenset[str]
+    where: Where
+    certain: bool
+    widened: bool
+    marks: frozenset[str] = frozenset()
+
+
+@dataclass(kw_only=True)
+class KeyEvent:
+    """A probability was formed from a table read with a key that holds the token being scored."""
+
+    order: int
+    where: Where
+    certain: bool
+    reason: str
+
+
+@dataclass(kw_only=True)
+class CallEvent:
+    """A call to something outside the program that a rule may care about."""
+
+    name: str
+    where: Where
+    certain: bool
+    detail: str = ""
+    order: int = 0
+
+
+@dataclass
+class Trace:
+    """Everything one run of the engine saw."""
+
+    scores: list[ScoreEvent] = field(default_factory=list)
+    updates: list[UpdateEvent] = field(default_factory=list)
+    keys: list[KeyEvent] = field(default_factory=list)
+    calls: list[CallEvent] = field(default_factory=list)
+    reported: set[int] = field(default_factory=set)
+    constants: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    steps: int = 0
+    complete: bool = True
+
+
+UNKNOWN_NAME = Box

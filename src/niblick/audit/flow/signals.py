@@ -1,0 +1,28 @@
+"""How control leaves a block of the interpreted program."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ReturnSignal(Exception):  # noqa: N818 - control flow, not an error
+    """`return value`."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class BreakSignal(Exception):  # noqa: N818
+    """`break`."""
+
+
+class ContinueSignal(Exception):  # noqa: N818
+    """`continue`."""
+
+
+class AbortSignal(Exception):  # noqa: N818
+    """The program raises an exception here."""
+
+
+class BudgetSignal(Exception):  # noqa: N818
+    """The engine's own limit of steps or time is reached."""
