@@ -51,18 +51,14 @@ class HuggingFaceHub:
     def list_files(self, folder: str) -> Sequence[RemoteFile]:
         """See `Hub`."""
         hub = _library()
-        from huggingface_hub.errors import EntryNotFoundError
-
         try:
             entries = hub.HfApi(endpoint=self.endpoint).list_repo_tree(
                 self.repository, folder, repo_type="dataset", revision=self.revision
             )
             files = [entry for entry in entries if isinstance(entry, hub.hf_api.RepoFile)]
-        except EntryNotFoundError:
+        except hub.errors.EntryNotFoundError:
             return []
-        except (
-            Exception
-        ) as error:  # the library lets its transport's errors through, and they differ by release
+        except _failures() as error:
             raise self._failure(folder, error) from None
         return [RemoteFile(file.path, file.size, file.lfs.sha256 if file.lfs else None) for file in files]
 
@@ -72,7 +68,7 @@ class HuggingFaceHub:
         place = {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
         try:
             return Path(hub.hf_hub_download(self.repository, path, local_dir=str(into), **place))
-        except Exception as error:  # as above
+        except _failures() as error:
             raise self._failure(path, error) from None
 
     def _failure(self, path: str, error: Exception) -> DataError:
@@ -83,10 +79,17 @@ class HuggingFaceHub:
 def _library() -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.errors
         import huggingface_hub.hf_api
     except ImportError:
         raise DataError("fetching needs huggingface_hub: pip install 'niblick[hub]'") from None
     return huggingface_hub
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What a fetch can fail with; `HTTPError` is the base of whichever transport the library's release uses."""
+    errors = _library().errors
+    return errors.HfHubHTTPError, errors.HTTPError, OSError, ValueError
 
 
 def dataset_folder(variant: str) -> str:

@@ -81,6 +81,11 @@ class Sampler:
         self._stride = np.array(strides, dtype=np.int64)
         self._visited = np.zeros_like(self._blocks)
 
+    @property
+    def pass_blocks(self) -> int:
+        """Number of blocks in the current pass."""
+        return int(self._blocks.sum())
+
     def _progress(self) -> float:
         whole = self._total if self._total is not None else self._per_pass / self._batch
         return min(1.0, self.batches / max(1.0, whole))

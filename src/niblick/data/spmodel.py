@@ -186,16 +186,16 @@ def pack(model: SentencePieceModel) -> bytes:
 
 
 def _inflate(data: bytes) -> bytes:
+    listed, packed = data.startswith(_LISTED), data[len(_LISTED) :]
+    decoder = zlib.decompressobj() if listed else lzma.LZMADecompressor(memlimit=256_000_000)
     try:
-        if data.startswith(_LISTED):
-            raw = zlib.decompressobj().decompress(data[len(_LISTED) :], MAX_MODEL_BYTES + 1)
-        else:
-            decoder = lzma.LZMADecompressor(memlimit=256_000_000)
-            raw = decoder.decompress(data[len(_COMPRESSED) :], MAX_MODEL_BYTES + 1)
+        raw = decoder.decompress(packed, MAX_MODEL_BYTES + 1)
     except (zlib.error, lzma.LZMAError) as error:
         raise DataError(f"the packed tokenizer is damaged: {error}") from None
     if len(raw) > MAX_MODEL_BYTES:
         raise DataError(f"the packed tokenizer expands to more than {MAX_MODEL_BYTES:,} bytes")
+    if not decoder.eof or decoder.unused_data:
+        raise DataError("the packed tokenizer is truncated, or something follows it")
     return raw
 
 

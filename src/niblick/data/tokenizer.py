@@ -11,7 +11,7 @@ import codecs
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from niblick.errors import DataError
 Tokens = NDArray[np.uint16]
 CHALLENGE = "fineweb-1024"
 _CHALLENGE_FILE = "fineweb_1024_bpe.model"
+_CHALLENGE_SHA256 = "bbf81bf15bd66fc78d927bc9c87f06d17a80fc7d35a5131c616bef7bb34b44b4"
 _BYTES_TOKENIZER = b"nT\x00bytes"
 
 
@@ -204,9 +205,7 @@ class SentencePieceTokenizer(Tokenizer):
             piece.text: index for index, piece in enumerate(model.pieces) if piece.kind == spmodel.BYTE
         }
         self._space_bytes = [byte_ids.get(spmodel.BYTE_PIECES[value], -1) for value in SPACE.encode()]
-        self.name = (
-            CHALLENGE if self.sha256 == _challenge_sha256() else f"{model.kind_name}-{self.vocab_size}"
-        )
+        self.name = CHALLENGE if self.sha256 == _CHALLENGE_SHA256 else f"{model.kind_name}-{self.vocab_size}"
 
     def _find_bos(self) -> int:
         for index, piece in enumerate(self._model.pieces):
@@ -284,11 +283,6 @@ def _surface(piece: Piece) -> bytes:
 
 def _challenge_file() -> bytes:
     return (resources.files("niblick.data") / "assets" / _CHALLENGE_FILE).read_bytes()
-
-
-@cache
-def _challenge_sha256() -> str:
-    return hashlib.sha256(spmodel.parse(_challenge_file()).serialize()).hexdigest()
 
 
 def load_tokenizer(spec: str | Path | bytes, *, kind: str | None = None) -> Tokenizer:

@@ -1,0 +1,230 @@
+"""The batch stream: every block once a pass, the same for any workers and ranks, and resumable."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from niblick.data.pipeline import Pipeline
+from niblick.data.sampler import Mix, Rows, Sampler
+from niblick.data.shards import ShardError, write_shard
+from niblick.errors import DataError
+
+sizes_of_shards = st.lists(st.integers(0, 90), min_size=1, max_size=12).filter(lambda sizes: max(sizes) > 9)
+MIX = Mix(shards=(2, 5), alpha=(0.9, 0.5))
+
+
+def draws(sampler: Sampler, batches: int) -> list[Rows]:
+    return [sampler.draw() for _ in range(batches)]
+
+
+@given(sizes=sizes_of_shards, length=st.integers(1, 9), batch=st.integers(1, 7), seed=st.integers(0, 2**63))
+@settings(max_examples=150, deadline=None)
+def test_every_block_is_drawn_exactly_once_a_pass(
+    sizes: list[int], length: int, batch: int, seed: int
+) -> None:
+    sampler = Sampler(sizes, length=length, batch=batch, seed=seed, mix=MIX)
+    blocks: Counter[tuple[int, int]] = Counter()
+    while sampler.passes == 0:
+        rows = sampler.draw()
+        if sampler.passes == 0:
+            assert len(rows.shards) == batch
+            blocks.update(zip(rows.shards.tolist(), rows.starts.tolist(), strict=True))
+        else:  # the first pass ends inside this batch, or ended with the one before it
+            first = list(zip(rows.shards.tolist(), rows.starts.tolist(), strict=True))
+    missing = sum(_count(sizes, length, blocks, first)) - sum(blocks.values())
+    blocks.update(first[:missing])
+    assert set(blocks.values()) == {1}
+    for shard, size in enumerate(sizes):
+        starts = sorted(start for number, start in blocks if number == shard)
+        phase = starts[0] if starts else 0
+        assert starts == list(range(phase, phase + len(starts) * length, length))
+        assert 0 <= phase < max(length, size - length)
+        assert len(starts) == (size - 1 - phase) // length if size > 1 else not starts
+
+
+def _count(
+    sizes: list[int], length: int, blocks: Counter[tuple[int, int]], first: list[tuple[int, int]]
+) -> list[int]:
+    """Blocks of each shard at its phase, which every block of the shard tells."""
+    phases = {shard: start % length for shard, start in [*reversed(first), *blocks]}
+    for shard, start in blocks:
+        phases[shard] = min(phases[shard], start) if start < length else phases[shard]
+    return [
+        max(0, (size - 1 - phases[shard]) // length) if shard in phases else 0
+        for shard, size in enumerate(sizes)
+    ]
+
+
+@given(
+    sizes=sizes_of_shards,
+    length=st.integers(1, 9),
+    batch=st.integers(1, 7),
+    total=st.none() | st.integers(1, 40),
+)
+@settings(max_examples=80, deadline=None)
+def test_every_block_lies_within_its_shard_with_its_last_target(
+    sizes: list[int], length: int, batch: int, total: int | None
+) -> None:
+    for rows in draws(Sampler(sizes, length=length, batch=batch, seed=1, mix=MIX, total=total), 30):
+        assert len(rows.shards) == len(rows.starts) == batch
+        assert (rows.starts >= 0).all()
+        assert (rows.starts + length + 1 <= np.array(sizes)[rows.shards]).all()
+
+
+def test_a_batch_draws_from_more_shards_as_training_goes_on() -> None:
+    sampler = Sampler([10_000] * 40, length=10, batch=32, seed=0, mix=Mix(), total=100)
+    spread = [len(set(rows.shards.tolist())) for rows in draws(sampler, 101)]
+    assert spread[0] == 8 and spread[-1] == 32 and spread == sorted(spread)
+
+
+def test_shards_with_more_left_are_drawn_more_often() -> None:
+    sampler = Sampler([100_000, 10_000], length=10, batch=8, seed=0, mix=Mix(shards=(1, 1)))
+    drawn = Counter(int(rows.shards[0]) for rows in draws(sampler, 300))
+    assert drawn[0] > 5 * drawn[1] > 0
+
+
+def test_passes_differ_in_order_and_phase() -> None:
+    sampler = Sampler([1001], length=10, batch=100, seed=0, mix=MIX)
+    first, second = draws(sampler, 2)
+    assert first.starts.tolist() != second.starts.tolist()
+
+
+def shards_in(folder: Path, sizes: list[int]) -> list[Path]:
+    paths = [folder / f"{number}.bin" for number in range(len(sizes))]
+    for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+        write_shard(path, number * 1000 + np.arange(size))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return shards_in(tmp_path_factory.mktemp("shards"), [500, 130, 9, 0, 77, 300])
+
+
+def stream(shards: list[Path], batches: int, **settings: object) -> list[np.ndarray]:
+    arguments = {
+        "sequence_length": 8,
+        "batch_sequences": 6,
+        "seed": 5,
+        "mix_start": 2,
+        "mix_end": 4,
+        **settings,
+    }
+    pipeline = Pipeline(shards, **arguments)  # type: ignore[arg-type]
+    try:
+        return [np.stack(pipeline.next()) for _ in range(batches)]
+    finally:
+        pipeline.close()
+
+
+def test_targets_are_the_inputs_one_token_on(shards: list[Path]) -> None:
+    for inputs, targets in stream(shards, 60):
+        assert inputs.shape == targets.shape == (6, 8) and inputs.dtype == np.int64
+        assert np.array_equal(targets, inputs + 1)  # shards hold consecutive numbers
+
+
+@pytest.mark.parametrize("settings", [{"workers": 0}, {"workers": 3, "prefetch": 7}, {"prefetch": 1}])
+def test_the_stream_does_not_depend_on_workers_or_prefetch(
+    shards: list[Path], settings: dict[str, int]
+) -> None:
+    for expected, found in zip(stream(shards, 50), stream(shards, 50, **settings), strict=True):
+        assert np.array_equal(expected, found)
+
+
+@pytest.mark.parametrize("world", [2, 3, 6])
+def test_ranks_share_the_batch_of_one_process_without_overlap(shards: list[Path], world: int) -> None:
+    whole = stream(shards, 40)
+    shares = [stream(shards, 40, rank=rank, world_size=world) for rank in range(world)]
+    for step, batch in enumerate(whole):
+        together = np.empty_like(batch)
+        for rank in range(world):
+            together[:, rank::world] = shares[rank][step]
+        assert np.array_equal(together, batch)
+
+
+@given(stop=st.integers(0, 45), total=st.none() | st.integers(1, 60))
+@settings(max_examples=15, deadline=None)
+def test_a_resumed_stream_continues_bit_for_bit(shards: list[Path], stop: int, total: int | None) -> None:
+    arguments = {
+        "sequence_length": 8,
+        "batch_sequences": 6,
+        "seed": 9,
+        "mix_start": 2,
+        "total_batches": total,
+    }
+    pipeline = Pipeline(shards, **arguments)  # type: ignore[arg-type]
+    for _ in range(stop):
+        pipeline.next()
+    state = pipeline.state()
+    assert all(type(value) is int for value in state.values())
+    resumed = Pipeline(shards, state=state, workers=0, **arguments)  # type: ignore[arg-type]
+    assert resumed.passes == pipeline.passes and resumed.tokens_seen == pipeline.tokens_seen == stop * 48
+    for _ in range(10):
+        assert np.array_equal(np.stack(pipeline.next()), np.stack(resumed.next()))
+    assert resumed.state() == pipeline.state()
+    pipeline.close()
+    resumed.close()
+
+
+def test_a_state_of_other_data_or_settings_is_refused(shards: list[Path]) -> None:
+    pipeline = Pipeline(shards, sequence_length=8, batch_sequences=6, seed=5, workers=0)
+    for change in ({"seed": 6}, {"batch_sequences": 12}, {"sequence_length": 4}):
+        arguments = {"sequence_length": 8, "batch_sequences": 6, "seed": 5, **change}
+        with pytest.raises(DataError, match=next(iter(change))):
+            Pipeline(shards, state=pipeline.state(), **arguments)
+    with pytest.raises(DataError, match="shards is 5, in the saved state 6"):
+        Pipeline(shards[:5], sequence_length=8, batch_sequences=6, seed=5, state=pipeline.state())
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("damage", ["vanished", "truncated", "grown"])
+def test_a_shard_that_goes_away_reaches_the_trainer_as_an_error(
+    tmp_path: Path, workers: int, damage: str
+) -> None:
+    paths = shards_in(tmp_path, [200])
+    pipeline = Pipeline(paths, sequence_length=8, batch_sequences=4, seed=0, workers=workers)
+    pipeline.next()
+    if damage == "vanished":
+        paths[0].unlink()
+    elif damage == "truncated":
+        paths[0].write_bytes(paths[0].read_bytes()[:-50])
+    else:
+        write_shard(paths[0], range(300))
+    with pytest.raises(ShardError, match=r"0\.bin"):
+        for _ in range(20):
+            pipeline.next()
+    with pytest.raises(DataError, match="closed"):
+        pipeline.next()
+
+
+def test_data_too_small_for_one_sequence_and_impossible_shares_are_refused(tmp_path: Path) -> None:
+    paths = shards_in(tmp_path, [8, 5])
+    with pytest.raises(DataError, match="13 tokens in 2 shards is too small"):
+        Pipeline(paths, sequence_length=8, batch_sequences=1, seed=0)
+    with pytest.raises(DataError, match="multiple of the number of ranks"):
+        Pipeline(paths, sequence_length=4, batch_sequences=3, seed=0, world_size=2)
+
+
+def test_a_corpus_of_one_block_repeats_it(tmp_path: Path) -> None:
+    paths = shards_in(tmp_path, [9])
+    assert all(batch[0].tolist() == [list(range(8))] * 6 for batch in stream(paths, 5))
+
+
+def test_the_device_feeder_gives_the_same_batches_as_tensors(shards: list[Path]) -> None:
+    torch = pytest.importorskip("torch")
+    from niblick.data.device import DeviceFeeder
+
+    arguments = {"sequence_length": 8, "batch_sequences": 6, "seed": 5, "mix_start": 2, "mix_end": 4}
+    feeder = DeviceFeeder(Pipeline(shards, **arguments), "cpu")  # type: ignore[arg-type]
+    for expected in stream(shards, 5):
+        inputs, targets = feeder.next()
+        assert inputs.dtype == torch.int64
+        assert np.array_equal(np.stack([inputs.numpy(), targets.numpy()]), expected)
+    assert feeder.state() == feeder.pipeline.state()
+    feeder.pipeline.close()

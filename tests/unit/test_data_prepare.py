@@ -1,0 +1,159 @@
+"""From documents to shards, and what a folder of shards refuses to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from niblick.data.bpe import train_tokenizer
+from niblick.data.corpus import load_corpus
+from niblick.data.dataset import open_dataset
+from niblick.data.prepare import prepare, resolve_dataset
+from niblick.data.shards import write_shard
+from niblick.data.tokenizer import load_tokenizer
+from niblick.errors import DataError
+
+TEXTS = [f"The {number}th house of the town\nstands by  the {number % 7} rivers." for number in range(120)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    corpus: str
+    tokenizer: str = "train"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for number, text in enumerate(TEXTS):
+        (folder / f"{number}.txt").write_text(text, "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("tokenizer", ["train", "bytes", "fineweb-1024"])
+@pytest.mark.parametrize("shard_tokens", [64, 100_000_000])
+def test_prepared_shards_hold_every_document_of_every_split(
+    corpus: Path, tmp_path: Path, tokenizer: str, shard_tokens: int
+) -> None:
+    data = prepare(corpus, out=tmp_path / "d", tokenizer=tokenizer, vocab_size=300, shard_tokens=shard_tokens)
+    for split, texts in load_corpus(corpus).splits.items():
+        entry = data.manifest.splits[split]  # type: ignore[union-attr]
+        tokens, table = data.tokens(split), data.tokenizer.byte_table
+        assert [data.tokenizer.decode(tokens[a:b].tolist()) for a, b in data.documents(split)] == list(
+            data.texts(split)
+        )
+        if data.tokenizer.lossless:
+            assert list(data.texts(split)) == list(texts)
+            assert table.count(tokens[1:], tokens[:-1]).sum() == entry.bytes
+        assert (entry.documents, entry.tokens) == (len(texts), len(tokens))
+        assert data.sha256(split) == entry.sha256
+        assert len(data.shards(split)) == -(-len(tokens) // shard_tokens)
+
+
+def test_preparing_again_reuses_the_folder_and_other_settings_replace_it(
+    corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "d"
+    first = prepare(corpus, out=out, vocab_size=300)
+    stamp = (out / "manifest.json").stat().st_mtime_ns
+    assert prepare(corpus, out=out, vocab_size=300).sha256("train") == first.sha256("train")
+    assert (out / "manifest.json").stat().st_mtime_ns == stamp
+    assert prepare(corpus, out=out, vocab_size=310).tokenizer.vocab_size == 310
+    assert [entry.name for entry in tmp_path.iterdir()] == ["d"]
+
+
+def test_a_damaged_prepared_folder_is_prepared_anew(corpus: Path, tmp_path: Path) -> None:
+    data = prepare(corpus, out=tmp_path / "d", tokenizer="bytes")
+    before = data.sha256("train")
+    data.shards("train")[0].write_bytes(b"short")
+    assert prepare(corpus, out=tmp_path / "d", tokenizer="bytes").sha256("train") == before
+
+
+def test_a_folder_of_someone_else_s_is_never_replaced(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("keep me")
+    with pytest.raises(DataError, match="not empty"):
+        prepare(corpus, out=tmp_path, tokenizer="bytes")
+    with pytest.raises(DataError, match="is a file"):
+        prepare(corpus, out=tmp_path / "precious.txt", tokenizer="bytes")
+    assert (tmp_path / "precious.txt").read_text() == "keep me"
+
+
+def test_a_failure_half_way_leaves_nothing_behind(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, tokens: object) -> None:
+        raise DataError("cannot write: No space left on device")
+
+    monkeypatch.setattr("niblick.data.prepare.write_shard", full)
+    with pytest.raises(DataError, match="No space"):
+        prepare(corpus, out=tmp_path / "d", tokenizer="bytes")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lone_surrogate_in_a_document_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "ab\\ud800"}\n' * 40)
+    with pytest.raises(DataError, match="lone surrogate"):
+        prepare(tmp_path / "a.jsonl", out=tmp_path / "d", tokenizer="bytes")
+
+
+def test_a_recipe_resolves_to_text_shards_or_an_error(corpus: Path, tmp_path: Path) -> None:
+    made = resolve_dataset(Settings(str(corpus)), vocab_size=300, cache=tmp_path / "cache")
+    again = resolve_dataset(Settings(str(made.folder)), vocab_size=300, cache=tmp_path / "cache")
+    assert again.sha256("train") == made.sha256("train") and again.folder == made.folder
+    with pytest.raises(DataError, match=r"300 ids.*vocab_size is 512"):
+        resolve_dataset(Settings(str(made.folder)), vocab_size=512, cache=tmp_path / "cache")
+    with pytest.raises(DataError, match="written with tokenizer"):
+        resolve_dataset(Settings(str(made.folder), "fineweb-1024"), vocab_size=1024, cache=tmp_path / "cache")
+
+
+def test_a_bare_folder_in_the_challenge_s_layout_opens_with_the_challenge_s_tokenizer(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("fineweb-1024")
+    tokens = np.concatenate([tokenizer.encode_document(text) for text in TEXTS])
+    write_shard(tmp_path / "fineweb_train_000000.bin", tokens[:500])
+    write_shard(tmp_path / "fineweb_train_000001.bin", tokens[500:])
+    write_shard(tmp_path / "fineweb_val_000000.bin", tokens)
+    data = open_dataset(tmp_path)
+    assert data.tokenizer.name == "fineweb-1024" and data.manifest is None
+    assert np.array_equal(data.tokens("train"), tokens)
+    assert len(list(data.texts("train"))) == len(list(data.documents("validation"))) == len(TEXTS)
+    with pytest.raises(DataError, match="no 'test' split; it has: train, validation"):
+        data.tokens("test")
+
+
+def test_shards_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    write_shard(tmp_path / "fineweb_val_000000.bin", [1, 5, 2000])
+    with pytest.raises(DataError, match="token id 2000"):
+        open_dataset(tmp_path)
+    with pytest.raises(DataError, match="token id 2000"):
+        open_dataset(tmp_path, train_tokenizer(TEXTS, vocab_size=300))
+
+
+def test_a_truncated_shard_and_a_changed_tokenizer_are_found_on_opening(corpus: Path, tmp_path: Path) -> None:
+    data = prepare(corpus, out=tmp_path / "d", vocab_size=300)
+    shard = data.shards("validation")[0]
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-2])
+    with pytest.raises(DataError, match=r"niblick_val_000000\.bin"):
+        open_dataset(tmp_path / "d")
+    shard.write_bytes(whole)
+    (tmp_path / "d" / "tokenizer.model").write_bytes(load_tokenizer("bytes").to_bytes())
+    with pytest.raises(DataError, match="not the one of its manifest"):
+        open_dataset(tmp_path / "d")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"format": "niblick-shards", "version": 9}',
+        '{"format": "niblick-shards", "version": 1, "splits": {"train": 3}}',
+    ],
+)
+def test_a_damaged_manifest_is_one_clear_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        open_dataset(tmp_path)
