@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from niblick.cli import main
+
 
 def niblick(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "niblick", "data", *map(str, arguments)]
@@ -39,12 +41,16 @@ def test_prepared_data_passes_the_check_and_damaged_data_does_not(corpus: Path, 
     assert broken.returncode == 1 and "niblick_train_000000.bin" in broken.stdout
 
 
-def test_bad_input_is_one_line_on_standard_error_and_exit_code_2(tmp_path: Path) -> None:
+def test_bad_input_is_one_line_on_standard_error_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for arguments in (
         ("prepare", "no-such-corpus", "--out", tmp_path / "o"),
         ("check", tmp_path / "absent"),
         ("fetch", "wikipedia"),
     ):
-        result = niblick(*arguments)
-        assert result.returncode == 2
-        assert result.stderr.startswith("niblick: ") and result.stderr.count("\n") == 1
+        with pytest.raises(SystemExit) as stopped:
+            main(["data", *map(str, arguments)])
+        assert stopped.value.code == 2
+        message = capsys.readouterr().err
+        assert message.startswith("niblick: ") and message.count("\n") == 1

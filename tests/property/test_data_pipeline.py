@@ -24,41 +24,25 @@ def draws(sampler: Sampler, batches: int) -> list[Rows]:
 
 
 @given(sizes=sizes_of_shards, length=st.integers(1, 9), batch=st.integers(1, 7), seed=st.integers(0, 2**63))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_every_block_is_drawn_exactly_once_a_pass(
     sizes: list[int], length: int, batch: int, seed: int
 ) -> None:
     sampler = Sampler(sizes, length=length, batch=batch, seed=seed, mix=MIX)
-    blocks: Counter[tuple[int, int]] = Counter()
-    while sampler.passes == 0:
-        rows = sampler.draw()
-        if sampler.passes == 0:
-            assert len(rows.shards) == batch
-            blocks.update(zip(rows.shards.tolist(), rows.starts.tolist(), strict=True))
-        else:  # the first pass ends inside this batch, or ended with the one before it
-            first = list(zip(rows.shards.tolist(), rows.starts.tolist(), strict=True))
-    missing = sum(_count(sizes, length, blocks, first)) - sum(blocks.values())
-    blocks.update(first[:missing])
-    assert set(blocks.values()) == {1}
-    for shard, size in enumerate(sizes):
-        starts = sorted(start for number, start in blocks if number == shard)
-        phase = starts[0] if starts else 0
-        assert starts == list(range(phase, phase + len(starts) * length, length))
-        assert 0 <= phase < max(length, size - length)
-        assert len(starts) == (size - 1 - phase) // length if size > 1 else not starts
-
-
-def _count(
-    sizes: list[int], length: int, blocks: Counter[tuple[int, int]], first: list[tuple[int, int]]
-) -> list[int]:
-    """Blocks of each shard at its phase, which every block of the shard tells."""
-    phases = {shard: start % length for shard, start in [*reversed(first), *blocks]}
-    for shard, start in blocks:
-        phases[shard] = min(phases[shard], start) if start < length else phases[shard]
-    return [
-        max(0, (size - 1 - phases[shard]) // length) if shard in phases else 0
-        for shard, size in enumerate(sizes)
-    ]
+    blocks: list[tuple[int, int]] = []
+    for number in range(3):  # passes, which may end inside a batch
+        expected = sampler.pass_blocks
+        while len(blocks) < expected:
+            rows = sampler.draw()
+            blocks += zip(rows.shards.tolist(), rows.starts.tolist(), strict=True)
+        whole, blocks = blocks[:expected], blocks[expected:]
+        assert len(set(whole)) == expected
+        for shard, size in enumerate(sizes):
+            starts = sorted(start for owner, start in whole if owner == shard)
+            assert starts == list(range(starts[0], size - length, length)) if starts else size <= length
+            assert not starts or starts[0] <= length
+        if sampler.passes != number + 1:
+            return  # the pass ended with a batch, or a batch held more than a pass: its size is not known any more
 
 
 @given(
@@ -67,7 +51,7 @@ def _count(
     batch=st.integers(1, 7),
     total=st.none() | st.integers(1, 40),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_block_lies_within_its_shard_with_its_last_target(
     sizes: list[int], length: int, batch: int, total: int | None
 ) -> None:
