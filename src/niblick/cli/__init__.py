@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, cast
 
 import click
 import typer
@@ -34,6 +34,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "card": ("niblick.cli.card:card_command", "Print the card of a run."),
 }
 
+# recent versions of typer carry a click of their own, whose errors are not click's
+USAGE_ERRORS: tuple[Any, ...] = (
+    click.ClickException,
+    next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"),
+)
+
 
 class LazyGroup(click.Group):
     """A group that knows its commands' names and help without importing them."""
@@ -49,11 +55,12 @@ class LazyGroup(click.Group):
         target, summary = COMMANDS[cmd_name]
         module_name, _, attribute = target.partition(":")
         found: Any = getattr(import_module(module_name), attribute)
-        if isinstance(found, typer.Typer):
-            return typer.main.get_command(found)
-        app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(cmd_name, short_help=summary)(found)
-        return typer.main.get_command(app)
+        app = found
+        if not isinstance(found, typer.Typer):
+            app = typer.Typer(add_completion=False, rich_markup_mode=None)
+            app.command(cmd_name, short_help=summary)(found)
+        command: Any = typer.main.get_command(app)
+        return cast(click.Command, command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table alone."""
@@ -73,9 +80,11 @@ def main(arguments: list[str] | None = None) -> None:
         code = app.main(args=arguments, prog_name="niblick", standalone_mode=False)
     except NiblickError as error:
         code = _fail(str(error), error.exit_code)
-    except click.ClickException as error:
+    except typer.Exit as error:
+        code = error.exit_code
+    except USAGE_ERRORS as error:
         code = _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort, typer.Abort):
         code = _fail("interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()

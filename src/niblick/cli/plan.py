@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from niblick.plan import Plan, VirtualLayer, layer_table, make_plan
 from niblick.plan.sizes import artifact_sizes
 from niblick.recipe import Recipe, list_recipes, load_recipe
 from niblick.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def plan_command(
@@ -39,7 +42,6 @@ def recipes_command(
         json.dump(rows, sys.stdout, indent=1)
         sys.stdout.write("\n")
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("recipe", "parameters", "cap", "description", box=None, header_style="bold")
@@ -47,7 +49,7 @@ def recipes_command(
         table.add_row(
             row["name"], f"{row['parameters']:,}", format_bytes(row["max_bytes"]), row["description"]
         )
-    Console().print(table)
+    _console().print(table)
 
 
 def plan_totals(recipe: Recipe, plan: Plan) -> dict[str, Any]:
@@ -99,7 +101,6 @@ def _recipe_row(recipe: Recipe) -> dict[str, Any]:
 
 
 def _print(recipe: Recipe, plan: Plan, totals: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{recipe.name}: {len(plan.layers)} virtual layers", box=None, header_style="bold")
@@ -114,14 +115,21 @@ def _print(recipe: Recipe, plan: Plan, totals: dict[str, Any]) -> None:
         table.add_row(str(layer.index), layer.block, mixer, _extras(layer), *numbers)
     keys = ("parameters", "flops_per_token", "decode_state_bytes")
     rest = [f"{totals[key] - sum(row[key] for row in rows):,}" for key in keys]
-    table.add_row("", "", "", "embeddings, head and shared parts", *rest, end_section=True)
+    table.add_row("", "", "", "outside the layers", *rest, end_section=True)
     table.add_row("", f"{totals['weight_blocks']} blocks", "", "total", *(f"{totals[key]:,}" for key in keys))
-    console = Console()
+    console = _console()
     console.print(table)
     console.print(
         f"artifact: estimated {format_bytes(totals['artifact_bytes_estimate'])}, at most "
         f"{format_bytes(totals['artifact_bytes_bound'])}; cap {format_bytes(totals['artifact_max_bytes'])}"
     )
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for the tables where there is none."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def _extras(layer: VirtualLayer) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Sequence
+from copy import deepcopy
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,10 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe_from_dict(_with_nulls(values), origin=str(source))
 
 
-def recipe_from_dict(values: dict[str, Any], *, origin: str = "recipe") -> Recipe:
-    """Validate plain values (as TOML or JSON gives them) into a frozen Recipe."""
+def recipe_from_dict(values: dict[str, Any], *, origin: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
+    """Validate plain values (as TOML or JSON gives them), with `key=value` overrides, into a frozen Recipe."""
+    if overrides:
+        values = _with_nulls(_apply(deepcopy(values), overrides))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

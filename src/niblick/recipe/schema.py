@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from niblick.errors import RecipeError
 from niblick.recipe.base import Section
 from niblick.recipe.model import ModelRecipe, Positive
 from niblick.units import Duration
@@ -15,8 +16,15 @@ Fraction = Annotated[float, Field(ge=0, le=1, strict=False)]
 Pair = Annotated[tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
 
 
+def _duration(value: str) -> Duration:
+    try:
+        return Duration.parse(value)
+    except RecipeError as error:
+        raise ValueError(str(error)) from None
+
+
 def _parsed(value: str) -> str:
-    Duration.parse(value)
+    _duration(value)
     return value
 
 
@@ -126,7 +134,7 @@ class TrainingRecipe(Section):
             )
         for key, value in (("muon.momentum_warmup", self.muon.momentum_warmup),
                            ("schedule.warmup", self.schedule.warmup), ("schedule.warmdown", self.schedule.warmdown)):
-            if isinstance(value, str) and Duration.parse(value).unit != "steps":
+            if isinstance(value, str) and _duration(value).unit != "steps":
                 raise ValueError(f'{key} {value!r} must be a fraction of the budget or like "3500 steps"')
         return self
 
