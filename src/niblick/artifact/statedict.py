@@ -1,0 +1,122 @@
+"""Reading published state dicts: plain `.pt` files, and the int8 / int6 / mixed dictionaries of systems.md 1-3.
+
+Files are unpickled weights-only, so a hostile pickle cannot run, and decompression is bounded by the file's size.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import zstandard
+from torch import Tensor
+
+from niblick.errors import ArtifactError
+
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_FREE_BYTES, _LARGEST = 1 << 26, 1 << 30
+# What torch's reader raises on files that are no state dict.
+_UNREADABLE = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, OSError, EOFError, ArithmeticError,
+               AssertionError, MemoryError, struct.error)
+_WRAPPERS = ("_orig_mod.", "module.")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The float32 tensors of a published file, dequantized, by name; `ArtifactError` for anything else."""
+    content = _unpickle(path, _inflate(path, _read(path)))
+    if not isinstance(content, Mapping):
+        raise ArtifactError(f"{str(path)!r} holds a {type(content).__name__}, not a state dict")
+    if "quantized" in content and "scales" in content:
+        found = _rows(content)
+    elif set(content) == {"w", "m"}:
+        found = _mixed(content)
+    else:
+        found = dict(content)
+    return {_plain_name(name): _floats(name, tensor) for name, tensor in found.items()}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror}") from None
+
+
+def _inflate(path: Path, data: bytes) -> bytes:
+    """Undo zlib or zstd; other content is taken as it is."""
+    limit = min(_FREE_BYTES + 64 * len(data), _LARGEST)
+    try:
+        if data.startswith(_ZSTD_MAGIC):
+            with zstandard.ZstdDecompressor(max_window_size=1 << 30).stream_reader(data) as reader:
+                raw = reader.read(limit + 1)
+        elif data[:1] == b"\x78" and int.from_bytes(data[:2], "big") % 31 == 0:
+            raw = zlib.decompressobj().decompress(data, limit + 1)
+        else:
+            return data
+    except (zlib.error, zstandard.ZstdError) as error:
+        raise ArtifactError(f"{str(path)!r} cannot be decompressed: {error}") from None
+    if len(raw) > limit:
+        raise ArtifactError(f"{str(path)!r} expands from {len(data):,} to more than {limit:,} bytes")
+    return raw
+
+
+def _unpickle(path: Path, raw: bytes) -> Any:
+    try:
+        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0][:160]
+        raise ArtifactError(f"{str(path)!r} is refused by weights-only loading: {reason}") from None
+    except _UNREADABLE as error:
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise ArtifactError(f"{str(path)!r} is no state dict that torch can read: {reason}") from None
+
+
+def _rows(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections 1 and 2: codes times the scale of their row, and float tensors passed through."""
+    found = dict(content.get("passthrough") or {})
+    for name, codes in content["quantized"].items():
+        found[name] = _dequantize(name, codes, content["scales"].get(name))
+    return found
+
+
+def _mixed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Section 3: `m` says for each name whether `w` holds the tensor itself or its codes and scale."""
+    weights, found = content["w"], {}
+    for name, kind in content["m"].items():
+        if isinstance(kind, Mapping):
+            found[name] = _dequantize(name, weights.get(f"{name}.q"), weights.get(f"{name}.scale"))
+        else:
+            found[name] = weights.get(name)
+    return found
+
+
+def _dequantize(name: str, codes: Any, scale: Any) -> Tensor:
+    if not isinstance(codes, Tensor) or not isinstance(scale, Tensor):
+        raise ArtifactError(f"quantized tensor {name!r} lacks its codes or its scale")
+    wide = scale.float()
+    if wide.dim() == 0:
+        return codes.float() * wide
+    if wide.dim() != 1 or codes.dim() < 1 or wide.shape[0] != codes.shape[0]:
+        raise ArtifactError(f"scales {tuple(scale.shape)} do not fit the rows of {name!r} {tuple(codes.shape)}")
+    return codes.float() * wide.view(-1, *[1] * (codes.dim() - 1))
+
+
+def _floats(name: str, tensor: Any) -> Tensor:
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ArtifactError(f"entry {name!r} is {kind}, not a tensor of floats")
+    return tensor.detach().float().contiguous()
+
+
+def _plain_name(name: Any) -> str:
+    """The name without what torch.compile and data parallelism put in front."""
+    plain = str(name)
+    for prefix in _WRAPPERS:
+        plain = plain.removeprefix(prefix)
+    return plain
