@@ -17,9 +17,10 @@ _LIMITS = {
     "processes": "the limit on processes", "output": "the limit on output",
 }  # fmt: skip
 _NEEDS_DEVICE = re.compile(
-    r"cuda|nvidia|nccl|\bgpu\b|hip\b|cudnn|triton|device-side|libdevice|nvcc|metal|\bmps\b|stand-in|standin", re.I
+    r"cuda|nvidia|nccl|\bgpu\b|hip\b|cudnn|triton|device-side|libdevice|nvcc|metal|\bmps\b|stand-in|standin",
+    re.IGNORECASE,
 )
-_DATA = re.compile(r"\.bin\b|fineweb|datasets?/|\.model\b|tokenizer|shard|val_\*|train_\*", re.I)
+_DATA = re.compile(r"\.bin\b|fineweb|datasets?/|\.model\b|tokenizer|shard|val_\*|train_\*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,9 @@ class Blame:
 def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declared: set[str]) -> Blame:
     """Decides from the worker's report, or from how the run ended where there is none."""
     if outcome.tampered:
-        return Blame(own=True, error="the script wrote to the reviewer's result channel", cure="remove that code")
+        return Blame(
+            own=True, error="the script wrote to the reviewer's result channel", cure="remove that code"
+        )
     if outcome.result is None:
         return _blame_end(outcome)
     failure = outcome.result.get("failure") or {}
@@ -51,7 +54,12 @@ def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declare
         return _needs(error, ", ".join(stood_in))
     if "OSError" in bases:
         return _blame_file(failure, error)
-    if _NEEDS_DEVICE.search(message) and not bases & {"ValueError", "KeyError", "NameError", "IndentationError"}:
+    if _NEEDS_DEVICE.search(message) and not bases & {
+        "ValueError",
+        "KeyError",
+        "NameError",
+        "IndentationError",
+    }:
         return Blame(own=False, error=error, missing="a GPU", cure="import on a machine with a GPU")
     if "MemoryError" in bases:
         return Blame(own=False, error=error, missing="memory", cure="review on a machine with more memory")
@@ -91,11 +99,16 @@ def _blame_import(submission: Submission, failure: dict[str, Any], error: str, d
     if installs(top) or top.lower() in listed or top == "torch":
         if failure.get("importing") or top == "torch" or "." in name:
             return Blame(
-                own=False, error=error, missing=name, cure=f"install the version of {top} that the script wants"
+                own=False,
+                error=error,
+                missing=name,
+                cure=f"install the version of {top} that the script wants",
             )
         return _needs(error, name)
     if top in sys.stdlib_module_names:
-        return Blame(own=False, error=error, missing=name, cure="use the Python that the submission was run with")
+        return Blame(
+            own=False, error=error, missing=name, cure="use the Python that the submission was run with"
+        )
     if failure.get("importing") and _installed(top):
         return Blame(own=False, error=error, missing=name, cure=f"install the version of {top} it wants")
     return Blame(
@@ -120,10 +133,12 @@ def _blame_syntax(submission: Submission, error: str) -> Blame:
 
 def _blame_file(failure: dict[str, Any], error: str) -> Blame:
     path = str(failure.get("path") or "")
-    if path and (path.startswith(("/", "~")) and not path.startswith("/submission/") or _DATA.search(path)):
+    if path and ((path.startswith(("/", "~")) and not path.startswith("/submission/")) or _DATA.search(path)):
         return Blame(own=False, error=error, missing=path, cure="fetch the data set and tokenizer beforehand")
     if _DATA.search(str(failure.get("message", ""))):
-        return Blame(own=False, error=error, missing="data set", cure="fetch the data set and tokenizer beforehand")
+        return Blame(
+            own=False, error=error, missing="data set", cure="fetch the data set and tokenizer beforehand"
+        )
     return Blame(
         own=True, error=error, missing=path.removeprefix("/submission/") or None, cure="ship the missing file"
     )

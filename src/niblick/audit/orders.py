@@ -19,7 +19,20 @@ from niblick.audit.types import Submission
 _MOST_FILE, _MOST_ALL, _MOST_FILES, _MOST_SEEN = 24_000_000, 96_000_000, 400, 5_000
 _CODE = {".py", ".pyx", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h", ".hpp"}
 _SKIPPED = {"__pycache__", "node_modules", "venv", "wandb", "site-packages"}
-_UNREAD = {".pt", ".pth", ".ptz", ".safetensors", ".ckpt", ".bin", ".png", ".jpg", ".gif", ".pdf", ".zip", ".log"}
+_UNREAD = {
+    ".pt",
+    ".pth",
+    ".ptz",
+    ".safetensors",
+    ".ckpt",
+    ".bin",
+    ".png",
+    ".jpg",
+    ".gif",
+    ".pdf",
+    ".zip",
+    ".log",
+}
 _REPOSITORY = "_repository"
 
 
@@ -117,7 +130,9 @@ def _walk(folder: Path) -> Iterator[Path]:
     seen = 0
     for place, inner, names in os.walk(folder):
         depth = len(Path(place).relative_to(folder).parts)
-        inner[:] = sorted(name for name in inner if not name.startswith(".") and name not in _SKIPPED and depth < 4)
+        inner[:] = sorted(
+            name for name in inner if not name.startswith(".") and name not in _SKIPPED and depth < 4
+        )
         for name in sorted(names):
             seen += 1
             path = Path(place, name)

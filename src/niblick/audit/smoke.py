@@ -25,7 +25,9 @@ def smoke_test(submission: Submission, *, trust: bool = False) -> Smoke:
     if submission.script is None:
         return _not_run(code, isolation.kind, "there is no script")
     if not isolation.contained and not trust:
-        return _not_run(code, "none", f"no isolation on this machine ({isolation.detail}); --trust runs it anyway")
+        return _not_run(
+            code, "none", f"no isolation on this machine ({isolation.detail}); --trust runs it anyway"
+        )
     outcome = run(job_for(submission, "smoke"), trust=trust, limits=_LIMITS)
     return _judge(submission, outcome, code)
 

@@ -48,7 +48,7 @@ def _inside_namespaces(config: dict[str, Any]) -> None:
 def _report_failure(config: dict[str, Any], step: Any) -> None:
     try:
         step(config)
-    except Exception as error:  # the parent must learn why, whatever it was
+    except Exception as error:  # noqa: BLE001 - the parent must learn why, whatever it was
         _tell(config, {"reason": "sandbox", "error": f"{type(error).__name__}: {error}"})
         os._exit(96)
     os._exit(0)

@@ -45,8 +45,9 @@ def _setting(module: ModuleType, names: tuple[str, ...]) -> int | None:
         known = {str(name).lower(): value for name, value in pairs}
         for name in names:
             value = known.get(name)
-            if isinstance(value, numbers.Integral) and not isinstance(value, bool) and value > 0:
-                return int(value)
+            whole = int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else 0
+            if whole > 0:
+                return whole
     return None
 
 

@@ -33,7 +33,7 @@ def settings_of(module: ModuleType) -> Any:
     for wanted in _SETTINGS:
         for name, value in named.items():
             fits = name == wanted or (name.startswith(wanted) and len(wanted) > 3)
-            if not fits or isinstance(value, ModuleType) or callable(value) and not inspect.isclass(value):
+            if not fits or isinstance(value, ModuleType) or (callable(value) and not inspect.isclass(value)):
                 continue
             if inspect.isclass(value):
                 with contextlib.suppress(BaseException):
@@ -126,7 +126,11 @@ class _Scope(dict[str, Any]):
             arguments = site.function.args
             self._arguments = {each.arg for each in (*arguments.args, *arguments.kwonlyargs)}
             for node in ast.walk(site.function):
-                if isinstance(node, ast.Assign) and len(node.targets) == 1 and node.lineno <= site.call.lineno:
+                if (
+                    isinstance(node, ast.Assign)
+                    and len(node.targets) == 1
+                    and node.lineno <= site.call.lineno
+                ):
                     self._note(node.targets[0], node.value)
                 elif isinstance(node, ast.AnnAssign) and node.value is not None:
                     self._note(node.target, node.value)
@@ -144,10 +148,10 @@ class _Scope(dict[str, Any]):
         """A settings object given by the caller stands for whatever the function made of the class."""
         kind = type(self._settings)
         for name, value in list(self._assigned.items()):
-            if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
-                if getattr(module, value.func.id, None) is kind:
-                    self._arguments.add(name)
-                    del self._assigned[name]
+            called = value.func if isinstance(value, ast.Call) else None
+            if isinstance(called, ast.Name) and getattr(module, called.id, None) is kind:
+                self._arguments.add(name)
+                del self._assigned[name]
 
     def value(self, node: ast.expr) -> Any:
         """Evaluates an expression of the script."""

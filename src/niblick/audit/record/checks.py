@@ -48,7 +48,15 @@ def check_all(evidence: Evidence) -> Iterator[Finding]:
     yield from check_files(evidence)
     if evidence.submission.metadata is None:
         return
-    for check in (check_fields, check_size, check_time, check_seeds, check_score, check_parameters, check_code_bytes):
+    for check in (
+        check_fields,
+        check_size,
+        check_time,
+        check_seeds,
+        check_score,
+        check_parameters,
+        check_code_bytes,
+    ):
         yield from check(evidence)
 
 
@@ -100,7 +108,9 @@ def check_size(evidence: Evidence) -> Iterator[Finding]:
     cure = "shrink the model or the code until their sum fits"
     for name, size in evidence.artifacts.items():
         if size + code > CAP_BYTES:
-            said = f"{name} ({size:,} B) and the script ({code:,} B) are {size + code:,} B, over {CAP_BYTES:,}"
+            said = (
+                f"{name} ({size:,} B) and the script ({code:,} B) are {size + code:,} B, over {CAP_BYTES:,}"
+            )
             yield _finding("record-size", Severity.BREACH, said, pointer, cure, file=name)
     sizes = {log.name: _counted(log, code) for log in evidence.logs if log.total_bytes}
     over = {name: size for name, size in sizes.items() if size > CAP_BYTES}
@@ -110,7 +120,9 @@ def check_size(evidence: Evidence) -> Iterator[Finding]:
         yield _finding("record-size", Severity.BREACH, said, pointer, cure)
     elif claims_over:
         said = f"bytes_total claims {claimed:,} B, over {CAP_BYTES:,}; neither the model nor a log shows its size"
-        yield _finding("record-size", Severity.WARNING, said, pointer, "ship the compressed model, or correct the claim")
+        yield _finding(
+            "record-size", Severity.WARNING, said, pointer, "ship the compressed model, or correct the claim"
+        )
     elif over:
         worst = max(over, key=lambda name: over[name])
         said = f"the log's total with the shipped code is {over[worst]:,} B, over {CAP_BYTES:,} ({len(over)} of {len(sizes)} logs)"
@@ -145,13 +157,17 @@ def check_time(evidence: Evidence) -> Iterator[Finding]:
             yield _finding("record-time", Severity.BREACH, said, pointer, "evaluate faster", file=log.name)
         elif together > limit:
             said = f"evaluations took {together:.1f} s together by the log; which of them count is not said"
-            yield _finding("record-time", Severity.NOTE, said, pointer, "say which stages count", file=log.name)
+            yield _finding(
+                "record-time", Severity.NOTE, said, pointer, "say which stages count", file=log.name
+            )
 
 
 def check_seeds(evidence: Evidence) -> Iterator[Finding]:
     """Three seeds of one configuration, each with its log, and an improvement that is certain enough."""
     seeds = {log.seed for log in evidence.logs if log.seed is not None and log.final}
-    pointer = "Limits and evidence: a new record beats the last by >= 0.005 nats at p < 0.01, normally three seeds"
+    pointer = (
+        "Limits and evidence: a new record beats the last by >= 0.005 nats at p < 0.01, normally three seeds"
+    )
     if evidence.timed and len(seeds) < 3:
         said = f"logs of {len(seeds)} seed{'' if len(seeds) == 1 else 's'}; three are the norm"
         yield _finding("record-seeds", Severity.NOTE, said, pointer, "add logs of further seeds", file=".")
@@ -170,7 +186,9 @@ def check_seeds(evidence: Evidence) -> Iterator[Finding]:
             f"{tested.seeds} seeds improve on {baseline:.5f} bpb by {tested.improvement:.5f} nats per token "
             f"(p = {tested.p:.2g} of beating it by {LEAST_NATS}); {LEAST_NATS} at p < {LARGEST_P} is asked"
         )
-        yield _finding("record-significance", Severity.NOTE, said, pointer, "run more seeds, or do not claim a record")
+        yield _finding(
+            "record-significance", Severity.NOTE, said, pointer, "run more seeds, or do not claim a record"
+        )
 
 
 def _claimed_stage(evidence: Evidence) -> list[tuple[float, float | None]]:
@@ -185,7 +203,9 @@ def _claimed_stage(evidence: Evidence) -> list[tuple[float, float | None]]:
     if claim is None:
         last = next((log.final.stage for log in evidence.logs if log.final), "")
         return stages.get(last, [])
-    return min(stages.values(), key=lambda rows: (abs(sum(b for b, _ in rows) / len(rows) - claim), -len(rows)))
+    return min(
+        stages.values(), key=lambda rows: (abs(sum(b for b, _ in rows) / len(rows) - claim), -len(rows))
+    )
 
 
 def check_score(evidence: Evidence) -> Iterator[Finding]:

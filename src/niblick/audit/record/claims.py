@@ -9,7 +9,13 @@ from typing import Any
 
 _BPB = ("val_bpb", "mean_val_bpb", "bpb", "val_bpb_mean", "score")
 _LOSS = ("val_loss", "mean_val_loss", "val_loss_mean")
-_BYTES = ("bytes_total", "artifact_bytes_max", "total_submission_bytes", "artifact_bytes", "artifact_size_bytes")
+_BYTES = (
+    "bytes_total",
+    "artifact_bytes_max",
+    "total_submission_bytes",
+    "artifact_bytes",
+    "artifact_size_bytes",
+)
 _CODE = ("bytes_code", "code_bytes")
 _PARAMETERS = ("model_params", "total_params", "parameters", "params", "num_params", "param_count")
 _BASELINE = ("comparison_baseline_bpb", "baseline_bpb", "previous_record_bpb", "prior_record_bpb", "sota_bpb")
@@ -61,7 +67,9 @@ def read_claim(metadata: dict[str, Any]) -> Claim:
 def artifact_files(root: Path) -> dict[str, int]:
     """Compressed models in the folder: name to size in bytes."""
     found = {path for pattern in _ARTIFACTS for path in root.glob(pattern)}
-    return {path.name: path.stat().st_size for path in sorted(found) if path.is_file() and not path.is_symlink()}
+    return {
+        path.name: path.stat().st_size for path in sorted(found) if path.is_file() and not path.is_symlink()
+    }
 
 
 def _number(metadata: dict[str, Any], names: tuple[str, ...]) -> float | None:

@@ -15,15 +15,20 @@ _MOST_BYTES, _MOST_LOGS, _LONGEST_LINE = 12_000_000, 40, 4_000
 _NUMBER = r"[:=]?\s*([0-9][0-9,_]*(?:\.[0-9]+)?)"
 _BPB = re.compile(r"(?:val[_ ]?)?bpb\s*[:=]\s*([0-9]+\.[0-9]+)", re.IGNORECASE)
 _LOSS = re.compile(r"(?:val[_ ]?loss|nll|nats)\s*[:=]\s*([0-9]+\.[0-9]+)", re.IGNORECASE)
-_STEP = re.compile(r"^\W*(?:\[[^\]]*\]\s*)?(?:step\s*[:=]?\s*)?\d+\s*/\s*\d+|^\s*step\s*[:=]?\s*\d+", re.IGNORECASE)
-_PROGRESS = re.compile(r"chunk|\[\s*\d+\s*/\s*\d+\s*\]|\d+/\d+|running|progress|epoch\s*\d|batch\s*\d", re.IGNORECASE)
+_STEP = re.compile(
+    r"^\W*(?:\[[^\]]*\]\s*)?(?:step\s*[:=]?\s*)?\d+\s*/\s*\d+|^\s*step\s*[:=]?\s*\d+", re.IGNORECASE
+)
+_PROGRESS = re.compile(
+    r"chunk|\[\s*\d+\s*/\s*\d+\s*\]|\d+/\d+|running|progress|epoch\s*\d|batch\s*\d", re.IGNORECASE
+)
 _PARAMETERS = re.compile(r"(?:model[_ ])?param(?:eter)?s?(?:[_ ]count)?\b" + _NUMBER, re.IGNORECASE)
 _SEED = re.compile(r"(?:^|[\s,(])seed\s*[:=]\s*(\d+)", re.IGNORECASE)
 _NAMED_SEED = re.compile(r"seed[_-]?(\d+)|_s(\d+)\b", re.IGNORECASE)
 _TRAIN_TIME = re.compile(r"train(?:ing)?_time\s*[:=]\s*([0-9.]+)\s*(ms|s)\b", re.IGNORECASE)
 _EVAL_TIME = re.compile(r"(?:eval_time|elapsed)\s*[:=]\s*([0-9.]+)\s*(ms|s)\b", re.IGNORECASE)
 _TOTAL = re.compile(
-    r"total\s*(?:submission|artifact)?\s*size[^:=\n]{0,60}[:=]\s*([0-9][0-9,_]*)\s*(?:b\b|bytes)", re.IGNORECASE
+    r"total\s*(?:submission|artifact)?\s*size[^:=\n]{0,60}[:=]\s*([0-9][0-9,_]*)\s*(?:b\b|bytes)",
+    re.IGNORECASE,
 )
 _CODE = re.compile(r"code(?:[_ ](?:size|bytes))?\s*[:=]\s*([0-9][0-9,_]*)\s*(?:b\b|bytes)", re.IGNORECASE)
 
@@ -69,7 +74,9 @@ def find_logs(root: Path) -> list[Path]:
 
 
 def _looks_like_log(path: Path) -> bool:
-    return bool(re.search(r"log|train|seed|run|eval", path.stem, re.IGNORECASE)) and "require" not in path.stem
+    return (
+        bool(re.search(r"log|train|seed|run|eval", path.stem, re.IGNORECASE)) and "require" not in path.stem
+    )
 
 
 def read_log(path: Path, root: Path) -> Log:
@@ -99,7 +106,9 @@ def parse_log(lines: Iterable[str], name: str) -> Log:
                 Result(stage=stage, loss=float(loss[1]) if loss else None, bpb=float(found[1]), line=number)
             )
             evals.update(_seconds(_EVAL_TIME, line, stage))
-        train = max((value for value in (train, *_seconds(_TRAIN_TIME, line, "").values()) if value), default=None)
+        train = max(
+            (value for value in (train, *_seconds(_TRAIN_TIME, line, "").values()) if value), default=None
+        )
         totals += [_whole(match[1]) for match in _TOTAL.finditer(line)]
         parameters = parameters or _first(_PARAMETERS, line, least=10_000)
         code = code or _first(_CODE, line, least=1)

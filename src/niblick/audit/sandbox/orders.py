@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-import niblick.audit.inside as inside
+from niblick.audit import inside
 from niblick.audit.inside.walls import SCRATCH
 from niblick.audit.sandbox.limits import Limits
 

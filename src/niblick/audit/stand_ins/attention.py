@@ -27,7 +27,13 @@ def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, *arguments: Any, **options:
 
 
 def _attend(
-    q: Tensor, k: Tensor, v: Tensor, scale: float | None, causal: bool, window: tuple[int, ...], softcap: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float | None,
+    causal: bool,
+    window: tuple[int, ...],
+    softcap: float,
 ) -> Tensor:
     import torch
 
@@ -56,7 +62,11 @@ def flash_attn_varlen_func(
     import torch
 
     starts, key_starts = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
-    kept = {name: options[name] for name in ("causal", "window_size", "softmax_scale", "softcap") if name in options}
+    kept = {
+        name: options[name]
+        for name in ("causal", "window_size", "softmax_scale", "softcap")
+        if name in options
+    }
     pieces = [
         flash_attn_func(q[None, a:b], k[None, c:d], v[None, c:d], **kept)[0]
         for a, b, c, d in zip(starts, starts[1:], key_starts, key_starts[1:], strict=False)

@@ -37,7 +37,7 @@ class StandInFinder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_loader(fullname, _Loader(), is_package=True)
 
 
-class _Loader:
+class _Loader(importlib.abc.Loader):
     def create_module(self, spec: Any) -> ModuleType:
         return StandInModule(spec.name)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, Self
 
 from niblick.audit.stand_ins.attention import FUNCTIONS
 
@@ -50,10 +50,10 @@ class StandIn:
     def __repr__(self) -> str:
         return f"<stand-in for {self._stands_for}>"
 
-    def __enter__(self) -> StandIn:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def __iter__(self) -> Iterator[Any]:
         return iter(())
@@ -75,7 +75,7 @@ class StandIn:
     def __hash__(self) -> int:
         return hash(self._stands_for)
 
-    def __eq__(self, other: Any) -> bool:
+    def __eq__(self, other: object) -> bool:
         return self is other
 
     def _again(self, *_: Any) -> StandIn:

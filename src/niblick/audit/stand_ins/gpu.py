@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 NAME, MEMORY = "NVIDIA H100 80GB HBM3", 80 * 2**30
 
@@ -80,10 +80,10 @@ class _Timeline:
             raise AttributeError(name)
         return _always(None)
 
-    def __enter__(self) -> _Timeline:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 class _Scope(contextlib.ContextDecorator):
@@ -91,10 +91,15 @@ class _Scope(contextlib.ContextDecorator):
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
-    def __enter__(self) -> _Scope:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: Any) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+@contextlib.contextmanager
+def _nothing(*_: Any, **__: Any) -> Iterator[None]:
+    yield
 
 
 def _patch_compile(torch: Any) -> None:
@@ -117,8 +122,8 @@ def _patch_precision(torch: Any) -> None:
 
     torch.autocast = torch.amp.autocast = torch.amp.autocast_mode.autocast = Autocast
     torch.cuda.amp.autocast = Autocast
-    torch.nn.attention.sdpa_kernel = _Scope
-    torch.backends.cuda.sdp_kernel = _Scope
+    torch.nn.attention.sdpa_kernel = _nothing  # dynamo, which some scripts import, looks at its __wrapped__
+    torch.backends.cuda.sdp_kernel = _nothing
     torch.set_default_device = _always(None)
 
 
@@ -147,7 +152,7 @@ def _device_mode(torch: Any) -> Any:
                 args = (args[0], *(on_cpu(value) for value in args[1:]))
             return func(*args, **kwargs)
 
-    class Generator(torch.Generator):  # type: ignore[misc,name-defined]
+    class Generator(torch.Generator):  # type: ignore[misc]
         def __new__(cls, device: Any = "cpu") -> Any:
             return super().__new__(cls, on_cpu(device))
 

@@ -74,7 +74,7 @@ def _copy_object(outputs: Any, value: Any, *_: Any, **__: Any) -> None:
 
 
 def _patch_data_parallel(torch: Any) -> None:
-    class OneProcess(torch.nn.Module):  # type: ignore[misc,name-defined]
+    class OneProcess(torch.nn.Module):  # type: ignore[misc]
         """The data-parallel wrapper of one process: the module itself, under `.module`."""
 
         def __init__(self, module: Any, *_: Any, **__: Any) -> None:

@@ -1,0 +1,126 @@
+"""`niblick audit PATH...`: reviews submissions and says, with evidence, whether their scores are valid.
+
+Exit codes: 0 all clean; 1 one is flagged or does not import; 2 usage; 3 one is undecided and none is flagged.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from niblick.audit.types import Report
+from niblick.errors import AuditError
+
+_FLAGGED, _UNDECIDED = 1, 3
+
+
+def audit_command(
+    paths: Annotated[list[Path], typer.Argument(help="Training scripts or record folders.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+    sarif: Annotated[
+        Path | None, typer.Option(help="Write a SARIF 2.1.0 file for code-scanning tools.")
+    ] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the reports as Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the reports as one HTML page.")] = None,
+    script: Annotated[
+        str | None, typer.Option(help="The script to review, where a folder holds several.")
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the code even where this machine cannot isolate it.")
+    ] = False,
+    static: Annotated[bool, typer.Option("--static", help="Only read; run nothing.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show remarks without weight too.")
+    ] = False,
+) -> None:
+    """Review submissions: unpack, read, smoke-test in a sandbox, check the record, give a verdict."""
+    if trust and static:
+        raise AuditError("--trust and --static exclude each other: --static runs nothing")
+    for path in paths:
+        if not path.exists():
+            raise AuditError(f"{path}: no such file or folder; expected a training script or a record folder")
+    for target in (sarif, markdown, html):
+        if target is not None and not target.resolve().parent.is_dir():
+            raise AuditError(f"{target}: its folder does not exist")
+    reports = list(_review_all(paths, run_code=not static, trust=trust, script=script))
+    _write_files(reports, sarif, markdown, html)
+    _print(reports, as_json=as_json, verbose=verbose)
+    raise typer.Exit(exit_code(reports))
+
+
+def exit_code(reports: list[Report]) -> int:
+    """0 all clean; 1 any flagged or failing to import; 3 undecided and none flagged."""
+    verdicts = {report.verdict for report in reports}
+    if any(verdict.startswith("flag_") or verdict == "import_fail" for verdict in verdicts):
+        return _FLAGGED
+    return 0 if all(verdict.startswith("clean_") for verdict in verdicts) else _UNDECIDED
+
+
+def _review_all(paths: list[Path], *, run_code: bool, trust: bool, script: str | None) -> Iterator[Report]:
+    from niblick.audit.review import review
+
+    with _progress(len(paths)) as advance:
+        for path in paths:
+            yield review(path, run_code=run_code, trust=trust, script=script)
+            advance()
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A bar on standard error for many paths, where that is a terminal."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    if total < 2 or not console.is_terminal:
+        yield lambda: None
+        return
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("auditing", total=total)
+        yield lambda: bar.advance(task)
+
+
+def _write_files(reports: list[Report], sarif: Path | None, markdown: Path | None, html: Path | None) -> None:
+    from niblick import __version__
+    from niblick.audit import render
+
+    if sarif is not None:
+        sarif.write_text(render.reports_sarif(reports, __version__), "utf-8")
+    if markdown is not None:
+        markdown.write_text(render.reports_markdown(reports), "utf-8")
+    if html is not None:
+        html.write_text(render.reports_html(reports), "utf-8")
+
+
+def _print(reports: list[Report], *, as_json: bool, verbose: bool) -> None:
+    from niblick.audit import render
+
+    if as_json:
+        sys.stdout.write(render.reports_json(reports) + "\n")
+        return
+    sys.stdout.write("\n".join(render.report_text(report, verbose=verbose) for report in reports))
+    if len(reports) > 1:
+        _print_summary(reports)
+
+
+def _print_summary(reports: list[Report]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from niblick.audit.render.escape import plain
+
+    table = Table("path", "verdict", "breaches", "smoke", "recommendation", box=None, header_style="bold")
+    for report in reports:
+        breaches = sum(finding.severity.value == "breach" for finding in report.findings)
+        smoke = report.smoke.status if report.smoke else "NOT_RUN"
+        cells = (report.path, report.verdict, breaches, smoke, report.recommendation)
+        table.add_row(*(Text(plain(cell)) for cell in cells))
+    sys.stdout.write("\n")
+    Console(highlight=False).print(table)
