@@ -1,0 +1,85 @@
+"""The one optimizer of a run: Muon and two Adam groups over a flat buffer, with all of its state in a few tensors.
+
+Guarantees: which setting a parameter gets follows from its role alone; `tensors()` is the whole state, and
+loading it back continues bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from niblick.optim.groups import Group
+from niblick.optim.layout import Layout
+from niblick.optim.muon import Muon
+from niblick.recipe.schema import AdamRecipe, MuonRecipe
+
+
+class Optimizer:
+    """Applies flat float32 gradients to flat float32 weights (both in `layout`'s order)."""
+
+    def __init__(
+        self, layout: Layout, weights: Tensor, *, muon: MuonRecipe, adam: AdamRecipe, dtype: torch.dtype,
+        share: tuple[int, int] = (0, 1), gather: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        self.layout, self.weights, self.muon_recipe, self.adam_recipe = layout, weights, muon, adam
+        self.gradients = torch.zeros_like(weights)
+        self.momentum = torch.zeros_like(weights[layout.segment(Group.MUON)])
+        self.first = torch.zeros_like(weights[self.momentum.numel() :])
+        self.second = torch.zeros_like(self.first)
+        self.steps = 0
+        self._muon = Muon(
+            layout.stacks(Group.MUON), nesterov=muon.nesterov, steps=muon.newton_schulz_steps, dtype=dtype,
+            share=share, gather=gather,
+        )
+
+    @torch.no_grad()
+    def clip(self, limit: float) -> Tensor:
+        """Scale all gradients so that their global norm is at most `limit` (0: no limit); the norm before."""
+        norm: Tensor = torch.linalg.vector_norm(self.gradients)
+        if limit > 0:
+            self.gradients.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    @torch.no_grad()
+    def step(self, multiplier: float, momentum: float) -> None:
+        """One update at learning rates times `multiplier`; gradients are used up."""
+        self.steps += 1
+        matrices = self.layout.segment(Group.MUON)
+        if self.momentum.numel():
+            self._muon.step(
+                self.weights[matrices], self.gradients[matrices], self.momentum,
+                lr=self.muon_recipe.lr * multiplier, beta=momentum, decay=self.muon_recipe.weight_decay,
+            )
+        self._adam(Group.EMBEDDING, self.adam_recipe.embedding_lr * multiplier)
+        self._adam(Group.SCALAR, self.adam_recipe.scalar_lr * multiplier)
+
+    def _adam(self, group: Group, lr: float) -> None:
+        """AdamW (Loshchilov & Hutter 2019) on one contiguous group."""
+        part = self.layout.segment(group)
+        if part.start == part.stop:
+            return
+        recipe, offset = self.adam_recipe, self.momentum.numel()
+        weights, gradients = self.weights[part], self.gradients[part]
+        inner = slice(part.start - offset, part.stop - offset)
+        first, second = self.first[inner], self.second[inner]
+        beta1, beta2 = recipe.betas
+        first.lerp_(gradients, 1 - beta1)
+        second.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
+        scale = second.sqrt().div_((1 - beta2**self.steps) ** 0.5).add_(recipe.eps)
+        if recipe.weight_decay:
+            weights.mul_(1 - lr * recipe.weight_decay)
+        weights.addcdiv_(first, scale, value=-lr / (1 - beta1**self.steps))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state that a checkpoint keeps, by name; `load` takes it back."""
+        return {"momentum": self.momentum, "adam_first": self.first, "adam_second": self.second}
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], steps: int) -> None:
+        """Continue from saved state after `steps` updates."""
+        for name, target in self.tensors().items():
+            target.copy_(tensors[name])
+        self.steps = steps

@@ -1,0 +1,126 @@
+"""Checkpoints: one folder per kept step, written under another name, synced, then renamed; the last two are kept.
+
+`model.safetensors` holds the weights to export (any command reads it), `trainer.safetensors` the flat buffers and
+`trainer.json` the numbers that continue the run bit for bit, with the hashes of both files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from niblick.artifact import save_checkpoint
+from niblick.data.tokenizer import Tokenizer
+from niblick.errors import ArtifactError, TrainingError
+from niblick.recipe import Recipe
+
+MODEL, TRAINER, NUMBERS = "model.safetensors", "trainer.safetensors", "trainer.json"
+KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """The scalars of a run between two steps."""
+
+    step: int
+    tokens: int
+    seconds: float
+    step_seconds: float
+    rounding: bool
+    average_count: int
+    average_sample: int
+    data: dict[str, int]
+    layout: str
+    recipe: str
+    validations: list[tuple[int, float]]
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def write_checkpoint(
+    folder: Path, numbers: Numbers, buffers: dict[str, Tensor], exported: dict[str, Tensor], recipe: Recipe,
+    tokenizer: Tokenizer,
+) -> Path:
+    """Write `folder`/step-N whole or not at all, then drop all but the newest two; `TrainingError` on failure."""
+    final = folder / f"step-{numbers.step:08d}"
+    temporary = folder / f".{final.name}.writing"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        meta = {"step": numbers.step, "tokens": numbers.tokens, "seconds": numbers.seconds}
+        save_checkpoint(temporary / MODEL, tensors=exported, recipe=recipe, tokenizer=tokenizer, meta=meta)
+        save_file(buffers, temporary / TRAINER)
+        _write_numbers(temporary, numbers)
+        _sync(temporary)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync_path(folder)
+    except (OSError, SafetensorError, ArtifactError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise TrainingError(f"cannot write checkpoint {str(final)!r}: {error}{_intact(folder)}") from None
+    for old in list_checkpoints(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def read_checkpoint(folder: Path) -> tuple[Numbers, dict[str, Tensor]]:
+    """Numbers and buffers of one checkpoint, verified by hash; `TrainingError` naming the one before it."""
+    try:
+        document: dict[str, Any] = json.loads((folder / NUMBERS).read_text("utf-8"))
+        hashes = document.pop("sha256")
+        for name in (MODEL, TRAINER):
+            if _sha256(folder / name) != hashes[name]:
+                raise TrainingError(f"{name} does not match its hash")
+        document["validations"] = [(int(step), float(bpb)) for step, bpb in document["validations"]]
+        return Numbers(**document), load_file(folder / TRAINER)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, TrainingError) as error:
+        raise TrainingError(f"checkpoint {str(folder)!r} is damaged ({error}){_earlier(folder)}") from None
+
+
+def _write_numbers(folder: Path, numbers: Numbers) -> None:
+    hashes = {name: _sha256(folder / name) for name in (MODEL, TRAINER)}
+    text = json.dumps({**asdict(numbers), "sha256": hashes}, indent=1)
+    (folder / NUMBERS).write_text(text + "\n", "utf-8")
+
+
+def _earlier(folder: Path) -> str:
+    before = [path for path in list_checkpoints(folder.parent) if path.name < folder.name]
+    if not before:
+        return "; there is no earlier one"
+    return f"; remove it to resume from the one before it, {before[-1].name}"
+
+
+def _intact(folder: Path) -> str:
+    kept = list_checkpoints(folder)
+    return f"; {kept[-1].name} is intact" if kept else ""
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.iterdir(), folder]:
+        _sync_path(path)
+
+
+def _sync_path(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

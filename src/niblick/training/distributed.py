@@ -1,0 +1,56 @@
+"""Many processes, one run: gradients summed in a few flat buckets, Muon's work shared, the clock agreed upon.
+
+With one process every function here is the identity. Processes are those of torchrun; gloo joins them on the
+CPU, NCCL on GPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from niblick.runtime import World
+
+BUCKET = 1 << 24  # elements summed by one call
+
+
+@contextmanager
+def joined(world: World, device: str) -> Iterator[None]:
+    """Join the launcher's process group for the length of a run (one that exists already is used and kept)."""
+    if world.size == 1 or dist.is_initialized():
+        yield
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", rank=world.rank, world_size=world.size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over(world: World, flat: Tensor) -> None:
+    """Sum a contiguous buffer over all processes, in place, bucket by bucket."""
+    if world.size > 1:
+        for part in torch.split(flat.view(-1), BUCKET):
+            dist.all_reduce(part)
+
+
+def mean_over(world: World, flat: Tensor) -> None:
+    """Average a contiguous buffer over all processes, in place."""
+    if world.size > 1:
+        sum_over(world, flat)
+        flat.div_(world.size)
+
+
+def agree(world: World, device: str, seconds: float, stop: bool) -> tuple[float, bool]:
+    """(the first process's training time, whether any process was told to stop): the same answer everywhere."""
+    if world.size == 1:
+        return seconds, stop
+    shared = torch.tensor([seconds if world.is_main else 0.0, float(stop)], dtype=torch.float64, device=device)
+    dist.all_reduce(shared)
+    return float(shared[0]), bool(shared[1] > 0)

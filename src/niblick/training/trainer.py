@@ -1,0 +1,256 @@
+"""The training loop: batches in, optimizer steps, average, validation and checkpoints, until the budget is spent.
+
+Guarantees: with a budget in steps or tokens the result does not depend on the clock, nor on how often the run was
+killed and resumed (one process, CPU); a signal ends it after the current step with a checkpoint written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from niblick.data.dataset import Dataset
+from niblick.errors import TrainingError
+from niblick.objective import LN2, training_loss
+from niblick.optim import Schedule
+from niblick.recipe import Recipe
+from niblick.runtime import World, choose_device, describe_environment
+from niblick.training.checkpoint import list_checkpoints, read_checkpoint
+from niblick.training.compile import CompiledLoss
+from niblick.training.distributed import agree, joined, mean_over
+from niblick.training.interrupts import StopFlag, stop_on_signals
+from niblick.training.progress import Clock, Progress, TrainResult
+from niblick.training.run_folder import RunFolder
+from niblick.training.state import RunState
+from niblick.training.validation import make_validator
+from niblick.units import Duration
+
+Report = Callable[[Progress], None]
+
+
+def train(
+    recipe: Recipe, dataset: Dataset, out: Path, *, world: World, resume: bool = False,
+    on_progress: Report | None = None,
+) -> TrainResult:
+    """Train `recipe` on `dataset` in the run directory `out`; with `resume` from its newest checkpoint.
+
+    `on_progress` is called in the main process only. Raises `TrainingError` or `DataError` where the run cannot
+    start or go on; checkpoints written before stay intact.
+    """
+    _check(recipe, dataset)
+    if recipe.training.threads:
+        torch.set_num_threads(recipe.training.threads)
+    folder = RunFolder(Path(out))
+    if resume:
+        folder.check_resumable()
+    elif world.is_main:
+        folder.begin(recipe, describe_environment())
+    device = choose_device(world)
+    with joined(world, device), stop_on_signals() as flag:
+        loop = Loop(recipe, dataset, folder, world=world, device=device, flag=flag, resume=resume, report=on_progress)
+        try:
+            return loop.run()
+        finally:
+            loop.close()
+
+
+def _check(recipe: Recipe, dataset: Dataset) -> None:
+    tokenizer, model = dataset.tokenizer, recipe.model
+    if tokenizer.vocab_size != model.vocab_size or tokenizer.bos_id != model.bos_id:
+        raise TrainingError(
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens and BOS {tokenizer.bos_id}; the recipe says "
+            f"model.vocab_size = {model.vocab_size} and model.bos_id = {model.bos_id}"
+        )
+
+
+class Loop:
+    """One process's part in a run."""
+
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, folder: RunFolder, *, world: World, device: str, flag: StopFlag,
+        resume: bool, report: Report | None,
+    ) -> None:
+        self.recipe, self.folder, self.world, self.device = recipe, folder, world, device
+        self.flag, self.report, self.stop = flag, report if world.is_main else None, False
+        kept = list_checkpoints(folder.checkpoints) if resume else []
+        self.newest = kept[-1].name if kept else ""
+        self.state = RunState(
+            recipe, dataset, world=world, device=device, saved=read_checkpoint(kept[-1]) if kept else None
+        )
+        if resume and world.is_main:
+            folder.rewind(self.state.step)
+        self.schedule = Schedule(recipe.training)
+        self.validator = make_validator(recipe, dataset, world=world, device=device)
+        model = self.state.model
+        self.loss = CompiledLoss(lambda x, y: training_loss(model, x, y), recipe.training.compile, device)
+        self.observe_every = 1 if device == "cpu" else 10  # reading a loss waits for the device
+        self.bytes_per_token = 0.0
+        self.clock = Clock(self.state.seconds)
+        self.mark: tuple[int, float] | None = None
+        self.saved = (self.state.step, self.state.tokens, self.state.seconds)
+
+    def run(self) -> TrainResult:
+        """Train to the end of the budget, or to a signal."""
+        if not self._finished():
+            self._warm_up()
+        while not self._finished():
+            self._look_at_clock()
+            if self.stop:
+                break
+            before = self.schedule.spent(self.state.moment)
+            loss = self._step()
+            if self.state.step % self.observe_every == 0 or self._finished():
+                self._observe(loss)
+            self._validate_if_due(before)
+            self._save_if_due()
+        return self._finish()
+
+    def close(self) -> None:
+        """Release the data threads and the metrics file."""
+        self.state.pipeline.close()
+        self.folder.close()
+
+    def _finished(self) -> bool:
+        state, training = self.state, self.recipe.training
+        if self.schedule.spent(state.moment) < 1:
+            return False
+        averaged = state.averager is None or state.averager.count > 0
+        return averaged and (state.rounding or not training.qat.enabled)
+
+    def _look_at_clock(self) -> None:
+        """Agree on the time and on stopping, and measure the time of the steps since the last look."""
+        state = self.state
+        if self.world.size > 1 and state.step % self.observe_every:
+            return
+        state.seconds, self.stop = agree(self.world, self.device, self.clock.seconds, self.flag.is_set)
+        if self.mark is not None and state.step > self.mark[0]:
+            state.step_times.append((state.seconds - self.mark[1]) / (state.step - self.mark[0]))
+        self.mark = (state.step, state.seconds)
+
+    def _step(self) -> Tensor:
+        """One optimizer step; the mean next-token nll (0-dimensional, on the device)."""
+        state, training = self.state, self.recipe.training
+        moment = state.moment
+        state.rounding = state.rounding or self.schedule.rounds(moment)
+        state.weights.refresh(rounded=state.rounding)
+        loss = self._accumulate(*state.feeder.next())
+        mean_over(self.world, state.optimizer.gradients)
+        state.optimizer.clip(training.clip)
+        state.optimizer.step(self.schedule.multiplier(moment), self.schedule.momentum(moment))
+        state.step += 1
+        state.tokens += training.batch_tokens
+        if state.averager:
+            remaining, last = self.schedule.remaining(moment), self.schedule.is_last(moment)
+            state.averager.update(state.weights.master, step=state.step, remaining=remaining, last=last)
+        return loss
+
+    def _accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Forward and backward over micro-batches into the flat gradients; the mean nll of all rows."""
+        training = self.recipe.training
+        rows = (training.micro_batch_tokens or training.batch_tokens) // training.sequence_length
+        total = torch.zeros((), device=self.device)
+        if not self.bytes_per_token:
+            counted = self.state.dataset.tokenizer.byte_table.count(targets.cpu().numpy(), inputs.cpu().numpy())
+            self.bytes_per_token = max(float(counted.mean()), 1e-9)
+        for i, (x, y) in enumerate(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)):
+            loss, nll = self.loss(x, y)
+            share = len(x) / len(inputs)
+            (loss * share if share < 1 else loss).backward()  # type: ignore[no-untyped-call]
+            self.state.weights.collect(self.state.optimizer.gradients, add=i > 0)
+            total += nll.detach() * share
+        return total
+
+    def _warm_up(self) -> None:
+        """Prime compilation with steps on meaningless tokens, all undone: nothing is learned, nothing is kept."""
+        training, count = self.recipe.training, self.recipe.training.compile_warmup_steps
+        if not self.loss.compiled:
+            return
+        rows = (training.micro_batch_tokens or training.batch_tokens) // training.sequence_length
+        rows = min(rows, training.batch_tokens // training.sequence_length // self.world.size)
+        tokens = torch.arange(rows * (training.sequence_length + 1), device=self.device) % self.recipe.model.vocab_size
+        tokens = tokens.view(rows, -1)
+        paused = self.device.startswith("cuda")
+        before = self.clock.seconds
+        for _ in range(count):
+            self.loss(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())[0].backward()  # type: ignore[no-untyped-call]
+            for parameter in self.state.weights.parameters:
+                parameter.grad = None
+        if paused:
+            torch.cuda.synchronize()
+            self.clock = Clock(before)
+
+    def _observe(self, loss: Tensor) -> None:
+        """Read the loss, refuse a broken one, log and report."""
+        mean_over(self.world, loss)
+        value, state = float(loss), self.state
+        if not isfinite(value):
+            kept = f"; {self.newest} is intact" if self.newest else ""
+            raise TrainingError(f"the loss became {value} at step {state.step}{kept}; lower the learning rates")
+        if self.world.is_main:
+            progress = self._progress(value)
+            row = {"step": state.step, "seconds": round(self.clock.seconds, 3), "tokens": state.tokens, "loss": value}
+            self.folder.log(row | {"multiplier": progress.multiplier, "rounding": state.rounding})
+            if self.report:
+                self.report(progress)
+
+    def _progress(self, loss: float, validation: float | None = None) -> Progress:
+        state, moment = self.state, self.state.moment
+        spent, seconds = min(1.0, self.schedule.spent(moment)), moment.step_seconds
+        return Progress(
+            step=state.step, fraction=spent, seconds=self.clock.seconds, tokens=state.tokens, loss=loss,
+            bpb=loss / LN2 / (self.bytes_per_token or 1.0), multiplier=self.schedule.multiplier(moment),
+            tokens_per_second=self.recipe.training.batch_tokens / seconds if seconds else 0.0,
+            seconds_left=self.clock.seconds * (1 - spent) / spent if spent else 0.0,
+            rounding=state.rounding, validation_bpb=validation, checkpoint=self.newest,
+        )
+
+    def _validate_if_due(self, before: float) -> None:
+        """Score the exportable weights whenever another `every` of the budget is spent, and at the end."""
+        if self.validator is None:
+            return
+        every, state = self.recipe.training.validation.every, self.state
+        spent = min(1.0, self.schedule.spent(state.moment))
+        if int(spent / every + 1e-9) == int(before / every + 1e-9) and not self._finished():
+            return
+        state.weights.refresh(state.exportable, rounded=state.rounding)
+        bpb = self.validator.bpb(state.model)
+        state.weights.refresh(rounded=state.rounding)
+        state.validations.append((state.step, bpb))
+        self.mark = None
+        if self.world.is_main:
+            self.folder.log({"step": state.step, "seconds": round(self.clock.seconds, 3), "validation_bpb": bpb})
+            if self.report:
+                self.report(self._progress(bpb * LN2 * self.bytes_per_token, validation=bpb))
+
+    def _save_if_due(self) -> None:
+        every, state = Duration.parse(self.recipe.training.checkpoint_every), self.state
+        step, tokens, seconds = self.saved
+        since = every.fraction(
+            seconds=state.seconds - seconds, steps=state.step - step, tokens=state.tokens - tokens
+        )
+        if since >= 1:
+            self._save()
+
+    def _save(self) -> None:
+        """Write a checkpoint outside training time; in the other processes, only take note."""
+        state = self.state
+        if state.step != self.saved[0] or not self.newest:
+            with self.clock.paused():
+                if self.world.is_main:
+                    self.newest = state.capture(self.folder.checkpoints).name
+        self.saved, self.mark = (state.step, state.tokens, state.seconds), None
+
+    def _finish(self) -> TrainResult:
+        state = self.state
+        if not self.stop:
+            state.seconds, _ = agree(self.world, self.device, self.clock.seconds, False)
+        self._save()
+        return TrainResult(
+            tensors=state.exported(), seconds=state.seconds, tokens=state.tokens, steps=state.step,
+            passes=state.pipeline.passes, interrupted=self.stop, compiled=self.loss.compiled,
+            precision=state.precision, validations=tuple(state.validations),
+        )

@@ -1,0 +1,65 @@
+"""A run's weights twice: float32 masters in one flat buffer, and the copies that forward and backward use.
+
+The copies are the model's own parameters: matrices in the compute precision, everything else float32, all
+rewritten from the masters (or from their average) once per step. Late QAT is a property of the copy: it holds
+`round_trip(weight)`, and the gradient there is applied to the master, which is the straight-through estimator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from niblick.compression import RoundingSpec, round_trip
+from niblick.model import LanguageModel
+from niblick.optim import Group, Layout
+
+
+class Weights:
+    """Master buffer and compute copies of `model`, whose parameters become views of the copies."""
+
+    def __init__(
+        self, model: LanguageModel, layout: Layout, *, dtype: torch.dtype, specs: Mapping[str, RoundingSpec]
+    ) -> None:
+        self.layout, self.specs = layout, dict(specs)
+        self.parameters = [dict(model.named_parameters())[slot.name] for slot in layout.slots]
+        self.master = torch.cat([p.detach().float().reshape(-1) for p in self.parameters])
+        split = layout.segment(Group.MUON).stop
+        self._low = torch.empty(split, dtype=dtype, device=self.master.device)
+        self._high = torch.empty(layout.total - split, device=self.master.device)
+        self._views: list[Tensor] = []
+        for slot, parameter in zip(layout.slots, self.parameters, strict=True):
+            matrix = slot.group is Group.MUON
+            view = slot.view(self._low) if matrix else slot.view(self._high, offset=split)
+            parameter.data = view
+            self._views.append(view)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self, source: Tensor | None = None, *, rounded: bool = False) -> None:
+        """Rewrite the copies from `source` (flat; the masters if None), rounded as the export rounds them."""
+        flat = self.master if source is None else source
+        split = self._low.numel()
+        self._low.copy_(flat[:split])
+        self._high.copy_(flat[split:])
+        if not rounded:
+            return
+        for slot, view in zip(self.layout.slots, self._views, strict=True):
+            if slot.name in self.specs:
+                view.copy_(round_trip(slot.view(flat), self.specs[slot.name]))
+
+    @torch.no_grad()
+    def collect(self, gradients: Tensor, *, add: bool) -> None:
+        """Move the parameters' gradients into the flat float32 buffer, adding to it for later micro-batches."""
+        for slot, parameter in zip(self.layout.slots, self.parameters, strict=True):
+            target, found = slot.view(gradients), parameter.grad
+            if found is None:
+                if not add:
+                    target.zero_()
+            elif add:
+                target.add_(found)
+            else:
+                target.copy_(found)
+            parameter.grad = None
