@@ -27,7 +27,7 @@ def embed(root: Node, context: Context) -> Tensor:
     x = F.embedding(tokens, root.tok_emb.weight)
     if model.bigram.enabled:
         x = x + _bigram(root, context)
-    x = rms(x)
+    x = rms(x).to(context.dtype)
     if model.smear.enabled:
         gate = sigmoid(root.smear.gate).to(x.dtype)
         before = previous(x, context.last("smear.last"), context.boundary)

@@ -72,7 +72,7 @@ class LanguageModel(Node):
     def head(self, hidden: Tensor) -> Tensor:
         """Logits c tanh(z / c) of z = hidden @ W.T, W the tied embedding or the head of its own."""
         weight = self.tok_emb.weight if self.recipe.tied else self.lm_head.weight
-        return self.softcap(F.linear(hidden, weight))
+        return self.softcap(F.linear(hidden, weight.to(hidden.dtype)))
 
     def softcap(self, z: Tensor) -> Tensor:
         """c tanh(z / c), or z where the recipe has no softcap."""
@@ -81,7 +81,13 @@ class LanguageModel(Node):
 
     def mtp_logits(self, hidden: Tensor) -> list[Tensor]:
         """Logits of the multi-token-prediction heads: head j speaks of the token j+1 further on than `head`."""
-        return [self.softcap(F.linear(hidden, head.weight)) for head in self.mtp_heads.children()]
+        return [self.softcap(F.linear(hidden, head.weight.to(hidden.dtype))) for head in self.mtp_heads.children()]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the matrices and so of the activations; embeddings and control values may keep float32."""
+        weight = cast(Node, self.get_submodule(self.plan.layers[0].block)).mlp.fc.weight
+        return cast(torch.dtype, weight.dtype)
 
     def empty_state(self, batch: int = 1, *, context: int | None = None) -> State:
         """The state before any token, on this model's device, with the declared context."""
@@ -96,7 +102,7 @@ class LanguageModel(Node):
         table = rotary_table(model, position, tokens.shape[1], limit, tokens.device)
         call = Context(
             model=model, root=self, tokens=tokens, boundary=boundary, rotary=table, before=state,
-            span_limit=limit, position=position, keep=keep,
+            span_limit=limit, position=position, keep=keep, dtype=self.dtype,
         )
         if model.document_attention == "within":
             _find_documents(call)

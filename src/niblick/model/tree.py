@@ -19,11 +19,14 @@ class Node(nn.Module):
 
 
 class Linear(Node):
-    """A place that holds a `weight` (out, in): called, it is the bias-free linear map (..., in) -> (..., out)."""
+    """A place that holds a `weight` (out, in): called, it is the bias-free linear map (..., in) -> (..., out).
+
+    It computes in the weight's dtype, so that casting the matrices of a model casts its products.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the weight."""
-        return nn.functional.linear(x, self.weight)
+        return nn.functional.linear(x.to(self.weight.dtype), self.weight)
 
 
 def build_tree(root: nn.Module, plan: Plan) -> None:

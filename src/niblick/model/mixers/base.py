@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,7 +20,8 @@ class Context:
     """One call's surroundings: the recipe, the state before it, and where the state after it is collected.
 
     `boundary` (B, T): true where a document begins, None without masking. `document_first` (B, T): absolute
-    position at which each token's document begins, None when attention runs across documents.
+    position at which each token's document begins, None when attention runs across documents. `dtype` is that
+    of the residual stream.
     """
 
     model: ModelRecipe
@@ -31,6 +33,7 @@ class Context:
     span_limit: int
     position: int
     keep: bool
+    dtype: torch.dtype = torch.float32
     document_first: Tensor | None = None
     value_embedding: Tensor | None = None
     after: dict[str, Tensor] = field(default_factory=dict)
