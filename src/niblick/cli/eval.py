@@ -1,0 +1,101 @@
+"""`niblick eval`: score a model on a held-out split, and write and print the Score."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from niblick.artifact import Loaded
+    from niblick.data.dataset import Dataset
+    from niblick.evaluation import EvaluationOptions, Score
+    from niblick.recipe import Recipe
+    from niblick.runtime import World
+
+
+def eval_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An artifact, a checkpoint or a run directory.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of shards; else the recipe's own corpus.")] = None,
+    split: Annotated[str, typer.Option(help="validation or test.")] = "validation",
+    mode: Annotated[
+        str | None, typer.Option(help="chunked, sliding, streaming, document or leaky-ttt; else the recipe's.")
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens of context; else the recipe's.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens scored per window, for sliding.")] = None,
+    batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    prove: Annotated[bool, typer.Option("--prove", help="Prove causality and normalisation too.")] = False,
+    ttt: Annotated[str | None, typer.Option(help="Score-first test-time training: sgd, adamw or lora.")] = None,
+    ttt_set: Annotated[
+        list[str] | None, typer.Option(help="key=value of the test-time training, such as lr=0.01 or freeze=tok_emb.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the score file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the score as one JSON document.")] = False,
+) -> None:
+    """Score MODEL: every token of the split but the first, exactly once, in bits per byte."""
+    from niblick.artifact import open_model
+    from niblick.evaluation import evaluate
+    from niblick.evaluation.data import check_tokenizer
+    from niblick.evaluation.processes import process_group
+    from niblick.runtime import choose_device, read_world
+
+    world = read_world()
+    loaded = open_model(model)
+    options = _options(
+        loaded.recipe, ttt, ttt_set or [], mode=mode, context=context, stride=stride, batch_tokens=batch_tokens,
+        precision=precision,
+    )
+    dataset = _dataset(loaded.recipe, data, world)
+    check_tokenizer(loaded.tokenizer, dataset)
+    device = choose_device(world)
+    with process_group(world, device):
+        score = evaluate(
+            loaded.model.to(device), dataset, split=split, options=options, world=world,
+            artifact_sha256=loaded.sha256, prove=prove,
+        )
+    if world.is_main:
+        _report(score, out or _place(loaded, score), as_json)
+
+
+def _options(recipe: Recipe, ttt: str | None, settings: list[str], **changes: Any) -> EvaluationOptions:
+    """The recipe's evaluation section, with what the command line says on top."""
+    from niblick.evaluation import Adaptation, EvaluationOptions
+    from niblick.evaluation.options import parse_settings
+
+    given = {key: value for key, value in changes.items() if value is not None}
+    if ttt is not None:
+        given["ttt"] = Adaptation(**{"method": ttt, **parse_settings(settings)})
+        given.setdefault("mode", given["ttt"].mode)
+    return EvaluationOptions.from_recipe(recipe, **given)
+
+
+def _dataset(recipe: Recipe, data: Path | None, world: World) -> Dataset:
+    """The folder that was named, or the recipe's corpus, prepared into the cache where needed."""
+    from niblick.data.dataset import open_dataset
+    from niblick.data.prepare import resolve_dataset
+    from niblick.runtime import cache_folder
+
+    if data is not None:
+        return open_dataset(data)
+    return resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
+
+
+def _place(loaded: Loaded, score: Score) -> Path:
+    """`scores/` of the run directory that holds the model, else a file beside the model."""
+    for folder in (loaded.path, *loaded.path.parents[:4]):
+        if (folder / "recipe.toml").is_file():
+            return folder / "scores" / f"{score.label}-{loaded.kind}.json"
+    return loaded.path.with_name(f"{loaded.path.stem}.{score.label}.score.json")
+
+
+def _report(score: Score, path: Path, as_json: bool) -> None:
+    import json
+
+    from niblick.report.score import score_text
+
+    score.write(path)
+    print(json.dumps(score.summary(), allow_nan=False) if as_json else score_text(score))
+    print(f"score written to {path}", file=sys.stderr)

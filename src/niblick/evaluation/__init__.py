@@ -1,0 +1,7 @@
+"""Evaluation that cannot cheat: windows, streaming, score-first adaptation, proofs, statistics, Scores."""
+
+from niblick.evaluation.evaluate import evaluate
+from niblick.evaluation.options import Adaptation, EvaluationOptions, LeakyTraining
+from niblick.evaluation.score import Score, read_score
+
+__all__ = ["Adaptation", "EvaluationOptions", "LeakyTraining", "Score", "evaluate", "read_score"]

@@ -1,0 +1,92 @@
+"""From a model and a split to a Score: check the data, score every token once, sum in float64."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from niblick.data.dataset import Dataset
+from niblick.evaluation.data import Target, load_target
+from niblick.evaluation.options import EvaluationOptions
+from niblick.evaluation.proving import proof_options, prove_target
+from niblick.evaluation.score import Score, make_score
+from niblick.evaluation.scoring import make_job, score_stream
+from niblick.model import LanguageModel
+from niblick.runtime import World
+
+
+def evaluate(
+    model: LanguageModel, dataset: Dataset, *, split: str, options: EvaluationOptions, world: World | None = None,
+    artifact_sha256: str | None = None, prove: bool = False,
+) -> Score:
+    """Score `split` with `model` on the device the model is on; the model is left as it was.
+
+    Every process of `world` must call this (with a process group where there are several) and gets the same
+    Score (the evidence of the proof aside, which the main process takes). Raises `ScoreError` where the data is not whole or not the model's, and with `prove` where the pass is
+    caught reading ahead or not normalised; `seconds` leaves the proof out.
+    """
+    world = world or World()
+    recipe = model.recipe
+    target = load_target(dataset, split, vocab_size=recipe.vocab_size, bos_id=recipe.bos_id)
+    training = model.training
+    model.eval()
+    began = time.perf_counter()
+    nll = score_tokens(model, target.tokens, options, world)
+    seconds = time.perf_counter() - began
+    details = _details(model, dataset, target, options, world)
+    if prove and world.is_main:
+        details["proof"] = _prove(model, target, options)
+    model.train(training)
+    return make_score(
+        nll, target.counts, target.documents, seconds=seconds, mode=options.mode, data_sha256=target.sha256,
+        artifact_sha256=artifact_sha256, valid=options.mode != "leaky-ttt", details=details,
+    )
+
+
+def score_tokens(
+    model: LanguageModel, tokens: NDArray[np.integer], options: EvaluationOptions, world: World
+) -> NDArray[np.float32]:
+    """Nats of tokens 1 .. n-1 of a stream, exactly as `evaluate` takes them."""
+    return score_stream(make_job(model, tokens, options, world))
+
+
+def _prove(model: LanguageModel, target: Target, options: EvaluationOptions) -> dict[str, Any]:
+    """Evidence from this process alone: the experiments need no other."""
+    context = options.context or model.recipe.context
+    small = proof_options(options, context)
+
+    def score(tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        return score_tokens(model, tokens, small, World())
+
+    def predict(tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            logits = model.logits(torch.from_numpy(tokens[None, :-1]).to(device), context=context)
+            logs: NDArray[np.float32] = logits[0].log_softmax(-1).cpu().numpy()
+        return logs
+
+    recipe, device = model.recipe, next(model.parameters()).device
+    return prove_target(score, predict, target, small, context=context, alphabet=recipe.vocab_size, bos_id=recipe.bos_id)
+
+
+def _details(
+    model: LanguageModel, dataset: Dataset, target: Target, options: EvaluationOptions, world: World
+) -> dict[str, Any]:
+    details: dict[str, Any] = {
+        "split": target.split,
+        "data": dataset.name,
+        "tokenizer": dataset.tokenizer.name,
+        "lossless": dataset.tokenizer.lossless,
+        "documents": len(target.documents),
+        "context": options.context or model.recipe.context,
+        "precision": options.precision,
+        "processes": world.size,
+        "adaptation": asdict(options.ttt) if options.ttt else None,
+    }
+    if options.mode == "sliding":
+        details["stride"] = options.stride
+    return details

@@ -1,0 +1,169 @@
+"""How to score: the mode, its sizes, and what may be learnt from tokens that are already scored.
+
+Frozen; impossible values are refused here, with one line that names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+from niblick.errors import ScoreError
+from niblick.recipe import Recipe
+
+Mode = Literal["chunked", "sliding", "streaming", "document", "leaky-ttt"]
+Method = Literal["sgd", "adamw", "lora"]
+Precision = Literal["fp32", "bf16"]
+MODES: tuple[str, ...] = get_args(Mode)
+METHODS: tuple[str, ...] = get_args(Method)
+
+
+class OptionsError(ScoreError):
+    """Evaluation options that cannot be used (exit code 2: the request is wrong, not the score)."""
+
+    exit_code = 2
+
+
+def _positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise OptionsError(f"{name} {value} must be more than 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """Score-first test-time training.
+
+    `sgd` and `adamw` train the weights themselves (`freeze`: names or dotted prefixes that stay as they are) on
+    each chunk of `chunk_tokens` once it is scored, `epochs` times over in rows of `sequence_length`, `batch_rows`
+    rows a step; the rate follows a cosine over chunks. `lora` gives each document its own adapters of `rank`
+    on the linear maps whose last name is in `targets` (and on the head), reset at each BOS and trained after each
+    `chunk_tokens` of the document. `phases` > 1 splits the stream: with `sgd`/`adamw` the phase is the chunk;
+    with `lora` the weights below the adapters also train by SGD (`base_lr`) on each phase once all of it is scored.
+    After `seconds` of evaluation nothing more is learnt and the rest is only scored.
+    """
+
+    method: Method
+    lr: float | None = None
+    base_lr: float = 0.002
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    epochs: int = 1
+    chunk_tokens: int | None = None
+    sequence_length: int | None = None
+    batch_rows: int = 4
+    documents: int = 64
+    clip: float = 1.0
+    cosine: bool = True
+    freeze: tuple[str, ...] = ()
+    phases: int = 1
+    seconds: float | None = None
+    rank: int = 4
+    targets: tuple[str, ...] = ("c_q", "c_v", "W_r", "W_v", "fc")
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise OptionsError(f"test-time training {self.method!r} is unknown; accepted: {', '.join(METHODS)}")
+        _positive(epochs=self.epochs, chunk_tokens=self.chunk_tokens, sequence_length=self.sequence_length,
+                  batch_rows=self.batch_rows, documents=self.documents, phases=self.phases, rank=self.rank)
+        if self.phases > 1 and self.method != "lora" and self.chunk_tokens is not None:
+            raise OptionsError(f"give phases ({self.phases}) or chunk_tokens ({self.chunk_tokens}), not both")
+        for name, value in (("lr", self.lr), ("base_lr", self.base_lr), ("momentum", self.momentum),
+                            ("weight_decay", self.weight_decay), ("clip", self.clip), ("seconds", self.seconds)):
+            if value is not None and not 0 <= value < float("inf"):
+                raise OptionsError(f"{name} {value} must be 0 or more")
+
+    @property
+    def mode(self) -> Mode:
+        """The evaluation mode this goes with."""
+        return "document" if self.method == "lora" else "streaming"
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate: `lr`, or the method's default."""
+        return {"sgd": 0.02, "adamw": 3e-4, "lora": 0.01}[self.method] if self.lr is None else self.lr
+
+    @property
+    def chunk(self) -> int:
+        """Tokens scored before each update: `chunk_tokens`, or the method's default."""
+        return self.chunk_tokens or {"sgd": 2048, "adamw": 2048, "lora": 128}[self.method]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakyTraining:
+    """The published full test-time training, which learns the validation set before scoring it: never valid."""
+
+    lr: float = 5e-4
+    final_lr: float = 2e-5
+    weight_decay: float = 0.01
+    epochs: int = 20
+    warmup_epochs: float = 1.0
+    batch_rows: int = 32
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        _positive(lr=self.lr, epochs=self.epochs, batch_rows=self.batch_rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """What `evaluate` does. `context` and `stride` are in tokens; None for context takes the recipe's.
+
+    `batch_tokens` bounds the tokens of one forward pass (and is the piece in which `streaming` reads).
+    """
+
+    mode: Mode = "streaming"
+    context: int | None = None
+    stride: int = 64
+    batch_tokens: int = 16384
+    precision: Precision = "fp32"
+    ttt: Adaptation | None = None
+    leaky: LeakyTraining | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise OptionsError(f"evaluation mode {self.mode!r} is unknown; accepted: {', '.join(MODES)}")
+        if self.precision not in get_args(Precision):
+            raise OptionsError(f"precision {self.precision!r} is unknown; accepted: {', '.join(get_args(Precision))}")
+        _positive(context=self.context, stride=self.stride, batch_tokens=self.batch_tokens)
+        if self.ttt is not None and self.mode != self.ttt.mode:
+            raise OptionsError(
+                f"test-time training by {self.ttt.method} goes with mode {self.ttt.mode}, not {self.mode}"
+            )
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe, **changes: Any) -> EvaluationOptions:
+        """The options that a recipe's `evaluation` section asks for; keyword arguments win."""
+        return cls(**{**recipe.evaluation.model_dump(), **changes})
+
+    def check_sizes(self, context: int) -> None:
+        """Refuse a stride longer than the context: tokens between two windows would have no window."""
+        if self.mode == "sliding" and self.stride > context:
+            raise OptionsError(f"stride {self.stride} is longer than the context {context}; accepted: 1 to {context}")
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """`key=value` settings of an `Adaptation`, in its types; lists are written with commas."""
+    kinds = {field.name: str(field.type) for field in fields(Adaptation) if field.name != "method"}
+    found: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or key not in kinds:
+            raise OptionsError(f"setting {setting!r} is not key=value with a key of: {', '.join(kinds)}")
+        found[key] = _parse(kinds[key], text, setting)
+    return found
+
+
+def _parse(kind: str, text: str, setting: str) -> Any:
+    if kind.startswith("tuple"):
+        return tuple(filter(None, text.split(",")))
+    if kind == "bool":
+        if text not in ("true", "false"):
+            raise OptionsError(f"setting {setting!r}: accepted are true and false")
+        return text == "true"
+    try:
+        return int(text) if kind.startswith("int") else float(text)
+    except ValueError:
+        raise OptionsError(f"setting {setting!r}: {text!r} is not a number of kind {kind.partition(' ')[0]}") from None

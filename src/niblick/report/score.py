@@ -1,0 +1,46 @@
+"""A Score as a few lines of plain text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from niblick.evaluation.score import NOT_VALID, Score
+
+
+def score_text(score: Score) -> str:
+    """What `niblick eval` prints; an invalid score says so in its first line."""
+    details = score.details
+    lines = [] if score.valid else [f"{NOT_VALID}: {details.get('reason', 'see details')}"]
+    lines += [
+        f"bits per byte     {score.bpb:.6f}",
+        f"nats per token    {score.nats_per_token:.6f}",
+        f"scored            {score.tokens:,} tokens, {score.bytes:,} bytes, {details.get('documents', 0):,} documents",
+        f"data              {details.get('data')} {score.split} ({score.data_sha256[:12]})",
+        f"tokenizer         {details.get('tokenizer')}{'' if details.get('lossless', True) else ' (lossy)'}",
+        f"mode              {_mode(score)}",
+        f"seconds           {score.seconds:.2f} ({score.tokens / max(score.seconds, 1e-9):,.0f} tokens/s)",
+    ]
+    if details.get("adaptation"):
+        lines.append(f"adaptation        {_adaptation(details['adaptation'])}")
+    if details.get("proof"):
+        lines.append(f"proof             {proof_text(details['proof'])}")
+    return "\n".join(lines)
+
+
+def proof_text(proof: dict[str, Any]) -> str:
+    """The evidence of a proof in one line."""
+    return (
+        f"{proof['cuts']} cuts over {proof['tokens']:,} tokens: {proof['compared']:,} earlier scores unchanged to the "
+        f"bit; {proof['distributions']} distributions over {proof['alphabet']:,} tokens sum to 1 within "
+        f"{proof['largest_deviation']:.1e}; {proof['bytes']:,} token bytes are the UTF-8 bytes of the text"
+    )
+
+
+def _mode(score: Score) -> str:
+    details = score.details
+    stride = f", stride {details['stride']}" if "stride" in details else ""
+    return f"{score.mode}, context {details.get('context')}{stride}, {details.get('precision')}"
+
+
+def _adaptation(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, []))
