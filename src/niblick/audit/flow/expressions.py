@@ -65,6 +65,7 @@ class Expressions:
         self.uncertain = 0
         self.widened = 0
         self.interest = 0
+        self.maybe_ended = 0
         self.order = 0
         self.hooks = 0
         self.line = 0
@@ -272,7 +273,7 @@ class Expressions:
             out.nll = False
             out.marks |= {"index"}
             return out
-        if isinstance(left, Dotted) or isinstance(right, Dotted):
+        if isinstance(left, (Dotted, Bound, Namespace)) or isinstance(right, (Dotted, Bound, Namespace)):
             return Box(shape=())
         return (left is right) == isinstance(op, ast.Eq)
 

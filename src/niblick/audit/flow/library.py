@@ -63,7 +63,7 @@ class Library(Tensors):
         if isinstance(count, int) and 0 < count <= 1024:
             header = np.zeros(count, dtype=np.int64)
             header[: min(3, count)] = (20240520, 1, STREAM)[: min(3, count)]
-            return Box(shape=(count,), val=header)
+            return Box(shape=(count,), val=header, marks=frozenset({"numpy"}))
         if kind == "val":
             return snapshot(self.stream, marks=frozenset({"val", "numpy"}))
         if kind == "train":
@@ -309,6 +309,9 @@ class Library(Tensors):
     def objects_call(self, name: str, last: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         if last in {"Path", "PurePath", "PosixPath"}:
             return PurePosixPath(*[str(a) for a in args if isinstance(a, (str, PurePosixPath))])
+        if last == "dtype" and args and isinstance(args[0], str):
+            digits = re.search(r"\d+", args[0])
+            return Namespace({"itemsize": max(1, int(digits[0]) // (8 if int(digits[0]) > 8 else 1)) if digits else 4})
         if last in {"deepcopy", "copy"} and name.startswith("copy.") and args:
             return self.copied(args[0])
         if last == "partial" and args:

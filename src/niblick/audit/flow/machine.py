@@ -20,6 +20,7 @@ from niblick.audit.flow.signals import AbortSignal, BreakSignal, BudgetSignal, C
 
 _MAX_TURNS = 5000
 _QUIET_TURNS = 2
+_LOOP_STEPS = 60_000
 
 
 class Machine(Calls):
@@ -251,6 +252,7 @@ class Machine(Calls):
         scope.clear()
         scope.update(before)
         second = self.uncertainly(lambda: self.block(other))
+        self.maybe_ended += first is not None or second is not None
         if first is not None and second is not None:
             if isinstance(first, ReturnSignal) and isinstance(second, ReturnSignal):
                 raise ReturnSignal(_joined(first.value, second.value))
@@ -282,15 +284,17 @@ class Machine(Calls):
         return None
 
     def do_While(self, node: ast.While) -> None:
+        first_step = self.trace.steps
         for turn in range(_MAX_TURNS):
             test = self.truth(self.value(node.test))
             if test is False:
                 self.block(node.orelse)
                 return
-            mark = self.interest
+            mark = (self.interest, self.maybe_ended)
             if not self.turn(node.body):
                 return
-            if turn + 1 >= _QUIET_TURNS and (self.interest != mark or test is None or turn > 2000):
+            endless = (self.interest, self.maybe_ended) != mark or test is None
+            if turn + 1 >= _QUIET_TURNS and (endless or self.trace.steps - first_step > _LOOP_STEPS):
                 break
         self.widen(node.body)
         self.widened += 1
@@ -324,6 +328,7 @@ class Machine(Calls):
         items = self.value(node.iter)
         sequence = self.iterate(items, None)
         count = len(sequence)
+        first_step = self.trace.steps
         at = 0
         finished = True
         while at < count:
@@ -333,7 +338,8 @@ class Machine(Calls):
                 finished = False
                 break
             busy = self.interest != mark
-            if (busy and _QUIET_TURNS - 1 <= at < count - 2) or (at > _MAX_TURNS and at < count - 2):
+            long = at > _MAX_TURNS or self.trace.steps - first_step > _LOOP_STEPS
+            if (busy or long) and _QUIET_TURNS - 1 <= at < count - 2:
                 at = count - 1
             else:
                 at += 1

@@ -1,0 +1,98 @@
+"""The review of one path: read it, follow its documented run, apply the rules, run it if asked, decide.
+
+`review` never runs a submission's code itself; with `run_code` the sandbox of `niblick.audit.smoke` does.
+"""
+
+from __future__ import annotations
+
+import ast
+import shlex
+from pathlib import Path
+
+from niblick.audit import flow
+from niblick.audit.flow.objects import Trace
+from niblick.audit.rules import apply
+from niblick.audit.rules.case import Case, scored
+from niblick.audit.submission import Read, read
+from niblick.audit.types import Finding, Report, Smoke
+from niblick.audit.unpack import parse, unpack_file
+from niblick.audit.verdict import decide
+
+_WORLD_SIZE = "8"
+_MAX_MODULE = 600_000
+
+
+def review(path: str | Path, *, run_code: bool = False, trust: bool = False, script: str | None = None) -> Report:
+    """The report on a script or record folder; `AuditError` if there is nothing to read there."""
+    from niblick.audit.record import record_findings
+
+    found = read(Path(path), script)
+    case = build_case(found)
+    findings = list(apply(case))
+    record, more = record_findings(found.submission)
+    findings.extend(more)
+    smoke: Smoke | None = None
+    if run_code and found.submission.source is not None and found.submission.source.tree is not None:
+        smoke, dynamic = _run(found, trust)
+        findings.extend(dynamic)
+    verdict, recommendation = decide(findings, smoke, understood=bool(scored(case.trace)))
+    return Report(
+        path=str(path), verdict=verdict, recommendation=recommendation, findings=tuple(findings), smoke=smoke,
+        record=record,
+    )
+
+
+def build_case(found: Read) -> Case:
+    """The case of a submission: its program followed under the documented command."""
+    submission = found.submission
+    environment = dict(found.loader_environment)
+    arguments: list[str] = []
+    if submission.command is not None:
+        environment.update(submission.command.environment)
+        arguments = _arguments(submission.command.text, submission.script)
+    world = submission.command.world_size if submission.command else None
+    environment["WORLD_SIZE"] = str(world) if world else _WORLD_SIZE
+    trace = Trace()
+    source = submission.source
+    if source is not None and source.tree is not None:
+        trace = flow.run(
+            source.tree, file=source.path, environment=environment, arguments=arguments, modules=_modules(found),
+        )
+    return Case(submission=submission, trace=trace, carried=found.carried, environment=environment)
+
+
+def _run(found: Read, trust: bool) -> tuple[Smoke, tuple[Finding, ...]]:
+    from niblick.audit.behaviour import behaviour
+    from niblick.audit.smoke import smoke_test
+
+    smoke = smoke_test(found.submission, trust=trust)
+    dynamic = behaviour(found.submission, trust=trust) if smoke.status == "SMOKE_TEST_PASS" else ()
+    return smoke, dynamic
+
+
+def _modules(found: Read) -> dict[str, ast.Module]:
+    """Python modules that ship with the script, by name, parsed."""
+    out: dict[str, ast.Module] = {}
+    texts = {Path(name).stem: text for name, text in found.carried.items() if name.endswith(".py")}
+    script = found.submission.script
+    for path in found.submission.context:
+        if path.suffix == ".py" and path.parent == (script.parent if script else None) and path.stat().st_size < _MAX_MODULE:
+            texts.setdefault(path.stem, unpack_file(path).source.text)
+    for name, text in texts.items():
+        try:
+            out[name] = parse(text)
+        except (SyntaxError, ValueError, RecursionError):
+            continue
+    return out
+
+
+def _arguments(command: str, script: Path | None) -> list[str]:
+    """The words of a command after the script's name."""
+    try:
+        words = shlex.split(command, comments=True)
+    except ValueError:
+        words = command.split()
+    for i, word in enumerate(words):
+        if script is not None and word.endswith(script.name):
+            return words[i + 1 :]
+    return []

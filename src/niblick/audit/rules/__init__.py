@@ -1,0 +1,28 @@
+"""The rules of a static review, one a file; each turns a `Case` into findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from niblick.audit.rules import (
+    importable,
+    ngram_key,
+    outside,
+    score_first,
+    slot,
+    train_before_score,
+    validation_data,
+)
+from niblick.audit.rules.case import Case
+from niblick.audit.types import Finding
+
+RULES: tuple[Callable[[Case], list[Finding]], ...] = (
+    importable.check, ngram_key.check, slot.check, train_before_score.check, score_first.check, validation_data.check,
+    outside.check,
+)
+"""Every static rule, in the order their findings are listed."""
+
+
+def apply(case: Case) -> tuple[Finding, ...]:
+    """The findings of every rule on one case."""
+    return tuple(finding for rule in RULES for finding in rule(case))

@@ -1,0 +1,96 @@
+"""What a rule looks at: one submission, the trace of its program, and helpers to word findings."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from niblick.audit.flow.objects import ScoreEvent, Trace, Where
+from niblick.audit.types import Finding, Severity, Span, Submission
+
+POINTERS = {
+    "C1": "rules C1: the distribution for a token depends only on the artifact and on tokens before it",
+    "C2": "rules C2: a full normalised distribution exists before the token is looked at",
+    "C3": "rules C3: a token is scored from the state before any update that has seen it",
+    "C4": "rules C4: one pass, no rescoring",
+    "limits": "limits: size, time, and nothing but the artifact at evaluation",
+    "data": "limits: validation data reaches only evaluation",
+    "bytes": "scoring: bits per byte counts the bytes of the decoded text",
+    "record": "records: the script runs inside its folder",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A submission with the trace of its documented run; `carried` are files its loader writes."""
+
+    submission: Submission
+    trace: Trace
+    carried: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tree(self) -> ast.Module | None:
+        return self.submission.source.tree if self.submission.source else None
+
+    @property
+    def text(self) -> str:
+        return self.submission.source.text if self.submission.source else ""
+
+    def span(self, where: Where | None = None, *, line: int = 1, end: int | None = None) -> Span:
+        """The place of an event, in lines of the unpacked text where the script is packed."""
+        source = self.submission.source
+        packed = bool(source and [layer for layer in source.layers if layer != "bom"])
+        name = source.path if source else str(self.submission.root.name)
+        if where is not None:
+            line = where.line
+            name = where.file if where.file and where.file != name else name
+        return Span(file=name, start=line, end=max(end or line, line), unpacked=packed)
+
+    def finding(
+        self, rule: str, severity: Severity, evidence: str, *, pointer: str, cure: str, verdict: str | None = None,
+        where: Where | None = None, line: int | None = None, end: int | None = None,
+    ) -> Finding:
+        span = self.span(where, line=line or 1, end=end) if where is not None or line is not None else None
+        return Finding(
+            rule=rule, severity=severity, verdict=verdict, span=span, evidence=evidence,
+            pointer=POINTERS[pointer], cure=cure,
+        )
+
+
+def positions(bits: int) -> str:
+    """A set of stream positions in words, as places in the synthetic stream."""
+    if not bits:
+        return "no position"
+    low, high = (bits & -bits).bit_length() - 1, bits.bit_length() - 1
+    return f"{bits.bit_count()} positions within {low}..{high}"
+
+
+def scored(trace: Trace) -> list[ScoreEvent]:
+    """The score events that make up a reported figure: those that met a byte count, else those without gradients."""
+    chosen = [e for e in trace.scores if e.number in trace.reported]
+    return chosen or [e for e in trace.scores if e.no_grad]
+
+
+def violations(trace: Trace, kind: str) -> list[ScoreEvent]:
+    """Reported scores of positions that their own parameters (of leaf kind `kind`) had been trained on."""
+    return [e for e in scored(trace) if e.targets & e.seen and not e.widened and kind in learnt_kinds(trace, e)]
+
+
+def learnt_kinds(trace: Trace, event: ScoreEvent) -> frozenset[str]:
+    """The kinds of leaf that learnt any of the positions a score overlaps."""
+    overlap = event.targets & event.seen
+    kinds: set[str] = set()
+    for update in trace.updates:
+        if update.order < event.order and update.positions & overlap:
+            kinds |= update.leaf_kinds
+    return frozenset(kinds) & (event.leaf_kinds | {"module"}) or event.leaf_kinds
+
+
+def first_by_line(events: Iterable[ScoreEvent]) -> list[ScoreEvent]:
+    """One event per place, in the order of the run."""
+    seen: dict[tuple[str, int], ScoreEvent] = {}
+    for event in events:
+        seen.setdefault((event.where.file, event.where.line), event)
+    return list(seen.values())

@@ -1,0 +1,25 @@
+"""A small tensor fitted at evaluation on the very positions it then helps to score (C1, C3)."""
+
+from __future__ import annotations
+
+from niblick.audit.rules.case import Case, first_by_line, learnt_kinds, positions, violations
+from niblick.audit.types import Finding, Severity
+
+RULE = "slot"
+
+
+def check(case: Case) -> list[Finding]:
+    """One breach per place that reports scores under a tensor fitted to the same tokens."""
+    out = []
+    for event in first_by_line(violations(case.trace, "tensor")):
+        if "module" in learnt_kinds(case.trace, event) and "tensor" not in event.leaf_kinds:
+            continue
+        fit = next(u for u in case.trace.updates if u.positions & event.targets & event.seen and u.order < event.order)
+        out.append(case.finding(
+            RULE, Severity.BREACH if event.certain else Severity.WARNING,
+            f"{event.where.function} scores {positions(event.targets & event.seen)} with a tensor that line {fit.where.line} "
+            "has just fitted to the same tokens.",
+            verdict="flag_slot", pointer="C3", where=event.where,
+            cure="Fit only to tokens whose score is already fixed: mask the loss to positions scored earlier.",
+        ))
+    return out
