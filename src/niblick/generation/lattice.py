@@ -1,0 +1,130 @@
+"""Weights as integer codes times one scale per row, in the fewest bits that lose nothing that could be seen.
+
+A matrix whose rows are whole multiples of a step (what packing writes) is kept exactly, in 4, 6 or 8 bits per weight;
+any other is rounded to 16 bits, within 1/65,534 of its row's largest value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK = 64  # codes are padded and laid out in runs of 64
+_EXACT = 3e-7  # relative to the row's largest value: float32 rounding of code * scale
+_RANGES = {4: (-8, 7), 6: (-32, 31), 8: (-128, 127)}
+_PROBE = 4  # rows looked at before the whole matrix is
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A matrix (rows, cols): `data` (rows, stride) bytes as the engine reads them, `scales` (rows,) float32."""
+
+    data: NDArray[np.uint8]
+    scales: Floats
+    rows: int
+    cols: int
+    bits: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.data.nbytes + self.scales.nbytes
+
+
+def encode(weight: Floats, *, exact: bool = True) -> Codes:
+    """Codes of a float32 matrix (rows, cols); with `exact` off, always 8 bits by nearest rounding."""
+    weight = np.ascontiguousarray(weight, dtype=np.float32)
+    rows, cols = weight.shape
+    steps = _steps(weight) if exact else np.abs(weight).max(axis=1) / np.float32(127)
+    if steps is None:
+        steps = np.abs(weight).max(axis=1) / np.float32(32767)
+        codes, bits = _round(weight, steps), 16
+    else:
+        codes = _round(weight, steps)
+        low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
+        bits = next(bits for bits, (least, most) in _RANGES.items() if least <= low and high <= most)
+    padded = np.zeros((rows, -(-cols // BLOCK) * BLOCK), dtype=np.int16)
+    padded[:, :cols] = codes
+    return Codes(_lay_out(padded, bits), steps.astype(np.float32), rows, cols, bits)
+
+
+def decode(codes: Codes) -> Floats:
+    """The matrix (rows, cols) that the engine multiplies with."""
+    rows = codes.rows
+    data = codes.data.reshape(rows, -1, 8 * codes.bits)
+    if codes.bits == 16:
+        values = data.reshape(rows, -1).view(np.int16)
+    elif codes.bits == 8:
+        values = data.reshape(rows, -1).view(np.int8).astype(np.int16)
+    else:
+        values = _unpack(data, codes.bits).reshape(rows, -1)
+    return values[:, : codes.cols].astype(np.float32) * codes.scales[:, None]
+
+
+def _round(weight: Floats, steps: Floats) -> NDArray[np.int16]:
+    safe = np.where(steps > 0, steps, np.float32(1))
+    return np.rint(weight / safe[:, None]).astype(np.int16)
+
+
+def _steps(weight: Floats) -> Floats | None:
+    """The step of every row, or None where some row is not made of whole multiples of one, -128 .. 127 of them."""
+    if _row_steps(weight[:_PROBE]) is None:
+        return None
+    return _row_steps(weight)
+
+
+def _row_steps(weight: Floats) -> Floats | None:
+    """The smallest value of a row is 1, 2, 3 ... steps: the first count at which the row fits is taken."""
+    size = np.abs(weight)
+    top = size.max(axis=1, initial=0)
+    least = np.where(size > 0, size, np.float32(np.inf)).min(axis=1, initial=np.inf)
+    steps = np.zeros(len(weight), dtype=np.float32)
+    left = np.flatnonzero(top > 0)
+    for count in range(1, 33):
+        if not len(left):
+            return steps
+        units = np.rint(top[left] / (least[left] / count))
+        step = (top[left] / np.maximum(units, 1)).astype(np.float32)
+        fits = (units <= 128) & _fits(weight[left], step, top[left])
+        steps[left[fits]] = step[fits]
+        left = left[~fits]
+    return None if len(left) else steps
+
+
+def _fits(weight: Floats, step: Floats, top: Floats) -> NDArray[np.bool_]:
+    codes = np.rint(weight / step[:, None])
+    wrong = np.abs(codes * step[:, None] - weight).max(axis=1)
+    inside = (codes.min(axis=1) >= -128) & (codes.max(axis=1) <= 127)
+    found: NDArray[np.bool_] = (wrong <= _EXACT * top) & inside
+    return found
+
+
+def _lay_out(codes: NDArray[np.int16], bits: int) -> NDArray[np.uint8]:
+    """Runs of 64 codes: plain for 8 and 16 bits; low nibbles then pairs of high bits for 4 and 6."""
+    if bits == 16:
+        return codes.view(np.uint8)
+    if bits == 8:
+        return codes.astype(np.int8).view(np.uint8)
+    rows = codes.shape[0]
+    values = (codes + (1 << (bits - 1))).astype(np.uint8).reshape(rows, -1, 4, 16)
+    low = values & 15
+    nibbles = np.concatenate([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=2)
+    if bits == 4:
+        return np.ascontiguousarray(nibbles.reshape(rows, -1))
+    high = values >> 4
+    pairs = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
+    return np.ascontiguousarray(np.concatenate([nibbles, pairs], axis=2).reshape(rows, -1))
+
+
+def _unpack(data: NDArray[np.uint8], bits: int) -> NDArray[np.int16]:
+    """The inverse of `_lay_out` for 4 and 6 bits: (rows, runs, bytes) -> (rows, runs, 64)."""
+    first, second = data[:, :, :16], data[:, :, 16:32]
+    parts = [first & 15, second & 15, first >> 4, second >> 4]
+    if bits == 6:
+        pairs = data[:, :, 32:48]
+        parts = [part | (pairs >> (2 * i) & 3) << 4 for i, part in enumerate(parts)]
+    return np.concatenate(parts, axis=2).astype(np.int16) - (1 << (bits - 1))

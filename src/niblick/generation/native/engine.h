@@ -1,0 +1,103 @@
+/* The decoding engine: one plan, quantized weights, preallocated state; mirrored by generation/layout.py.
+ *
+ * A call processes `n` columns: tokens of one or more slots, those of a slot consecutive and in order. Letters as in
+ * the spec: D width, H heads, G key/value heads, E head width, V vocabulary. Guarantees: no allocation after
+ * nb_create, state of constant size, results independent of the number of threads and of how a prompt is cut.
+ */
+#ifndef NB_ENGINE_H
+#define NB_ENGINE_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+typedef float vec __attribute__((vector_size(64), aligned(4), may_alias)); /* 16 floats, at any address */
+typedef int32_t veci __attribute__((vector_size(64), aligned(4), may_alias));
+
+enum { WIDE = 16, BLOCK = 64, NO_TOKEN = -1, MAX_THREADS = 64 };
+enum { TOKEN_SHIFT = 0, ATTENTION = 1 };
+enum { PLAIN = 0, SQUARE = 1, SIGMOID = 2, SOFTCAP = 3 }; /* what happens to a product's outputs */
+
+/* rows x cols codes of 4, 6, 8 or 16 bits, each row padded to `stride` bytes (64 codes at a time), times its scale */
+typedef struct {
+    const uint8_t *codes;
+    const float *scales;
+    int32_t rows, cols, bits, stride;
+} nb_matrix;
+
+/* one virtual layer; absent parts are null pointers, absent indices -1; state places are counted in floats */
+typedef struct {
+    int32_t mixer, span, xsa, push, pop, site;
+    float scale, value_scale;
+    const float *attn_scale, *mlp_scale, *mix, *carry, *mix_r, *mix_k;
+    const float *q_gain, *k_gain, *k_shift, *v_shift, *local_v;
+    int64_t at_shift, at_keys, at_values, at_k_shift, at_v_shift, at_sidecar;
+    nb_matrix r, k, v, q, out, fc, proj; /* r, k, v of a token shift; q, k, v, out of attention */
+} nb_layer;
+
+typedef struct {
+    int32_t dim, heads, groups, head, vocab, hidden, half, layers, pushes, bos, document_mask, within, qk_norm;
+    int32_t buckets, side_width, side_kernel, columns, slots, threads;
+    float softcap, slope, bigram_scale;
+    const nb_layer *layer;
+    const float *smear, *side_gate, *side_scale, *side_kernels;
+    const double *frequencies;
+    nb_matrix embedding, head_matrix, bigram, bigram_proj, value, value_proj, side_g, side_v, side_p;
+    int64_t at_smear, state_floats;
+} nb_plan;
+
+typedef struct {
+    int32_t slot, token, before, previous, last; /* previous: column of the same slot just before, or -1 */
+    int64_t position, since, first;              /* since: tokens back to the start of what may be mixed */
+} nb_column;
+
+typedef struct {
+    int64_t position, since, first;
+    int32_t token;
+} nb_slot;
+
+typedef struct {
+    _Atomic int arrived, phase;
+} nb_barrier;
+
+typedef struct nb_engine {
+    nb_plan plan;
+    float *state;       /* slots x state_floats */
+    float *logits;      /* slots x V */
+    nb_slot *slot;
+    nb_column *column;
+    int32_t n, chained, wanted;
+    float *x, *x0, *xe, *u, *a, *b, *o, *hidden, *qkv, *ve, *side, *skip, *angle; /* columns x something */
+    float *scores;      /* threads x (H/G) x span */
+    void *draws;
+    int32_t wide, wide_hidden, wide_qkv, score_floats;
+    nb_barrier barrier;
+    struct nb_pool *pool;
+} nb_engine;
+
+/* kernels.c */
+float *nb_floats(int64_t count);
+void nb_product(const nb_matrix *m, const float *in, int64_t in_stride, float *out, int64_t out_stride, int n,
+                int first, int end, int act, float parameter);
+void nb_row(const nb_matrix *m, int64_t row, float gain, float *out);
+float nb_rms(const float *in, float *out, int n, float gain);
+vec nb_exp(vec x);
+void nb_sigmoid(float *x, int n);
+/* attention.c */
+void nb_attention(nb_engine *e, const nb_layer *layer, int group, float *scores);
+/* forward.c */
+void nb_forward(nb_engine *e, int thread);
+/* pool.c */
+struct nb_pool *nb_pool_create(nb_engine *e);
+void nb_pool_destroy(struct nb_pool *pool);
+void nb_pool_run(struct nb_pool *pool);
+void nb_wait(nb_engine *e);
+/* api.c: what Python calls */
+nb_engine *nb_create(const nb_plan *plan);
+void nb_destroy(nb_engine *e);
+void nb_reset(nb_engine *e, int slot);
+int nb_run(nb_engine *e, int n, const int32_t *slots, const int32_t *tokens, int wanted);
+float *nb_logits(nb_engine *e, int slot);
+int nb_choose(nb_engine *e, int slot, int vocab, double temperature, int top_k, double top_p, uint64_t seed,
+              uint64_t draw);
+
+#endif
