@@ -195,9 +195,13 @@ def test_data_too_small_for_one_sequence_and_impossible_shares_are_refused(tmp_p
         Pipeline(paths, sequence_length=4, batch_sequences=3, seed=0, world_size=2)
 
 
-def test_a_corpus_of_one_block_repeats_it(tmp_path: Path) -> None:
+def test_a_corpus_of_one_block_repeats_it_and_a_batch_larger_than_the_corpus_is_refused(
+    tmp_path: Path,
+) -> None:
     paths = shards_in(tmp_path, [9])
-    assert all(batch[0].tolist() == [list(range(8))] * 6 for batch in stream(paths, 5))
+    assert all(batch[0].tolist() == [list(range(8))] for batch in stream(paths, 5, batch_sequences=1))
+    with pytest.raises(DataError, match="holds 1 sequences of 8 tokens, fewer than one batch of 2"):
+        stream(paths, 1, batch_sequences=2)
 
 
 def test_the_device_feeder_gives_the_same_batches_as_tensors(shards: list[Path]) -> None:

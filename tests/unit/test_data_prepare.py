@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def test_preparing_again_reuses_the_folder_and_other_settings_replace_it(
     assert prepare(corpus, out=out, vocab_size=300).sha256("train") == first.sha256("train")
     assert (out / "manifest.json").stat().st_mtime_ns == stamp
     assert prepare(corpus, out=out, vocab_size=310).tokenizer.vocab_size == 310
+    assert [entry.name for entry in tmp_path.iterdir()] == ["d"]
+
+
+def test_processes_that_prepare_the_same_data_at_once_all_get_it(corpus: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: prepare(corpus, out=tmp_path / "d", tokenizer="bytes"), range(4)))
+    assert len({data.sha256("train") for data in made}) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["d"]
 
 

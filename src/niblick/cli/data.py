@@ -64,13 +64,21 @@ def prepare_command(
     shard_tokens: Annotated[
         int, typer.Option("--shard-tokens", help="Tokens in a shard, at most.")
     ] = 100_000_000,
+    across_words: Annotated[
+        bool, typer.Option("--across-words/--within-words", help="May a learned token span words?")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Tokenize a corpus into shards; training a tokenizer on its training split unless told otherwise."""
-    _show(
-        prepare(corpus, out=out, tokenizer=tokenizer, vocab_size=vocab_size, shard_tokens=shard_tokens),
-        as_json,
+    dataset = prepare(
+        corpus,
+        out=out,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        shard_tokens=shard_tokens,
+        across_words=across_words,
     )
+    _show(dataset, as_json)
 
 
 @app.command("check")

@@ -72,6 +72,7 @@ class Pipeline:
         self._sampler = Sampler(
             self._sizes, length=sequence_length, batch=batch_sequences, seed=seed, mix=mix, total=self._total
         )
+        self._refuse_small_data()
         self._batches = self._passes = 0
         self._ahead = max(1, prefetch)
         self._pool = ThreadPoolExecutor(workers, "niblick-data") if workers else None
@@ -80,6 +81,14 @@ class Pipeline:
         self.wait_seconds = 0.0
         if state is not None:
             self._restore(state)
+
+    def _refuse_small_data(self) -> None:
+        held = self._sampler.pass_blocks
+        if held < self._sequences:
+            raise DataError(
+                f"training data of {sum(self._sizes):,} tokens holds {held} sequences of {self._length} tokens, "
+                f"fewer than one batch of {self._sequences}; use more text, shorter sequences or smaller batches"
+            )
 
     def _identity(self) -> dict[str, int]:
         total = -1 if self._total is None else self._total

@@ -27,7 +27,7 @@ from niblick.data.shards import write_shard
 from niblick.data.tokenizer import Tokenizer, load_tokenizer
 from niblick.errors import DataError
 
-_RECIPE_VERSION = "1"  # changes when the same inputs would give other shards
+_RECIPE_VERSION = "2"  # changes when the same inputs would give other shards
 _TOKENIZER_FILE = "tokenizer.model"
 
 
@@ -47,18 +47,24 @@ def prepare(
     tokenizer: str = "train",
     vocab_size: int = 1024,
     shard_tokens: int = 100_000_000,
+    across_words: bool = True,
 ) -> Dataset:
     """Write `corpus` as shards of at most `shard_tokens` tokens into `out`, or reuse `out` if it holds them already.
 
-    `tokenizer` is "train" (of exactly `vocab_size` ids), "bytes", "fineweb-1024" or the path of a `.model`.
+    `tokenizer` is "train" (of exactly `vocab_size` ids; see `train_tokenizer` for `across_words`), "bytes",
+    "fineweb-1024" or the path of a `.model`.
     Raises `DataError`; a folder that this project did not write is never replaced.
     """
     if shard_tokens < 1:
         raise DataError(f"shards of {shard_tokens} tokens; at least 1 is needed")
     loaded = load_corpus(corpus)
     fixed = None if tokenizer == "train" else load_tokenizer(tokenizer)
-    key = _key(loaded, f"train {vocab_size}" if fixed is None else fixed.sha256, shard_tokens)
-    return _reuse(out, key) or _build(loaded, fixed, vocab_size, shard_tokens, out, key)
+    learning = f"train {vocab_size} {'across' if across_words else 'within'} words"
+    key = _key(loaded, learning if fixed is None else fixed.sha256, shard_tokens)
+    if (present := _reuse(out, key)) is not None:
+        return present
+    made = fixed or train_tokenizer(loaded.splits["train"], vocab_size=vocab_size, across_words=across_words)
+    return _build(loaded, made, shard_tokens, out, key)
 
 
 def _key(corpus: Corpus, tokenizer: str, shard_tokens: int) -> str:
@@ -83,10 +89,7 @@ def _reuse(out: Path, key: str) -> Dataset | None:
     )
 
 
-def _build(
-    corpus: Corpus, fixed: Tokenizer | None, vocab_size: int, shard_tokens: int, out: Path, key: str
-) -> Dataset:
-    tokenizer = fixed or train_tokenizer(corpus.splits["train"], vocab_size=vocab_size)
+def _build(corpus: Corpus, tokenizer: Tokenizer, shard_tokens: int, out: Path, key: str) -> Dataset:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -94,22 +97,30 @@ def _build(
         raise DataError(f"cannot write beside {str(out)!r}: {error.strerror}") from None
     try:
         _fill(work, corpus, tokenizer, shard_tokens, key)
-        _put_in_place(work, out)
+        return _put_in_place(work, out, key)
     except OSError as error:
         raise DataError(f"cannot write {str(out)!r}: {error.strerror}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return open_dataset(out)
 
 
-def _put_in_place(work: Path, out: Path) -> None:
-    """Make `work` the folder `out`; what was there (checked to be ours) goes away after, not before."""
+def _put_in_place(work: Path, out: Path, key: str) -> Dataset:
+    """Make `work` the folder `out`, unless another process has put the same data there in the meantime."""
     work.chmod(0o777 & ~_umask())
+    if (present := _reuse(out, key)) is not None:
+        return present
     old = work.with_name(f"{work.name}.old")
-    if out.exists():
-        out.rename(old)
-    work.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    try:
+        if out.exists():
+            out.rename(old)
+        work.rename(out)
+    except OSError:
+        if (present := _reuse(out, key)) is None:
+            raise
+        return present
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+    return open_dataset(out)
 
 
 def _umask() -> int:
