@@ -1,0 +1,27 @@
+"""Calibration batches for packing: training text only, drawn from the recipe's seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from niblick.data.dataset import Dataset
+    from niblick.recipe import Recipe
+
+SEQUENCES, ROWS = 64, 8
+
+
+def calibration_batches(recipe: Recipe, dataset: Dataset, *, sequences: int = SEQUENCES) -> Iterator[Tensor]:
+    """(B, T) int64 batches of random training sequences, the same for the same recipe and data."""
+    import numpy as np
+    import torch
+
+    tokens = dataset.tokens("train")
+    length = min(recipe.training.sequence_length, len(tokens))
+    starts = np.random.default_rng(recipe.seed).integers(0, len(tokens) - length + 1, size=sequences)
+    for i in range(0, sequences, ROWS):
+        rows = np.stack([tokens[s : s + length] for s in starts[i : i + ROWS]])
+        yield torch.from_numpy(rows.astype(np.int64))

@@ -1,0 +1,34 @@
+"""Options that several commands share, and how a recipe is read from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from niblick.recipe import Recipe
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
+]
+DurationOption = Annotated[str | None, typer.Option(help='Training budget: "600s", "3500 steps" or "2e6 tokens".')]
+MaxBytesOption = Annotated[int | None, typer.Option(help="Cap of the artifact in bytes (decimal).")]
+SeedOption = Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+def read_recipe(
+    source: str, overrides: list[str] | None, *, duration: str | None = None, max_bytes: int | None = None,
+    seed: int | None = None,
+) -> Recipe:
+    """The recipe with `--set` overrides and the flags that stand for one, flags last."""
+    from niblick.recipe import load_recipe
+
+    flags = [
+        f'training.duration="{duration}"' if duration is not None else None,
+        f"artifact.max_bytes={max_bytes}" if max_bytes is not None else None,
+        f"seed={seed}" if seed is not None else None,
+    ]
+    return load_recipe(source, [*(overrides or []), *(flag for flag in flags if flag)])

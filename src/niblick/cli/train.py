@@ -1,0 +1,66 @@
+"""`niblick train`: train a recipe, pack it, score it from the file, print its card; one seed or several."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from niblick.cli.options import DurationOption, JsonOption, MaxBytesOption, SeedOption, SetOption, read_recipe
+from niblick.errors import NiblickError
+
+if TYPE_CHECKING:
+    from niblick.recipe import Recipe
+
+
+def train_command(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")
+    ] = None,
+    overrides: SetOption = None,
+    duration: DurationOption = None,
+    max_bytes: MaxBytesOption = None,
+    seed: SeedOption = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Train this many seeds and summarise them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; else a new one under runs/.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue the run in this directory where it stopped.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train RECIPE, pack it under its byte cap, score it from the packed file and print its card."""
+    from niblick.cli.runs import Options, run_once, run_seeds
+
+    if resume is not None:
+        given = (recipe, overrides, duration, max_bytes, seed, seeds, out)
+        if any(value is not None for value in given):
+            raise NiblickError("--resume RUN takes everything from the run: give no recipe and no other setting")
+        run_once(_resumed(resume), resume, Options(resume=True, as_json=as_json))
+        return
+    if recipe is None:
+        raise NiblickError("give a RECIPE (see `niblick recipes`) or --resume RUN")
+    chosen = read_recipe(recipe, overrides, duration=duration, max_bytes=max_bytes, seed=seed)
+    folder = out or _new_folder(chosen.name)
+    if seeds is None:
+        run_once(chosen, folder, Options(as_json=as_json))
+    else:
+        run_seeds(chosen, folder, seeds, Options(as_json=as_json))
+
+
+def _resumed(folder: Path) -> Recipe:
+    from niblick.recipe import load_recipe
+
+    if not (folder / "recipe.toml").is_file():
+        raise NiblickError(f"nothing to resume in {str(folder)!r}: it holds no recipe.toml")
+    return load_recipe(folder / "recipe.toml")
+
+
+def _new_folder(name: str) -> Path:
+    """The first of runs/NAME-1, runs/NAME-2, ... that is free, the same for every process of a launch."""
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    print(f"run directory: {folder}", file=sys.stderr)
+    return folder

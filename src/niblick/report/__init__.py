@@ -1,0 +1,1 @@
+"""What was done and measured: cards, comparisons, plots; everything generated, text from outside escaped."""
