@@ -52,6 +52,8 @@ def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declare
         return _blame_syntax(submission, error)
     if stood_in and ("StandIn" in message or "stand-in" in message):
         return _needs(error, ", ".join(stood_in))
+    if "SubprocessError" in bases or ("OSError" in bases and str(failure.get("last")).endswith("subprocess.py")):
+        return _blame_program(failure, error)
     if "OSError" in bases:
         return _blame_file(failure, error)
     if _NEEDS_DEVICE.search(message) and not bases & {
@@ -129,6 +131,12 @@ def _blame_syntax(submission: Submission, error: str) -> Blame:
     if submission.source is not None and submission.source.tree is not None and not submission.source.layers:
         return Blame(own=False, error=error, missing="Python 3.12", cure="import with Python 3.12 or later")
     return Blame(own=True, error=error, cure="ship a script that parses")
+
+
+def _blame_program(failure: dict[str, Any], error: str) -> Blame:
+    """Another program that is not here, or that cannot do its work (compile, install, look for a GPU) here."""
+    program = str(failure.get("path") or "") or "a program that it runs"
+    return Blame(own=False, error=error, missing=program, cure="ship what the program builds, or name it in the README")
 
 
 def _blame_file(failure: dict[str, Any], error: str) -> Blame:

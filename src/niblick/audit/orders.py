@@ -52,7 +52,7 @@ def job_for(submission: Submission, task: str) -> Job:
     command = submission.command
     arguments = {
         "script": script.relative_to(base).as_posix(),
-        "environment": dict(command.environment) if command else {},
+        "environment": documented_environment(submission),
         "declared": sorted(declared_packages(*folders(submission))),
         "text": submission.source.text if submission.source else "",
     }
@@ -61,6 +61,12 @@ def job_for(submission: Submission, task: str) -> Job:
     for name, path in _within_bounds(_from_repository(submission, base)):
         files.setdefault(name, path)
     return Job(task=task, arguments=arguments, files=files)
+
+
+def documented_environment(submission: Submission) -> dict[str, str]:
+    """Variables of the documented run command, those aside that a shell or a reader was meant to fill in."""
+    given = submission.command.environment if submission.command else {}
+    return {name: value for name, value in given.items() if not re.search(r"[$`<>{}]|\.\.\.", value)}
 
 
 def declared_packages(*places: Path) -> set[str]:

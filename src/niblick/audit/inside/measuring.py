@@ -17,7 +17,7 @@ _NAMES = {
 
 def measure(module: ModuleType, text: str) -> dict[str, Any]:
     """`dim`, `layers`, `vocab`, `parameters` and `model` (its class); unknown ones are None."""
-    measured: dict[str, Any] = {name: _setting(module, names) for name, names in _NAMES.items()}
+    measured: dict[str, Any] = {name: setting(module, name) for name in _NAMES}
     measured["parameters"] = measured["model"] = None
     if "torch" not in sys.modules:
         return measured
@@ -35,15 +35,15 @@ def measure(module: ModuleType, text: str) -> dict[str, Any]:
     return measured
 
 
-def _setting(module: ModuleType, names: tuple[str, ...]) -> int | None:
-    """The first of `names`, in any case, in the settings object or the module, that is a whole number."""
+def setting(module: ModuleType, what: str) -> int | None:
+    """"dim", "layers" or "vocab" by its usual names, in any case, in the settings object or the module."""
     from niblick.audit.inside.modelling import settings_of
 
     settings = settings_of(module)
     for holder in (settings, module):
         pairs = holder.items() if isinstance(holder, dict) else _attributes(holder)
         known = {str(name).lower(): value for name, value in pairs}
-        for name in names:
+        for name in _NAMES[what]:
             value = known.get(name)
             whole = int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else 0
             if whole > 0:

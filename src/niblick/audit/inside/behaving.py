@@ -1,0 +1,45 @@
+"""The behaviour tests' half inside the sandbox: builds the script's model, probes it, drives its evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from types import ModuleType
+from typing import Any
+
+from niblick.audit.inside.loading import load_script
+from niblick.audit.inside.measuring import measure, setting
+from niblick.audit.inside.smoking import prepare
+
+_MOST_PARAMETERS = 120_000_000
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Imports the script; returns its summary, `measured`, `probe` and `driven` as far as each was possible."""
+    finder, hook = prepare(job)
+    loaded = load_script(job["folder"], job["script"], job.get("environment", {}), lambda: hook.seconds)
+    if loaded.module is None:
+        return {**loaded.summary(), "stood_in": finder.used}
+    text = job.get("text", "")
+    result: dict[str, Any] = {**loaded.summary(), "stood_in": finder.used, "measured": measure(loaded.module, text)}
+    if "torch" in sys.modules:
+        with contextlib.suppress(Exception):
+            result |= _behave(loaded.module, text, job)
+    return result
+
+
+def _behave(module: ModuleType, text: str, job: dict[str, Any]) -> dict[str, Any]:
+    from niblick.audit.inside import driving, modelling, probing
+
+    vocab = setting(module, "vocab")
+    found = modelling.models(text, module, device="empty")
+    if not found or vocab is None:
+        return {"probe": {"unusable": "no model of the script could be built"}}
+    site, model = found[0]
+    if modelling.parameters(model) > _MOST_PARAMETERS:
+        return {"probe": {"unusable": "the model is too large to run here"}}
+    probing.randomise(model)
+    probe = {"model": site.name, "line": site.call.lineno, **probing.probe(model, vocab)}
+    settings = modelling.settings_of(module)
+    driven = driving.drive(module, model, settings, vocab, job.get("functions", []))
+    return {"probe": probe, "driven": driven}
