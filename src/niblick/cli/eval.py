@@ -57,7 +57,7 @@ def eval_command(
             artifact_sha256=loaded.sha256, prove=prove,
         )
     if world.is_main:
-        _report(score, out or _place(loaded, score), as_json)
+        _report(loaded, score, out, as_json)
 
 
 def _options(recipe: Recipe, ttt: str | None, settings: list[str], **changes: Any) -> EvaluationOptions:
@@ -83,19 +83,19 @@ def _dataset(recipe: Recipe, data: Path | None, world: World) -> Dataset:
     return resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
 
 
-def _place(loaded: Loaded, score: Score) -> Path:
-    """`scores/` of the run directory that holds the model, else a file beside the model."""
-    for folder in (loaded.path, *loaded.path.parents[:4]):
-        if (folder / "recipe.toml").is_file():
-            return folder / "scores" / f"{score.label}-{loaded.kind}.json"
-    return loaded.path.with_name(f"{loaded.path.stem}.{score.label}.score.json")
-
-
-def _report(score: Score, path: Path, as_json: bool) -> None:
+def _report(loaded: Loaded, score: Score, out: Path | None, as_json: bool) -> None:
+    """Write the score (into `scores/` of the run that holds the model, else beside the model) and print it."""
     import json
 
-    from niblick.report.score import score_text
+    from niblick.report.score import score_text, update_card
 
+    run = next((folder for folder in list(loaded.path.parents)[:3] if (folder / "recipe.toml").is_file()), None)
+    if run is not None:
+        path = out or run / "scores" / f"{score.label}-{loaded.kind}.json"
+    else:
+        path = out or loaded.path.with_name(f"{loaded.path.stem}.{score.label}.score.json")
     score.write(path)
+    if run is not None:
+        update_card(run, score)
     print(json.dumps(score.summary(), allow_nan=False) if as_json else score_text(score))
     print(f"score written to {path}", file=sys.stderr)

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from niblick.data.dataset import Dataset
@@ -15,8 +14,9 @@ from niblick.evaluation.data import Target, load_target
 from niblick.evaluation.options import EvaluationOptions
 from niblick.evaluation.proving import proof_options, prove_target
 from niblick.evaluation.score import Score, make_score
-from niblick.evaluation.scoring import make_job, score_stream
+from niblick.evaluation.scoring import Job, make_job, score_stream
 from niblick.model import LanguageModel
+from niblick.objective.proof import Scorer
 from niblick.runtime import World
 
 
@@ -52,25 +52,25 @@ def score_tokens(
     model: LanguageModel, tokens: NDArray[np.integer], options: EvaluationOptions, world: World
 ) -> NDArray[np.float32]:
     """Nats of tokens 1 .. n-1 of a stream, exactly as `evaluate` takes them."""
-    return score_stream(make_job(model, tokens, options, world))
+    scores: NDArray[np.float32] = _score(make_job(model, tokens, options, world))[0]
+    return scores
+
+
+def make_scorer(model: LanguageModel, options: EvaluationOptions) -> Scorer:
+    """The pass of `evaluate` as proofs see it: streams and asked tokens in, nats out, in this process alone."""
+    return lambda tokens, asked: _score(make_job(model, tokens, options, World(), asked))
+
+
+def _score(job: Job) -> NDArray[np.float32]:
+    return score_stream(job)
 
 
 def _prove(model: LanguageModel, target: Target, options: EvaluationOptions) -> dict[str, Any]:
-    """Evidence from this process alone: the experiments need no other."""
-    context = options.context or model.recipe.context
+    recipe, context = model.recipe, options.context or model.recipe.context
     small = proof_options(options, context)
-
-    def score(tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        return score_tokens(model, tokens, small, World())
-
-    def predict(tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        with torch.no_grad():
-            logits = model.logits(torch.from_numpy(tokens[None, :-1]).to(device), context=context)
-            logs: NDArray[np.float32] = logits[0].log_softmax(-1).cpu().numpy()
-        return logs
-
-    recipe, device = model.recipe, next(model.parameters()).device
-    return prove_target(score, predict, target, small, context=context, alphabet=recipe.vocab_size, bos_id=recipe.bos_id)
+    return prove_target(
+        make_scorer(model, small), target, small, context=context, alphabet=recipe.vocab_size, bos_id=recipe.bos_id
+    )
 
 
 def _details(

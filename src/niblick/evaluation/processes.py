@@ -48,20 +48,23 @@ def agree(value: bool, world: World, device: torch.device) -> bool:
 
 
 class Tally:
-    """Negative log-likelihoods (nats, float32) of the predictions of one stream, each entered exactly once."""
+    """Negative log-likelihoods (nats, float32) of the predictions of one stream, each entered exactly once.
 
-    def __init__(self, predictions: int) -> None:
-        self._nll = torch.zeros(predictions)
+    `rows` is K, the number of tokens asked for at each prediction.
+    """
+
+    def __init__(self, rows: int, predictions: int) -> None:
+        self._nll = torch.zeros(rows, predictions)
         self._times = torch.zeros(predictions, dtype=torch.uint8)
 
     def enter(self, start: int, nll: Tensor) -> None:
-        """File the scores (n,) of predictions start .. start + n - 1."""
+        """File the scores (K, n) of predictions start .. start + n - 1."""
         values = nll.detach().float().cpu()
-        self._nll[start : start + len(values)] += values
-        self._times[start : start + len(values)] += 1
+        self._nll[:, start : start + values.shape[1]] += values
+        self._times[start : start + values.shape[1]] += 1
 
     def collect(self, world: World, device: torch.device) -> NDArray[np.float32]:
-        """All scores (n - 1,), from all processes; every one has been entered once by exactly one of them."""
+        """All scores (K, n - 1), from all processes; each was entered once, by exactly one of them."""
         nll, times = self._nll.to(device), self._times.to(device)
         sum_tensors([nll, times], world)
         assert bool((times == 1).all()), "a prediction was scored twice or not at all"

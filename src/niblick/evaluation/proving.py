@@ -10,24 +10,20 @@ from numpy.typing import NDArray
 
 from niblick.evaluation.data import Target
 from niblick.evaluation.options import EvaluationOptions
-from niblick.objective.proof import Predictor, Scorer, prove
-
-_PLAIN = 257  # tokens whose full distributions are looked at
+from niblick.objective.proof import Scorer, prove
 
 
 def prove_target(
-    score: Scorer, predictor: Predictor, target: Target, options: EvaluationOptions, *, context: int, alphabet: int, bos_id: int
+    score: Scorer, target: Target, options: EvaluationOptions, *, context: int, alphabet: int, bos_id: int
 ) -> dict[str, Any]:
     """Evidence about `score` (the very pass that `options` asks for) on the first tokens of the split.
 
-    `predictor` is one plain forward pass, which every mode must equal over the first tokens of the first document.
     The byte sums were compared when the target was loaded. Raises `ProofError`.
     """
     step = proof_step(options, context)
     tokens = target.tokens[: 2 * step + context // 2 + 9]
     evidence = prove(
         score, tokens, alphabet=alphabet, cuts=proof_cuts(tokens, step, options, context, bos_id),
-        predictor=predictor, plain=_plain(target, options, context),
         keep=bos_id if options.mode == "document" else None,
         length_free=options.ttt is None and options.mode != "leaky-ttt", seed=options.seed,
     )
@@ -56,13 +52,3 @@ def proof_cuts(
     near = [border + shift for border in borders for shift in (-1, 0)]
     random = np.random.default_rng(options.seed).integers(1, max(len(tokens) - 1, 2), 3)
     return sorted({cut for cut in (*near, *random.tolist()) if 1 <= cut < len(tokens) - 1})
-
-
-def _plain(target: Target, options: EvaluationOptions, context: int) -> int:
-    """How many tokens every pass must score as one plain forward pass does: before any border or update."""
-    limits = [_PLAIN, context, options.batch_tokens]
-    if options.ttt is not None:
-        limits.append(options.ttt.chunk)
-    if options.mode == "document":
-        limits.append(target.documents[0][1])
-    return min(limits)

@@ -36,10 +36,15 @@ _LOGITS = 1 << 25  # logits held at once: 128 MiB in float32
 
 @dataclass(frozen=True)
 class Job:
-    """One stream to score: `tokens` (n,) int64 on the model's device, and how."""
+    """One stream to score, and how: `tokens` (n,) int64 on the model's device are what the model reads.
+
+    `asked` (K, n) are the tokens whose likelihood is wanted: one row, the stream itself, but for proofs, which ask
+    what a distribution gives to other tokens. Prediction i reads tokens 0 .. i and scores asked token i + 1.
+    """
 
     model: LanguageModel
     tokens: Tensor
+    asked: Tensor
     options: EvaluationOptions
     world: World
 
@@ -59,16 +64,21 @@ class Job:
         return self.tokens.device
 
 
-def make_job(model: LanguageModel, tokens: NDArray[np.integer], options: EvaluationOptions, world: World) -> Job:
-    """Put a token stream on the model's device."""
+def make_job(
+    model: LanguageModel, tokens: NDArray[np.integer], options: EvaluationOptions, world: World,
+    asked: NDArray[np.integer] | None = None,
+) -> Job:
+    """Put a token stream (n,) on the model's device; `asked` (K, n) is the stream itself where not given."""
     device = next(model.parameters()).device
-    return Job(model, torch.from_numpy(np.asarray(tokens).astype(np.int64)).to(device), options, world)
+    ids = torch.from_numpy(np.asarray(tokens).astype(np.int64)).to(device)
+    wanted = ids[None] if asked is None else torch.from_numpy(np.asarray(asked).astype(np.int64)).to(device)
+    return Job(model, ids, wanted, options, world)
 
 
 def score_stream(job: Job) -> NDArray[np.float32]:
-    """Nats of tokens 1 .. n-1 in order, by the mode of the job's options (without test-time training)."""
+    """Nats (K, n - 1) of asked tokens 1 .. n-1, by the mode of the job's options (without test-time training)."""
     job.options.check_sizes(job.context)
-    tally = Tally(job.predictions)
+    tally = Tally(len(job.asked), job.predictions)
     with torch.no_grad(), _autocast(job):
         _PASSES[job.options.mode](job, tally)
     return tally.collect(job.world, job.device)
@@ -87,11 +97,11 @@ def _score_windows(job: Job, batches: Sequence[tuple[Window, ...]], tally: Tally
     """Every process takes every n-th batch: what a batch holds does not depend on the number of processes."""
     for batch in batches[job.world.rank :: job.world.size]:
         skipped = batch[0].first - batch[0].start
-        inputs, targets = gather(job.tokens, batch)
+        inputs, targets = gather(job, batch)
         hidden, _ = job.model.hidden(inputs, context=job.context)
-        nll = head_nll(job.model, hidden[:, skipped:], targets[:, skipped:])
-        for window, row in zip(batch, nll, strict=True):
-            tally.enter(window.first, row)
+        nll = head_nll(job.model, hidden[:, skipped:], targets[:, :, skipped:])
+        for row, window in enumerate(batch):
+            tally.enter(window.first, nll[:, row])
 
 
 def _document(job: Job, tally: Tally) -> None:
@@ -103,10 +113,11 @@ def _document(job: Job, tally: Tally) -> None:
             window = batch[0]
             stream(job, tally, job.model.empty_state(context=job.context), window.start, window.end)
             continue
-        inputs, targets = gather(job.tokens, batch)
+        inputs, targets = gather(job, batch)
         hidden, _ = job.model.hidden(inputs, context=job.context)
-        for window, row in zip(batch, head_nll(job.model, hidden, targets), strict=True):
-            tally.enter(window.start, row[: window.length])
+        nll = head_nll(job.model, hidden, targets)
+        for row, window in enumerate(batch):
+            tally.enter(window.start, nll[:, row, : window.length])
 
 
 def _streaming(job: Job, tally: Tally) -> None:
@@ -130,7 +141,7 @@ def stream(job: Job, tally: Tally, state: State, start: int, end: int) -> State:
     """Score predictions [start, end) in pieces from `state`; returns the state after them."""
     for begin, stop in ((start + a, start + b) for a, b in pieces(end - start, job.options.batch_tokens)):
         hidden, after = job.model.hidden(job.tokens[None, begin:stop], state, keep=True)
-        tally.enter(begin, head_nll(job.model, hidden, job.tokens[None, begin + 1 : stop + 1])[0])
+        tally.enter(begin, head_nll(job.model, hidden, job.asked[:, None, begin + 1 : stop + 1])[:, 0])
         assert after is not None
         state = after
     return state
@@ -153,25 +164,25 @@ def receptive_field(plan: Plan, context: int) -> int | None:
     return reach
 
 
-def gather(tokens: Tensor, batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, T) of windows; shorter ones are padded behind with token 0."""
+def gather(job: Job, batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
+    """Inputs (B, T) and targets (K, B, T) of windows; shorter ones are padded behind with token 0."""
     length = max(window.length for window in batch)
-    inputs = tokens.new_zeros(len(batch), length)
-    targets = tokens.new_zeros(len(batch), length)
+    inputs = job.tokens.new_zeros(len(batch), length)
+    targets = job.tokens.new_zeros(len(job.asked), len(batch), length)
     for row, window in enumerate(batch):
-        inputs[row, : window.length] = tokens[window.start : window.end]
-        targets[row, : window.length] = tokens[window.start + 1 : window.end + 1]
+        inputs[row, : window.length] = job.tokens[window.start : window.end]
+        targets[:, row, : window.length] = job.asked[:, window.start + 1 : window.end + 1]
     return inputs, targets
 
 
 def head_nll(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Nats (B, T) of targets (B, T) from hidden (B, T, D), a bounded number of logits at a time."""
+    """Nats (K, B, T) of targets (K, B, T) from hidden (B, T, D), a bounded number of logits at a time."""
     step = max(1, _LOGITS // (model.recipe.vocab_size * hidden.shape[0]))
-    parts = [
-        token_nll(model.head(hidden[:, i : i + step]), targets[:, i : i + step])
-        for i in range(0, hidden.shape[1], step)
-    ]
-    return torch.cat(parts, dim=1)
+    parts = []
+    for i in range(0, hidden.shape[1], step):
+        logits = model.head(hidden[:, i : i + step])
+        parts.append(torch.stack([token_nll(logits, asked) for asked in targets[:, :, i : i + step]]))
+    return torch.cat(parts, dim=2)
 
 
 def _autocast(job: Job) -> torch.autocast:

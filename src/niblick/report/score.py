@@ -1,10 +1,14 @@
-"""A Score as a few lines of plain text."""
+"""A Score as a few lines of plain text, and on the card of its run."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+from niblick.data.files import write_atomically
 from niblick.evaluation.score import NOT_VALID, Score
+from niblick.report.card import add_score, card_markdown, write_card
 
 
 def score_text(score: Score) -> str:
@@ -44,3 +48,33 @@ def _mode(score: Score) -> str:
 
 def _adaptation(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, []))
+
+
+def update_card(folder: Path, score: Score) -> None:
+    """Put a new score of the run's artifact on the run's card; other cards and scores of other files stay as they are.
+
+    The card's own score is replaced when it is measured again (evidence of a proof comes with it); another mode or
+    split is listed. A score that is not valid never touches the card: it gets one of its own beside its score file.
+    """
+    try:
+        card = json.loads((folder / "card.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return
+    if card.get("artifact_sha256") != score.artifact_sha256 or score.artifact_sha256 is None:
+        return
+    if not score.valid:
+        own = {**card, **score.summary(), "packed_bpb": score.bpb}
+        write_atomically(folder / "scores" / f"{score.label}-card.md", (card_markdown(own).encode(),))
+        return
+    if _kind(card) == _kind(score.summary()):
+        write_card({**card, **score.summary(), "packed_bpb": score.bpb}, folder)
+        return
+    others = [entry for entry in card["scores"] if _kind(entry) != _kind(score.summary())]
+    write_card(add_score({**card, "scores": others}, score), folder)
+
+
+def _kind(summary: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes two scores measurements of the same thing."""
+    details = summary["details"]
+    return (summary["mode"], summary["data_sha256"], details.get("split"), details.get("context"),
+            details.get("stride"), details.get("adaptation"))
