@@ -1,7 +1,7 @@
 """Checkpoints: one folder per kept step, written under another name, synced, then renamed; the last two are kept.
 
 `model.safetensors` holds the weights to export (any command reads it), `trainer.safetensors` the flat buffers and
-`trainer.json` the numbers that continue the run bit for bit, with the hashes of both files.
+`trainer.json` the numbers that continue the run bit for bit, with the hashes of both files and of itself.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ def read_checkpoint(folder: Path) -> tuple[Numbers, dict[str, Tensor]]:
     try:
         document: dict[str, Any] = json.loads((folder / NUMBERS).read_text("utf-8"))
         hashes = document.pop("sha256")
-        for name in (MODEL, TRAINER):
-            if _sha256(folder / name) != hashes[name]:
+        found = {name: _sha256(folder / name) for name in (MODEL, TRAINER)} | {NUMBERS: _digest(document)}
+        for name, digest in found.items():
+            if hashes[name] != digest:
                 raise TrainingError(f"{name} does not match its hash")
         document["validations"] = [(int(step), float(bpb)) for step, bpb in document["validations"]]
         return Numbers(**document), load_file(folder / TRAINER)
@@ -91,9 +92,9 @@ def read_checkpoint(folder: Path) -> tuple[Numbers, dict[str, Tensor]]:
 
 
 def _write_numbers(folder: Path, numbers: Numbers) -> None:
-    hashes = {name: _sha256(folder / name) for name in (MODEL, TRAINER)}
-    text = json.dumps({**asdict(numbers), "sha256": hashes}, indent=1)
-    (folder / NUMBERS).write_text(text + "\n", "utf-8")
+    document = asdict(numbers)
+    hashes = {name: _sha256(folder / name) for name in (MODEL, TRAINER)} | {NUMBERS: _digest(document)}
+    (folder / NUMBERS).write_text(json.dumps({**document, "sha256": hashes}, indent=1) + "\n", "utf-8")
 
 
 def _earlier(folder: Path) -> str:
@@ -119,6 +120,10 @@ def _sync_path(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _digest(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

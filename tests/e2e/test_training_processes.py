@@ -1,0 +1,100 @@
+"""Runs in processes of their own: killed without warning and resumed, and shared by two of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from niblick.artifact import open_model
+from training_runs import tiny_dataset
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from niblick.runtime import read_world
+from niblick.training import train
+from training_runs import digest, tiny_dataset, tiny_recipe
+folder, out, options = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
+from niblick.data.dataset import open_dataset
+from niblick.data.tokenizer import load_tokenizer
+dataset = open_dataset(folder, load_tokenizer("bytes"))
+resume = options.pop("resume", False)
+result = train(tiny_recipe(**options), dataset, out, world=read_world(), resume=resume)
+print(digest(result))
+"""
+
+
+def _command(tmp_path: Path, launcher: list[str], out: Path, options: dict[str, object]) -> list[str]:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    return [sys.executable, *launcher, str(program), str(tmp_path / "shards"), str(out), repr(options)]
+
+
+def _environment() -> dict[str, str]:
+    tests = str(Path(__file__).parents[1])
+    path = os.pathsep.join(entry for entry in (tests, *sys.path) if entry)
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(command, env=_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def _wait(process: subprocess.Popen[str]) -> str:
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors[-2000:]
+    return out.strip()
+
+
+def test_a_run_that_is_killed_again_and_again_ends_in_the_bits_of_an_unbroken_one(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path / "shards")
+    options: dict[str, object] = {"duration": "60 steps", "checkpoint_every": "7 steps"}
+    whole = _start(_command(tmp_path, [], tmp_path / "whole", options))
+    out, resume = tmp_path / "run", False
+    for _ in range(2):
+        process = _start(_command(tmp_path, [], out, options | {"resume": resume}))
+        _wait_for_checkpoints(process, out / "checkpoints")
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        resume = (out / "recipe.toml").exists()
+    finished = _wait(_start(_command(tmp_path, [], out, options | {"resume": True})))
+    assert finished == _wait(whole)
+
+
+def _wait_for_checkpoints(process: subprocess.Popen[str], folder: Path) -> None:
+    """Until a checkpoint has appeared that was not there, or the run is over."""
+    before = {path.name for path in folder.glob("step-*")} if folder.exists() else set()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if {path.name for path in folder.glob("step-*")} - before:
+            return
+        time.sleep(0.01)
+
+
+def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path / "shards")
+    options: dict[str, object] = {"duration": "10 steps", "qat": {"enabled": False}}
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    one = _start(_command(tmp_path, [], tmp_path / "one", options))
+    two = _start(_command(tmp_path, launcher, tmp_path / "two", options))
+    _wait(one)
+    lines = _wait(two).split()
+    assert len(lines) == 2
+    assert lines[0] == lines[1], "both processes hold the same bits"
+    curves = [_curve(tmp_path / name) for name in ("one", "two")]
+    torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), atol=2e-4, rtol=0)
+    models = [open_model(tmp_path / name).model.state_dict() for name in ("one", "two")]
+    for name, tensor in models[0].items():
+        torch.testing.assert_close(tensor, models[1][name], atol=1e-3, rtol=1e-2)
+
+
+def _curve(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row.get("loss", row.get("validation_bpb")) for row in rows]

@@ -1,0 +1,76 @@
+"""The schedule fires all of its events in runs of any length and speed."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from niblick.optim import Moment, Schedule
+from niblick.recipe.schema import TrainingRecipe
+
+LENGTHS = st.one_of(st.floats(0, 1), st.integers(1, 5000).map(lambda n: f"{n} steps"))
+BATCH = 64
+
+
+def _recipe(duration: str, warmup: object, warmdown: object, final: float = 0.0) -> TrainingRecipe:
+    return TrainingRecipe.model_validate(
+        {"duration": duration, "sequence_length": 8, "batch_tokens": BATCH,
+         "schedule": {"warmup": warmup, "warmdown": warmdown, "final": final}}
+    )
+
+
+def _walk(schedule: Schedule, step_seconds: float) -> list[Moment]:
+    """The moments of a run whose steps all take `step_seconds`; the time is unknown before the first."""
+    found = []
+    step = 0
+    while True:
+        known = step_seconds if step else 0.0
+        moment = Moment(step=step, tokens=step * BATCH, seconds=step * step_seconds, step_seconds=known)
+        if schedule.spent(moment) >= 1:
+            return found
+        found.append(moment)
+        step += 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.sampled_from(["steps", "tokens", "s"]), LENGTHS, LENGTHS)
+def test_warmdown_and_rounding_fire_in_any_budget(amount: int, unit: str, warmup: object, warmdown: object) -> None:
+    total = amount * BATCH if unit == "tokens" else amount
+    schedule = Schedule(_recipe(f"{total} {unit}", warmup, warmdown))
+    moments = _walk(schedule, 1.0)
+    assert len(moments) == amount
+    values = [schedule.multiplier(m) for m in moments]
+    assert all(0 <= v <= 1 for v in values)
+    assert any(v > 0 for v in values)
+    assert schedule.is_last(moments[-1]) or len(moments) == 1
+    if len(moments) > 1:
+        assert schedule.rounds(moments[-1])
+    if amount > 20 and isinstance(warmdown, str) and warmup == 0:
+        assert values[-1] < 0.1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 60), st.floats(0.05, 1))
+def test_a_warmdown_by_share_falls_in_a_line_to_its_end(amount: int, warmdown: float) -> None:
+    schedule = Schedule(_recipe(f"{amount} steps", 0.0, warmdown, final=0.1))
+    for moment in _walk(schedule, 1.0):
+        expected = 0.1 + 0.9 * min(1.0, (1 - moment.step / amount) / warmdown)
+        assert abs(schedule.multiplier(moment) - expected) < 1e-9
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 40), st.floats(0.001, 100), st.floats(0.001, 100))
+def test_a_budget_in_steps_does_not_look_at_the_clock(amount: int, slow: float, fast: float) -> None:
+    schedule = Schedule(_recipe(f"{amount} steps", "3 steps", "10 steps"))
+    for one, other in zip(_walk(schedule, slow), _walk(schedule, fast), strict=True):
+        assert schedule.multiplier(one) == schedule.multiplier(other)
+        assert schedule.rounds(one) == schedule.rounds(other)
+        assert schedule.momentum(one) == schedule.momentum(other)
+
+
+def test_a_warmdown_in_steps_is_placed_by_the_measured_step_time() -> None:
+    schedule = Schedule(_recipe("100s", 0.0, "20 steps"))
+    slow = Moment(step=10, tokens=0, seconds=70.0, step_seconds=2.0)
+    fast = Moment(step=10, tokens=0, seconds=70.0, step_seconds=0.1)
+    assert abs(schedule.multiplier(slow) - 30 / 40) < 1e-9
+    assert schedule.multiplier(fast) == 1

@@ -1,0 +1,142 @@
+"""A run's results: reproducible, resumable to the bit, unmoved by validation, checkpoints or micro-batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from niblick.artifact import open_model
+from niblick.compression import round_trip, rounding_specs
+from niblick.data.dataset import Dataset
+from niblick.model import LanguageModel
+from niblick.optim import Layout
+from niblick.runtime import World
+from niblick.training import Progress, train
+from niblick.training.weights import Weights
+from training_runs import digest, run, tiny_dataset, tiny_recipe
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def reference(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    out = tmp_path_factory.mktemp("reference") / "run"
+    return digest(run(tiny_recipe(), dataset, out)), out
+
+
+def _interrupt_at(step: int, number: signal.Signals = signal.SIGTERM):  # type: ignore[no-untyped-def]
+    def report(progress: Progress) -> None:
+        if progress.step == step and progress.validation_bpb is None:
+            os.kill(os.getpid(), number)
+
+    return report
+
+
+@pytest.mark.parametrize("step", [1, 6, 11])
+def test_an_interrupted_and_resumed_run_ends_in_the_same_bits(
+    dataset: Dataset, reference: tuple[str, Path], tmp_path: Path, step: int
+) -> None:
+    out = tmp_path / "run"
+    first = train(tiny_recipe(), dataset, out, world=World(), on_progress=_interrupt_at(step))
+    assert (first.interrupted, first.steps) == (True, step)
+    again = run(tiny_recipe(), dataset, out, resume=True)
+    assert (again.interrupted, again.steps) == (False, 12)
+    assert digest(again) == reference[0]
+
+
+def test_a_resumed_run_has_the_metrics_of_an_unbroken_one(
+    dataset: Dataset, reference: tuple[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    train(tiny_recipe(), dataset, out, world=World(), on_progress=_interrupt_at(7))
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "loss": 1.0}\n{"step": 10, "lo')
+    run(tiny_recipe(), dataset, out, resume=True)
+    assert _metrics(out) == _metrics(reference[1])
+
+
+def _metrics(out: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_resuming_a_finished_run_changes_nothing(dataset: Dataset, tmp_path: Path) -> None:
+    first = run(tiny_recipe(), dataset, tmp_path / "run")
+    assert digest(run(tiny_recipe(), dataset, tmp_path / "run", resume=True)) == digest(first)
+
+
+def test_validation_and_checkpoints_leave_training_alone(
+    dataset: Dataset, reference: tuple[str, Path], tmp_path: Path
+) -> None:
+    quiet = tiny_recipe(validation={"every": 0.0, "tokens": 512}, checkpoint_every="1000 steps")
+    assert digest(run(quiet, dataset, tmp_path / "run")) == reference[0]
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(
+    dataset: Dataset, reference: tuple[str, Path], tmp_path: Path
+) -> None:
+    result = run(tiny_recipe(micro_batch_tokens=32), dataset, tmp_path / "run")
+    whole = open_model(reference[1]).model.state_dict()
+    for name, tensor in result.tensors.items():
+        torch.testing.assert_close(tensor, whole[name], atol=2e-4, rtol=1e-3)
+
+
+def test_the_newest_checkpoint_is_the_model_that_training_returned(dataset: Dataset, tmp_path: Path) -> None:
+    result = run(tiny_recipe(), dataset, tmp_path / "run")
+    loaded = open_model(tmp_path / "run").model.state_dict()
+    assert set(loaded) == set(result.tensors)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in result.tensors.items())
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("duration", ["1 steps", "2 steps", "128 tokens", "200 tokens", "0.01s"])
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_rounding_and_averaging_happen_in_the_shortest_runs(
+    dataset: Dataset, tmp_path: Path, duration: str, kind: str
+) -> None:
+    seen: list[Progress] = []
+    recipe = tiny_recipe(duration=duration, averaging={"kind": kind})
+    train(recipe, dataset, tmp_path / "run", world=World(), on_progress=seen.append)
+    assert seen[-1].rounding
+    numbers = json.loads(next((tmp_path / "run" / "checkpoints").glob("*/trainer.json")).read_text())
+    assert numbers["average_count"] >= 1
+    assert numbers["validations"]
+
+
+def test_rounded_weights_are_the_exports_and_their_gradients_reach_the_masters() -> None:
+    recipe = tiny_recipe()
+    model = LanguageModel(recipe.model, seed=3)
+    layout = Layout(model.plan.parameters)
+    specs = rounding_specs(recipe, model.plan)
+    weights = Weights(model, layout, dtype=torch.float32, specs=specs)
+    weights.master.add_(torch.randn(layout.total, generator=torch.Generator().manual_seed(0)) * 0.01)
+    weights.refresh(rounded=True)
+    masters = layout.views(weights.master)
+    for name, parameter in model.named_parameters():
+        expected = round_trip(masters[name], specs[name]) if name in specs else masters[name]
+        assert torch.equal(parameter.detach(), expected), name
+    tokens = torch.arange(64).view(2, 32)
+    model.logits(tokens).square().sum().backward()
+    slopes = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    gathered = torch.full((layout.total,), 7.0)
+    weights.collect(gathered, add=False)
+    for name, view in layout.views(gathered).items():
+        assert torch.equal(view, slopes.get(name, torch.zeros_like(view))), name
+
+
+def test_a_seconds_budget_ends_near_its_length_and_reaches_the_end_of_the_schedule(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    seen: list[Progress] = []
+    recipe = tiny_recipe(duration="1s", schedule={"warmdown": "100000 steps"})
+    result = train(recipe, dataset, tmp_path / "run", world=World(), on_progress=seen.append)
+    assert result.seconds >= 1
+    assert min(p.multiplier for p in seen) < 0.5
