@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,16 +20,27 @@ def card_command(
     """Print RUN's card as Markdown, or as JSON."""
     path = run / "card.json"
     try:
-        text = path.read_text("utf-8")
-        card = json.loads(text)
+        card = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise NiblickError(f"no card in {str(run)!r}: {error.strerror}; a run has one once it is scored") from None
     except ValueError as error:
         raise NiblickError(f"{str(path)!r} is damaged: {error}") from None
-    if as_json:
-        print(text.strip())
-        return
+    show_card(card, as_json)
+
+
+def show_card(card: dict[str, Any], as_json: bool) -> None:
+    """Print a run's card, or the one over several seeds: JSON, Markdown, or on a terminal drawn Markdown."""
     from niblick.report.card import card_markdown
     from niblick.report.seeds import seeds_markdown
 
-    print(seeds_markdown(card) if "figures" in card else card_markdown(card))
+    if as_json:
+        print(json.dumps(card, allow_nan=False))
+        return
+    text = seeds_markdown(card) if "figures" in card else card_markdown(card)
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(text))
+    else:
+        print(text)

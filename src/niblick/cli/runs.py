@@ -29,6 +29,7 @@ class Options:
 
 def run_once(recipe: Recipe, folder: Path, options: Options) -> Card | None:
     """Train, pack, score and write the card in `folder`; None in processes other than the main one."""
+    from niblick.cli.card import show_card
     from niblick.cli.progress import progress_bar
     from niblick.data.prepare import resolve_dataset
     from niblick.evaluation.processes import process_group
@@ -49,7 +50,7 @@ def run_once(recipe: Recipe, folder: Path, options: Options) -> Card | None:
             raise TrainingError(f"stopped at step {result.steps:,}; continue with: niblick train --resume {folder}")
         card = _finish(recipe, dataset, folder, result, world)
     if card is not None and not options.quiet:
-        _show(card, options.as_json)
+        show_card(card, options.as_json)
     return card
 
 
@@ -58,7 +59,8 @@ def run_seeds(recipe: Recipe, folder: Path, count: int, options: Options) -> Non
 
     A seed whose card is already there is kept, and one that was begun is resumed.
     """
-    from niblick.report.seeds import seeds_markdown, summarise_seeds, write_seeds
+    from niblick.cli.card import show_card
+    from niblick.report.seeds import summarise_seeds, write_seeds
 
     cards = []
     for seed in range(recipe.seed, recipe.seed + count):
@@ -75,7 +77,7 @@ def run_seeds(recipe: Recipe, folder: Path, count: int, options: Options) -> Non
     if len(cards) == count:
         summary = summarise_seeds(cards)
         write_seeds(summary, folder)
-        print(json.dumps(summary, allow_nan=False) if options.as_json else seeds_markdown(summary))
+        show_card(summary, options.as_json)
 
 
 def _finish(recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult, world: World) -> Card | None:
@@ -108,11 +110,12 @@ def _pack(recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult) -
     from niblick.compression.calibration import Calibration
 
     meta = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3)}
+    weights = folder / "checkpoints" / "final.safetensors"
     save_checkpoint(
-        folder / "checkpoints" / "final.safetensors", tensors=result.tensors, recipe=recipe,
+        weights, tensors=result.tensors, recipe=recipe,
         tokenizer=dataset.tokenizer, meta=meta,
     )
-    print("packing ...", file=sys.stderr)
+    print(f"float weights kept in {weights}; packing ...", file=sys.stderr)
     return pack(
         result.tensors, recipe, dataset.tokenizer, folder / ARTIFACT_FILE, max_bytes=recipe.artifact.max_bytes,
         calibration=Calibration(calibration_batches(recipe, dataset)),
@@ -147,12 +150,6 @@ def _card(
     )
     write_card(card, folder)
     return card
-
-
-def _show(card: Card, as_json: bool) -> None:
-    from niblick.report.card import card_markdown
-
-    print(json.dumps(card, allow_nan=False) if as_json else card_markdown(card))
 
 
 def _warn_of_size(recipe: Recipe) -> None:

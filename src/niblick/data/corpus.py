@@ -84,7 +84,8 @@ def load_corpus(source: str | Path) -> Corpus:
     path = Path(source)
     if not path.exists():
         raise DataError(
-            f"corpus {str(source)!r} is neither a path nor one of the embedded corpora: {', '.join(corpora)}"
+            f"corpus {str(source)!r} is neither a path nor one of the embedded corpora: {', '.join(corpora)}; "
+            "`niblick data fetch fineweb` brings FineWeb shards into data/datasets"
         )
     by_hand, others = read_folder(path, SPLITS)
     splits = _separated(by_hand) if by_hand else split_documents(others)

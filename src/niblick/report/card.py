@@ -111,7 +111,7 @@ def _optional_facts(card: Card) -> list[tuple[str, str]]:
     if card.get("qat"):
         found.append(("late QAT", markdown(card["qat"])))
     if card["packing"]:
-        found.append(("packing", "; ".join(f"{markdown(k)} {markdown(v)}" for k, v in card["packing"].items())))
+        found.append(("packing", "; ".join(f"{markdown(k.replace('_', ' '))} {markdown(v)}" for k, v in card["packing"].items())))
     if card["details"].get("proof"):
         from niblick.report.score import proof_text
 
@@ -144,7 +144,7 @@ def _ledger_rows(ledger: dict[str, Any]) -> list[str]:
 
 
 def _technique(entry: dict[str, Any]) -> str:
-    values = ", ".join(f"{key} {_value(value)}" for key, value in entry.items() if key != "name")
+    values = ", ".join(f"{key.replace('_', ' ')} {_value(value)}" for key, value in entry.items() if key != "name")
     return markdown(entry["name"]) + (f" ({markdown(values)})" if values else "")
 
 

@@ -25,7 +25,7 @@ def techniques(recipe: Recipe, plan: Plan) -> Techniques:
         "LR schedule": _schedule(recipe),
         "regularization": _regularization(recipe),
         "initialization": _initialization(recipe),
-        "evaluation": [_entry(f"{recipe.evaluation.mode} evaluation", recipe.evaluation, "mode", "batch_tokens")],
+        "evaluation": [_evaluation(recipe)],
         "sequence length": [{"name": "sequence length", "train": recipe.training.sequence_length,
                              "context": recipe.model.context}],
         "compression": [_entry(recipe.artifact.codec, recipe.artifact, "codec")],
@@ -99,6 +99,12 @@ def _switches(recipe: Recipe, plan: Plan) -> list[dict[str, Any]]:
         ("logit softcap", model.softcap is not None, {"cap": model.softcap}),
     )
     return [{"name": name, **parameters} for name, used, parameters in chosen if used]
+
+
+def _evaluation(recipe: Recipe) -> dict[str, Any]:
+    options = recipe.evaluation
+    stride = {"stride": options.stride} if options.mode == "sliding" else {}
+    return {"name": f"{options.mode} evaluation", **stride, "context": options.context or recipe.model.context}
 
 
 def _quantization(recipe: Recipe) -> list[dict[str, Any]]:

@@ -1,0 +1,132 @@
+"""From a recipe to a card through the command line, on a corpus of a few kilobytes."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from niblick.cli import main
+
+RECIPE = """
+name = "tiny"
+[data]
+corpus = "{corpus}"
+tokenizer = "bytes"
+[model]
+vocab_size = 260
+bos_id = 1
+dim = 32
+context = 64
+stack = [{{ layers = ["token-shift", "window:8", "full"] }}]
+attention = {{ heads = 2, kv_heads = 1, rope = {{ dims = 8 }} }}
+bigram = {{ enabled = true, buckets = 64, width = 16 }}
+smear = {{ enabled = true }}
+[training]
+duration = "6 steps"
+sequence_length = 64
+batch_tokens = 256
+threads = 1
+[training.validation]
+every = 0.5
+tokens = 256
+[artifact]
+max_bytes = 100_000
+"""
+
+
+def write_corpus(folder: Path) -> Path:
+    """Sixty short documents over a small vocabulary of words."""
+    words = ["alpha", "bread", "cloud", "delta", "ember", "fjord", "grape"]
+    choose = random.Random(0)
+    folder.mkdir()
+    for i in range(60):
+        (folder / f"{i}.txt").write_text(f"{i} " + " ".join(choose.choices(words, k=40)))
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny recipe file; prepared data goes below the test's own folder, which is the working directory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE.format(corpus=write_corpus(tmp_path / "corpus")))
+    return path
+
+
+def run(*arguments: str) -> int:
+    """Exit code of `niblick ARGUMENTS`."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    return int(stopped.value.code or 0)
+
+
+def test_train_leaves_a_whole_run_directory_and_prints_its_card_as_json(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", str(recipe), "--out", "run", "--json") == 0
+    card = json.loads(capsys.readouterr().out)
+    folder = recipe.parent / "run"
+    for name in ("recipe.toml", "environment.json", "metrics.jsonl", "artifact.nib", "card.json", "card.md"):
+        assert (folder / name).is_file(), name
+    assert list((folder / "checkpoints").iterdir()) and list((folder / "scores").glob("*.json"))
+    assert card == json.loads((folder / "card.json").read_text())
+    for key in ("bpb", "nats_per_token", "tokens", "bytes", "seconds", "mode", "data_sha256", "artifact_sha256", "valid",
+                "recipe", "parameters", "artifact_bytes", "train_seconds", "train_tokens", "float_bpb", "packed_bpb",
+                "techniques", "baselines"):
+        assert key in card, key
+    assert card["artifact_bytes"] == (folder / "artifact.nib").stat().st_size
+    assert card["train_tokens"] == 6 * 256
+
+
+def test_a_scored_artifact_gives_the_same_score_again_from_the_file_alone(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", str(recipe), "--out", "run", "--json") == 0
+    card = json.loads(capsys.readouterr().out)
+    (recipe.parent / "run" / "artifact.nib").rename(recipe.parent / "moved.nib")
+    assert run("eval", "moved.nib", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["bpb"] == pytest.approx(card["bpb"], abs=1e-12)
+
+
+def test_several_seeds_are_summarised_and_finished_ones_are_kept(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("train", str(recipe), "--out", "runs", "--seeds", "2", "--duration", "2 steps", "--json")
+    assert run(*arguments) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["seeds"] == [0, 1] and len(first["figures"]["packed_bpb"]["values"]) == 2
+    before = (recipe.parent / "runs" / "seed-1" / "artifact.nib").stat().st_mtime_ns
+    assert run(*arguments) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert (recipe.parent / "runs" / "seed-1" / "artifact.nib").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("train", "nosuch"), 2, "shipped"),
+        (("train", "{recipe}", "--set", "model.nosuch=1"), 2, "model.nosuch"),
+        (("train", "{recipe}", "--duration", "soon"), 2, "soon"),
+        (("train", "--resume", "nowhere"), 2, "nowhere"),
+        (("train",), 2, "RECIPE"),
+        (("train", "{recipe}", "--max-bytes", "2000", "--out", "capped"), 1, "exceeds the cap"),
+        (("train", "{recipe}", "--set", "data.corpus=empty"), 2, "empty"),
+        (("train", "{recipe}", "--set", "training.batch_tokens=65536"), 2, "batch"),
+        (("train", "{recipe}", "--set", "model.vocab_size=300"), 2, "300"),
+        (("eval", "{recipe}"), 2, "artifact"),
+        (("card", "nowhere"), 2, "nowhere"),
+        (("nosuch",), 2, "nosuch"),
+    ],
+)
+def test_what_cannot_be_done_is_one_clear_line_and_an_exit_code(
+    arguments: tuple[str, ...], code: int, said: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (recipe.parent / "empty").mkdir()
+    assert run(*(argument.format(recipe=recipe) for argument in arguments)) == code
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("niblick: ")]
+    assert len(errors) == 1 and said in errors[0]
+    assert "Traceback" not in errors[0]
