@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 from niblick.audit import flow
+from niblick.audit.evidence import settings_from_logs
 from niblick.audit.flow.objects import Trace
 from niblick.audit.rules import apply
 from niblick.audit.rules.case import Case, scored
@@ -54,6 +55,9 @@ def build_case(found: Read) -> Case:
     environment["WORLD_SIZE"] = str(world) if world else _WORLD_SIZE
     trace = Trace()
     source = submission.source
+    if source is not None and source.tree is not None:
+        shown = settings_from_logs(source.tree, source.text, submission.root)
+        environment = {**shown, **environment}
     if source is not None and source.tree is not None:
         trace = flow.run(
             source.tree, file=source.path, environment=environment, arguments=arguments, modules=_modules(found),

@@ -188,7 +188,7 @@ class Access(Expressions):
         leaves = [self.leaves[r] for r in roots]
         self.trace.updates.append(UpdateEvent(
             order=self.order, positions=positions, leaf_kinds=frozenset(leaf.kind for leaf in leaves),
-            names=frozenset(leaf.name for leaf in leaves), where=self.where(node), certain=not self.uncertain,
+            names=frozenset(leaf.name for leaf in leaves), where=self.where(node), certain=self.uncertain <= 0,
             widened=bool(self.widened), marks=marks,
         ))
 

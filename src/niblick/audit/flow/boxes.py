@@ -19,6 +19,7 @@ STREAM = 131_073
 BOS = 1
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
+_MAX_ELEMENTS = 600_000
 NONE: frozenset[int] = frozenset()
 NO_MARKS: frozenset[str] = frozenset()
 
@@ -160,6 +161,11 @@ def broadcast(shapes: list[Shape | None]) -> Shape | None:
 
 def _newest(arrays: list[Array], shape: Shape | None) -> Array | None:
     """Elementwise maximum of position arrays, broadcast to `shape` if that is fully known."""
+    size = 1
+    for side in shape or ():
+        size *= int(side or 1)
+    if size > _MAX_ELEMENTS:
+        return None
     try:
         out = arrays[0]
         for other in arrays[1:]:
@@ -200,7 +206,7 @@ def elementwise(parts: list[Box], action: Callable[..., Any] | None = None) -> B
         try:
             with np.errstate(all="ignore"):
                 out.val = np.asarray(action(*[p.val for p in parts]))
-            if out.val.dtype == object or out.val.size > 2_000_000:
+            if out.val.dtype == object or out.val.size > _MAX_ELEMENTS:
                 out.val = None
             elif out.shape is None:
                 out.shape = out.val.shape
@@ -244,6 +250,9 @@ def shaped(box: Box, action: Callable[[Array], Array]) -> Box:
         if array is not None:
             try:
                 changed = action(array)
+                if changed.size > _MAX_ELEMENTS:
+                    failed = True
+                    continue
                 setattr(out, name, changed)
                 out.shape = changed.shape
             except (ValueError, IndexError, TypeError, OverflowError):

@@ -208,7 +208,7 @@ class Expressions:
             self.interest += 1
             self.order += 1
             self.trace.keys.append(
-                KeyEvent(order=self.order, where=self.where(node), certain=not self.uncertain, reason=reason)
+                KeyEvent(order=self.order, where=self.where(node), certain=self.uncertain <= 0, reason=reason)
             )
 
     def ex_UnaryOp(self, node: ast.UnaryOp) -> Any:

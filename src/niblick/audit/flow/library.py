@@ -344,7 +344,7 @@ class Library(Tensors):
             detail = str(args[0])[:120] if args and isinstance(args[0], (str, list, tuple)) else ""
             self.order += 1
             self.trace.calls.append(CallEvent(
-                name=name, where=self.where(node), certain=not self.uncertain, detail=detail, order=self.order))
+                name=name, where=self.where(node), certain=self.uncertain <= 0, detail=detail, order=self.order))
             return merge(collect(args))
         return NotImplemented
 

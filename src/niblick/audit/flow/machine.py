@@ -237,14 +237,28 @@ class Machine(Calls):
             self.uncertainly(lambda body=case.body: self.block(body))
 
     def do_If(self, node: ast.If) -> None:
-        test = self.truth(self.value(node.test))
+        condition = self.value(node.test)
+        test = self.truth(condition)
         if test is None:
-            self.both(node.body, node.orelse)
+            self.both(node.body, node.orelse, self.depends_on_data(condition))
         else:
             self.block(node.body if test else node.orelse)
 
-    def both(self, then: list[ast.stmt], other: list[ast.stmt]) -> None:
+    def depends_on_data(self, condition: Any) -> bool:
+        """Whether a condition is decided by data of the run, not by a clock, a file or an unknown switch."""
+        return isinstance(condition, Box) and not (condition.marks & {"time", "file"}) and bool(
+            condition.deps or condition.roots or condition.marks or condition.pos is not None or condition.seen
+        )
+
+    def both(self, then: list[ast.stmt], other: list[ast.stmt], data: bool = False) -> None:
         """Runs two alternatives on the same state and joins what they leave behind."""
+        self.uncertain -= data
+        try:
+            self.alternatives(then, other)
+        finally:
+            self.uncertain += data
+
+    def alternatives(self, then: list[ast.stmt], other: list[ast.stmt]) -> None:
         scope = self.scopes[-1][0]
         before = dict(scope)
         first = self.uncertainly(lambda: self.block(then))

@@ -80,7 +80,7 @@ class Tensors(Access):
         kinds = frozenset(self.leaves[r].kind for r in source.roots if self.leaves[r].seen or self.leaves[r].kind == "module")
         self.trace.scores.append(ScoreEvent(
             number=number, order=self.order, targets=targets, seen=source.seen | target.seen, leaf_kinds=kinds,
-            where=self.where(node), no_grad=self.no_grad > 0, certain=not self.uncertain, widened=bool(self.widened),
+            where=self.where(node), no_grad=self.no_grad > 0, certain=self.uncertain <= 0, widened=bool(self.widened),
             marks=source.marks | target.marks,
         ))
         out = Box(
@@ -102,7 +102,7 @@ class Tensors(Access):
         if self.hooks and any(depends(b) for b in tokens):
             self.order += 1
             self.trace.calls.append(CallEvent(
-                name="calibration", where=self.where(node), certain=not self.uncertain, order=self.order))
+                name="calibration", where=self.where(node), certain=self.uncertain <= 0, order=self.order))
         if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
             return self.score(source, target, node)
         self.interest += 1

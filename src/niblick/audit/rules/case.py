@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from niblick.audit.flow.objects import ScoreEvent, Trace, Where
+from niblick.audit.flow.objects import ScoreEvent, Trace, UpdateEvent, Where
 from niblick.audit.types import Finding, Severity, Span, Submission
 
 POINTERS = {
@@ -86,6 +86,13 @@ def learnt_kinds(trace: Trace, event: ScoreEvent) -> frozenset[str]:
         if update.order < event.order and update.positions & overlap:
             kinds |= update.leaf_kinds
     return frozenset(kinds) & (event.leaf_kinds | {"module"}) or event.leaf_kinds
+
+
+def interleaved(trace: Trace, update: UpdateEvent) -> bool:
+    """Whether tokens were scored between the updates of one phase of training, as score-first training does."""
+    phase = [u.order for u in trace.updates if u.where == update.where]
+    first, last = min(phase), max(phase)
+    return any(first < e.order < last and not e.targets & e.seen for e in scored(trace))
 
 
 def first_by_line(events: Iterable[ScoreEvent]) -> list[ScoreEvent]:

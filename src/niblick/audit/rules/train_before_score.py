@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from niblick.audit.rules.case import Case, first_by_line, positions, violations
+from niblick.audit.flow.objects import ScoreEvent
+from niblick.audit.rules.case import Case, first_by_line, interleaved, positions, violations
 from niblick.audit.types import Finding, Severity
 
 RULE = "train-before-score"
@@ -17,6 +18,9 @@ def check(case: Case) -> list[Finding]:
                      if u.positions & overlap and u.order < event.order and "module" in u.leaf_kinds), None)
         if step is None:
             continue
+        if interleaved(case.trace, step):
+            out.append(_rescored(case, event))
+            continue
         trained = "train" in step.marks
         out.append(case.finding(
             RULE, Severity.BREACH if event.certain and step.certain else Severity.WARNING,
@@ -27,3 +31,12 @@ def check(case: Case) -> list[Finding]:
             cure="Score each chunk without gradients first, add it to the sum, and only then train on it.",
         ))
     return out
+
+
+def _rescored(case: Case, event: ScoreEvent) -> Finding:
+    return case.finding(
+        "rescored", Severity.WARNING,
+        f"{event.where.function} scores tokens again with weights that score-first training has since adapted to them.",
+        verdict="flag_other", pointer="C4", where=event.where,
+        cure="Report the figure of the one pass in which each token was scored before it was learnt.",
+    )

@@ -1,0 +1,217 @@
+"""Switches that a folder's logs show to have been on, although no documented command sets them.
+
+A log line that only a switched-off part of the script can have printed is evidence that the switch was on; so is
+a dump of settings. Lines of the script itself, which some logs begin with, are no evidence.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_MAX_LOG = 3_000_000
+_MAX_LOGS = 8
+_DUMP = re.compile(r"(?<![\w.\-/])([A-Za-z_]\w*)\s?[:=]\s?([^\s,;(){}\[\]]+)")
+_PRINTS = re.compile(r"print|log|write|echo|info|warn|report|say|emit", re.IGNORECASE)
+_LAUNCHER = frozenset({"RANK", "LOCAL_RANK", "RUN_ID", "SEED", "DATA_PATH", "DATA_DIR", "TOKENIZER_PATH"})
+_OFF = frozenset({"", "0", "0.0", "false", "False", "none", "None", "no", "off"})
+_MIN_LITERAL = 8
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """A condition that must be true (or false) for a piece of code to run."""
+
+    test: ast.expr
+    wanted: bool
+
+
+def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str]:
+    """Environment variables, by name, that the logs in `root` show to have differed from the defaults."""
+    lines = _log_lines(root, set(map(str.strip, text.splitlines())))
+    if not lines:
+        return {}
+    scan = _Scan(tree)
+    found = _dumped(lines, scan)
+    blob = "\n".join(lines)
+    places: dict[str, set[tuple[_Guard, ...]]] = {}
+    for literal, guards, _ in scan.printed:
+        places.setdefault(literal.strip(), set()).add(guards)
+    for literal, guards, function in scan.printed:
+        if len(places[literal.strip()]) == 1 and literal in blob:
+            for guard in [*guards, *scan.guards_of_calls(function, 0)]:
+                scan.satisfy(guard, found)
+    return {key: value for key, value in found.items() if key not in _LAUNCHER}
+
+
+def _log_lines(root: Path, source: set[str]) -> list[str]:
+    paths = sorted([*root.glob("*.log"), *root.glob("*log*.txt"), *root.glob("*train*.txt"), *root.glob("logs/*")])
+    out: list[str] = []
+    for path in [p for p in paths if p.is_file() and not p.is_symlink()][:_MAX_LOGS]:
+        with path.open("rb") as handle:
+            text = handle.read(_MAX_LOG).decode("utf-8", "replace")
+        out.extend(line for line in text.splitlines() if line.strip() and line.strip() not in source)
+    return out
+
+
+def _dumped(lines: list[str], scan: _Scan) -> dict[str, str]:
+    """Settings printed as `name: value`, for attributes read from the environment."""
+    found: dict[str, str] = {}
+    for line in lines[:2000]:
+        for match in _DUMP.finditer(line[:2000]):
+            if match[1] not in scan.variables:
+                continue
+            key, default = scan.variables[match[1]]
+            value = {"True": "1", "False": "0"}.get(match[2], match[2].strip("'\""))
+            if value != default and key not in _LAUNCHER and len(value) < 60:
+                found.setdefault(key, value)
+    return found
+
+
+class _Scan:
+    """Where a script prints what, under which conditions, and which names come from the environment."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self.variables: dict[str, tuple[str, str | None]] = {}
+        self.aliases: dict[str, ast.expr] = {}
+        self.calls: dict[str, list[tuple[tuple[_Guard, ...], str]]] = {}
+        self.printed: list[tuple[str, tuple[_Guard, ...], str]] = []
+        self._walk(tree.body, (), "<module>")
+
+    def _walk(self, body: list[ast.stmt], guards: tuple[_Guard, ...], function: str) -> None:
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                self._walk(node.body, (), node.name)
+            elif isinstance(node, ast.ClassDef):
+                self._walk(node.body, (), function)
+            elif isinstance(node, ast.If):
+                self._expression(node.test, guards, function)
+                self._walk(node.body, (*guards, _Guard(node.test, True)), function)
+                self._walk(node.orelse, (*guards, _Guard(node.test, False)), function)
+            else:
+                if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+                    self._assignment(node)
+                for value in ast.iter_child_nodes(node):
+                    if isinstance(value, ast.expr):
+                        self._expression(value, guards, function)
+                for name in ("body", "orelse", "finalbody"):
+                    self._walk(getattr(node, name, []), guards, function)
+                for handler in getattr(node, "handlers", []):
+                    self._walk(handler.body, guards, function)
+                for item in getattr(node, "items", []):
+                    self._expression(item.context_expr, guards, function)
+
+    def _assignment(self, node: ast.Assign | ast.AnnAssign) -> None:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        for target in targets:
+            name = target.id if isinstance(target, ast.Name) else target.attr if isinstance(target, ast.Attribute) else None
+            if name is None or node.value is None:
+                continue
+            read = next(_environment_reads(node.value), None)
+            if read is not None:
+                self.variables.setdefault(name, read)
+            else:
+                self.aliases.setdefault(name, node.value)
+
+    def _expression(self, node: ast.expr, guards: tuple[_Guard, ...], function: str) -> None:
+        if isinstance(node, ast.IfExp):
+            self._expression(node.body, (*guards, _Guard(node.test, True)), function)
+            self._expression(node.orelse, (*guards, _Guard(node.test, False)), function)
+            return
+        if isinstance(node, ast.Call):
+            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            self.calls.setdefault(name, []).append((guards, function))
+            if _PRINTS.search(name):
+                self._printed(node, guards, function)
+
+        for child in ast.iter_child_nodes(node):
+            value = child.value if isinstance(child, ast.keyword) else child
+            if isinstance(value, ast.expr):
+                self._expression(value, guards, function)
+
+    def _printed(self, node: ast.AST, guards: tuple[_Guard, ...], function: str) -> None:
+        """The literal pieces of what a printing call prints, each under its own conditions."""
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.IfExp):
+                self._printed_value(child.body, (*guards, _Guard(child.test, True)), function)
+                self._printed_value(child.orelse, (*guards, _Guard(child.test, False)), function)
+            else:
+                self._printed_value(child, guards, function)
+
+    def _printed_value(self, node: ast.AST, guards: tuple[_Guard, ...], function: str) -> None:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            self._literal(node.value, guards, function)
+        else:
+            self._printed(node, guards, function)
+
+    def _literal(self, text: str, guards: tuple[_Guard, ...], function: str) -> None:
+        for line in text.split("\n"):
+            if len(line.strip()) >= _MIN_LITERAL:
+                self.printed.append((line.rstrip(), guards, function))
+
+    def guards_of_calls(self, function: str, depth: int) -> list[_Guard]:
+        """Conditions on every way to a function, where there is just one way (or all share a condition)."""
+        sites = self.calls.get(function, [])
+        if depth > 4 or not sites or len(sites) > 3:
+            return []
+        guards, outer = sites[0]
+        return [*guards, *self.guards_of_calls(outer, depth + 1)]
+
+    def satisfy(self, guard: _Guard, found: dict[str, str], depth: int = 0) -> None:
+        """Adds to `found` the variable values that make a condition what it must be."""
+        test = guard.test
+        if depth > 5:
+            return
+        if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) == guard.wanted:
+            for part in test.values:
+                self.satisfy(_Guard(part, guard.wanted), found, depth + 1)
+        elif isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            self.satisfy(_Guard(test.operand, not guard.wanted), found, depth + 1)
+        elif isinstance(test, ast.Compare) and len(test.ops) == 1 and guard.wanted:
+            self._compared(test, found)
+        else:
+            self._named(test, guard.wanted, found, depth)
+
+    def _compared(self, test: ast.Compare, found: dict[str, str]) -> None:
+        right = test.comparators[0]
+        variable = self._variable(test.left)
+        if variable is None or not isinstance(right, ast.Constant):
+            return
+        key, default = variable
+        if isinstance(test.ops[0], ast.Eq) and isinstance(right.value, (str, int)):
+            found.setdefault(key, str(right.value))
+        elif isinstance(test.ops[0], ast.Gt) and right.value == 0 and default in _OFF:
+            found.setdefault(key, "1")
+
+    def _named(self, test: ast.expr, wanted: bool, found: dict[str, str], depth: int) -> None:
+        variable = self._variable(test) or next(_environment_reads(test), None)
+        if variable is not None:
+            key, default = variable
+            if wanted and default is not None and default in _OFF:
+                found.setdefault(key, "1")
+            return
+        name = _name(test)
+        if name in self.aliases:
+            self.satisfy(_Guard(self.aliases[name], wanted), found, depth + 1)
+
+    def _variable(self, node: ast.expr) -> tuple[str, str | None] | None:
+        name = _name(node)
+        return self.variables.get(name) if name else None
+
+
+def _name(node: ast.expr) -> str:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _environment_reads(node: ast.expr) -> Iterator[tuple[str, str | None]]:
+    """(variable, default) of each environment read inside an expression, direct or through a helper."""
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
+            key = call.args[0].value
+            if isinstance(key, str) and re.fullmatch(r"[A-Z][A-Z0-9_]+", key):
+                default = call.args[1] if len(call.args) > 1 else None
+                value = default.value if isinstance(default, ast.Constant) else None
+                yield key, None if value is None else str(int(value) if isinstance(value, bool) else value)
