@@ -52,7 +52,9 @@ def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declare
         return _blame_syntax(submission, error)
     if stood_in and ("StandIn" in message or "stand-in" in message):
         return _needs(error, ", ".join(stood_in))
-    if "SubprocessError" in bases or ("OSError" in bases and str(failure.get("last")).endswith("subprocess.py")):
+    if "SubprocessError" in bases or (
+        "OSError" in bases and str(failure.get("last")).endswith("subprocess.py")
+    ):
         return _blame_program(failure, error)
     if "OSError" in bases:
         return _blame_file(failure, error)
@@ -136,7 +138,9 @@ def _blame_syntax(submission: Submission, error: str) -> Blame:
 def _blame_program(failure: dict[str, Any], error: str) -> Blame:
     """Another program that is not here, or that cannot do its work (compile, install, look for a GPU) here."""
     program = str(failure.get("path") or "") or "a program that it runs"
-    return Blame(own=False, error=error, missing=program, cure="ship what the program builds, or name it in the README")
+    return Blame(
+        own=False, error=error, missing=program, cure="ship what the program builds, or name it in the README"
+    )
 
 
 def _blame_file(failure: dict[str, Any], error: str) -> Blame:

@@ -49,7 +49,6 @@ def job_for(submission: Submission, task: str) -> Job:
     assert submission.script is not None
     script = submission.script.resolve()
     base, _ = folders(submission)
-    command = submission.command
     arguments = {
         "script": script.relative_to(base).as_posix(),
         "environment": documented_environment(submission),

@@ -21,7 +21,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     if loaded.module is None:
         return {**loaded.summary(), "stood_in": finder.used}
     text = job.get("text", "")
-    result: dict[str, Any] = {**loaded.summary(), "stood_in": finder.used, "measured": measure(loaded.module, text)}
+    result: dict[str, Any] = {
+        **loaded.summary(),
+        "stood_in": finder.used,
+        "measured": measure(loaded.module, text),
+    }
     if "torch" in sys.modules:
         with contextlib.suppress(Exception):
             result |= _behave(loaded.module, text, job)
@@ -29,7 +33,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _behave(module: ModuleType, text: str, job: dict[str, Any]) -> dict[str, Any]:
-    from niblick.audit.inside import driving, modelling, probing
+    from niblick.audit.inside import driving, modelling, probing, reaching
 
     vocab = setting(module, "vocab")
     found = modelling.models(text, module, device="empty")
@@ -41,5 +45,6 @@ def _behave(module: ModuleType, text: str, job: dict[str, Any]) -> dict[str, Any
     probing.randomise(model)
     probe = {"model": site.name, "line": site.call.lineno, **probing.probe(model, vocab)}
     settings = modelling.settings_of(module)
-    driven = driving.drive(module, model, settings, vocab, job.get("functions", []))
+    calls = reaching.reached(text, module)
+    driven = driving.drive(module, model, settings, vocab, calls)
     return {"probe": probe, "driven": driven}

@@ -30,7 +30,8 @@ _SIZES: dict[str, int] = {
     "ttt_batch_size": 2, "ttt_epochs": 1, "slot_steps": 2, "slot_batch_seqs": 2, "sliding_window_stride": STRIDE,
     "ngram_chunk_tokens": CHUNK, "sw_eval_stride": STRIDE, "sw_eval_batch": 4, "ttt_train_seq_len": WINDOW,
 }  # fmt: skip
-_MOST_FUNCTIONS = 6
+_LOGGERS = {"log", "log0", "print0", "master_print", "log_fn", "rank0_print", "logprint"}
+_MOST_FUNCTIONS, _MOST_SECONDS = 4, 40.0
 
 
 def stream(vocab: int, bos: int, length: int) -> list[int]:
@@ -40,18 +41,26 @@ def stream(vocab: int, bos: int, length: int) -> list[int]:
     return [bos if place % 75 == 0 else letter for place, letter in enumerate(letters)]
 
 
-def drive(module: ModuleType, model: Any, settings: Any, vocab: int, names: list[str]) -> list[dict[str, Any]]:
+def drive(
+    module: ModuleType, model: Any, settings: Any, vocab: int, calls: dict[str, str]
+) -> list[dict[str, Any]]:
     """One entry a function that could be called: what was scored and learnt, or the error it ended with."""
     tokens = stream(vocab, 1, 8 * WINDOW + 1)
-    seen = []
-    for name in candidates(module, names):
+    for name in _LOGGERS & set(vars(module)):  # they want what main sets up, and their text is not wanted
+        setattr(module, name, lambda *_, **__: None)
+    seen: list[dict[str, Any]] = []
+    begun = time.perf_counter()
+    for name in candidates(module, calls):
         function = getattr(module, name)
         arguments = _arguments(function, model, _small(settings), vocab, tokens)
-        if arguments is None or len(seen) >= _MOST_FUNCTIONS:
+        if arguments is None or name not in calls:
             continue
+        if len(seen) >= _MOST_FUNCTIONS or time.perf_counter() - begun > _MOST_SECONDS:
+            break
         saved = {key: value.clone() for key, value in model.state_dict().items()}
         started = time.perf_counter()
-        seen.append({"function": name, "line": function.__code__.co_firstlineno, **_watched(function, arguments, tokens)})
+        head = {"function": name, "line": function.__code__.co_firstlineno, "reached": calls.get(name, "no")}
+        seen.append({**head, **_watched(function, arguments, tokens)})
         seen[-1]["seconds"] = round(time.perf_counter() - started, 2)
         with contextlib.suppress(Exception):
             model.load_state_dict(saved)
@@ -59,14 +68,18 @@ def drive(module: ModuleType, model: Any, settings: Any, vocab: int, names: list
     return seen
 
 
-def candidates(module: ModuleType, names: list[str]) -> list[str]:
-    """The module's own functions that sound like evaluation and take validation tokens; `names` first."""
+def candidates(module: ModuleType, calls: dict[str, str]) -> list[str]:
+    """The module's own functions that sound like evaluation and take validation tokens, those a run comes to first."""
     own = [
         name
         for name, value in vars(module).items()
-        if inspect.isfunction(value) and _NAME.search(name) and _VALIDATION & set(inspect.signature(value).parameters)
+        if inspect.isfunction(value)
+        and _NAME.search(name)
+        and _VALIDATION & set(inspect.signature(value).parameters)
     ]
-    return sorted(own, key=lambda name: (name not in names, "ttt" not in name and "slot" not in name, name))
+    order = {"yes": 0, "maybe": 1}
+    learning = re.compile("ttt|slot|adapt", re.IGNORECASE)
+    return sorted(own, key=lambda name: (order.get(calls.get(name, ""), 2), not learning.search(name), name))
 
 
 def _small(settings: Any) -> Any:
@@ -83,7 +96,9 @@ def _small(settings: Any) -> Any:
     return small
 
 
-def _arguments(function: Any, model: Any, settings: Any, vocab: int, tokens: list[int]) -> dict[str, Any] | None:
+def _arguments(
+    function: Any, model: Any, settings: Any, vocab: int, tokens: list[int]
+) -> dict[str, Any] | None:
     whole = torch.tensor(tokens, dtype=torch.int64)
     tables = {
         "base_bytes_lut": torch.full((vocab,), 4, dtype=torch.int16),
@@ -99,9 +114,11 @@ def _arguments(function: Any, model: Any, settings: Any, vocab: int, tokens: lis
         "luts": tuple(tables.values()), "temperature": 1.0, **tables,
     }  # fmt: skip
     known |= dict.fromkeys(("args", "h", "hp", "cfg", "config", "hparams", "settings"), settings)
-    known |= dict.fromkeys(("model", "base_model", "eval_model", "raw_model", "gpt", "net", "ttt_model"), model)
+    known |= dict.fromkeys(
+        ("model", "base_model", "eval_model", "raw_model", "gpt", "net", "ttt_model"), model
+    )
     known |= dict.fromkeys(_VALIDATION - {"val_data"}, whole)
-    known |= dict.fromkeys(("log0", "log_fn", "log", "logger", "print_fn"), lambda *_, **__: None)
+    known |= dict.fromkeys(_LOGGERS | {"print_fn"}, lambda *_, **__: None)
     known |= dict.fromkeys(("forward_logits_fn", "logits_fn", "compiled_logits", "forward_logits"), logits)
     chosen = {}
     for name, parameter in inspect.signature(function).parameters.items():

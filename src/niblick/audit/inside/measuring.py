@@ -36,7 +36,7 @@ def measure(module: ModuleType, text: str) -> dict[str, Any]:
 
 
 def setting(module: ModuleType, what: str) -> int | None:
-    """"dim", "layers" or "vocab" by its usual names, in any case, in the settings object or the module."""
+    """ "dim", "layers" or "vocab" by its usual names, in any case, in the settings object or the module."""
     from niblick.audit.inside.modelling import settings_of
 
     settings = settings_of(module)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from niblick.audit.unpack import parse
+
 _SETTINGS = ("hyperparameters", "hparams", "hyperparams", "config", "args", "settings", "hp", "cfg", "h")
 _DEPTH = 12
 
@@ -53,8 +55,8 @@ def sites(text: str, module: ModuleType) -> list[Site]:
         and issubclass(value, torch.nn.Module)
         and not value.__module__.startswith("torch.")
     }
-    with contextlib.suppress(SyntaxError, ValueError):
-        return list(_walk(ast.parse(text), own, None))
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError):
+        return list(_walk(parse(text), own, None))
     return []
 
 
@@ -75,7 +77,7 @@ def build(site: Site, module: ModuleType, *, device: str, settings: Any = None) 
     """
     import torch
 
-    scope = _Scope(site, module, settings)
+    scope = Scope(module, settings, site.function, site.call.lineno)
     if device == "empty":
         with _without_initialisation(torch):
             return scope.value(site.call)
@@ -113,24 +115,22 @@ def parameters(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-class _Scope(dict[str, Any]):
-    """Names as the construction sees them: module, then settings for what is a parameter, then assignments."""
+class Scope(dict[str, Any]):
+    """Names as a place in a function sees them: the module's, settings for a parameter, then assignments above."""
 
-    def __init__(self, site: Site, module: ModuleType, settings: Any) -> None:
+    def __init__(
+        self, module: ModuleType, settings: Any, function: ast.FunctionDef | None, line: int
+    ) -> None:
         super().__init__(vars(module))
         self._settings = settings if settings is not None else settings_of(module)
         self._assigned: dict[str, ast.expr] = {}
         self._arguments: set[str] = set()
         self._depth = 0
-        if site.function is not None:
-            arguments = site.function.args
+        if function is not None:
+            arguments = function.args
             self._arguments = {each.arg for each in (*arguments.args, *arguments.kwonlyargs)}
-            for node in ast.walk(site.function):
-                if (
-                    isinstance(node, ast.Assign)
-                    and len(node.targets) == 1
-                    and node.lineno <= site.call.lineno
-                ):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Assign) and len(node.targets) == 1 and node.lineno <= line:
                     self._note(node.targets[0], node.value)
                 elif isinstance(node, ast.AnnAssign) and node.value is not None:
                     self._note(node.target, node.value)

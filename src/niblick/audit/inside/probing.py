@@ -56,13 +56,24 @@ def logits_call(model: Any, vocab: int) -> tuple[Callable[[Any, Any], Any], bool
         for call, takes_targets in _ways(model, vocab):
             with contextlib.suppress(Exception):
                 out = call(tokens, tokens.roll(-1, 1))
-                if out is not None and out.shape[:2] == tokens.shape and out.size(-1) >= vocab and out.isfinite().all():
+                if (
+                    out is not None
+                    and out.shape[:2] == tokens.shape
+                    and out.size(-1) >= vocab
+                    and out.isfinite().all()
+                ):
                     return call, takes_targets, length
     return None
 
 
 def _ways(model: Any, vocab: int) -> Iterator[tuple[Callable[[Any, Any], Any], bool]]:
-    wanted = len([p for p in inspect.signature(model.forward).parameters.values() if p.default is p.empty and p.kind < 2])
+    wanted = len(
+        [
+            p
+            for p in inspect.signature(model.forward).parameters.values()
+            if p.default is p.empty and p.kind < 2
+        ]
+    )
 
     def caught(tokens: Any, targets: Any) -> Any:
         with Catcher() as catcher, torch.no_grad():

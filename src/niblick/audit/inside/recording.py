@@ -22,6 +22,9 @@ _REARRANGING = {
     "reshape", "view", "flatten", "squeeze", "unsqueeze", "__getitem__", "transpose", "permute", "narrow", "select",
     "unflatten", "ravel", "view_as", "movedim", "index_select", "masked_select",
 }  # fmt: skip
+_UPDATING = {
+    "add_", "sub_", "mul_", "copy_", "addcdiv_", "addcmul_", "lerp_", "__iadd__", "__isub__", "__imul__", "__setitem__",
+}  # fmt: skip
 _REDUCING = {"sum", "mean", "nansum", "dot", "nanmean"}
 
 
@@ -53,6 +56,7 @@ class Recorder(TorchFunctionMode):
             self._starts.setdefault(tuple(stream[start : start + _KEY]), []).append(start)
         self._unspent: set[int] = set()  # scored with gradients, not differentiated yet
         self._pending: set[int] = set()  # differentiated, weights not moved yet
+        self._weights: set[int] = set()  # memory of parameters that the script holds as plain tensors
         self._hook: Any = None
 
     def __enter__(self) -> Any:
@@ -62,10 +66,11 @@ class Recorder(TorchFunctionMode):
         self._plain = torch.autograd.grad, torch.autograd.backward
         torch.autograd.grad = self._differentiating(self._plain[0], at_once=True)
         torch.autograd.backward = self._differentiating(self._plain[1], at_once=False)
-        return super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._hook.remove()
         torch.autograd.grad, torch.autograd.backward = self._plain
 
@@ -84,7 +89,9 @@ class Recorder(TorchFunctionMode):
             listed = outputs if isinstance(outputs, tuple | list) else [outputs]
             tags = [getattr(each, _TAG, None) for each in listed]
             known = [tag for tag in tags if tag is not None]
-            self._pending |= {p for tag in known for p in tag.flatten().tolist() if p >= 0} if known else self._unspent
+            self._pending |= (
+                {p for tag in known for p in tag.flatten().tolist() if p >= 0} if known else self._unspent
+            )
             self._unspent = set()
             out = plain(outputs, *args, **kwargs)
             if at_once:  # the gradients go to the script, which applies them itself
@@ -95,6 +102,9 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if self._pending and args and self._moves_weights(name, args[0]):
+            self._learn()
         out = func(*args, **kwargs)
         if not isinstance(out, torch.Tensor):
             return out
@@ -103,8 +113,17 @@ class Recorder(TorchFunctionMode):
         elif func is torch.gather or func is torch.Tensor.gather:
             self._gathered(out, *args[:3], **kwargs)
         else:
-            self._follow(getattr(func, "__name__", ""), out, args, kwargs)
+            self._follow(name, out, args, kwargs)
         return out
+
+    def _moves_weights(self, name: str, target: Any) -> bool:
+        """Whether a call changes a parameter in place: an update that no optimizer of torch makes."""
+        if name == "__get__" and isinstance(target, torch.nn.Parameter):
+            self._weights.add(target.data_ptr())
+            return False
+        if name not in _UPDATING or not isinstance(target, torch.Tensor):
+            return False
+        return isinstance(target, torch.nn.Parameter) or target.data_ptr() in self._weights
 
     def _follow(self, name: str, out: torch.Tensor, args: Any, kwargs: Any) -> None:
         """Carries places from a tensor of losses to what is made of it."""

@@ -38,7 +38,8 @@ def supervise(config: dict[str, Any]) -> dict[str, Any]:
     if status is None:
         status = os.waitpid(worker, 0)[1]
     code = os.waitstatus_to_exitcode(status)
-    if code == -signal.SIGXCPU and reason is None:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if reason is None and code < 0 and usage.ru_utime + usage.ru_stime >= config["limits"]["cpu_seconds"]:
         reason = "cpu"
     return {"reason": reason, "exit": code, "seconds": time.monotonic() - started}
 

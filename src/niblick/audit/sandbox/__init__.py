@@ -4,8 +4,8 @@
 of a submission.
 """
 
+from niblick.audit.sandbox.child import Job, Outcome, run
 from niblick.audit.sandbox.isolation import Isolation, detect
 from niblick.audit.sandbox.limits import Limits
-from niblick.audit.sandbox.run import Job, Outcome, run
 
 __all__ = ["Isolation", "Job", "Limits", "Outcome", "detect", "run"]

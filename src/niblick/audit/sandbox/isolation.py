@@ -27,7 +27,7 @@ class Isolation:
 @functools.cache
 def detect() -> Isolation:
     """The strongest walls that work here: bubblewrap where installed, else namespaces of our own, else none."""
-    from niblick.audit.sandbox.run import attempt
+    from niblick.audit.sandbox.child import attempt
 
     reasons = []
     if sys.platform != "linux":

@@ -31,7 +31,7 @@ def python_command(entry: str, *, packages: bool) -> list[str]:
 
     The package's own `__init__` is not run: the child sees only the modules it needs.
     """
-    flags = ["-I", "-B", "-X", "utf8"] + ([] if packages else ["-S"])
+    flags = ["-I", "-B", "-u", "-X", "utf8"] + ([] if packages else ["-S"])
     return [sys.executable, *flags, "-c", _BOOT.format(root=str(PACKAGE), entry=entry)]
 
 

@@ -119,13 +119,7 @@ def _write_bundle(file: BinaryIO, files: Mapping[str, bytes | Path]) -> None:
 
 
 def _start(
-    isolation: Isolation,
-    job: Job,
-    limits: Limits,
-    nonce: str,
-    folder: Path,
-    bundle: BinaryIO,
-    pump: _Pump,
+    isolation: Isolation, job: Job, limits: Limits, nonce: str, folder: Path, bundle: BinaryIO, pump: _Pump
 ) -> subprocess.Popen[bytes]:
     command = orders.python_command("launch", packages=False)
     bare = isolation.kind == "bare"
