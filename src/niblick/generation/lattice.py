@@ -57,9 +57,10 @@ def decode(codes: Codes) -> Floats:
     rows = codes.rows
     data = codes.data.reshape(rows, -1, 8 * codes.bits)
     if codes.bits == 16:
-        values = data.reshape(rows, -1).view(np.int16)
+        low, high = (part.astype(np.int32) for part in (data[:, :, :BLOCK], data[:, :, BLOCK:]))
+        values = ((high - 128) * 256 + low).reshape(rows, -1)
     elif codes.bits == 8:
-        values = data.reshape(rows, -1).view(np.int8).astype(np.int16)
+        values = data.reshape(rows, -1).astype(np.int32) - 128
     else:
         values = _unpack(data, codes.bits).reshape(rows, -1)
     return values[:, : codes.cols].astype(np.float32) * codes.scales[:, None]
@@ -104,12 +105,15 @@ def _fits(weight: Floats, step: Floats, top: Floats) -> NDArray[np.bool_]:
 
 
 def _lay_out(codes: NDArray[np.int16], bits: int) -> NDArray[np.uint8]:
-    """Runs of 64 codes: plain for 8 and 16 bits; low nibbles then pairs of high bits for 4 and 6."""
-    if bits == 16:
-        return codes.view(np.uint8)
-    if bits == 8:
-        return codes.astype(np.int8).view(np.uint8)
+    """Runs of 64 codes plus half their range: one byte each for 8 bits; all low bytes, then all high ones for 16; low
+    nibbles, then pairs of high bits for 4 and 6."""
     rows = codes.shape[0]
+    if bits == 16:
+        values = codes.astype(np.int32).reshape(rows, -1, 1, BLOCK)
+        parts = np.concatenate([values & 255, (values >> 8) + 128], axis=2)
+        return np.ascontiguousarray(parts.astype(np.uint8).reshape(rows, -1))
+    if bits == 8:
+        return (codes + 128).astype(np.uint8)
     values = (codes + (1 << (bits - 1))).astype(np.uint8).reshape(rows, -1, 4, 16)
     low = values & 15
     nibbles = np.concatenate([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=2)
@@ -120,11 +124,11 @@ def _lay_out(codes: NDArray[np.int16], bits: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.concatenate([nibbles, pairs], axis=2).reshape(rows, -1))
 
 
-def _unpack(data: NDArray[np.uint8], bits: int) -> NDArray[np.int16]:
+def _unpack(data: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
     """The inverse of `_lay_out` for 4 and 6 bits: (rows, runs, bytes) -> (rows, runs, 64)."""
     first, second = data[:, :, :16], data[:, :, 16:32]
     parts = [first & 15, second & 15, first >> 4, second >> 4]
     if bits == 6:
         pairs = data[:, :, 32:48]
         parts = [part | (pairs >> (2 * i) & 3) << 4 for i, part in enumerate(parts)]
-    return np.concatenate(parts, axis=2).astype(np.int16) - (1 << (bits - 1))
+    return np.concatenate(parts, axis=2).astype(np.int32) - (1 << (bits - 1))

@@ -33,6 +33,8 @@ static int allocate(nb_engine *e) {
     ok = (e->skip = nb_floats(n * p->pushes * e->wide + 1)) && ok;
     ok = (e->angle = nb_floats(n * 2 * p->half + 1)) && ok;
     ok = (e->scores = nb_floats((int64_t)p->threads * e->score_floats)) && ok;
+    e->scratch_bytes = nb_scratch((int)n, e->wide_hidden) / 64 * 64 + 64;
+    ok = (e->scratch = (uint8_t *)nb_floats(p->threads * e->scratch_bytes / 4 + 1)) && ok;
     ok = (e->state = nb_floats(p->slots * p->state_floats + WIDE)) && ok;
     ok = (e->logits = nb_floats((int64_t)p->slots * p->vocab)) && ok;
     ok = (e->slot = calloc(p->slots, sizeof(nb_slot))) && ok;
@@ -57,7 +59,7 @@ void nb_destroy(nb_engine *e) {
     if (!e) return;
     nb_pool_destroy(e->pool);
     void *owned[] = {e->x, e->x0, e->xe, e->u, e->a, e->b, e->o, e->hidden, e->qkv, e->ve, e->side, e->skip,
-                     e->angle, e->scores, e->state, e->logits, e->slot, e->column, e->draws};
+                     e->angle, e->scores, e->scratch, e->state, e->logits, e->slot, e->column, e->draws};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     free(e);
 }

@@ -68,16 +68,22 @@ typedef struct nb_engine {
     int32_t n, chained, wanted;
     float *x, *x0, *xe, *u, *a, *b, *o, *hidden, *qkv, *ve, *side, *skip, *angle; /* columns x something */
     float *scores;      /* threads x (H/G) x span */
+    uint8_t *scratch;   /* threads x scratch_bytes */
+    int64_t scratch_bytes;
     void *draws;
     int32_t wide, wide_hidden, wide_qkv, score_floats;
     nb_barrier barrier;
     struct nb_pool *pool;
 } nb_engine;
 
-/* kernels.c */
-float *nb_floats(int64_t count);
+/* product.c */
 void nb_product(const nb_matrix *m, const float *in, int64_t in_stride, float *out, int64_t out_stride, int n,
-                int first, int end, int act, float parameter);
+                int first, int end, int act, float parameter, void *scratch);
+int64_t nb_scratch(int columns, int widest);
+/* vector.c */
+float *nb_floats(int64_t count);
+void nb_decode(const uint8_t *run, int bits, int i, int32_t *out);
+float nb_total(vec x);
 void nb_row(const nb_matrix *m, int64_t row, float gain, float *out);
 float nb_rms(const float *in, float *out, int n, float gain);
 vec nb_exp(vec x);

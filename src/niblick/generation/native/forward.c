@@ -11,13 +11,14 @@
 typedef struct {
     nb_engine *e;
     int thread, threads, from, to; /* this thread's columns */
+    void *scratch;
 } work;
 
 static void product(const work *w, const nb_matrix *m, const float *in, int in_stride, float *out, int out_stride,
                     int n, int act, float parameter) {
     int strips = (m->rows + 3) / 4, first = strips * w->thread / w->threads * 4, end = strips * (w->thread + 1) / w->threads * 4;
     if (end > m->rows) end = m->rows;
-    if (first < end) nb_product(m, in, in_stride, out, out_stride, n, first, end, act, parameter);
+    if (first < end) nb_product(m, in, in_stride, out, out_stride, n, first, end, act, parameter, w->scratch);
 }
 
 static const float *before(const nb_engine *e, int c, const float *columns, int64_t at) {
@@ -42,14 +43,14 @@ static void embed(const work *w) {
             if (col->before == NO_TOKEN) index = p->buckets - 1;
             memset(row, 0, e->wide * sizeof(float));
             nb_row(&p->bigram, index, 1, row);
-            nb_product(&p->bigram_proj, row, 0, sum, 0, 1, 0, p->dim, PLAIN, 0);
+            nb_product(&p->bigram_proj, row, 0, sum, 0, 1, 0, p->dim, PLAIN, 0, w->scratch);
             for (int i = 0; i < p->dim; i++) x[i] += p->bigram_scale * sum[i];
         }
         nb_rms(x, x, p->dim, 1);
         if (p->value.codes) {
             memset(row, 0, e->wide * sizeof(float));
             nb_row(&p->value, col->token, 1, row);
-            nb_product(&p->value_proj, row, 0, e->ve + (int64_t)c * e->wide_qkv, 0, 1, 0, p->value_proj.rows, PLAIN, 0);
+            nb_product(&p->value_proj, row, 0, e->ve + (int64_t)c * e->wide_qkv, 0, 1, 0, p->value_proj.rows, PLAIN, 0, w->scratch);
         }
         for (int i = 0; i < p->half; i++) {
             double angle = (double)col->position * p->frequencies[i];
@@ -70,7 +71,7 @@ static void embed(const work *w) {
 }
 
 /* x += scale * W_p(silu(W_g n + gate) * conv(W_v n)); `side` keeps every column's W_v n for the ones after it */
-static void sidecar_column(nb_engine *e, const nb_layer *layer, int c) {
+static void sidecar_column(nb_engine *e, const nb_layer *layer, int c, void *scratch) {
     const nb_plan *p = &e->plan;
     const nb_column *col = e->column + c;
     int width = p->side_width, kernel = p->side_kernel, padded = (width + BLOCK - 1) / BLOCK * BLOCK;
@@ -78,9 +79,10 @@ static void sidecar_column(nb_engine *e, const nb_layer *layer, int c) {
     float *values = e->side + (int64_t)c * 2 * padded, *gate = values + padded;
     float *state = e->state + col->slot * p->state_floats + layer->at_sidecar;
     nb_rms(x, n, p->dim, 1);
-    nb_product(&p->side_v, n, 0, values, 0, 1, 0, width, PLAIN, 0);
-    nb_product(&p->side_g, n, 0, gate, 0, 1, 0, width, PLAIN, 0);
+    nb_product(&p->side_v, n, 0, values, 0, 1, 0, width, PLAIN, 0, scratch);
+    nb_product(&p->side_g, n, 0, gate, 0, 1, 0, width, PLAIN, 0, scratch);
     float mixed[4096];
+    for (int i = width; i < padded; i++) gate[i] = 0;
     for (int i = 0; i < width; i++) gate[i] += p->side_gate[layer->site * width + i];
     memcpy(mixed, gate, width * sizeof(float));
     nb_sigmoid(mixed, width);
@@ -92,19 +94,19 @@ static void sidecar_column(nb_engine *e, const nb_layer *layer, int c) {
     }
     memmove(state, state + width, (size_t)(kernel - 2) * width * sizeof(float));
     memcpy(state + (kernel - 2) * width, values, width * sizeof(float));
-    nb_product(&p->side_p, gate, 0, mixed, 0, 1, 0, p->dim, PLAIN, 0);
+    nb_product(&p->side_p, gate, 0, mixed, 0, 1, 0, p->dim, PLAIN, 0, scratch);
     for (int i = 0; i < p->dim; i++) x[i] += p->side_scale[layer->site * p->dim + i] * mixed[i];
 }
 
 static void sidecar(const work *w, const nb_layer *layer) {
     nb_engine *e = w->e;
     if (!e->chained) {
-        for (int c = w->from; c < w->to; c++) sidecar_column(e, layer, c);
+        for (int c = w->from; c < w->to; c++) sidecar_column(e, layer, c, w->scratch);
         return;
     }
     nb_wait(e); /* columns of one slot depend on each other: one thread takes them in order */
     if (w->thread == 0)
-        for (int c = 0; c < e->n; c++) sidecar_column(e, layer, c);
+        for (int c = 0; c < e->n; c++) sidecar_column(e, layer, c, w->scratch);
     nb_wait(e);
 }
 
@@ -220,7 +222,8 @@ static void head(const work *w) {
 
 void nb_forward(nb_engine *e, int thread) {
     const nb_plan *p = &e->plan;
-    work w = {e, thread, p->threads, e->n * thread / p->threads, e->n * (thread + 1) / p->threads};
+    work w = {e, thread, p->threads, e->n * thread / p->threads, e->n * (thread + 1) / p->threads,
+              e->scratch + thread * e->scratch_bytes};
     int depth = 0;
     embed(&w);
     for (int i = 0; i < p->layers; i++) {
