@@ -43,7 +43,7 @@ def make_card(
         "float_bpb": floating.bpb,
         "packed_bpb": packed.bpb,
         "tax_bpb": packed.bpb - floating.bpb,
-        "qat": training.get("qat"),
+        "qat": _qat(recipe),
         "techniques": techniques(recipe, plan),
         "new": new_techniques(recipe, plan),
         "baselines": baselines,
@@ -53,6 +53,15 @@ def make_card(
         "environment": environment,
         "scores": [],
     }
+
+
+def _qat(recipe: Recipe) -> str | None:
+    """How training rounded, against how the codec rounds; None without quantization-aware training."""
+    if not recipe.training.qat.enabled:
+        return None
+    if recipe.artifact.codec == "int-zlib":
+        return "rounds exactly as the codec does"
+    return "shares the codec's grid, scale and clip; the codec's rounding depends on data"
 
 
 def add_score(card: Card, score: Score) -> Card:

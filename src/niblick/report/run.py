@@ -1,0 +1,114 @@
+"""One run from a recipe to its scores: data, training, packing, and scoring of the float and the packed model.
+
+The same steps serve `niblick train` and the script of an exported submission; nothing here prints, messages go
+through `say`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from niblick.artifact import ARTIFACT_FILE, Packed, build_model, open_model, pack, save_checkpoint
+from niblick.compression.calibration import Calibration
+from niblick.data.dataset import Dataset
+from niblick.data.prepare import resolve_dataset
+from niblick.errors import NiblickError, TrainingError
+from niblick.evaluation import EvaluationOptions, Score, evaluate
+from niblick.evaluation.processes import process_group
+from niblick.recipe import Recipe
+from niblick.report.calibrate import calibration_batches
+from niblick.runtime import World, cache_folder, choose_device
+from niblick.training import Progress, TrainResult, train
+
+T = TypeVar("T")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run measured; `packed` is None in processes other than the main one."""
+
+    dataset: Dataset
+    result: TrainResult
+    packed: Packed | None
+    floating: Score
+    scored: Score
+
+
+def find_dataset(recipe: Recipe, world: World) -> Dataset:
+    """The recipe's dataset, prepared by the main process where it has to be."""
+    def resolve() -> Dataset:
+        return resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
+
+    return in_turn(world, resolve)
+
+
+def train_and_score(
+    recipe: Recipe, folder: Path, *, world: World, resume: bool = False,
+    on_progress: Callable[[Progress], None] | None = None, say: Say,
+) -> Outcome:
+    """Train in `folder`, pack to artifact.nib, score validation from the float weights and from the file.
+
+    Raises `TrainingError` where a signal stopped the run (a checkpoint is written), `CapacityError` where the
+    artifact exceeds its cap (the float weights are kept).
+    """
+    device = choose_device(world)
+    with process_group(world, device):
+        dataset = find_dataset(recipe, world)
+        result = train(recipe, dataset, folder, world=world, resume=resume, on_progress=on_progress)
+        if result.interrupted:
+            raise TrainingError(f"stopped at step {result.steps:,}; continue with: niblick train --resume {folder}")
+        packed = in_turn(world, lambda: _pack(recipe, dataset, folder, result, say), main_only=True)
+        options = EvaluationOptions.from_recipe(recipe)
+        loaded = open_model(folder / ARTIFACT_FILE)
+        models = ((build_model(recipe, result.tensors), None), (loaded.model, loaded.sha256))
+        floating, scored = (
+            evaluate(
+                model.to(device), dataset, split="validation", options=options, world=world, artifact_sha256=sha256
+            )
+            for model, sha256 in models
+        )
+    if world.is_main:
+        floating.write(folder / "scores" / f"{floating.label}-float.json")
+        scored.write(folder / "scores" / f"{scored.label}-artifact.json")
+    return Outcome(dataset=dataset, result=result, packed=packed, floating=floating, scored=scored)
+
+
+def _pack(recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult, say: Say) -> Packed:
+    weights = folder / "checkpoints" / "final.safetensors"
+    meta = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3)}
+    save_checkpoint(weights, tensors=result.tensors, recipe=recipe, tokenizer=dataset.tokenizer, meta=meta)
+    say(f"float weights kept in {weights}; packing ...")
+    return pack(
+        result.tensors, recipe, dataset.tokenizer, folder / ARTIFACT_FILE, max_bytes=recipe.artifact.max_bytes,
+        calibration=Calibration(calibration_batches(recipe, dataset)),
+    )
+
+
+def in_turn(world: World, work: Callable[[], T], *, main_only: bool = False) -> T:
+    """`work` in the main process first, then in the others, which find it done (not at all with `main_only`).
+
+    Where the main process fails, the others fail too instead of waiting for ever.
+    """
+    if world.size == 1:
+        return work()
+    import torch
+    import torch.distributed as dist
+
+    failure: NiblickError | None = None
+    result: T | None = None
+    if world.is_main:
+        try:
+            result = work()
+        except NiblickError as error:
+            failure = error
+    flag = torch.tensor([int(failure is not None)], device=choose_device(world))
+    dist.broadcast(flag, 0)
+    if failure is not None:
+        raise failure
+    if flag.item():
+        raise TrainingError("the main process could not go on; its message says why")
+    return result if world.is_main or main_only else work()  # type: ignore[return-value]
