@@ -133,8 +133,11 @@ def _order_findings(seen: dict[str, Any], file: str, unpacked: bool) -> Iterator
         return
     how = f"{counted} of {scoreable} tokens of a synthetic stream scored"
     if late > 0:
-        said = f"{name} updated its weights on {late} tokens before it scored them ({how})"
-        severity, verdict = (Severity.BREACH, "flag_prequant_ttt") if sure else (Severity.NOTE, None)
+        slot = 2 * _number(seen, "late_by_delta") > late
+        what = "a delta" if slot else "its weights"
+        said = f"{name} updated {what} on {late} tokens before it scored them ({how})"
+        breach = "flag_slot" if slot else "flag_prequant_ttt"
+        severity, verdict = (Severity.BREACH, breach) if sure else (Severity.NOTE, None)
         yield _finding(
             "dynamic-order", severity, said, _C3, "score each token before learning from it", span, verdict
         )

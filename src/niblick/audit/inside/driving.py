@@ -31,7 +31,7 @@ _SIZES: dict[str, int] = {
     "ngram_chunk_tokens": CHUNK, "sw_eval_stride": STRIDE, "sw_eval_batch": 4, "ttt_train_seq_len": WINDOW,
 }  # fmt: skip
 _LOGGERS = {"log", "log0", "print0", "master_print", "log_fn", "rank0_print", "logprint"}
-_MOST_FUNCTIONS, _MOST_SECONDS = 4, 40.0
+_MOST_FUNCTIONS, _MOST_SECONDS = 4, 25.0
 
 
 def stream(vocab: int, bos: int, length: int) -> list[int]:
@@ -171,6 +171,7 @@ def judge(trace: Trace, returned: list[float], scoreable: int) -> dict[str, Any]
         "counted": len(trace.counted),
         "learnt": len(trace.learnt),
         "late": len(late),
+        "late_by_delta": len(trace.by_delta & set(late)),
         "returned": returned[:3],
         "own": round(math.fsum(losses) / len(losses), 6) if losses else None,
     }

@@ -33,13 +33,14 @@ class Trace:
     """What was seen, place by place; moments are numbers that grow with time.
 
     `counted`: moment and loss at which a place was first summed without gradients. `learnt`: moment at which
-    weights first moved because of a place. `first`: the loss at its first scoring of any kind.
+    something first moved because of a place. `first`: the loss at its first scoring of any kind. `by_delta`: the
+    places whose first such move was of tensors that are no parameters of a module.
     """
 
     counted: dict[int, tuple[int, float]] = field(default_factory=dict)
     learnt: dict[int, int] = field(default_factory=dict)
     first: dict[int, float] = field(default_factory=dict)
-    last: dict[int, float] = field(default_factory=dict)
+    by_delta: set[int] = field(default_factory=set)
     events: int = 0
     steps: int = 0
 
@@ -74,14 +75,17 @@ class Recorder(TorchFunctionMode):
         self._hook.remove()
         torch.autograd.grad, torch.autograd.backward = self._plain
 
-    def _stepped(self, *_: Any) -> None:
+    def _stepped(self, optimizer: Any, *_: Any) -> None:
         self.trace.steps += 1
-        self._learn()
+        moved = [each for group in optimizer.param_groups for each in group["params"]]
+        self._learn(delta=not any(isinstance(each, torch.nn.Parameter) for each in moved))
 
-    def _learn(self) -> None:
+    def _learn(self, *, delta: bool) -> None:
         self._moment += 1
-        for place in self._pending:
-            self.trace.learnt.setdefault(place, self._moment)
+        for place in self._pending - self.trace.learnt.keys():
+            self.trace.learnt[place] = self._moment
+            if delta:
+                self.trace.by_delta.add(place)
         self._pending.clear()
 
     def _differentiating(self, plain: Any, *, at_once: bool) -> Any:
@@ -95,7 +99,9 @@ class Recorder(TorchFunctionMode):
             self._unspent = set()
             out = plain(outputs, *args, **kwargs)
             if at_once:  # the gradients go to the script, which applies them itself
-                self._learn()
+                inputs = args[0] if args else kwargs.get("inputs", ())
+                listed = inputs if isinstance(inputs, tuple | list) else [inputs]
+                self._learn(delta=not any(isinstance(each, torch.nn.Parameter) for each in listed))
             return out
 
         return call
@@ -104,7 +110,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if self._pending and args and self._moves_weights(name, args[0]):
-            self._learn()
+            self._learn(delta=False)
         out = func(*args, **kwargs)
         if not isinstance(out, torch.Tensor):
             return out
@@ -185,7 +191,6 @@ class Recorder(TorchFunctionMode):
         self._moment += 1
         for place, loss in found.items():
             self.trace.first.setdefault(place, loss)
-            self.trace.last[place] = loss
         tag = torch.tensor(places)
         whole = out.numel() == len(places)
         setattr(out, _TAG, tag.reshape(out.shape) if whole else tag)
