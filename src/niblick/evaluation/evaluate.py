@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from niblick.data.dataset import Dataset
+from niblick.evaluation.adaptation import adapt_weights
+from niblick.evaluation.adapters import adapt_documents
 from niblick.evaluation.data import Target, load_target
+from niblick.evaluation.leaky import REASON, learn_before_scoring
 from niblick.evaluation.options import EvaluationOptions
 from niblick.evaluation.proving import proof_options, prove_target
 from niblick.evaluation.score import Score, make_score
@@ -36,14 +38,14 @@ def evaluate(
     training = model.training
     model.eval()
     began = time.perf_counter()
-    nll = score_tokens(model, target.tokens, options, world)
+    nll, facts = _score(make_job(model, target.tokens, options, world))
     seconds = time.perf_counter() - began
-    details = _details(model, dataset, target, options, world)
+    details = _details(model, dataset, target, options, world, facts)
     if prove and world.is_main:
         details["proof"] = _prove(model, target, options)
     model.train(training)
     return make_score(
-        nll, target.counts, target.documents, seconds=seconds, mode=options.mode, data_sha256=target.sha256,
+        nll[0], target.counts, target.documents, seconds=seconds, mode=options.mode, data_sha256=target.sha256,
         artifact_sha256=artifact_sha256, valid=options.mode != "leaky-ttt", details=details,
     )
 
@@ -52,17 +54,28 @@ def score_tokens(
     model: LanguageModel, tokens: NDArray[np.integer], options: EvaluationOptions, world: World
 ) -> NDArray[np.float32]:
     """Nats of tokens 1 .. n-1 of a stream, exactly as `evaluate` takes them."""
-    scores: NDArray[np.float32] = _score(make_job(model, tokens, options, world))[0]
+    scores: NDArray[np.float32] = _score(make_job(model, tokens, options, world))[0][0]
     return scores
 
 
 def make_scorer(model: LanguageModel, options: EvaluationOptions) -> Scorer:
     """The pass of `evaluate` as proofs see it: streams and asked tokens in, nats out, in this process alone."""
-    return lambda tokens, asked: _score(make_job(model, tokens, options, World(), asked))
+    return lambda tokens, asked: _score(make_job(model, tokens, options, World(), asked))[0]
 
 
-def _score(job: Job) -> NDArray[np.float32]:
-    return score_stream(job)
+def _score(job: Job) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Nats (K, n - 1), and what was learnt on the way."""
+    options = job.options
+    facts: dict[str, Any] = {}
+    options.check_sizes(job.context)
+    if options.ttt is not None:
+        adapt = adapt_documents if options.ttt.method == "lora" else adapt_weights
+        tally, facts = adapt(job, options.ttt)
+    else:
+        if options.mode == "leaky-ttt":
+            job, facts = learn_before_scoring(job, options.leaky)
+        tally = score_stream(job)
+    return tally.collect(job.world, job.device), facts
 
 
 def _prove(model: LanguageModel, target: Target, options: EvaluationOptions) -> dict[str, Any]:
@@ -74,7 +87,8 @@ def _prove(model: LanguageModel, target: Target, options: EvaluationOptions) -> 
 
 
 def _details(
-    model: LanguageModel, dataset: Dataset, target: Target, options: EvaluationOptions, world: World
+    model: LanguageModel, dataset: Dataset, target: Target, options: EvaluationOptions, world: World,
+    learnt: dict[str, Any],
 ) -> dict[str, Any]:
     details: dict[str, Any] = {
         "split": target.split,
@@ -85,8 +99,10 @@ def _details(
         "context": options.context or model.recipe.context,
         "precision": options.precision,
         "processes": world.size,
-        "adaptation": asdict(options.ttt) if options.ttt else None,
+        "adaptation": {**options.ttt.settings(), **learnt} if options.ttt else learnt or None,
     }
-    if options.mode == "sliding":
+    if options.mode in ("sliding", "leaky-ttt"):
         details["stride"] = options.stride
+    if options.mode == "leaky-ttt":
+        details["reason"] = REASON
     return details

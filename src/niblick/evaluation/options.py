@@ -38,7 +38,7 @@ class Adaptation:
     `sgd` and `adamw` train the weights themselves (`freeze`: names or dotted prefixes that stay as they are) on
     each chunk of `chunk_tokens` once it is scored, `epochs` times over in rows of `sequence_length`, `batch_rows`
     rows a step; the rate follows a cosine over chunks. `lora` gives each document its own adapters of `rank`
-    on the linear maps whose last name is in `targets` (and on the head), reset at each BOS and trained after each
+    on the linear maps whose last name is in `targets` (`head`: on the final state), reset at each BOS and trained after each
     `chunk_tokens` of the document. `phases` > 1 splits the stream: with `sgd`/`adamw` the phase is the chunk;
     with `lora` the weights below the adapters also train by SGD (`base_lr`) on each phase once all of it is scored.
     After `seconds` of evaluation nothing more is learnt and the rest is only scored.
@@ -60,7 +60,7 @@ class Adaptation:
     phases: int = 1
     seconds: float | None = None
     rank: int = 4
-    targets: tuple[str, ...] = ("c_q", "c_v", "W_r", "W_v", "fc")
+    targets: tuple[str, ...] = ("c_q", "c_v", "W_r", "W_v", "head")
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -78,6 +78,19 @@ class Adaptation:
     def mode(self) -> Mode:
         """The evaluation mode this goes with."""
         return "document" if self.method == "lora" else "streaming"
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the result, for scores and cards: the fields that this method uses, defaults filled in."""
+        common = {"method": self.method, "lr": self.rate, "epochs": self.epochs, "phases": self.phases,
+                  "weight_decay": self.weight_decay, "seconds": self.seconds}
+        weights = {"sequence_length": self.sequence_length, "batch_rows": self.batch_rows, "clip": self.clip,
+                   "cosine": self.cosine, "freeze": list(self.freeze), "momentum": self.momentum}
+        if self.method == "lora":
+            base = {"base_lr": self.base_lr, **weights} if self.phases > 1 else {}
+            return {**common, "chunk_tokens": self.chunk, "rank": self.rank, "targets": list(self.targets), **base}
+        if self.method == "adamw":
+            del weights["momentum"]
+        return {**common, **weights, "chunk_tokens": None if self.phases > 1 else self.chunk}
 
     @property
     def rate(self) -> float:
@@ -119,7 +132,7 @@ class EvaluationOptions:
     batch_tokens: int = 16384
     precision: Precision = "fp32"
     ttt: Adaptation | None = None
-    leaky: LeakyTraining | None = None
+    leaky: LeakyTraining = LeakyTraining()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -140,7 +153,7 @@ class EvaluationOptions:
 
     def check_sizes(self, context: int) -> None:
         """Refuse a stride longer than the context: tokens between two windows would have no window."""
-        if self.mode == "sliding" and self.stride > context:
+        if self.mode in ("sliding", "leaky-ttt") and self.stride > context:
             raise OptionsError(f"stride {self.stride} is longer than the context {context}; accepted: 1 to {context}")
 
 

@@ -1,18 +1,12 @@
-"""Several processes, one score: every process fills in the tokens it scored, and all end with all of them.
-
-Adding zeros to a number does not change it, so the result of any number of processes is bit for bit the table one
-process would hold, wherever the numbers themselves do not depend on who computes them.
-"""
+"""Several processes, one score: a common process group, sums over it, and decisions that all of them share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
 from niblick.runtime import World
@@ -45,28 +39,3 @@ def agree(value: bool, world: World, device: torch.device) -> bool:
     flag = torch.tensor([int(value)], device=device)
     dist.broadcast(flag, 0)
     return bool(flag.item())
-
-
-class Tally:
-    """Negative log-likelihoods (nats, float32) of the predictions of one stream, each entered exactly once.
-
-    `rows` is K, the number of tokens asked for at each prediction.
-    """
-
-    def __init__(self, rows: int, predictions: int) -> None:
-        self._nll = torch.zeros(rows, predictions)
-        self._times = torch.zeros(predictions, dtype=torch.uint8)
-
-    def enter(self, start: int, nll: Tensor) -> None:
-        """File the scores (K, n) of predictions start .. start + n - 1."""
-        values = nll.detach().float().cpu()
-        self._nll[:, start : start + values.shape[1]] += values
-        self._times[start : start + values.shape[1]] += 1
-
-    def collect(self, world: World, device: torch.device) -> NDArray[np.float32]:
-        """All scores (K, n - 1), from all processes; each was entered once, by exactly one of them."""
-        nll, times = self._nll.to(device), self._times.to(device)
-        sum_tensors([nll, times], world)
-        assert bool((times == 1).all()), "a prediction was scored twice or not at all"
-        table: NDArray[np.float32] = nll.cpu().numpy()
-        return table

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from niblick.evaluation.options import EvaluationOptions
-from niblick.evaluation.processes import Tally
+from niblick.evaluation.tally import Tally
 from niblick.evaluation.windows import (
     Window,
     chunked_windows,
@@ -75,13 +75,12 @@ def make_job(
     return Job(model, ids, wanted, options, world)
 
 
-def score_stream(job: Job) -> NDArray[np.float32]:
-    """Nats (K, n - 1) of asked tokens 1 .. n-1, by the mode of the job's options (without test-time training)."""
-    job.options.check_sizes(job.context)
+def score_stream(job: Job) -> Tally:
+    """Enter asked tokens 1 .. n-1 by the mode of the job's options; nothing is learnt here."""
     tally = Tally(len(job.asked), job.predictions)
-    with torch.no_grad(), _autocast(job):
+    with torch.no_grad(), autocast(job):
         _PASSES[job.options.mode](job, tally)
-    return tally.collect(job.world, job.device)
+    return tally
 
 
 def _chunked(job: Job, tally: Tally) -> None:
@@ -185,7 +184,8 @@ def head_nll(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-def _autocast(job: Job) -> torch.autocast:
+def autocast(job: Job) -> torch.autocast:
+    """The job's precision for the block."""
     return torch.autocast(job.device.type, torch.bfloat16, enabled=job.options.precision == "bf16")
 
 
@@ -194,4 +194,5 @@ _PASSES: dict[str, Callable[[Job, Tally], None]] = {
     "sliding": _sliding,
     "document": _document,
     "streaming": _streaming,
+    "leaky-ttt": _sliding,
 }
