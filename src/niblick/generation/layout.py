@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint8
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,18 +76,48 @@ def unsupported(model: LanguageModel) -> str | None:
 class Layout:
     """The structures of one model for `slots` sequences; `weight_bytes` is what its weights take."""
 
-    def __init__(self, model: LanguageModel, *, slots: int, columns: int, threads: int, exact: bool) -> None:
-        self._model, self._exact = model, exact
+    def __init__(
+        self, model: LanguageModel, library: ctypes.CDLL, *, slots: int, columns: int, threads: int, exact: bool
+    ) -> None:
+        """Raises `MemoryError` where the weights do not fit."""
+        self._library, self._model, self._exact = library, model, exact
         self._tensors = dict(model.named_parameters())
         self._codes: dict[str, Codes] = {}
-        self._arrays: list[NDArray[Any]] = []
-        self._floats = 0
-        self.layers = (Layer * len(model.plan.layers))(*(self._layer(layer) for layer in model.plan.layers))
-        self.plan = self._plan(slots, columns, threads)
+        self._memory = None
+        self._describe(slots, columns, threads)
+        self._settle()
+        self._describe(slots, columns, threads)
         self.weight_bytes = sum(c.nbytes for c in self._codes.values()) + sum(a.nbytes for a in self._arrays)
         self.state_bytes = 4 * self._floats * slots
         self.bits = {name: codes.bits for name, codes in self._codes.items()}
         del self._model, self._tensors
+
+    def __del__(self) -> None:
+        if getattr(self, "_memory", None):
+            self._library.nb_free(self._memory)
+            self._memory = None
+
+    def _describe(self, slots: int, columns: int, threads: int) -> None:
+        """Fill the structures, encoding each matrix when it is first met: in order of use."""
+        self._arrays: list[NDArray[Any]] = []
+        self._floats = 0
+        layers = self._model.plan.layers
+        self.layers = (Layer * len(layers))(*(self._layer(layer) for layer in layers))
+        self.plan = self._plan(slots, columns, threads)
+
+    def _settle(self) -> None:
+        """Move all codes into one piece of the library's memory, in the order in which a token meets them."""
+        total = sum(codes.data.nbytes for codes in self._codes.values())
+        self._memory = self._library.nb_floats(total // 4 + 4096)
+        if not self._memory:
+            raise MemoryError(f"{total} bytes of weights do not fit into memory")
+        whole = np.ctypeslib.as_array(ctypes.cast(self._memory, POINTER(c_uint8)), shape=(total,))
+        at = 0
+        for name, codes in self._codes.items():
+            place = whole[at : at + codes.data.nbytes].reshape(codes.data.shape)
+            place[:] = codes.data
+            self._codes[name] = replace(codes, data=place)
+            at += codes.data.nbytes
 
     def _place(self, floats: int) -> int:
         at, self._floats = self._floats, self._floats + floats

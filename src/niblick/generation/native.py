@@ -35,7 +35,7 @@ class NativeEngine(Engine):
         self._library = _declare(library)
         self.threads = max(1, min(threads or torch.get_num_threads(), 64))
         self._columns = max(COLUMNS, slots)
-        self._layout = Layout(model, slots=slots, columns=self._columns, threads=self.threads, exact=exact)
+        self._layout = Layout(model, self._library, slots=slots, columns=self._columns, threads=self.threads, exact=exact)
         self.name, self.slots, self.vocab_size = "native", slots, model.recipe.vocab_size
         self.weight_bytes, self.state_bytes = self._layout.weight_bytes, self._layout.state_bytes
         self._engine = self._library.nb_create(ctypes.byref(self._layout.plan))
@@ -126,6 +126,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """Argument and result types of the functions in native/engine.h."""
     handle, integer, pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p
     library.nb_create.restype, library.nb_create.argtypes = handle, [ctypes.POINTER(PlanStruct)]
+    library.nb_floats.restype, library.nb_floats.argtypes = handle, [ctypes.c_int64]
+    library.nb_free.restype, library.nb_free.argtypes = None, [handle]
     library.nb_destroy.restype, library.nb_destroy.argtypes = None, [handle]
     library.nb_reset.restype, library.nb_reset.argtypes = None, [handle, integer]
     library.nb_run.restype, library.nb_run.argtypes = integer, [handle, integer, pointer, pointer, integer]

@@ -64,6 +64,9 @@ void nb_destroy(nb_engine *e) {
     free(e);
 }
 
+/* What nb_floats gave. */
+void nb_free(float *memory) { free(memory); }
+
 /* Old contents of rings and vectors are never read again: positions and `since` start over. */
 void nb_reset(nb_engine *e, int slot) { e->slot[slot] = (nb_slot){0, 0, 0, NO_TOKEN}; }
 

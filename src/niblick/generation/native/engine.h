@@ -6,6 +6,9 @@
  */
 #ifndef NB_ENGINE_H
 #define NB_ENGINE_H
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* madvise */
+#endif
 
 #include <stdatomic.h>
 #include <stdint.h>
@@ -100,6 +103,7 @@ void nb_wait(nb_engine *e);
 /* api.c: what Python calls */
 nb_engine *nb_create(const nb_plan *plan);
 void nb_destroy(nb_engine *e);
+void nb_free(float *memory);
 void nb_reset(nb_engine *e, int slot);
 int nb_run(nb_engine *e, int n, const int32_t *slots, const int32_t *tokens, int wanted);
 float *nb_logits(nb_engine *e, int slot);

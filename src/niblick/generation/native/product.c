@@ -92,9 +92,11 @@ INLINE void tile(const job *j, const uint8_t *codes, int64_t stride, int bits, i
             for (int d = 0; d < DIGITS; d++)
                 sum[r][c][d] = _mm512_slli_epi32(_mm512_loadu_si512(x + c * j->digit_stride + (j->runs * DIGITS + d) * BLOCK), offset);
     int bytes = 8 * bits;
+    int64_t ahead = stride * (stride > 512 ? 4 : 8); /* rows of a matrix, and matrices in order of use, are adjacent */
     for (int run = 0; run < j->runs; run++) {
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
+            if (C == 1) __builtin_prefetch(codes + r * stride + run * bytes + ahead, 0, 3);
             __m512i w = unpack(codes + r * stride + run * bytes + (bits == 16 ? BLOCK : 0), bits == 16 ? 8 : bits);
 #pragma GCC unroll 4
             for (int c = 0; c < C; c++)
