@@ -86,6 +86,16 @@ def test_states_hold_exactly_the_planned_bytes_however_long_the_text(model, leng
         assert sum(t.untyped_storage().nbytes() for t in state.tensors.values()) == planned
 
 
+@settings(max_examples=15, deadline=None)
+@given(model=model_recipes(), length=lengths, seed=seeds)
+def test_a_bf16_model_has_a_bf16_state_of_the_planned_bytes(model, length, seed) -> None:
+    built, ids = scattered(model, seed).bfloat16(), tokens(length, batch=1, seed=seed)
+    with torch.no_grad():
+        logits, after = built(ids, built.empty_state())
+    assert logits.dtype == torch.float32
+    assert after.nbytes == built.empty_state().nbytes == built.plan.decode_state_bytes("bfloat16")
+
+
 @RUNS
 @given(model=model_recipes(), length=lengths, seed=seeds)
 def test_a_call_leaves_the_state_it_was_given_untouched(model, length, seed) -> None:
@@ -178,3 +188,14 @@ def test_the_rotary_base_follows_the_declared_context_and_nothing_else(model, se
         rest, state = built(ids[:, 4:], state)
     assert state.context == declared
     assert close(torch.cat([first, rest], dim=1), whole)
+
+
+@settings(max_examples=15, deadline=None)
+@given(model=model_recipes(), length=lengths, seed=seeds)
+def test_bf16_autocast_runs_every_plan_forward_backward_and_in_pieces(model, length, seed) -> None:
+    built, ids = scattered(model, seed), tokens(length, seed=seed)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, _ = built(ids[:, 1:], built(ids[:, :1], built.empty_state(2))[1])
+        built.logits(ids).square().mean().backward()
+    assert logits.dtype == torch.float32 and bool(logits.isfinite().all())
+    assert all(bool(p.grad.isfinite().all()) for p in built.parameters() if p.grad is not None)
