@@ -84,7 +84,9 @@ def smoke(folder: Path, program: str, **files: str) -> Smoke:
 
 
 def test_a_gpu_script_imports_on_a_cpu_and_is_measured(tmp_path: Path) -> None:
-    seen = smoke(tmp_path, MODEL, README__md="```\nVOCAB_SIZE=128 torchrun --nproc_per_node=8 train_gpt.py\n```\n")
+    seen = smoke(
+        tmp_path, MODEL, README__md="```\nVOCAB_SIZE=128 torchrun --nproc_per_node=8 train_gpt.py\n```\n"
+    )
     assert seen.error is None
     assert seen.status == "SMOKE_TEST_PASS"
     assert (seen.dim, seen.layers, seen.vocab) == (32, 3, 128)
@@ -93,7 +95,9 @@ def test_a_gpu_script_imports_on_a_cpu_and_is_measured(tmp_path: Path) -> None:
     assert seen.code_bytes == (tmp_path / "train_gpt.py").stat().st_size
 
 
-def test_a_sibling_module_is_found_when_it_ships_and_missed_as_the_authors_fault_when_not(tmp_path: Path) -> None:
+def test_a_sibling_module_is_found_when_it_ships_and_missed_as_the_authors_fault_when_not(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "with").mkdir()
     (tmp_path / "without").mkdir()
     program = "import my_own_helper\nx = my_own_helper.y\n"
