@@ -91,3 +91,10 @@ def test_unknown_and_mixed_corpora_are_refused(tmp_path: Path) -> None:
     folder_of(tmp_path, ["b"])
     with pytest.raises(DataError, match="inside and outside"):
         load_corpus(tmp_path)
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+    folder_of(tmp_path, MANY[:50])
+    (tmp_path / ".cache").mkdir()
+    folder_of(tmp_path / ".cache", ["hidden"])
+    assert sum(map(len, load_corpus(tmp_path).splits.values())) == 50

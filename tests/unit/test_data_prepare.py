@@ -39,7 +39,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_prepared_shards_hold_every_document_of_every_split(
     corpus: Path, tmp_path: Path, tokenizer: str, shard_tokens: int
 ) -> None:
-    data = prepare(corpus, out=tmp_path / "d", tokenizer=tokenizer, vocab_size=300, shard_tokens=shard_tokens)
+    data = prepare(
+        corpus,
+        out=tmp_path / "d",
+        tokenizer=tokenizer,
+        vocab_size=300 if tokenizer == "train" else None,
+        shard_tokens=shard_tokens,
+    )
     for split, texts in load_corpus(corpus).splits.items():
         entry = data.manifest.splits[split]  # type: ignore[union-attr]
         tokens, table = data.tokens(split), data.tokenizer.byte_table
@@ -101,10 +107,18 @@ def test_a_failure_half_way_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lone_surrogate_in_a_document_is_refused(tmp_path: Path) -> None:
+def test_a_vocabulary_size_that_a_given_tokenizer_does_not_have_is_refused(
+    corpus: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="bytes has 260 ids, not 512"):
+        prepare(corpus, out=tmp_path / "d", tokenizer="bytes", vocab_size=512)
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "train"])
+def test_a_lone_surrogate_in_a_document_is_refused(tmp_path: Path, tokenizer: str) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "ab\\ud800"}\n' * 40)
-    with pytest.raises(DataError, match="lone surrogate"):
-        prepare(tmp_path / "a.jsonl", out=tmp_path / "d", tokenizer="bytes")
+    with pytest.raises(DataError, match="document 0 holds a lone surrogate"):
+        prepare(tmp_path / "a.jsonl", out=tmp_path / "d", tokenizer=tokenizer)
 
 
 def test_a_recipe_resolves_to_text_shards_or_an_error(corpus: Path, tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def prepare_command(
         str,
         typer.Option("--tokenizer", help='"train", "bytes", "fineweb-1024" or a SentencePiece .model file.'),
     ] = "train",
-    vocab_size: Annotated[int, typer.Option("--vocab-size", help="Size of a trained vocabulary.")] = 1024,
+    vocab_size: Annotated[
+        int | None, typer.Option("--vocab-size", help="Size of a trained vocabulary; 1024 unless given.")
+    ] = None,
     shard_tokens: Annotated[
         int, typer.Option("--shard-tokens", help="Tokens in a shard, at most.")
     ] = 100_000_000,

@@ -15,7 +15,7 @@ import sentencepiece
 
 from niblick.data import spmodel
 from niblick.data.spmodel import SPACE
-from niblick.data.tokenizer import SentencePieceTokenizer
+from niblick.data.tokenizer import SentencePieceTokenizer, refuse_surrogates
 from niblick.errors import DataError
 
 SMALLEST_VOCABULARY = 259  # unknown, BOS, 256 bytes, and U+2581
@@ -39,6 +39,8 @@ def train_tokenizer(
             f"vocabulary of {vocab_size}: a trained tokenizer has {SMALLEST_VOCABULARY} to {LARGEST_VOCABULARY} ids"
         )
     sample = _sample(list(texts))
+    for text in sample:
+        refuse_surrogates(text)
     if not sample:
         raise DataError("there is no text to train a tokenizer on")
     learned = _learn(sample, vocab_size, across_words)

@@ -8,6 +8,7 @@ a tokenizer that is not the shards' own is an error before any work begins.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,12 +166,17 @@ def _check_first_tokens(dataset: Dataset, split: str, path: Path) -> None:
         )
 
 
+def tokenizer_pattern(folder_name: str) -> str:
+    """What the tokenizer of a folder such as `fineweb10B_sp1024` is called in the challenge's layout."""
+    match = re.search(r"_sp(\d+)(\w*)$", folder_name)
+    return f"*_{match[1]}_bpe{match[2]}.model" if match else "no tokenizer"
+
+
 def _bare_tokenizer(folder: Path) -> Tokenizer:
     if "byte260" in folder.name:
         return load_tokenizer("bytes")
     beside = folder.parent.parent / "tokenizers"
-    size = folder.name.rpartition("sp")[2]
-    for place, pattern in ((folder, "*.model"), (beside, f"*_{size}_*.model")):
+    for place, pattern in ((folder, "*.model"), (beside, tokenizer_pattern(folder.name))):
         found = sorted(place.glob(pattern)) if place.is_dir() else []
         if len(found) == 1:
             return load_tokenizer(found[0])

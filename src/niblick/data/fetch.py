@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from niblick.data.dataset import tokenizer_pattern
 from niblick.data.files import sha256_file
 from niblick.data.shards import ShardError, count_tokens
 from niblick.errors import DataError
@@ -94,7 +95,7 @@ def _failures() -> tuple[type[Exception], ...]:
 
 def dataset_folder(variant: str) -> str:
     """The repository's folder name of a tokenizer family: `sp1024` and the like, or `byte260`."""
-    if not re.fullmatch(r"byte260|sp[1-9]\d*", variant):
+    if not re.fullmatch(r"byte260|sp[1-9]\d*(_\w+)?", variant):
         raise DataError(
             f"unknown FineWeb variant {variant!r}; expected byte260 or sp followed by a size, as sp1024"
         )
@@ -131,7 +132,7 @@ def fetch_fineweb(
         tokens = _fetch_one(hub, file, folder, out)
         report(f"{Path(file.path).name}: {tokens:,} tokens")
     for file in hub.list_files(_join(root, "tokenizers")):
-        if Path(file.path).match(f"{prefix}_{variant.removeprefix('sp')}_*.model"):
+        if Path(file.path).match(tokenizer_pattern(name)):
             _fetch_one(hub, file, out / "tokenizers", out)
             report(f"{Path(file.path).name}: tokenizer")
     return folder

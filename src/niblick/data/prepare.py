@@ -24,11 +24,12 @@ from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.files import sha256_file
 from niblick.data.manifest import Manifest, ShardEntry, SplitEntry
 from niblick.data.shards import write_shard
-from niblick.data.tokenizer import Tokenizer, load_tokenizer
+from niblick.data.tokenizer import Tokenizer, load_tokenizer, refuse_surrogates
 from niblick.errors import DataError
 
 _RECIPE_VERSION = "2"  # changes when the same inputs would give other shards
 _TOKENIZER_FILE = "tokenizer.model"
+_VOCABULARY = 1024
 
 
 class DataSettings(Protocol):
@@ -45,20 +46,26 @@ def prepare(
     *,
     out: Path,
     tokenizer: str = "train",
-    vocab_size: int = 1024,
+    vocab_size: int | None = None,
     shard_tokens: int = 100_000_000,
     across_words: bool = True,
 ) -> Dataset:
     """Write `corpus` as shards of at most `shard_tokens` tokens into `out`, or reuse `out` if it holds them already.
 
-    `tokenizer` is "train" (of exactly `vocab_size` ids; see `train_tokenizer` for `across_words`), "bytes",
+    `tokenizer` is "train" (of exactly `vocab_size` ids, by default 1,024; see `train_tokenizer` for `across_words`), "bytes",
     "fineweb-1024" or the path of a `.model`.
     Raises `DataError`; a folder that this project did not write is never replaced.
     """
     if shard_tokens < 1:
         raise DataError(f"shards of {shard_tokens} tokens; at least 1 is needed")
-    loaded = load_corpus(corpus)
     fixed = None if tokenizer == "train" else load_tokenizer(tokenizer)
+    if fixed is not None and vocab_size not in (None, fixed.vocab_size):
+        raise DataError(f"tokenizer {fixed.name} has {fixed.vocab_size} ids, not {vocab_size}")
+    vocab_size = vocab_size or _VOCABULARY
+    loaded = load_corpus(corpus)
+    for split, texts in loaded.splits.items():
+        for number, text in enumerate(texts):
+            refuse_surrogates(text, f"{split} document {number}")
     learning = f"train {vocab_size} {'across' if across_words else 'within'} words"
     key = _key(loaded, learning if fixed is None else fixed.sha256, shard_tokens)
     if (present := _reuse(out, key)) is not None:
@@ -185,18 +192,24 @@ def resolve_dataset(data: DataSettings, *, vocab_size: int, cache: Path) -> Data
 
     The tokenizer must have exactly the model's `vocab_size` ids; `DataError` says so otherwise.
     """
-    dataset = _open_or_prepare(data, vocab_size, cache)
-    if dataset.tokenizer.vocab_size != vocab_size:
-        raise DataError(
-            f"tokenizer {dataset.tokenizer.name} has {dataset.tokenizer.vocab_size} ids, "
-            f"but the recipe's model.vocab_size is {vocab_size}"
-        )
+    fixed = None if data.tokenizer == "train" else load_tokenizer(data.tokenizer)
+    if fixed is not None:
+        _refuse_other_size(fixed, vocab_size)
+    dataset = _open_or_prepare(data, fixed, vocab_size, cache)
+    _refuse_other_size(dataset.tokenizer, vocab_size)
     return dataset
 
 
-def _open_or_prepare(data: DataSettings, vocab_size: int, cache: Path) -> Dataset:
+def _refuse_other_size(tokenizer: Tokenizer, vocab_size: int) -> None:
+    if tokenizer.vocab_size != vocab_size:
+        raise DataError(
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids, "
+            f"but the recipe's model.vocab_size is {vocab_size}"
+        )
+
+
+def _open_or_prepare(data: DataSettings, fixed: Tokenizer | None, vocab_size: int, cache: Path) -> Dataset:
     path = Path(data.corpus)
-    fixed = None if data.tokenizer == "train" else load_tokenizer(data.tokenizer)
     if (
         data.corpus not in corpora
         and path.is_dir()

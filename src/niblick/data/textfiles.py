@@ -80,13 +80,17 @@ def _parquet(path: Path) -> Iterator[str]:
 _READERS: dict[str, Callable[[Path], Iterator[str]]] = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
 
 
+def _hidden(path: Path, root: Path) -> bool:
+    return path != root and any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
 def read_folder(root: Path, splits: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
     """Documents under `root` (a folder or one file): those in folders named as `splits`, and all others.
 
     Raises `DataError` where some files are sorted by hand and others are not, or none is of a known kind.
     """
     files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
-    files = [path for path in files if path.suffix in _READERS]
+    files = [path for path in files if path.suffix in _READERS and not _hidden(path, root)]
     if not files:
         raise DataError(f"{str(root)!r} holds no {', '.join(_READERS)} files")
     by_hand: dict[str, list[str]] = {}

@@ -31,6 +31,17 @@ _CHALLENGE_SHA256 = "bbf81bf15bd66fc78d927bc9c87f06d17a80fc7d35a5131c616bef7bb34
 _BYTES_TOKENIZER = b"nT\x00bytes"
 
 
+def refuse_surrogates(text: str, what: str = "text") -> None:
+    """Raise `DataError` if `text` is not valid Unicode, naming `what` it is and the place."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}; "
+            "only valid Unicode can be tokenized"
+        ) from None
+
+
 class DecodeStream:
     """Turns ids into text one at a time, giving out complete characters only."""
 
@@ -95,13 +106,7 @@ class Tokenizer(ABC):
 
     def encode(self, text: str) -> Tokens:
         """Ids of `text` without a BOS; `DataError` if it holds a lone surrogate."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"text holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}; "
-                "only valid Unicode can be tokenized"
-            ) from None
+        refuse_surrogates(text)
         return np.array(self._encode(text) if text else (), dtype=np.uint16)
 
     def encode_document(self, text: str) -> Tokens:
