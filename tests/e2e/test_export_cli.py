@@ -1,0 +1,94 @@
+"""Exported submissions: whole folders whose script works where this package cannot be imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from niblick.cli import main
+from niblick.report.submission import verify
+from niblick.report.submission.bundle import reachable
+
+
+def run(*arguments: str) -> int:
+    """Exit code of `niblick ARGUMENTS`."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture
+def folder(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """An exported submission of a two-step run."""
+    assert run("train", str(recipe), "--out", "run", "--duration", "2 steps") == 0
+    assert run("export", "run", "--to", "submission", "--out", "submission", "--author", "Ada") == 0
+    capsys.readouterr()
+    return recipe.parent / "submission"
+
+
+def test_an_exported_folder_holds_what_reviewers_ask_for(folder: Path) -> None:
+    names = {path.name for path in folder.iterdir()}
+    expected = {"README.md", "submission.json", "requirements.txt", "artifact.nib", "train_gpt.py", "train_seed0.log"}
+    assert names == expected
+    claims = json.loads((folder / "submission.json").read_text())
+    code, model = (folder / "train_gpt.py").stat().st_size, (folder / "artifact.nib").stat().st_size
+    assert (claims["bytes_code"], claims["bytes_model"], claims["bytes_total"]) == (code, model, code + model)
+    assert sum(claims["ledger"].values()) == code + model
+    assert claims["author"] == "Ada"
+
+
+def test_the_script_scores_the_artifact_to_six_digits_without_this_package(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("verify", str(folder), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["agrees"] and found["found"] == pytest.approx(found["claimed"], abs=5e-7)
+
+
+def test_the_script_trains_packs_and_scores_without_this_package(folder: Path) -> None:
+    places = "|".join(p for p in sys.path if p.endswith("site-packages"))
+    wrapper = verify._WITHOUT_PACKAGE.replace('"--eval-only", ', "")
+    arguments = [str(folder / "train_gpt.py"), places, "--duration", "3 steps", "--out", "again"]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", wrapper, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["bpb"] > 0 and result["artifact_bytes"] == (folder / "again" / "artifact.nib").stat().st_size
+
+
+def test_a_folder_that_was_changed_or_is_foreign_is_not_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (folder / "train_gpt.py").open("a") as script:
+        script.write("\n# changed\n")
+    assert run("verify", str(folder)) == 2
+    assert "--trust" in capsys.readouterr().err
+
+
+def test_a_claim_that_the_artifact_does_not_keep_is_found_out(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claims = json.loads((folder / "submission.json").read_text())
+    (folder / "submission.json").write_text(json.dumps({**claims, "artifact_bpb": claims["artifact_bpb"] - 0.01}))
+    assert run("verify", str(folder), "--trust") == 1
+    assert "DIFFERENT" in capsys.readouterr().out
+
+
+def test_unfinished_runs_and_occupied_folders_are_refused(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (recipe.parent / "half").mkdir()
+    assert run("export", "half", "--out", "new") == 2
+    assert run("export", "half", "--to", "gguf") == 2
+    assert capsys.readouterr().err.count("niblick: ") == 2
+
+
+def test_a_bundle_holds_only_what_its_entry_reaches() -> None:
+    names = set(reachable("niblick.report.standalone"))
+    assert "niblick.training.trainer" in names and "niblick" in names
+    assert not any(name.startswith(("niblick.audit", "niblick.cli", "niblick.generation")) for name in names)
