@@ -1,0 +1,40 @@
+"""`niblick compare`: statistics of runs against the first of them, as text, JSON and one HTML page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def compare_command(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories, folders of seeds, or score files.")
+    ],
+    split: Annotated[str, typer.Option(help="validation or test.")] = "validation",
+    mode: Annotated[str | None, typer.Option(help="Mode of the scores; else one that all have.")] = None,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", min=100, max=1_000_000)] = 10_000,
+    html: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page with plots.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the statistics as one JSON document.")] = False,
+) -> None:
+    """Compare RUNs: the first is what the others are held against."""
+    import json
+
+    from niblick.data.files import write_atomically
+    from niblick.errors import ScoreError
+    from niblick.report.compare import compare, comparison_text
+    from niblick.report.entries import read_entries
+
+    entries = read_entries(runs, split=split, mode=mode)
+    found = compare(entries, resamples=resamples)
+    if html is not None:
+        from niblick.report.page import comparison_page
+
+        try:
+            write_atomically(html, (comparison_page(found, entries).encode(),))
+        except OSError as error:
+            raise ScoreError(f"cannot write {str(html)!r}: {error.strerror}") from None
+        print(f"page written to {html}", file=sys.stderr)
+    print(json.dumps(found, allow_nan=False) if as_json else comparison_text(found))

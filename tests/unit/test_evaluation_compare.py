@@ -1,0 +1,170 @@
+"""`niblick compare`: what it reads, what it refuses, and that text from outside stays text."""
+
+import json
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from niblick.cli import main
+from niblick.errors import ScoreError
+from niblick.evaluation.score import make_score
+from niblick.report.compare import compare, comparison_text
+from niblick.report.entries import read_entries
+from niblick.report.page import comparison_page
+
+DOCUMENTS, LENGTH = 40, 25
+
+
+def write_run(folder, shift=0.0, *, seed=0, mode="streaming", valid=True, data="d" * 64, extra=0, part="payload"):
+    """A run directory with a score, a card and metrics; `shift` in nats per token."""
+    random = np.random.default_rng(seed)
+    base = np.random.default_rng(99).gamma(2, 1, DOCUMENTS * LENGTH)
+    nll = (base + shift + random.normal(0, 0.001, len(base))).astype(np.float32)
+    counts = np.full(len(nll), 3, dtype=np.int64)
+    counts[0] += extra
+    spans = [(i * LENGTH, (i + 1) * LENGTH) for i in range(DOCUMENTS)]
+    score = make_score(
+        nll, counts, spans, seconds=1.0, mode=mode, data_sha256=data, artifact_sha256="a" * 64, valid=valid,
+        details={"split": "validation"},
+    )
+    score.write(folder / "scores" / f"validation-{mode}-artifact.json")
+    card = {"artifact_sha256": "a" * 64, "mode": mode, "artifact_bytes": 900_000 + seed, "train_seconds": 600.0,
+            "ledger": {"parts": {part: 800_000, "header": 100_000}}}
+    (folder / "card.json").write_text(json.dumps(card))
+    rows = [{"step": i, "seconds": i * 1.5, "tokens": i * 512, "loss": 7 - i * 0.01} for i in range(1, 300)]
+    lines = [json.dumps(row) for row in rows] + ['{"step": 3, "validation_bpb": 2.0}', '{"loss": NaN}', "broken"]
+    (folder / "metrics.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def write_seeds(folder, shift=0.0, count=3, **settings):
+    for seed in range(count):
+        write_run(folder / f"seed-{seed}", shift, seed=seed, **settings)
+    return folder
+
+
+def read(*paths, **options):
+    return read_entries(paths, **({"split": "validation", "mode": None} | options))
+
+
+def test_a_steady_gain_over_three_seeds_holds_the_record(tmp_path):
+    old, new = write_seeds(tmp_path / "old"), write_seeds(tmp_path / "new", -0.02)
+    found = compare(read(old, new), resamples=500)
+    row = found["comparisons"][0]
+    assert row["nats_difference"] == pytest.approx(-0.02, abs=1e-3)
+    assert row["record"]["holds"] and row["welch"]["p_two"] < 0.01
+    assert row["bootstrap"]["high"] < 0 and row["bootstrap"]["documents"] == DOCUMENTS
+    assert found["runs"][0]["bpb"]["n"] == 3 and found["runs"][0]["detectable_nats"] > 0
+    assert "the record rule (>= 0.005 nats at p < 0.01) holds" in comparison_text(found)
+    json.dumps(found, allow_nan=False)
+
+
+def test_one_run_alone_is_summarised(tmp_path):
+    found = compare(read(write_run(tmp_path / "run")))
+    assert found["comparisons"] == [] and found["runs"][0]["artifact_bytes"] == 900_000
+
+
+def test_score_files_compare_without_a_run(tmp_path):
+    files = [write_run(tmp_path / name, shift) / "scores" / "validation-streaming-artifact.json"
+             for name, shift in (("a", 0.0), ("b", 0.1))]
+    found = compare(read(*files), resamples=300)
+    assert found["comparisons"][0]["bpb_difference"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"data": "e" * 64}, "different data: "), ({"extra": 1}, "different byte counts: .*3,000.*3,001")],
+)
+def test_different_data_and_byte_counts_are_refused(tmp_path, settings, message):
+    runs = write_run(tmp_path / "a"), write_run(tmp_path / "b", **settings)
+    with pytest.raises(ScoreError, match=message):
+        compare(read(*runs))
+
+
+def test_an_invalid_score_is_marked_and_holds_no_record(tmp_path):
+    old, new = write_seeds(tmp_path / "old"), write_seeds(tmp_path / "new", -0.5, valid=False)
+    entries = read(old, new)
+    found = compare(entries, resamples=300)
+    assert not found["comparisons"][0]["record"]["holds"]
+    assert comparison_text(found).startswith("NOT A VALID SCORE")
+    assert "NOT A VALID SCORE" in comparison_page(found, entries)
+
+
+def test_runs_are_compared_in_a_mode_they_share(tmp_path):
+    a, b = write_run(tmp_path / "a", mode="chunked"), write_run(tmp_path / "b", mode="streaming")
+    write_run(tmp_path / "a", mode="streaming")
+    assert [entry.seeds[0].score.mode for entry in read(a, b)] == ["streaming", "streaming"]
+    with pytest.raises(ScoreError, match="has no score in mode 'chunked'; it has: streaming"):
+        read(a, b, mode="chunked")
+
+
+def test_a_missing_run_a_run_without_scores_and_a_wrong_split_are_refused(tmp_path):
+    with pytest.raises(ScoreError, match="no run at"):
+        read(tmp_path / "nothing")
+    with pytest.raises(ScoreError, match="holds no score of its artifact on 'validation'"):
+        read(tmp_path)
+    with pytest.raises(ScoreError, match="on 'test'"):
+        read(write_run(tmp_path / "run"), split="test")
+
+
+class Tags(HTMLParser):
+    """Collects tags, attributes and nothing else."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.links = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append(tag)
+        self.links += [v for k, v in attributes if k in ("src", "href", "xlink:href") and not (v or "").startswith("#")]
+        assert not any(name.startswith("on") for name, _ in attributes)
+
+
+HOSTILE = "<script>alert(1)</script> $\\frac{1$ & \"x\" _y"
+
+
+def test_the_page_holds_all_plots_and_loads_and_runs_nothing(tmp_path):
+    entries = read(write_seeds(tmp_path / "old"), write_seeds(tmp_path / "new", 0.01))
+    page = comparison_page(compare(entries, resamples=300), entries)
+    tags = Tags(page)
+    assert tags.found.count("svg") == 5 and "script" not in tags.found and "link" not in tags.found
+    assert tags.links == []
+    for text in ("seconds of training", "tokens of training", "artifact (bytes)", "difference (bits per byte)", "payload"):
+        assert text in page
+    for svg in page.split("<svg")[1:]:
+        ET.fromstring("<svg" + svg[: svg.index("</svg>")] + "</svg>")
+
+
+def test_hostile_names_stay_text_in_table_and_plots(tmp_path):
+    old = write_seeds(tmp_path / "old", part=HOSTILE)
+    new = write_seeds(tmp_path / HOSTILE.replace("/", "|"), 0.01, part=HOSTILE)
+    entries = read(old, new)
+    page = comparison_page(compare(entries, resamples=300), entries)
+    tags = Tags(page)
+    assert "script" not in tags.found and "<script" not in page and tags.links == []
+
+
+def test_the_page_is_the_same_for_the_same_runs(tmp_path):
+    entries = read(write_run(tmp_path / "a"), write_run(tmp_path / "b", 0.01))
+    found = compare(entries, resamples=300)
+    assert comparison_page(found, entries) == comparison_page(found, entries)
+
+
+def test_the_command_prints_one_json_document_and_writes_the_page(tmp_path, capsys):
+    old, new = write_run(tmp_path / "old"), write_run(tmp_path / "new", 0.01)
+    with pytest.raises(SystemExit) as done:
+        main(["compare", str(old), str(new), "--json", "--html", str(tmp_path / "page.html"), "--resamples", "200"])
+    assert done.value.code == 0
+    assert json.loads(capsys.readouterr().out)["comparisons"][0]["new"] == "new"
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_the_command_refuses_different_data_in_one_line_with_code_1(tmp_path, capsys):
+    old, new = write_run(tmp_path / "old"), write_run(tmp_path / "new", data="e" * 64)
+    with pytest.raises(SystemExit) as done:
+        main(["compare", str(old), str(new)])
+    output = capsys.readouterr()
+    assert done.value.code == 1 and output.out == "" and output.err.count("\n") == 1
