@@ -61,6 +61,7 @@ def test_any_recipe_survives_toml_and_json(model: ModelRecipe, tmp_path_factory:
         ("model.sidecar.layers=[11]", ["sidecar.layers", "11 is not a layer"]),
         ("model.bos_id=1024", ["bos_id 1024", "vocabulary of 1024"]),
         ("model.mlp.width=0.0001", ["mlp.width 0.0001"]),
+        ("model.mlp.width=1e308", ["mlp.width", "64"]),
         ("model.stack.0.layers=[]", ["1 to 256 layers"]),
         ('model.stack.0.layers=["window"]', ["'window'", '"window:128"']),
         ('model.stack.0.layers=["full:3"]', ["full:3"]),

@@ -106,7 +106,7 @@ class TokenShiftRecipe(Section):
 class MlpRecipe(Section):
     """W2 act(W1 u)^2 with act = leaky ReLU (`slope`) or ReLU; `width` in units of the model width."""
 
-    width: Annotated[float, Field(gt=0, strict=False)] = 3.0
+    width: Annotated[float, Field(gt=0, le=64, strict=False)] = 3.0
     activation: Literal["leaky-relu-squared", "relu-squared"] = "leaky-relu-squared"
     slope: Real = 0.5
 
