@@ -33,16 +33,18 @@ def generate_command(
     tokenizer: Annotated[
         str | None, typer.Option(help="A .model file, fineweb-1024 or bytes, for models that bring none.")
     ] = None,
+    threads: Annotated[int | None, typer.Option(help="Processor threads; all that torch would use if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end instead.")] = False,
 ) -> None:
     """Continue a prompt. Prints the continuation only, as it is produced."""
     from niblick.artifact import open_model
-    from niblick.generation import ReferenceEngine, Sampling, start_text
+    from niblick.generation import Sampling, open_engine, start_text
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     loaded = open_model(model)
     found = _tokenizer(loaded, tokenizer)
-    engine = ReferenceEngine(loaded.model)
+    engine = open_engine(loaded.model, threads=threads, build="background")
+    del loaded  # the native engine holds its own, smaller weights
     text = start_text(
         engine, found, prompt, sampling, max_tokens=max_tokens, stop=stop or (), across_documents=across_documents
     )

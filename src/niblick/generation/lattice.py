@@ -109,8 +109,8 @@ def _lay_out(codes: NDArray[np.int16], bits: int) -> NDArray[np.uint8]:
     nibbles, then pairs of high bits for 4 and 6."""
     rows = codes.shape[0]
     if bits == 16:
-        values = codes.astype(np.int32).reshape(rows, -1, 1, BLOCK)
-        parts = np.concatenate([values & 255, (values >> 8) + 128], axis=2)
+        whole = codes.astype(np.int32).reshape(rows, -1, 1, BLOCK)
+        parts = np.concatenate([whole & 255, (whole >> 8) + 128], axis=2)
         return np.ascontiguousarray(parts.astype(np.uint8).reshape(rows, -1))
     if bits == 8:
         return (codes + 128).astype(np.uint8)

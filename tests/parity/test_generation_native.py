@@ -1,0 +1,193 @@
+"""The native engine gives the reference model's numbers for every family of plans, in any batch, cut and threads."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from niblick.generation import (
+    GREEDY,
+    NativeEngine,
+    ReferenceEngine,
+    Sampling,
+    continue_batch,
+    continue_tokens,
+    open_engine,
+)
+from niblick.generation.build import build_library, can_build, load_library
+from niblick.generation.layout import unsupported
+from niblick.model import LanguageModel
+from niblick.recipe import load_recipe, recipe_from_dict
+
+CLOSE = 1e-4  # of logits that reach 30
+SMALL = ["model.dim=48", "model.context=40", "model.attention.heads=4", "model.attention.kv_heads=2",
+         "model.attention.rope.dims=6", "model.vocab_size=96"]
+WIDE_HEADS = ["model.dim=128", "model.attention.heads=2", "model.attention.kv_heads=2"]
+PLANS = {
+    "two layers": ("token-shift", [*SMALL, "model.value_embedding.enabled=false"]),
+    "token-shift": ("token-shift", SMALL),
+    "token-shift, masked, wide heads": ("token-shift", [*SMALL, *WIDE_HEADS, "model.document_mask=true"]),
+    "depth-recurrent": ("depth-recurrent", [*SMALL, "model.attention.rope.dims=12"]),
+    "sidecar": ("sidecar", [*SMALL, "model.attention.xsa_last=2"]),
+    "sidecar, masked, rescaled": (
+        "sidecar", [*SMALL, "model.document_mask=true", "model.attention.rope.train_length=16", "model.sidecar.kernel=4"]
+    ),
+    "within documents, untied, no cap": (
+        "token-shift",
+        [*SMALL, "model.document_mask=true", "model.document_attention=within", "model.tied=false",
+         "model.softcap=null", "model.residual_mix.enabled=false", "model.smear.enabled=false",
+         "model.bigram.enabled=false", "model.skips.enabled=true", "model.attention.qk_norm=false",
+         "model.attention.kv_shift=true", "model.mlp.width=0.5"],
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory):
+    """The engine's library, built once into a folder of its own."""
+    if not can_build():
+        pytest.skip("needs a C compiler")
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    try:
+        assert build_library()
+        yield load_library()
+    finally:
+        if before is None:
+            del os.environ["XDG_CACHE_HOME"]
+        else:
+            os.environ["XDG_CACHE_HOME"] = before
+
+
+def made(plan: str, *, levels: int | None = 31) -> LanguageModel:
+    """A model with every parameter away from its start; matrices on a grid of `levels` steps either way."""
+    name, overrides = PLANS[plan]
+    values = load_recipe(name, overrides).model_dump(mode="json")
+    if plan == "two layers":
+        values["model"]["stack"] = [{"layers": ["token-shift", "full"]}]
+    model = LanguageModel(recipe_from_dict(values).model).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
+            if levels and parameter.dim() == 2:
+                step = parameter.abs().amax(1, keepdim=True) / levels
+                parameter.copy_((parameter / step).round() * step)
+    return model
+
+
+def tokens(count: int, seed: int = 0) -> np.ndarray:
+    """Random ids with a document's end now and then."""
+    ids = np.random.default_rng(seed).integers(0, 96, count)
+    ids[::13] = 1
+    return ids
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_logits_equal_the_reference_after_prompts_and_steps(library, plan):
+    model = made(plan)
+    native, reference = NativeEngine(model, library, threads=1), ReferenceEngine(model)
+    for length in (1, 150):
+        for engine in (native, reference):
+            engine.read(0, tokens(length))
+        assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
+        for token in tokens(12, seed=1).tolist():
+            for engine in (native, reference):
+                engine.step([token])
+            assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
+
+
+@pytest.mark.parametrize("levels", [7, 31, 127, None])
+def test_every_width_of_codes_gives_the_reference_logits(library, levels):
+    model = made("token-shift", levels=levels)
+    native, reference = NativeEngine(model, library, threads=1), ReferenceEngine(model)
+    for engine in (native, reference):
+        engine.read(0, tokens(90))
+    assert set(native.bits.values()) == {{7: 4, 31: 6, 127: 8, None: 16}[levels]}
+    assert np.abs(native.logits(0) - reference.logits(0)).max() < (CLOSE if levels else 1e-3)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_cuts_batches_and_threads_change_no_bit(library, plan):
+    model = made(plan)
+    prompts = [tokens(count, seed=count) for count in (3, 70, 20)]
+    many, one = NativeEngine(model, library, slots=3, threads=2), NativeEngine(model, library, threads=1)
+    for slot, prompt in enumerate(prompts):
+        many.read(slot, prompt)
+    for token in range(5, 30):
+        many.step([token, token + 1, token + 2])
+    for slot, prompt in enumerate(prompts):
+        one.read(0, prompt[:2])
+        for token in [*prompt[2:].tolist(), *range(5 + slot, 30 + slot)]:
+            one.step([token])
+        assert np.array_equal(many.logits(slot), one.logits(0))
+
+
+def test_a_slot_forgets_its_last_text_when_it_reads_a_new_prompt(library):
+    model = made("sidecar")
+    used, fresh = NativeEngine(model, library, threads=1), NativeEngine(model, library, threads=1)
+    used.read(0, tokens(100, seed=8))
+    for engine in (used, fresh):
+        engine.read(0, tokens(9))
+    assert np.array_equal(used.logits(0), fresh.logits(0))
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [GREEDY, Sampling(seed=-1), Sampling(temperature=0.6, top_k=7, seed=4), Sampling(top_p=0.8, seed=2**63),
+     Sampling(temperature=2.0, top_k=40, top_p=0.5), Sampling(top_k=1), Sampling(top_p=1e-6)],
+)
+def test_the_library_draws_the_tokens_that_the_reference_draws(library, sampling):
+    model = made("token-shift")
+    found = [
+        list(continue_tokens(engine, [1, 5], sampling, max_tokens=60, vocab=90))
+        for engine in (NativeEngine(model, library, threads=1), ReferenceEngine(model))
+    ]
+    assert found[0] == found[1]
+    assert max(found[0]) < 90
+
+
+def test_greedy_text_of_a_thousand_tokens_is_the_reference_text(library):
+    model = made("two layers", levels=None)
+    native, reference = NativeEngine(model, library, threads=1), ReferenceEngine(model)
+    for engine in (native, reference):
+        engine.read(0, [1])
+    for _ in range(1000):
+        best, second = np.sort(reference.logits(0))[::-1][:2]
+        token = native.choose(0, GREEDY, 0)
+        if token != reference.choose(0, GREEDY, 0):
+            assert best - second < 1e-3
+            return
+        native.step([token])
+        reference.step([token])
+
+
+def test_a_batch_gives_what_its_prompts_give_alone_in_the_engine(library):
+    model = made("depth-recurrent")
+    prompts = [[1, 9], [1, 50, 60], [1]]
+    engine = NativeEngine(model, library, slots=3, threads=1)
+    batch = continue_batch(engine, prompts, Sampling(seed=5), max_tokens=10)
+    alone = [
+        list(continue_tokens(engine, prompt, Sampling(seed=5 + i), max_tokens=10)) for i, prompt in enumerate(prompts)
+    ]
+    assert batch == alone
+
+
+def test_state_is_the_plans_but_for_rings_padded_to_sixteen_positions(library):
+    model = LanguageModel(load_recipe("depth-recurrent").model)
+    assert NativeEngine(model, library, threads=1).state_bytes == model.plan.decode_state_bytes()
+
+
+def test_weights_that_packing_wrote_take_no_more_bits_than_their_codes(library):
+    engine = NativeEngine(made("depth-recurrent", levels=31), library, threads=1)
+    assert set(engine.bits.values()) == {6}
+
+
+def test_a_model_the_engine_cannot_run_says_why_and_the_reference_runs_it(library):
+    model = LanguageModel(load_recipe("token-shift", [*SMALL, "model.sidecar.width=5000"]).model)
+    assert "5000" in unsupported(model)
+    assert open_engine(model, build="now").name == "reference"
+    assert open_engine(made("token-shift"), build="never").name == "native"
