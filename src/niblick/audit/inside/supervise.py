@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import tarfile
@@ -28,8 +29,7 @@ _POLL_SECONDS = 0.02
 def supervise(config: dict[str, Any]) -> dict[str, Any]:
     """Unpacks the bundle, runs the worker to its end or to a limit; returns `{reason, status, signal, ...}`."""
     scratch = SCRATCH if config["mode"] != "bare" else config["scratch"]
-    with os.fdopen(config["bundle"], "rb") as file, tarfile.open(fileobj=file) as bundle:
-        bundle.extractall(scratch, filter="tar")
+    _unpack(config["bundle"], scratch)
     started = time.monotonic()
     worker = _start(config, scratch)
     contained = config["mode"] != "bare"
@@ -39,9 +39,24 @@ def supervise(config: dict[str, Any]) -> dict[str, Any]:
         status = os.waitpid(worker, 0)[1]
     code = os.waitstatus_to_exitcode(status)
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if reason is None and code < 0 and usage.ru_utime + usage.ru_stime >= config["limits"]["cpu_seconds"]:
+    spent = usage.ru_utime + usage.ru_stime >= config["limits"]["cpu_seconds"]
+    if reason is None and (code == -signal.SIGXCPU or (code == -signal.SIGKILL and spent)):
         reason = "cpu"
     return {"reason": reason, "exit": code, "seconds": time.monotonic() - started}
+
+
+def _unpack(bundle: int, scratch: str) -> None:
+    """Writes the plain files and folders of the caller's archive, open to the worker, below `scratch`."""
+    with os.fdopen(bundle, "rb") as file, tarfile.open(fileobj=file) as archive:
+        for entry in archive:
+            path = os.path.join(scratch, entry.name)
+            content = archive.extractfile(entry)
+            if content is None:
+                os.makedirs(path, exist_ok=True)
+            else:
+                with open(path, "wb") as out:
+                    shutil.copyfileobj(content, out)
+            os.chmod(path, entry.mode)
 
 
 def _watch(
@@ -160,5 +175,6 @@ def _set_limits(limits: dict[str, Any], *, contained: bool) -> None:
     for which, value in wanted.items():
         hard = resource.getrlimit(which)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(which, (value, value))
+        last = value + 2 if which == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else value
+        with contextlib.suppress(ValueError, OSError):  # a processor limit warns by SIGXCPU, then kills
+            resource.setrlimit(which, (value, last))

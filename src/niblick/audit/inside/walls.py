@@ -60,8 +60,6 @@ def build(root: str, binds: list[str], scratch_bytes: int) -> None:
     libc.mount("none", "/", "", libc.MS_REC | libc.MS_PRIVATE)
     strict = libc.MS_NOSUID | libc.MS_NODEV
     libc.mount("tmpfs", root, "tmpfs", strict, "mode=755,size=4m")
-    for path in binds:
-        _bind(root, path)
     for path, size, mode in (
         (SCRATCH, scratch_bytes, "777"),
         ("/tmp", scratch_bytes // 4, "1777"),
@@ -69,6 +67,8 @@ def build(root: str, binds: list[str], scratch_bytes: int) -> None:
     ):
         os.makedirs(root + path, exist_ok=True)
         libc.mount("tmpfs", root + path, "tmpfs", strict, f"mode={mode},size={size}")
+    for path in binds:  # after the scratch mounts: a package may itself lie below /tmp
+        _bind(root, path)
     for device in _DEVICES:
         _bind_node(f"/dev/{device}", f"{root}/dev/{device}", read_only=False)
     os.makedirs(f"{root}/etc", exist_ok=True)

@@ -60,12 +60,11 @@ def environment(scratch: str = SCRATCH) -> dict[str, str]:
 def bubblewrap_command(program: str, limits: Limits, command: list[str]) -> list[str]:
     """`command` inside bubblewrap's namespaces, with the same view of the machine as walls of our own."""
     out = [program, "--unshare-all", "--die-with-parent", "--as-pid-1", "--clearenv", "--cap-drop", "ALL"]
-    for path in visible_paths():
-        if os.path.islink(path):
-            out += ["--symlink", os.readlink(path), path]
-        else:
-            out += ["--ro-bind", path, path]
     out += ["--proc", "/proc", "--dev", "/dev"]
-    for path, size in ((SCRATCH, limits.scratch_bytes), ("/tmp", limits.scratch_bytes // 4)):
-        out += ["--size", str(size), "--tmpfs", path]
-    return [*out, "--size", str(limits.scratch_bytes // 4), "--tmpfs", "/dev/shm", "--chdir", "/", *command]
+    quarter = str(limits.scratch_bytes // 4)
+    for path, size in ((SCRATCH, str(limits.scratch_bytes)), ("/tmp", quarter), ("/dev/shm", quarter)):
+        out += ["--size", size, "--tmpfs", path]
+    for path in visible_paths():  # after the scratch mounts: a package may itself lie below /tmp
+        out += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
+    out += ["--remount-ro", "/dev", "--remount-ro", "/"]
+    return [*out, "--chdir", "/", *command]
