@@ -145,6 +145,16 @@ def test_a_bare_folder_in_the_challenge_s_layout_opens_with_the_challenge_s_toke
         data.tokens("test")
 
 
+def test_rows_are_read_across_shards(corpus: Path, tmp_path: Path) -> None:
+    data = prepare(corpus, out=tmp_path / "d", tokenizer="bytes", shard_tokens=64)
+    tokens = np.array(data.tokens("train"))
+    starts = [0, 1, 60, 64, len(tokens) - 150]
+    assert np.array_equal(data.rows("train", starts, 150), [tokens[start : start + 150] for start in starts])
+    for bad in (-1, len(tokens) - 149):
+        with pytest.raises(DataError, match="outside"):
+            data.rows("train", [bad], 150)
+
+
 def test_shards_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
     write_shard(tmp_path / "fineweb_val_000000.bin", [1, 5, 2000])
     with pytest.raises(DataError, match="token id 2000"):

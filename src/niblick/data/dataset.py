@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,24 @@ class Dataset:
                 f"of {self.tokenizer.vocab_size}; they were written with another tokenizer"
             )
         return tokens
+
+    def rows(self, split: str, starts: Sequence[int], length: int) -> NDArray[np.uint16]:
+        """`length` tokens from each of `starts`, positions in the whole of `split`; only these are read."""
+        maps = [open_shard(path) for path in self.shards(split)]
+        firsts = np.cumsum([0, *map(len, maps)])
+        rows = np.empty((len(starts), length), dtype=np.uint16)
+        for row, start in zip(rows, starts, strict=True):
+            if not 0 <= start <= firsts[-1] - length:
+                raise DataError(
+                    f"{length} tokens from {start} are outside the {firsts[-1]:,} of split {split!r}"
+                )
+            filled = 0
+            while filled < length:
+                shard = int(np.searchsorted(firsts, start + filled, side="right")) - 1
+                part = maps[shard][start + filled - firsts[shard] :][: length - filled]
+                row[filled : filled + len(part)] = part
+                filled += len(part)
+        return rows
 
     def token_count(self, split: str) -> int:
         """Number of tokens in `split`, from the headers."""

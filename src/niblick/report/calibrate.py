@@ -19,9 +19,9 @@ def calibration_batches(recipe: Recipe, dataset: Dataset, *, sequences: int = SE
     import numpy as np
     import torch
 
-    tokens = dataset.tokens("train")
-    length = min(recipe.training.sequence_length, len(tokens))
-    starts = np.random.default_rng(recipe.seed).integers(0, len(tokens) - length + 1, size=sequences)
+    total = dataset.token_count("train")
+    length = min(recipe.training.sequence_length, total)
+    starts = np.random.default_rng(recipe.seed).integers(0, total - length + 1, size=sequences)
     for i in range(0, sequences, ROWS):
-        rows = np.stack([tokens[s : s + length] for s in starts[i : i + ROWS]])
+        rows = dataset.rows("train", starts[i : i + ROWS].tolist(), length)
         yield torch.from_numpy(rows.astype(np.int64))
