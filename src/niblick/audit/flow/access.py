@@ -90,8 +90,6 @@ class Access(Expressions):
             if box.shape is None:
                 return Box(deps=0)
             return _SIMPLE[name](tuple(Box(shape=()) if s is None else s for s in box.shape))
-        if name == "size" and box.shape is not None and None not in box.shape and "numpy" in box.marks:
-            return int(np.prod([int(s or 0) for s in box.shape]))
         if name in {"T", "mT"}:
             return shaped(box, lambda a: a.T)
         if name in _VIEWS:

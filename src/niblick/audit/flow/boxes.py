@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-STREAM = 131_073
+STREAM = 262_145
 BOS = 1
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
@@ -239,6 +239,15 @@ def snapshot(box: Box, **changes: Any) -> Box:
     for name, value in changes.items():
         setattr(out, name, value)
     return out
+
+
+def replace_content(box: Box, new: Box) -> None:
+    """An in-place operation: `box` keeps its identity (and table flag) and takes on what is known of `new`."""
+    table = box.table
+    for name in Box.__slots__:
+        if name != "live":
+            setattr(box, name, getattr(new, name))
+    box.table = table | new.table
 
 
 def shaped(box: Box, action: Callable[[Array], Array]) -> Box:

@@ -6,7 +6,17 @@ import ast
 from pathlib import PurePosixPath
 from typing import Any
 
-from niblick.audit.flow.boxes import STREAM, Box, collect, depends, is_token, known, merge, snapshot, target_bits
+from niblick.audit.flow.boxes import (
+    STREAM,
+    Box,
+    collect,
+    depends,
+    is_token,
+    known,
+    merge,
+    snapshot,
+    target_bits,
+)
 from niblick.audit.flow.library import DefaultDict, Library, glob_paths, path_kind
 from niblick.audit.flow.objects import Bound, Class, Dotted, Function, Instance, Module, Namespace, Optimizer
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
@@ -421,10 +431,7 @@ class Calls(Library):
     def namespace_call(self, holder: Namespace, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         attrs = holder.attrs
         if "__path__" in attrs:
-            if name in {"write", "writelines"}:
-                self.disk.seen |= merge(self.frozen(collect(args))).seen
-                return None
-            return self.read_data(attrs["__path__"], {}) if name.startswith("read") else None
+            return self.file_call(attrs, name, args)
         if "__hook__" in attrs and name == "remove":
             self.hooks = max(0, self.hooks - 1)
             return None

@@ -38,6 +38,7 @@ COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Is: operator.is_, ast.IsNot: operator.is_not,
 }
 PLAIN = (int, float, str, bytes, bool, type(None), list, tuple, dict, set, range, PurePosixPath, slice, np.generic)
+_MAX_ITEMS = 1600
 _MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
 
 
@@ -54,6 +55,7 @@ class Expressions:
         self.stream = stream()
         self.leaves: dict[int, Leaf] = {}
         self.disk = Box()
+        self.contents: dict[str, bytes] = {}
         self.scopes: list[tuple[dict[str, Any], ...]] = []
         self.outer_names: list[dict[str, str]] = []
         self.maybe_returns: list[list[Any]] = []
@@ -66,6 +68,7 @@ class Expressions:
         self.widened = 0
         self.interest = 0
         self.maybe_ended = 0
+        self.loop_steps: dict[int, int] = {}
         self.order = 0
         self.hooks = 0
         self.line = 0
@@ -418,7 +421,7 @@ class Expressions:
             self.assign(parts[0].target, item)
             if all(self.truth(self.value(test)) is not False for test in parts[0].ifs):
                 self.clause(parts[1:], emit, out)
-            if len(out) > 20_000 or (self.interest != mark and len(out) > 3):
+            if len(out) > _MAX_ITEMS or (self.interest != mark and len(out) > 3):
                 break
 
     def plain_key(self, key: Any) -> Any:

@@ -64,6 +64,8 @@ class Library(Tensors):
             header = np.zeros(count, dtype=np.int64)
             header[: min(3, count)] = (20240520, 1, STREAM)[: min(3, count)]
             return Box(shape=(count,), val=header, marks=frozenset({"numpy"}))
+        if re.search(r"bytes|lengths", PurePosixPath(text).name):
+            return Box(shape=(STREAM,), marks=frozenset({"bytes", "numpy"}))
         if kind == "val":
             return snapshot(self.stream, marks=frozenset({"val", "numpy"}))
         if kind == "train":
@@ -95,7 +97,7 @@ class Library(Tensors):
                     return Box(shape=())
             if name == "str":
                 return "?"
-            return snapshot(box, shape=())
+            return snapshot(box, shape=(), marks=box.marks | {"scalar"})
         if any(not isinstance(a, (int, float, str, bytes, bool, list, tuple, PurePosixPath, np.generic)) for a in args):
             return "?" if name in {"str", "repr"} else merge(collect(args), shape=())
         try:
@@ -238,7 +240,30 @@ class Library(Tensors):
 
     def py_open(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         path = str(args[0]) if args and isinstance(args[0], (str, PurePosixPath)) else ""
-        return Namespace({"__path__": path})
+        mode = str(args[1]) if len(args) > 1 else str(named.get("mode", "r"))
+        if "w" in mode:
+            self.contents.pop(path, None)
+        at = len(self.contents.get(path, b"")) if "a" in mode else 0
+        return Namespace({"__path__": path, "__at__": at})
+
+    def file_call(self, attrs: dict[str, Any], name: str, args: list[Any]) -> Any:
+        """A method of an open file: small plain content is kept by path, the rest goes to the disk as a whole."""
+        path, at = attrs["__path__"], attrs.get("__at__", 0)
+        old = self.contents.get(path)
+        if name == "seek":
+            attrs["__at__"] = args[0] if args and isinstance(args[0], int) else 0
+            return None
+        if name in {"write", "writelines"}:
+            if args and isinstance(args[0], bytes) and len(args[0]) < 4096 and len(old or b"") < 65_536:
+                self.contents[path] = (old or b"")[:at] + args[0] + (old or b"")[at + len(args[0]):]
+                attrs["__at__"] = at + len(args[0])
+            self.disk.seen |= merge(self.frozen(collect(args))).seen
+            return None
+        if name == "read" and old is not None:
+            count = args[0] if args and isinstance(args[0], int) else len(old)
+            attrs["__at__"] = at + count
+            return old[at : at + count]
+        return self.read_data(path, {}) if name.startswith("read") else None
 
     def py_exit(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         raise AbortSignal

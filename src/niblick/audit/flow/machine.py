@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, Leaf, collect, known, merge, snapshot
+from niblick.audit.flow.boxes import Box, Leaf, collect, known, merge, replace_content, snapshot
 from niblick.audit.flow.calls import Calls
 from niblick.audit.flow.objects import Class, Dotted, Function, Instance, Module, Namespace
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, BudgetSignal, ContinueSignal, ReturnSignal
 
 _MAX_TURNS = 5000
 _QUIET_TURNS = 2
-_LOOP_STEPS = 60_000
+_LOOP_STEPS = 30_000
 
 
 class Machine(Calls):
@@ -78,6 +78,9 @@ class Machine(Calls):
         result = self.binary(node.op, left, right, node)
         if isinstance(left, Box) and left.live:
             self.update_param(left, collect(right), node)
+            return
+        if isinstance(left, Box) and isinstance(result, Box) and "scalar" not in left.marks:
+            replace_content(left, result)
             return
         self.assign(node.target, result)
 
@@ -342,7 +345,7 @@ class Machine(Calls):
         items = self.value(node.iter)
         sequence = self.iterate(items, None)
         count = len(sequence)
-        first_step = self.trace.steps
+        first_step = self.trace.steps - self.loop_steps.get(id(node), 0)
         at = 0
         finished = True
         while at < count:
@@ -357,6 +360,7 @@ class Machine(Calls):
                 at = count - 1
             else:
                 at += 1
+        self.loop_steps[id(node)] = self.trace.steps - first_step
         if finished:
             self.block(node.orelse)
 

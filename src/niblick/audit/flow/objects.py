@@ -6,8 +6,6 @@ import ast
 from dataclasses import dataclass, field
 from typing import Any
 
-from niblick.audit.flow.boxes import Box
-
 
 @dataclass(frozen=True)
 class Dotted:
@@ -155,17 +153,16 @@ class CallEvent:
 
 @dataclass
 class Trace:
-    """Everything one run of the engine saw."""
+    """Everything one run of the engine saw; `kept` are the positions of a score that were added to a sum."""
 
     scores: list[ScoreEvent] = field(default_factory=list)
     updates: list[UpdateEvent] = field(default_factory=list)
     keys: list[KeyEvent] = field(default_factory=list)
     calls: list[CallEvent] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
+    kept: dict[int, int] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     steps: int = 0
     complete: bool = True
 
-
-UNKNOWN_NAME = Box

@@ -10,6 +10,7 @@ import numpy as np
 
 from niblick.audit.flow.access import Access
 from niblick.audit.flow.boxes import (
+    Array,
     Box,
     collect,
     depends,
@@ -93,9 +94,10 @@ class Tensors(Access):
     def forward(self, module: Module, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """A model's output: logits of its tokens, or the loss of its targets where those are given too."""
         boxes = self.frozen([b for a in (*args, *named.values()) for b in collect(a)])
-        leaf = self.leaves[module.leaf]
-        source = merge(boxes, roots=frozenset({module.leaf}).union(*[b.roots for b in boxes]))
-        source.seen |= leaf.seen
+        leaves = {module.leaf, *(a.leaf for a in (*args, *named.values()) if isinstance(a, Module))}
+        source = merge(boxes, roots=frozenset(leaves).union(*[b.roots for b in boxes]))
+        for leaf in leaves:
+            source.seen |= self.leaves[leaf].seen
         source.targets = 0
         source.nll = False
         tokens = [b for b in boxes if is_token(b) and b.marks.isdisjoint({"index", "bytes"})]
@@ -155,7 +157,7 @@ class Tensors(Access):
             return self.select(name, args, named, node)
         first = known(args[0])
         if method and (name in _IN_PLACE or name in _RESET):
-            return self.in_place(name, first, args[1:], node)
+            return self.in_place(name, first, args[1:], named, node)
         if name in _SAME:
             return self.same(name, first, args, named)
         if name in _REDUCE:
@@ -177,6 +179,10 @@ class Tensors(Access):
         return out
 
     def same(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Box:
+        if name in {"clamp", "clip", "clamp_min", "clamp_max"}:
+            if name == "clamp_max":
+                named = {"max": args[1]} if len(args) > 1 else named
+            return snapshot(self.frozen([first])[0], val=self.clipped(first, args[1:] if name != "clamp_max" else [], named))
         if name == "requires_grad_":
             if not first.roots and not (len(args) > 1 and args[1] is False):
                 return self.make_leaf(first, "tensor")
@@ -196,11 +202,24 @@ class Tensors(Access):
             out.shape = (0,)
         return out
 
+    def clipped(self, box: Box, rest: list[Any], named: dict[str, Any]) -> Array | None:
+        """Known content after a clamp with known bounds."""
+        low = named.get("min", named.get("a_min", rest[0] if rest else None))
+        high = named.get("max", named.get("a_max", rest[1] if len(rest) > 1 else None))
+        bounds = [None if v is None else _size(v) if not isinstance(v, float) else v for v in (low, high)]
+        if box.val is None or all(v is None for v in bounds) or any(isinstance(v, Box) and b is None for v, b in zip((low, high), bounds, strict=True)):
+            return None
+        return np.clip(box.val, *bounds)
+
     def reduce(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
         axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else None))
         box = self.frozen([first])[0]
         if name in {"max", "min"} and len(args) > 1 and isinstance(args[1], Box):
             return elementwise(self.frozen([first, args[1]]), np.maximum if name == "max" else np.minimum)
+        if box.nll and box.pos is not None and name in {"sum", "mean"}:
+            kept = target_bits(box)
+            for number in box.scores:
+                self.trace.kept[number] = self.trace.kept.get(number, 0) | kept
         if axis is None:
             return reduced(box, _REDUCE[name])
         if isinstance(axis, int) and box.pos is not None and not box.nll:
@@ -235,7 +254,10 @@ class Tensors(Access):
             return out
         return self.looked_up(source, [index], [index], node)
 
-    def in_place(self, name: str, first: Box, rest: list[Any], node: ast.AST) -> Box:
+    def in_place(self, name: str, first: Box, rest: list[Any], named: dict[str, Any], node: ast.AST) -> Box:
+        if name == "clamp_" and not first.live:
+            first.val = self.clipped(first, rest, named)
+            return first
         if first.live:
             if name in _RESET:
                 self.reset_leaves(first.roots)
@@ -327,7 +349,7 @@ class Tensors(Access):
                 return self.iterate(box, None)
             if box.val is not None and box.val.size == 1 and not (box.pos is not None or box.roots or box.deps or box.key is not None):
                 return box.val.reshape(-1)[0].item()
-            return snapshot(box, shape=()) if name == "item" else snapshot(box)
+            return snapshot(box, shape=(), marks=box.marks | {"scalar"}) if name == "item" else snapshot(box)
         if name in {"numel", "__len__"}:
             return Box(shape=()) if box.shape is None or None in box.shape else int(np.prod([int(s or 0) for s in box.shape]))
         if name in {"size", "dim", "ndimension"}:

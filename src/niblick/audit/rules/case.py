@@ -75,15 +75,20 @@ def scored(trace: Trace) -> list[ScoreEvent]:
 
 def violations(trace: Trace, kind: str) -> list[ScoreEvent]:
     """Reported scores of positions that their own parameters (of leaf kind `kind`) had been trained on."""
-    return [e for e in scored(trace) if e.targets & e.seen and not e.widened and kind in learnt_kinds(trace, e)]
+    return [e for e in scored(trace) if overlap(trace, e) and not e.widened and kind in learnt_kinds(trace, e)]
+
+
+def overlap(trace: Trace, event: ScoreEvent) -> int:
+    """The positions a score was added up for that its parameters had already learnt."""
+    return trace.kept.get(event.number, event.targets) & event.seen
 
 
 def learnt_kinds(trace: Trace, event: ScoreEvent) -> frozenset[str]:
     """The kinds of leaf that learnt any of the positions a score overlaps."""
-    overlap = event.targets & event.seen
+    both = overlap(trace, event)
     kinds: set[str] = set()
     for update in trace.updates:
-        if update.order < event.order and update.positions & overlap:
+        if update.order < event.order and update.positions & both:
             kinds |= update.leaf_kinds
     return frozenset(kinds) & (event.leaf_kinds | {"module"}) or event.leaf_kinds
 
@@ -92,7 +97,7 @@ def interleaved(trace: Trace, update: UpdateEvent) -> bool:
     """Whether tokens were scored between the updates of one phase of training, as score-first training does."""
     phase = [u.order for u in trace.updates if u.where == update.where]
     first, last = min(phase), max(phase)
-    return any(first < e.order < last and not e.targets & e.seen for e in scored(trace))
+    return any(first < e.order < last and not overlap(trace, e) for e in scored(trace))
 
 
 def first_by_line(events: Iterable[ScoreEvent]) -> list[ScoreEvent]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niblick.audit.rules.case import Case, first_by_line, learnt_kinds, positions, violations
+from niblick.audit.rules.case import Case, first_by_line, learnt_kinds, overlap, positions, violations
 from niblick.audit.types import Finding, Severity
 
 RULE = "slot"
@@ -14,10 +14,10 @@ def check(case: Case) -> list[Finding]:
     for event in first_by_line(violations(case.trace, "tensor")):
         if "module" in learnt_kinds(case.trace, event) and "tensor" not in event.leaf_kinds:
             continue
-        fit = next(u for u in case.trace.updates if u.positions & event.targets & event.seen and u.order < event.order)
+        fit = next(u for u in case.trace.updates if u.positions & overlap(case.trace, event) and u.order < event.order)
         out.append(case.finding(
             RULE, Severity.BREACH if event.certain else Severity.WARNING,
-            f"{event.where.function} scores {positions(event.targets & event.seen)} with a tensor that line {fit.where.line} "
+            f"{event.where.function} scores {positions(overlap(case.trace, event))} with a tensor that line {fit.where.line} "
             "has just fitted to the same tokens.",
             verdict="flag_slot", pointer="C3", where=event.where,
             cure="Fit only to tokens whose score is already fixed: mask the loss to positions scored earlier.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from niblick.audit.flow.objects import ScoreEvent
-from niblick.audit.rules.case import Case, first_by_line, interleaved, positions, violations
+from niblick.audit.rules.case import Case, first_by_line, interleaved, overlap, positions, violations
 from niblick.audit.types import Finding, Severity
 
 RULE = "train-before-score"
@@ -13,9 +13,9 @@ def check(case: Case) -> list[Finding]:
     """One breach per place that reports scores of tokens the model's weights have already learnt."""
     out = []
     for event in first_by_line(violations(case.trace, "module")):
-        overlap = event.targets & event.seen
+        both = overlap(case.trace, event)
         step = next((u for u in case.trace.updates
-                     if u.positions & overlap and u.order < event.order and "module" in u.leaf_kinds), None)
+                     if u.positions & both and u.order < event.order and "module" in u.leaf_kinds), None)
         if step is None:
             continue
         if interleaved(case.trace, step):
@@ -25,7 +25,7 @@ def check(case: Case) -> list[Finding]:
         out.append(case.finding(
             RULE, Severity.BREACH if event.certain and step.certain else Severity.WARNING,
             f"{step.where.function} (line {step.where.line}) steps the weights on validation tokens, and "
-            f"{event.where.function} scores {positions(overlap)} of them afterwards.",
+            f"{event.where.function} scores {positions(both)} of them afterwards.",
             verdict="flag_other" if trained and step.where.function in {"main", "<module>"} else "flag_prequant_ttt",
             pointer="C3", where=event.where,
             cure="Score each chunk without gradients first, add it to the sum, and only then train on it.",
