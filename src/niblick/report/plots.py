@@ -83,8 +83,7 @@ def document_differences(new: Entry, old: Entry) -> str | None:
     axes.axhline(0, color="#444", linewidth=0.8)
     axes.set_xlabel("documents, by difference")
     axes.set_ylabel("difference (bits per byte)")
-    axes.set_title(f"{label(new.name)} minus {label(old.name)}", fontsize=10)
-    _legend(axes)
+    _legend(axes, f"{label(new.name)} minus {label(old.name)}")
     return _svg(figure, "documents-" + new.name)
 
 
@@ -94,7 +93,7 @@ def byte_ledger(entries: Sequence[Entry]) -> str | None:
     if not ledgers:
         return None
     parts = sorted({part for _, ledger in ledgers for part in ledger}, key=lambda p: -max(x.get(p, 0) for _, x in ledgers))
-    figure, axes = _figure(height=1.2 + 0.5 * len(ledgers))
+    figure, axes = _figure(height=1.6 + 0.5 * len(ledgers))
     left = np.zeros(len(ledgers))
     for index, part in enumerate(parts):
         sizes = np.array([ledger.get(part, 0) for _, ledger in ledgers], dtype=float)
@@ -117,9 +116,12 @@ def _smoothed(seed: Seed, against: str) -> tuple[Any, Any]:
 
 def _figure(height: float = 3.2) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(7, height), layout="constrained")
     axes = figure.add_subplot()
+    for axis in (axes.xaxis, axes.yaxis):  # plain numbers, without an offset at the end of the axis
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
     axes.grid(color="#ddd", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -127,10 +129,12 @@ def _figure(height: float = 3.2) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, title: str | None = None) -> None:
+    """A legend above the axes."""
     handles, names = axes.get_legend_handles_labels()
     if names:
-        axes.legend(handles, names, frameon=False, fontsize=8)
+        axes.legend(handles, names, frameon=False, fontsize=8, title=title, title_fontsize=8, ncols=4,
+                    loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
 
 
 def _svg(figure: Figure, salt: str) -> str:
