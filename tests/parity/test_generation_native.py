@@ -27,7 +27,7 @@ SMALL = ["model.dim=48", "model.context=40", "model.attention.heads=4", "model.a
          "model.attention.rope.dims=6", "model.vocab_size=96"]
 WIDE_HEADS = ["model.dim=128", "model.attention.heads=2", "model.attention.kv_heads=2"]
 PLANS = {
-    "two layers": ("token-shift", [*SMALL, "model.value_embedding.enabled=false"]),
+    "two layers": ("token-shift", SMALL),
     "token-shift": ("token-shift", SMALL),
     "token-shift, masked, wide heads": ("token-shift", [*SMALL, *WIDE_HEADS, "model.document_mask=true"]),
     "depth-recurrent": ("depth-recurrent", [*SMALL, "model.attention.rope.dims=12"]),
@@ -68,6 +68,7 @@ def made(plan: str, *, levels: int | None = 31) -> LanguageModel:
     values = load_recipe(name, overrides).model_dump(mode="json")
     if plan == "two layers":
         values["model"]["stack"] = [{"layers": ["token-shift", "full"]}]
+        values["model"]["value_embedding"] = {"enabled": True, "layers": [1]}
     model = LanguageModel(recipe_from_dict(values).model).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
