@@ -125,6 +125,9 @@ def test_tokens_that_do_not_fit_are_refused_by_name() -> None:
         assert words in str(caught.value)
     with pytest.raises(NiblickError, match="the state is of 2 sequences, the tokens are of 1"):
         model(torch.zeros(1, 1, dtype=torch.int64), model.empty_state(2))
+    other = LanguageModel(ModelRecipe.model_validate(BASE | {"smear": {"enabled": True}}), seed=0)
+    with pytest.raises(NiblickError, match="belongs to another model"):
+        model(torch.zeros(1, 1, dtype=torch.int64), other.empty_state())
 
 
 def test_causality_is_bit_exact_at_the_width_of_a_real_model() -> None:

@@ -140,7 +140,9 @@ class LanguageModel(Node):
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.recipe.vocab_size:
             raise NiblickError(f"token ids {low}..{high} are outside the vocabulary 0..{self.recipe.vocab_size - 1}")
-        if state is not None and state.tensors and state.batch != tokens.shape[0]:
+        if state is not None and state.tensors.keys() != self.plan.state_names:
+            raise NiblickError("the state belongs to another model: it does not hold what this one remembers")
+        if state is not None and state.batch != tokens.shape[0]:
             raise NiblickError(f"the state is of {state.batch} sequences, the tokens are of {tokens.shape[0]}")
 
 

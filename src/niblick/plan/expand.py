@@ -51,6 +51,11 @@ class Plan:
         """Decode state, one entry per tensor."""
         return tuple(entry for table in self.tables for entry in table.state)
 
+    @cached_property
+    def state_names(self) -> frozenset[str]:
+        """Names of the decode state's tensors."""
+        return frozenset(entry.name for entry in self.state)
+
     @property
     def parameter_count(self) -> int:
         """Number of exported parameters."""
