@@ -37,7 +37,7 @@ def review(path: str | Path, *, run_code: bool = False, trust: bool = False, scr
     if run_code and found.submission.source is not None and found.submission.source.tree is not None:
         smoke, dynamic = _run(found, trust)
         findings.extend(dynamic)
-    verdict, recommendation = decide(findings, smoke, understood=bool(scored(case.trace)))
+    verdict, recommendation = decide(findings, smoke, understood=bool(scored(case.trace)) or found.submission.source is None)
     return Report(
         path=str(path), verdict=verdict, recommendation=recommendation, findings=tuple(findings), smoke=smoke,
         record=record,

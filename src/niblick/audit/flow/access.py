@@ -234,7 +234,7 @@ class Access(Expressions):
         if isinstance(value, (dict, list, Instance, Module)):
             return value
         newest = elementwise(key_boxes)
-        marks = frozenset({"mixed"}) if len(key_boxes) > 1 or "mixed" in newest.marks else frozenset()
+        marks = frozenset({"hashed"}) if len(key_boxes) > 1 or newest.marks & {"hashed", "mixed"} else frozenset()
         base = known(value) if value is not None else Box(shape=())
         return snapshot(base, val=None, key=newest.pos, marks=base.marks | marks | {"count"}, deps=base.deps | newest.deps)
 
@@ -283,13 +283,14 @@ class Access(Expressions):
             return self.score(source, newest, node)
         out = merge([source], shape=newest.shape)
         out.deps |= depends(newest)
+        key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
         if box.table & 1 or "count" in box.marks:
-            out.key, out.deps = newest.pos, source.deps | newest.deps
-            out.marks |= (newest.marks & {"mixed"}) | {"count"}
+            out.key, out.deps = key.pos, source.deps | newest.deps
+            out.marks |= (key.marks & {"hashed"}) | {"count"}
         elif not source.roots:
             out.marks |= {"bytes"}
-            out.key = newest.pos if "mixed" in newest.marks else None
-            out.marks |= newest.marks & {"mixed"}
+            out.key = key.pos if "hashed" in key.marks else None
+            out.marks |= key.marks & {"hashed"}
         if out.key is not None:
             self.interest += 1
         return out

@@ -96,6 +96,7 @@ class Calls(Library):
         self.maybe_returns.append([])
         self.yields.append([])
         self.stack.append(function.name)
+        self.trace.reached.add(function.name)
         quiet = "no_grad" in function.marks
         self.no_grad += quiet
         try:

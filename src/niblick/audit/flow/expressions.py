@@ -167,7 +167,9 @@ class Expressions:
             elif out.nll and a.val is not None and not a.nll:
                 out = masked(out, a)
         if isinstance(op, _MIXING) and is_token(a) and is_token(b):
-            out.marks |= {"mixed"}
+            out.marks |= {"mixed", "hashed"} if isinstance(op, ast.BitXor) else {"mixed"}
+        elif isinstance(op, (ast.Mod, ast.BitAnd, ast.BitXor)) and "mixed" in out.marks:
+            out.marks |= {"hashed"}
         self.check_report(a, b, out)
         self.check_keys(op, a, b, node)
         return out
@@ -199,11 +201,11 @@ class Expressions:
         if a.key is None and b.key is None:
             return
         reason = ""
-        if isinstance(op, ast.Div) and a.key is not None and b.key is not None and "mixed" in a.marks:
+        if isinstance(op, ast.Div) and a.key is not None and b.key is not None and "hashed" in a.marks:
             if _ahead(a.key, b.key, 1):
                 reason = "a count read with a key that holds the next token is divided by the count of its context"
         for one, other in ((a, b), (b, a)):
-            if one.key is not None and "mixed" in one.marks and other.nll and other.pos is not None and (
+            if one.key is not None and "hashed" in one.marks and other.nll and other.pos is not None and (
                 _ahead(one.key, other.pos, 0)
             ):
                 reason = "a count read with a key that holds the scored token is mixed into that token's probability"

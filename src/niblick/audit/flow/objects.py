@@ -158,6 +158,7 @@ class Trace:
     scores: list[ScoreEvent] = field(default_factory=list)
     updates: list[UpdateEvent] = field(default_factory=list)
     keys: list[KeyEvent] = field(default_factory=list)
+    reached: set[str] = field(default_factory=set)
     calls: list[CallEvent] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
     kept: dict[int, int] = field(default_factory=dict)

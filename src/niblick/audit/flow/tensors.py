@@ -42,7 +42,7 @@ _TWO: dict[str, Callable[..., Any]] = {
 }
 _OPERATORS: dict[str, type[ast.operator]] = {
     "bitwise_xor": ast.BitXor, "add": ast.Add, "mul": ast.Mult, "multiply": ast.Mult, "bitwise_or": ast.BitOr, "sub": ast.Sub,
-    "div": ast.Div, "divide": ast.Div, "true_divide": ast.Div, "left_shift": ast.LShift,
+    "remainder": ast.Mod, "mod": ast.Mod, "bitwise_and": ast.BitAnd, "fmod": ast.Mod, "div": ast.Div, "divide": ast.Div, "true_divide": ast.Div, "left_shift": ast.LShift,
 }
 _SAME = frozenset({
     "to", "float", "double", "half", "bfloat16", "long", "int", "short", "cpu", "cuda", "detach", "clone", "contiguous", "numpy",
@@ -87,7 +87,7 @@ class Tensors(Access):
         out = Box(
             shape=target.shape, pos=target.pos, nll=True, seen=source.seen, roots=source.roots,
             targets=targets if target.pos is None else 0, scores=frozenset({number}) | source.scores,
-            marks=(target.marks - {"val", "numpy", "mixed"}) | (source.marks & {"train"}) | {"nll"}, key=source.key,
+            marks=(target.marks - {"val", "numpy", "mixed", "hashed"}) | (source.marks & {"train"}) | {"nll"}, key=source.key,
         )
         return reduced(out) if reduce else out
 

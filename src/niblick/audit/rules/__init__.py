@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from niblick.audit.rules import (
+    byte_accounting,
+    byte_mixture,
     importable,
     ngram_key,
     outside,
@@ -18,7 +20,7 @@ from niblick.audit.types import Finding
 
 RULES: tuple[Callable[[Case], list[Finding]], ...] = (
     importable.check, ngram_key.check, slot.check, train_before_score.check, score_first.check, validation_data.check,
-    outside.check,
+    byte_accounting.check, byte_mixture.check, outside.check,
 )
 """Every static rule, in the order their findings are listed."""
 

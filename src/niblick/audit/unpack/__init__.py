@@ -52,7 +52,7 @@ def unpack(data: bytes, path: str, siblings: dict[str, str] | None = None) -> Un
     tree: ast.Module | None = None
     try:
         text = _text(data)
-        text, tree = _flatten(text, loader, layers, 0)
+        text, tree = _flatten(text, loader, layers, 0, path)
     except PackError as problem:
         error = str(problem)
     except SyntaxError as problem:
@@ -91,7 +91,7 @@ def _text(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def _flatten(text: str, loader: Loader, layers: list[str], depth: int) -> tuple[str, ast.Module]:
+def _flatten(text: str, loader: Loader, layers: list[str], depth: int, path: str) -> tuple[str, ast.Module]:
     """Program text with every `exec` of a recoverable payload replaced by that payload, and its tree."""
     if depth > MAX_DEPTH:
         raise PackError(f"more than {MAX_DEPTH} layers of packing")
@@ -100,7 +100,7 @@ def _flatten(text: str, loader: Loader, layers: list[str], depth: int) -> tuple[
         return text, tree
     pieces: list[str] = []
     found = False
-    scope: dict[str, object] = {}
+    scope: dict[str, object] = {"__file__": path}
     run = Evaluator(loader)
     lines = text.split("\n")
     for statement in tree.body:
@@ -109,7 +109,7 @@ def _flatten(text: str, loader: Loader, layers: list[str], depth: int) -> tuple[
         found = found or bool(executed)
         for item in executed:
             layers.extend(item.layers)
-            pieces.append(_flatten(item.text, loader, layers, depth + 1)[0])
+            pieces.append(_flatten(item.text, loader, layers, depth + 1, path)[0])
         if not executed and not _is_blob(statement):
             pieces.append(segment)
     if not found:

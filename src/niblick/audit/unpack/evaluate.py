@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from niblick.audit.unpack.codecs import DECODERS, MAX_TEXT, PackError
+from niblick.audit.unpack.codecs import MAX_TEXT, PackError
 
 MAX_STEPS = 300_000
 _MAX_ITEMS = 200_000
