@@ -31,6 +31,19 @@ OTHER: dict[str, Any] = {
     "model.mlp.activation": "relu-squared", "model.mlp.slope": 0.3, "model.sidecar.enabled": False,
     "model.sidecar.layers": [3], "model.sidecar.width": 24, "model.sidecar.kernel": 4, "model.mtp.heads": 2,
     "model.mtp.weight": 0.1,
+    "training.duration": "3500 steps", "training.sequence_length": 512, "training.batch_tokens": 65536,
+    "training.micro_batch_tokens": 8192, "training.precision": "bf16", "training.compile": "on",
+    "training.compile_warmup_steps": 2, "training.clip": 1.0, "training.threads": 2, "training.checkpoint_every": "5s",
+    "training.muon.lr": 0.01, "training.muon.momentum": [0.8, 0.9], "training.muon.momentum_warmup": 0.5,
+    "training.muon.nesterov": False, "training.muon.newton_schulz_steps": 4, "training.muon.weight_decay": 0.1,
+    "training.adam.embedding_lr": 0.01, "training.adam.scalar_lr": 0.01, "training.adam.betas": [0.8, 0.9],
+    "training.adam.eps": 1e-6, "training.adam.weight_decay": 0.1, "training.schedule.warmup": "10 steps",
+    "training.schedule.warmdown": 0.25, "training.schedule.final": 0.1, "training.averaging.kind": "swa",
+    "training.averaging.decay": 0.9, "training.averaging.warmup": False, "training.averaging.every": 10,
+    "training.averaging.start": 0.3, "training.qat.enabled": False, "training.qat.start": 0.3,
+    "training.validation.every": 0.5, "training.validation.tokens": 4096, "artifact.max_bytes": 1_000_000,
+    "artifact.matrix_bits": 5, "artifact.embedding_bits": 6, "evaluation.mode": "sliding", "evaluation.context": 512,
+    "evaluation.stride": 32, "evaluation.batch_tokens": 4096,
 }
 NOT_OTHER = {"model.sidecar.enabled"}  # on only together with its layers
 
@@ -67,8 +80,12 @@ def test_every_leaf_accepts_its_own_value_from_the_command_line(key: str) -> Non
     assert load_recipe("token-shift", [f"{key}={as_toml(value_at(recipe, key))}"]) == recipe
 
 
-@pytest.mark.parametrize("key", [key for key in leaves(Recipe) if key.startswith(("name", "seed", "data", "model"))])
-def test_every_switch_of_model_and_data_can_be_changed_alone(key: str) -> None:
+def test_every_switch_of_data_model_and_training_is_among_those_tried() -> None:
+    assert {key for key in leaves(Recipe) if key.startswith(("data", "model", "training"))} <= set(OTHER)
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_a_switch_can_be_changed_alone_from_the_command_line(key: str) -> None:
     before = load_recipe("token-shift")
     after = load_recipe("token-shift", [f"{key}={as_toml(OTHER[key])}"])
     assert value_at(after, key) == OTHER[key]
