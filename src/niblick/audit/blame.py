@@ -50,6 +50,10 @@ def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declare
         return _blame_import(submission, failure, error, declared)
     if "SyntaxError" in bases:
         return _blame_syntax(submission, error)
+    variable = _required_variable(kind, message, str(failure.get("last")))
+    if variable is not None:
+        cure = f"set {variable} as the documented command does"
+        return Blame(own=False, error=error, missing=f"environment variable {variable}", cure=cure)
     if stood_in and ("StandIn" in message or "stand-in" in message):
         return _needs(error, ", ".join(stood_in))
     if "SubprocessError" in bases or (
@@ -68,6 +72,16 @@ def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declare
     if "MemoryError" in bases:
         return Blame(own=False, error=error, missing="memory", cure="review on a machine with more memory")
     return Blame(own=True, error=error, cure="make the script importable: fix the line named in the error")
+
+
+def _required_variable(kind: str, message: str, last: str) -> str | None:
+    """The variable whose absence a script complains of: looked up in `os.environ`, or asked for in words."""
+    if kind == "KeyError" and last.endswith(("/os.py", "<frozen os>")):
+        return message.strip("'\"")
+    asked = re.search(
+        r"\b([A-Z][A-Z0-9_]{2,})\b.{0,40}\b(?:required|must be set|not set|is unset|missing)\b", message
+    )
+    return asked[1] if asked and re.search(r"env|variable|\$", message, re.IGNORECASE) else None
 
 
 def _blame_end(outcome: Outcome) -> Blame:

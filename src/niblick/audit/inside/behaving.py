@@ -8,33 +8,27 @@ from types import ModuleType
 from typing import Any
 
 from niblick.audit.inside.loading import load_script
-from niblick.audit.inside.measuring import measure, setting
+from niblick.audit.inside.measuring import setting
 from niblick.audit.inside.smoking import prepare
 
 _MOST_PARAMETERS = 120_000_000
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Imports the script; returns its summary, `measured`, `probe` and `driven` as far as each was possible."""
+    """Imports the script; returns its summary, `probe` and `driven` as far as each was possible."""
     finder, hook = prepare(job)
     loaded = load_script(job["folder"], job["script"], job.get("environment", {}), lambda: hook.seconds)
-    if loaded.module is None:
-        return {**loaded.summary(), "stood_in": finder.used}
-    text = job.get("text", "")
-    result: dict[str, Any] = {
-        **loaded.summary(),
-        "stood_in": finder.used,
-        "measured": measure(loaded.module, text),
-    }
-    if "torch" in sys.modules:
+    result: dict[str, Any] = {**loaded.summary(), "stood_in": finder.used}
+    if loaded.module is not None and "torch" in sys.modules:
         with contextlib.suppress(Exception):
-            result |= _behave(loaded.module, text, job)
+            result |= _behave(loaded.module, [job.get("text", ""), *loaded.executed])
     return result
 
 
-def _behave(module: ModuleType, text: str, job: dict[str, Any]) -> dict[str, Any]:
+def _behave(module: ModuleType, texts: list[str]) -> dict[str, Any]:
     from niblick.audit.inside import driving, modelling, probing, reaching
 
+    text = modelling.program_text(module, texts)
     vocab = setting(module, "vocab")
     found = modelling.models(text, module, device="empty")
     if not found or vocab is None:

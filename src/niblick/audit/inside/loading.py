@@ -26,6 +26,7 @@ LAUNCHER = {
     "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0",
     "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
 }  # fmt: skip
+_PROGRAM_BYTES, _MOST_PROGRAMS = 2_000, 8
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Loaded:
     seconds: float = 0.0
     failure: dict[str, Any] | None = None
     attempts: list[str] = field(default_factory=list)
+    executed: list[str] = field(default_factory=list)  # texts the script gave to `exec`, longest first
 
     def summary(self) -> dict[str, Any]:
         """The part that can leave the sandbox."""
@@ -56,8 +58,8 @@ def load_script(folder: str, script: str, environment: dict[str, str], clock: An
     sys.path.insert(0, str(path.parent))
     sys.path += [place for place in (folder, f"{folder}/_repository") if os.path.isdir(place)]
     attempts = Attempts(folder)
-    _read_new_syntax()
     loaded = Loaded(attempts=attempts.seen)
+    _read_new_syntax(loaded.executed)
     started = time.perf_counter()
     before = clock() if clock else 0.0
     try:
@@ -66,6 +68,7 @@ def load_script(folder: str, script: str, environment: dict[str, str], clock: An
         loaded.failure = describe(error, folder)
     loaded.seconds = time.perf_counter() - started - ((clock() if clock else 0.0) - before)
     attempts.close()
+    loaded.executed.sort(key=len, reverse=True)
     return loaded
 
 
@@ -82,10 +85,11 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
-def _read_new_syntax() -> None:
-    """Lets this Python compile f-strings of Python 3.12, in files and in text given to `compile` or `exec`."""
-    if sys.version_info >= (3, 12):
-        return
+def _read_new_syntax(executed: list[str]) -> None:
+    """Lets this Python compile f-strings of Python 3.12, in files and in text given to `compile` or `exec`.
+
+    Texts given to `exec` are kept in `executed`: the program of a packed script is one of them.
+    """
     plain_compile, plain_exec = builtins.compile, builtins.exec
 
     def lenient(source: Any, filename: Any, mode: str, *rest: Any, **options: Any) -> Any:
@@ -93,13 +97,15 @@ def _read_new_syntax() -> None:
             return plain_compile(source, filename, mode, *rest, **options)
         except SyntaxError:
             text = _text_of(source)
-            if text is None:
+            if text is None or sys.version_info >= (3, 12):
                 raise
             return plain_compile(for_old_parser(text), filename, mode, *rest, **options)
 
     def run(source: Any, *spaces: Any, **options: Any) -> None:
         if not isinstance(source, CodeType):
             text = source if isinstance(source, str) else bytes(source)
+            if len(text) > _PROGRAM_BYTES and len(executed) < _MOST_PROGRAMS:
+                executed.extend(filter(None, [_text_of(text)]))
             source = lenient(text, "<string>", "exec", dont_inherit=True)
         if not spaces or spaces[0] is None:
             frame = sys._getframe(1)

@@ -15,14 +15,18 @@ _NAMES = {
 }
 
 
-def measure(module: ModuleType, text: str) -> dict[str, Any]:
-    """`dim`, `layers`, `vocab`, `parameters` and `model` (its class); unknown ones are None."""
+def measure(module: ModuleType, texts: list[str]) -> dict[str, Any]:
+    """`dim`, `layers`, `vocab`, `parameters` and `model` (its class); unknown ones are None.
+
+    `texts` are those that may hold the program: the script as unpacked, and what it gave to `exec`.
+    """
     measured: dict[str, Any] = {name: setting(module, name) for name in _NAMES}
     measured["parameters"] = measured["model"] = None
     if "torch" not in sys.modules:
         return measured
     from niblick.audit.inside import modelling
 
+    text = modelling.program_text(module, texts)
     for device in ("empty", "meta"):
         with contextlib.suppress(BaseException):
             found = modelling.models(text, module, device=device)

@@ -60,6 +60,11 @@ def sites(text: str, module: ModuleType) -> list[Site]:
     return []
 
 
+def program_text(module: ModuleType, texts: list[str]) -> str:
+    """The text, of several, in which most of the module's models are constructed."""
+    return max(texts, key=lambda text: len(sites(text, module)))
+
+
 def _walk(node: ast.AST, own: set[str], function: ast.FunctionDef | None) -> Iterator[Site]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef) and child.name in own:

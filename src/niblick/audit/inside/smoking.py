@@ -23,5 +23,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     """Imports `job["script"]` and measures it; returns the import's summary, `stood_in` and `measured`."""
     finder, hook = prepare(job)
     loaded = load_script(job["folder"], job["script"], job.get("environment", {}), lambda: hook.seconds)
-    measured = measure(loaded.module, job.get("text", "")) if loaded.module is not None else {}
+    measured = (
+        measure(loaded.module, [job.get("text", ""), *loaded.executed]) if loaded.module is not None else {}
+    )
     return {**loaded.summary(), "stood_in": finder.used, "measured": measured}
