@@ -120,7 +120,7 @@ def _order_findings(seen: dict[str, Any], file: str, unpacked: bool) -> Iterator
     if seen.get("error"):
         return
     line = int(_number(seen, "line")) or 1
-    span = Span(file=file, start=line, end=line, unpacked=unpacked)
+    span = Span(file=file, start=line, end=max(line, int(_number(seen, "end"))), unpacked=unpacked)
     name = f"{plain(seen.get('function'))}()"
     counted, scoreable, late, learnt = (
         int(_number(seen, key)) for key in ("counted", "scoreable", "late", "learnt")

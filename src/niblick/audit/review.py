@@ -31,12 +31,12 @@ def review(path: str | Path, *, run_code: bool = False, trust: bool = False, scr
     found = read(Path(path), script)
     case = build_case(found)
     findings = list(apply(case))
-    record, more = record_findings(found.submission)
-    findings.extend(more)
     smoke: Smoke | None = None
     if run_code and found.submission.source is not None and found.submission.source.tree is not None:
         smoke, dynamic = _run(found, trust)
         findings.extend(dynamic)
+    record, more = record_findings(found.submission, smoke)
+    findings.extend(more)
     verdict, recommendation = decide(findings, smoke, understood=bool(scored(case.trace)) or found.submission.source is None)
     return Report(
         path=str(path), verdict=verdict, recommendation=recommendation, findings=tuple(findings), smoke=smoke,

@@ -23,7 +23,11 @@ def decide(findings: Iterable[Finding], smoke: Smoke | None, *, understood: bool
     for flag in FLAGS:
         if flag in breaches:
             return flag, "DO NOT ACCEPT as a record: the score is not valid"
-    suspected = {f.verdict for f in findings if f.severity is Severity.WARNING and f.verdict}
+    suspected = {
+        f.verdict
+        for f in findings
+        if f.severity is Severity.WARNING and f.verdict and not _seen_in_order(f, findings)
+    }
     if suspected & set(FLAGS) or not understood:
         return "hold_unclear", "HOLD: the evidence does not decide, a person should read the places named"
     verdict = "clean_ttt_score_first" if _learns(findings) else "clean_neural"
@@ -34,3 +38,18 @@ def decide(findings: Iterable[Finding], smoke: Smoke | None, *, understood: bool
 
 def _learns(findings: tuple[Finding, ...]) -> bool:
     return any(f.verdict == "clean_ttt_score_first" for f in findings)
+
+
+def _seen_in_order(suspicion: Finding, findings: tuple[Finding, ...]) -> bool:
+    """Whether a run of the very function a suspicion points into showed every token scored before learning."""
+    here = suspicion.span
+    if here is None or suspicion.source == "dynamic" or suspicion.verdict not in {"flag_prequant_ttt", "flag_slot"}:
+        return False
+    return any(
+        f.rule == "dynamic-order"
+        and f.severity is Severity.INFO
+        and f.span is not None
+        and f.span.file == here.file.rpartition("/")[2]
+        and f.span.start <= here.start <= here.end <= f.span.end
+        for f in findings
+    )

@@ -59,7 +59,9 @@ def drive(
             break
         saved = {key: value.clone() for key, value in model.state_dict().items()}
         started = time.perf_counter()
-        head = {"function": name, "line": function.__code__.co_firstlineno, "reached": calls.get(name, "no")}
+        code = function.__code__
+        end = max((line for _, _, line in code.co_lines() if line), default=code.co_firstlineno)
+        head = {"function": name, "line": code.co_firstlineno, "end": end, "reached": calls.get(name, "no")}
         seen.append({**head, **_watched(function, arguments, tokens)})
         seen[-1]["seconds"] = round(time.perf_counter() - started, 2)
         with contextlib.suppress(Exception):
