@@ -60,6 +60,16 @@ def test_prepared_shards_hold_every_document_of_every_split(
         assert len(data.shards(split)) == -(-len(tokens) // shard_tokens)
 
 
+def test_a_tokenizer_within_words_has_no_piece_of_two_words(corpus: Path, tmp_path: Path) -> None:
+    pieces = {}
+    for spec in ("train", "train-within-words"):
+        data = prepare(corpus, out=tmp_path / spec, tokenizer=spec, vocab_size=300)
+        assert list(data.texts("train")) == list(load_corpus(corpus).splits["train"])
+        pieces[spec] = [data.tokenizer.token_bytes(token, 2) for token in range(300)]
+    assert any(b" " in piece[1:].strip() for piece in pieces["train"])
+    assert not any(b" " in piece[1:].strip() for piece in pieces["train-within-words"])
+
+
 def test_preparing_again_reuses_the_folder_and_other_settings_replace_it(
     corpus: Path, tmp_path: Path
 ) -> None:

@@ -58,7 +58,9 @@ def prepare_command(
     out: Annotated[Path, typer.Option("--out", help="Folder to write the shards to.")],
     tokenizer: Annotated[
         str,
-        typer.Option("--tokenizer", help='"train", "bytes", "fineweb-1024" or a SentencePiece .model file.'),
+        typer.Option(
+            "--tokenizer", help='"train", "train-within-words", "bytes", "fineweb-1024" or a .model file.'
+        ),
     ] = "train",
     vocab_size: Annotated[
         int | None, typer.Option("--vocab-size", help="Size of a trained vocabulary; 1024 unless given.")
@@ -66,20 +68,10 @@ def prepare_command(
     shard_tokens: Annotated[
         int, typer.Option("--shard-tokens", help="Tokens in a shard, at most.")
     ] = 100_000_000,
-    across_words: Annotated[
-        bool, typer.Option("--across-words/--within-words", help="May a learned token span words?")
-    ] = True,
     as_json: Json = False,
 ) -> None:
     """Tokenize a corpus into shards; training a tokenizer on its training split unless told otherwise."""
-    dataset = prepare(
-        corpus,
-        out=out,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        shard_tokens=shard_tokens,
-        across_words=across_words,
-    )
+    dataset = prepare(corpus, out=out, tokenizer=tokenizer, vocab_size=vocab_size, shard_tokens=shard_tokens)
     _show(dataset, as_json)
 
 

@@ -30,6 +30,7 @@ from niblick.errors import DataError
 _RECIPE_VERSION = "2"  # changes when the same inputs would give other shards
 _TOKENIZER_FILE = "tokenizer.model"
 _VOCABULARY = 1024
+TRAINED = {"train": True, "train-within-words": False}  # may a learned piece span words?
 
 
 class DataSettings(Protocol):
@@ -48,17 +49,16 @@ def prepare(
     tokenizer: str = "train",
     vocab_size: int | None = None,
     shard_tokens: int = 100_000_000,
-    across_words: bool = True,
 ) -> Dataset:
     """Write `corpus` as shards of at most `shard_tokens` tokens into `out`, or reuse `out` if it holds them already.
 
-    `tokenizer` is "train" (of exactly `vocab_size` ids, by default 1,024; see `train_tokenizer` for `across_words`), "bytes",
+    `tokenizer` is "train" or "train-within-words" (of exactly `vocab_size` ids, by default 1,024), "bytes",
     "fineweb-1024" or the path of a `.model`.
     Raises `DataError`; a folder that this project did not write is never replaced.
     """
     if shard_tokens < 1:
         raise DataError(f"shards of {shard_tokens} tokens; at least 1 is needed")
-    fixed = None if tokenizer == "train" else load_tokenizer(tokenizer)
+    fixed = None if tokenizer in TRAINED else load_tokenizer(tokenizer)
     if fixed is not None and vocab_size not in (None, fixed.vocab_size):
         raise DataError(f"tokenizer {fixed.name} has {fixed.vocab_size} ids, not {vocab_size}")
     vocab_size = vocab_size or _VOCABULARY
@@ -66,12 +66,13 @@ def prepare(
     for split, texts in loaded.splits.items():
         for number, text in enumerate(texts):
             refuse_surrogates(text, f"{split} document {number}")
-    learning = f"train {vocab_size} {'across' if across_words else 'within'} words"
-    key = _key(loaded, learning if fixed is None else fixed.sha256, shard_tokens)
+    key = _key(loaded, f"{tokenizer} {vocab_size}" if fixed is None else fixed.sha256, shard_tokens)
     if (present := _reuse(out, key)) is not None:
         return present
-    made = fixed or train_tokenizer(loaded.splits["train"], vocab_size=vocab_size, across_words=across_words)
-    return _build(loaded, made, shard_tokens, out, key)
+    if fixed is None:
+        texts = loaded.splits["train"]
+        fixed = train_tokenizer(texts, vocab_size=vocab_size, across_words=TRAINED[tokenizer])
+    return _build(loaded, fixed, shard_tokens, out, key)
 
 
 def _key(corpus: Corpus, tokenizer: str, shard_tokens: int) -> str:
@@ -192,7 +193,7 @@ def resolve_dataset(data: DataSettings, *, vocab_size: int, cache: Path) -> Data
 
     The tokenizer must have exactly the model's `vocab_size` ids; `DataError` says so otherwise.
     """
-    fixed = None if data.tokenizer == "train" else load_tokenizer(data.tokenizer)
+    fixed = None if data.tokenizer in TRAINED else load_tokenizer(data.tokenizer)
     if fixed is not None:
         _refuse_other_size(fixed, vocab_size)
     dataset = _open_or_prepare(data, fixed, vocab_size, cache)
@@ -216,7 +217,7 @@ def _open_or_prepare(data: DataSettings, fixed: Tokenizer | None, vocab_size: in
         and (any(path.glob("*.bin")) or manifests.load_manifest(path))
     ):
         return open_dataset(path, fixed)
-    tokenizer = f"train-{vocab_size}" if fixed is None else fixed.sha256[:12]
+    tokenizer = f"{data.tokenizer}-{vocab_size}" if fixed is None else fixed.sha256[:12]
     place = (
         hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12] if data.corpus not in corpora else ""
     )
