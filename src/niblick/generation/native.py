@@ -57,11 +57,11 @@ class NativeEngine(Engine):
         """Bits per weight in memory of every matrix."""
         return dict(self._layout.bits)
 
-    def read(self, slot: int, tokens: Sequence[int] | NDArray[np.int64]) -> None:
-        """See `Engine.read`."""
+    def read(self, slot: int, tokens: Sequence[int] | NDArray[np.int64], *, at: int = 0) -> None:
+        """See `Engine.read`; `at` is the position at which the prompt's first token stands."""
         ids = np.asarray(tokens, dtype=np.int64)
         self._check(slot, ids)
-        self._library.nb_reset(self._engine, slot)
+        self._library.nb_reset(self._engine, slot, at)
         self._slots[:] = slot
         for start in range(0, len(ids), self._columns):
             part = ids[start : start + self._columns]
@@ -129,7 +129,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.nb_floats.restype, library.nb_floats.argtypes = handle, [ctypes.c_int64]
     library.nb_free.restype, library.nb_free.argtypes = None, [handle]
     library.nb_destroy.restype, library.nb_destroy.argtypes = None, [handle]
-    library.nb_reset.restype, library.nb_reset.argtypes = None, [handle, integer]
+    library.nb_reset.restype, library.nb_reset.argtypes = None, [handle, integer, ctypes.c_int64]
     library.nb_run.restype, library.nb_run.argtypes = integer, [handle, integer, pointer, pointer, integer]
     library.nb_logits.restype, library.nb_logits.argtypes = ctypes.POINTER(ctypes.c_float), [handle, integer]
     library.nb_choose.restype = integer

@@ -51,7 +51,7 @@ nb_engine *nb_create(const nb_plan *plan) {
         nb_destroy(e);
         return NULL;
     }
-    for (int i = 0; i < plan->slots; i++) nb_reset(e, i);
+    for (int i = 0; i < plan->slots; i++) nb_reset(e, i, 0);
     return e;
 }
 
@@ -67,8 +67,8 @@ void nb_destroy(nb_engine *e) {
 /* What nb_floats gave. */
 void nb_free(float *memory) { free(memory); }
 
-/* Old contents of rings and vectors are never read again: positions and `since` start over. */
-void nb_reset(nb_engine *e, int slot) { e->slot[slot] = (nb_slot){0, 0, 0, NO_TOKEN}; }
+/* The next token stands at `position`. Old contents of rings and vectors are never read again: nothing before is seen. */
+void nb_reset(nb_engine *e, int slot, int64_t position) { e->slot[slot] = (nb_slot){position, 0, position, NO_TOKEN}; }
 
 static void place(nb_engine *e, int c, int slot, int token) {
     const nb_plan *p = &e->plan;

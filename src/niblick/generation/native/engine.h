@@ -104,7 +104,7 @@ void nb_wait(nb_engine *e);
 nb_engine *nb_create(const nb_plan *plan);
 void nb_destroy(nb_engine *e);
 void nb_free(float *memory);
-void nb_reset(nb_engine *e, int slot);
+void nb_reset(nb_engine *e, int slot, int64_t position);
 int nb_run(nb_engine *e, int n, const int32_t *slots, const int32_t *tokens, int wanted);
 float *nb_logits(nb_engine *e, int slot);
 int nb_choose(nb_engine *e, int slot, int vocab, double temperature, int top_k, double top_p, uint64_t seed,

@@ -1,0 +1,215 @@
+"""Decoding speed at batch 1 and small batches; `python benchmarks/decode.py [--threads N] [--peers PYTHON] [--json]`
+
+For each full-size model: tokens/s and milliseconds per token (greedy choice included) of the engine behind
+`generate` at several context positions, of the reference engine, resident memory and state bytes; then, with
+`--peers` naming a Python that has transformers, llama-cpp-python and gguf, the same of a Llama-type model of
+equal parameter count in Hugging Face transformers and in llama.cpp (Q8_0 and Q6_K).
+
+Weights are random, rounded as the recipe's packing rounds them. Each number is the best of `--repeats` runs of
+`--tokens` tokens. A position beyond the context is reached with a full context behind it (`--read-all` reads
+every token from position 0 instead). Every model runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+MODELS = ("token-shift", "sidecar", "depth-recurrent")
+PEERS = Path(__file__).with_name("decode_peers.py")
+
+
+def resident() -> int:
+    """Bytes of resident memory of this process, after giving back what is free."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def random_model(name: str) -> Any:
+    """A full-size model with random weights, rounded as its artifact would be."""
+    import torch
+
+    from niblick.compression.rounding import round_trip, rounding_specs
+    from niblick.model import LanguageModel
+    from niblick.recipe import load_recipe
+
+    recipe = load_recipe(name)
+    model = LanguageModel(recipe.model).eval()
+    specs = rounding_specs(recipe, model.plan)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if weight.dim() == 2 and not bool(weight.any()):
+                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
+            if key in specs:
+                weight.copy_(round_trip(weight, specs[key]))
+    return model
+
+
+def best_seconds(engine: Any, options: argparse.Namespace, batch: int = 1) -> float:
+    """Seconds per step of `batch` slots, choice included: the best of the repeats."""
+    from niblick.generation import GREEDY
+
+    found = []
+    for _ in range(options.repeats):
+        began = time.perf_counter()
+        for _ in range(options.tokens):
+            engine.step([engine.choose(slot, GREEDY, 0) for slot in range(batch)])
+        found.append((time.perf_counter() - began) / options.tokens)
+    return min(found)
+
+
+def position_rows(engine: Any, context: int, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Speed of slot 0 at every asked position."""
+    import numpy as np
+
+    ids = np.random.default_rng(0).integers(2, engine.vocab_size, max(options.positions))
+    rows = []
+    for position in options.positions:
+        begin = 0 if options.read_all else max(0, position - context)
+        began = time.perf_counter()
+        engine.read(0, ids[begin:position], at=begin)
+        reading = (position - begin) / (time.perf_counter() - began)
+        seconds = best_seconds(engine, options)
+        rows.append({"position": position, "ms": seconds * 1e3, "tokens_per_second": 1 / seconds, "read_per_second": reading})
+    return rows
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Everything about one model; runs in its own process."""
+    import torch
+
+    from niblick.generation import NativeEngine, ReferenceEngine, open_engine
+
+    torch.set_num_threads(options.threads)
+    before = resident()
+    model = random_model(name)
+    plan, context = model.plan, model.recipe.context
+    reference = ReferenceEngine(model)
+    reference.read(0, [1] * 1000)
+    slow = best_seconds(reference, argparse.Namespace(repeats=2, tokens=10))
+    del reference
+    began = time.perf_counter()
+    engine = open_engine(model, threads=options.threads)
+    laid_out = time.perf_counter() - began
+    if not isinstance(engine, NativeEngine):
+        raise SystemExit("the native engine could not be built here: is there a C compiler?")
+    del model
+    found = {
+        "model": name, "engine": engine.name, "parameters": plan.parameter_count, "weight_bytes": engine.weight_bytes,
+        "bits": sorted(set(engine.bits.values())), "state_bytes": engine.state_bytes, "plan_state_bytes": plan.decode_state_bytes(),
+        "layout_seconds": laid_out, "positions": position_rows(engine, context, options),
+        "resident_bytes": resident() - before, "reference_ms": slow * 1e3,
+    }
+    return {**found, "batches": _batches(name, options)}
+
+
+def _batches(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    from niblick.generation import open_engine
+
+    engine = open_engine(random_model(name), slots=max(options.batches), threads=options.threads)
+    for slot in range(engine.slots):
+        engine.read(slot, [1] * 1000)
+    rows = []
+    for batch in options.batches:
+        seconds = best_seconds(engine, options, batch)
+        rows.append({"batch": batch, "ms": seconds * 1e3, "tokens_per_second": batch / seconds})
+    return rows
+
+
+def run(command: list[str]) -> Any:
+    """One child process's JSON; its errors end the benchmark."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:3])} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show(result: dict[str, Any]) -> None:
+    """The tables of the documentation."""
+    print(f"{result['processor']}, {result['threads']} threads; milliseconds per token (tokens/s)\n")
+    positions = result["options"]["positions"]
+    print("| model | memory | state | " + " | ".join(f"at {p:,}" for p in positions) + " | reading a prompt |")
+    print("|---|---|---|" + "---|" * (len(positions) + 1))
+    for row in result["models"] + result["peers"]:
+        at = {cell["position"]: cell for cell in row["positions"]}
+        cells = [f"{at[p]['ms']:.2f} ({at[p]['tokens_per_second']:,.0f})" if p in at else "-" for p in positions]
+        reading = max((cell["read_per_second"] for cell in row["positions"] if cell["position"] >= 1000), default=0)
+        print(
+            f"| {row['model']}, {row['engine']} | {row['resident_bytes'] / 1e6:.0f} MB | {row['state_bytes'] / 1e6:.1f} MB | "
+            + " | ".join(cells) + f" | {reading:,.0f}/s |"
+        )
+    print("\n| model | reference engine at 1,000 | " + " | ".join(f"batch {b}" for b in result["options"]["batches"]) + " |")
+    print("|---|---|" + "---|" * len(result["options"]["batches"]))
+    for row in result["models"]:
+        cells = [f"{cell['tokens_per_second']:,.0f}/s" for cell in row["batches"]]
+        print(f"| {row['model']} | {row['reference_ms']:.1f} ms | " + " | ".join(cells) + " |")
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS))
+    parser.add_argument("--positions", type=numbers, default=[100, 1000, 10_000, 100_000])
+    parser.add_argument("--batches", type=numbers, default=[1, 2, 4, 8])
+    parser.add_argument("--threads", type=int, default=None, help="default: all processors")
+    parser.add_argument("--tokens", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--read-all", action="store_true")
+    parser.add_argument("--peers", help="Python with transformers, llama-cpp-python and gguf")
+    parser.add_argument("--peer-positions", type=numbers, default=[100, 1000])
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure every model and peer in turn."""
+    options = parse()
+    if options.threads is None:
+        import os
+
+        options.threads = os.cpu_count() or 1
+    if options.one:
+        print(json.dumps(measure(options.one, options)))
+        return
+    shared = [
+        f"--threads={options.threads}", f"--tokens={options.tokens}", f"--repeats={options.repeats}",
+        "--positions=" + ",".join(map(str, options.positions)), "--batches=" + ",".join(map(str, options.batches)),
+        *(["--read-all"] if options.read_all else []),
+    ]
+    models = [run([sys.executable, __file__, "--one", name, *shared]) for name in options.models]
+    peers = []
+    if options.peers:
+        wanted = {"threads": options.threads, "tokens": options.tokens, "repeats": options.repeats,
+                  "positions": options.peer_positions}
+        for peer in ("transformers-float32", "transformers-bfloat16", "llama.cpp-Q8_0", "llama.cpp-Q6_K"):
+            peers.append(run([options.peers, str(PEERS), peer, json.dumps(wanted)]))
+    from niblick.runtime import describe_environment
+
+    result = {
+        "processor": describe_environment()["processor"], "platform": platform.platform(), "threads": options.threads,
+        "options": vars(options), "models": models, "peers": peers,
+    }
+    if options.json:
+        print(json.dumps(result))
+    else:
+        show(result)
+
+
+if __name__ == "__main__":
+    main()
