@@ -7,6 +7,7 @@ from collections.abc import Callable
 from niblick.audit.rules import (
     byte_accounting,
     byte_mixture,
+    hashed_pair,
     importable,
     ngram_key,
     outside,
@@ -19,7 +20,7 @@ from niblick.audit.rules.case import Case
 from niblick.audit.types import Finding
 
 RULES: tuple[Callable[[Case], list[Finding]], ...] = (
-    importable.check, ngram_key.check, slot.check, train_before_score.check, score_first.check, validation_data.check,
+    importable.check, ngram_key.check, hashed_pair.check, slot.check, train_before_score.check, score_first.check, validation_data.check,
     byte_accounting.check, byte_mixture.check, outside.check,
 )
 """Every static rule, in the order their findings are listed."""

@@ -97,7 +97,8 @@ def interleaved(trace: Trace, update: UpdateEvent) -> bool:
     """Whether tokens were scored between the updates of one phase of training, as score-first training does."""
     phase = [u.order for u in trace.updates if u.where == update.where]
     first, last = min(phase), max(phase)
-    return any(first < e.order < last and not overlap(trace, e) for e in scored(trace))
+    return any(
+        first < e.order < last and e.no_grad and e.targets and not overlap(trace, e) for e in trace.scores)
 
 
 def first_by_line(events: Iterable[ScoreEvent]) -> list[ScoreEvent]:
