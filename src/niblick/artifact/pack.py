@@ -69,7 +69,7 @@ def pack(
         raise ArtifactError(f"{plan.parameter_count:,} nearly constant parameters; no artifact may declare that many")
     ledger = _ledger(encoded, header, fixed - len(stored), len(stored))
     if budget is not None and len(encoded.payload) > budget:
-        _refuse(ledger, extra_bytes, max_bytes or 0)
+        _refuse(ledger, extra_bytes, max_bytes or 0, encoded.choice)
     write_file(out, container.build(header, stored, encoded.payload))
     seconds = calibration.seconds if calibration is not None else 0.0
     return Packed(out, ledger.total, ledger, encoded.decoded, encoded.choice, seconds)
@@ -80,10 +80,11 @@ def _ledger(encoded: Encoded, header: dict[str, Any], head: int, tokenizer: int)
     return Ledger({**parts, **encoded.parts}, encoded.tensors)
 
 
-def _refuse(ledger: Ledger, extra: int, limit: int) -> None:
+def _refuse(ledger: Ledger, extra: int, limit: int, choice: dict[str, Any]) -> None:
     excess = ledger.total + extra - limit
+    least = ", the smallest this codec can make," if choice.get("limit") == "smallest" else ""
     code = f" and {extra:,} B of code" if extra else ""
     raise CapacityError(
-        f"the artifact of {ledger.total:,} B{code} exceeds the cap of {limit:,} B by {excess:,} B; "
+        f"the artifact of {ledger.total:,} B{least}{code} exceeds the cap of {limit:,} B by {excess:,} B; "
         f"largest tensors: {ledger.largest()}"
     )

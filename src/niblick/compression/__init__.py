@@ -4,9 +4,11 @@ Decoding is bit-identical on any machine: symbols come from integer frequency ta
 float32 numbers that are stored or built by exact arithmetic.
 """
 
+from niblick.compression.calibration import Calibration
 from niblick.compression.codec import CODECS, Codec, Encoded, Job, TensorRow, get_codec
 from niblick.compression.intzlib import IntZlib
+from niblick.compression.rd import RateDistortion
 from niblick.compression.rounding import RoundingSpec, round_trip, rounding_specs
 
-__all__ = ["CODECS", "Codec", "Encoded", "IntZlib", "Job", "RoundingSpec", "TensorRow", "get_codec", "round_trip",
+__all__ = ["CODECS", "Calibration", "Codec", "Encoded", "IntZlib", "Job", "RateDistortion", "RoundingSpec", "TensorRow", "get_codec", "round_trip",
            "rounding_specs"]

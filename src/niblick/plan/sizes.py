@@ -55,6 +55,20 @@ def int_zlib_sizes(recipe: Recipe, plan: Plan) -> Sizes:
     return bound + _stored(2 * rest), round(estimate + 1.8 * rest)
 
 
+@CODEC_SIZES.register("rd")
+def rd_sizes(recipe: Recipe, plan: Plan) -> Sizes:
+    """Never above the cap, which the solver fills from below, unless even the smallest file exceeds it.
+
+    The largest file has about nine bits a weight; the smallest is little but the grids of the tensors.
+    """
+    scales = sum((_rows(p) + p.size // max(_rows(p), 1)) for p in plan.exported)
+    largest = round(plan.parameter_count * 9.5 / 8) + scales
+    smallest = scales // 2 + 4 * len(plan.exported) + round(0.03 * plan.parameter_count / 8)
+    fixed = _HEADER[1] + _tokenizer(recipe)[1]
+    room = max(recipe.artifact.max_bytes - fixed, 0)
+    return max(min(largest, room), smallest), max(min(largest, room), smallest)
+
+
 def _stored(size: int) -> int:
     """Bytes of a length-prefixed zlib stream that did not compress."""
     return size + 5 * (size // 16_000 + 1) + 12

@@ -1,0 +1,63 @@
+"""Which frequency table codes a symbol: the expected magnitude of its column, row and quantizer, in integers.
+
+The expected magnitude of symbol (r, c) is the mean over the rows above it in its column, weighted by the rows' steps,
+times its row's stored correction. It is quantized to half octaves; each half octave and quantizer has one table for
+the whole file. Everything is computed in integers, so encoder and decoder agree on any machine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from niblick.compression.fixed import fixed_power, fixed_powers
+
+Ints = NDArray[np.int64]
+DIGITS = 12
+_PRIOR_ROWS = 3
+# Half octaves of expected magnitude, 2^-5 .. 2^7, in units of 1/256.
+THRESHOLDS = np.array([fixed_power(2 * j, 8) for j in range(-10, 15)], dtype=np.int64)
+LEVELS = len(THRESHOLDS) + 1
+SCALAR_KIND, SIDE_KIND = 2 * LEVELS, 3 * LEVELS
+# Side information: plain numbers, exponents by their spread (four), row corrections.
+NUMBER_KIND, EXPONENT_KIND, CORRECTION_KIND = SIDE_KIND, SIDE_KIND + 1, SIDE_KIND + 5
+_SIDE_MEANS = (32 * 256, 192, 512, 1280, 3072, 128)
+
+
+def table_means() -> Ints:
+    """Expected magnitudes (in 1/256) that the tables of all kinds start from."""
+    levels = [fixed_power(2 * j - 1, 8) for j in range(-10, 16)]
+    return np.array([*levels * 3, *_SIDE_MEANS], dtype=np.int64)
+
+
+def table_limits() -> Ints:
+    """Largest magnitudes that the tables of all kinds hold."""
+    return np.array([min(max(12 * int(mean) // 256, 6), 400) for mean in table_means()], dtype=np.int64)
+
+
+class ColumnContext:
+    """The running statistics of one tensor's columns, fed with its rows from above to below."""
+
+    def __init__(self, *, mean: int, rows: Ints, columns: Ints, corrections: Ints, scalar: bool) -> None:
+        """`mean`: expected magnitude at step exponents 0, in quarter octaves; exponents (R,), (C,), (R,)."""
+        self._rows = fixed_powers(np.clip(rows, -40, 40), DIGITS)
+        self._lift = fixed_powers(2 * corrections, DIGITS)
+        start = fixed_powers(np.clip(mean - columns, -40, 60), DIGITS)
+        self._sum = _PRIOR_ROWS * start
+        self._seen = _PRIOR_ROWS
+        self._base = SCALAR_KIND if scalar else 0
+
+    def kinds(self, block: slice, quantizer: Ints) -> Ints:
+        """The kinds (n, C) of the rows in `block` under their quantizers (n, C)."""
+        column = self._sum // self._seen
+        expected = column[None, :] * 256 // self._rows[block, None]
+        expected = expected * self._lift[block, None] >> DIGITS
+        level = np.searchsorted(THRESHOLDS, expected, side="right")
+        kinds: Ints = level + self._base + quantizer * (LEVELS if self._base == 0 else 0)
+        return kinds
+
+    def learn(self, block: slice, symbols: Ints) -> None:
+        """Take in the decoded symbols (n, C) of the rows in `block`."""
+        sizes = np.minimum(np.abs(symbols), 1 << 20)
+        self._sum = self._sum + (sizes * self._rows[block, None]).sum(axis=0)
+        self._seen += symbols.shape[0]

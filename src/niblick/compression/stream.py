@@ -1,0 +1,162 @@
+"""The payload's symbol stream: for each tensor its grid, its rows' corrections, then its symbols row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from niblick.compression.contexts import (
+    CORRECTION_KIND,
+    EXPONENT_KIND,
+    NUMBER_KIND,
+    ColumnContext,
+    table_limits,
+    table_means,
+)
+from niblick.compression.fixed import powers
+from niblick.compression.grid import Grid, machine_of, paths_of, unit
+from niblick.compression.layout import matrix_shape
+from niblick.compression.symbols import Decoder, Encoder, Tables
+from niblick.compression.trellis import Machine
+from niblick.errors import ArtifactError
+from niblick.plan import Parameter
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+_LARGEST_NUMBER, _LARGEST_CORRECTION = 4096, 12
+_SPREADS = (0.9, 2.2, 5.0)
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Price of one tensor in bits: its symbols, its exponents, and the numbers that steer its model."""
+
+    symbols: float
+    scales: float
+    models: float
+
+    @property
+    def total(self) -> float:
+        """All three."""
+        return self.symbols + self.scales + self.models
+
+
+def new_tables() -> Tables:
+    """The tables that encoder and decoder both start from."""
+    return Tables(table_means(), table_limits())
+
+
+def write_tensor(encoder: Encoder, parameter: Parameter, grid: Grid, symbols: Ints) -> Bits:
+    """Encode one tensor's grid and symbols (R, C)."""
+    rows, columns = matrix_shape(parameter)
+    mean, corrections = _describe(grid, symbols)
+    numbers = encoder.put(np.array([grid.tensor, mean]), np.full(2, NUMBER_KIND))
+    scales = _write_exponents(encoder, grid.rows // unit(columns), rows)
+    scales += _write_exponents(encoder, grid.columns // unit(rows), columns)
+    numbers += encoder.put(corrections, np.full(rows, CORRECTION_KIND)) if rows > 1 else 0.0
+    context = _context(parameter, grid, mean, corrections)
+    walk = _Walk(machine_of(parameter), rows, columns, paths_of(parameter))
+    price = 0.0
+    for block in walk.blocks:
+        quantizer = walk.quantizer(block)
+        part = symbols[block]
+        price += encoder.put(part.ravel(), context.kinds(block, quantizer).ravel())
+        walk.advance(block, part)
+        context.learn(block, part)
+    return Bits(price, scales, numbers)
+
+
+def read_tensor(decoder: Decoder, parameter: Parameter) -> tuple[Grid, Ints]:
+    """Undo `write_tensor`: the grid and the levels (R, C), multiples of the grid's steps."""
+    rows, columns = matrix_shape(parameter)
+    numbers = decoder.take(np.full(2, NUMBER_KIND))
+    if int(np.abs(numbers).max()) > _LARGEST_NUMBER:
+        raise ArtifactError(f"the grid of {parameter.name!r} is out of range")
+    row_exponents = _read_exponents(decoder, rows) * unit(columns)
+    column_exponents = _read_exponents(decoder, columns) * unit(rows)
+    corrections = decoder.take(np.full(rows, CORRECTION_KIND)) if rows > 1 else np.zeros(rows, dtype=np.int64)
+    if rows and int(np.abs(corrections).max()) > _LARGEST_CORRECTION:
+        raise ArtifactError(f"the corrections of {parameter.name!r} are out of range")
+    grid = Grid(int(numbers[0]), row_exponents, column_exponents)
+    context = _context(parameter, grid, int(numbers[1]), corrections)
+    machine = machine_of(parameter)
+    walk = _Walk(machine, rows, columns, paths_of(parameter))
+    levels = np.zeros((rows, columns), dtype=np.int64)
+    for block in walk.blocks:
+        quantizer = walk.quantizer(block)
+        kinds = context.kinds(block, quantizer)
+        part = decoder.take(kinds.ravel()).reshape(kinds.shape)
+        walk.advance(block, part)
+        context.learn(block, part)
+        levels[block] = machine.level(part, quantizer)
+    return grid, levels
+
+
+class _Walk:
+    """Rows in blocks of one row per trellis path, and the state of every path of every column."""
+
+    def __init__(self, machine: Machine, rows: int, columns: int, paths: int) -> None:
+        # Without a trellis the blocks only pace the adaptation.
+        height = paths if machine.states > 1 else max(1, -(-rows // 64))
+        self.blocks = [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
+        self._machine = machine
+        self._state = np.zeros((height, columns), dtype=np.int64)
+
+    def quantizer(self, block: slice) -> Ints:
+        """The quantizer (n, C) of each symbol in `block`."""
+        found: Ints = self._machine.quantizer[self._state[: block.stop - block.start]]
+        return found
+
+    def advance(self, block: slice, symbols: Ints) -> None:
+        """Move every path by its symbol."""
+        if self._machine.states > 1:
+            count = block.stop - block.start
+            self._state[:count] = self._machine.following[self._state[:count], symbols & 1]
+
+
+def _context(parameter: Parameter, grid: Grid, mean: int, corrections: Ints) -> ColumnContext:
+    scalar = machine_of(parameter).states == 1
+    return ColumnContext(mean=mean, rows=grid.rows, columns=grid.columns, corrections=corrections, scalar=scalar)
+
+
+def _describe(grid: Grid, symbols: Ints) -> tuple[int, Ints]:
+    """The mean magnitude at exponents 0, in quarter octaves, and each row's correction in half octaves."""
+    rows, columns = symbols.shape
+    size = np.abs(symbols).astype(np.float64)
+    row_scale, column_scale = powers(grid.rows), powers(grid.columns)
+    column_mean = (size * row_scale[:, None]).mean(axis=0)
+    mean = float((column_mean * column_scale).mean())
+    level = int(np.clip(round(4 * np.log2(max(mean, 1e-3))), -40, 60))
+    expected = np.maximum(column_mean.mean() / row_scale, 1e-9)
+    found = np.maximum(size.mean(axis=1), 0.25 / columns)
+    half_octaves = np.rint(2 * np.log2(found / expected))
+    limit = _LARGEST_CORRECTION
+    corrections = np.clip(half_octaves, -limit, limit).astype(np.int64)
+    return level, corrections if rows > 1 and columns >= 8 else np.zeros(rows, dtype=np.int64)
+
+
+def _spread(exponents: Ints) -> int:
+    """Which of four tables suits exponents of this mean magnitude."""
+    return int(np.searchsorted(_SPREADS, np.abs(exponents).mean()))
+
+
+def _write_exponents(encoder: Encoder, exponents: Ints, count: int) -> float:
+    if count < 2:
+        return 0.0
+    spread = _spread(exponents)
+    price = encoder.put(np.array([spread]), np.array([NUMBER_KIND]))
+    return price + encoder.put(exponents, np.full(count, EXPONENT_KIND + spread))
+
+
+def _read_exponents(decoder: Decoder, count: int) -> Ints:
+    if count < 2:
+        return np.zeros(count, dtype=np.int64)
+    spread = int(decoder.take(np.array([NUMBER_KIND]))[0])
+    if not 0 <= spread <= len(_SPREADS):
+        raise ArtifactError(f"exponent table {spread} does not exist; there are {len(_SPREADS) + 1}")
+    exponents = decoder.take(np.full(count, EXPONENT_KIND + spread))
+    if int(np.abs(exponents).max()) > 64:
+        raise ArtifactError("step exponents are out of range")
+    return exponents

@@ -1,0 +1,183 @@
+"""Entropy coding of integers with constriction: adaptive integer frequency tables over an ANS stream.
+
+A symbol's table is named by its kind. A table starts from a geometric law built by integer arithmetic and adds what
+was coded, block by block; it is rebuilt only once it has grown by an eighth, so encoder and decoder stay in step
+and both are fast. Magnitudes beyond a table's limit are an escape, their excess is coded in Elias gamma beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import constriction
+import numpy as np
+from numpy.typing import NDArray
+
+from niblick.compression.fixed import geometric
+from niblick.errors import ArtifactError
+
+Ints = NDArray[np.int64]
+_WEIGHT, _LARGEST_TOTAL = 40, 1 << 21
+
+
+@dataclass
+class Table:
+    """Adaptive counts of the symbols -limit..limit and of the escape (last)."""
+
+    limit: int
+    counts: NDArray[np.int64]
+    total: int
+    fresh: int = 0
+    _model: Any = None
+    _bits: NDArray[np.float64] | None = field(default=None, repr=False)
+
+    @classmethod
+    def start(cls, mean: int, limit: int) -> Table:
+        """A geometric law whose magnitudes have the expected value `mean` / 256."""
+        law = geometric(mean, 8, limit, _WEIGHT * 16)
+        counts = np.append(law, 1)
+        return cls(limit, counts, int(counts.sum()))
+
+    @property
+    def model(self) -> Any:
+        """The constriction model of the counts as they were when last rebuilt."""
+        if self._model is None or self.fresh * 8 > self.total:
+            self._rebuild()
+        return self._model
+
+    @property
+    def bits(self) -> NDArray[np.float64]:
+        """Price of each symbol in bits under `model`."""
+        if self._bits is None:
+            self._rebuild()
+        assert self._bits is not None
+        return self._bits
+
+    def add(self, indices: Ints) -> None:
+        """Learn from coded symbols; sixteen parts a symbol, so that the prior can have fractions of one."""
+        np.add.at(self.counts, indices, 16)
+        self.fresh += 16 * len(indices)
+        self.total += 16 * len(indices)
+        if self.total > _LARGEST_TOTAL:
+            self.counts = (self.counts + 1) // 2
+            self.total = int(self.counts.sum())
+
+    def _rebuild(self) -> None:
+        self.fresh = 0
+        # Sums stay under 2^24, so float32 holds every count exactly.
+        self._model = constriction.stream.model.Categorical(self.counts.astype(np.float32), perfect=False)
+        self._bits = np.log2(float(self.total)) - np.log2(self.counts)
+
+
+class Tables:
+    """Tables by kind, made on first use from `mean` (in 1/256) and `limit` given by kind."""
+
+    def __init__(self, means: Ints, limits: Ints) -> None:
+        self._means, self._limits = means, limits
+        self._tables: dict[int, Table] = {}
+
+    def __getitem__(self, kind: int) -> Table:
+        table = self._tables.get(kind)
+        if table is None:
+            table = self._tables[kind] = Table.start(int(self._means[kind]), int(self._limits[kind]))
+        return table
+
+
+def _groups(kinds: Ints) -> list[tuple[int, Ints]]:
+    """(kind, positions) in order of kind, positions in their own order."""
+    order = np.argsort(kinds, kind="stable")
+    sorted_kinds = kinds[order]
+    cuts = np.flatnonzero(sorted_kinds[1:] != sorted_kinds[:-1]) + 1
+    starts = [0, *cuts.tolist()]
+    return [(int(sorted_kinds[a]), order[a:b]) for a, b in zip(starts, [*starts[1:], len(order)], strict=True)]
+
+
+class Encoder:
+    """Collects symbols in the order they will be decoded; `finish` gives the stream."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self._pieces: list[tuple[Any, NDArray[np.int32]]] = []
+        self._escapes: list[Ints] = []
+        self.bits = 0.0
+
+    def put(self, symbols: Ints, kinds: Ints) -> float:
+        """Encode a block (both of length n); returns its price in bits under the tables."""
+        before = self.bits
+        for kind, places in _groups(kinds) if len(kinds) else []:
+            self._put(self.tables[kind], symbols[places])
+        return self.bits - before
+
+    def _put(self, table: Table, symbols: Ints) -> None:
+        outside = np.abs(symbols) > table.limit
+        indices = np.where(outside, 2 * table.limit + 1, symbols + table.limit)
+        model = table.model
+        self._pieces.append((model, indices.astype(np.int32)))
+        self.bits += float(table.bits[indices].sum())
+        if outside.any():
+            excess = symbols[outside]
+            coded = 2 * (np.abs(excess) - table.limit) - (excess > 0)
+            self._escapes.append(coded)
+            self.bits += float((2 * np.floor(np.log2(coded)) + 1).sum())
+        table.add(indices)
+
+    def finish(self) -> tuple[bytes, bytes]:
+        """(ANS stream, escapes); little-endian."""
+        coder = constriction.stream.stack.AnsCoder()
+        for model, indices in reversed(self._pieces):
+            coder.encode_reverse(indices, model)
+        values = np.concatenate(self._escapes).tolist() if self._escapes else []
+        digits = "".join("0" * (value.bit_length() - 1) + f"{value:b}" for value in values)
+        packed = np.packbits(np.frombuffer(digits.encode(), dtype=np.uint8) - ord("0")) if digits else np.zeros(0, "u1")
+        return coder.get_compressed().astype("<u4").tobytes(), packed.tobytes()
+
+
+class Decoder:
+    """Gives back what an `Encoder` with equal tables was given, block by block."""
+
+    def __init__(self, tables: Tables, stream: bytes, escapes: bytes) -> None:
+        if len(stream) % 4:
+            raise ArtifactError(f"the symbol stream of {len(stream):,} bytes is not made of whole words")
+        self._tables = tables
+        try:
+            self._coder = constriction.stream.stack.AnsCoder(np.frombuffer(stream, dtype="<u4").astype(np.uint32))
+        except ValueError as error:
+            raise ArtifactError(f"the symbol stream is damaged: {error}") from None
+        self._escapes = "".join(f"{byte:08b}" for byte in escapes)
+        self._at = 0
+
+    def take(self, kinds: Ints) -> Ints:
+        """Decode a block of symbols whose kinds are given."""
+        symbols = np.empty(len(kinds), dtype=np.int64)
+        for kind, places in _groups(kinds) if len(kinds) else []:
+            symbols[places] = self._take(self._tables[kind], len(places))
+        return symbols
+
+    def _take(self, table: Table, count: int) -> Ints:
+        try:
+            indices = self._coder.decode(table.model, count).astype(np.int64)
+        except (ValueError, AssertionError) as error:
+            raise ArtifactError(f"the symbol stream is damaged: {error}") from None
+        table.add(indices)
+        symbols: Ints = indices - table.limit
+        for place in np.flatnonzero(indices == 2 * table.limit + 1).tolist():
+            symbols[place] = self._escape(table.limit)
+        return symbols
+
+    def _escape(self, limit: int) -> int:
+        start = self._escapes.find("1", self._at)
+        length = start - self._at + 1
+        if start < 0 or length > 40 or start + length > len(self._escapes):
+            raise ArtifactError("the escape stream is damaged")
+        self._at = start + length
+        coded = int(self._escapes[start : self._at], 2)
+        magnitude = (coded + 1) // 2 + limit
+        return magnitude if coded % 2 else -magnitude
+
+    def finish(self) -> None:
+        """Refuse a stream that holds more than was taken."""
+        if not self._coder.is_empty():
+            raise ArtifactError("the symbol stream holds more than its tensors")
+        if len(self._escapes) - self._at >= 8 or "1" in self._escapes[self._at :]:
+            raise ArtifactError("the escape stream holds more than its tensors")

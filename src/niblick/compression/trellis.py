@@ -1,0 +1,136 @@
+"""Dependent (trellis-coded) scalar quantization: which multiples of the step a symbol can mean depends on its past.
+
+Two quantizers share the multiples n of a step: Q0 has the even ones, n = 2k; Q1 the odd ones and zero, n = 2k - sgn k.
+A state machine driven by the parity of k picks one for each symbol, and the encoder finds the best path with the
+Viterbi algorithm under distortion + multiplier * bits (as in ISO/IEC 15938-17 and VVC, here with 8 states of the
+Ungerboeck kind). At 2.5 bits this needs about 0.11 bit less than uniform scalar quantization for the same error.
+A scalar quantizer is the machine with one state and n = k.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """States with their quantizer (0 or 1), and the next state for an even and an odd symbol."""
+
+    following: Ints
+    quantizer: Ints
+    stride: int
+
+    @property
+    def states(self) -> int:
+        """Number of states."""
+        return len(self.quantizer)
+
+    def level(self, symbols: Ints, quantizer: Ints) -> Ints:
+        """The multiple n of the step that `symbols` mean under `quantizer`."""
+        if self.stride == 1:
+            return symbols
+        found: Ints = 2 * symbols - np.sign(symbols).astype(np.int64) * quantizer
+        return found
+
+    def branches(self) -> tuple[Ints, Ints]:
+        """For each state its two predecessors (2, S), and the subset 2 * quantizer + parity each comes by."""
+        arrivals: list[list[tuple[int, int]]] = [[] for _ in range(self.states)]
+        for state, (even, odd) in enumerate(self.following.tolist()):
+            arrivals[even].append((state, 0))
+            arrivals[odd].append((state, 1))
+        before = np.array([[state for state, _ in pair] for pair in arrivals]).T
+        parity = np.array([[odd for _, odd in pair] for pair in arrivals]).T
+        return before, 2 * self.quantizer[before] + parity
+
+
+SCALAR = Machine(np.array([[0, 0]]), np.array([0]), 1)
+TRELLIS = Machine(
+    np.array([[0, 1], [2, 3], [5, 4], [7, 6], [1, 0], [3, 2], [4, 5], [6, 7]]),
+    np.array([0, 1, 0, 1, 0, 1, 0, 1]),
+    2,
+)
+
+
+def quantizers(machine: Machine, symbols: Ints) -> Ints:
+    """The quantizer of every symbol (L, N): each of the N paths starts in state 0."""
+    found = np.zeros_like(symbols)
+    state = np.zeros(symbols.shape[1], dtype=np.int64)
+    if machine.states == 1:
+        return found
+    for i in range(len(symbols)):
+        found[i] = machine.quantizer[state]
+        state = machine.following[state, symbols[i] & 1]
+    return found
+
+
+def search(
+    machine: Machine, target: Floats, bits: Floats, kinds: Ints, multiplier: float
+) -> tuple[Ints, Ints]:
+    """The cheapest symbols (L, N), and the levels they mean, for `target` (L, N) along N independent paths.
+
+    Targets are in units of the step; `bits` (kinds, 2, K+1) prices each magnitude under each quantizer; `kinds` (L, N) chooses the row. Minimises
+    sum (target - level)^2 + multiplier * bits.
+    """
+    cost, magnitude = _candidates(machine, np.abs(target), bits, kinds, multiplier)
+    if machine.states == 1:
+        best = np.argmin(cost, axis=0)
+        chosen = np.take_along_axis(magnitude, best[None], axis=0)[0]
+        quantizer = np.zeros_like(chosen)
+    else:
+        chosen, quantizer = _viterbi(machine, cost, magnitude)
+    symbols = np.where(target < 0, -chosen, chosen)
+    return symbols, machine.level(symbols, quantizer)
+
+
+def _candidates(
+    machine: Machine, size: Floats, bits: Floats, kinds: Ints, multiplier: float
+) -> tuple[Floats, Ints]:
+    """For each subset (quantizer, parity) the cheaper of its two nearest magnitudes towards zero: (4, L, N)."""
+    last = bits.shape[2] - 1
+    subsets = 4 if machine.states > 1 else 2
+    cost = np.empty((subsets, *size.shape))
+    magnitude = np.empty((subsets, *size.shape), dtype=np.int64)
+    for subset in range(subsets):
+        quantizer, parity = divmod(subset, 2)
+        prices = bits[:, quantizer]
+        near = 2 * np.rint(((size + quantizer) / machine.stride - parity) / 2).astype(np.int64) + parity
+        near = np.maximum(near, parity)
+        below = np.maximum(near - 2, parity)
+        options = []
+        for symbol in (near, below):
+            level = machine.stride * symbol - quantizer * (symbol > 0)
+            price = prices[kinds, np.minimum(symbol, last)] + np.maximum(symbol - last, 0) * 0.01
+            options.append((size - level) ** 2 + multiplier * price)
+        keep = options[0] <= options[1]
+        cost[subset] = np.where(keep, options[0], options[1])
+        magnitude[subset] = np.where(keep, near, below)
+    return cost, magnitude
+
+
+def _viterbi(machine: Machine, cost: Floats, magnitude: Ints) -> tuple[Ints, Ints]:
+    """Magnitudes and quantizers (L, N) along the cheapest paths from state 0."""
+    before, subset = machine.branches()
+    _, length, paths = cost.shape
+    total = np.full((machine.states, paths), 1e30)
+    total[0] = 0.0
+    branch = cost[subset]  # (2, S, L, N)
+    second = np.empty((length, machine.states, paths), dtype=np.int64)
+    for i in range(length):
+        one = total[before[0]] + branch[0, :, i]
+        two = total[before[1]] + branch[1, :, i]
+        second[i] = two < one
+        total = np.minimum(one, two)
+    state = total.argmin(axis=0)
+    column = np.arange(paths)
+    taken = np.empty((length, paths), dtype=np.int64)
+    for i in range(length - 1, -1, -1):
+        pick = second[i, state, column]
+        taken[i] = subset[pick, state]
+        state = before[pick, state]
+    return np.take_along_axis(magnitude, taken[None], axis=0)[0], taken // 2

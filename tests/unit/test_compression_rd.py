@@ -1,0 +1,154 @@
+"""The rate-distortion codec: exact decoding, budgets met from below, hostile payloads refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from niblick.artifact import open_model, pack
+from niblick.artifact.pack import Packed
+from niblick.compression import CODECS, Calibration
+from niblick.data.tokenizer import load_tokenizer
+from niblick.errors import ArtifactError, CapacityError
+from niblick.model import LanguageModel
+from niblick.plan import make_plan
+from niblick.recipe import Recipe, recipe_from_dict
+
+
+def small(**changes: object) -> Recipe:
+    model = {
+        "vocab_size": 260, "dim": 16, "context": 16, "stack": [{"layers": ["token-shift", "full"]}],
+        "attention": {"heads": 2, "kv_heads": 1, "rope": {"dims": 4}}, "mlp": {"width": 2.0},
+        "bigram": {"enabled": True, "buckets": 32, "width": 8}, "smear": {"enabled": True},
+    }
+    return recipe_from_dict({"name": "small", "model": {**model, **changes}, "data": {"tokenizer": "bytes"}})
+
+
+def weights(recipe: Recipe, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    model = LanguageModel(recipe.model, seed=seed)
+    return {name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
+            for name, tensor in model.state_dict().items()}
+
+
+def calibration(sequences: int = 2) -> Calibration:
+    tokens = torch.randint(4, 260, (sequences, 32), generator=torch.Generator().manual_seed(5))
+    return Calibration([tokens], bytes_per_token=1.0)
+
+
+def packed(out: Path, tensors: dict[str, torch.Tensor], recipe: Recipe, **options: object) -> Packed:
+    return pack(tensors, recipe, load_tokenizer("bytes"), out, codec="rd", calibration=calibration(), **options)
+
+
+def test_decoding_gives_the_encoders_tensors_bit_for_bit_also_in_a_fresh_process(tmp_path: Path) -> None:
+    recipe, out = small(), tmp_path / "a.nib"
+    result = packed(out, weights(recipe), recipe)
+    decoded = open_model(out).model.state_dict()
+    for name, tensor in result.tensors.items():
+        assert torch.equal(decoded[name], tensor), name
+    script = ("import sys, torch; from niblick.artifact import open_model; "
+              "m = open_model(sys.argv[1]).model; print(m.logits(torch.arange(40).view(1, -1)).double().sum().item())")
+    run = subprocess.run([sys.executable, "-c", script, str(out)], capture_output=True, text=True, check=True)
+    again = open_model(out).model.logits(torch.arange(40).view(1, -1)).double().sum().item()
+    assert float(run.stdout) == again
+
+
+@pytest.mark.parametrize("budget", [2_600, 4_000])
+def test_a_budget_is_met_from_below_within_a_tenth_of_a_percent(tmp_path: Path, budget: int) -> None:
+    recipe = small()
+    result = packed(tmp_path / "a.nib", weights(recipe), recipe, max_bytes=budget)
+    assert result.size == (tmp_path / "a.nib").stat().st_size == sum(result.ledger.parts.values())
+    assert budget - max(0.001 * budget, 16) <= result.size <= budget
+    assert result.calibration_seconds > 0 and result.choice["aim"] == "budget"
+
+
+def test_more_bytes_never_give_a_worse_fit(tmp_path: Path) -> None:
+    recipe, tensors = small(), weights(small())
+    errors = []
+    for budget in (2_600, 4_000, 7_000):
+        found = packed(tmp_path / "a.nib", tensors, recipe, max_bytes=budget).tensors
+        errors.append(sum(float((found[name] - tensors[name]).square().sum()) for name in tensors))
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_a_cap_below_the_smallest_file_names_the_minimum_and_one_above_the_largest_says_so(tmp_path: Path) -> None:
+    recipe = small()
+    with pytest.raises(CapacityError, match="the smallest this codec can make"):
+        packed(tmp_path / "a.nib", weights(recipe), recipe, max_bytes=400)
+    result = packed(tmp_path / "b.nib", weights(recipe), recipe, max_bytes=10_000_000)
+    assert result.choice["limit"] == "largest"
+
+
+def test_packing_is_deterministic(tmp_path: Path) -> None:
+    recipe = small()
+    for name in ("a.nib", "b.nib"):
+        packed(tmp_path / name, weights(recipe), recipe, max_bytes=3_000)
+    assert (tmp_path / "a.nib").read_bytes() == (tmp_path / "b.nib").read_bytes()
+
+
+def test_a_target_tax_asks_for_the_smallest_file_within_the_loss(tmp_path: Path) -> None:
+    recipe = small()
+    sizes = []
+    for target in (0.5, 0.05):
+        result = packed(tmp_path / "a.nib", weights(recipe), recipe, target_tax=target)
+        assert result.choice["measured"] <= target
+        sizes.append(result.size)
+    assert sizes[0] < sizes[1]
+
+
+def test_odd_tensors_pack_and_decode(tmp_path: Path) -> None:
+    recipe = small()
+    tensors = weights(recipe)
+    tensors["tok_emb.weight"].zero_()
+    tensors["blocks.0.mlp.fc.weight"].fill_(0.25)
+    tensors["blocks.0.mlp.proj.weight"][3, 5] = 1e4
+    tensors["blocks.0.mixer.W_k.weight"].mul_(1e-42)
+    tensors["blocks.1.attn.q_gain"][0] = -1e6
+    result = packed(tmp_path / "a.nib", tensors, recipe)
+    decoded = open_model(tmp_path / "a.nib").model.state_dict()
+    assert all(torch.equal(decoded[name], tensor) for name, tensor in result.tensors.items())
+    assert float(decoded["blocks.0.mlp.proj.weight"][3, 5]) > 5e3
+
+
+def test_infinities_are_refused_by_name(tmp_path: Path) -> None:
+    recipe = small()
+    tensors = weights(recipe)
+    tensors["smear.gate"][0] = float("inf")
+    with pytest.raises(ArtifactError, match=r"smear\.gate"):
+        packed(tmp_path / "a.nib", tensors, recipe)
+
+
+def test_without_calibration_the_model_writes_its_own_text(tmp_path: Path) -> None:
+    recipe = small()
+    result = pack(weights(recipe), recipe, load_tokenizer("bytes"), tmp_path / "a.nib", codec="rd", max_bytes=3_500)
+    assert result.size <= 3_500 and result.calibration_seconds == 0.0
+
+
+def test_the_ledger_accounts_for_every_byte_and_the_coder_is_within_a_thousandth_of_its_model(tmp_path: Path) -> None:
+    recipe = small(dim=32)
+    result = packed(tmp_path / "a.nib", weights(recipe), recipe, max_bytes=9_000)
+    document = result.ledger.to_json()
+    coded = sum(document["parts"][part] for part in ("symbols", "scales", "models"))
+    assert document["total"] == sum(document["parts"].values()) == result.size
+    assert sum(row["bytes"] for row in document["tensors"].values()) == coded
+    assert result.choice["coder_excess"] < 1e-3
+
+
+def test_damaged_payloads_are_refused(tmp_path: Path) -> None:
+    recipe = small()
+    plan = make_plan(recipe.model)
+    packed(tmp_path / "a.nib", weights(recipe), recipe, max_bytes=3_000)
+    from niblick.artifact import container
+
+    payload = container.read(tmp_path / "a.nib").payload
+    damaged = [payload[:-1], payload[:10], b"", payload + bytes(4), bytes(len(payload)), b"\xff" * len(payload)]
+    generator = torch.Generator().manual_seed(1)
+    for place in torch.randint(0, len(payload), (40,), generator=generator).tolist():
+        damaged.append(payload[:place] + bytes([payload[place] ^ 0x40]) + payload[place + 1 :])
+    for case in damaged:
+        with pytest.raises(ArtifactError):
+            CODECS["rd"].decode(case, recipe, plan)
