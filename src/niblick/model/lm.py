@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from niblick.errors import NiblickError
 from niblick.model.embedding import embed, value_embed
 from niblick.model.mixers import MIXERS, Context
-from niblick.model.mixers.base import rms
+from niblick.model.ops import Ops
 from niblick.model.rotary import rotary_table
 from niblick.model.sidecar import sidecar
 from niblick.model.state import State
@@ -35,6 +35,7 @@ class LanguageModel(Node):
         super().__init__()
         self.recipe = model
         self.plan: Plan = make_plan(model)
+        self.ops = Ops()  # may be replaced by a faster object of the same kind
         build_tree(self, self.plan)
         if seed is not None:
             initialise(self, self.plan, seed)
@@ -67,12 +68,19 @@ class LanguageModel(Node):
         for layer in self.plan.layers:
             x = self._layer(layer, x, x0, skips, call)
         after = State(call.after, call.position + tokens.shape[1], call.span_limit) if keep else None
-        return rms(x), after
+        return self.ops.mix_norm(x, x0, None, 1.0)[1], after
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits c tanh(z / c) of z = hidden @ W.T, W the tied embedding or the head of its own."""
+        return self.softcap(self._scores(hidden))
+
+    def head_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """-ln p(target) (B, T) in nats, float32: what `head` says of `targets`, without keeping its logits."""
+        return self.ops.nll(self._scores(hidden), targets, self.recipe.softcap)
+
+    def _scores(self, hidden: Tensor) -> Tensor:
         weight = self.tok_emb.weight if self.recipe.tied else self.lm_head.weight
-        return self.softcap(F.linear(hidden, weight.to(hidden.dtype)))
+        return F.linear(hidden, weight.to(hidden.dtype))
 
     def softcap(self, z: Tensor) -> Tensor:
         """c tanh(z / c), or z where the recipe has no softcap."""
@@ -102,7 +110,7 @@ class LanguageModel(Node):
         table = rotary_table(model, position, tokens.shape[1], limit, tokens.device)
         call = Context(
             model=model, root=self, tokens=tokens, boundary=boundary, rotary=table, before=state,
-            span_limit=limit, position=position, keep=keep, dtype=self.dtype,
+            span_limit=limit, position=position, keep=keep, dtype=self.dtype, ops=self.ops,
         )
         if model.document_attention == "within":
             _find_documents(call)
@@ -113,12 +121,11 @@ class LanguageModel(Node):
         block, scalars = self.get_submodule(layer.block), cast(Node, self.get_submodule(layer.scalars))
         if layer.pop is not None:
             x = x + self.skip_weights[layer.pop].to(x.dtype) * skips.pop()
-        if self.recipe.residual_mix.enabled:
-            mix = scalars.resid_mix.to(x.dtype)
-            x = mix[0] * x + mix[1] * x0
-        mixed = MIXERS[layer.mixer](block, _scaled(rms(x), layer.scale), layer, call)
-        x = x + scalars.attn_scale.to(x.dtype) * mixed
-        x = x + scalars.mlp_scale.to(x.dtype) * self._mlp(cast(Node, block), _scaled(rms(x), layer.scale))
+        mix = scalars.resid_mix if self.recipe.residual_mix.enabled else None
+        x, u = self.ops.mix_norm(x, x0, mix, layer.scale)
+        mixed = MIXERS[layer.mixer](block, u, layer, call)
+        x, u = self.ops.add_norm(x, mixed, scalars.attn_scale, layer.scale)
+        x = self.ops.add(x, self._mlp(cast(Node, block), u), scalars.mlp_scale)
         if layer.sidecar_site is not None:
             x = sidecar(self, x, layer.sidecar_site, call)
         if layer.push:
@@ -127,12 +134,8 @@ class LanguageModel(Node):
 
     def _mlp(self, block: Node, u: Tensor) -> Tensor:
         """W_2 act(W_1 u)^2."""
-        hidden = block.mlp.fc(u)
-        if self.recipe.mlp.activation == "relu-squared":
-            hidden = F.relu(hidden)
-        else:
-            hidden = F.leaky_relu(hidden, self.recipe.mlp.slope)
-        return cast(Tensor, block.mlp.proj(hidden.square()))
+        slope = 0.0 if self.recipe.mlp.activation == "relu-squared" else self.recipe.mlp.slope
+        return cast(Tensor, block.mlp.proj(self.ops.square(block.mlp.fc(u), slope)))
 
     def _check(self, tokens: Tensor, state: State | None) -> None:
         if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or tokens.numel() == 0:
@@ -144,10 +147,6 @@ class LanguageModel(Node):
             raise NiblickError("the state belongs to another model: it does not hold what this one remembers")
         if state is not None and state.batch != tokens.shape[0]:
             raise NiblickError(f"the state is of {state.batch} sequences, the tokens are of {tokens.shape[0]}")
-
-
-def _scaled(x: Tensor, scale: float) -> Tensor:
-    return x if scale == 1.0 else x * scale
 
 
 def _find_documents(call: Context) -> None:

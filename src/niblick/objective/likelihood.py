@@ -26,7 +26,7 @@ def training_loss(model: LanguageModel, inputs: Tensor, targets: Tensor) -> tupl
     j + 1 further on; positions without such a target inside the batch are left out.
     """
     hidden, _ = model.hidden(inputs)
-    nll = token_nll(model.head(hidden), targets).mean()
+    nll = model.head_nll(hidden, targets).mean()
     options = model.recipe.mtp
     if options.heads == 0 or inputs.shape[1] <= options.heads:
         return nll, nll

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from niblick.model.banded import banded_attention
-from niblick.model.mixers.base import MIXERS, Context, rms
+from niblick.model.mixers.base import MIXERS, Context
 from niblick.model.rotary import rotate
 from niblick.model.shift import previous
 from niblick.model.tree import Node
@@ -26,14 +26,15 @@ def attention(block: nn.Module, u: Tensor, layer: VirtualLayer, context: Context
     heads, groups, width = model.attention.heads, model.attention.kv_heads, model.head_dim
     q = weights.c_q(u).view(batch, length, heads, width)
     k, v = _keys_values(weights, u, layer, context)
-    if model.attention.qk_norm:
-        q, k = rms(q), rms(k)
-    q, k = rotate(q, context.rotary), rotate(k, context.rotary)
-    if model.attention.q_gain is not None:
-        q = q * gains.q_gain.to(q.dtype)[:, None]
-    if model.attention.k_gain:
-        k = k * gains.k_gain.to(k.dtype)[:, None]
-    y = _attend(q, k, v, layer, context)
+    q_gain = gains.q_gain if model.attention.q_gain is not None else None
+    k_gain = gains.k_gain if model.attention.k_gain else None
+    span = layer.span if layer.mixer == "window" else context.span_limit
+    alone = not context.keep and context.before is None and context.document_first is None
+    if alone and model.attention.qk_norm:
+        y = context.ops.attention(q, k, v, q_gain, k_gain, context.rotary, span)
+    else:
+        q, k = _turned(q, q_gain, context), _turned(k, k_gain, context)
+        y = _attend(q, k, v, span, layer, context)
     spread = v.unsqueeze(3)  # (B, T, G, 1, E) beside (B, T, G, H/G, E)
     y = y.view(batch, length, groups, heads // groups, width)
     if model.attention.local_value:
@@ -65,9 +66,16 @@ def _shifted(x: Tensor, mix: Tensor, name: str, context: Context) -> Tensor:
     return x + mix.to(x.dtype).repeat_interleave(context.model.head_dim) * before
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, layer: VirtualLayer, context: Context) -> Tensor:
+def _turned(x: Tensor, gain: Tensor | None, context: Context) -> Tensor:
+    """Queries or keys (B, T, heads, E), normalised where the recipe says so, rotated and scaled."""
+    if context.model.attention.qk_norm:
+        return context.ops.normed_heads(x, gain, context.rotary)
+    x = rotate(x, context.rotary)
+    return x if gain is None else x * gain.to(x.dtype)[:, None]
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, span: int, layer: VirtualLayer, context: Context) -> Tensor:
     """Softmax attention over the ring and the call's own positions; (B, T, H, E) in and out."""
-    span = layer.span if layer.mixer == "window" else context.span_limit
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H or G, T, E)
     first = None
     if context.before is not None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from niblick.model.ops import Ops, rms
 from niblick.model.state import State
 from niblick.plan import VirtualLayer
 from niblick.recipe.model import ModelRecipe
@@ -21,7 +21,7 @@ class Context:
 
     `boundary` (B, T): true where a document begins, None without masking. `document_first` (B, T): absolute
     position at which each token's document begins, None when attention runs across documents. `dtype` is that
-    of the residual stream.
+    of the residual stream, `ops` what runs between its matrix products.
     """
 
     model: ModelRecipe
@@ -34,6 +34,7 @@ class Context:
     position: int
     keep: bool
     dtype: torch.dtype = torch.float32
+    ops: Ops = field(default_factory=Ops)
     document_first: Tensor | None = None
     value_embedding: Tensor | None = None
     after: dict[str, Tensor] = field(default_factory=dict)
@@ -51,7 +52,4 @@ class Context:
 Mixer = Callable[["nn.Module", Tensor, VirtualLayer, Context], Tensor]
 MIXERS: Registry[Mixer] = Registry("mixer")
 
-
-def rms(x: Tensor) -> Tensor:
-    """RMS normalisation over the last axis, no weight, PyTorch's default eps."""
-    return F.rms_norm(x, (x.shape[-1],))
+__all__ = ["MIXERS", "Context", "Mixer", "rms"]

@@ -1,0 +1,273 @@
+"""Autograd functions around the kernels: what each saves, and how partial sums become gradients of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from niblick.model.fused.library import CHUNKS, Kernels
+
+TILE = 128  # queries of one attention tile
+
+
+def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(t) for t in tensors)
+
+
+def _sizes(x: Tensor) -> tuple[int, int]:
+    """(rows, width) of x (..., width)."""
+    return x.numel() // x.shape[-1], x.shape[-1]
+
+
+def _partial(*shape: int) -> Tensor:
+    return torch.zeros((CHUNKS, *shape))
+
+
+def _plain(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.contiguous()
+
+
+class MixNorm(Function):
+    """(mixed, scale * rms(mixed)); without a mix the first output is empty and x stands for it."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, x: Tensor, x0: Tensor, mix: Tensor | None, scale: float) -> Any:
+        """See `Ops.mix_norm`."""
+        (rows, width), weight = _sizes(x), None if mix is None else mix.float()
+        n, inverse = torch.empty_like(x), torch.empty(rows)
+        mixed = x if weight is None else torch.empty_like(x)
+        pair = (None, None) if weight is None else (weight[0], weight[1])
+        kernels("mix_norm", x.dtype, x, x0, *pair, scale, None if weight is None else mixed, n, inverse, rows, width)
+        ctx.kernels, ctx.scale = kernels, scale
+        ctx.save_for_backward(mixed, inverse, x, x0, weight)
+        ctx.set_materialize_grads(False)
+        return (x.new_empty(0) if weight is None else mixed), n
+
+    @staticmethod
+    def backward(ctx: Any, gmixed: Tensor | None, gn: Tensor | None) -> Any:
+        """Gradients of x, x0 and the mix."""
+        mixed, inverse, x, x0, weight = ctx.saved_tensors
+        rows, width = _sizes(x)
+        gx = torch.empty_like(x)
+        gx0, sums = (None, None) if weight is None else (torch.empty_like(x), _partial(2, width))
+        pair = (None, None) if weight is None else (weight[0], weight[1])
+        gmixed = None if weight is None else _plain(gmixed)
+        ctx.kernels("mix_norm_back", x.dtype, gmixed, _plain(gn), mixed, inverse, x, x0, *pair, ctx.scale, gx, gx0,
+                    sums, rows, width)
+        return None, gx, gx0, None if sums is None else sums.sum(0), None
+
+
+class AddNorm(Function):
+    """(y, scale * rms(y)) with y = x + weight * branch; the norm is left out for scale None."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, x: Tensor, branch: Tensor, weight: Tensor, scale: float | None) -> Any:
+        """See `Ops.add_norm`."""
+        rows, width = _sizes(x)
+        y, inverse, weight = torch.empty_like(x), torch.empty(rows), weight.float().contiguous()
+        n = None if scale is None else torch.empty_like(x)
+        kernels("add_norm", x.dtype, x, branch, weight, scale or 1.0, y, n, inverse, rows, width)
+        ctx.kernels, ctx.scale = kernels, scale or 1.0
+        ctx.save_for_backward(y, inverse, branch, weight)
+        ctx.set_materialize_grads(False)
+        return y, n
+
+    @staticmethod
+    def backward(ctx: Any, gy: Tensor | None, gn: Tensor | None) -> Any:
+        """Gradients of x, the branch and its weight."""
+        y, inverse, branch, weight = ctx.saved_tensors
+        rows, width = _sizes(y)
+        gx, gbranch = _like(y, y)
+        sums = _partial(width)
+        ctx.kernels("add_norm_back", y.dtype, _plain(gy), _plain(gn), y, inverse, branch, weight, ctx.scale, gx,
+                    gbranch, sums, rows, width)
+        return None, gx, gbranch, sums.sum(0), None
+
+
+class Shift(Function):
+    """Two interpolations between each position and the one before it."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, u: Tensor, flags: Tensor | None, first: Tensor, second: Tensor) -> Any:
+        """See `Ops.interpolate`."""
+        (rows, width), first, second = _sizes(u), first.float().contiguous(), second.float().contiguous()
+        one, two = _like(u, u)
+        kernels("shift", u.dtype, u, flags, first, second, one, two, rows, u.shape[-2], width)
+        ctx.kernels = kernels
+        ctx.save_for_backward(u, flags, first, second)
+        return one, two
+
+    @staticmethod
+    def backward(ctx: Any, g1: Tensor, g2: Tensor) -> Any:
+        """Gradients of u and of both weights."""
+        u, flags, first, second = ctx.saved_tensors
+        rows, width = _sizes(u)
+        gu, sums = torch.empty_like(u), _partial(2, width)
+        ctx.kernels("shift_back", u.dtype, g1.contiguous(), g2.contiguous(), u, flags, first, second, gu, sums, rows,
+                    u.shape[-2], width)
+        total = sums.sum(0)
+        return None, gu, None, total[0], total[1]
+
+
+class Square(Function):
+    """leaky_relu(x, slope)^2."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, x: Tensor, slope: float) -> Any:
+        """See `Ops.square`."""
+        y = torch.empty_like(x)
+        kernels("square", x.dtype, x, slope, y, *_sizes(x))
+        ctx.kernels, ctx.slope = kernels, slope
+        ctx.save_for_backward(x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradient of x."""
+        (x,) = ctx.saved_tensors
+        gx = torch.empty_like(x)
+        ctx.kernels("square_back", x.dtype, g.contiguous(), x, ctx.slope, gx, *_sizes(x))
+        return None, gx, None
+
+
+class Gate(Function):
+    """sigmoid(a) * b."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, a: Tensor, b: Tensor) -> Any:
+        """See `Ops.gate`."""
+        y = torch.empty_like(a)
+        kernels("gate", a.dtype, a, b, y, *_sizes(a))
+        ctx.kernels = kernels
+        ctx.save_for_backward(a, b)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradients of a and b."""
+        a, b = ctx.saved_tensors
+        ga, gb = _like(a, b)
+        ctx.kernels("gate_back", a.dtype, g.contiguous(), a, b, ga, gb, *_sizes(a))
+        return None, ga, gb
+
+
+class Nll(Function):
+    """Negative log-likelihood of targets through the softcap (0: none)."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, z: Tensor, targets: Tensor, cap: float) -> Any:
+        """See `Ops.nll`."""
+        nll, log_sum = torch.empty(targets.shape), torch.empty(targets.shape)
+        kernels("nll", z.dtype, z, targets, cap, nll, log_sum, *_sizes(z))
+        ctx.kernels, ctx.cap = kernels, cap
+        ctx.save_for_backward(z, targets, log_sum)
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradient of the logits before the softcap."""
+        z, targets, log_sum = ctx.saved_tensors
+        gz = torch.empty_like(z)
+        ctx.kernels("nll_back", z.dtype, z, targets, log_sum, g.contiguous(), ctx.cap, gz, *_sizes(z))
+        return None, gz, None, None
+
+
+class Heads(Function):
+    """gain * rotate(rms(x)): x (B, T, H, E) -> (B, H, T, E)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, x: Tensor, gain: Tensor | None, cosine: Tensor, sine: Tensor
+    ) -> Any:
+        """See `Ops.normed_heads`."""
+        batch, length, heads, width = x.shape
+        y, inverse = x.new_empty(batch, heads, length, width), torch.empty(batch, length, heads)
+        gain = None if gain is None else gain.float().contiguous()
+        sizes = (batch * length, length, heads, cosine.shape[-1], width)
+        kernels("heads", x.dtype, x, cosine, sine, gain, y, inverse, *sizes)
+        ctx.kernels, ctx.sizes = kernels, sizes
+        ctx.save_for_backward(x, cosine, sine, gain, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradients of x and the gain."""
+        x, cosine, sine, gain, inverse = ctx.saved_tensors
+        gx, sums = torch.empty_like(x), _partial(x.shape[2])
+        ctx.kernels("heads_back", x.dtype, g.contiguous(), x, cosine, sine, gain, inverse, gx, sums, *ctx.sizes)
+        return None, gx, None if gain is None else sums.sum(0), None, None
+
+
+class Attend(Function):
+    """Softmax attention in tiles of queries, each against the keys that it can see.
+
+    q (B, H, T, E), k (B, G, T, E), v (B, T, G, E) -> (B, T, H, E). The heads that share keys are one product.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, span: int) -> Any:
+        """See `Ops.attention`."""
+        batch, heads, length, width = q.shape
+        groups = k.shape[1]
+        q = q.view(batch * groups, heads // groups, length, width)
+        k = k.view(batch * groups, length, width)
+        v = v.transpose(1, 2).reshape(batch * groups, length, width)
+        y = q.new_empty(batch, length, heads, width)
+        out = y.view(batch, length, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
+        shares = []
+        for tile in _tiles(length, span):
+            scores = torch.bmm(tile.rows(q), k[:, tile.keys].mT)
+            tile.softmax(kernels, scores, heads // groups, width)
+            shares.append(scores)
+            found = torch.bmm(scores, v[:, tile.keys])
+            out[:, :, :, tile.queries] = found.view(batch, groups, heads // groups, -1, width)
+        ctx.kernels, ctx.span, ctx.shape = kernels, span, (batch, heads, groups)
+        ctx.save_for_backward(q, k, v, *shares)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradients of q, k and v."""
+        q, k, v, *shares = ctx.saved_tensors
+        batch, heads, groups = ctx.shape
+        length, width = k.shape[1:]
+        g = g.view(batch, length, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
+        g = g.reshape(batch * groups, heads // groups, length, width)
+        gq = torch.empty_like(q)
+        gk, gv = (torch.zeros(k.shape) for _ in range(2))
+        for tile, share in zip(_tiles(length, ctx.span), shares, strict=True):
+            up = tile.rows(g)
+            gv[:, tile.keys] += torch.bmm(share.mT, up)
+            slope = torch.bmm(up, v[:, tile.keys].mT)
+            ctx.kernels("softmax_back", slope.dtype, slope, share, width**-0.5, *_sizes(slope))
+            gq[:, :, tile.queries] = torch.bmm(slope, k[:, tile.keys]).view(len(q), q.shape[1], -1, width)
+            gk[:, tile.keys] += torch.bmm(slope.mT, tile.rows(q))
+        gv = gv.to(v.dtype).view(batch, groups, length, width).transpose(1, 2)
+        return None, gq.view(batch, heads, length, width), gk.to(k.dtype).view(batch, groups, length, width), gv, None
+
+
+class _Tile:
+    """Queries start .. stop and the keys between the oldest that the first and the newest that the last one sees."""
+
+    def __init__(self, start: int, stop: int, span: int) -> None:
+        low = max(0, start - span + 1)
+        self.queries, self.keys = slice(start, stop), slice(low, stop)
+        position = torch.arange(start, stop, dtype=torch.int32)
+        self._first, self._last = (position - span + 1).clamp(min=0) - low, position + 1 - low
+
+    def rows(self, t: Tensor) -> Tensor:
+        """t (N, R, T, E) -> (N, R * queries, E)."""
+        return t[:, :, self.queries].reshape(len(t), -1, t.shape[-1])
+
+    def softmax(self, kernels: Kernels, scores: Tensor, repeat: int, width: int) -> None:
+        """In place, over the visible keys of each query; scores are scaled by width^-1/2 first."""
+        first, last = self._first.repeat(repeat), self._last.repeat(repeat)
+        kernels("softmax", scores.dtype, scores, first, last, width**-0.5, scores.numel() // scores.shape[-1],
+                len(first), scores.shape[-1])
+
+
+def _tiles(length: int, span: int) -> list[_Tile]:
+    return [_Tile(start, min(start + TILE, length), span) for start in range(0, length, TILE)]

@@ -1,0 +1,63 @@
+/* Fused kernels of the training step on the CPU, for float32 and bfloat16 activations; see kernels.h. */
+
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define CHUNKS 32
+
+static inline float from_bits(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, 4);
+    return f;
+}
+
+static inline uint32_t to_bits(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    return bits;
+}
+
+/* e^x with relative error under 1e-6 between -87 and 88, clamped outside: 2^k times a polynomial on [-1/2, 1/2]. */
+static inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+    float k = floorf(x * 1.44269504f + 0.5f), t = x - k * 0.693359375f + k * 2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * t + 1.3981999507e-3f;
+    p = p * t + 8.3334519073e-3f;
+    p = p * t + 4.1665795894e-2f;
+    p = p * t + 1.6666665459e-1f;
+    p = p * t + 5.0000001201e-1f;
+    p = p * t * t + t + 1;
+    return p * from_bits((uint32_t)((int32_t)k + 127) << 23);
+}
+
+static inline float logistic(float x) { return 1 / (1 + exponential(-x)); }
+
+/* c tanh(z / c) */
+static inline float capped(float z, float c) { return c - 2 * c / (1 + exponential(2 * z / c)); }
+
+/* bfloat16 by its bits, rounded to nearest even. */
+static inline float widen(uint16_t x) { return from_bits((uint32_t)x << 16); }
+
+static inline uint16_t narrow(float x) {
+    uint32_t bits = to_bits(x);
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+#define REAL float
+#define LOAD(x) (x)
+#define STORE(x) (x)
+#define NAME(f) f##_f32
+#include "kernels.h"
+#undef REAL
+#undef LOAD
+#undef STORE
+#undef NAME
+
+#define REAL uint16_t
+#define LOAD(x) widen(x)
+#define STORE(x) narrow(x)
+#define NAME(f) f##_bf16
+#include "kernels.h"

@@ -1,0 +1,285 @@
+/* Kernels over rows of activations, for one element type: REAL is how an element is stored, LOAD and STORE convert
+   to and from float, NAME(f) is f with the type's suffix. Included once per type by kernels.c.
+
+   All arithmetic is float. Sums over rows go to CHUNKS partial rows each, so that results do not depend on the
+   number of threads. `rows` counts positions (batch times length), `d` is the width of one. */
+
+#define EACH_CHUNK _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)
+#define EACH_ROW for (int64_t r = rows * c / CHUNKS; r < rows * (c + 1) / CHUNKS; r++)
+#define EACH for (int64_t j = 0; j < d; j++)
+
+/* mixed = m0 x + m1 x0 (x itself without m0), n = scale * rms(mixed), inverse[r] = 1 / root mean square. */
+void NAME(mix_norm)(const REAL *x, const REAL *x0, const float *m0, const float *m1, float scale, REAL *mixed,
+                    REAL *n, float *inverse, int64_t rows, int64_t d) {
+    EACH_CHUNK EACH_ROW {
+        const REAL *in = x + r * d, *start = x0 ? x0 + r * d : in;
+        float kept[d], sum = 0;
+        if (m0) {
+            EACH {
+                REAL rounded = STORE(m0[j] * LOAD(in[j]) + m1[j] * LOAD(start[j]));
+                mixed[r * d + j] = rounded;
+                kept[j] = LOAD(rounded);
+            }
+        } else
+            EACH kept[j] = LOAD(in[j]);
+        EACH sum += kept[j] * kept[j];
+        float inv = 1 / sqrtf(sum / d + FLT_EPSILON);
+        inverse[r] = inv;
+        EACH n[r * d + j] = STORE(kept[j] * inv * scale);
+    }
+}
+
+/* Gradient of rms at one row: adds scale * inv * (gn - x inv^2 mean(gn x)) to g. */
+static inline void NAME(norm_slope)(const REAL *gn, const REAL *x, float inv, float scale, float *g, int64_t d) {
+    float dot = 0;
+    EACH dot += LOAD(gn[j]) * LOAD(x[j]);
+    float pull = dot / d * inv * inv;
+    EACH g[j] += scale * inv * (LOAD(gn[j]) - LOAD(x[j]) * pull);
+}
+
+/* Backward of mix_norm; gmixed may be absent; gm holds CHUNKS times (2, d) sums. */
+void NAME(mix_norm_back)(const REAL *gmixed, const REAL *gn, const REAL *mixed, const float *inverse, const REAL *x,
+                         const REAL *x0, const float *m0, const float *m1, float scale, REAL *gx, REAL *gx0,
+                         float *gm, int64_t rows, int64_t d) {
+    EACH_CHUNK {
+        float *sum0 = gm + (int64_t)c * 2 * d, *sum1 = sum0 + d;
+        EACH_ROW {
+            float g[d];
+            if (gmixed) EACH g[j] = LOAD(gmixed[r * d + j]);
+            else EACH g[j] = 0;
+            if (gn) NAME(norm_slope)(gn + r * d, mixed + r * d, inverse[r], scale, g, d);
+            if (!m0) {
+                EACH gx[r * d + j] = STORE(g[j]);
+                continue;
+            }
+            EACH {
+                sum0[j] += g[j] * LOAD(x[r * d + j]);
+                sum1[j] += g[j] * LOAD(x0[r * d + j]);
+                gx[r * d + j] = STORE(g[j] * m0[j]);
+                gx0[r * d + j] = STORE(g[j] * m1[j]);
+            }
+        }
+    }
+}
+
+/* y = x + a * branch; with n: n = scale * rms(y). */
+void NAME(add_norm)(const REAL *x, const REAL *branch, const float *a, float scale, REAL *y, REAL *n, float *inverse,
+                    int64_t rows, int64_t d) {
+    EACH_CHUNK EACH_ROW {
+        float kept[d], sum = 0;
+        EACH {
+            REAL rounded = STORE(LOAD(x[r * d + j]) + a[j] * LOAD(branch[r * d + j]));
+            y[r * d + j] = rounded;
+            kept[j] = LOAD(rounded);
+        }
+        if (!n) continue;
+        EACH sum += kept[j] * kept[j];
+        float inv = 1 / sqrtf(sum / d + FLT_EPSILON);
+        inverse[r] = inv;
+        EACH n[r * d + j] = STORE(kept[j] * inv * scale);
+    }
+}
+
+/* Backward of add_norm: gx is the gradient of both y and x; ga holds CHUNKS sums. */
+void NAME(add_norm_back)(const REAL *gy, const REAL *gn, const REAL *y, const float *inverse, const REAL *branch,
+                         const float *a, float scale, REAL *gx, REAL *gbranch, float *ga, int64_t rows, int64_t d) {
+    EACH_CHUNK {
+        float *sum = ga + (int64_t)c * d;
+        EACH_ROW {
+            float g[d];
+            if (gy) EACH g[j] = LOAD(gy[r * d + j]);
+            else EACH g[j] = 0;
+            if (gn) NAME(norm_slope)(gn + r * d, y + r * d, inverse[r], scale, g, d);
+            EACH {
+                sum[j] += g[j] * LOAD(branch[r * d + j]);
+                gx[r * d + j] = STORE(g[j]);
+                gbranch[r * d + j] = STORE(g[j] * a[j]);
+            }
+        }
+    }
+}
+
+/* first, second = prev + s (u - prev), prev the row before within the sequence, zero at its start and at a boundary. */
+void NAME(shift)(const REAL *u, const uint8_t *boundary, const float *s1, const float *s2, REAL *first, REAL *second,
+                 int64_t rows, int64_t length, int64_t d) {
+    EACH_CHUNK EACH_ROW {
+        const REAL *now = u + r * d, *before = now - d;
+        if (r % length == 0 || (boundary && boundary[r])) {
+            EACH {
+                first[r * d + j] = STORE(s1[j] * LOAD(now[j]));
+                second[r * d + j] = STORE(s2[j] * LOAD(now[j]));
+            }
+            continue;
+        }
+        EACH {
+            float p = LOAD(before[j]), step = LOAD(now[j]) - p;
+            first[r * d + j] = STORE(p + s1[j] * step);
+            second[r * d + j] = STORE(p + s2[j] * step);
+        }
+    }
+}
+
+/* Backward of shift; gs holds CHUNKS times (2, d) sums. */
+void NAME(shift_back)(const REAL *g1, const REAL *g2, const REAL *u, const uint8_t *boundary, const float *s1,
+                      const float *s2, REAL *gu, float *gs, int64_t rows, int64_t length, int64_t d) {
+    EACH_CHUNK {
+        float *sum1 = gs + (int64_t)c * 2 * d, *sum2 = sum1 + d;
+        EACH_ROW {
+            int64_t at = r * d, after = at + d;
+            float g[d];
+            EACH g[j] = s1[j] * LOAD(g1[at + j]) + s2[j] * LOAD(g2[at + j]);
+            if ((r + 1) % length && !(boundary && boundary[r + 1]))
+                EACH g[j] += (1 - s1[j]) * LOAD(g1[after + j]) + (1 - s2[j]) * LOAD(g2[after + j]);
+            EACH gu[at + j] = STORE(g[j]);
+            int alone = r % length == 0 || (boundary && boundary[r]);
+            const REAL *before = alone ? u + at : u + at - d;
+            float keep = alone ? 0 : 1;
+            EACH {
+                float step = LOAD(u[at + j]) - keep * LOAD(before[j]);
+                sum1[j] += step * LOAD(g1[at + j]);
+                sum2[j] += step * LOAD(g2[at + j]);
+            }
+        }
+    }
+}
+
+/* y = leaky_relu(x, slope)^2, and its backward. */
+void NAME(square)(const REAL *x, float slope, REAL *y, int64_t rows, int64_t d) {
+    EACH_CHUNK EACH_ROW EACH {
+        float v = LOAD(x[r * d + j]), h = v > 0 ? v : v * slope;
+        y[r * d + j] = STORE(h * h);
+    }
+}
+
+void NAME(square_back)(const REAL *g, const REAL *x, float slope, REAL *gx, int64_t rows, int64_t d) {
+    EACH_CHUNK EACH_ROW EACH {
+        float v = LOAD(x[r * d + j]), k = v > 0 ? 2 : 2 * slope * slope;
+        gx[r * d + j] = STORE(LOAD(g[r * d + j]) * k * v);
+    }
+}
+
+/* y = sigmoid(a) b, and its backward. */
+void NAME(gate)(const REAL *a, const REAL *b, REAL *y, int64_t rows, int64_t d) {
+    EACH_CHUNK EACH_ROW EACH y[r * d + j] = STORE(LOAD(b[r * d + j]) * logistic(LOAD(a[r * d + j])));
+}
+
+void NAME(gate_back)(const REAL *g, const REAL *a, const REAL *b, REAL *ga, REAL *gb, int64_t rows, int64_t d) {
+    EACH_CHUNK EACH_ROW EACH {
+        float s = logistic(LOAD(a[r * d + j])), up = LOAD(g[r * d + j]);
+        gb[r * d + j] = STORE(up * s);
+        ga[r * d + j] = STORE(up * LOAD(b[r * d + j]) * s * (1 - s));
+    }
+}
+
+/* nll[r] = log sum exp(cap(z)) - cap(z[target]), cap(z) = c tanh(z / c) or z for c = 0; log_sum is kept for backward.
+   |cap(z)| <= c bounds the exponent, so rows are shifted by c where there is a cap, else by their maximum. */
+void NAME(nll)(const REAL *z, const int64_t *target, float c0, float *nll, float *log_sum, int64_t rows, int64_t d) {
+    EACH_CHUNK EACH_ROW {
+        const REAL *row = z + r * d;
+        float top = c0, sum = 0;
+        if (c0 == 0) {
+            top = LOAD(row[0]);
+            EACH top = LOAD(row[j]) > top ? LOAD(row[j]) : top;
+            EACH sum += exponential(LOAD(row[j]) - top);
+        } else
+            EACH sum += exponential(capped(LOAD(row[j]), c0) - top);
+        float hit = LOAD(row[target[r]]);
+        log_sum[r] = top + logf(sum);
+        nll[r] = log_sum[r] - (c0 == 0 ? hit : capped(hit, c0));
+    }
+}
+
+/* Backward of nll: g is the gradient per row. */
+void NAME(nll_back)(const REAL *z, const int64_t *target, const float *log_sum, const float *g, float c0, REAL *gz,
+                    int64_t rows, int64_t d) {
+    EACH_CHUNK EACH_ROW {
+        const REAL *row = z + r * d;
+        REAL *out = gz + r * d;
+        float up = g[r], base = log_sum[r];
+        if (c0 == 0) {
+            EACH out[j] = STORE(up * exponential(LOAD(row[j]) - base));
+        } else
+            EACH {
+                float v = capped(LOAD(row[j]), c0), t = v / c0;
+                out[j] = STORE(up * (1 - t * t) * exponential(v - base));
+            }
+        float hit = LOAD(row[target[r]]), v = c0 == 0 ? hit : capped(hit, c0), t = c0 == 0 ? 0 : v / c0;
+        out[target[r]] = STORE(up * (1 - t * t) * (exponential(v - base) - 1));
+    }
+}
+
+/* Heads: x (rows, heads, d) -> y (batch, heads, length, d): rms over d, rotate the first 2 half dims, times gain.
+   cosine and sine are (length, half); gain (heads) may be absent; inverse (rows, heads) is kept for backward. */
+void NAME(heads)(const REAL *x, const float *cosine, const float *sine, const float *gain, REAL *y, float *inverse,
+                 int64_t rows, int64_t length, int64_t heads, int64_t half, int64_t d) {
+    EACH_CHUNK EACH_ROW for (int64_t h = 0; h < heads; h++) {
+        const REAL *in = x + (r * heads + h) * d;
+        REAL *out = y + ((r / length * heads + h) * length + r % length) * d;
+        const float *co = cosine + r % length * half, *si = sine + r % length * half;
+        float kept[d], sum = 0;
+        EACH kept[j] = LOAD(in[j]);
+        EACH sum += kept[j] * kept[j];
+        float inv = 1 / sqrtf(sum / d + FLT_EPSILON), k = inv * (gain ? gain[h] : 1);
+        inverse[r * heads + h] = inv;
+        for (int64_t j = 0; j < half; j++) {
+            float a = kept[j], b = kept[j + half];
+            out[j] = STORE(k * (a * co[j] + b * si[j]));
+            out[j + half] = STORE(k * (b * co[j] - a * si[j]));
+        }
+        for (int64_t j = 2 * half; j < d; j++) out[j] = STORE(k * kept[j]);
+    }
+}
+
+/* Backward of heads; gg holds CHUNKS times (heads) sums of the gain's gradient. */
+void NAME(heads_back)(const REAL *gy, const REAL *x, const float *cosine, const float *sine, const float *gain,
+                      const float *inverse, REAL *gx, float *gg, int64_t rows, int64_t length, int64_t heads,
+                      int64_t half, int64_t d) {
+    EACH_CHUNK EACH_ROW for (int64_t h = 0; h < heads; h++) {
+        const REAL *in = x + (r * heads + h) * d, *up = gy + ((r / length * heads + h) * length + r % length) * d;
+        const float *co = cosine + r % length * half, *si = sine + r % length * half;
+        REAL *out = gx + (r * heads + h) * d;
+        float g[d], dot = 0, inv = inverse[r * heads + h];
+        for (int64_t j = 0; j < half; j++) {
+            float a = LOAD(up[j]), b = LOAD(up[j + half]);
+            g[j] = a * co[j] - b * si[j];
+            g[j + half] = a * si[j] + b * co[j];
+        }
+        for (int64_t j = 2 * half; j < d; j++) g[j] = LOAD(up[j]);
+        EACH dot += g[j] * LOAD(in[j]);
+        gg[c * heads + h] += dot * inv;
+        float k = gain ? gain[h] : 1, pull = dot / d * inv * inv;
+        EACH out[j] = STORE(k * inv * (g[j] - LOAD(in[j]) * pull));
+    }
+}
+
+/* In place: row r of s (rows, d) becomes softmax(scale * s) over columns first[q] .. last[q]-1, zero elsewhere,
+   where q = r mod queries. */
+void NAME(softmax)(REAL *s, const int32_t *first, const int32_t *last, float scale, int64_t rows, int64_t queries,
+                   int64_t d) {
+    EACH_CHUNK EACH_ROW {
+        REAL *row = s + r * d;
+        int64_t lo = first[r % queries], hi = last[r % queries];
+        float kept[d], top = -FLT_MAX, sum = 0;
+        for (int64_t j = lo; j < hi; j++) kept[j] = LOAD(row[j]) * scale;
+        for (int64_t j = lo; j < hi; j++) top = kept[j] > top ? kept[j] : top;
+        for (int64_t j = lo; j < hi; j++) kept[j] = exponential(kept[j] - top);
+        for (int64_t j = lo; j < hi; j++) sum += kept[j];
+        float share = sum > 0 ? 1 / sum : 0;
+        for (int64_t j = 0; j < lo; j++) row[j] = 0;
+        for (int64_t j = lo; j < hi; j++) row[j] = STORE(kept[j] * share);
+        for (int64_t j = hi; j < d; j++) row[j] = 0;
+    }
+}
+
+/* In place: the gradient g of softmax's output p becomes that of its input, scale included. */
+void NAME(softmax_back)(REAL *g, const REAL *p, float scale, int64_t rows, int64_t d) {
+    EACH_CHUNK EACH_ROW {
+        float dot = 0;
+        EACH dot += LOAD(g[r * d + j]) * LOAD(p[r * d + j]);
+        EACH g[r * d + j] = STORE(scale * LOAD(p[r * d + j]) * (LOAD(g[r * d + j]) - dot));
+    }
+}
+
+#undef EACH_CHUNK
+#undef EACH_ROW
+#undef EACH

@@ -1,0 +1,96 @@
+"""Operations on fused kernels: each reads and writes its tensors once, forward and backward.
+
+Equal to `Ops` up to rounding. What the kernels do not cover (decode state, other devices and dtypes, odd layouts)
+falls back to the plain form.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from niblick.model.fused import functions as fused
+from niblick.model.fused.library import Kernels
+from niblick.model.ops import Ops
+
+MAX_WIDTH = 16384  # rows are staged on the stack as float
+
+
+class FusedOps(Ops):
+    """The operations of `Ops`, fused where tensors are contiguous float32 or bfloat16 on the CPU."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def mix_norm(self, x: Tensor, x0: Tensor, mix: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+        """As in `Ops`."""
+        if not _fits(x, x0):
+            return super().mix_norm(x, x0, mix, scale)
+        mixed, n = fused.MixNorm.apply(self._kernels, x, x0, mix, scale)  # type: ignore[no-untyped-call]
+        return (x if mix is None else mixed), n
+
+    def add_norm(self, x: Tensor, branch: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """As in `Ops`."""
+        if not _fits(x, branch):
+            return super().add_norm(x, branch, weight, scale)
+        y, n = fused.AddNorm.apply(self._kernels, x, branch, weight, scale)  # type: ignore[no-untyped-call]
+        return y, n
+
+    def add(self, x: Tensor, branch: Tensor, weight: Tensor) -> Tensor:
+        """As in `Ops`."""
+        if not _fits(x, branch):
+            return super().add(x, branch, weight)
+        y: Tensor = fused.AddNorm.apply(self._kernels, x, branch, weight, None)[0]  # type: ignore[no-untyped-call]
+        return y
+
+    def interpolate(
+        self, u: Tensor, last: Tensor | None, boundary: Tensor | None, first: Tensor, second: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As in `Ops`."""
+        if last is not None or not _fits(u):
+            return super().interpolate(u, last, boundary, first, second)
+        flags = None if boundary is None else boundary.contiguous().view(torch.uint8)
+        one, two = fused.Shift.apply(self._kernels, u, flags, first, second)  # type: ignore[no-untyped-call]
+        return one, two
+
+    def square(self, x: Tensor, slope: float) -> Tensor:
+        """As in `Ops`."""
+        if not _fits(x):
+            return super().square(x, slope)
+        y: Tensor = fused.Square.apply(self._kernels, x, slope)  # type: ignore[no-untyped-call]
+        return y
+
+    def gate(self, gate: Tensor, x: Tensor) -> Tensor:
+        """As in `Ops`."""
+        if not _fits(gate, x):
+            return super().gate(gate, x)
+        y: Tensor = fused.Gate.apply(self._kernels, gate, x)  # type: ignore[no-untyped-call]
+        return y
+
+    def nll(self, z: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+        """As in `Ops`."""
+        if not _fits(z):
+            return super().nll(z, targets, cap)
+        y: Tensor = fused.Nll.apply(self._kernels, z, targets.contiguous(), cap or 0.0)  # type: ignore[no-untyped-call]
+        return y
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, q_gain: Tensor | None, k_gain: Tensor | None,
+        table: tuple[Tensor, Tensor], span: int,
+    ) -> Tensor:
+        """As in `Ops`."""
+        if not _fits(q, k, v) or q.shape[1] > MAX_WIDTH:
+            return super().attention(q, k, v, q_gain, k_gain, table, span)
+        heads = fused.Heads.apply
+        q = heads(self._kernels, q, q_gain, *table)  # type: ignore[no-untyped-call]
+        k = heads(self._kernels, k, k_gain, *table)  # type: ignore[no-untyped-call]
+        y: Tensor = fused.Attend.apply(self._kernels, q, k, v, span)  # type: ignore[no-untyped-call]
+        return y
+
+
+def _fits(*tensors: Tensor) -> bool:
+    first = tensors[0]
+    return all(
+        t.is_contiguous() and t.device.type == "cpu" and t.dtype == first.dtype and t.shape[-1] <= MAX_WIDTH
+        for t in tensors
+    ) and first.dtype in (torch.float32, torch.bfloat16)

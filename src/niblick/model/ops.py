@@ -1,0 +1,82 @@
+"""The operations between matrix products, in plain torch: the readable reference of every faster form.
+
+A model holds one object of this kind and calls it for everything that runs over activations. `FusedOps` replaces
+it on the CPU during training, with the same numbers up to rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from niblick.model.banded import banded_attention
+from niblick.model.rotary import rotate
+from niblick.model.shift import previous
+
+
+def rms(x: Tensor) -> Tensor:
+    """RMS normalisation over the last axis, no weight, PyTorch's default eps."""
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+class Ops:
+    """Plain forms; x, x0, branch, u (B, T, D) of one dtype, control values float32."""
+
+    def mix_norm(self, x: Tensor, x0: Tensor, mix: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+        """(m, scale * rms(m)) with m = mix[0] * x + mix[1] * x0, or x itself without `mix` (2, D)."""
+        if mix is not None:
+            mix = mix.to(x.dtype)
+            x = mix[0] * x + mix[1] * x0
+        return x, _scaled(rms(x), scale)
+
+    def add_norm(self, x: Tensor, branch: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """(y, scale * rms(y)) with y = x + weight * branch, weight (D,)."""
+        y = self.add(x, branch, weight)
+        return y, _scaled(rms(y), scale)
+
+    def add(self, x: Tensor, branch: Tensor, weight: Tensor) -> Tensor:
+        """x + weight * branch."""
+        return x + weight.to(x.dtype) * branch
+
+    def interpolate(
+        self, u: Tensor, last: Tensor | None, boundary: Tensor | None, first: Tensor, second: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """prev(u) + s * (u - prev(u)) for s = first and second (D,); `last` and `boundary` as for `previous`."""
+        before = previous(u, last, boundary)
+        return before.lerp(u, first.to(u.dtype)), before.lerp(u, second.to(u.dtype))
+
+    def square(self, x: Tensor, slope: float) -> Tensor:
+        """leaky_relu(x, slope)^2."""
+        return (F.relu(x) if slope == 0 else F.leaky_relu(x, slope)).square()
+
+    def gate(self, gate: Tensor, x: Tensor) -> Tensor:
+        """sigmoid(gate) * x."""
+        return torch.sigmoid(gate) * x
+
+    def nll(self, z: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+        """-ln p(target) (B, T) float32 from logits before the softcap (B, T, V)."""
+        capped = z.float() if cap is None else cap * torch.tanh(z.float() / cap)
+        return F.cross_entropy(capped.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+
+    def normed_heads(self, x: Tensor, gain: Tensor | None, table: tuple[Tensor, Tensor]) -> Tensor:
+        """gain * rotate(rms(x)) for x (B, T, H, E), gain (H,)."""
+        x = rotate(rms(x), table)
+        return x if gain is None else x * gain.to(x.dtype)[:, None]
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, q_gain: Tensor | None, k_gain: Tensor | None,
+        table: tuple[Tensor, Tensor], span: int,
+    ) -> Tensor:
+        """Stateless causal attention over the `span` newest positions: q (B, T, H, E), k, v (B, T, G, E) -> as q.
+
+        q and k are normalised, rotated and scaled by their gains first.
+        """
+        q, k = self.normed_heads(q, q_gain, table), self.normed_heads(k, k_gain, table)
+        repeat = q.shape[2] // k.shape[2]
+        q, k, v = (t.transpose(1, 2) for t in (q, k.repeat_interleave(repeat, 2), v.repeat_interleave(repeat, 2)))
+        return banded_attention(q, k, v, span).transpose(1, 2)
+
+
+def _scaled(x: Tensor, scale: float) -> Tensor:
+    return x if scale == 1.0 else x * scale
