@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from niblick.audit.behaviour import behaviour
 from niblick.audit.sandbox import detect
 from niblick.audit.submission import read_submission
-from niblick.audit.types import Finding, Severity
+from niblick.audit.types import Finding, Severity, Span
+from niblick.audit.verdict import decide
 
 pytestmark = pytest.mark.skipif(
     not detect().contained, reason=f"no isolation on this machine: {detect().detail}"
@@ -136,6 +139,22 @@ def test_orders_of_scoring_and_learning_are_told_apart(tmp_path: Path) -> None:
 def test_a_model_that_looks_ahead_is_a_breach(tmp_path: Path) -> None:
     finding = seen(tmp_path, LEAKING)["dynamic-causality changing"]
     assert (finding.severity, finding.verdict) == (Severity.BREACH, "flag_other")
+
+
+def test_an_order_that_was_seen_outranks_a_suspicion_about_the_same_function() -> None:
+    common: dict[str, Any] = {"evidence": "e", "pointer": "p", "cure": "c"}
+    suspicion = Finding(
+        rule="train-before-score", severity=Severity.WARNING, verdict="flag_prequant_ttt",
+        span=Span(file="train_gpt.py", start=12, end=14), **common,
+    )  # fmt: skip
+    legal = Finding(
+        rule="dynamic-order", severity=Severity.INFO, verdict="clean_ttt_score_first",
+        span=Span(file="train_gpt.py", start=10, end=20), source="dynamic", **common,
+    )  # fmt: skip
+    elsewhere = replace(legal, span=Span(file="train_gpt.py", start=30, end=40))
+    assert decide([suspicion], None, understood=True)[0] == "hold_unclear"
+    assert decide([suspicion, elsewhere], None, understood=True)[0] == "hold_unclear"
+    assert decide([suspicion, legal], None, understood=True)[0] == "clean_ttt_score_first"
 
 
 def test_a_script_without_a_model_gives_no_findings(tmp_path: Path) -> None:

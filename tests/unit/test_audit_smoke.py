@@ -124,6 +124,16 @@ def test_a_variable_parsed_wrongly_is_the_authors_fault(tmp_path: Path) -> None:
     assert "train_gpt.py:2" in (seen.error or "")
 
 
+def test_a_variable_that_the_launcher_sets_is_set(tmp_path: Path) -> None:
+    program = """
+        import os
+        where = os.environ["DATA_ROOT"]
+        if not os.environ.get("TOKENIZER_PATH"):
+            raise RuntimeError("TOKENIZER_PATH env var required; use run.sh")
+    """
+    assert smoke(tmp_path, program).status == "SMOKE_TEST_PASS"
+
+
 def test_a_missing_data_set_is_the_machines_and_a_missing_part_the_authors(tmp_path: Path) -> None:
     seen = smoke(tmp_path, "open('./data/datasets/fineweb10B/fineweb_val_000000.bin', 'rb')\n")
     assert (seen.status, seen.own_fault) == ("ENVIRONMENT", False)

@@ -12,6 +12,7 @@ from niblick.audit.sandbox import Outcome
 from niblick.audit.stand_ins.catalog import GPU_PACKAGES, installs
 from niblick.audit.types import Submission
 
+VARIABLE = "environment variable "
 _LIMITS = {
     "cpu": "the CPU time limit", "wall": "the time limit", "memory": "the memory limit",
     "processes": "the limit on processes", "output": "the limit on output",
@@ -41,6 +42,9 @@ def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declare
         )
     if outcome.result is None:
         return _blame_end(outcome)
+    if "harness" in outcome.result:
+        last = str(outcome.result["harness"]).strip().rpartition("\n")[2]
+        return Blame(own=False, error=f"the smoke test itself failed: {last}", missing="a working smoke test")
     failure = outcome.result.get("failure") or {}
     kind, message = str(failure.get("type", "Error")), str(failure.get("message", ""))
     place = f" ({failure['file']}:{failure['line']})" if failure.get("file") and failure.get("line") else ""
@@ -53,7 +57,7 @@ def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declare
     variable = _required_variable(kind, message, str(failure.get("last")))
     if variable is not None:
         cure = f"set {variable} as the documented command does"
-        return Blame(own=False, error=error, missing=f"environment variable {variable}", cure=cure)
+        return Blame(own=False, error=error, missing=VARIABLE + variable, cure=cure)
     if stood_in and ("StandIn" in message or "stand-in" in message):
         return _needs(error, ", ".join(stood_in))
     if "SubprocessError" in bases or (

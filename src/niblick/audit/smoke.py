@@ -7,14 +7,17 @@ Runs the script in the sandbox only. A failure is the submission's own (`IMPORT_
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import replace
 from typing import Any
 
-from niblick.audit.blame import blame
+from niblick.audit.blame import VARIABLE, blame
 from niblick.audit.orders import declared_packages, folders, job_for
-from niblick.audit.sandbox import Limits, Outcome, detect, run
+from niblick.audit.sandbox import Job, Limits, Outcome, detect, run
 from niblick.audit.types import Smoke, Submission
 
+_MOST_VARIABLES = 4
 _LIMITS = Limits(cpu_seconds=90, wall_seconds=150)
 
 
@@ -28,8 +31,22 @@ def smoke_test(submission: Submission, *, trust: bool = False) -> Smoke:
         return _not_run(
             code, "none", f"no isolation on this machine ({isolation.detail}); --trust runs it anyway"
         )
-    outcome = run(job_for(submission, "smoke"), trust=trust, limits=_LIMITS)
-    return _judge(submission, outcome, code)
+    job = job_for(submission, "smoke")
+    for _ in range(_MOST_VARIABLES):
+        seen = _judge(submission, run(job, trust=trust, limits=_LIMITS), code)
+        missing = seen.missing or ""
+        variable = missing.removeprefix(VARIABLE)
+        if not missing.startswith(VARIABLE) or variable in job.arguments["environment"]:
+            break
+        job = _with_variable(job, variable)
+    return seen
+
+
+def _with_variable(job: Job, name: str) -> Job:
+    """The same orders with a variable that the script insists on, set as a launcher might."""
+    value = "./data" if re.search(r"PATH|DIR|FOLDER|ROOT|FILE", name) else "1"
+    environment = {**job.arguments["environment"], name: value}
+    return replace(job, arguments={**job.arguments, "environment": environment})
 
 
 def _not_run(code: int, isolation: str, why: str) -> Smoke:
