@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from niblick.audit.types import Report
 from niblick.cli import main
+from niblick.cli.audit import exit_code
 
 CLEAN = """
 import torch
@@ -57,7 +59,7 @@ def folders(tmp_path: Path) -> Path:
     for name, program in (
         ("clean", CLEAN),
         ("broken", "import os\nx = int('False')\n"),
-        ("empty", "x = 1\n"),
+        ("torn", "def main(:\n    pass\n"),
     ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train_gpt.py").write_text(program)
@@ -80,8 +82,21 @@ def test_a_clean_script_ends_with_zero_and_reads_like_a_review(
     assert "Verdict: clean_neural" in shown
 
 
-def test_what_cannot_be_decided_ends_with_three(folders: Path) -> None:
-    assert audit(folders / "empty", "--static") == 3
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        (["clean_neural", "clean_ttt_score_first"], 0),
+        (["clean_neural", "flag_slot", "hold_unclear"], 1),
+        (["import_fail"], 1),
+        (["hold_unclear", "clean_neural"], 3),
+    ],
+)
+def test_exit_codes_tell_flagged_from_undecided(verdicts: list[str], code: int) -> None:
+    reports = [
+        Report(path="p", verdict=verdict, recommendation="r", findings=(), smoke=None, record={})
+        for verdict in verdicts
+    ]
+    assert exit_code(reports) == code
 
 
 def test_many_paths_give_one_json_list_and_files_in_every_format(
@@ -89,18 +104,18 @@ def test_many_paths_give_one_json_list_and_files_in_every_format(
 ) -> None:
     files = {name: folders / f"out.{name}" for name in ("sarif", "markdown", "html")}
     options = [part for name, path in files.items() for part in (f"--{name}", path)]
-    assert audit(folders / "clean", folders / "empty", "--static", "--json", *options) == 3
+    assert audit(folders / "clean", folders / "torn", "--static", "--json", *options) == 1
     captured = capsys.readouterr()
     data = json.loads(captured.out)
-    assert [row["verdict"] for row in data] == ["clean_neural", "hold_unclear"]
+    assert [row["verdict"] for row in data] == ["clean_neural", "import_fail"]
     assert json.loads(files["sarif"].read_text())["version"] == "2.1.0"
     assert "| path | verdict |" in files["markdown"].read_text()
     assert files["html"].read_text().startswith("<!doctype html>")
 
 
 def test_several_paths_end_with_a_summary(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    audit(folders / "clean", folders / "empty", "--static")
-    assert capsys.readouterr().out.count("hold_unclear") >= 2
+    audit(folders / "clean", folders / "torn", "--static")
+    assert capsys.readouterr().out.count("import_fail") >= 2
 
 
 @pytest.mark.parametrize("arguments", [["nowhere"], ["--static", "--trust", "."], ["--no-such-option", "."]])
