@@ -16,9 +16,9 @@ from niblick.evaluation.tally import Scored, Tally
 from niblick.objective.proof import ProofError, prove_causal
 from niblick.runtime import World
 from property.evaluators import BOS, make_dataset, make_model, make_tokens
+from unit.evaluation_cases import ADAPTATIONS, WEIGHTS
 
 LENGTHS = (30, 9, 41, 1, 25, 60)
-WEIGHTS = {"chunk_tokens": 32, "batch_rows": 2}
 
 
 def score(tokens, ttt, model=None, **options):
@@ -28,15 +28,6 @@ def score(tokens, ttt, model=None, **options):
 
 def plain(tokens, mode, **options):
     return score_tokens(make_model(), tokens, EvaluationOptions(mode=mode, **options), World())
-
-
-ADAPTATIONS = {
-    "sgd": Adaptation(method="sgd", lr=0.1, epochs=2, **WEIGHTS),
-    "adamw": Adaptation(method="adamw", lr=0.01, **WEIGHTS),
-    "sgd in phases": Adaptation(method="sgd", lr=0.1, phases=3, batch_rows=2),
-    "lora": Adaptation(method="lora", lr=0.05, chunk_tokens=8, documents=3),
-    "lora in phases": Adaptation(method="lora", lr=0.05, chunk_tokens=8, documents=3, phases=3, base_lr=0.1),
-}
 
 
 @pytest.mark.parametrize("name", ADAPTATIONS)

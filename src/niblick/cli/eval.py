@@ -63,9 +63,11 @@ def eval_command(
 def _options(recipe: Recipe, ttt: str | None, settings: list[str], **changes: Any) -> EvaluationOptions:
     """The recipe's evaluation section, with what the command line says on top."""
     from niblick.evaluation import Adaptation, EvaluationOptions
-    from niblick.evaluation.options import parse_settings
+    from niblick.evaluation.options import METHODS, OptionsError, parse_settings
 
     given = {key: value for key, value in changes.items() if value is not None}
+    if settings and ttt is None:
+        raise OptionsError(f"--ttt-set {settings[0]} needs --ttt with a method: {', '.join(METHODS)}")
     if ttt is not None:
         given["ttt"] = Adaptation(**{"method": ttt, **parse_settings(settings)})
         given.setdefault("mode", given["ttt"].mode)

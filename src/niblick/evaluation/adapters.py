@@ -86,7 +86,7 @@ def adapt_documents(job: Job, settings: Adaptation) -> tuple[Tally, dict[str, An
     phases = phase_groups(windows, settings.phases)
     updates = 0
     for index, group in enumerate(phases):
-        batches = padded_batches(group, job.options.batch_tokens, settings.documents)
+        batches = padded_batches(group, job.piece, settings.documents)
         for batch in batches[job.world.rank :: job.world.size]:
             updates += _adapt_batch(job, settings, tally, batch, base)
         if index + 1 < len(phases) and base.may_learn():

@@ -123,7 +123,8 @@ class LeakyTraining:
 class EvaluationOptions:
     """What `evaluate` does. `context` and `stride` are in tokens; None for context takes the recipe's.
 
-    `batch_tokens` bounds the tokens of one forward pass (and is the piece in which `streaming` reads).
+    `batch_tokens` bounds the tokens of one forward pass (and is the piece in which `streaming` reads); on a CPU
+    passes are never longer than suits its caches.
     """
 
     mode: Mode = "streaming"

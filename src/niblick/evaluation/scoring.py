@@ -32,6 +32,7 @@ from niblick.plan import Plan
 from niblick.runtime import World
 
 _LOGITS = 1 << 25  # logits held at once: 128 MiB in float32
+_CPU_TOKENS = 4096  # a longer pass leaves a processor's caches and costs more for each token
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class Job:
         return max(len(self.tokens) - 1, 0)
 
     @property
+    def piece(self) -> int:
+        """Tokens of one forward pass."""
+        limit = self.options.batch_tokens
+        return min(limit, _CPU_TOKENS) if self.device.type == "cpu" else limit
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.tokens.device
@@ -84,12 +91,12 @@ def score_stream(job: Job) -> Tally:
 
 
 def _chunked(job: Job, tally: Tally) -> None:
-    _score_windows(job, list(equal_batches(chunked_windows(job.predictions, job.context), job.options.batch_tokens)), tally)
+    _score_windows(job, list(equal_batches(chunked_windows(job.predictions, job.context), job.piece)), tally)
 
 
 def _sliding(job: Job, tally: Tally) -> None:
     windows = sliding_windows(job.predictions, job.context, job.options.stride)
-    _score_windows(job, list(equal_batches(windows, job.options.batch_tokens)), tally)
+    _score_windows(job, list(equal_batches(windows, job.piece)), tally)
 
 
 def _score_windows(job: Job, batches: Sequence[tuple[Window, ...]], tally: Tally) -> None:
@@ -105,7 +112,7 @@ def _score_windows(job: Job, batches: Sequence[tuple[Window, ...]], tally: Tally
 
 def _document(job: Job, tally: Tally) -> None:
     """Documents of similar length side by side, padded behind their end where nothing is scored."""
-    limit = job.options.batch_tokens
+    limit = job.piece
     windows = document_windows(job.tokens.cpu().numpy(), job.model.recipe.bos_id)
     for batch in padded_batches(windows, limit)[job.world.rank :: job.world.size]:
         if batch[0].length > limit:
@@ -122,7 +129,7 @@ def _document(job: Job, tally: Tally) -> None:
 def _streaming(job: Job, tally: Tally) -> None:
     """One pass in pieces. Each process takes consecutive pieces of the same cut, and first reads, unscored, as many
     pieces before its own as the model can remember: its state is then the one that a single pass would have."""
-    size = job.options.batch_tokens
+    size = job.piece
     cuts = pieces(job.predictions, size)
     mine = share(len(cuts), job.world.rank, job.world.size)
     if not mine:
@@ -138,7 +145,7 @@ def _streaming(job: Job, tally: Tally) -> None:
 
 def stream(job: Job, tally: Tally, state: State, start: int, end: int) -> State:
     """Score predictions [start, end) in pieces from `state`; returns the state after them."""
-    for begin, stop in ((start + a, start + b) for a, b in pieces(end - start, job.options.batch_tokens)):
+    for begin, stop in ((start + a, start + b) for a, b in pieces(end - start, job.piece)):
         hidden, after = job.model.hidden(job.tokens[None, begin:stop], state, keep=True)
         tally.enter(begin, head_nll(job.model, hidden, job.asked[:, None, begin + 1 : stop + 1])[:, 0])
         assert after is not None

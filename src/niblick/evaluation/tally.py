@@ -59,7 +59,7 @@ class Tally:
 
     def exchange(self, world: World, device: torch.device) -> None:
         """Learn which predictions the other processes have entered by now; all processes must call this."""
-        known = self._times.to(device)
+        known = self._times.clone().to(device)
         if not self._whole:
             sum_tensors([known], world)
         self._known = known.cpu()
@@ -80,7 +80,7 @@ class Tally:
 
     def collect(self, world: World, device: torch.device) -> NDArray[np.float32]:
         """All scores (K, n - 1); between all processes each prediction was entered once."""
-        nll, times = self._nll.to(device), self._times.to(device)
+        nll, times = self._nll.clone().to(device), self._times.clone().to(device)
         if not self._whole:
             sum_tensors([nll, times], world)
         assert bool((times == 1).all()), "a prediction was scored twice or not at all"
