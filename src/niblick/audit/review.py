@@ -37,11 +37,22 @@ def review(path: str | Path, *, run_code: bool = False, trust: bool = False, scr
         findings.extend(dynamic)
     record, more = record_findings(found.submission, smoke)
     findings.extend(more)
-    verdict, recommendation = decide(findings, smoke, understood=bool(scored(case.trace)) or found.submission.source is None)
+    verdict, recommendation = decide(findings, smoke, understood=_understood(case))
     return Report(
         path=str(path), verdict=verdict, recommendation=recommendation, findings=tuple(findings), smoke=smoke,
         record=record,
     )
+
+
+def _understood(case: Case) -> bool:
+    """Whether the evaluation was followed, or the program is too plain to hide anything from a reader."""
+    if case.tree is None or scored(case.trace):
+        return case.submission.source is None or bool(scored(case.trace))
+    learning = [
+        node for node in ast.walk(case.tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in {"backward", "grad"}
+    ]
+    return len(learning) <= 1
 
 
 def build_case(found: Read) -> Case:

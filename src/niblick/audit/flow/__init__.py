@@ -16,9 +16,9 @@ from niblick.audit.flow.signals import BudgetSignal
 
 def run(
     tree: ast.Module, *, file: str, environment: dict[str, str], arguments: list[str] | None = None,
-    modules: dict[str, ast.Module] | None = None, seconds: float = 20.0, budget: int = 700_000,
+    modules: dict[str, ast.Module] | None = None, seconds: float = 8.0, budget: int = 700_000,
 ) -> Trace:
-    """The trace of the program in `tree` under `environment`, within `seconds` and `budget` interpreted steps."""
+    """The trace of the program in `tree` under `environment`, within `seconds` of processor time and `budget` interpreted steps."""
     machine = Machine(dict(environment), modules or {}, run_deadline(seconds), budget)
     machine.arguments = list(arguments or [])
     limit = sys.getrecursionlimit()

@@ -123,10 +123,10 @@ class Calls(Library):
             return signal.value
         except (BreakSignal, ContinueSignal):
             return None
-        except AbortSignal:
-            if self.yields[-1]:
-                return None
-            raise
+        except AbortSignal as signal:
+            if signal.final or (self.tries and not self.yields[-1]):
+                raise
+            return None if self.yields[-1] else Box()
         return None
 
     def join_values(self, left: Any, right: Any) -> Any:

@@ -71,13 +71,14 @@ class Expressions:
         self.loop_steps: dict[int, int] = {}
         self.order = 0
         self.hooks = 0
+        self.tries = 0
         self.line = 0
         self.arguments: list[str] = []
 
     def tick(self, node: ast.AST) -> None:
         self.trace.steps += 1
         self.line = getattr(node, "lineno", self.line)
-        if self.trace.steps > self.budget or (not self.trace.steps % 512 and time.monotonic() > self.deadline):
+        if self.trace.steps > self.budget or (not self.trace.steps % 512 and time.process_time() > self.deadline):
             raise BudgetSignal
 
     def note(self, text: str) -> None:

@@ -266,7 +266,7 @@ class Library(Tensors):
         return self.read_data(path, {}) if name.startswith("read") else None
 
     def py_exit(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        raise AbortSignal
+        raise AbortSignal(True)
 
     py_quit = py_exit
 
@@ -305,7 +305,7 @@ class Library(Tensors):
         if name.startswith("time.") and last != "sleep":
             return Box(shape=(), marks=frozenset({"time"}))
         if name in {"sys.exit", "os._exit"}:
-            raise AbortSignal
+            raise AbortSignal(True)
         return self.objects_call(name, last, args, named, node)
 
     def path_call(self, last: str, args: list[Any]) -> Any:

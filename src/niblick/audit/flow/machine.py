@@ -222,11 +222,16 @@ class Machine(Calls):
     do_AsyncWith = do_With
 
     def do_Try(self, node: ast.Try) -> None:
+        guarded = bool(node.handlers)
+        self.tries += guarded
         try:
-            self.block(node.body)
+            try:
+                self.block(node.body)
+            finally:
+                self.tries -= guarded
             self.block(node.orelse)
-        except AbortSignal:
-            if not node.handlers:
+        except AbortSignal as signal:
+            if not node.handlers or signal.final:
                 raise
             handler = node.handlers[0]
             if handler.name:
@@ -406,8 +411,8 @@ def _joined(left: Any, right: Any) -> Any:
 
 
 def run_deadline(seconds: float) -> float:
-    """The monotonic time at which a run must stop."""
-    return time.monotonic() + seconds
+    """The processor time of this process at which a run must stop."""
+    return time.process_time() + seconds
 
 
 __all__ = ["BudgetSignal", "Leaf", "Machine", "run_deadline"]

@@ -21,7 +21,10 @@ class ContinueSignal(Exception):  # noqa: N818
 
 
 class AbortSignal(Exception):  # noqa: N818
-    """The program raises an exception here."""
+    """The program raises an exception here; `final` when it asks to end."""
+
+    def __init__(self, final: bool = False) -> None:
+        self.final = final
 
 
 class BudgetSignal(Exception):  # noqa: N818

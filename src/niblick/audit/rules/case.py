@@ -94,11 +94,13 @@ def learnt_kinds(trace: Trace, event: ScoreEvent) -> frozenset[str]:
 
 
 def interleaved(trace: Trace, update: UpdateEvent) -> bool:
-    """Whether tokens were scored between the updates of one phase of training, as score-first training does."""
-    phase = [u.order for u in trace.updates if u.where == update.where]
-    first, last = min(phase), max(phase)
+    """Whether later updates of a phase of training learn what was scored after its first, as score-first training does."""
+    phase = [u for u in trace.updates if u.where == update.where]
+    first = min(u.order for u in phase)
     return any(
-        first < e.order < last and e.no_grad and e.targets and not overlap(trace, e) for e in trace.scores)
+        first < e.order < u.order and e.no_grad and e.targets & u.positions and not overlap(trace, e)
+        for u in phase for e in trace.scores
+    )
 
 
 def first_by_line(events: Iterable[ScoreEvent]) -> list[ScoreEvent]:

@@ -18,7 +18,7 @@ def check(case: Case) -> list[Finding]:
                      if u.positions & both and u.order < event.order and "module" in u.leaf_kinds), None)
         if step is None:
             continue
-        if interleaved(case.trace, step):
+        if interleaved(case.trace, step) and event.where.function != step.where.function:
             out.append(_rescored(case, event))
             continue
         trained = "train" in step.marks

@@ -19,6 +19,7 @@ from niblick.audit.unpack.evaluate import Evaluator, Executed, Loader
 from niblick.audit.unpack.fstrings import for_old_parser
 
 MAX_DEPTH = 24
+_DECODING = frozenset({"lzma", "zlib", "base64", "bz2", "gzip", "brotli", "zstandard", "binascii", "codecs", "marshal"})
 _HINT = re.compile(r"(?<![\w.])(?:exec|eval)\s*\(|runpy|os\.system|subprocess|__import__|os\.exec|builtins")
 
 
@@ -110,11 +111,12 @@ def _flatten(text: str, loader: Loader, layers: list[str], depth: int, path: str
         for item in executed:
             layers.extend(item.layers)
             pieces.append(_flatten(item.text, loader, layers, depth + 1, path)[0])
-        if not executed and not _is_blob(statement):
+        if not executed and not _is_loader(statement):
             pieces.append(segment)
     if not found:
         return text, tree
-    joined = "\n".join(pieces) + "\n" if len(pieces) > 1 else pieces[0]
+    pieces = [piece for piece in pieces if piece.strip()]
+    joined = "\n".join(pieces) + "\n" if len(pieces) > 1 else "".join(pieces)
     if len(joined) > MAX_TEXT:
         raise PackError(f"the script unpacks to more than {MAX_TEXT} bytes")
     return joined, parse(joined)
@@ -137,8 +139,12 @@ def _executed_by(statement: ast.stmt, run: Evaluator, scope: dict[str, object], 
     return run.loader.executed[before:]
 
 
-def _is_blob(statement: ast.stmt) -> bool:
-    """Whether a statement only holds payload text."""
+def _is_loader(statement: ast.stmt) -> bool:
+    """Whether a statement only holds payload text or brings in decoders."""
+    if isinstance(statement, ast.Import):
+        return all(alias.name in _DECODING for alias in statement.names)
+    if isinstance(statement, ast.ImportFrom):
+        return statement.module in _DECODING
     return isinstance(statement, (ast.Assign, ast.Expr)) and any(
         isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)) and len(node.value) > 4000
         for node in ast.walk(statement)
