@@ -118,6 +118,13 @@ def test_a_failure_inside_a_stand_in_is_the_machines(tmp_path: Path) -> None:
     assert "mamba-ssm" in (seen.cure or "")
 
 
+def test_a_package_of_another_version_is_the_machines(tmp_path: Path) -> None:
+    seen = smoke(tmp_path, "import numpy\nnumpy.no_such_function(1)\n")
+    assert (seen.status, seen.own_fault, seen.missing) == ("ENVIRONMENT", False, "numpy")
+    seen = smoke(tmp_path, "from numpy import no_such_name\n")
+    assert (seen.status, seen.own_fault) == ("ENVIRONMENT", False)
+
+
 def test_a_variable_parsed_wrongly_is_the_authors_fault(tmp_path: Path) -> None:
     seen = smoke(tmp_path, "import os\nFLAG = bool(int(os.environ.get('FLAG', 'False')))\n")
     assert (seen.status, seen.own_fault) == ("IMPORT_FAIL", True)

@@ -66,6 +66,10 @@ def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declare
         return _blame_program(failure, error)
     if "OSError" in bases:
         return _blame_file(failure, error)
+    package = _foreign_place(failure, message)
+    if package is not None and not bases & {"ValueError", "KeyError"}:
+        cure = f"install the version of {package} that the script was written for"
+        return Blame(own=False, error=error, missing=package, cure=cure)
     if _NEEDS_DEVICE.search(message) and not bases & {
         "ValueError",
         "KeyError",
@@ -76,6 +80,15 @@ def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declare
     if "MemoryError" in bases:
         return Blame(own=False, error=error, missing="memory", cure="review on a machine with more memory")
     return Blame(own=True, error=error, cure="make the script importable: fix the line named in the error")
+
+
+def _foreign_place(failure: dict[str, Any], message: str) -> str | None:
+    """The installed package that raised the failure or lacks what the script asks of it, or None."""
+    raised_in = re.search(r"-packages/([A-Za-z0-9_]+)", str(failure.get("last")))
+    if raised_in or "/stand_ins/" in str(failure.get("last")):
+        return raised_in[1] if raised_in else "a GPU package"
+    lacks = re.match(r"(?:partially initialized )?module '(\w+)[\w.]*' has no attribute", message)
+    return lacks[1] if lacks and (installs(lacks[1]) or lacks[1] == "torch") else None
 
 
 def _required_variable(kind: str, message: str, last: str) -> str | None:

@@ -45,20 +45,21 @@ def _patch_cuda(torch: Any) -> None:
         "get_arch_list": ["sm_90"], "reset_max_memory_allocated": None, "memory_snapshot": [],
     }  # fmt: skip
     for name, value in answers.items():
-        setattr(torch.cuda, name, _always(value))
+        setattr(torch.cuda, name, always(value))
     for name in ("Stream", "Event", "CUDAGraph", "ExternalStream"):
         setattr(torch.cuda, name, _Timeline)
     for name in ("current_stream", "default_stream"):
-        setattr(torch.cuda, name, _always(_Timeline()))
+        setattr(torch.cuda, name, always(_Timeline()))
     for name in ("stream", "device", "graph", "device_of"):
         setattr(torch.cuda, name, _Scope)
-    torch.cuda.nvtx = types.SimpleNamespace(range_push=_always(None), range_pop=_always(None), range=_Scope)
-    torch.cuda.get_rng_state = _always(torch.get_rng_state())
-    torch.cuda.set_rng_state = _always(None)
+    torch.cuda.nvtx = types.SimpleNamespace(range_push=always(None), range_pop=always(None), range=_Scope)
+    torch.cuda.get_rng_state = always(torch.get_rng_state())
+    torch.cuda.set_rng_state = always(None)
     torch.version.cuda = "12.8"
 
 
-def _always(value: Any) -> Callable[..., Any]:
+def always(value: Any) -> Callable[..., Any]:
+    """A function that gives `value` whatever it is asked."""
     return lambda *_, **__: value
 
 
@@ -78,7 +79,7 @@ class _Timeline:
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name.startswith("__"):
             raise AttributeError(name)
-        return _always(None)
+        return always(None)
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +109,7 @@ def _patch_compile(torch: Any) -> None:
 
     torch.compile = passthrough
     torch.jit.script = passthrough
-    torch.nn.Module.compile = _always(None)
+    torch.nn.Module.compile = always(None)
     torch.compiler.disable = lambda fn=None, *_, **__: fn if fn is not None else (lambda function: function)
 
 
@@ -124,7 +125,7 @@ def _patch_precision(torch: Any) -> None:
     torch.cuda.amp.autocast = Autocast
     torch.nn.attention.sdpa_kernel = _nothing  # dynamo, which some scripts import, looks at its __wrapped__
     torch.backends.cuda.sdp_kernel = _nothing
-    torch.set_default_device = _always(None)
+    torch.set_default_device = always(None)
 
 
 def _device_mode(torch: Any) -> Any:

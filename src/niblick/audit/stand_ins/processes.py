@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
 from typing import Any
+
+from niblick.audit.stand_ins.gpu import always
 
 
 def install(torch: Any) -> None:
@@ -24,9 +25,9 @@ def install(torch: Any) -> None:
         "is_torchelastic_launched": True, "get_local_rank": 0, "get_node_local_rank": 0,
     }  # fmt: skip
     for name, value in answers.items():
-        setattr(dist, name, _always(value))
+        setattr(dist, name, always(value))
     for name in ("all_reduce", "broadcast", "reduce", "send", "recv", "isend", "irecv"):
-        setattr(dist, name, _always(_Done()))
+        setattr(dist, name, always(_Done()))
     dist.init_process_group, dist.destroy_process_group = start, stop
     dist.is_initialized = lambda *_, **__: state["started"]
     dist.all_gather, dist.gather = _copy_to_first, _gather
@@ -37,10 +38,6 @@ def install(torch: Any) -> None:
     if not hasattr(dist, "ReduceOp"):
         dist.ReduceOp = types.SimpleNamespace(SUM=0, AVG=1, PRODUCT=2, MIN=3, MAX=4)
     _patch_data_parallel(torch)
-
-
-def _always(value: Any) -> Callable[..., Any]:
-    return lambda *_, **__: value
 
 
 class _Done:
