@@ -84,7 +84,14 @@ def position_rows(engine: Any, context: int, options: argparse.Namespace) -> lis
         engine.read(0, ids[begin:position], at=begin)
         reading = (position - begin) / (time.perf_counter() - began)
         seconds = best_seconds(engine, options)
-        rows.append({"position": position, "ms": seconds * 1e3, "tokens_per_second": 1 / seconds, "read_per_second": reading})
+        rows.append(
+            {
+                "position": position,
+                "ms": seconds * 1e3,
+                "tokens_per_second": 1 / seconds,
+                "read_per_second": reading,
+            }
+        )
     return rows
 
 
@@ -109,10 +116,17 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit("the native engine could not be built here: is there a C compiler?")
     del model
     found = {
-        "model": name, "engine": engine.name, "parameters": plan.parameter_count, "weight_bytes": engine.weight_bytes,
-        "bits": sorted(set(engine.bits.values())), "state_bytes": engine.state_bytes, "plan_state_bytes": plan.decode_state_bytes(),
-        "layout_seconds": laid_out, "positions": position_rows(engine, context, options),
-        "resident_bytes": resident() - before, "reference_ms": slow * 1e3,
+        "model": name,
+        "engine": engine.name,
+        "parameters": plan.parameter_count,
+        "weight_bytes": engine.weight_bytes,
+        "bits": sorted(set(engine.bits.values())),
+        "state_bytes": engine.state_bytes,
+        "plan_state_bytes": plan.decode_state_bytes(),
+        "layout_seconds": laid_out,
+        "positions": position_rows(engine, context, options),
+        "resident_bytes": resident() - before,
+        "reference_ms": slow * 1e3,
     }
     return {**found, "batches": _batches(name, options)}
 
@@ -142,17 +156,28 @@ def show(result: dict[str, Any]) -> None:
     """The tables of the documentation."""
     print(f"{result['processor']}, {result['threads']} threads; milliseconds per token (tokens/s)\n")
     positions = result["options"]["positions"]
-    print("| model | memory | state | " + " | ".join(f"at {p:,}" for p in positions) + " | reading a prompt |")
+    print(
+        "| model | memory | state | " + " | ".join(f"at {p:,}" for p in positions) + " | reading a prompt |"
+    )
     print("|---|---|---|" + "---|" * (len(positions) + 1))
     for row in result["models"] + result["peers"]:
         at = {cell["position"]: cell for cell in row["positions"]}
-        cells = [f"{at[p]['ms']:.2f} ({at[p]['tokens_per_second']:,.0f})" if p in at else "-" for p in positions]
-        reading = max((cell["read_per_second"] for cell in row["positions"] if cell["position"] >= 1000), default=0)
+        cells = [
+            f"{at[p]['ms']:.2f} ({at[p]['tokens_per_second']:,.0f})" if p in at else "-" for p in positions
+        ]
+        reading = max(
+            (cell["read_per_second"] for cell in row["positions"] if cell["position"] >= 1000), default=0
+        )
         print(
             f"| {row['model']}, {row['engine']} | {row['resident_bytes'] / 1e6:.0f} MB | {row['state_bytes'] / 1e6:.1f} MB | "
-            + " | ".join(cells) + f" | {reading:,.0f}/s |"
+            + " | ".join(cells)
+            + f" | {reading:,.0f}/s |"
         )
-    print("\n| model | reference engine at 1,000 | " + " | ".join(f"batch {b}" for b in result["options"]["batches"]) + " |")
+    print(
+        "\n| model | reference engine at 1,000 | "
+        + " | ".join(f"batch {b}" for b in result["options"]["batches"])
+        + " |"
+    )
     print("|---|---|" + "---|" * len(result["options"]["batches"]))
     for row in result["models"]:
         cells = [f"{cell['tokens_per_second']:,.0f}/s" for cell in row["batches"]]
@@ -161,8 +186,10 @@ def show(result: dict[str, Any]) -> None:
 
 def parse() -> argparse.Namespace:
     """Command line."""
-    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    numbers = lambda text: [int(part) for part in text.split(",")]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS))
     parser.add_argument("--positions", type=numbers, default=[100, 1000, 10_000, 100_000])
     parser.add_argument("--batches", type=numbers, default=[1, 2, 4, 8])
@@ -188,22 +215,33 @@ def main() -> None:
         print(json.dumps(measure(options.one, options)))
         return
     shared = [
-        f"--threads={options.threads}", f"--tokens={options.tokens}", f"--repeats={options.repeats}",
-        "--positions=" + ",".join(map(str, options.positions)), "--batches=" + ",".join(map(str, options.batches)),
+        f"--threads={options.threads}",
+        f"--tokens={options.tokens}",
+        f"--repeats={options.repeats}",
+        "--positions=" + ",".join(map(str, options.positions)),
+        "--batches=" + ",".join(map(str, options.batches)),
         *(["--read-all"] if options.read_all else []),
     ]
     models = [run([sys.executable, __file__, "--one", name, *shared]) for name in options.models]
     peers = []
     if options.peers:
-        wanted = {"threads": options.threads, "tokens": options.tokens, "repeats": options.repeats,
-                  "positions": options.peer_positions}
+        wanted = {
+            "threads": options.threads,
+            "tokens": options.tokens,
+            "repeats": options.repeats,
+            "positions": options.peer_positions,
+        }
         for peer in ("transformers-float32", "transformers-bfloat16", "llama.cpp-Q8_0", "llama.cpp-Q6_K"):
             peers.append(run([options.peers, str(PEERS), peer, json.dumps(wanted)]))
     from niblick.runtime import describe_environment
 
     result = {
-        "processor": describe_environment()["processor"], "platform": platform.platform(), "threads": options.threads,
-        "options": vars(options), "models": models, "peers": peers,
+        "processor": describe_environment()["processor"],
+        "platform": platform.platform(),
+        "threads": options.threads,
+        "options": vars(options),
+        "models": models,
+        "peers": peers,
     }
     if options.json:
         print(json.dumps(result))

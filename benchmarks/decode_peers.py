@@ -19,8 +19,15 @@ import numpy as np
 
 VOCAB, DIM, LAYERS, HEADS, GROUPS, HIDDEN = 1024, 512, 11, 8, 4, 1024
 HEAD = DIM // HEADS
-SHAPES = {"attn_q": (DIM, DIM), "attn_k": (GROUPS * HEAD, DIM), "attn_v": (GROUPS * HEAD, DIM), "attn_output": (DIM, DIM),
-          "ffn_gate": (HIDDEN, DIM), "ffn_up": (HIDDEN, DIM), "ffn_down": (DIM, HIDDEN)}
+SHAPES = {
+    "attn_q": (DIM, DIM),
+    "attn_k": (GROUPS * HEAD, DIM),
+    "attn_v": (GROUPS * HEAD, DIM),
+    "attn_output": (DIM, DIM),
+    "ffn_gate": (HIDDEN, DIM),
+    "ffn_up": (HIDDEN, DIM),
+    "ffn_down": (DIM, HIDDEN),
+}
 PARAMETERS = VOCAB * DIM + LAYERS * (sum(a * b for a, b in SHAPES.values()) + 2 * DIM) + DIM
 
 
@@ -44,9 +51,22 @@ def row(name: str, options: dict[str, Any], before: int, state: int, step: Any, 
                 step()
             found.append((time.perf_counter() - began) / options["tokens"])
         seconds = min(found)
-        cells.append({"position": position, "ms": seconds * 1e3, "tokens_per_second": 1 / seconds, "read_per_second": reading})
-    return {"model": f"Llama, {PARAMETERS:,} parameters", "engine": name, "parameters": PARAMETERS, "positions": cells,
-            "state_bytes": state, "resident_bytes": resident() - before}
+        cells.append(
+            {
+                "position": position,
+                "ms": seconds * 1e3,
+                "tokens_per_second": 1 / seconds,
+                "read_per_second": reading,
+            }
+        )
+    return {
+        "model": f"Llama, {PARAMETERS:,} parameters",
+        "engine": name,
+        "parameters": PARAMETERS,
+        "positions": cells,
+        "state_bytes": state,
+        "resident_bytes": resident() - before,
+    }
 
 
 def transformers(name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -57,8 +77,14 @@ def transformers(name: str, options: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(options["threads"])
     before = resident()
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=DIM, intermediate_size=HIDDEN, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-        num_key_value_heads=GROUPS, tie_word_embeddings=True, max_position_embeddings=4096,
+        vocab_size=VOCAB,
+        hidden_size=DIM,
+        intermediate_size=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=GROUPS,
+        tie_word_embeddings=True,
+        max_position_embeddings=4096,
     )
     model = LlamaForCausalLM(config).to(getattr(torch, name.rpartition("-")[2])).eval()
     size = next(model.parameters()).element_size()
@@ -68,17 +94,32 @@ def transformers(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
         def timed(count: int, prompt: Any = prompt) -> float:
             began = time.perf_counter()
-            model.generate(prompt, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
+            model.generate(
+                prompt, max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0
+            )
             return time.perf_counter() - began
 
         timed(2)
         first = min(timed(1) for _ in range(options["repeats"]))
         whole = min(timed(1 + options["tokens"]) for _ in range(options["repeats"]))
         seconds = (whole - first) / options["tokens"]
-        cells.append({"position": position, "ms": seconds * 1e3, "tokens_per_second": 1 / seconds, "read_per_second": position / first})
+        cells.append(
+            {
+                "position": position,
+                "ms": seconds * 1e3,
+                "tokens_per_second": 1 / seconds,
+                "read_per_second": position / first,
+            }
+        )
     state = 2 * LAYERS * GROUPS * HEAD * max(options["positions"]) * size
-    return {"model": f"Llama, {PARAMETERS:,} parameters", "engine": name, "parameters": PARAMETERS, "positions": cells,
-            "state_bytes": state, "resident_bytes": resident() - before}
+    return {
+        "model": f"Llama, {PARAMETERS:,} parameters",
+        "engine": name,
+        "parameters": PARAMETERS,
+        "positions": cells,
+        "state_bytes": state,
+        "resident_bytes": resident() - before,
+    }
 
 
 def write_gguf(path: Path) -> None:

@@ -23,8 +23,14 @@ from niblick.model import LanguageModel
 from niblick.recipe import load_recipe, recipe_from_dict
 
 CLOSE = 1e-4  # of logits that reach 30
-SMALL = ["model.dim=48", "model.context=40", "model.attention.heads=4", "model.attention.kv_heads=2",
-         "model.attention.rope.dims=6", "model.vocab_size=96"]
+SMALL = [
+    "model.dim=48",
+    "model.context=40",
+    "model.attention.heads=4",
+    "model.attention.kv_heads=2",
+    "model.attention.rope.dims=6",
+    "model.vocab_size=96",
+]
 WIDE_HEADS = ["model.dim=128", "model.attention.heads=2", "model.attention.kv_heads=2"]
 PLANS = {
     "two layers": ("token-shift", SMALL),
@@ -33,14 +39,30 @@ PLANS = {
     "depth-recurrent": ("depth-recurrent", [*SMALL, "model.attention.rope.dims=12"]),
     "sidecar": ("sidecar", [*SMALL, "model.attention.xsa_last=2"]),
     "sidecar, masked, rescaled": (
-        "sidecar", [*SMALL, "model.document_mask=true", "model.attention.rope.train_length=16", "model.sidecar.kernel=4"]
+        "sidecar",
+        [
+            *SMALL,
+            "model.document_mask=true",
+            "model.attention.rope.train_length=16",
+            "model.sidecar.kernel=4",
+        ],
     ),
     "within documents, untied, no cap": (
         "token-shift",
-        [*SMALL, "model.document_mask=true", "model.document_attention=within", "model.tied=false",
-         "model.softcap=null", "model.residual_mix.enabled=false", "model.smear.enabled=false",
-         "model.bigram.enabled=false", "model.skips.enabled=true", "model.attention.qk_norm=false",
-         "model.attention.kv_shift=true", "model.mlp.width=0.5"],
+        [
+            *SMALL,
+            "model.document_mask=true",
+            "model.document_attention=within",
+            "model.tied=false",
+            "model.softcap=null",
+            "model.residual_mix.enabled=false",
+            "model.smear.enabled=false",
+            "model.bigram.enabled=false",
+            "model.skips.enabled=true",
+            "model.attention.qk_norm=false",
+            "model.attention.kv_shift=true",
+            "model.mlp.width=0.5",
+        ],
     ),
 }
 
@@ -62,7 +84,7 @@ def library(tmp_path_factory):
             os.environ["XDG_CACHE_HOME"] = before
 
 
-def made(plan: str, *, levels: int | None = 31) -> LanguageModel:
+def made(plan: str, *, levels: int | None = 31, columns: bool = False) -> LanguageModel:
     """A model with every parameter away from its start; matrices on a grid of `levels` steps either way."""
     name, overrides = PLANS[plan]
     values = load_recipe(name, overrides).model_dump(mode="json")
@@ -76,6 +98,8 @@ def made(plan: str, *, levels: int | None = 31) -> LanguageModel:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
             if levels and parameter.dim() == 2:
                 step = parameter.abs().amax(1, keepdim=True) / levels
+                if columns:
+                    step = 0.06 * 2 ** (torch.randint(-4, 4, (parameter.shape[1],), generator=generator) / 4)
                 parameter.copy_((parameter / step).round() * step)
     return model
 
@@ -111,6 +135,15 @@ def test_every_width_of_codes_gives_the_reference_logits(library, levels):
     assert np.abs(native.logits(0) - reference.logits(0)).max() < (CLOSE if levels else 1e-3)
 
 
+def test_steps_per_column_give_the_reference_logits(library):
+    model = made("token-shift", columns=True)
+    native, reference = NativeEngine(model, library, threads=1), ReferenceEngine(model)
+    for engine in (native, reference):
+        engine.read(0, tokens(90))
+    assert max(native.bits.values()) <= 8
+    assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_cuts_batches_and_threads_change_no_bit(library, plan):
     model = made(plan)
@@ -138,8 +171,15 @@ def test_a_slot_forgets_its_last_text_when_it_reads_a_new_prompt(library):
 
 @pytest.mark.parametrize(
     "sampling",
-    [GREEDY, Sampling(seed=-1), Sampling(temperature=0.6, top_k=7, seed=4), Sampling(top_p=0.8, seed=2**63),
-     Sampling(temperature=2.0, top_k=40, top_p=0.5), Sampling(top_k=1), Sampling(top_p=1e-6)],
+    [
+        GREEDY,
+        Sampling(seed=-1),
+        Sampling(temperature=0.6, top_k=7, seed=4),
+        Sampling(top_p=0.8, seed=2**63),
+        Sampling(temperature=2.0, top_k=40, top_p=0.5),
+        Sampling(top_k=1),
+        Sampling(top_p=1e-6),
+    ],
 )
 def test_the_library_draws_the_tokens_that_the_reference_draws(library, sampling):
     model = made("token-shift")
@@ -172,7 +212,8 @@ def test_a_batch_gives_what_its_prompts_give_alone_in_the_engine(library):
     engine = NativeEngine(model, library, slots=3, threads=1)
     batch = continue_batch(engine, prompts, Sampling(seed=5), max_tokens=10)
     alone = [
-        list(continue_tokens(engine, prompt, Sampling(seed=5 + i), max_tokens=10)) for i, prompt in enumerate(prompts)
+        list(continue_tokens(engine, prompt, Sampling(seed=5 + i), max_tokens=10))
+        for i, prompt in enumerate(prompts)
     ]
     assert batch == alone
 

@@ -53,7 +53,8 @@ def test_uniform_numbers_are_those_of_splitmix64():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}]
+    "wrong",
+    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}],
 )
 def test_values_out_of_range_are_refused_by_name(wrong):
     (key,) = wrong

@@ -13,8 +13,15 @@ from niblick.generation.engine import Engine
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe
 
-TINY = ["model.dim=32", "model.context=24", "model.attention.heads=2", "model.attention.kv_heads=1",
-        "model.attention.rope.dims=8", "model.vocab_size=260", "model.document_mask=true"]
+TINY = [
+    "model.dim=32",
+    "model.context=24",
+    "model.attention.heads=2",
+    "model.attention.kv_heads=1",
+    "model.attention.rope.dims=8",
+    "model.vocab_size=260",
+    "model.document_mask=true",
+]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +88,8 @@ def test_state_does_not_grow_with_the_text(model):
 
 def test_a_seed_repeats_its_text_and_another_seed_does_not(model):
     runs = [
-        list(continue_tokens(ReferenceEngine(model), [1], Sampling(seed=seed), max_tokens=20)) for seed in (3, 3, 4)
+        list(continue_tokens(ReferenceEngine(model), [1], Sampling(seed=seed), max_tokens=20))
+        for seed in (3, 3, 4)
     ]
     assert runs[0] == runs[1] != runs[2]
 

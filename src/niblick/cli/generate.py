@@ -24,7 +24,9 @@ def generate_command(
     max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw among the k likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw among the likeliest tokens that hold this probability.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw among the likeliest tokens that hold this probability.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")] = None,
     across_documents: Annotated[
@@ -33,8 +35,12 @@ def generate_command(
     tokenizer: Annotated[
         str | None, typer.Option(help="A .model file, fineweb-1024 or bytes, for models that bring none.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Processor threads; all that torch would use if not given.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document at the end instead.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(help="Processor threads; all that torch would use if not given.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document at the end instead.")
+    ] = False,
 ) -> None:
     """Continue a prompt. Prints the continuation only, as it is produced."""
     from niblick.artifact import open_model
@@ -46,7 +52,13 @@ def generate_command(
     engine = open_engine(loaded.model, threads=threads, build="background")
     del loaded  # the native engine holds its own, smaller weights
     text = start_text(
-        engine, found, prompt, sampling, max_tokens=max_tokens, stop=stop or (), across_documents=across_documents
+        engine,
+        found,
+        prompt,
+        sampling,
+        max_tokens=max_tokens,
+        stop=stop or (),
+        across_documents=across_documents,
     )
     started = time.perf_counter()
     for piece in text:

@@ -6,6 +6,14 @@ from niblick.generation.sampling import GREEDY, Sampling
 from niblick.generation.stream import Continuation, continue_batch, continue_tokens, start_text
 
 __all__ = [
-    "GREEDY", "Continuation", "Engine", "NativeEngine", "ReferenceEngine", "Sampling", "continue_batch", "continue_tokens",
-    "open_engine", "start_text",
+    "GREEDY",
+    "Continuation",
+    "Engine",
+    "NativeEngine",
+    "ReferenceEngine",
+    "Sampling",
+    "continue_batch",
+    "continue_tokens",
+    "open_engine",
+    "start_text",
 ]

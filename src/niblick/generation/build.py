@@ -19,7 +19,16 @@ from pathlib import Path
 
 from niblick.runtime import cache_folder
 
-_FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
+_FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-shared",
+    "-fPIC",
+    "-pthread",
+)
 _TUNING = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
 _COMPILERS = ("cc", "gcc", "clang")
 
@@ -77,7 +86,11 @@ def _processor() -> tuple[str, ...]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
     marks = ("model name", "flags", "Features", "CPU part")
-    return (platform.machine(), platform.system(), *sorted({line for line in lines if line.startswith(marks)}))
+    return (
+        platform.machine(),
+        platform.system(),
+        *sorted({line for line in lines if line.startswith(marks)}),
+    )
 
 
 def _sources() -> dict[str, bytes]:

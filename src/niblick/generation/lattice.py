@@ -1,7 +1,7 @@
-"""Weights as integer codes times one scale per row, in the fewest bits that lose nothing that could be seen.
+"""Weights as integer codes times scales, in the fewest bits that lose nothing that could be seen.
 
-A matrix whose rows are whole multiples of a step (what packing writes) is kept exactly, in 4, 6 or 8 bits per weight;
-any other is rounded to 16 bits, within 1/65,534 of its row's largest value.
+A matrix made of whole multiples of one step per row, or of row steps times column factors (what packing writes), is
+kept exactly, in 4, 6, 8 or 16 bits per weight; any other is rounded to 16 bits, within 1/65,534 of its row's largest.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from niblick.generation.grids import find_grid
 
 BLOCK = 64  # codes are padded and laid out in runs of 64
 _EXACT = 3e-7  # relative to the row's largest value: float32 rounding of code * scale
@@ -21,10 +23,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Codes:
-    """A matrix (rows, cols): `data` (rows, stride) bytes as the engine reads them, `scales` (rows,) float32."""
+    """A matrix (rows, cols): `data` (rows, stride) bytes as the engine reads them, `scales` (rows,) float32.
+
+    `columns` (cols padded to 64,) float32 multiplies the columns, where there is such a factor.
+    """
 
     data: NDArray[np.uint8]
     scales: Floats
+    columns: Floats | None
     rows: int
     cols: int
     bits: int
@@ -32,24 +38,36 @@ class Codes:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.data.nbytes + self.scales.nbytes
+        return self.data.nbytes + self.scales.nbytes + (0 if self.columns is None else self.columns.nbytes)
 
 
 def encode(weight: Floats, *, exact: bool = True) -> Codes:
     """Codes of a float32 matrix (rows, cols); with `exact` off, always 8 bits by nearest rounding."""
     weight = np.ascontiguousarray(weight, dtype=np.float32)
     rows, cols = weight.shape
-    steps = _steps(weight) if exact else np.abs(weight).max(axis=1) / np.float32(127)
-    if steps is None:
-        steps = np.abs(weight).max(axis=1) / np.float32(32767)
-        codes, bits = _round(weight, steps), 16
-    else:
-        codes = _round(weight, steps)
-        low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
-        bits = next(bits for bits, (least, most) in _RANGES.items() if least <= low and high <= most)
-    padded = np.zeros((rows, -(-cols // BLOCK) * BLOCK), dtype=np.int16)
+    codes, steps, factors = _factors(weight) if exact else _rounded(weight, 127)
+    low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
+    bits = next((bits for bits, (least, most) in _RANGES.items() if least <= low and high <= most), 16)
+    width = -(-cols // BLOCK) * BLOCK
+    padded = np.zeros((rows, width), dtype=np.int16)
     padded[:, :cols] = codes
-    return Codes(_lay_out(padded, bits), steps.astype(np.float32), rows, cols, bits)
+    if factors is not None:
+        factors = np.pad(factors.astype(np.float32), (0, width - cols))
+    return Codes(_lay_out(padded, bits), steps.astype(np.float32), factors, rows, cols, bits)
+
+
+def _factors(weight: Floats) -> tuple[NDArray[np.int16], Floats, Floats | None]:
+    """Codes, row steps and column factors (None for all ones)."""
+    steps = _steps(weight)
+    if steps is not None:
+        return _round(weight, steps), steps, None
+    found = find_grid(weight)
+    return _rounded(weight, 32767) if found is None else found
+
+
+def _rounded(weight: Floats, most: int) -> tuple[NDArray[np.int16], Floats, None]:
+    steps = np.abs(weight).max(axis=1) / np.float32(most)
+    return _round(weight, steps), steps, None
 
 
 def decode(codes: Codes) -> Floats:
@@ -63,7 +81,8 @@ def decode(codes: Codes) -> Floats:
         values = data.reshape(rows, -1).astype(np.int32) - 128
     else:
         values = _unpack(data, codes.bits).reshape(rows, -1)
-    return values[:, : codes.cols].astype(np.float32) * codes.scales[:, None]
+    weight: Floats = values[:, : codes.cols].astype(np.float32) * codes.scales[:, None]
+    return weight if codes.columns is None else weight * codes.columns[: codes.cols]
 
 
 def _round(weight: Floats, steps: Floats) -> NDArray[np.int16]:

@@ -28,7 +28,12 @@ Ints = dict[str, Any]
 class Matrix(ctypes.Structure):
     """nb_matrix."""
 
-    _fields_ = [("codes", POINTER(c_uint8)), ("scales", POINTER(c_float)), *((n, c_int32) for n in ("rows", "cols", "bits", "stride"))]
+    _fields_ = [
+        ("codes", POINTER(c_uint8)),
+        ("scales", POINTER(c_float)),
+        ("columns", POINTER(c_float)),
+        *((n, c_int32) for n in ("rows", "cols", "bits", "stride")),
+    ]
 
 
 class Layer(ctypes.Structure):
@@ -39,7 +44,10 @@ class Layer(ctypes.Structure):
         *((n, c_float) for n in ("scale", "value_scale")),
         *((n, POINTER(c_float)) for n in ("attn_scale", "mlp_scale", "mix", "carry", "mix_r", "mix_k")),
         *((n, POINTER(c_float)) for n in ("q_gain", "k_gain", "k_shift", "v_shift", "local_v")),
-        *((n, c_int64) for n in ("at_shift", "at_keys", "at_values", "at_k_shift", "at_v_shift", "at_sidecar")),
+        *(
+            (n, c_int64)
+            for n in ("at_shift", "at_keys", "at_values", "at_k_shift", "at_v_shift", "at_sidecar")
+        ),
         *((n, Matrix) for n in ("r", "k", "v", "q", "out", "fc", "proj")),
     ]
 
@@ -48,8 +56,14 @@ class PlanStruct(ctypes.Structure):
     """nb_plan."""
 
     _fields_ = [
-        *((n, c_int32) for n in ("dim", "heads", "groups", "head", "vocab", "hidden", "half", "layers", "pushes")),
-        *((n, c_int32) for n in ("bos", "document_mask", "within", "qk_norm", "buckets", "side_width", "side_kernel")),
+        *(
+            (n, c_int32)
+            for n in ("dim", "heads", "groups", "head", "vocab", "hidden", "half", "layers", "pushes")
+        ),
+        *(
+            (n, c_int32)
+            for n in ("bos", "document_mask", "within", "qk_norm", "buckets", "side_width", "side_kernel")
+        ),
         *((n, c_int32) for n in ("columns", "slots", "threads")),
         *((n, c_float) for n in ("softcap", "slope", "bigram_scale")),
         ("layer", POINTER(Layer)),
@@ -67,7 +81,13 @@ def unsupported(model: LanguageModel) -> str | None:
     for layer in plan.layers:
         if layer.mixer not in MIXERS:
             return f"it has no {layer.mixer!r} mixer"
-    widths = (recipe.dim, recipe.mlp_dim, recipe.bigram.width, recipe.value_embedding.width, recipe.sidecar.width)
+    widths = (
+        recipe.dim,
+        recipe.mlp_dim,
+        recipe.bigram.width,
+        recipe.value_embedding.width,
+        recipe.sidecar.width,
+    )
     if max(widths) > LARGEST:
         return f"a width of {max(widths)} is beyond its {LARGEST}"
     return None
@@ -77,7 +97,14 @@ class Layout:
     """The structures of one model for `slots` sequences; `weight_bytes` is what its weights take."""
 
     def __init__(
-        self, model: LanguageModel, library: ctypes.CDLL, *, slots: int, columns: int, threads: int, exact: bool
+        self,
+        model: LanguageModel,
+        library: ctypes.CDLL,
+        *,
+        slots: int,
+        columns: int,
+        threads: int,
+        exact: bool,
     ) -> None:
         """Raises `MemoryError` where the weights do not fit."""
         self._library, self._model, self._exact = library, model, exact
@@ -140,18 +167,30 @@ class Layout:
             self._codes[name] = encode(self._tensors[name].detach().float().cpu().numpy(), exact=self._exact)
         codes = self._codes[name]
         return Matrix(
-            codes.data.ctypes.data_as(POINTER(c_uint8)), codes.scales.ctypes.data_as(POINTER(c_float)),
-            codes.rows, codes.cols, codes.bits, codes.data.strides[0],
+            codes.data.ctypes.data_as(POINTER(c_uint8)),
+            codes.scales.ctypes.data_as(POINTER(c_float)),
+            None if codes.columns is None else codes.columns.ctypes.data_as(POINTER(c_float)),
+            codes.rows,
+            codes.cols,
+            codes.bits,
+            codes.data.strides[0],
         )
 
     def _layer(self, layer: VirtualLayer) -> Layer:
         model, block, scalars = self._model.recipe, layer.block, layer.scalars
         found = Layer(
-            mixer=int(layer.mixer != "token-shift"), span=layer.span, xsa=layer.xsa, push=layer.push,
-            pop=-1 if layer.pop is None else layer.pop, site=-1 if layer.sidecar_site is None else layer.sidecar_site,
-            scale=layer.scale, attn_scale=self._vector(f"{scalars}.attn_scale"),
-            mlp_scale=self._vector(f"{scalars}.mlp_scale"), mix=self._vector(f"{scalars}.resid_mix"),
-            fc=self._matrix(f"{block}.mlp.fc.weight"), proj=self._matrix(f"{block}.mlp.proj.weight"),
+            mixer=int(layer.mixer != "token-shift"),
+            span=layer.span,
+            xsa=layer.xsa,
+            push=layer.push,
+            pop=-1 if layer.pop is None else layer.pop,
+            site=-1 if layer.sidecar_site is None else layer.sidecar_site,
+            scale=layer.scale,
+            attn_scale=self._vector(f"{scalars}.attn_scale"),
+            mlp_scale=self._vector(f"{scalars}.mlp_scale"),
+            mix=self._vector(f"{scalars}.resid_mix"),
+            fc=self._matrix(f"{block}.mlp.fc.weight"),
+            proj=self._matrix(f"{block}.mlp.proj.weight"),
         )
         if layer.pop is not None:
             carry = self._tensors["skip_weights"].detach().float().cpu().numpy()[layer.pop].copy()
@@ -192,15 +231,32 @@ class Layout:
         frequencies = base ** (np.arange(model.rope_dims // 2) * (-2.0 / model.rope_frequency_dims))
         self._arrays.append(frequencies)
         return PlanStruct(
-            dim=model.dim, heads=model.attention.heads, groups=model.attention.kv_heads, head=model.head_dim,
-            vocab=model.vocab_size, hidden=model.mlp_dim, half=model.rope_dims // 2, layers=len(plan.layers),
-            pushes=sum(layer.push for layer in plan.layers), bos=model.bos_id, document_mask=model.document_mask,
-            within=model.document_attention == "within", qk_norm=model.attention.qk_norm,
-            buckets=model.bigram.buckets, side_width=model.sidecar.width, side_kernel=model.sidecar.kernel,
-            columns=columns, slots=slots, threads=threads, softcap=model.softcap or 0.0,
+            dim=model.dim,
+            heads=model.attention.heads,
+            groups=model.attention.kv_heads,
+            head=model.head_dim,
+            vocab=model.vocab_size,
+            hidden=model.mlp_dim,
+            half=model.rope_dims // 2,
+            layers=len(plan.layers),
+            pushes=sum(layer.push for layer in plan.layers),
+            bos=model.bos_id,
+            document_mask=model.document_mask,
+            within=model.document_attention == "within",
+            qk_norm=model.attention.qk_norm,
+            buckets=model.bigram.buckets,
+            side_width=model.sidecar.width,
+            side_kernel=model.sidecar.kernel,
+            columns=columns,
+            slots=slots,
+            threads=threads,
+            softcap=model.softcap or 0.0,
             slope=model.mlp.slope if model.mlp.activation == "leaky-relu-squared" else 0.0,
-            layer=self.layers, frequencies=frequencies.ctypes.data_as(POINTER(c_double)),
-            at_smear=self._place(model.dim) if model.smear.enabled else 0, **self._outside(), state_floats=self._floats,
+            layer=self.layers,
+            frequencies=frequencies.ctypes.data_as(POINTER(c_double)),
+            at_smear=self._place(model.dim) if model.smear.enabled else 0,
+            **self._outside(),
+            state_floats=self._floats,
         )
 
     def _outside(self) -> Ints:

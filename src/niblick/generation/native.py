@@ -27,7 +27,12 @@ class NativeEngine(Engine):
     """`slots` sequences of a model; the model itself is not needed afterwards."""
 
     def __init__(
-        self, model: LanguageModel, library: ctypes.CDLL, *, slots: int = 1, threads: int | None = None,
+        self,
+        model: LanguageModel,
+        library: ctypes.CDLL,
+        *,
+        slots: int = 1,
+        threads: int | None = None,
         exact: bool = True,
     ) -> None:
         """Lay `model` out. `exact` off rounds every matrix to 8 bits, whatever it holds."""
@@ -35,7 +40,9 @@ class NativeEngine(Engine):
         self._library = _declare(library)
         self.threads = max(1, min(threads or torch.get_num_threads(), 64))
         self._columns = max(COLUMNS, slots)
-        self._layout = Layout(model, self._library, slots=slots, columns=self._columns, threads=self.threads, exact=exact)
+        self._layout = Layout(
+            model, self._library, slots=slots, columns=self._columns, threads=self.threads, exact=exact
+        )
         self.name, self.slots, self.vocab_size = "native", slots, model.recipe.vocab_size
         self.weight_bytes, self.state_bytes = self._layout.weight_bytes, self._layout.state_bytes
         self._engine = self._library.nb_create(ctypes.byref(self._layout.plan))
@@ -86,8 +93,14 @@ class NativeEngine(Engine):
         """See `Engine.choose`; done by the library."""
         count = self.vocab_size if vocab is None else min(vocab, self.vocab_size)
         found: int = self._library.nb_choose(
-            self._engine, slot, count, sampling.temperature, sampling.top_k, sampling.top_p,
-            sampling.seed & (1 << 64) - 1, draw,
+            self._engine,
+            slot,
+            count,
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+            sampling.seed & (1 << 64) - 1,
+            draw,
         )
         return found
 
@@ -103,7 +116,10 @@ class NativeEngine(Engine):
 
 
 def open_engine(
-    model: LanguageModel, *, slots: int = 1, threads: int | None = None,
+    model: LanguageModel,
+    *,
+    slots: int = 1,
+    threads: int | None = None,
     build: Literal["now", "background", "never"] = "now",
 ) -> Engine:
     """The fastest engine that can run `model` here; its `name` says which one it is.
@@ -134,6 +150,13 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.nb_logits.restype, library.nb_logits.argtypes = ctypes.POINTER(ctypes.c_float), [handle, integer]
     library.nb_choose.restype = integer
     library.nb_choose.argtypes = [
-        handle, integer, integer, ctypes.c_double, integer, ctypes.c_double, ctypes.c_uint64, ctypes.c_uint64,
+        handle,
+        integer,
+        integer,
+        ctypes.c_double,
+        integer,
+        ctypes.c_double,
+        ctypes.c_uint64,
+        ctypes.c_uint64,
     ]
     return library

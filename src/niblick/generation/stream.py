@@ -15,7 +15,12 @@ from niblick.generation.sampling import Sampling
 
 
 def continue_tokens(
-    engine: Engine, prompt: Sequence[int], sampling: Sampling, *, max_tokens: int, vocab: int | None = None,
+    engine: Engine,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    *,
+    max_tokens: int,
+    vocab: int | None = None,
     slot: int = 0,
 ) -> Iterator[int]:
     """Up to `max_tokens` ids that follow `prompt` (at least one id), among the first `vocab` ids, one by one."""
@@ -28,7 +33,11 @@ def continue_tokens(
 
 
 def continue_batch(
-    engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling, *, max_tokens: int,
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    max_tokens: int,
     vocab: int | None = None,
 ) -> list[list[int]]:
     """`max_tokens` ids for each of at most `engine.slots` prompts, stepped together; prompt i draws from seed + i."""
@@ -49,7 +58,10 @@ def continue_batch(
 
 def _reseeded(sampling: Sampling, slot: int) -> Sampling:
     return Sampling(
-        temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, seed=sampling.seed + slot
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        seed=sampling.seed + slot,
     )
 
 
@@ -88,7 +100,11 @@ class Continuation:
 
     def _ids(self) -> Iterator[int]:
         ids = continue_tokens(
-            self.engine, self.prompt, self.sampling, max_tokens=self.max_tokens, vocab=self.tokenizer.vocab_size
+            self.engine,
+            self.prompt,
+            self.sampling,
+            max_tokens=self.max_tokens,
+            vocab=self.tokenizer.vocab_size,
         )
         for token in ids:
             if token == self.tokenizer.bos_id and not self.across_documents:
@@ -109,8 +125,14 @@ class Continuation:
 
 
 def start_text(
-    engine: Engine, tokenizer: Tokenizer, prompt: str, sampling: Sampling, *, max_tokens: int,
-    stop: Sequence[str] = (), across_documents: bool = False,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: Sampling,
+    *,
+    max_tokens: int,
+    stop: Sequence[str] = (),
+    across_documents: bool = False,
 ) -> Continuation:
     """A continuation of `prompt` (any valid Unicode, also empty), read as the beginning of a document.
 

@@ -23,7 +23,7 @@ enum { PLAIN = 0, SQUARE = 1, SIGMOID = 2, SOFTCAP = 3 }; /* what happens to a p
 /* rows x cols codes of 4, 6, 8 or 16 bits, each row padded to `stride` bytes (64 codes at a time), times its scale */
 typedef struct {
     const uint8_t *codes;
-    const float *scales;
+    const float *scales, *columns; /* columns: a factor of each column, or null; readable up to a multiple of 64 */
     int32_t rows, cols, bits, stride;
 } nb_matrix;
 

@@ -42,24 +42,25 @@ static void activate(float *x, int n, int act, float parameter) {
 #ifdef __AVX512VNNI__
 enum { DIGITS = 3, STRIP = 16, TOP = 127 * 65536 }; /* leaves room for rounding in the digits */
 
-/* x[at .. at + 16), zeros from `cols` on */
-INLINE __m512 load(const float *x, int at, int cols) {
-    int left = cols - at < 0 ? 0 : cols - at;
-    return _mm512_maskz_loadu_ps(left < WIDE ? (__mmask16)((1u << left) - 1) : 0xffff, x + at);
+/* x[at .. at + 16) times the columns' factors, zeros beyond the last column */
+INLINE __m512 load(const nb_matrix *m, const float *x, int at) {
+    int left = m->cols - at < 0 ? 0 : m->cols - at;
+    __m512 part = _mm512_maskz_loadu_ps(left < WIDE ? (__mmask16)((1u << left) - 1) : 0xffff, x + at);
+    return m->columns ? _mm512_mul_ps(part, _mm512_loadu_ps(m->columns + at)) : part;
 }
 
 /* x = step * (65536 high + 256 middle + low), and for every lane of four bytes minus the sum of each digit */
-static float split(const float *x, int cols, int8_t *digits) {
-    int runs = (cols + BLOCK - 1) / BLOCK;
+static float split(const nb_matrix *m, const float *x, int8_t *digits) {
+    int runs = (m->cols + BLOCK - 1) / BLOCK;
     __m512 top = _mm512_setzero_ps();
-    for (int i = 0; i < runs * 4; i++) top = _mm512_max_ps(top, _mm512_abs_ps(load(x, i * WIDE, cols)));
+    for (int i = 0; i < runs * 4; i++) top = _mm512_max_ps(top, _mm512_abs_ps(load(m, x, i * WIDE)));
     float most = _mm512_reduce_max_ps(top);
     __m512 factor = _mm512_set1_ps(most > 0 ? TOP / most : 0);
     __m512i half = _mm512_set1_epi32(128), sum[DIGITS] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
     for (int run = 0; run < runs; run++) {
         int8_t *place = digits + run * DIGITS * BLOCK;
         for (int i = 0; i < 4; i++) {
-            __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(load(x, run * BLOCK + i * WIDE, cols), factor));
+            __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(load(m, x, run * BLOCK + i * WIDE), factor));
             for (int d = 0; d < DIGITS; d++) {
                 _mm_storeu_si128((__m128i *)(place + d * BLOCK + i * WIDE), _mm512_cvtepi32_epi8(q));
                 q = _mm512_srai_epi32(_mm512_add_epi32(q, half), 8);
@@ -182,7 +183,7 @@ static void multiply(job *j, int n, int first, int end, void *scratch) {
     float *steps = scratch;
     int8_t *digits = (int8_t *)(steps + (n + WIDE - 1) / WIDE * WIDE);
     j->digit_stride = (int64_t)(j->runs + 4) * DIGITS * BLOCK; /* not a power of two: columns share no cache set */
-    for (int c = 0; c < n; c++) steps[c] = split(j->in + c * j->in_stride, j->m->cols, digits + c * j->digit_stride);
+    for (int c = 0; c < n; c++) steps[c] = split(j->m, j->in + c * j->in_stride, digits + c * j->digit_stride);
     j->digits = digits, j->steps = steps;
     uint8_t *bytes = (uint8_t *)digits + n * j->digit_stride;
     switch (j->m->bits) {
@@ -204,7 +205,7 @@ static void multiply(job *j, int n, int first, int end, void *scratch) {
             for (int i = 0; i < 4; i++) {
                 int32_t part[WIDE];
                 nb_decode(codes + (int64_t)run * 8 * j->m->bits, j->m->bits, i, part);
-                for (int k = 0; k < WIDE; k++) w[run * BLOCK + i * WIDE + k] = (float)part[k];
+                for (int k = 0; k < WIDE; k++) w[run * BLOCK + i * WIDE + k] = (float)part[k] * (j->m->columns ? j->m->columns[run * BLOCK + i * WIDE + k] : 1);
             }
         for (int c = 0; c < n; c++) {
             const float *x = j->in + c * j->in_stride;

@@ -42,7 +42,7 @@ void nb_row(const nb_matrix *m, int64_t row, float gain, float *out) {
         int32_t w[WIDE];
         nb_decode(codes + (int64_t)(at / BLOCK) * 8 * m->bits, m->bits, at % BLOCK / WIDE, w);
         int count = m->cols - at < WIDE ? m->cols - at : WIDE;
-        for (int j = 0; j < count; j++) out[at + j] = scale * (float)w[j];
+        for (int j = 0; j < count; j++) out[at + j] = scale * (float)w[j] * (m->columns ? m->columns[at + j] : 1);
     }
 }
 
