@@ -23,7 +23,7 @@ from niblick.data.tokenizer import Tokenizer, load_tokenizer
 from niblick.errors import ArtifactError, NiblickError
 from niblick.recipe import Recipe, recipe_from_dict
 
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, FINAL_FILE = "model.safetensors", "final.safetensors"
 _FORMAT = 1
 
 
@@ -63,11 +63,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def find_weights(path: Path) -> Path:
-    """The weights file that a checkpoint file, a `step-*` folder or a `checkpoints` folder stands for."""
+    """The weights file that a checkpoint file, a `step-*` folder or a `checkpoints` folder stands for.
+
+    A finished run's `final.safetensors` (averaged weights) comes before its newest step.
+    """
     if path.is_file():
         return path
-    if (path / WEIGHTS_FILE).is_file():
-        return path / WEIGHTS_FILE
+    for name in (FINAL_FILE, WEIGHTS_FILE):
+        if (path / name).is_file():
+            return path / name
     steps = sorted(entry for entry in path.glob("step-*") if (entry / WEIGHTS_FILE).is_file())
     if not steps:
         raise ArtifactError(f"no checkpoint in {str(path)!r}: neither {WEIGHTS_FILE} nor step-*/{WEIGHTS_FILE}")

@@ -54,7 +54,7 @@ def pack_command(
 
 def _calibration(checkpoint: Checkpoint, data: Path | None) -> Calibration:
     """Training batches drawn as `train` draws them, with the bytes that a token stands for."""
-    from niblick.cli.calibrate import calibration_batches
+    from niblick.report.calibrate import calibration_batches
     from niblick.compression import Calibration
     from niblick.data.dataset import open_dataset
     from niblick.data.prepare import resolve_dataset

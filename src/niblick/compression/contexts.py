@@ -32,7 +32,7 @@ def table_means() -> Ints:
 
 def table_limits() -> Ints:
     """Largest magnitudes that the tables of all kinds hold."""
-    return np.array([min(max(12 * int(mean) // 256, 6), 400) for mean in table_means()], dtype=np.int64)
+    return np.array([min(6 * int(mean) // 256 + 6, 400) for mean in table_means()], dtype=np.int64)
 
 
 class ColumnContext:

@@ -54,18 +54,42 @@ def fixed_powers(quarters: NDArray[np.int64], digits: int) -> NDArray[np.int64]:
     return table[inverse].reshape(quarters.shape)
 
 
-def geometric(mean: int, digits: int, limit: int, weight: int) -> NDArray[np.int64]:
-    """Counts of the symbols -limit..limit under a two-sided geometric law, each at least 1.
+def prior(mean: int, limit: int, weight: int) -> NDArray[np.int64]:
+    """Counts of the symbols -limit..limit with expected magnitude `mean` / 256, each at least 1, about `weight` in all.
 
-    `mean` is the expected magnitude with `digits` binary digits behind the point; `weight` is about the sum.
+    Small magnitudes follow a two-sided geometric law; from 1 on, three quarters are Gaussian.
     """
-    unit = 1 << digits
-    root = isqrt((unit * unit + mean * mean) << 60)
-    ratio = max(((root - (unit << 30)) << 30) // (mean << 30) << 0, 1)  # (sqrt(1 + m^2) - 1) / m, 30 digits
-    one = 1 << 30
-    law = [one]
+    laws = [(1, _geometric(mean, limit))]
+    if mean >= 256:
+        laws.append((3, _gaussian(mean, limit)))
+    share = sum(parts for parts, _ in laws)
+    half = [0] * (limit + 1)
+    for parts, law in laws:
+        total = law[0] + 2 * sum(law[1:])
+        half = [sum(pair) for pair in zip(half, [weight * parts * value // (share * total) for value in law], strict=True)]
+    half = [max(value, 1) for value in half]
+    return np.array([*half[:0:-1], *half], dtype=np.int64)
+
+
+def _geometric(mean: int, limit: int) -> list[int]:
+    """r^k with r = (sqrt(1 + m^2) - 1) / m, scaled by 2^30."""
+    root = isqrt(((1 << 16) + mean * mean) << 60)
+    ratio = ((root - (1 << 38)) << 30) // (mean << 30)
+    law = [1 << 30]
     for _ in range(limit):
         law.append(law[-1] * ratio >> 30)
-    total = law[0] + 2 * sum(law[1:])
-    half = [max(weight * value // total, 1) for value in law]
-    return np.array([*half[:0:-1], *half], dtype=np.int64)
+    return law
+
+
+def _gaussian(mean: int, limit: int) -> list[int]:
+    """exp(-k^2 / (pi m^2)), whose magnitudes have mean m, scaled by 2^60."""
+    exponent = _ONE * (1 << 16) * 113 // (355 * mean * mean)  # 1 / (pi m^2)
+    ratio, term = _ONE, _ONE
+    for n in range(1, 24):
+        term = -term * exponent // (n * _ONE)
+        ratio += term
+    law, factor = [_ONE], ratio
+    for _ in range(limit):
+        law.append(law[-1] * factor // _ONE)
+        factor = factor * ratio // _ONE * ratio // _ONE
+    return law

@@ -29,7 +29,12 @@ class RoundingSpec:
 
 
 def rounding_specs(recipe: Recipe, plan: Plan) -> dict[str, RoundingSpec]:
-    """The parameters that the recipe's codec quantizes per row, by name: matrices and embeddings."""
+    """The parameters that the recipe's codec rounds per row to nearest, by name: matrices and embeddings.
+
+    The codec "rd" has none: its grid depends on data measured after training, so late QAT has nothing to share.
+    """
+    if recipe.artifact.codec == "rd":
+        return {}
     bits = {Role.MATRIX: recipe.artifact.matrix_bits, Role.EMBEDDING: recipe.artifact.embedding_bits}
     return {p.name: RoundingSpec(bits[p.role]) for p in plan.exported if p.role in bits}
 

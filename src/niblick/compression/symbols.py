@@ -1,6 +1,6 @@
 """Entropy coding of integers with constriction: adaptive integer frequency tables over an ANS stream.
 
-A symbol's table is named by its kind. A table starts from a geometric law built by integer arithmetic and adds what
+A symbol's table is named by its kind. A table starts from a law built by integer arithmetic and adds what
 was coded, block by block; it is rebuilt only once it has grown by an eighth, so encoder and decoder stay in step
 and both are fast. Magnitudes beyond a table's limit are an escape, their excess is coded in Elias gamma beside it.
 """
@@ -14,7 +14,7 @@ import constriction
 import numpy as np
 from numpy.typing import NDArray
 
-from niblick.compression.fixed import geometric
+from niblick.compression.fixed import prior
 from niblick.errors import ArtifactError
 
 Ints = NDArray[np.int64]
@@ -34,9 +34,8 @@ class Table:
 
     @classmethod
     def start(cls, mean: int, limit: int) -> Table:
-        """A geometric law whose magnitudes have the expected value `mean` / 256."""
-        law = geometric(mean, 8, limit, _WEIGHT * 16)
-        counts = np.append(law, 1)
+        """A law whose magnitudes have the expected value `mean` / 256, worth a few dozen symbols."""
+        counts = np.append(prior(mean, limit, 16 * (_WEIGHT + mean // 64)), 1)
         return cls(limit, counts, int(counts.sum()))
 
     @property

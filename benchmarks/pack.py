@@ -1,0 +1,267 @@
+"""The frontier of packing: one checkpoint through every codec, one table and one plot.
+
+    python benchmarks/pack.py CHECKPOINT [--data DIR] [--tokens 32768] [--bits 2.0 --bits 2.5 ...] [--svg pack.svg]
+
+Rows: the three published exports with their floors, int6 codes under Brotli-11, GPTQ with a clip at k standard
+deviations under Brotli-11 (the public frontier, given this package's Hessians and every matrix by role), and this
+package's codecs. Columns: bytes of everything that is needed to rebuild the weights, bits per parameter, bits per
+byte on the first tokens of the validation split, the loss against float weights, encode and decode seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import brotli
+import numpy as np
+import torch
+import zstandard
+from torch import Tensor
+
+from niblick.artifact import build_model, exported_recipe, read_checkpoint
+from niblick.artifact.checkpoint import find_weights
+from niblick.compression import CODECS, Calibration, Job
+from niblick.compression.codec import exported_tensors
+from niblick.compression.feedback import factor
+from niblick.compression.layout import as_matrix, from_matrix
+from niblick.compression.rounding import dequantize, quantize, rounding_specs
+from niblick.compression.sensitivity import Sensitivity, measure
+from niblick.data.dataset import Dataset, open_dataset
+from niblick.data.prepare import resolve_dataset
+from niblick.plan import Parameter, Plan, Role, make_plan
+from niblick.recipe import Recipe
+from niblick.report.calibrate import calibration_batches
+from niblick.runtime import cache_folder
+
+LARGE = 65_536
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    size: int
+    bits: float
+    bpb: float
+    tax: float
+    encode_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What every codec is given."""
+
+    recipe: Recipe
+    plan: Plan
+    weights: Weights
+    sensitivities: dict[str, Sensitivity]
+    calibration: Calibration
+
+
+# (bytes, weights as decoded, a function that decodes again for the clock)
+Result = tuple[int, Weights, Callable[[], object]]
+
+
+def row_codes(weight: Tensor, limit: int, low: int, *, percentile: bool) -> tuple[Tensor, Tensor]:
+    """The published rounding: percentile or maximum of the row, scale with its floor of 1/limit in float16."""
+    rows = weight.reshape(weight.shape[0], -1)
+    clip = torch.quantile(rows.abs(), 0.9999984, dim=1) if percentile else rows.abs().amax(1)
+    scale = (clip / limit).clamp_min(1 / limit)
+    clipped = rows.clamp(-clip[:, None], clip[:, None]) if percentile else rows
+    codes = (clipped / scale[:, None]).round().clamp(low, limit).to(torch.int8)
+    return codes, scale.half()
+
+
+def published(scene: Scene, kind: str) -> Result:
+    """The exports of systems.md: "int8" (section 2), "int6" (section 1) or "mixed" (section 3)."""
+    found: dict[str, Tensor] = {}
+    store: dict[str, Tensor] = {}
+    for p in scene.plan.exported:
+        weight = scene.weights[p.name]
+        control = p.role in (Role.VECTOR, Role.SCALAR)
+        passes = p.size <= LARGE or p.role is Role.CONVOLUTION or (kind == "int8" and p.name == "tok_emb.weight")
+        if passes:
+            kept = weight if control and kind == "int8" else weight.half()
+            store[p.name], found[p.name] = kept, kept.float()
+            continue
+        wide = kind == "int8" or (kind == "mixed" and p.role is Role.EMBEDDING)
+        codes, scale = row_codes(weight, 127 if wide else 31, -127 if wide else -32, percentile=kind != "mixed" or wide)
+        store[p.name + ".q"], store[p.name + ".scale"] = codes, scale
+        found[p.name] = dequantize(codes, scale, p.shape)
+    buffer = io.BytesIO()
+    torch.save(store, buffer)
+    raw = buffer.getvalue()
+    if kind == "mixed":
+        packed = zstandard.compress(raw, 22)
+        return len(packed), found, lambda: zstandard.decompress(packed)
+    packed = zlib.compress(raw, 9)
+    return len(packed), found, lambda: zlib.decompress(packed)
+
+
+def brotli_codes(scene: Scene, codes: dict[str, Tensor], scales: dict[str, Tensor], found: Weights) -> Result:
+    """Brotli-11 over all codes, and over scales and the rest in float16."""
+    rest = [scene.weights[p.name].half() for p in scene.plan.exported if p.name not in codes]
+    found = found | {p.name: scene.weights[p.name].half().float() for p in scene.plan.exported if p.name not in codes}
+    one = brotli.compress(b"".join(t.numpy().tobytes() for t in codes.values()), quality=11, lgwin=24)
+    two = brotli.compress(b"".join(t.numpy().tobytes() for t in [*scales.values(), *rest]), quality=11)
+    return len(one) + len(two), found, lambda: (brotli.decompress(one), brotli.decompress(two))
+
+
+def int6_brotli(scene: Scene) -> Result:
+    """Row maximum without a floor, by role, under Brotli."""
+    codes, scales, found = {}, {}, {}
+    for name, spec in rounding_specs(scene.recipe.model_copy(update={"artifact": scene.recipe.artifact.model_copy(
+            update={"codec": "int-zlib"})}), scene.plan).items():
+        codes[name], scales[name] = quantize(scene.weights[name], spec)
+        found[name] = dequantize(codes[name], scales[name], tuple(scene.weights[name].shape))
+    return brotli_codes(scene, codes, scales, found)
+
+
+def gptq(p: Parameter, weight: Tensor, sensitivity: Sensitivity, k: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, float16 row scales and weights: columns in turn with error feedback, clip at k sigma, int8 range."""
+    limit = 127 if p.role is Role.EMBEDDING else 31
+    matrix = as_matrix(p, weight).double().numpy()
+    upper, _ = factor(sensitivity.columns, 0.01)
+    width = k * (20 / 12.85 if p.role is Role.EMBEDDING else 1)
+    scale = np.float16(np.maximum(width * matrix.std(axis=1) / limit, 1e-7)).astype(np.float64)
+    error, codes = np.zeros_like(matrix), np.zeros_like(matrix)
+    for c in range(matrix.shape[1]):
+        target = matrix[:, c] + error[:, :c] @ upper[:c, c]
+        codes[:, c] = np.clip(np.rint(target / scale), -limit, limit)
+        error[:, c] = matrix[:, c] - codes[:, c] * scale
+    values = from_matrix(p, torch.from_numpy(codes * scale[:, None]).float())
+    return torch.from_numpy(codes.astype(np.int8)), torch.from_numpy(scale).half(), values
+
+
+def gptq_brotli(scene: Scene, k: float) -> Result:
+    """The public frontier: GPTQ, k-sigma clip, Brotli-11."""
+    codes, scales, found = {}, {}, {}
+    for p in scene.plan.exported:
+        if p.role in (Role.MATRIX, Role.EMBEDDING):
+            codes[p.name], scales[p.name], found[p.name] = gptq(p, scene.weights[p.name], scene.sensitivities[p.name], k)
+    return brotli_codes(scene, codes, scales, found)
+
+
+def ours(scene: Scene, codec: str, budget: int | None) -> Result:
+    """A codec of this package."""
+    engine = CODECS[codec]
+    job = Job(tensors=scene.weights, recipe=scene.recipe, plan=scene.plan, budget=budget, calibration=scene.calibration)
+    encoded = engine.encode(job)
+    return len(encoded.payload), encoded.decoded, lambda: engine.decode(encoded.payload, scene.recipe, scene.plan)
+
+
+def bits_per_byte(scene: Scene, dataset: Dataset, weights: Weights, count: int) -> float:
+    """Score of the first `count` validation tokens in windows of the recipe's context."""
+    model = build_model(scene.recipe, weights)
+    tokens = np.asarray(dataset.tokens("validation"))[:count].astype(np.int64)
+    length, nats, size = scene.recipe.model.context, 0.0, 0
+    with torch.no_grad():
+        for begin in range(0, len(tokens) - 1, length):
+            piece = tokens[begin : begin + length + 1]
+            logits = model.logits(torch.from_numpy(piece[None, :-1]))[0]
+            nats += float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(piece[1:]), reduction="sum"))
+            size += int(dataset.tokenizer.byte_table.count(piece[1:], piece[:-1]).sum())
+    return nats / np.log(2) / size
+
+
+def optional_rows() -> list[str]:
+    """Other packers that are installed here, by name (benchmark-only; none is required)."""
+    from importlib.util import find_spec
+
+    return [name for name in ("nncodec", "entropack") if find_spec(name)]
+
+
+def frontier(scene: Scene, dataset: Dataset, count: int, bits: list[float]) -> list[Row]:
+    """Every codec in turn."""
+    reference = bits_per_byte(scene, dataset, scene.weights, count)
+    parameters = scene.plan.parameter_count
+    rows = [Row("float32", 4 * parameters, 32.0, reference, 0.0, 0.0, 0.0)]
+    cases: list[tuple[str, Callable[[], Result]]] = [
+        ("published int8 + zlib", lambda: published(scene, "int8")),
+        ("published int6 + zlib", lambda: published(scene, "int6")),
+        ("published mixed int6 + zstd-22", lambda: published(scene, "mixed")),
+        ("int6 by role + Brotli-11", lambda: int6_brotli(scene)),
+        *((f"GPTQ + {k} sigma + Brotli-11", lambda k=k: gptq_brotli(scene, k)) for k in (8.0, 12.85, 18.0)),
+        ("niblick int-zlib", lambda: ours(scene, "int-zlib", None)),
+        *((f"niblick rd, {b} bits", lambda b=b: ours(scene, "rd", round(b * parameters / 8))) for b in bits),
+    ]
+    for name, make in cases:
+        started = time.perf_counter()
+        size, found, decode = make()
+        middle = time.perf_counter()
+        decode()
+        ended = time.perf_counter()
+        bpb = bits_per_byte(scene, dataset, found, count)
+        rows.append(Row(name, size, 8 * size / parameters, bpb, bpb - reference, middle - started, ended - middle))
+        print(text(rows[-1]), flush=True)
+    return rows
+
+
+def text(row: Row) -> str:
+    """One line of the Markdown table."""
+    return (f"| {row.name} | {row.size:,} | {row.bits:.3f} | {row.bpb:.4f} | {row.tax:+.4f} | "
+            f"{row.encode_seconds:.1f} | {row.decode_seconds:.2f} |")
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """bpb against bytes."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "niblick"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for prefix, marker in (("published", "s"), ("GPTQ", "^"), ("int6", "D"), ("niblick int", "v"), ("niblick rd", "o")):
+        chosen = sorted((r for r in rows if r.name.startswith(prefix)), key=lambda r: r.size)
+        joined = "-" if prefix in ("GPTQ", "niblick rd") else ""
+        axes.plot([r.size / 1e6 for r in chosen], [r.bpb for r in chosen], joined + marker, label=prefix)
+    axes.axhline(rows[0].bpb, color="grey", lw=0.8, ls="--", label="float")
+    axes.set_xlabel("megabytes")
+    axes.set_ylabel("bits per byte")
+    axes.legend(frameon=False)
+    figure.savefig(path, format="svg", metadata={"Date": None}, bbox_inches="tight")
+
+
+def main() -> None:
+    """Read the checkpoint, measure, print, draw."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--bits", type=float, action="append")
+    parser.add_argument("--svg", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = read_checkpoint(find_weights(options.checkpoint))
+    recipe = exported_recipe(found.recipe)
+    dataset = open_dataset(options.data) if options.data else resolve_dataset(
+        recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
+    plan = make_plan(recipe.model)
+    weights = exported_tensors(found.tensors, make_plan(found.recipe.model))
+    calibration = Calibration(calibration_batches(recipe, dataset))
+    sensitivities = measure(build_model(recipe, weights), calibration, seed=recipe.seed)
+    scene = Scene(recipe, plan, weights, sensitivities, calibration)
+    print(f"{plan.parameter_count:,} parameters, first {options.tokens:,} validation tokens; "
+          f"other packers here: {', '.join(optional_rows()) or 'none'}\n")
+    print("| codec | bytes | bits per parameter | bpb | tax | encode s | decode s |\n|---|---|---|---|---|---|---|")
+    rows = frontier(scene, dataset, options.tokens, options.bits or [1.5, 2.0, 2.5, 3.0, 4.0])
+    if options.svg:
+        draw(rows, options.svg)
+    if options.json:
+        options.json.write_text(json.dumps([row.__dict__ for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
