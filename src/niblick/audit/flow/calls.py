@@ -98,11 +98,14 @@ class Calls(Library):
         self.stack.append(function.name)
         self.trace.reached.add(function.name)
         quiet = "no_grad" in function.marks
+        hooks = self.hooks
         self.no_grad += quiet
         try:
             result = self.run_body(function)
         finally:
             self.no_grad -= quiet
+            if self.hooks > hooks and self.hooked:
+                self.hooks, self.hooked = hooks, False
             self.stack.pop()
             self.scopes.pop()
             self.outer_names.pop()
@@ -305,6 +308,7 @@ class Calls(Library):
             positions |= leaf.grad
             leaf.seen |= leaf.grad
             marks |= leaf.marks
+            leaf.marks -= {"train"}
         if learnt:
             self.record_update(learnt, positions, node, marks)
 

@@ -71,6 +71,7 @@ class Expressions:
         self.loop_steps: dict[int, int] = {}
         self.order = 0
         self.hooks = 0
+        self.hooked = False
         self.tries = 0
         self.line = 0
         self.arguments: list[str] = []

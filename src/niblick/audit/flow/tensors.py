@@ -101,6 +101,7 @@ class Tensors(Access):
         source.targets = 0
         source.nll = False
         tokens = [b for b in boxes if is_token(b) and b.marks.isdisjoint({"index", "bytes"})]
+        self.hooked = self.hooked or self.hooks > 0
         if self.hooks and any(depends(b) for b in tokens):
             self.order += 1
             self.trace.calls.append(CallEvent(
