@@ -125,6 +125,18 @@ def test_a_claimed_mean_of_the_seeds_agrees(tmp_path: Path) -> None:
     assert "record-score" not in found(record(tmp_path, claim={"val_bpb": 1.26}, logs=logs))
 
 
+@pytest.mark.parametrize("claim", ["1.2500", {"1337": 1.24, "42": "1.26"}, {"mean": 1.25, "std": 0.1}])
+def test_a_claim_may_be_quoted_or_given_by_seed(tmp_path: Path, claim: object) -> None:
+    data, _ = record_findings(read_submission(record(tmp_path, claim={"val_bpb": claim}, logs=({}, {}, {}))))
+    assert data["claimed_bpb"] == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("claim", [None, "to be done", [1], float("nan"), 10**400, {"a": "b"}])
+def test_a_claim_that_is_no_number_is_missing(tmp_path: Path, claim: object) -> None:
+    findings = found(record(tmp_path, claim={"val_bpb": claim}, logs=({}, {}, {})))
+    assert "val_bpb" in findings["record-missing-field"].evidence
+
+
 def test_a_log_of_another_model_is_a_warning(tmp_path: Path) -> None:
     finding = found(record(tmp_path, logs=({}, {}, {})), parameters=2_000_000)["record-parameters"]
     assert finding.severity is Severity.WARNING

@@ -128,7 +128,8 @@ def _print_summary(reports: list[Report]) -> None:
     for report in reports:
         breaches = sum(finding.severity.value == "breach" for finding in report.findings)
         smoke = report.smoke.status if report.smoke else "NOT_RUN"
-        cells = (report.path, report.verdict, breaches, smoke, report.recommendation)
+        near = Path(*Path(report.path).parts[-2:])  # a full path would push the verdict out of sight
+        cells = (near, report.verdict, breaches, smoke, report.recommendation.partition(":")[0])
         table.add_row(*(Text(plain(cell)) for cell in cells))
     sys.stdout.write("\n")
     Console(highlight=False).print(table)

@@ -44,7 +44,7 @@ class Claim:
 def read_claim(metadata: dict[str, Any]) -> Claim:
     """The claim in `metadata`, which comes from the submission and may hold anything."""
     bpb, total = _number(metadata, _BPB), _number(metadata, _BYTES)
-    present = {name for name in REQUIRED if metadata.get(name) not in (None, "")}
+    present = {name for name in ("name", "author", "date") if metadata.get(name) not in (None, "")}
     present |= {"val_bpb"} if bpb is not None else set()
     present |= {"bytes_total"} if total is not None else set()
     seeds = metadata.get("seeds")
@@ -73,13 +73,28 @@ def artifact_files(root: Path) -> dict[str, int]:
 
 
 def _number(metadata: dict[str, Any], names: tuple[str, ...]) -> float | None:
+    """The first of `names` that holds a number, a number in quotes, or numbers by seed (their mean)."""
     for name in names:
         value = metadata.get(name)
         if isinstance(value, dict):
-            value = value.get("mean", value.get("value"))
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
+            inner = [number for number in map(_finite, value.values()) if number is not None]
+            said = _finite(value.get("mean", value.get("value")))
+            found = said if said is not None else sum(inner) / len(inner) if inner else None
+        else:
+            found = _finite(value)
+        if found is not None:
+            return found
     return None
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _whole(value: float | None) -> int | None:
