@@ -69,12 +69,7 @@ def test_a_held_out_document_in_training_is_found_in_a_folder_without_manifest(
     train, validation = data.tokens("train").tolist(), data.tokens("validation").tolist()
     assert check(bare(data, tmp_path / "clean", train, validation)).ok
     assert "1 train documents are also in a held-out split" in problems(
-        bare(
-            data,
-            tmp_path / "leak",
-            train + validation[: next(data.documents("validation"))[1]],
-            validation,
-        )
+        bare(data, tmp_path / "leak", train + validation[: next(data.documents("validation"))[1]], validation)
     )
 
 
