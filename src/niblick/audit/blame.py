@@ -106,10 +106,15 @@ def _blame_end(outcome: Outcome) -> Blame:
     if outcome.reason == "sandbox":
         return Blame(own=False, error=f"sandbox: {outcome.error or 'no report'}", missing="a working sandbox")
     if outcome.reason is not None:
-        limit = _LIMITS.get(outcome.reason, outcome.reason)
-        return Blame(
-            own=True, error=f"importing the script broke {limit}", cure="keep work behind a __main__ guard"
-        )
+        error = f"importing the script broke {_LIMITS.get(outcome.reason, outcome.reason)}"
+        if outcome.reason in {"wall", "memory"}:  # a busy or small machine does the same to an honest script
+            return Blame(
+                own=False,
+                error=error,
+                missing="a faster or larger machine",
+                cure="review on a larger machine",
+            )
+        return Blame(own=True, error=error, cure="keep work behind a __main__ guard")
     if outcome.exit is not None and outcome.exit < 0:
         return Blame(own=True, error=f"the script's process died of signal {-outcome.exit} while importing")
     return Blame(
