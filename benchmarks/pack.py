@@ -32,13 +32,13 @@ from niblick.compression import CODECS, Calibration, Job
 from niblick.compression.codec import exported_tensors
 from niblick.compression.feedback import factor
 from niblick.compression.layout import as_matrix, from_matrix
-from niblick.compression.rounding import dequantize, quantize, rounding_specs
+from niblick.compression.rounding import dequantize, quantize, row_specs
 from niblick.compression.sensitivity import Sensitivity, measure
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.plan import Parameter, Plan, Role, make_plan
 from niblick.recipe import Recipe
-from niblick.report.calibrate import calibration_batches
+from niblick.report.calibrate import make_calibration
 from niblick.runtime import cache_folder
 
 LARGE = 65_536
@@ -121,8 +121,7 @@ def brotli_codes(scene: Scene, codes: dict[str, Tensor], scales: dict[str, Tenso
 def int6_brotli(scene: Scene) -> Result:
     """Row maximum without a floor, by role, under Brotli."""
     codes, scales, found = {}, {}, {}
-    for name, spec in rounding_specs(scene.recipe.model_copy(update={"artifact": scene.recipe.artifact.model_copy(
-            update={"codec": "int-zlib"})}), scene.plan).items():
+    for name, spec in row_specs(scene.recipe, scene.plan).items():
         codes[name], scales[name] = quantize(scene.weights[name], spec)
         found[name] = dequantize(codes[name], scales[name], tuple(scene.weights[name].shape))
     return brotli_codes(scene, codes, scales, found)
@@ -250,7 +249,7 @@ def main() -> None:
         recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
     plan = make_plan(recipe.model)
     weights = exported_tensors(found.tensors, make_plan(found.recipe.model))
-    calibration = Calibration(calibration_batches(recipe, dataset))
+    calibration = make_calibration(recipe, dataset)
     sensitivities = measure(build_model(recipe, weights), calibration, seed=recipe.seed)
     scene = Scene(recipe, plan, weights, sensitivities, calibration)
     print(f"{plan.parameter_count:,} parameters, first {options.tokens:,} validation tokens; "

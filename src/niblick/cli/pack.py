@@ -54,11 +54,10 @@ def pack_command(
 
 def _calibration(checkpoint: Checkpoint, data: Path | None) -> Calibration:
     """Training batches drawn as `train` draws them, with the bytes that a token stands for."""
-    from niblick.report.calibrate import calibration_batches
-    from niblick.compression import Calibration
     from niblick.data.dataset import open_dataset
     from niblick.data.prepare import resolve_dataset
     from niblick.errors import DataError
+    from niblick.report.calibrate import make_calibration
     from niblick.runtime import cache_folder
 
     recipe = checkpoint.recipe
@@ -72,17 +71,7 @@ def _calibration(checkpoint: Checkpoint, data: Path | None) -> Calibration:
             f"the checkpoint's tokenizer {checkpoint.tokenizer.name} is not the data's {dataset.tokenizer.name}; "
             "name its own data with --data, or pass --self-calibrate"
         )
-    batches = list(calibration_batches(recipe, dataset))
-    return Calibration(batches, bytes_per_token=_bytes_per_token(dataset.tokenizer, batches))
-
-
-def _bytes_per_token(tokenizer: Any, batches: list[Any]) -> float:
-    total = tokens = 0
-    for batch in batches:
-        for row in batch.numpy():
-            total += int(tokenizer.byte_table.count(row[1:], row[:-1]).sum())
-            tokens += len(row) - 1
-    return total / max(tokens, 1)
+    return make_calibration(recipe, dataset)
 
 
 def describe(packed: Packed) -> dict[str, Any]:

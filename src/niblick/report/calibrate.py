@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import numpy as np
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from niblick.data.dataset import Dataset
-    from niblick.recipe import Recipe
+from niblick.compression.calibration import Calibration
+from niblick.data.dataset import Dataset
+from niblick.data.tokenizer import Tokenizer
+from niblick.recipe import Recipe
 
 SEQUENCES, ROWS = 64, 8
 
 
-def calibration_batches(recipe: Recipe, dataset: Dataset, *, sequences: int = SEQUENCES) -> Iterator[Tensor]:
-    """(B, T) int64 batches of random training sequences, the same for the same recipe and data."""
-    import numpy as np
-    import torch
-
+def make_calibration(recipe: Recipe, dataset: Dataset, *, sequences: int = SEQUENCES) -> Calibration:
+    """Random training sequences as (B, T) int64 batches, the same for the same recipe and data."""
     total = dataset.token_count("train")
     length = min(recipe.training.sequence_length, total)
     starts = np.random.default_rng(recipe.seed).integers(0, total - length + 1, size=sequences)
-    for i in range(0, sequences, ROWS):
-        rows = dataset.rows("train", starts[i : i + ROWS].tolist(), length)
-        yield torch.from_numpy(rows.astype(np.int64))
+    rows = dataset.rows("train", starts.tolist(), length).astype(np.int64)
+    batches = [torch.from_numpy(rows[i : i + ROWS]) for i in range(0, sequences, ROWS)]
+    return Calibration(batches, bytes_per_token=_bytes_per_token(dataset.tokenizer, batches))
+
+
+def _bytes_per_token(tokenizer: Tokenizer, batches: list[Tensor]) -> float:
+    rows = [row for batch in batches for row in batch.numpy()]
+    total = sum(int(tokenizer.byte_table.count(row[1:], row[:-1]).sum()) for row in rows)
+    return total / max(sum(len(row) - 1 for row in rows), 1)

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from niblick.artifact import ARTIFACT_FILE, Packed, build_model, open_model, pack, save_checkpoint
-from niblick.compression.calibration import Calibration
 from niblick.data.dataset import Dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.errors import NiblickError, TrainingError
 from niblick.evaluation import EvaluationOptions, Score, evaluate
 from niblick.evaluation.processes import process_group
 from niblick.recipe import Recipe
-from niblick.report.calibrate import calibration_batches
+from niblick.report.calibrate import make_calibration
 from niblick.runtime import World, cache_folder, choose_device
 from niblick.training import Progress, TrainResult, train
 
@@ -84,7 +83,7 @@ def _pack(recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult, s
     say(f"float weights kept in {weights}; packing ...")
     return pack(
         result.tensors, recipe, dataset.tokenizer, folder / ARTIFACT_FILE, max_bytes=recipe.artifact.max_bytes,
-        calibration=Calibration(calibration_batches(recipe, dataset)),
+        calibration=make_calibration(recipe, dataset),
     )
 
 
