@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from niblick.audit.flow.access_index import plain_index, subscript
 from niblick.audit.flow.boxes import (
     STREAM,
     Box,
@@ -22,7 +23,6 @@ from niblick.audit.flow.boxes import (
     snapshot,
     target_bits,
 )
-from niblick.audit.flow.expressions import Expressions
 from niblick.audit.flow.objects import (
     Bound,
     Class,
@@ -33,15 +33,15 @@ from niblick.audit.flow.objects import (
     Module,
     Namespace,
     Optimizer,
-    UpdateEvent,
 )
+from niblick.audit.flow.writing import Writing
 
 _VALIDATION_NAME = re.compile(r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE = {"ndim": len, "shape": tuple}
 
 
-class Access(Expressions):
+class Access(Writing):
     """Reading and writing parts of values."""
 
     def attribute(self, holder: Any, name: str, node: ast.AST) -> Any:
@@ -134,62 +134,6 @@ class Access(Expressions):
             return Bound(holder, name)
         return self.param_box(frozenset({holder.leaf}))
 
-    def set_attribute(self, holder: Any, name: str, value: Any, node: ast.AST) -> None:
-        if isinstance(holder, (Instance, Module, Namespace)):
-            attrs = holder.attrs
-            if isinstance(holder, Module) and isinstance(value, Module) and value.leaf != holder.leaf and value.cls is None:
-                value.leaf = holder.leaf
-            attrs[name] = self.seed_by_name(name, value)
-        elif isinstance(holder, Class):
-            holder.body[name] = value
-        elif isinstance(holder, Box):
-            if name == "data" and holder.live:
-                self.update_param(holder, collect(value), node, replace=True)
-            elif name in {"grad"} and holder.live:
-                for root in holder.roots:
-                    for box in collect(value):
-                        self.leaves[root].grad |= box.seen
-            elif not holder.live:
-                extra = merge(self.frozen(collect(value)))
-                holder.seen |= extra.seen
-        elif isinstance(holder, Dotted):
-            self.trace.constants[f"{holder.name}.{name}"] = value if isinstance(value, (int, float, str, bool)) else None
-
-    def seed_by_name(self, name: str, value: Any) -> Any:
-        """A value nothing is known of, under a name that says it holds validation tokens, is the stream."""
-        if isinstance(value, Box) and value.pos is None and not (value.deps or value.roots or value.seen) and (
-            value.val is None and value.marks.isdisjoint({"train", "count"}) and value.shape is None
-            and _VALIDATION_NAME.match(name)
-        ):
-            return self.stream
-        return value
-
-    def update_param(self, holder: Box, sources: list[Box], node: ast.AST, replace: bool = False) -> None:
-        """An in-place change of parameters: they now carry what the new values had been trained on."""
-        gained = 0
-        marks: frozenset[str] = frozenset()
-        for source in self.frozen(sources):
-            gained |= source.seen | (target_bits(source) if "grad" in source.marks else 0)
-            marks |= source.marks
-        for root in holder.roots:
-            leaf = self.leaves[root]
-            if replace and sources:
-                leaf.seen = gained
-            fresh = gained & ~leaf.seen
-            leaf.seen |= gained
-            if fresh and "grad" in marks:
-                self.record_update(frozenset({root}), fresh, node, marks)
-
-    def record_update(self, roots: frozenset[int], positions: int, node: ast.AST | None, marks: frozenset[str]) -> None:
-        self.interest += 1
-        self.order += 1
-        leaves = [self.leaves[r] for r in roots]
-        self.trace.updates.append(UpdateEvent(
-            order=self.order, positions=positions, leaf_kinds=frozenset(leaf.kind for leaf in leaves),
-            names=frozenset(leaf.name for leaf in leaves), where=self.where(node), certain=self.uncertain <= 0,
-            widened=bool(self.widened), marks=marks,
-        ))
-
     def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
         if isinstance(holder, Box):
             return self.box_item(holder, key, node)
@@ -244,7 +188,7 @@ class Access(Expressions):
         if isinstance(key, np.integer):
             key = int(key)
         if isinstance(key, slice):
-            parts = [_plain_index(p) for p in (key.start, key.stop, key.step)]
+            parts = [plain_index(p) for p in (key.start, key.stop, key.step)]
             if any(isinstance(p, Box) for p in parts):
                 return list(holder)[:64] if isinstance(holder, (list, tuple)) else Box()
             return holder[slice(*parts)]
@@ -260,8 +204,8 @@ class Access(Expressions):
         tokens = [p for p in parts if isinstance(p, Box) and is_token(p) and p.marks.isdisjoint({"index"})]
         if tokens and not (is_token(box) and box.pos is not None):
             return self.looked_up(box, parts, tokens, node)
-        index = tuple(_index(p) for p in parts)
-        if any(i is None for i in index[:]) and any(p is not None and _index(p) is None for p in parts):
+        index = tuple(subscript(p) for p in parts)
+        if any(i is None for i in index[:]) and any(p is not None and subscript(p) is None for p in parts):
             unknown = snapshot(box, pos=None, val=None, key=None, shape=None)
             unknown.deps |= depends(box) if box.pos is not None and self.widened == 0 else 0
             if box.pos is not None:
@@ -297,89 +241,6 @@ class Access(Expressions):
 
     def score(self, source: Box, target: Box, node: ast.AST | None, reduce: bool = False) -> Box:
         raise NotImplementedError
-
-    def set_item(self, holder: Any, key: Any, value: Any, node: ast.AST) -> None:
-        if isinstance(holder, dict):
-            holder[self.plain_key(key)] = value
-        elif isinstance(holder, list):
-            index = _plain_index(key) if not isinstance(key, slice) else None
-            if isinstance(index, (int, np.integer)) and -len(holder) <= index < len(holder):
-                holder[int(index)] = value
-            elif len(holder) < 64:
-                holder.append(value)
-        elif isinstance(holder, Box):
-            self.box_set_item(holder, key, value, node)
-        elif isinstance(holder, Dotted) and holder.name.endswith("environ") and isinstance(key, str):
-            if isinstance(value, str):
-                self.environment[key] = value
-        elif isinstance(holder, Instance):
-            method = holder.cls.find("__setitem__")
-            if isinstance(method, Function):
-                self.call_function(method, [holder, key, value], {}, node)
-
-    def box_set_item(self, box: Box, key: Any, value: Any, node: ast.AST) -> None:
-        if box.live:
-            self.update_param(box, collect(value), node)
-            return
-        source = merge(self.frozen(collect(value)))
-        new = self.frozen([known(value)])[0] if not isinstance(value, (Instance, Module)) else source
-        parts = list(key) if isinstance(key, tuple) else [key]
-        if any(isinstance(p, Box) and is_token(p) and "index" not in p.marks for p in parts) and not is_token(box):
-            box.table |= 1
-        index = tuple(_index(p) for p in parts)
-        unknown = any(_index(p) is None and p is not None for p in parts)
-        box.seen |= source.seen
-        box.roots |= source.roots
-        box.scores |= source.scores
-        box.marks |= source.marks - {"val", "numpy"}
-        box.nll = box.nll or new.nll
-        if unknown or box.shape is None or None in box.shape:
-            self.spread(box, new, source)
-            return
-        for name in ("pos", "key"):
-            self.place(box, name, index, getattr(new, name))
-        if box.val is not None:
-            try:
-                box.val = box.val.copy()
-                box.val[index] = new.val if new.val is not None else 1
-            except (ValueError, IndexError, TypeError):
-                box.val = None
-            if new.val is None and new.pos is None:
-                box.val = None
-        if new.pos is None:
-            box.deps |= source.deps
-            box.targets |= source.targets
-
-    def spread(self, box: Box, new: Box, source: Box) -> None:
-        """An assignment to unknown places."""
-        same = box.shape is not None and new.shape == box.shape
-        for name in ("pos", "key"):
-            array = getattr(new, name)
-            if array is not None and (same or box.shape is None):
-                setattr(box, name, array)
-        if new.pos is not None and not same and box.shape is not None and box.pos is None and new.pos.shape == box.shape[: new.pos.ndim]:
-            box.pos = new.pos
-        box.deps |= source.deps
-        box.targets |= source.targets
-        box.val = None
-
-    def place(self, box: Box, name: str, index: Any, new: Any) -> None:
-        """Writes per-element knowledge of an assigned value into the array it is assigned to."""
-        array = getattr(box, name)
-        if new is None and array is None:
-            return
-        if array is None:
-            size = int(np.prod([int(s or 0) for s in box.shape or ()]))
-            if size > 4_000_000:
-                return
-            array = np.full(tuple(int(s or 0) for s in box.shape or ()), -1, dtype=np.int64)
-        array = array.copy()
-        try:
-            array[index] = -1 if new is None else new
-        except (ValueError, IndexError, TypeError):
-            if new is not None and name == "pos":
-                box.deps |= merge([Box(pos=new)]).deps
-        setattr(box, name, array)
 
     def iterate(self, value: Any, count: int | None) -> list[Any]:
         """The items of a value; for an unknown one, `count` copies (or two) of what is known of it."""
@@ -429,30 +290,6 @@ class Access(Expressions):
 
     def call_function(self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         raise NotImplementedError
-
-
-def _index(part: Any) -> Any:
-    """A subscript as numpy takes it; None where it is not known."""
-    if part is None or part is Ellipsis or isinstance(part, (int, np.integer)):
-        return np.newaxis if part is None else part
-    if isinstance(part, slice):
-        ends = [_plain_index(p) for p in (part.start, part.stop, part.step)]
-        return None if any(isinstance(p, Box) for p in ends) else slice(*ends)
-    if isinstance(part, Box):
-        if part.val is not None and part.val.dtype.kind in "iub":
-            return part.val if part.val.ndim else part.val.item()
-        if part.val is not None and part.val.dtype.kind == "f" and part.val.size == 1:
-            return int(part.val.reshape(-1)[0])
-        return None
-    if isinstance(part, (list, tuple)) and all(isinstance(p, (int, np.integer)) for p in part):
-        return np.asarray(part, dtype=np.int64)
-    return None
-
-
-def _plain_index(part: Any) -> Any:
-    if isinstance(part, Box):
-        return int(part.val.reshape(-1)[0]) if part.val is not None and part.val.size == 1 else part
-    return int(part) if isinstance(part, (float, np.integer)) else part
 
 
 def _any_of(items: list[Any]) -> Any:

@@ -7,33 +7,25 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from niblick.audit.flow.boxes import (
-    STREAM,
     Box,
     collect,
-    depends,
     is_token,
-    known,
     merge,
     snapshot,
-    target_bits,
 )
-from niblick.audit.flow.library import DefaultDict, Library, glob_paths, path_kind
+from niblick.audit.flow.joining import joined
+from niblick.audit.flow.learning import Learning
 from niblick.audit.flow.objects import Bound, Class, Dotted, Function, Instance, Module, Namespace, Optimizer
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
 
 _MAX_DEPTH = 40
-_SELF_MODULE = frozenset({"to", "cuda", "cpu", "eval", "train", "bfloat16", "float", "half", "double", "requires_grad_", "compile",
-                          "apply", "type", "share_memory", "modules", "children"})
-_PARAMETERS = frozenset({"parameters", "buffers"})
-_NAMED = frozenset({"named_parameters", "named_buffers", "named_modules", "named_children"})
 _WRAPPERS = frozenset({"compile", "DistributedDataParallel", "DDP", "DataParallel", "FullyShardedDataParallel", "script", "jit",
                        "njit", "disable", "allow_in_graph", "vmap", "prange", "lru_cache", "cache", "wraps", "checkpoint"})
 _OPTIMIZERS = frozenset({"SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "LBFGS", "Muon", "Adamax", "NAdam", "RAdam", "Lion", "Adafactor",
                          "ZeroRedundancyOptimizer"})
-_LEARNS = frozenset({"backward", "grad", "step"})
 
 
-class Calls(Library):
+class Calls(Learning):
     """Dispatch of every kind of call."""
 
     def ex_Call(self, node: ast.Call) -> Any:
@@ -133,11 +125,9 @@ class Calls(Library):
         return None
 
     def join_values(self, left: Any, right: Any) -> Any:
-        from niblick.audit.flow.machine import _joined
-
         if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)) and len(left) == len(right):
-            return tuple(_joined(a, b) for a, b in zip(left, right, strict=True))
-        return _joined(left, right)
+            return tuple(joined(a, b) for a, b in zip(left, right, strict=True))
+        return joined(left, right)
 
     def block(self, body: list[ast.stmt]) -> None:
         raise NotImplementedError
@@ -213,19 +203,6 @@ class Calls(Library):
                 self.call_function(post, [instance], {}, node)
         return instance
 
-    def roots_in(self, values: list[Any]) -> frozenset[int]:
-        roots: set[int] = set()
-        for value in values:
-            if isinstance(value, Module):
-                roots.add(value.leaf)
-            elif isinstance(value, (list, tuple)):
-                roots |= self.roots_in(list(value)[:64])
-            elif isinstance(value, dict):
-                roots |= self.roots_in(list(value.values())[:64])
-            elif isinstance(value, Box):
-                roots |= value.roots
-        return frozenset(roots)
-
     def call_bound(self, bound: Bound, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         holder, name = bound.holder, bound.name
         if isinstance(holder, Module):
@@ -245,81 +222,6 @@ class Calls(Library):
         if isinstance(holder, Class) and name == "apply":
             return self.opaque(args, named, node)
         return self.opaque([holder, *args], named, node)
-
-    def module_call(self, module: Module, bound: Bound, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        name, leaf = bound.name, self.leaves[module.leaf]
-        if bound.function is not None and name != "forward":
-            if name.startswith("reset"):
-                leaf.seen = 0
-                return None
-            if _learns(bound.function):
-                return self.call_function(bound.function, [module, *args], named, node)
-            if name in {"train", "eval"}:
-                return module
-            return self.forward(module, args, named, node)
-        if name in _SELF_MODULE:
-            return [module] if name in {"modules", "children"} else module
-        whole = self.param_box(frozenset({module.leaf}))
-        if name in _PARAMETERS:
-            return [whole, self.param_box(whole.roots)]
-        if name in _NAMED:
-            return [("blocks.0.weight", whole), ("blocks.7.weight", self.param_box(whole.roots))]
-        if name == "state_dict":
-            return {"weight": self.param_box(whole.roots), "bias": self.param_box(whole.roots)}
-        if name == "load_state_dict":
-            return self.load_state(module, args)
-        if name == "zero_grad":
-            leaf.grad = 0
-            return None
-        if name.startswith("register_forward"):
-            self.hooks += 1
-            return Namespace({"__hook__": True})
-        if name in {"no_sync", "register_buffer", "add_module"}:
-            return Dotted("contextlib.nullcontext")
-        return self.forward(module, args, named, node)
-
-    def load_state(self, module: Module, args: list[Any]) -> None:
-        sources = self.frozen([b for a in args for b in collect(a)])
-        leaf = self.leaves[module.leaf]
-        if sources:
-            leaf.seen = merge(sources).seen
-        else:
-            leaf.seen |= self.disk.seen
-
-    def optimizer_call(self, optimizer: Optimizer, name: str, args: list[Any], node: ast.AST) -> Any:
-        roots = optimizer.roots or frozenset(self.leaves)
-        if name == "zero_grad":
-            for root in roots:
-                self.leaves[root].grad = 0
-        if name == "step":
-            for arg in args[:1]:
-                if isinstance(arg, (Function, Bound)):
-                    self.call_value(arg, [], {}, node)
-            self.interest += 1
-            self.apply_gradients(roots, node)
-        return Box() if name not in {"zero_grad", "add_param_group"} else None
-
-    def apply_gradients(self, roots: frozenset[int], node: ast.AST) -> None:
-        learnt = frozenset(r for r in roots if self.leaves[r].grad)
-        positions = 0
-        marks: frozenset[str] = frozenset()
-        for root in learnt:
-            leaf = self.leaves[root]
-            positions |= leaf.grad
-            leaf.seen |= leaf.grad
-            marks |= leaf.marks
-            leaf.marks -= {"train"}
-        if learnt:
-            self.record_update(learnt, positions, node, marks)
-
-    def backward(self, loss: Box) -> None:
-        positions = target_bits(loss) or depends(loss)
-        self.interest += 1
-        for root in loss.roots:
-            leaf = self.leaves[root]
-            leaf.grad |= positions
-            if loss.marks & {"train"}:
-                leaf.marks |= {"train"}
 
     def box_call(self, box: Box, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         if name == "backward":
@@ -342,137 +244,6 @@ class Calls(Library):
         if name in {"get", "pop", "setdefault"}:
             return self.box_item(box, args[0], node) if args else box
         return self.opaque([box, *args], named, node)
-
-    def container_call(self, holder: Any, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        if isinstance(holder, dict):
-            return self.dict_call(holder, name, args, named, node)
-        if isinstance(holder, list) and name in {"append", "extend", "insert", "appendleft", "add"}:
-            if len(holder) < 200_000:
-                if name == "extend":
-                    holder.extend(self.iterate(args[0], None))
-                elif name == "insert":
-                    holder.insert(args[0] if isinstance(args[0], int) else 0, args[1])
-                else:
-                    holder.append(args[0] if args else None)
-            return None
-        if isinstance(holder, set) and name == "add":
-            if args and isinstance(args[0], (int, str, float, tuple)) and not collect(args[0]):
-                holder.add(args[0])
-            return None
-        if isinstance(holder, str) and name == "join":
-            return "?" if any(not isinstance(i, str) for i in self.iterate(args[0], None)) else holder.join(args[0])
-        if isinstance(holder, str) and name == "format":
-            return "?"
-        if isinstance(holder, list) and name in {"sort", "reverse", "clear"}:
-            if name != "sort" or all(isinstance(i, (int, str, float)) for i in holder):
-                getattr(holder, name)(**{k: v for k, v in named.items() if k == "reverse" and isinstance(v, bool)})
-            return None
-        if name == "popleft" and isinstance(holder, list):
-            return holder.pop(0) if holder else Box()
-        plain = [a for a in args if isinstance(a, (int, str, float, bytes, list, tuple, dict, set, type(None)))]
-        method = getattr(holder, name, None)
-        if method is None or len(plain) != len(args) or not name.isidentifier() or name.startswith("_"):
-            return self.opaque([holder, *args], named, node)
-        try:
-            return method(*args)
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError, UnicodeError):
-            return Box()
-
-    def dict_call(self, holder: dict[Any, Any], name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        if name in {"get", "pop", "setdefault"} and args:
-            key = self.plain_key(args[0])
-            default = args[1] if len(args) > 1 else None
-            if name == "setdefault" and key not in holder:
-                holder[key] = default
-            if name == "get" and default is None and key not in holder and collect(args[0]):
-                missing = self.dict_item(holder, args[0], node, Box(shape=()))
-                if isinstance(missing, Box):
-                    missing.marks |= {"maybe_none"}
-                return missing
-            return self.dict_item(holder, args[0], node, default)
-        if name == "items":
-            return list(holder.items())
-        if name in {"keys", "values"}:
-            return list(getattr(holder, name)())
-        if name == "update":
-            holder.update(args[0] if args and isinstance(args[0], dict) else {})
-            holder.update(named)
-            return None
-        if name == "copy":
-            return dict(holder)
-        if name == "clear":
-            holder.clear()
-            return None
-        return Box()
-
-    def dict_item(self, holder: dict[Any, Any], key: Any, node: ast.AST, default: Any) -> Any:
-        plain = self.plain_key(key)
-        if isinstance(holder, DefaultDict) and plain not in holder and holder.factory is not None:
-            made = holder.factory if isinstance(holder.factory, int) else self.call_value(holder.factory, [], {}, node)
-            holder[plain] = made
-        return super().dict_item(holder, key, node, default)
-
-    def path_method(self, path: PurePosixPath, name: str, args: list[Any], named: dict[str, Any]) -> Any:
-        if name in {"glob", "rglob", "iterdir"}:
-            pattern = str(args[0]) if args and isinstance(args[0], str) else "*.bin"
-            return [PurePosixPath(p) for p in glob_paths(str(path / pattern))]
-        if name == "stat":
-            return Namespace({"st_size": 1024 + 2 * STREAM})
-        if name in {"exists", "is_file", "is_dir"}:
-            return Box(shape=())
-        if name in {"read_bytes", "read_text"}:
-            return self.read_data(path, {}) if path_kind(path.name) and path.suffix in {".bin", ".npy"} else snapshot(self.disk)
-        if name in {"write_bytes", "write_text"}:
-            self.disk.seen |= merge(self.frozen(collect(args))).seen
-            return None
-        if name in {"resolve", "absolute", "expanduser"}:
-            return path
-        if name in {"joinpath", "with_suffix", "with_name"} and args and isinstance(args[0], str):
-            return getattr(path, name)(*args)
-        if name == "open":
-            return Namespace({"__path__": str(path)})
-        return str(path) if name in {"as_posix", "__str__"} else None
-
-    def namespace_call(self, holder: Namespace, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        attrs = holder.attrs
-        if "__path__" in attrs:
-            return self.file_call(attrs, name, args)
-        if "__hook__" in attrs and name == "remove":
-            self.hooks = max(0, self.hooks - 1)
-            return None
-        if "__thread__" in attrs and name == "start":
-            return self.call_value(attrs["__thread__"], attrs["__args__"], {}, node)
-        if "__parser__" in attrs:
-            return self.parser_call(attrs["__parser__"], holder, name, args, named)
-        return self.opaque([*args], named, node)
-
-    def parser_call(self, known_args: dict[str, Any], holder: Namespace, name: str, args: list[Any], named: dict[str, Any]) -> Any:
-        if name == "add_argument" and args and isinstance(args[0], str):
-            flag = next((a for a in args if isinstance(a, str) and a.startswith("--")), args[0])
-            default = named.get("default", False if named.get("action") == "store_true" else True if named.get("action") == "store_false" else None)
-            known_args[str(named.get("dest", flag.lstrip("-").replace("-", "_")))] = self.argument(flag, default, named)
-        if name in {"add_argument_group", "add_mutually_exclusive_group"}:
-            return holder
-        if name in {"parse_args", "parse_known_args"}:
-            space = Namespace(dict(known_args))
-            return space if name == "parse_args" else (space, [])
-        return None
-
-    def argument(self, flag: str, default: Any, named: dict[str, Any]) -> Any:
-        """A command-line option's value in the documented command, else its default."""
-        words = self.arguments
-        for i, word in enumerate(words):
-            text = word.split("=", 1)[1] if word.startswith(flag + "=") else words[i + 1] if word == flag and i + 1 < len(words) else None
-            if word == flag and named.get("action", "").startswith("store_"):
-                return named["action"] == "store_true"
-            if text is not None:
-                for kind in (int, float):
-                    try:
-                        return kind(text)
-                    except ValueError:
-                        continue
-                return text
-        return default
 
     def call_dotted(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         last = name.rsplit(".", 1)[-1]
@@ -531,27 +302,6 @@ class Calls(Library):
             return result
         return self.opaque(args, named, node)
 
-    def torch_module(self, last: str, args: list[Any]) -> Any:
-        """A parameter or layer made outside a model class: a leaf of its own."""
-        if last == "Parameter":
-            box = snapshot(self.frozen([known(args[0])])[0]) if args else Box()
-            return self.make_leaf(box, "parameter")
-        if last in {"ModuleList", "Sequential", "ParameterList"} and args:
-            items = [i for a in args for i in (self.iterate(a, None) if isinstance(a, (list, tuple)) else [a])]
-            leaves = [i for i in items if isinstance(i, Module)]
-            return leaves[0] if leaves else merge(collect(items))
-        return Module(last, self.new_leaf("module", last))
-
-    def gradients(self, args: list[Any], named: dict[str, Any]) -> Any:
-        loss = merge(self.frozen(collect(args[0])))
-        inputs = args[1] if len(args) > 1 else named.get("inputs", [])
-        positions = loss.targets or depends(loss)
-        self.interest += 1
-        out = []
-        for box in collect(inputs) or [Box()]:
-            out.append(Box(shape=box.shape, seen=positions, roots=box.roots, marks=frozenset({"grad"})))
-        return out
-
     def import_program(self, name: str) -> Namespace | None:
         """A module that ships with the submission, run once."""
         if name in self.loaded:
@@ -567,10 +317,3 @@ class Calls(Library):
     def run_module(self, tree: ast.Module, name: str, file: str) -> dict[str, Any]:
         raise NotImplementedError
 
-
-def _learns(function: Function) -> bool:
-    """Whether a model's method trains: it calls backward, grad or a step."""
-    return any(
-        isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in _LEARNS
-        for n in ast.walk(function.node)
-    )

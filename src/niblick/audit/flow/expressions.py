@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import operator
-import time
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, Leaf, collect, elementwise, is_token, known, masked, merge, stream
+from niblick.audit.flow.boxes import Box, collect, elementwise, is_token, known, masked, merge
+from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import (
     Bound,
     Class,
@@ -21,10 +21,9 @@ from niblick.audit.flow.objects import (
     KeyEvent,
     Module,
     Namespace,
-    Trace,
-    Where,
 )
-from niblick.audit.flow.signals import AbortSignal, BudgetSignal
+from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.flow.state import PLAIN, State
 
 BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -37,86 +36,12 @@ COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.GtE: operator.ge, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
     ast.Is: operator.is_, ast.IsNot: operator.is_not,
 }
-PLAIN = (int, float, str, bytes, bool, type(None), list, tuple, dict, set, range, PurePosixPath, slice, np.generic)
 _MAX_ITEMS = 1600
 _MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
 
 
-class Expressions:
+class Expressions(State):
     """State of a run, and the value of every kind of expression."""
-
-    def __init__(self, environment: dict[str, str], modules: dict[str, ast.Module], deadline: float, budget: int) -> None:
-        self.environment = environment
-        self.modules = modules
-        self.loaded: dict[str, Namespace] = {}
-        self.deadline = deadline
-        self.budget = budget
-        self.trace = Trace()
-        self.stream = stream()
-        self.leaves: dict[int, Leaf] = {}
-        self.disk = Box()
-        self.contents: dict[str, bytes] = {}
-        self.scopes: list[tuple[dict[str, Any], ...]] = []
-        self.outer_names: list[dict[str, str]] = []
-        self.maybe_returns: list[list[Any]] = []
-        self.yields: list[list[Any]] = []
-        self.stack: list[str] = []
-        self.files: list[str] = []
-        self.defining: Class | None = None
-        self.no_grad = 0
-        self.uncertain = 0
-        self.widened = 0
-        self.interest = 0
-        self.maybe_ended = 0
-        self.loop_steps: dict[int, int] = {}
-        self.order = 0
-        self.hooks = 0
-        self.hooked = False
-        self.tries = 0
-        self.line = 0
-        self.arguments: list[str] = []
-
-    def tick(self, node: ast.AST) -> None:
-        self.trace.steps += 1
-        self.line = getattr(node, "lineno", self.line)
-        if self.trace.steps > self.budget or (not self.trace.steps % 512 and time.process_time() > self.deadline):
-            raise BudgetSignal
-
-    def note(self, text: str) -> None:
-        if len(self.trace.notes) < 200:
-            self.trace.notes.append(text)
-
-    def where(self, node: ast.AST | None = None) -> Where:
-        return Where(
-            file=self.files[-1] if self.files else "", line=getattr(node, "lineno", self.line),
-            function=self.stack[-1] if self.stack else "<module>",
-        )
-
-    def new_leaf(self, kind: str, name: str) -> int:
-        number = len(self.leaves) + 1
-        self.leaves[number] = Leaf(kind, name, self.line)
-        return number
-
-    def seen(self, box: Box) -> int:
-        """Positions that the parameters behind a value have been trained on, as of now."""
-        out = box.seen
-        if box.live:
-            for root in box.roots:
-                out |= self.leaves[root].seen
-        return out
-
-    def frozen(self, boxes: list[Box]) -> list[Box]:
-        """Boxes with the state of their leaves read now."""
-        out = []
-        for box in boxes:
-            if box.live:
-                copy = merge([])
-                for name in box.__slots__:
-                    setattr(copy, name, getattr(box, name))
-                copy.seen, copy.live = self.seen(box), False
-                box = copy
-            out.append(box)
-        return out
 
     def value(self, node: ast.expr) -> Any:
         self.tick(node)
@@ -127,24 +52,6 @@ class Expressions:
             return self.lookup(node.id)  # type: ignore[attr-defined]
         handler = getattr(self, f"ex_{kind.__name__}", None)
         return handler(node) if handler is not None else Box()
-
-    def lookup(self, name: str) -> Any:
-        for scope in self.scopes[-1]:
-            if name in scope:
-                return scope[name]
-        return Dotted(f"builtins.{name}")
-
-    def truth(self, value: Any) -> bool | None:
-        """True, False, or None where it cannot be known."""
-        if isinstance(value, Box):
-            if value.val is not None and value.val.size == 1:
-                return bool(value.val.reshape(-1)[0])
-            return None
-        if isinstance(value, Dotted):
-            return None if value.name.startswith("?") else True
-        if isinstance(value, PLAIN):
-            return bool(value)
-        return True
 
     def ex_Attribute(self, node: ast.Attribute) -> Any:
         return self.attribute(self.value(node.value), node.attr, node)
@@ -306,9 +213,7 @@ class Expressions:
             first, second = self.value(node.body), self.value(node.orelse)
         finally:
             self.uncertain -= 1
-        from niblick.audit.flow.machine import _joined
-
-        return _joined(first, second)
+        return joined(first, second)
 
     def ex_Tuple(self, node: ast.Tuple) -> Any:
         return tuple(self.elements(node.elts))
@@ -427,20 +332,6 @@ class Expressions:
                 self.clause(parts[1:], emit, out)
             if len(out) > _MAX_ITEMS or (self.interest != mark and len(out) > 3):
                 break
-
-    def plain_key(self, key: Any) -> Any:
-        """A dictionary key: known content where there is some, else one slot for all unknown keys."""
-        if isinstance(key, Box):
-            if key.val is not None and key.val.size == 1:
-                return key.val.reshape(-1)[0].item()
-            return "?"
-        if isinstance(key, tuple):
-            return tuple(self.plain_key(k) for k in key)
-        try:
-            hash(key)
-        except TypeError:
-            return "?"
-        return key
 
     def attribute(self, holder: Any, name: str, node: ast.AST) -> Any:
         raise NotImplementedError

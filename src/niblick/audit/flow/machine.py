@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, Leaf, collect, known, merge, replace_content, snapshot
+from niblick.audit.flow.boxes import Box, Leaf, collect, merge, replace_content
 from niblick.audit.flow.calls import Calls
-from niblick.audit.flow.objects import Class, Dotted, Function, Instance, Module, Namespace
+from niblick.audit.flow.joining import joined
+from niblick.audit.flow.objects import Class, Dotted, Function
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, BudgetSignal, ContinueSignal, ReturnSignal
 
 _MAX_TURNS = 5000
@@ -277,7 +278,7 @@ class Machine(Calls):
         self.maybe_ended += first is not None or second is not None
         if first is not None and second is not None:
             if isinstance(first, ReturnSignal) and isinstance(second, ReturnSignal):
-                raise ReturnSignal(_joined(first.value, second.value))
+                raise ReturnSignal(joined(first.value, second.value))
             raise second if isinstance(first, AbortSignal) else first
         if first is not None:
             self.pending_return(first)
@@ -288,7 +289,7 @@ class Machine(Calls):
             self.pending_return(second)
             return
         for name in after_then.keys() | scope.keys():
-            scope[name] = _joined(after_then.get(name, scope.get(name)), scope.get(name, after_then.get(name)))
+            scope[name] = joined(after_then.get(name, scope.get(name)), scope.get(name, after_then.get(name)))
 
     def pending_return(self, signal: BaseException) -> None:
         if isinstance(signal, ReturnSignal) and self.maybe_returns:
@@ -374,40 +375,6 @@ class Machine(Calls):
 
 def _as_load(target: ast.expr) -> ast.expr:
     return target
-
-
-def _joined(left: Any, right: Any) -> Any:
-    """One value that stands for either of two."""
-    if left is right:
-        return left
-    if isinstance(left, (Function, Class, Module, Instance, Namespace, list, dict)) and right is None:
-        return left
-    if left is None and not isinstance(right, (Box, int, float, str)):
-        return right
-    if isinstance(left, Box) or isinstance(right, Box):
-        a, b = known(left), known(right)
-        if a.shape == b.shape and a.pos is not None and b.pos is not None and a.pos.shape == b.pos.shape:
-            out = snapshot(a, pos=np.maximum(a.pos, b.pos), val=None)
-            extra = merge([b])
-            out.seen |= b.seen
-            out.roots |= extra.roots
-            out.scores |= extra.scores
-            out.marks |= extra.marks
-            return out
-        keep = a if a.pos is not None else b
-        out = merge([a, b])
-        if keep.pos is not None:
-            out = snapshot(keep, seen=out.seen, roots=out.roots, scores=out.scores, marks=out.marks, val=None)
-        out.live = a.live or b.live
-        return out
-    try:
-        if type(left) is type(right) and left == right:
-            return left
-    except (TypeError, ValueError):
-        return left
-    if isinstance(left, (int, float, str, bool, type(None))) and isinstance(right, (int, float, str, bool, type(None))):
-        return Box(shape=())
-    return left if left is not None else right
 
 
 def run_deadline(seconds: float) -> float:

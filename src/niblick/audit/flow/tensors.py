@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.access import Access
 from niblick.audit.flow.boxes import (
-    Array,
     Box,
     collect,
     depends,
@@ -24,7 +22,8 @@ from niblick.audit.flow.boxes import (
     snapshot,
     target_bits,
 )
-from niblick.audit.flow.objects import CallEvent, Dotted, Function, Module, ScoreEvent
+from niblick.audit.flow.objects import CallEvent, Function, Module, ScoreEvent
+from niblick.audit.flow.shapes import CREATE, LIKE, Shapes
 
 _ONE: dict[str, Callable[..., Any]] = {
     "exp": np.exp, "log": np.log, "log2": np.log2, "abs": np.abs, "neg": np.negative, "sqrt": np.sqrt, "sign": np.sign,
@@ -57,9 +56,6 @@ _REDUCE: dict[str, Callable[..., Any]] = {
     "amax": np.max, "amin": np.min, "nansum": np.nansum, "count_nonzero": np.count_nonzero, "std": np.std, "var": np.var,
     "average": np.mean, "logsumexp": np.max, "norm": np.sum, "nanmean": np.mean, "median": np.median,
 }
-_CREATE = {"zeros": 0, "ones": 1, "empty": None, "full": None, "rand": None, "randn": None, "new_zeros": 0, "new_ones": 1,
-           "new_empty": None, "new_full": None, "randint": None, "normal": None}
-_LIKE = {"zeros_like": 0, "ones_like": 1, "empty_like": None, "full_like": None, "rand_like": None, "randn_like": None}
 _IN_PLACE = frozenset({"copy_", "add_", "sub_", "mul_", "div_", "lerp_", "addcmul_", "addcdiv_", "index_add_", "index_copy_",
                        "scatter_", "scatter_add_", "masked_fill_", "clamp_", "index_put_", "put_", "set_", "addmm_", "masked_scatter_"})
 _RESET = frozenset({"zero_", "fill_", "normal_", "uniform_", "zeros_", "ones_", "constant_", "orthogonal_", "kaiming_uniform_",
@@ -68,7 +64,7 @@ _SELECT = frozenset({"index_select", "take", "take_along_dim", "take_along_axis"
 _LOSSES = frozenset({"cross_entropy", "nll_loss", "fused_cross_entropy", "linear_cross_entropy", "CrossEntropyLoss", "NLLLoss"})
 
 
-class Tensors(Access):
+class Tensors(Shapes):
     """Tensor methods and functions; each returns NotImplemented when it does not know the name."""
 
     def score(self, source: Box, target: Box, node: ast.AST | None, reduce: bool = False) -> Box:
@@ -113,44 +109,15 @@ class Tensors(Access):
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
         return source
 
-    def make(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
-        """New tensors: zeros, ones, full and the random ones."""
-        if name in _LIKE:
-            base = known(args[0])
-            shape, fill = base.shape, _LIKE[name]
-        else:
-            shape, fill = _shape_of(args if not (args and isinstance(args[0], (tuple, list))) else args[0], named), _CREATE[name]
-            if name in {"full", "new_full"}:
-                sizes = args[0] if args else named.get("size", named.get("shape"))
-                shape = _shape_of(sizes if isinstance(sizes, (tuple, list)) else [sizes], {})
-                value = args[1] if len(args) > 1 else named.get("fill_value")
-                fill = value if isinstance(value, (int, float)) else None
-            if name == "randint":
-                shape = None
-        out = Box(shape=shape)
-        if shape is not None and None not in shape and fill is not None:
-            size = int(np.prod([int(s or 0) for s in shape])) if shape else 1
-            if size <= 1_000_000:
-                out.val = np.full(tuple(int(s or 0) for s in shape), fill)
-        if named.get("requires_grad") is True:
-            self.make_leaf(out, name)
-        return out
-
-    def make_leaf(self, box: Box, name: str) -> Box:
-        box.roots = box.roots | {self.new_leaf("tensor", name)}
-        box.live, box.val, box.nll = True, None, False
-        box.marks |= {"param"}
-        return box
-
     def tensor_call(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST, method: bool) -> Any:
         """The result of an operation by its last name; NotImplemented when it is none of ours."""
         if name in _LOSSES:
             return self.loss(args, named, node)
-        if not method and (name in _CREATE or name in _LIKE):
+        if not method and (name in CREATE or name in LIKE):
             return self.make(name, args, named)
-        if method and name in _CREATE and name.startswith("new_"):
+        if method and name in CREATE and name.startswith("new_"):
             return self.make(name, args[1:], named)
-        if method and name in _LIKE:
+        if method and name in LIKE:
             return self.make(name, args, named)
         if not args:
             return NotImplemented
@@ -203,15 +170,6 @@ class Tensors(Access):
             out.shape = (0,)
         return out
 
-    def clipped(self, box: Box, rest: list[Any], named: dict[str, Any]) -> Array | None:
-        """Known content after a clamp with known bounds."""
-        low = named.get("min", named.get("a_min", rest[0] if rest else None))
-        high = named.get("max", named.get("a_max", rest[1] if len(rest) > 1 else None))
-        bounds = [None if v is None else _size(v) if not isinstance(v, float) else v for v in (low, high)]
-        if box.val is None or all(v is None for v in bounds) or any(isinstance(v, Box) and b is None for v, b in zip((low, high), bounds, strict=True)):
-            return None
-        return np.clip(box.val, *bounds)
-
     def reduce(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
         axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else None))
         box = self.frozen([first])[0]
@@ -242,18 +200,6 @@ class Tensors(Access):
         source = merge(self.frozen(boxes[:1]))
         out = self.score(source, target, node)
         return out if named.get("reduction") in {"none", None} and named.get("reduction") == "none" else reduced(out)
-
-    def select(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Box:
-        boxes = [known(a) for a in (*args, *named.values()) if isinstance(a, (Box, list, np.ndarray))]
-        if len(boxes) < 2:
-            return merge(self.frozen(boxes))
-        source, index = (boxes[1], boxes[0]) if name == "embedding" else (boxes[0], boxes[-1])
-        if name in {"masked_select", "compress"} or not is_token(index) or "index" in index.marks:
-            out = snapshot(self.frozen([source])[0], val=None)
-            if index.val is not None and name in {"index_select", "take"} and index.val.dtype.kind in "iu" and index.val.ndim == 1:
-                return shaped(source, lambda a: a[index.val])
-            return out
-        return self.looked_up(source, [index], [index], node)
 
     def in_place(self, name: str, first: Box, rest: list[Any], named: dict[str, Any], node: ast.AST) -> Box:
         if name == "clamp_" and not first.live:
@@ -291,122 +237,6 @@ class Tensors(Access):
             if self.leaves[root].kind != "module" or "adapter" in self.leaves[root].marks:
                 self.leaves[root].seen = 0
 
-    def reshaping(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
-        rest = args[1:]
-        box = self.frozen([first])[0] if not first.live else first
-        if name in {"reshape", "view", "flatten", "ravel", "view_as", "reshape_as"}:
-            sizes = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
-            shape = tuple(_size(s) for s in sizes) if sizes and name in {"reshape", "view"} else (-1,)
-            if any(s is None for s in shape):
-                known_sizes = [s for s in shape if isinstance(s, int) and s >= 0]
-                shape = (-1,) if len(known_sizes) == 0 else (-1, *known_sizes)
-            if name == "flatten" and rest:
-                shape = (-1,)
-            out = shaped(box, lambda a: a.reshape(shape))
-            out.live = box.live
-            return out
-        if name == "unsqueeze" and rest and isinstance(rest[0], int):
-            return shaped(box, lambda a: np.expand_dims(a, rest[0]))
-        if name in {"squeeze"}:
-            axis = rest[0] if rest and isinstance(rest[0], int) else None
-            return shaped(box, lambda a: np.squeeze(a, axis) if axis is None or a.shape[axis] == 1 else a)
-        if name in {"transpose", "swapaxes"} and len(rest) == 2:
-            return shaped(box, lambda a: np.swapaxes(a, rest[0], rest[1]))
-        if name in {"t", "permute"}:
-            order = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
-            return shaped(box, lambda a: a.transpose(tuple(order)) if order else a.T)
-        if name in {"expand", "expand_as", "broadcast_to", "repeat", "tile"}:
-            return snapshot(box, shape=None, val=None)
-        if name == "roll":
-            return shaped(box, lambda a: np.roll(a, rest[0] if rest else named.get("shifts", 0)))
-        if name in {"flip", "fliplr"}:
-            return shaped(box, lambda a: np.flip(a))
-        if name in {"narrow"} and len(rest) == 3 and all(isinstance(r, int) for r in rest):
-            return shaped(box, lambda a: np.take(a, range(rest[1], rest[1] + rest[2]), axis=rest[0]))
-        if name == "unfold" and len(rest) == 3 and box.pos is not None and box.pos.ndim == 1:
-            size, step = _size(rest[1]), _size(rest[2])
-            if size and step and size <= (box.shape or (0,))[0]:  # type: ignore[operator]
-                return shaped(box, lambda a: np.lib.stride_tricks.sliding_window_view(a, size)[::step])
-        return self.joining(name, box, args, named)
-
-    def joining(self, name: str, box: Box, args: list[Any], named: dict[str, Any]) -> Any:
-        if name in {"cat", "concatenate", "concat", "stack", "hstack", "vstack"} and isinstance(args[0], (list, tuple)):
-            parts = self.frozen([known(a) for a in args[0]])
-            axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else 0))
-            if len(parts) == 1 and name not in {"stack", "vstack"}:
-                return parts[0]
-            return _cat(parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"})
-        if name == "where":
-            return self.where_call(args)
-        if name in {"nonzero", "argwhere", "flatnonzero"}:
-            return self.nonzero(box, name, named)
-        if name in {"arange", "linspace"}:
-            ends = [_size(a) for a in args if not isinstance(a, Dotted)]
-            if all(isinstance(e, int) for e in ends) and name == "arange" and abs((ends[-1] if len(ends) < 3 else ends[1]) or 0) < 10**7:
-                return known(np.arange(*ends))
-            return Box(marks=frozenset({"index"}))
-        if name in {"item", "tolist"}:
-            if name == "tolist" and box.shape and box.shape[0] is not None and (box.pos is not None or box.val is not None):
-                return self.iterate(box, None)
-            if box.val is not None and box.val.size == 1 and not (box.pos is not None or box.roots or box.deps or box.key is not None):
-                return box.val.reshape(-1)[0].item()
-            return snapshot(box, shape=(), marks=box.marks | {"scalar"}) if name == "item" else snapshot(box)
-        if name in {"numel", "__len__"}:
-            return Box(shape=()) if box.shape is None or None in box.shape else int(np.prod([int(s or 0) for s in box.shape]))
-        if name in {"size", "dim", "ndimension"}:
-            return self.size(box, args, name)
-        if name in {"unique", "sort", "argsort", "topk", "cummax", "cummin"}:
-            out = merge([box])
-            return (out, snapshot(out)) if name in {"sort", "topk", "cummax", "cummin"} else out
-        if name in {"chunk", "split", "tensor_split", "array_split", "unbind"}:
-            return [shaped(box, lambda a: a), shaped(box, lambda a: a)] if box.pos is None else self.iterate(box, None)[:8]
-        if name in {"bincount", "histogram"}:
-            out = merge([box], table=1)
-            out.marks |= {"count"}
-            return out
-        return NotImplemented
-
-    def size(self, box: Box, args: list[Any], name: str) -> Any:
-        if name != "size":
-            return Box(shape=()) if box.shape is None else len(box.shape)
-        if box.shape is None:
-            return Box(shape=())
-        sizes = tuple(Box(shape=()) if s is None else s for s in box.shape)
-        if len(args) > 1 and isinstance(args[1], int):
-            return sizes[args[1]] if -len(sizes) <= args[1] < len(sizes) else Box(shape=())
-        return sizes
-
-    def where_call(self, args: list[Any]) -> Any:
-        if len(args) < 3:
-            found = self.nonzero(known(args[0]), "where", {"as_tuple": True})
-            return found
-        condition, left, right = (self.frozen([known(a)])[0] for a in args[:3])
-        if condition.val is not None and condition.pos is None:
-            if left.pos is not None and right.pos is None:
-                return masked(left, condition)
-            if right.pos is not None and left.pos is None:
-                return masked(right, Box(val=~condition.val.astype(bool)))
-        out = elementwise([left, right])
-        if condition.key is not None and out.key is None:
-            out.key = condition.key
-        return out
-
-    def nonzero(self, box: Box, name: str, named: dict[str, Any]) -> Any:
-        marks = frozenset({"index"})
-        if box.val is not None:
-            found = [Box(shape=i.shape, val=i, marks=marks) for i in np.nonzero(box.val)]
-        elif box.shape is not None and len(box.shape) == 1 and box.shape[0] is not None:
-            found = [Box(shape=box.shape, val=np.arange(box.shape[0]), marks=marks)]
-        else:
-            found = [Box(marks=marks)]
-        if name == "flatnonzero":
-            return found[0]
-        if name == "nonzero" and not named.get("as_tuple") and "numpy" not in box.marks and not isinstance(named.get("np"), bool):
-            if len(found) == 1 and found[0].val is not None:
-                column = found[0].val.reshape(-1, 1)
-                return Box(shape=column.shape, val=column, marks=marks)
-            return found[0]
-        return tuple(found)
 
 
 def _shifted(tokens: list[Box]) -> Box | None:
@@ -423,45 +253,6 @@ def _shifted(tokens: list[Box]) -> Box | None:
     return None
 
 
-def _shape_of(sizes: Any, named: dict[str, Any]) -> tuple[int | None, ...] | None:
-    if not isinstance(sizes, (tuple, list)):
-        return None
-    if not sizes and "size" in named:
-        sizes = named["size"] if isinstance(named["size"], (tuple, list)) else [named["size"]]
-    out = [s for s in sizes if not isinstance(s, Dotted)]
-    return tuple(_size(s) for s in out)
-
-
-def _size(value: Any) -> int | None:
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, Box) and value.val is not None and value.val.size == 1:
-        return int(value.val.reshape(-1)[0])
-    return None
-
-
-def _cat(parts: list[Box], axis: int, stack: bool) -> Box:
-    """Concatenation (or stacking) with everything known per element kept."""
-    out = merge(parts)
-    shapes = [p.shape for p in parts]
-    out.nll = bool(parts) and all(p.nll for p in parts)
-    if not parts or any(s is None or None in s for s in shapes):
-        return out
-    join = np.stack if stack else np.concatenate
-    for name in ("pos", "val", "key"):
-        arrays = [getattr(p, name) for p in parts]
-        if all(a is None for a in arrays) or (name == "val" and any(a is None for a in arrays)):
-            continue
-        filled = [np.full([int(x or 0) for x in (s or ())], -1) if a is None else a for a, s in zip(arrays, shapes, strict=True)]
-        try:
-            joined = join(filled, axis=axis)
-        except ValueError:
-            continue
-        setattr(out, name, joined)
-        out.shape = joined.shape
-    return out
 
 
 __all__ = ["Function", "Tensors"]

@@ -1,0 +1,134 @@
+"""Files of the interpreted program: data shards, saved models, small plain files."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import STREAM, Box, collect, merge, snapshot
+from niblick.audit.flow.objects import Module, Namespace
+from niblick.audit.flow.tensors import Tensors
+
+_VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|test|eval|holdout|heldout)(?![a-z])", re.I)
+_TRAINING = re.compile(r"train", re.I)
+_STREAM_FILES = frozenset({".bin", ".npy", ".npz", ".parquet", ".jsonl", ".pt", ".u16", ".arrow"})
+
+
+def path_kind(path: str) -> str | None:
+    """"val" or "train" where a data path says which split it is; the file name weighs more than its folders."""
+    for part in (PurePosixPath(path).name, path):
+        if _VALIDATION.search(part):
+            return "val"
+        if _TRAINING.search(part):
+            return "train"
+    return None
+
+
+def glob_paths(pattern: str) -> list[str]:
+    """Paths that a data pattern would match: one that names no split matches both."""
+    if "*" not in pattern and "?" not in pattern:
+        return [pattern]
+    kind = path_kind(PurePosixPath(pattern).name)
+    if kind or PurePosixPath(pattern).suffix not in _STREAM_FILES:
+        return [pattern.replace("*", "000000").replace("?", "0")]
+    return [pattern.replace("*", "train_000000", 1).replace("*", "0"), pattern.replace("*", "val_000000", 1).replace("*", "0")]
+
+
+class Files(Tensors):
+    """Files of the interpreted program: data shards, saved models, small plain files."""
+
+    def read_data(self, path: Any, named: dict[str, Any]) -> Box:
+        """What reading an array from a path gives: the stream, training tokens, or the disk."""
+        text = str(path) if isinstance(path, (str, PurePosixPath)) else ""
+        kind = path_kind(text) if text else None
+        count = named.get("count")
+        if isinstance(count, int) and 0 < count <= 1024:
+            header = np.zeros(count, dtype=np.int64)
+            header[: min(3, count)] = (20240520, 1, STREAM)[: min(3, count)]
+            return Box(shape=(count,), val=header, marks=frozenset({"numpy"}))
+        if re.search(r"bytes|lengths", PurePosixPath(text).name):
+            return Box(shape=(STREAM,), marks=frozenset({"bytes", "numpy"}))
+        if kind == "val":
+            return snapshot(self.stream, marks=frozenset({"val", "numpy"}))
+        if kind == "train":
+            return Box(shape=(STREAM,), marks=frozenset({"train", "numpy"}))
+        out = merge(collect(path))
+        out.seen |= self.disk.seen
+        out.marks |= {"file"}
+        return out
+
+    def py_open(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        path = str(args[0]) if args and isinstance(args[0], (str, PurePosixPath)) else ""
+        mode = str(args[1]) if len(args) > 1 else str(named.get("mode", "r"))
+        if "w" in mode:
+            self.contents.pop(path, None)
+        at = len(self.contents.get(path, b"")) if "a" in mode else 0
+        return Namespace({"__path__": path, "__at__": at})
+
+    def file_call(self, attrs: dict[str, Any], name: str, args: list[Any]) -> Any:
+        """A method of an open file: small plain content is kept by path, the rest goes to the disk as a whole."""
+        path, at = attrs["__path__"], attrs.get("__at__", 0)
+        old = self.contents.get(path)
+        if name == "seek":
+            attrs["__at__"] = args[0] if args and isinstance(args[0], int) else 0
+            return None
+        if name in {"write", "writelines"}:
+            if args and isinstance(args[0], bytes) and len(args[0]) < 4096 and len(old or b"") < 65_536:
+                self.contents[path] = (old or b"")[:at] + args[0] + (old or b"")[at + len(args[0]):]
+                attrs["__at__"] = at + len(args[0])
+            self.disk.seen |= merge(self.frozen(collect(args))).seen
+            return None
+        if name == "read" and old is not None:
+            count = args[0] if args and isinstance(args[0], int) else len(old)
+            attrs["__at__"] = at + count
+            return old[at : at + count]
+        return self.read_data(path, {}) if name.startswith("read") else None
+
+    def path_call(self, last: str, args: list[Any]) -> Any:
+        first = str(args[0]) if args and isinstance(args[0], (str, PurePosixPath)) else None
+        if last in {"exists", "isfile", "isdir", "islink"}:
+            return Box(shape=())
+        if first is None:
+            return Box()
+        path = PurePosixPath(first)
+        parts: dict[str, Any] = {"basename": path.name, "dirname": str(path.parent), "getsize": 1024 + 2 * STREAM, "splitext": (str(path.with_suffix("")), path.suffix) if path.name else (first, "")}
+        return parts.get(last, first)
+
+    def loaded_data(self, name: str, last: str, args: list[Any], named: dict[str, Any]) -> Any:
+        if last == "fromfile" and len(args) > 2:
+            named = {**named, "count": args[2]}
+        source = args[0] if args else named.get("filename", "")
+        if isinstance(source, Namespace):
+            source = source.attrs.get("__path__", "")
+        if isinstance(source, Box):
+            out = merge(self.frozen([source]))
+            out.seen |= self.disk.seen
+            return out
+        return self.read_data(source, named)
+
+    def saved(self, args: list[Any]) -> None:
+        for box in self.frozen(collect(args)):
+            self.disk.seen |= self.seen(box) | box.seen
+        for arg in args:
+            for part in collect(arg):
+                part.seen |= self.disk.seen if not part.live else 0
+            if isinstance(arg, Module):
+                self.disk.seen |= self.leaves[arg.leaf].seen
+
+    def copied(self, value: Any) -> Any:
+        """A deep copy: a copied model is a new leaf that knows what the old one knew."""
+        if isinstance(value, Module):
+            number = self.new_leaf(self.leaves[value.leaf].kind, self.leaves[value.leaf].name)
+            self.leaves[number].seen = self.leaves[value.leaf].seen
+            return Module(value.name, number, value.cls, dict(value.attrs))
+        if isinstance(value, Box):
+            return snapshot(self.frozen([value])[0])
+        if isinstance(value, dict):
+            return {k: self.copied(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.copied(v) for v in value]
+        return value

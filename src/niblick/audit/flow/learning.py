@@ -1,0 +1,150 @@
+"""Models and optimizers: parameters, gradients, steps and loaded weights."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from niblick.audit.flow.boxes import (
+    Box,
+    collect,
+    depends,
+    known,
+    merge,
+    snapshot,
+    target_bits,
+)
+from niblick.audit.flow.containers import Containers
+from niblick.audit.flow.objects import Bound, Dotted, Function, Module, Namespace, Optimizer
+
+_SELF_MODULE = frozenset({"to", "cuda", "cpu", "eval", "train", "bfloat16", "float", "half", "double", "requires_grad_", "compile",
+                          "apply", "type", "share_memory", "modules", "children"})
+
+_PARAMETERS = frozenset({"parameters", "buffers"})
+
+_NAMED = frozenset({"named_parameters", "named_buffers", "named_modules", "named_children"})
+
+_LEARNS = frozenset({"backward", "grad", "step"})
+
+
+
+class Learning(Containers):
+    """Models and optimizers: parameters, gradients, steps and loaded weights."""
+
+    def roots_in(self, values: list[Any]) -> frozenset[int]:
+        roots: set[int] = set()
+        for value in values:
+            if isinstance(value, Module):
+                roots.add(value.leaf)
+            elif isinstance(value, (list, tuple)):
+                roots |= self.roots_in(list(value)[:64])
+            elif isinstance(value, dict):
+                roots |= self.roots_in(list(value.values())[:64])
+            elif isinstance(value, Box):
+                roots |= value.roots
+        return frozenset(roots)
+
+    def module_call(self, module: Module, bound: Bound, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        name, leaf = bound.name, self.leaves[module.leaf]
+        if bound.function is not None and name != "forward":
+            if name.startswith("reset"):
+                leaf.seen = 0
+                return None
+            if _learns(bound.function):
+                return self.call_function(bound.function, [module, *args], named, node)
+            if name in {"train", "eval"}:
+                return module
+            return self.forward(module, args, named, node)
+        if name in _SELF_MODULE:
+            return [module] if name in {"modules", "children"} else module
+        whole = self.param_box(frozenset({module.leaf}))
+        if name in _PARAMETERS:
+            return [whole, self.param_box(whole.roots)]
+        if name in _NAMED:
+            return [("blocks.0.weight", whole), ("blocks.7.weight", self.param_box(whole.roots))]
+        if name == "state_dict":
+            return {"weight": self.param_box(whole.roots), "bias": self.param_box(whole.roots)}
+        if name == "load_state_dict":
+            return self.load_state(module, args)
+        if name == "zero_grad":
+            leaf.grad = 0
+            return None
+        if name.startswith("register_forward"):
+            self.hooks += 1
+            return Namespace({"__hook__": True})
+        if name in {"no_sync", "register_buffer", "add_module"}:
+            return Dotted("contextlib.nullcontext")
+        return self.forward(module, args, named, node)
+
+    def load_state(self, module: Module, args: list[Any]) -> None:
+        sources = self.frozen([b for a in args for b in collect(a)])
+        leaf = self.leaves[module.leaf]
+        if sources:
+            leaf.seen = merge(sources).seen
+        else:
+            leaf.seen |= self.disk.seen
+
+    def optimizer_call(self, optimizer: Optimizer, name: str, args: list[Any], node: ast.AST) -> Any:
+        roots = optimizer.roots or frozenset(self.leaves)
+        if name == "zero_grad":
+            for root in roots:
+                self.leaves[root].grad = 0
+        if name == "step":
+            for arg in args[:1]:
+                if isinstance(arg, (Function, Bound)):
+                    self.call_value(arg, [], {}, node)
+            self.interest += 1
+            self.apply_gradients(roots, node)
+        return Box() if name not in {"zero_grad", "add_param_group"} else None
+
+    def apply_gradients(self, roots: frozenset[int], node: ast.AST) -> None:
+        learnt = frozenset(r for r in roots if self.leaves[r].grad)
+        positions = 0
+        marks: frozenset[str] = frozenset()
+        for root in learnt:
+            leaf = self.leaves[root]
+            positions |= leaf.grad
+            leaf.seen |= leaf.grad
+            marks |= leaf.marks
+        for root in roots:
+            self.leaves[root].marks -= {"train"}
+        if learnt:
+            self.record_update(learnt, positions, node, marks)
+
+    def backward(self, loss: Box) -> None:
+        positions = target_bits(loss) or depends(loss)
+        self.interest += 1
+        for root in loss.roots:
+            leaf = self.leaves[root]
+            leaf.grad |= positions
+            if loss.marks & {"train"}:
+                leaf.marks |= {"train"}
+
+    def torch_module(self, last: str, args: list[Any]) -> Any:
+        """A parameter or layer made outside a model class: a leaf of its own."""
+        if last == "Parameter":
+            box = snapshot(self.frozen([known(args[0])])[0]) if args else Box()
+            return self.make_leaf(box, "parameter")
+        if last in {"ModuleList", "Sequential", "ParameterList"} and args:
+            items = [i for a in args for i in (self.iterate(a, None) if isinstance(a, (list, tuple)) else [a])]
+            leaves = [i for i in items if isinstance(i, Module)]
+            return leaves[0] if leaves else merge(collect(items))
+        return Module(last, self.new_leaf("module", last))
+
+    def gradients(self, args: list[Any], named: dict[str, Any]) -> Any:
+        loss = merge(self.frozen(collect(args[0])))
+        inputs = args[1] if len(args) > 1 else named.get("inputs", [])
+        positions = loss.targets or depends(loss)
+        self.interest += 1
+        out = []
+        for box in collect(inputs) or [Box()]:
+            out.append(Box(shape=box.shape, seen=positions, roots=box.roots, marks=frozenset({"grad"})))
+        return out
+
+
+def _learns(function: Function) -> bool:
+    """Whether a model's method trains: it calls backward, grad or a step."""
+    return any(
+        isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in _LEARNS
+        for n in ast.walk(function.node)
+    )
