@@ -51,7 +51,7 @@ def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declare
     error = f"{kind}: {message}{place}"
     bases = set(failure.get("bases") or ())
     if "ImportError" in bases or failure.get("missing"):
-        return _blame_import(submission, failure, error, declared)
+        return _blame_import(failure, error, declared)
     if "SyntaxError" in bases:
         return _blame_syntax(submission, error)
     variable = _required_variable(kind, message, str(failure.get("last")))
@@ -132,7 +132,7 @@ def _needs(error: str, missing: str) -> Blame:
     return Blame(own=False, error=error, missing=missing, cure=cure)
 
 
-def _blame_import(submission: Submission, failure: dict[str, Any], error: str, declared: set[str]) -> Blame:
+def _blame_import(failure: dict[str, Any], error: str, declared: set[str]) -> Blame:
     name = str(failure.get("missing") or "")
     top = name.partition(".")[0]
     listed = {item.replace("-", "_").lower() for item in declared}
