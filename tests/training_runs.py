@@ -32,7 +32,7 @@ def tiny_recipe(**training: object) -> Recipe:
     """Three small layers, one of each mixer; `training` replaces keys of the training section."""
     tokenizer = load_tokenizer("bytes")
     settings: dict[str, object] = {
-        "duration": "12 steps", "sequence_length": 32, "batch_tokens": 128, "precision": "fp32", "threads": 1,
+        "duration": "12 steps", "sequence_length": 32, "batch_tokens": 128, "precision": "fp32", "threads": 1, "compile": "off",
         "checkpoint_every": "5 steps", "validation": {"every": 0.25, "tokens": 512},
         "muon": {"lr": 0.02, "momentum_warmup": "4 steps"}, "adam": {"embedding_lr": 0.02, "scalar_lr": 0.02},
         "qat": {"start": 0.5},

@@ -103,14 +103,17 @@ class ValidationRecipe(Section):
 
 
 class TrainingRecipe(Section):
-    """How the weights are found. `batch_tokens` is global per optimizer step, `micro_batch_tokens` per pass."""
+    """How the weights are found. `batch_tokens` is global per optimizer step, `micro_batch_tokens` per pass.
+
+    `compile`: fused kernels on the CPU, torch.compile on CUDA; "auto" does without where there is no compiler.
+    """
 
     duration: str = "600s"
     sequence_length: Positive = 1024
     batch_tokens: Positive = 524288
     micro_batch_tokens: Positive | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: Literal["auto", "on", "off"] = "off"
+    compile: Literal["auto", "on", "off"] = "auto"
     compile_warmup_steps: Annotated[int, Field(ge=0)] = 0
     clip: Rate = 0.3
     threads: Positive | None = None

@@ -1,4 +1,8 @@
-"""torch.compile as an option: used where it can work, left out cleanly where it cannot."""
+"""The compiled form of the loss: fused kernels on the CPU, torch.compile on CUDA; plain torch where neither works.
+
+Which of the two is a measurement (docs/performance.md): on the CPU torch.compile costs over a minute of the budget
+and gains little, the kernels compile in seconds, once per machine.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +14,39 @@ import torch
 from torch import Tensor
 
 from niblick.errors import TrainingError
-from niblick.runtime import find_compiler
+from niblick.model import LanguageModel
+from niblick.model.fused import FusedOps, load_kernels
 
-Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Loss = Callable[[LanguageModel, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class CompiledLoss:
-    """A loss function compiled at its first call; `compiled` says whether it is.
+    """(loss to minimise, mean next-token nll) of one micro-batch; `compiled` says whether a compiled form is in use.
 
-    "auto" compiles where a C++ compiler (CPU) or CUDA is at hand and falls back to the plain function, with a
-    warning, when compilation fails; "on" raises `TrainingError` instead; "off" never compiles.
+    "auto" falls back to plain torch where there is no compiler or it fails (on CUDA with a warning), "on" raises
+    `TrainingError` instead, "off" never compiles.
     """
 
-    def __init__(self, plain: Loss, wanted: Literal["auto", "on", "off"], device: str) -> None:
-        self._plain, self._wanted = plain, wanted
-        able = device.startswith("cuda") or find_compiler() is not None
-        if wanted == "on" and not able:
-            raise TrainingError('training.compile = "on" needs a C++ compiler (g++ or clang++); use "auto" or "off"')
-        self.compiled = wanted != "off" and able
-        self._call: Loss = torch.compile(plain, dynamic=False) if self.compiled else plain
-        self._proven = not self.compiled
+    def __init__(
+        self, loss: Loss, model: LanguageModel, wanted: Literal["auto", "on", "off"], device: str
+    ) -> None:
+        def plain(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            return loss(model, inputs, targets)
+
+        self._plain = self._call = plain
+        self._wanted, self._proven = wanted, True
+        self.compiled = False
+        if wanted == "off":
+            return
+        if device.startswith("cuda"):
+            self._call, self._proven, self.compiled = torch.compile(plain, dynamic=False), False, True
+        elif (kernels := load_kernels()) is not None:
+            model.ops, self.compiled = FusedOps(kernels), True
+        elif wanted == "on":
+            raise TrainingError('training.compile = "on" needs a C compiler (gcc or clang); use "auto" or "off"')
 
     def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss to minimise, mean next-token nll) of one micro-batch."""
+        """inputs and targets (B, T) int64, on the model's device."""
         if self._proven:
             return self._call(inputs, targets)
         try:

@@ -18,7 +18,7 @@ from niblick.errors import TrainingError
 from niblick.objective import LN2, training_loss
 from niblick.optim import Schedule
 from niblick.recipe import Recipe
-from niblick.runtime import World, choose_device, describe_environment
+from niblick.runtime import World, choose_device, describe_environment, keep_freed_memory
 from niblick.training.checkpoint import list_checkpoints, read_checkpoint
 from niblick.training.compile import CompiledLoss
 from niblick.training.distributed import agree, joined, mean_over
@@ -44,6 +44,7 @@ def train(
     _check(recipe, dataset)
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
+    keep_freed_memory()
     folder = RunFolder(Path(out))
     if resume:
         folder.check_resumable()
@@ -85,11 +86,10 @@ class Loop:
             folder.rewind(self.state.step)
         self.schedule = Schedule(recipe.training)
         self.validator = make_validator(recipe, dataset, world=world, device=device)
-        model = self.state.model
-        self.loss = CompiledLoss(lambda x, y: training_loss(model, x, y), recipe.training.compile, device)
         self.observe_every = 1 if device == "cpu" else 10  # reading a loss waits for the device
         self.bytes_per_token = 0.0
         self.clock = Clock(self.state.seconds)
+        self.loss = CompiledLoss(training_loss, self.state.model, recipe.training.compile, device)
         self.mark: tuple[int, float] | None = None
         self.saved = (self.state.step, self.state.tokens, self.state.seconds)
 
@@ -167,21 +167,19 @@ class Loop:
     def _warm_up(self) -> None:
         """Prime compilation with steps on meaningless tokens, all undone: nothing is learned, nothing is kept."""
         training, count = self.recipe.training, self.recipe.training.compile_warmup_steps
-        if not self.loss.compiled:
+        if not self.loss.compiled or self.device == "cpu":
             return
         rows = (training.micro_batch_tokens or training.batch_tokens) // training.sequence_length
         rows = min(rows, training.batch_tokens // training.sequence_length // self.world.size)
         tokens = torch.arange(rows * (training.sequence_length + 1), device=self.device) % self.recipe.model.vocab_size
         tokens = tokens.view(rows, -1)
-        paused = self.device.startswith("cuda")
         before = self.clock.seconds
         for _ in range(count):
             self.loss(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())[0].backward()  # type: ignore[no-untyped-call]
             for parameter in self.state.weights.parameters:
                 parameter.grad = None
-        if paused:
-            torch.cuda.synchronize()
-            self.clock = Clock(before)
+        torch.cuda.synchronize()
+        self.clock = Clock(before)
 
     def _observe(self, loss: Tensor) -> None:
         """Read the loss, refuse a broken one, log and report."""

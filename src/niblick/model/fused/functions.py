@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from niblick.model.fused.library import CHUNKS, Kernels
 
-TILE = 128  # queries of one attention tile
+TILE = 64  # queries of one attention tile
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:

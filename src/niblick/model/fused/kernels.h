@@ -2,11 +2,11 @@
    to and from float, NAME(f) is f with the type's suffix. Included once per type by kernels.c.
 
    All arithmetic is float. Sums over rows go to CHUNKS partial rows each, so that results do not depend on the
-   number of threads. `rows` counts positions (batch times length), `d` is the width of one. */
+   number of threads. No tensor written overlaps one that is read. `rows` counts positions (batch times length), `d` is the width of one. */
 
 #define EACH_CHUNK _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)
 #define EACH_ROW for (int64_t r = rows * c / CHUNKS; r < rows * (c + 1) / CHUNKS; r++)
-#define EACH for (int64_t j = 0; j < d; j++)
+#define EACH INDEPENDENT for (int64_t j = 0; j < d; j++)
 
 /* mixed = m0 x + m1 x0 (x itself without m0), n = scale * rms(mixed), inverse[r] = 1 / root mean square. */
 void NAME(mix_norm)(const REAL *x, const REAL *x0, const float *m0, const float *m1, float scale, REAL *mixed,
@@ -260,13 +260,13 @@ void NAME(softmax)(REAL *s, const int32_t *first, const int32_t *last, float sca
         REAL *row = s + r * d;
         int64_t lo = first[r % queries], hi = last[r % queries];
         float kept[d], top = -FLT_MAX, sum = 0;
-        for (int64_t j = lo; j < hi; j++) kept[j] = LOAD(row[j]) * scale;
+        INDEPENDENT for (int64_t j = lo; j < hi; j++) kept[j] = LOAD(row[j]) * scale;
         for (int64_t j = lo; j < hi; j++) top = kept[j] > top ? kept[j] : top;
-        for (int64_t j = lo; j < hi; j++) kept[j] = exponential(kept[j] - top);
+        INDEPENDENT for (int64_t j = lo; j < hi; j++) kept[j] = exponential(kept[j] - top);
         for (int64_t j = lo; j < hi; j++) sum += kept[j];
         float share = sum > 0 ? 1 / sum : 0;
         for (int64_t j = 0; j < lo; j++) row[j] = 0;
-        for (int64_t j = lo; j < hi; j++) row[j] = STORE(kept[j] * share);
+        INDEPENDENT for (int64_t j = lo; j < hi; j++) row[j] = STORE(kept[j] * share);
         for (int64_t j = hi; j < d; j++) row[j] = 0;
     }
 }

@@ -1,0 +1,148 @@
+"""The fused kernels give the numbers of the plain operations, forward and backward, at odd sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from niblick.model.fused import FusedOps, load_kernels
+from niblick.model.ops import Ops
+from niblick.objective import training_loss
+from property.plans import VOCAB, model_recipes, scattered
+
+TOLERANCE = {torch.float32: {"atol": 2e-4, "rtol": 2e-4}, torch.bfloat16: {"atol": 0.1, "rtol": 0.06}}
+SIZES = st.tuples(st.integers(1, 3), st.integers(1, 150), st.integers(1, 70))
+DTYPES = st.sampled_from(list(TOLERANCE))
+
+
+@pytest.fixture(scope="module")
+def ops(tmp_path_factory: pytest.TempPathFactory) -> FusedOps:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        kernels = load_kernels()
+    if kernels is None:
+        pytest.skip("no C compiler")
+    return FusedOps(kernels)
+
+
+def _same(ops: Ops, call: Callable[[Ops, list[Tensor]], Any], inputs: list[Tensor], dtype: torch.dtype) -> None:
+    """Outputs and gradients of `call` under both kinds of operations are close."""
+    found = []
+    for kind in (Ops(), ops):
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        results = call(kind, leaves)
+        results = list(results) if isinstance(results, tuple) else [results]
+        generator = torch.Generator().manual_seed(5)
+        total = sum((r.float() * torch.randn(r.shape, generator=generator)).sum() for r in results)
+        slopes = torch.autograd.grad(total, leaves, allow_unused=True)
+        found.append([r.float().detach() for r in results] + [s.float() for s in slopes if s is not None])
+    for one, other in zip(*found, strict=True):
+        scale = max(1.0, float(one.abs().max())) if one.numel() else 1.0
+        torch.testing.assert_close(other / scale, one / scale, **TOLERANCE[dtype])
+
+
+def _draw(*shapes: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(sum(map(len, shapes)))
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+@settings(max_examples=20, deadline=None)
+@given(SIZES, DTYPES, st.booleans())
+def test_norms_of_mixes_and_sums(ops: FusedOps, size: tuple[int, int, int], dtype: torch.dtype, mixed: bool) -> None:
+    x, x0, branch = _draw(size, size, size, dtype=dtype)
+    mix, weight = _draw((2, size[2]), (size[2],), dtype=torch.float32)
+    if mixed:
+        _same(ops, lambda o, t: o.mix_norm(t[0], t[1], t[2], 0.7), [x, x0, mix], dtype)
+    else:
+        _same(ops, lambda o, t: o.mix_norm(t[0], t[0], None, 0.7)[1], [x], dtype)
+    _same(ops, lambda o, t: o.add_norm(t[0], t[1], t[2], 0.7), [x, branch, weight], dtype)
+    _same(ops, lambda o, t: o.add(t[0], t[1], t[2]), [x, branch, weight], dtype)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SIZES, DTYPES, st.booleans())
+def test_shifts_at_boundaries(ops: FusedOps, size: tuple[int, int, int], dtype: torch.dtype, masked: bool) -> None:
+    (u,) = _draw(size, dtype=dtype)
+    shares = _draw((size[2],), (size[2],), dtype=torch.float32)
+    boundary = torch.rand(size[:2], generator=torch.Generator().manual_seed(1)) < 0.2 if masked else None
+    _same(ops, lambda o, t: o.interpolate(t[0], None, boundary, t[1].sigmoid(), t[2].sigmoid()), [u, *shares], dtype)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SIZES, DTYPES, st.sampled_from([0.0, 0.5]))
+def test_activations(ops: FusedOps, size: tuple[int, int, int], dtype: torch.dtype, slope: float) -> None:
+    a, b = _draw(size, size, dtype=dtype)
+    _same(ops, lambda o, t: o.square(t[0], slope), [a], dtype)
+    _same(ops, lambda o, t: o.gate(t[0], t[1]), [a, b], dtype)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SIZES, DTYPES, st.sampled_from([None, 2.0, 30.0]), st.floats(0.1, 40))
+def test_likelihoods(
+    ops: FusedOps, size: tuple[int, int, int], dtype: torch.dtype, cap: float | None, spread: float
+) -> None:
+    (z,) = _draw(size, dtype=dtype)
+    targets = torch.randint(0, size[2], size[:2], generator=torch.Generator().manual_seed(2))
+    _same(ops, lambda o, t: o.nll(t[0], targets, cap), [z * spread], dtype)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 150), st.sampled_from([(1, 1), (4, 2), (3, 1)]), st.sampled_from([1, 2, 30, 129, 500]), DTYPES,
+       st.booleans())
+def test_attention(
+    ops: FusedOps, length: int, heads: tuple[int, int], span: int, dtype: torch.dtype, gains: bool
+) -> None:
+    shapes = [(2, length, count, 6) for count in (heads[0], heads[1], heads[1])]
+    inputs = _draw(*shapes, dtype=dtype)
+    angles = torch.randn(length, 2, generator=torch.Generator().manual_seed(3))
+    table = (angles.cos(), angles.sin())
+    if gains:
+        inputs += _draw((heads[0],), (heads[1],), dtype=torch.float32)
+        _same(ops, lambda o, t: o.attention(t[0], t[1], t[2], t[3], t[4], table, span), inputs, dtype)
+    else:
+        _same(ops, lambda o, t: o.attention(t[0], t[1], t[2], None, None, table, span), inputs, dtype)
+
+
+@settings(max_examples=15, deadline=None)
+@given(model_recipes(), st.integers(1, 40))
+def test_any_model_trains_alike(ops: FusedOps, recipe: Any, length: int) -> None:
+    model = scattered(recipe)
+    generator = torch.Generator().manual_seed(4)
+    inputs, targets = (torch.randint(0, VOCAB, (2, length), generator=generator) for _ in range(2))
+    found = []
+    for kind in (Ops(), ops):
+        model.ops = kind
+        model.zero_grad()
+        loss, _ = training_loss(model, inputs, targets)
+        loss.backward()
+        slopes = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append({"loss": loss.detach()} | slopes)
+    assert set(found[0]) == set(found[1])
+    for name, one in found[0].items():
+        scale = max(1.0, float(one.abs().max()))
+        torch.testing.assert_close(found[1][name] / scale, one / scale, atol=1e-3, rtol=1e-3, msg=name)
+
+
+def test_what_the_kernels_do_not_cover_falls_back(ops: FusedOps) -> None:
+    wide = torch.randn(2, 5, 8, dtype=torch.float64)
+    torch.testing.assert_close(ops.square(wide, 0.5), Ops().square(wide, 0.5))
+    turned = torch.randn(2, 8, 5).transpose(1, 2)
+    torch.testing.assert_close(ops.gate(turned, turned), Ops().gate(turned, turned))
+    last = torch.randn(2, 8)
+    share = torch.rand(8)
+    u = torch.randn(2, 5, 8)
+    for one, other in zip(ops.interpolate(u, last, None, share, share),
+                          Ops().interpolate(u, last, None, share, share), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_without_a_compiler_there_are_no_kernels(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert load_kernels() is None
