@@ -6,7 +6,6 @@ the ten-minute track, read from the logs with 2 % of grace, since the last step 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -269,8 +268,3 @@ def check_code_bytes(evidence: Evidence) -> Iterator[Finding]:
 def _largest_total(evidence: Evidence) -> int | None:
     totals = [min(log.total_bytes) for log in evidence.logs if log.total_bytes]
     return max(totals, default=evidence.claim.bytes_total)
-
-
-def title_of(name: str | None, root_name: str) -> str:
-    """A submission's title: its claimed name, else the folder's."""
-    return name or re.sub(r"[_-]+", " ", root_name)
