@@ -153,6 +153,12 @@ def test_leaving_or_looping_at_import_is_the_authors_fault(tmp_path: Path) -> No
     assert smoke(tmp_path, "raise SystemExit('needs arguments')\n").own_fault
 
 
+def test_a_script_that_hands_over_to_another_program_is_not_at_fault(tmp_path: Path) -> None:
+    seen = smoke(tmp_path, "import os, sys\nos.execv(sys.executable, [sys.executable, 'other.py'])\n")
+    assert (seen.status, seen.own_fault) == ("ENVIRONMENT", False)
+    assert "other.py" in (seen.error or "")
+
+
 def test_a_packed_script_runs_its_packing(tmp_path: Path) -> None:
     inner = "class Hyperparameters:\n    vocab_size = 77\n    model_dim = 8\n"
     packed = base64.b85encode(lzma.compress(inner.encode())).decode()

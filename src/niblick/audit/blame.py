@@ -50,6 +50,11 @@ def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declare
     place = f" ({failure['file']}:{failure['line']})" if failure.get("file") and failure.get("line") else ""
     error = f"{kind}: {message}{place}"
     bases = set(failure.get("bases") or ())
+    if kind == "HandedOver":
+        said = f"the script replaces itself by another program ({message})"
+        return Blame(
+            own=False, error=said, missing="what it hands over to", cure="review that program with --script"
+        )
     if "ImportError" in bases or failure.get("missing"):
         return _blame_import(failure, error, declared)
     if "SyntaxError" in bases:
