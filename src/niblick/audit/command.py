@@ -13,9 +13,9 @@ from pathlib import Path
 
 from niblick.audit.types import RunCommand
 
-_FENCE = re.compile(r"^\s*(?:```|~~~)([\w+-]*)[^\n]*\n(.*?)^\s*(?:```|~~~)", re.S | re.M)
+_FENCE = re.compile(r"^\s*(?:```|~~~)([\w+-]*)[^\n]*\n(.*?)^\s*(?:```|~~~)", re.DOTALL | re.MULTILINE)
 _LAUNCH = re.compile(r"torchrun|torch\.distributed\.(?:run|launch)|python\d?|accelerate\s+launch|mpirun|uv\s+run")
-_ASSIGN = re.compile(r"^(?:export\s+|set\s+|-e\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.S)
+_ASSIGN = re.compile(r"^(?:export\s+|set\s+|-e\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.DOTALL)
 _PROCESSES = re.compile(r"--?nproc[_-]per[_-]node[= ]+(\d+)|--?nproc[= ]+(\d+)")
 _DEFAULT = re.compile(r"\$\{([A-Za-z_]\w*):?[-=]([^}]*)\}")
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
@@ -50,8 +50,7 @@ def _blocks(readme: str) -> Iterable[str]:
         if match[1].lower() not in {"python", "py", "json", "c", "cpp", "toml", "yaml", "diff"}:
             yield match[2]
     rest = _FENCE.sub("\n", readme)
-    for line in re.findall(r"^(?: {4}|\t)(\S.*)$", rest, re.M):
-        yield line
+    yield from re.findall(r"^(?: {4}|\t)(\S.*)$", rest, re.MULTILINE)
     yield from re.findall(r"`([^`\n]+)`", rest)
 
 

@@ -19,7 +19,7 @@ from niblick.errors import AuditError
 _MAX_TEXT = 4_000_000
 _MAX_FILES = 400
 _CODE = frozenset({".py", ".c", ".cc", ".cpp", ".cu", ".h", ".hpp", ".sh", ".rs", ".go", ".js", ".ts"})
-_HELPER = re.compile(r"(?:^|_)(?:test|setup|prepare|plot|analy|download|retoken|verify|ablat|sweep|probe)", re.I)
+_HELPER = re.compile(r"(?:^|_)(?:test|setup|prepare|plot|analy|download|retoken|verify|ablat|sweep|probe)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def _choose(
         return run[0]
     run = [p for p in scripts if find_command(root, p.name, readme, metadata)]
     training = [p for p in scripts if p.name.startswith("train")] or [p for p in scripts if not _HELPER.search(p.stem)]
-    return (run or training or scripts or [None])[0]
+    return next(iter(run or training or scripts), None)
 
 
 def _scripts(root: Path) -> list[Path]:

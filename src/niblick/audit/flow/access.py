@@ -38,7 +38,7 @@ from niblick.audit.flow.writing import Writing
 
 _VALIDATION_NAME = re.compile(r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
-_SIMPLE = {"ndim": len, "shape": tuple}
+_SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
 
 
 class Access(Writing):

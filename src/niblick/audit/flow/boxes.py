@@ -139,7 +139,8 @@ def _stack(parts: list[Box]) -> Box:
         if all(a is not None for a in arrays):
             setattr(out, name, np.stack(arrays))
         elif name != "val" and any(a is not None for a in arrays):
-            fill = [np.full(shape, -1) if a is None else a for a in arrays]
+            sizes = tuple(int(s or 0) for s in shape)
+            fill = [np.full(sizes, -1) if a is None else a for a in arrays]
             setattr(out, name, np.stack(fill))
     out.nll = all(p.nll for p in parts)
     return out
@@ -275,7 +276,7 @@ def shaped(box: Box, action: Callable[[Array], Array]) -> Box:
             size *= int(side or 0)
         if size <= 4_000_000:
             try:
-                out.shape = action(np.broadcast_to(np.int8(0), box.shape)).shape
+                out.shape = action(np.broadcast_to(np.int8(0), tuple(int(s or 0) for s in box.shape))).shape
             except (ValueError, IndexError, TypeError, OverflowError):
                 out.shape = None
     return out

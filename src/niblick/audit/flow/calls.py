@@ -28,7 +28,7 @@ _OPTIMIZERS = frozenset({"SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "LBFGS", 
 class Calls(Learning):
     """Dispatch of every kind of call."""
 
-    def ex_Call(self, node: ast.Call) -> Any:
+    def ex_call(self, node: ast.Call) -> Any:
         callee = self.value(node.func)
         args: list[Any] = []
         for arg in node.args:

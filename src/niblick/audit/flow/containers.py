@@ -21,6 +21,9 @@ from niblick.audit.flow.objects import Namespace
 class Containers(Library):
     """Methods of containers, paths, files and parsed arguments."""
 
+    def opaque(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        raise NotImplementedError
+
     def container_call(self, holder: Any, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         if isinstance(holder, dict):
             return self.dict_call(holder, name, args, named, node)

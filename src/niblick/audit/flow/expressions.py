@@ -50,13 +50,13 @@ class Expressions(State):
             return node.value  # type: ignore[attr-defined]
         if kind is ast.Name:
             return self.lookup(node.id)  # type: ignore[attr-defined]
-        handler = getattr(self, f"ex_{kind.__name__}", None)
+        handler = getattr(self, f"ex_{kind.__name__.lower()}", None)
         return handler(node) if handler is not None else Box()
 
-    def ex_Attribute(self, node: ast.Attribute) -> Any:
+    def ex_attribute(self, node: ast.Attribute) -> Any:
         return self.attribute(self.value(node.value), node.attr, node)
 
-    def ex_BinOp(self, node: ast.BinOp) -> Any:
+    def ex_binop(self, node: ast.BinOp) -> Any:
         return self.binary(node.op, self.value(node.left), self.value(node.right), node)
 
     def binary(self, op: ast.operator, left: Any, right: Any, node: ast.AST) -> Any:
@@ -110,9 +110,8 @@ class Expressions(State):
         if a.key is None and b.key is None:
             return
         reason = ""
-        if isinstance(op, ast.Div) and a.key is not None and b.key is not None and "hashed" in a.marks:
-            if _ahead(a.key, b.key, 1):
-                reason = "a count read with a key that holds the next token is divided by the count of its context"
+        if isinstance(op, ast.Div) and a.key is not None and b.key is not None and "hashed" in a.marks and _ahead(a.key, b.key, 1):
+            reason = "a count read with a key that holds the next token is divided by the count of its context"
         for one, other in ((a, b), (b, a)):
             if one.key is not None and "hashed" in one.marks and other.nll and other.pos is not None and (
                 _ahead(one.key, other.pos, 0)
@@ -125,17 +124,17 @@ class Expressions(State):
                 KeyEvent(order=self.order, where=self.where(node), certain=self.uncertain <= 0, reason=reason)
             )
 
-    def ex_UnaryOp(self, node: ast.UnaryOp) -> Any:
+    def ex_unaryop(self, node: ast.UnaryOp) -> Any:
         value = self.value(node.operand)
         if isinstance(node.op, ast.Not):
             test = self.truth(value)
             return Box(shape=()) if test is None else not test
         if isinstance(value, (int, float)):
             return -value if isinstance(node.op, ast.USub) else (~value if isinstance(node.op, ast.Invert) and isinstance(value, int) else value)
-        actions = {ast.USub: operator.neg, ast.Invert: np.invert, ast.UAdd: operator.pos}
+        actions: dict[type[ast.unaryop], Callable[..., Any]] = {ast.USub: operator.neg, ast.Invert: np.invert, ast.UAdd: operator.pos}
         return elementwise(self.frozen([known(value)]), actions.get(type(node.op)))
 
-    def ex_BoolOp(self, node: ast.BoolOp) -> Any:
+    def ex_boolop(self, node: ast.BoolOp) -> Any:
         stop = isinstance(node.op, ast.Or)
         unknown: list[Any] = []
         for part in node.values:
@@ -149,7 +148,7 @@ class Expressions(State):
             return unknown[-1] if not isinstance(unknown[-1], Box) else merge(collect(unknown), shape=())
         return value
 
-    def ex_Compare(self, node: ast.Compare) -> Any:
+    def ex_compare(self, node: ast.Compare) -> Any:
         left = self.value(node.left)
         out: Any = True
         for op, comparator in zip(node.ops, node.comparators, strict=True):
@@ -204,7 +203,7 @@ class Expressions(State):
                 return Box(shape=())
         return merge(collect(left) + collect(right), shape=())
 
-    def ex_IfExp(self, node: ast.IfExp) -> Any:
+    def ex_ifexp(self, node: ast.IfExp) -> Any:
         test = self.truth(self.value(node.test))
         if test is not None:
             return self.value(node.body if test else node.orelse)
@@ -215,13 +214,13 @@ class Expressions(State):
             self.uncertain -= 1
         return joined(first, second)
 
-    def ex_Tuple(self, node: ast.Tuple) -> Any:
+    def ex_tuple(self, node: ast.Tuple) -> Any:
         return tuple(self.elements(node.elts))
 
-    def ex_List(self, node: ast.List) -> Any:
+    def ex_list(self, node: ast.List) -> Any:
         return self.elements(node.elts)
 
-    def ex_Set(self, node: ast.Set) -> Any:
+    def ex_set(self, node: ast.Set) -> Any:
         items = self.elements(node.elts)
         try:
             return set(items)
@@ -237,7 +236,7 @@ class Expressions(State):
                 out.append(self.value(item))
         return out
 
-    def ex_Dict(self, node: ast.Dict) -> Any:
+    def ex_dict(self, node: ast.Dict) -> Any:
         out: dict[Any, Any] = {}
         for key_node, value_node in zip(node.keys, node.values, strict=True):
             value = self.value(value_node)
@@ -247,7 +246,7 @@ class Expressions(State):
                 out[self.plain_key(self.value(key_node))] = value
         return out
 
-    def ex_JoinedStr(self, node: ast.JoinedStr) -> Any:
+    def ex_joinedstr(self, node: ast.JoinedStr) -> Any:
         parts: list[str] = []
         for piece in node.values:
             value = self.value(piece.value if isinstance(piece, ast.FormattedValue) else piece)
@@ -263,50 +262,50 @@ class Expressions(State):
         if value.scores and "bytes" in value.marks:
             self.trace.reported |= value.scores
 
-    def ex_Lambda(self, node: ast.Lambda) -> Any:
+    def ex_lambda(self, node: ast.Lambda) -> Any:
         return Function(node, self.scopes[-1], "<lambda>")
 
-    def ex_NamedExpr(self, node: ast.NamedExpr) -> Any:
+    def ex_namedexpr(self, node: ast.NamedExpr) -> Any:
         value = self.value(node.value)
         self.assign(node.target, value)
         return value
 
-    def ex_Starred(self, node: ast.Starred) -> Any:
+    def ex_starred(self, node: ast.Starred) -> Any:
         return self.value(node.value)
 
-    def ex_Await(self, node: ast.Await) -> Any:
+    def ex_await(self, node: ast.Await) -> Any:
         return self.value(node.value)
 
-    def ex_Yield(self, node: ast.Yield) -> Any:
+    def ex_yield(self, node: ast.Yield) -> Any:
         if self.yields:
             self.yields[-1].append(None if node.value is None else self.value(node.value))
             if len(self.yields[-1]) >= 6:
                 raise AbortSignal
         return None
 
-    def ex_YieldFrom(self, node: ast.YieldFrom) -> Any:
+    def ex_yieldfrom(self, node: ast.YieldFrom) -> Any:
         if self.yields:
             self.yields[-1].extend(self.iterate(self.value(node.value), None)[:6])
         return None
 
-    def ex_Slice(self, node: ast.Slice) -> Any:
+    def ex_slice(self, node: ast.Slice) -> Any:
         return slice(*[None if p is None else self.value(p) for p in (node.lower, node.upper, node.step)])
 
-    def ex_Subscript(self, node: ast.Subscript) -> Any:
+    def ex_subscript(self, node: ast.Subscript) -> Any:
         return self.item(self.value(node.value), self.value(node.slice), node)
 
-    def ex_ListComp(self, node: ast.ListComp | ast.GeneratorExp | ast.SetComp) -> Any:
+    def ex_listcomp(self, node: ast.ListComp | ast.GeneratorExp | ast.SetComp) -> Any:
         out: list[Any] = []
         self.generate(node.generators, lambda: out.append(self.value(node.elt)), out)
         return out
 
-    ex_GeneratorExp = ex_ListComp
+    ex_generatorexp = ex_listcomp
 
-    def ex_SetComp(self, node: ast.SetComp) -> Any:
-        items = self.ex_ListComp(node)
+    def ex_setcomp(self, node: ast.SetComp) -> Any:
+        items = self.ex_listcomp(node)
         return set(items) if all(isinstance(i, (int, str, float)) for i in items) else items
 
-    def ex_DictComp(self, node: ast.DictComp) -> Any:
+    def ex_dictcomp(self, node: ast.DictComp) -> Any:
         out: dict[Any, Any] = {}
         self.generate(
             node.generators, lambda: out.__setitem__(self.plain_key(self.value(node.key)), self.value(node.value)), out

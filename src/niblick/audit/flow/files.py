@@ -13,8 +13,8 @@ from niblick.audit.flow.boxes import STREAM, Box, collect, merge, snapshot
 from niblick.audit.flow.objects import Module, Namespace
 from niblick.audit.flow.tensors import Tensors
 
-_VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|test|eval|holdout|heldout)(?![a-z])", re.I)
-_TRAINING = re.compile(r"train", re.I)
+_VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|test|eval|holdout|heldout)(?![a-z])", re.IGNORECASE)
+_TRAINING = re.compile(r"train", re.IGNORECASE)
 _STREAM_FILES = frozenset({".bin", ".npy", ".npz", ".parquet", ".jsonl", ".pt", ".u16", ".arrow"})
 
 

@@ -273,7 +273,7 @@ class Library(Files):
             return self.iterate(args[0], None) if args else []
         if last in {"SimpleNamespace", "Namespace"}:
             return Namespace(dict(named))
-        if last == "field" and "dataclasses" in name or last == "field" and "default_factory" in named:
+        if (last == "field" and "dataclasses" in name) or (last == "field" and "default_factory" in named):
             return named["default"] if "default" in named else self.call_value(named.get("default_factory"), [], {}, node)
         if last == "Thread" and "target" in named:
             return Namespace({"__thread__": named["target"], "__args__": list(named.get("args", ()))})

@@ -49,27 +49,27 @@ class Machine(Calls):
 
     def statement(self, node: ast.stmt) -> None:
         self.tick(node)
-        handler = getattr(self, f"do_{type(node).__name__}", None)
+        handler = getattr(self, f"do_{type(node).__name__.lower()}", None)
         if handler is not None:
             handler(node)
 
-    def do_Expr(self, node: ast.Expr) -> None:
+    def do_expr(self, node: ast.Expr) -> None:
         if not isinstance(node.value, ast.Constant):
             self.value(node.value)
 
-    def do_Assign(self, node: ast.Assign) -> None:
+    def do_assign(self, node: ast.Assign) -> None:
         value = self.value(node.value)
         for target in node.targets:
             self.assign(target, value)
 
-    def do_AnnAssign(self, node: ast.AnnAssign) -> None:
+    def do_annassign(self, node: ast.AnnAssign) -> None:
         scope = self.scopes[-1][0]
         if isinstance(node.target, ast.Name) and "__fields__" in scope:
             scope["__fields__"].append(node.target.id)
         if node.value is not None:
             self.assign(node.target, self.value(node.value))
 
-    def do_AugAssign(self, node: ast.AugAssign) -> None:
+    def do_augassign(self, node: ast.AugAssign) -> None:
         left = self.value(_as_load(node.target))
         right = self.value(node.value)
         if isinstance(left, list) and isinstance(right, (list, tuple)) and isinstance(node.op, ast.Add):
@@ -123,7 +123,7 @@ class Machine(Calls):
         for i, target in enumerate(targets):
             self.assign(target, items[i] if i < len(items) else merge(collect(value)))
 
-    def do_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+    def do_functiondef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         marks: set[str] = set()
         wrappers: list[Any] = []
         for decorator in node.decorator_list:
@@ -143,9 +143,9 @@ class Machine(Calls):
             function = result if isinstance(result, Function) else function
         self.store(node.name, function)
 
-    do_AsyncFunctionDef = do_FunctionDef
+    do_asyncfunctiondef = do_functiondef
 
-    def do_ClassDef(self, node: ast.ClassDef) -> None:
+    def do_classdef(self, node: ast.ClassDef) -> None:
         bases = tuple(self.value(b) for b in node.bases)
         body: dict[str, Any] = {"__fields__": []}
         kind = self.kind_of(node, bases)
@@ -161,40 +161,40 @@ class Machine(Calls):
             self.defining = previous
         self.store(node.name, cls)
 
-    def do_Return(self, node: ast.Return) -> None:
+    def do_return(self, node: ast.Return) -> None:
         raise ReturnSignal(None if node.value is None else self.value(node.value))
 
-    def do_Break(self, node: ast.Break) -> None:
+    def do_break(self, node: ast.Break) -> None:
         raise BreakSignal
 
-    def do_Continue(self, node: ast.Continue) -> None:
+    def do_continue(self, node: ast.Continue) -> None:
         raise ContinueSignal
 
-    def do_Raise(self, node: ast.Raise) -> None:
+    def do_raise(self, node: ast.Raise) -> None:
         if not self.uncertain:
             self.note(f"line {node.lineno}: the program raises here")
         raise AbortSignal
 
-    def do_Global(self, node: ast.Global) -> None:
+    def do_global(self, node: ast.Global) -> None:
         if self.outer_names:
             self.outer_names[-1].update(dict.fromkeys(node.names, "global"))
 
-    def do_Nonlocal(self, node: ast.Nonlocal) -> None:
+    def do_nonlocal(self, node: ast.Nonlocal) -> None:
         if self.outer_names:
             self.outer_names[-1].update(dict.fromkeys(node.names, "nonlocal"))
 
-    def do_Delete(self, node: ast.Delete) -> None:
+    def do_delete(self, node: ast.Delete) -> None:
         for target in node.targets:
             if isinstance(target, ast.Name):
                 self.scopes[-1][0].pop(target.id, None)
 
-    def do_Import(self, node: ast.Import) -> None:
+    def do_import(self, node: ast.Import) -> None:
         for alias in node.names:
             found = self.import_program(alias.name)
             name = alias.asname or alias.name.split(".")[0]
             self.store(name, found or Dotted(alias.name if alias.asname else name))
 
-    def do_ImportFrom(self, node: ast.ImportFrom) -> None:
+    def do_importfrom(self, node: ast.ImportFrom) -> None:
         module = self.import_program(node.module or "") if node.module else None
         for alias in node.names:
             if module is not None and alias.name == "*":
@@ -204,7 +204,7 @@ class Machine(Calls):
             else:
                 self.store(alias.asname or alias.name, Dotted(f"{node.module or ''}.{alias.name}".lstrip(".")))
 
-    def do_With(self, node: ast.With | ast.AsyncWith) -> None:
+    def do_with(self, node: ast.With | ast.AsyncWith) -> None:
         entered = 0
         for item in node.items:
             value = self.value(item.context_expr)
@@ -220,9 +220,9 @@ class Machine(Calls):
         finally:
             self.no_grad -= entered
 
-    do_AsyncWith = do_With
+    do_asyncwith = do_with
 
-    def do_Try(self, node: ast.Try) -> None:
+    def do_try(self, node: ast.Try) -> None:
         guarded = bool(node.handlers)
         self.tries += guarded
         try:
@@ -241,11 +241,11 @@ class Machine(Calls):
         finally:
             self.block(node.finalbody)
 
-    def do_Match(self, node: ast.Match) -> None:
+    def do_match(self, node: ast.Match) -> None:
         for case in node.cases:
             self.uncertainly(lambda body=case.body: self.block(body))
 
-    def do_If(self, node: ast.If) -> None:
+    def do_if(self, node: ast.If) -> None:
         condition = self.value(node.test)
         test = self.truth(condition)
         if test is None:
@@ -306,7 +306,7 @@ class Machine(Calls):
             self.uncertain -= 1
         return None
 
-    def do_While(self, node: ast.While) -> None:
+    def do_while(self, node: ast.While) -> None:
         first_step = self.trace.steps
         for turn in range(_MAX_TURNS):
             test = self.truth(self.value(node.test))
@@ -347,7 +347,7 @@ class Machine(Calls):
             return True
         return True
 
-    def do_For(self, node: ast.For | ast.AsyncFor) -> None:
+    def do_for(self, node: ast.For | ast.AsyncFor) -> None:
         items = self.value(node.iter)
         sequence = self.iterate(items, None)
         count = len(sequence)
@@ -370,7 +370,7 @@ class Machine(Calls):
         if finished:
             self.block(node.orelse)
 
-    do_AsyncFor = do_For
+    do_asyncfor = do_for
 
 
 def _as_load(target: ast.expr) -> ast.expr:

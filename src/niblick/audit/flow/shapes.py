@@ -31,6 +31,8 @@ class Shapes(Access):
 
     def make(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
         """New tensors: zeros, ones, full and the random ones."""
+        shape: tuple[int | None, ...] | None
+        fill: float | None
         if name in LIKE:
             base = known(args[0])
             shape, fill = base.shape, LIKE[name]
@@ -62,10 +64,10 @@ class Shapes(Access):
         """Known content after a clamp with known bounds."""
         low = named.get("min", named.get("a_min", rest[0] if rest else None))
         high = named.get("max", named.get("a_max", rest[1] if len(rest) > 1 else None))
-        bounds = [None if v is None else _size(v) if not isinstance(v, float) else v for v in (low, high)]
+        bounds: list[Any] = [None if v is None else _size(v) if not isinstance(v, float) else v for v in (low, high)]
         if box.val is None or all(v is None for v in bounds) or any(isinstance(v, Box) and b is None for v, b in zip((low, high), bounds, strict=True)):
             return None
-        return np.clip(box.val, *bounds)
+        return np.asarray(np.clip(box.val, *bounds))
 
     def select(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Box:
         boxes = [known(a) for a in (*args, *named.values()) if isinstance(a, (Box, list, np.ndarray))]
@@ -84,7 +86,7 @@ class Shapes(Access):
         box = self.frozen([first])[0] if not first.live else first
         if name in {"reshape", "view", "flatten", "ravel", "view_as", "reshape_as"}:
             sizes = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
-            shape = tuple(_size(s) for s in sizes) if sizes and name in {"reshape", "view"} else (-1,)
+            shape: tuple[Any, ...] = tuple(_size(s) for s in sizes) if sizes and name in {"reshape", "view"} else (-1,)
             if any(s is None for s in shape):
                 known_sizes = [s for s in shape if isinstance(s, int) and s >= 0]
                 shape = (-1,) if len(known_sizes) == 0 else (-1, *known_sizes)
@@ -129,7 +131,7 @@ class Shapes(Access):
         if name in {"nonzero", "argwhere", "flatnonzero"}:
             return self.nonzero(box, name, named)
         if name in {"arange", "linspace"}:
-            ends = [_size(a) for a in args if not isinstance(a, Dotted)]
+            ends: list[Any] = [_size(a) for a in args if not isinstance(a, Dotted)]
             if all(isinstance(e, int) for e in ends) and name == "arange" and abs((ends[-1] if len(ends) < 3 else ends[1]) or 0) < 10**7:
                 return known(np.arange(*ends))
             return Box(marks=frozenset({"index"}))
@@ -166,8 +168,7 @@ class Shapes(Access):
 
     def where_call(self, args: list[Any]) -> Any:
         if len(args) < 3:
-            found = self.nonzero(known(args[0]), "where", {"as_tuple": True})
-            return found
+            return self.nonzero(known(args[0]), "where", {"as_tuple": True})
         condition, left, right = (self.frozen([known(a)])[0] for a in args[:3])
         if condition.val is not None and condition.pos is None:
             if left.pos is not None and right.pos is None:

@@ -34,6 +34,9 @@ _VALIDATION_NAME = re.compile(r"^_?(?:val|valid|validation|eval|test|holdout)_?(
 class Writing(Expressions):
     """Writing to shadow values: assignments to attributes and items, and what learnable leaves gain."""
 
+    def call_function(self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        raise NotImplementedError
+
     def set_attribute(self, holder: Any, name: str, value: Any, node: ast.AST) -> None:
         if isinstance(holder, (Instance, Module, Namespace)):
             attrs = holder.attrs

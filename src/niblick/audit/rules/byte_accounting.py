@@ -38,7 +38,7 @@ def _constants(tree: ast.Module) -> dict[str, float]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, (int, float)):
             for target in node.targets:
-                if isinstance(target, ast.Name) and re.search(r"byte|char", target.id, re.I) and re.search(r"tok", target.id, re.I):
+                if isinstance(target, ast.Name) and re.search(r"byte|char", target.id, re.IGNORECASE) and re.search(r"tok", target.id, re.IGNORECASE):
                     found[target.id] = float(node.value.value)
     return found
 
@@ -56,7 +56,7 @@ def _assumed(value: ast.expr, constants: dict[str, float]) -> float | None:
     for node in ast.walk(value):
         if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.Div)):
             for side in (node.left, node.right):
-                if isinstance(side, ast.Constant) and isinstance(side.value, float) and 1.5 < side.value < 9.0:
-                    if abs(side.value - 2.0) > 1e-9:
-                        return side.value
+                number = side.value if isinstance(side, ast.Constant) and isinstance(side.value, float) else 2.0
+                if 1.5 < number < 9.0 and abs(number - 2.0) > 1e-9:
+                    return number
     return None

@@ -83,7 +83,8 @@ def _core(key: ast.expr, defined: dict[str, list[ast.expr]]) -> tuple[frozenset[
     """(hash variables a key is made from, further variables multiplied into it by an exclusive or)."""
     hashes: set[str] = set()
     others: set[str] = set()
-    pending, seen = [key], set()
+    pending: list[ast.expr] = [key]
+    seen: set[str] = set()
     while pending and len(seen) < 40:
         node = pending.pop()
         for part in ast.walk(node):
@@ -166,7 +167,7 @@ def _inputs(
         node = pending.pop()
         element = node.slice.value if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) else None
         for part in ast.walk(node):
-            hashed = hashed or isinstance(part, ast.BinOp) and isinstance(part.op, ast.BitXor)
+            hashed = hashed or (isinstance(part, ast.BinOp) and isinstance(part.op, ast.BitXor))
             if isinstance(part, ast.Call) and depth < 2:
                 name = part.func.id if isinstance(part.func, ast.Name) else getattr(part.func, "attr", "")
                 if name in functions:

@@ -9,13 +9,12 @@ from niblick.audit.rules.case import Case
 from niblick.audit.types import Finding, Severity
 
 RULE = "validation-data"
-_ALIAS = re.compile(r"^\s*\$?\s*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+(\S*val\S*)\s+(\S*train\S*)", re.M)
+_ALIAS = re.compile(r"^\s*\$?\s*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+(\S*val\S*)\s+(\S*train\S*)", re.MULTILINE)
 
 
 def check(case: Case) -> list[Finding]:
     """Findings for calibration on validation tokens and for validation files passed off as training files."""
-    out = [*_calibration(case), *_alias(case)]
-    return out
+    return [*_calibration(case), *_alias(case)]
 
 
 def _calibration(case: Case) -> list[Finding]:

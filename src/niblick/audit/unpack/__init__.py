@@ -134,7 +134,7 @@ def _executed_by(statement: ast.stmt, run: Evaluator, scope: dict[str, object], 
         run.run([statement], scope)
     except PackError:
         raise
-    except Exception:
+    except Exception:  # noqa: BLE001 - loader code is hostile input; what it did until here stands
         return run.loader.executed[before:]
     return run.loader.executed[before:]
 

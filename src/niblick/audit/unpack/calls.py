@@ -40,7 +40,7 @@ def call(run: Evaluator, node: ast.Call, scope: dict[str, Any]) -> Any:
     if isinstance(function, Dotted):
         return _named_call(run, function.name, args, named)
     if isinstance(function, tuple):
-        return _method(run, *function, args, named)
+        return _method(run, function[0], function[1], args, named)
     return UNKNOWN
 
 
@@ -145,8 +145,9 @@ def _file(run: Evaluator, handle: Handle, name: str, args: list[Any]) -> Any:
     files = run.loader.files
     key = handle.path
     if name == "write" and args and isinstance(args[0], (str, bytes)):
-        files[key] = (files.get(key) or args[0][:0]) + args[0] if "a" in handle.mode else args[0]
-        return len(args[0])
+        text: Any = args[0]
+        files[key] = (files.get(key) or text[:0]) + text if "a" in handle.mode else text
+        return len(text)
     if name == "read":
         value = files.get(key, files.get(key.rsplit("/", 1)[-1], UNKNOWN))
         if "b" in handle.mode and isinstance(value, str):

@@ -72,12 +72,12 @@ class Loader:
     steps: int = 0
 
 
-class _Return(Exception):
+class _Return(Exception):  # noqa: N818 - control flow, not an error
     def __init__(self, value: Any) -> None:
         self.value = value
 
 
-class _Loop(Exception):
+class _Loop(Exception):  # noqa: N818
     """`break` and `continue`; the argument says which."""
 
 
@@ -192,7 +192,7 @@ class Evaluator:
         try:
             self.run(body, scope)
         except _Loop as stop:
-            return stop.args[0] == "Continue"
+            return bool(stop.args[0] == "Continue")
         return True
 
     def assign(self, target: ast.expr, value: Any, scope: dict[str, Any]) -> None:
