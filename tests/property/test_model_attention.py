@@ -1,12 +1,14 @@
-"""Banded attention: the fast blocked form equals the masked reference, forward and backward, at odd sizes."""
+"""Banded attention: the fast blocked and stepped forms equal the masked reference, forward and backward, at odd sizes."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.model.banded import banded_attention, reference_attention
+from niblick.model.banded import banded_attention, reference_attention, stepped_attention
 
 RUNS = settings(max_examples=40, deadline=None)
 
@@ -29,15 +31,16 @@ def test_the_fast_form_equals_the_reference_forward_and_backward(length, span, p
         limit = torch.arange(past, past + length)
         first = (torch.rand((2, length), generator=torch.Generator().manual_seed(seed)) * (limit + 1)).long()
     results = []
-    for attend in (banded_attention, reference_attention):
+    for attend in (banded_attention, partial(stepped_attention, step=4), reference_attention):
         q, k, v = operands(length, past, seed)
         out = attend(q, k, v, span, min(valid, past), first)
         weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed + 1))
         (out * weights).sum().backward()
         results.append((out.detach(), q.grad, k.grad, v.grad))
-    for fast, slow in zip(*results, strict=True):
-        assert bool(fast.isfinite().all())
+    for fast, stepped, slow in zip(*results, strict=True):
+        assert bool(fast.isfinite().all()) and bool(stepped.isfinite().all())
         torch.testing.assert_close(fast, slow, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(stepped, slow, rtol=1e-5, atol=2e-6)
 
 
 @RUNS

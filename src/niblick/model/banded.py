@@ -1,7 +1,8 @@
 """Causal attention in which position i sees the `span` newest positions up to itself.
 
 `banded_attention` is linear in T: it cuts queries into blocks of the band's width and pairs each with the two
-blocks of keys that it can reach. `reference_attention` is the readable masked form that it must equal.
+blocks of keys that it can reach; wide bands are walked in short steps instead, each over just the keys it reaches.
+`reference_attention` is the readable masked form that both must equal.
 Earlier positions come from a ring of `span` keys, of which the newest `valid` hold something.
 """
 
@@ -10,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_STEP = 256  # queries of one step along a wide band
 
 
 def reference_attention(
@@ -37,9 +40,41 @@ def banded_attention(
     if past == 0 and first is None and length <= span:
         return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1)
     reach = span - 1
+    if reach >= _STEP and length > _STEP:
+        return stepped_attention(q, k, v, span, valid, first)
     if reach == 0 or length <= 2 * reach:
         return reference_attention(q, k, v, span, valid, first)
     return _blocked(q, k, v, reach, valid, first)
+
+
+def stepped_attention(
+    q: Tensor, k: Tensor, v: Tensor, span: int, valid: int = 0, first: Tensor | None = None, step: int = _STEP
+) -> Tensor:
+    """The same numbers as `reference_attention`, `step` queries at a time against views of the keys in reach."""
+    length, past = q.shape[2], k.shape[2] - q.shape[2]
+    outputs, masks = [], {}
+    for start in range(0, length, step):
+        end = min(start + step, length)
+        low, high = max(past + start - span + 1, past - valid), past + end
+        shape = (end - start, past + start - low, high - low)
+        if shape not in masks:
+            masks[shape] = _step_mask(*shape, span, q)
+        mask = masks[shape]
+        if first is not None:
+            seen = torch.arange(low, high, device=q.device) >= first[:, None, start:end, None]
+            mask = mask.masked_fill(~seen, float("-inf"))
+        outputs.append(
+            F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, low:high], v[:, :, low:high], attn_mask=mask)
+        )
+    return torch.cat(outputs, dim=2)
+
+
+def _step_mask(rows: int, ahead: int, keys: int, span: int, like: Tensor) -> Tensor:
+    """(rows, keys) to add to scores: row i stands at key ahead + i and sees the newest `span` keys up to itself."""
+    query = torch.arange(rows, device=like.device)[:, None] + ahead
+    key = torch.arange(keys, device=like.device)[None, :]
+    hidden = (key > query) | (key <= query - span)
+    return torch.zeros(rows, keys, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
 
 
 def _blocked(q: Tensor, k: Tensor, v: Tensor, reach: int, valid: int, first: Tensor | None) -> Tensor:
