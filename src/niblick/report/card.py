@@ -11,7 +11,7 @@ from niblick.evaluation.score import NOT_VALID, Score
 from niblick.plan import Plan
 from niblick.recipe import Recipe
 from niblick.report.markup import markdown
-from niblick.report.techniques import new_techniques, techniques
+from niblick.report.techniques import new_techniques, rounds_late, techniques
 
 Card = dict[str, Any]
 
@@ -57,11 +57,7 @@ def make_card(
 
 def _qat(recipe: Recipe) -> str | None:
     """How training rounded, against how the codec rounds; None without quantization-aware training."""
-    if not recipe.training.qat.enabled:
-        return None
-    if recipe.artifact.codec == "int-zlib":
-        return "rounds exactly as the codec does"
-    return "shares the codec's grid, scale and clip; the codec's rounding depends on data"
+    return "rounds exactly as the codec does" if rounds_late(recipe) else None
 
 
 def add_score(card: Card, score: Score) -> Card:

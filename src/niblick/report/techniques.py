@@ -28,7 +28,7 @@ def techniques(recipe: Recipe, plan: Plan) -> Techniques:
         "evaluation": [_evaluation(recipe)],
         "sequence length": [{"name": "sequence length", "train": recipe.training.sequence_length,
                              "context": recipe.model.context}],
-        "compression": [_entry(recipe.artifact.codec, recipe.artifact, "codec")],
+        "compression": [_compression(recipe)],
         "other": _other(recipe),
     }
     return {group: found[group] for group in GROUPS if found.get(group)}
@@ -107,12 +107,25 @@ def _evaluation(recipe: Recipe) -> dict[str, Any]:
     return {"name": f"{options.mode} evaluation", **stride, "context": options.context or recipe.model.context}
 
 
+def _compression(recipe: Recipe) -> dict[str, Any]:
+    artifact = recipe.artifact
+    if artifact.codec == "rd":
+        return {"name": "context-modelled entropy coding of every tensor"}
+    return {"name": "zlib", "matrix_bits": artifact.matrix_bits, "embedding_bits": artifact.embedding_bits}
+
+
 def _quantization(recipe: Recipe) -> list[dict[str, Any]]:
     artifact = recipe.artifact
-    found: list[dict[str, Any]] = [{"name": f"{artifact.codec} codec", "max_bytes": artifact.max_bytes}]
-    if recipe.training.qat.enabled:
+    name = {"rd": "rate-distortion trellis-coded quantization"}.get(artifact.codec, f"{artifact.codec} codec")
+    found: list[dict[str, Any]] = [{"name": name, "max_bytes": artifact.max_bytes}]
+    if rounds_late(recipe):
         found.append(_entry("late quantization-aware training", recipe.training.qat))
     return found
+
+
+def rounds_late(recipe: Recipe) -> bool:
+    """Whether training rounds: not for the codec "rd", whose grid is measured after training."""
+    return recipe.training.qat.enabled and recipe.artifact.codec != "rd"
 
 
 def _averaging(recipe: Recipe) -> list[dict[str, Any]]:
