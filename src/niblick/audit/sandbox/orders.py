@@ -15,6 +15,7 @@ _SYSTEM = (
     "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store",
     "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime",
 )  # fmt: skip
+_OF_PREFIX = ("bin", "lib", "lib64", "libexec", "pyvenv.cfg")  # a prefix may be somebody's home directory
 _BOOT = """
 import sys, types
 for name, path in (("niblick", {root!r}), ("niblick.audit", {root!r} + "/audit")):
@@ -37,10 +38,15 @@ def python_command(entry: str, *, packages: bool) -> list[str]:
 
 def visible_paths() -> list[str]:
     """Host paths bound read-only: system libraries, this Python with its packages, and niblick itself."""
-    wanted = [*_SYSTEM]
-    wanted += [str(Path(path)) for path in (sys.base_prefix, sys.prefix, sys.exec_prefix)]
+    prefixes = [
+        sys.base_prefix,
+        sys.prefix,
+        sys.exec_prefix,
+        str(Path(sys.executable).resolve().parent.parent),
+    ]
+    wanted = [*_SYSTEM, *(f"{prefix}/{part}" for prefix in prefixes for part in _OF_PREFIX)]
     wanted += [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
-    wanted += [str(Path(sys.executable).resolve().parent.parent), str(PACKAGE)]
+    wanted.append(str(PACKAGE))
     kept: list[str] = []
     for path in (form for item in wanted for form in (item, os.path.realpath(item))):
         if not any(path == other or path.startswith(f"{other}/") for other in kept) and os.path.lexists(path):
