@@ -22,7 +22,7 @@ _MIN_LITERAL = 8
 
 
 @dataclass(frozen=True)
-class _Guard:
+class Guard:
     """A condition that must be true (or false) for a piece of code to run."""
 
     test: ast.expr
@@ -34,10 +34,10 @@ def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str
     lines = _log_lines(root, set(map(str.strip, text.splitlines())))
     if not lines:
         return {}
-    scan = _Scan(tree)
+    scan = Scan(tree)
     found = _dumped(lines, scan)
     blob = "\n".join(lines)
-    places: dict[str, set[tuple[_Guard, ...]]] = {}
+    places: dict[str, set[tuple[Guard, ...]]] = {}
     for literal, guards, _ in scan.printed:
         places.setdefault(literal.strip(), set()).add(guards)
     for literal, guards, function in scan.printed:
@@ -57,7 +57,7 @@ def _log_lines(root: Path, source: set[str]) -> list[str]:
     return out
 
 
-def _dumped(lines: list[str], scan: _Scan) -> dict[str, str]:
+def _dumped(lines: list[str], scan: Scan) -> dict[str, str]:
     """Settings printed as `name: value`, for attributes read from the environment."""
     found: dict[str, str] = {}
     for line in lines[:2000]:
@@ -71,17 +71,17 @@ def _dumped(lines: list[str], scan: _Scan) -> dict[str, str]:
     return found
 
 
-class _Scan:
+class Scan:
     """Where a script prints what, under which conditions, and which names come from the environment."""
 
     def __init__(self, tree: ast.Module) -> None:
         self.variables: dict[str, tuple[str, str | None]] = {}
         self.aliases: dict[str, ast.expr] = {}
-        self.calls: dict[str, list[tuple[tuple[_Guard, ...], str]]] = {}
-        self.printed: list[tuple[str, tuple[_Guard, ...], str]] = []
+        self.calls: dict[str, list[tuple[tuple[Guard, ...], str]]] = {}
+        self.printed: list[tuple[str, tuple[Guard, ...], str]] = []
         self._walk(tree.body, (), "<module>")
 
-    def _walk(self, body: list[ast.stmt], guards: tuple[_Guard, ...], function: str) -> None:
+    def _walk(self, body: list[ast.stmt], guards: tuple[Guard, ...], function: str) -> None:
         for node in body:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 self._walk(node.body, (), node.name)
@@ -89,8 +89,8 @@ class _Scan:
                 self._walk(node.body, (), function)
             elif isinstance(node, ast.If):
                 self._expression(node.test, guards, function)
-                self._walk(node.body, (*guards, _Guard(node.test, True)), function)
-                self._walk(node.orelse, (*guards, _Guard(node.test, False)), function)
+                self._walk(node.body, (*guards, Guard(node.test, True)), function)
+                self._walk(node.orelse, (*guards, Guard(node.test, False)), function)
             else:
                 if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
                     self._assignment(node)
@@ -116,10 +116,10 @@ class _Scan:
             else:
                 self.aliases.setdefault(name, node.value)
 
-    def _expression(self, node: ast.expr, guards: tuple[_Guard, ...], function: str) -> None:
+    def _expression(self, node: ast.expr, guards: tuple[Guard, ...], function: str) -> None:
         if isinstance(node, ast.IfExp):
-            self._expression(node.body, (*guards, _Guard(node.test, True)), function)
-            self._expression(node.orelse, (*guards, _Guard(node.test, False)), function)
+            self._expression(node.body, (*guards, Guard(node.test, True)), function)
+            self._expression(node.orelse, (*guards, Guard(node.test, False)), function)
             return
         if isinstance(node, ast.Call):
             name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
@@ -132,27 +132,27 @@ class _Scan:
             if isinstance(value, ast.expr):
                 self._expression(value, guards, function)
 
-    def _printed(self, node: ast.AST, guards: tuple[_Guard, ...], function: str) -> None:
+    def _printed(self, node: ast.AST, guards: tuple[Guard, ...], function: str) -> None:
         """The literal pieces of what a printing call prints, each under its own conditions."""
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.IfExp):
-                self._printed_value(child.body, (*guards, _Guard(child.test, True)), function)
-                self._printed_value(child.orelse, (*guards, _Guard(child.test, False)), function)
+                self._printed_value(child.body, (*guards, Guard(child.test, True)), function)
+                self._printed_value(child.orelse, (*guards, Guard(child.test, False)), function)
             else:
                 self._printed_value(child, guards, function)
 
-    def _printed_value(self, node: ast.AST, guards: tuple[_Guard, ...], function: str) -> None:
+    def _printed_value(self, node: ast.AST, guards: tuple[Guard, ...], function: str) -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             self._literal(node.value, guards, function)
         else:
             self._printed(node, guards, function)
 
-    def _literal(self, text: str, guards: tuple[_Guard, ...], function: str) -> None:
+    def _literal(self, text: str, guards: tuple[Guard, ...], function: str) -> None:
         for line in text.split("\n"):
             if len(line.strip()) >= _MIN_LITERAL:
                 self.printed.append((line.rstrip(), guards, function))
 
-    def guards_of_calls(self, function: str, depth: int) -> list[_Guard]:
+    def guards_of_calls(self, function: str, depth: int) -> list[Guard]:
         """Conditions on every way to a function, where there is just one way (or all share a condition)."""
         sites = self.calls.get(function, [])
         if depth > 4 or not sites or len(sites) > 3:
@@ -160,16 +160,16 @@ class _Scan:
         guards, outer = sites[0]
         return [*guards, *self.guards_of_calls(outer, depth + 1)]
 
-    def satisfy(self, guard: _Guard, found: dict[str, str], depth: int = 0) -> None:
+    def satisfy(self, guard: Guard, found: dict[str, str], depth: int = 0) -> None:
         """Adds to `found` the variable values that make a condition what it must be."""
         test = guard.test
         if depth > 5:
             return
         if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) == guard.wanted:
             for part in test.values:
-                self.satisfy(_Guard(part, guard.wanted), found, depth + 1)
+                self.satisfy(Guard(part, guard.wanted), found, depth + 1)
         elif isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-            self.satisfy(_Guard(test.operand, not guard.wanted), found, depth + 1)
+            self.satisfy(Guard(test.operand, not guard.wanted), found, depth + 1)
         elif isinstance(test, ast.Compare) and len(test.ops) == 1 and guard.wanted:
             self._compared(test, found)
         else:
@@ -177,7 +177,7 @@ class _Scan:
 
     def _compared(self, test: ast.Compare, found: dict[str, str]) -> None:
         right = test.comparators[0]
-        variable = self._variable(test.left)
+        variable = self.variable(test.left)
         if variable is None or not isinstance(right, ast.Constant):
             return
         key, default = variable
@@ -187,7 +187,7 @@ class _Scan:
             found.setdefault(key, "1")
 
     def _named(self, test: ast.expr, wanted: bool, found: dict[str, str], depth: int) -> None:
-        variable = self._variable(test) or next(_environment_reads(test), None)
+        variable = self.variable(test) or next(_environment_reads(test), None)
         if variable is not None:
             key, default = variable
             if wanted and default is not None and default in _OFF:
@@ -195,9 +195,10 @@ class _Scan:
             return
         name = _name(test)
         if name in self.aliases:
-            self.satisfy(_Guard(self.aliases[name], wanted), found, depth + 1)
+            self.satisfy(Guard(self.aliases[name], wanted), found, depth + 1)
 
-    def _variable(self, node: ast.expr) -> tuple[str, str | None] | None:
+    def variable(self, node: ast.expr) -> tuple[str, str | None] | None:
+        """(environment variable, default) behind a name or attribute, if it was read from the environment."""
         name = _name(node)
         return self.variables.get(name) if name else None
 

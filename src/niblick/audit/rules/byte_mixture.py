@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.reach import Reach
 from niblick.audit.types import Finding, Severity
 
 RULE = "byte-mixture"
@@ -14,9 +15,10 @@ def check(case: Case) -> list[Finding]:
     """One breach per reached function that mixes a byte count model into already computed token log-probabilities."""
     if case.tree is None:
         return []
+    reach = Reach(case)
     out = []
     for node in ast.walk(case.tree):
-        if isinstance(node, ast.FunctionDef) and node.name in case.trace.reached and _mixes_bytes(node):
+        if isinstance(node, ast.FunctionDef) and reach.possible(node.name) and _mixes_bytes(node):
             out.append(case.finding(
                 RULE, Severity.BREACH,
                 f"{node.name} mixes an adaptive model of bytes into log-probabilities of whole tokens, computed for the "

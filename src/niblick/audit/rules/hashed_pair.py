@@ -10,6 +10,7 @@ import ast
 from collections.abc import Iterator
 
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.reach import Reach
 from niblick.audit.types import Finding, Severity
 
 RULE = "ngram-key"
@@ -20,10 +21,11 @@ def check(case: Case) -> list[Finding]:
     """One breach per reached function that divides a count keyed by context and target by a count keyed by context."""
     if case.tree is None or case.trace.keys:
         return []
+    reach = Reach(case)
     out = []
     functions = {n.name: n for n in ast.walk(case.tree) if isinstance(n, ast.FunctionDef)}
     for node in ast.walk(case.tree):
-        if isinstance(node, ast.FunctionDef) and node.name in case.trace.reached:
+        if isinstance(node, ast.FunctionDef) and reach.possible(node.name):
             pair = _pair(node) or ratio(node, functions)
             if pair is not None:
                 out.append(case.finding(
