@@ -19,6 +19,7 @@ from niblick.compression.symbols import Tables
 FILL = 0.9992  # Aim for this share of a budget: within 0.1 % of it, from below.
 _TOLERANCE = 0.9990
 _GRAIN = 16  # The stream grows in words, so tiny budgets cannot be met to the byte.
+_NEAR = 0.9  # A measured loss this close below its target is good enough.
 _ROUNDS = 12
 
 Size = Callable[[Candidate], tuple[int, Tables]]
@@ -94,24 +95,28 @@ def meet_tax(
 ) -> tuple[Candidate, dict[str, Any]]:
     """The smallest candidate whose measured tax is at most `target` bits per byte (and which fits `budget`)."""
     search = _Search(rounder, size)
-    low, high = rounder.smallest_delta(), rounder.largest_delta()
+    lowest, highest = rounder.smallest_delta(), rounder.largest_delta()
+    low, high = lowest, highest
     delta = guess(rounder, sum(p.size for p in rounder.parameters) * 3 // 8)
     best: tuple[int, float, Candidate] | None = None
     for _ in range(_ROUNDS):
         found, candidate = search.attempt(delta)
         measured = tax(candidate.tensors)
         if measured <= target:
-            low = delta
+            low = max(low, delta)
             if best is None or found < best[0]:
                 best = (found, measured, candidate)
         else:
-            high = delta
-        if high / low < 1.01:
+            high = min(high, delta)
+        if _NEAR * target <= measured <= target or high / low < 1.01:
             break
-        delta = sqrt(low * high) if high / low < 4 else delta * (1.6 if measured <= target else 1 / 1.6)
+        # The loss grows like the square of the step.
+        delta *= min(max(sqrt((1 + _NEAR) / 2 * target / max(measured, 1e-9)), 0.4), 2.5)
+        if not low < delta < high:
+            delta = sqrt(low * high)
     choice: dict[str, Any] = {"aim": "tax", "target": target, "attempts": len(search.tried)}
     if best is None:
-        candidate = rounder.round(low)
+        candidate = rounder.round(lowest)
         return candidate, choice | {"limit": "largest", "measured": round(tax(candidate.tensors), 6)}
     if budget is not None and best[0] > budget:
         return fill_budget(rounder, budget, size)

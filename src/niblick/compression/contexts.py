@@ -15,8 +15,8 @@ from niblick.compression.fixed import fixed_power, fixed_powers
 Ints = NDArray[np.int64]
 DIGITS = 12
 _PRIOR_ROWS = 3
-# Half octaves of expected magnitude, 2^-5 .. 2^7, in units of 1/256.
-THRESHOLDS = np.array([fixed_power(2 * j, 8) for j in range(-10, 15)], dtype=np.int64)
+# Half octaves of expected magnitude, 2^-5 .. 2^9, in units of 1/256.
+THRESHOLDS = np.array([fixed_power(2 * j, 8) for j in range(-10, 19)], dtype=np.int64)
 LEVELS = len(THRESHOLDS) + 1
 SCALAR_KIND, SIDE_KIND = 2 * LEVELS, 3 * LEVELS
 # Side information: plain numbers, exponents by their spread (four), row corrections.
@@ -26,13 +26,13 @@ _SIDE_MEANS = (32 * 256, 192, 512, 1280, 3072, 128)
 
 def table_means() -> Ints:
     """Expected magnitudes (in 1/256) that the tables of all kinds start from."""
-    levels = [fixed_power(2 * j - 1, 8) for j in range(-10, 16)]
+    levels = [fixed_power(2 * j - 1, 8) for j in range(-10, 20)]
     return np.array([*levels * 3, *_SIDE_MEANS], dtype=np.int64)
 
 
 def table_limits() -> Ints:
     """Largest magnitudes that the tables of all kinds hold."""
-    return np.array([min(6 * int(mean) // 256 + 6, 400) for mean in table_means()], dtype=np.int64)
+    return np.array([min(6 * int(mean) // 256 + 6, 1500) for mean in table_means()], dtype=np.int64)
 
 
 class ColumnContext:

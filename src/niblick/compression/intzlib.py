@@ -16,7 +16,7 @@ from torch import Tensor
 
 from niblick.compression.codec import CODECS, Encoded, Job, TensorRow, share
 from niblick.compression.entropy import order0_bits
-from niblick.compression.rounding import RoundingSpec, dequantize, quantize, rounding_specs, to_float16
+from niblick.compression.rounding import RoundingSpec, dequantize, quantize, row_specs, to_float16
 from niblick.errors import ArtifactError
 from niblick.plan import Parameter, Plan
 from niblick.recipe import Recipe
@@ -67,7 +67,7 @@ class IntZlib:
 
     def encode(self, job: Job) -> Encoded:
         """One quality only: the recipe's bits; a budget is for the caller to compare with."""
-        specs = rounding_specs(job.recipe, job.plan)
+        specs = row_specs(job.recipe, job.plan)
         chunks: list[bytes] = []
         rows: dict[str, TensorRow] = {}
         decoded: dict[str, Tensor] = {}
@@ -95,7 +95,7 @@ class IntZlib:
 
     def decode(self, payload: bytes, recipe: Recipe, plan: Plan) -> dict[str, Tensor]:
         """The tensors of `encode`, in plan order."""
-        reader, specs = _Reader(payload), rounding_specs(recipe, plan)
+        reader, specs = _Reader(payload), row_specs(recipe, plan)
         shapes = {p.name: p for p in plan.exported}
         found = {name: _read_rows(reader, shapes[name], spec) for name, spec in specs.items()}
         rest = [p for p in plan.exported if p.name not in specs]

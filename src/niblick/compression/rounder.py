@@ -22,7 +22,7 @@ from niblick.plan import Parameter, Plan
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 # Price of a bit in squared steps. A scalar step is as wide as 1.75 trellis steps at equal slope.
-MULTIPLIER = {TRELLIS.states: 0.06, SCALAR.states: 0.03}
+MULTIPLIER = {TRELLIS.states: 0.04, SCALAR.states: 0.03}
 _SCALAR_QUARTERS = 3
 _PRICED, _LARGEST_SYMBOL = 64, 1 << 20
 
@@ -76,12 +76,13 @@ class Rounder:
         return 4 * found
 
     def bits(self, delta: float) -> float:
-        """A closed-form guess at the model's bits: Gaussian symbols of each row's and column's spread."""
+        """A closed-form guess at the model's bits: geometric symbols of each row's and column's magnitude."""
         total = 0.0
         for group in self._made:
             for weight, grid in zip(group.weight, group.grids, strict=True):
-                ratio = _expected(weight, grid.steps(delta) * group.machine.stride)
-                total += float(np.log2(1 + (3.4 * ratio) ** 1.6).sum() / 1.6)
+                mean = _expected(weight, grid.steps(delta) * group.machine.stride) + 1e-9
+                each = (1 + mean) * np.log2(1 + mean) - mean * np.log2(mean) + mean / (1 + mean)
+                total += float(each.sum())
         return total
 
     def round(self, delta: float) -> Candidate:
@@ -117,10 +118,11 @@ def _group(
 
 
 def _floor(group: _Group, index: int) -> float:
-    """The delta at which the tensor's mean magnitude would be 64 symbols, or its largest beyond reach."""
+    """The delta at which a matrix's mean magnitude would be 250 symbols, or any largest magnitude beyond reach."""
     steps = group.grids[index].steps(1.0) * group.machine.stride
     ratio = np.abs(group.weight[index]) / steps
-    return max(float(ratio.mean()) / 64, float(ratio.max()) / _LARGEST_SYMBOL, 1e-30)
+    mean = float(ratio.mean()) / 250 if group.machine.states > 1 else 0.0
+    return max(mean, float(ratio.max()) / _LARGEST_SYMBOL, 1e-30)
 
 
 def _expected(weight: Floats, step: Floats) -> Floats:

@@ -28,15 +28,18 @@ class RoundingSpec:
         return (1 << (self.bits - 1)) - 1
 
 
-def rounding_specs(recipe: Recipe, plan: Plan) -> dict[str, RoundingSpec]:
-    """The parameters that the recipe's codec rounds per row to nearest, by name: matrices and embeddings.
-
-    The codec "rd" has none: its grid depends on data measured after training, so late QAT has nothing to share.
-    """
-    if recipe.artifact.codec == "rd":
-        return {}
+def row_specs(recipe: Recipe, plan: Plan) -> dict[str, RoundingSpec]:
+    """Per-row rounding of every matrix and embedding, by name, with the recipe's bits."""
     bits = {Role.MATRIX: recipe.artifact.matrix_bits, Role.EMBEDDING: recipe.artifact.embedding_bits}
     return {p.name: RoundingSpec(bits[p.role]) for p in plan.exported if p.role in bits}
+
+
+def rounding_specs(recipe: Recipe, plan: Plan) -> dict[str, RoundingSpec]:
+    """The parameters that late quantization-aware training rounds, as the recipe's codec will.
+
+    The codec "rd" has none: its grid depends on data measured after training, so there is nothing to share.
+    """
+    return {} if recipe.artifact.codec == "rd" else row_specs(recipe, plan)
 
 
 def quantize(weight: Tensor, spec: RoundingSpec) -> tuple[Tensor, Tensor]:

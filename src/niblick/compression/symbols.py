@@ -8,6 +8,7 @@ and both are fast. Magnitudes beyond a table's limit are an escape, their excess
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import constriction
@@ -19,6 +20,11 @@ from niblick.errors import ArtifactError
 
 Ints = NDArray[np.int64]
 _WEIGHT, _LARGEST_TOTAL = 40, 1 << 21
+
+
+@cache
+def _prior(mean: int, limit: int) -> NDArray[np.int64]:
+    return prior(mean, limit, 16 * (_WEIGHT + mean // 64))
 
 
 @dataclass
@@ -35,7 +41,7 @@ class Table:
     @classmethod
     def start(cls, mean: int, limit: int) -> Table:
         """A law whose magnitudes have the expected value `mean` / 256, worth a few dozen symbols."""
-        counts = np.append(prior(mean, limit, 16 * (_WEIGHT + mean // 64)), 1)
+        counts = np.append(_prior(mean, limit), 1)
         return cls(limit, counts, int(counts.sum()))
 
     @property
