@@ -39,6 +39,15 @@ def find_command(root: Path, script: str, readme: str | None, metadata: dict[str
     return None
 
 
+def prose_settings(readme: str | None) -> dict[str, str]:
+    """Settings a README states as inline code (`NAME=value`), where it states one value only."""
+    found: dict[str, set[str]] = {}
+    for piece in re.findall(r"`([^`\n]+)`", _FENCE.sub("\n", readme or "")):
+        for name, value in re.findall(r"(?:^|[\s,;])([A-Z][A-Z0-9_]{2,})=([^\s,;]+)", piece):
+            found.setdefault(name, set()).add(value)
+    return {name: values.pop() for name, values in found.items() if len(values) == 1}
+
+
 def _richest(found: list[RunCommand]) -> RunCommand:
     """Of several documented commands, the first that starts the most processes, then sets the most variables."""
     return max(found, key=lambda c: (c.world_size or 0, len(c.environment), -found.index(c)))

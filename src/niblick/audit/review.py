@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 from niblick.audit import flow
+from niblick.audit.command import prose_settings
 from niblick.audit.evidence import settings_from_logs
 from niblick.audit.flow.objects import Trace
 from niblick.audit.rules import apply
@@ -68,7 +69,8 @@ def build_case(found: Read) -> Case:
     source = submission.source
     if source is not None and source.tree is not None:
         shown = settings_from_logs(source.tree, source.text, submission.root)
-        environment = {**shown, **environment}
+        stated = prose_settings(submission.readme) if submission.command is None else {}
+        environment = {**shown, **stated, **environment}
     environment["WORLD_SIZE"] = "1" if (world or environment.get("WORLD_SIZE")) in (1, "1") else _WORLD_SIZE
     if source is not None and source.tree is not None:
         trace = flow.run(
