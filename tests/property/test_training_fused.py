@@ -72,6 +72,7 @@ def test_shifts_at_boundaries(ops: FusedOps, size: tuple[int, int, int], dtype: 
     shares = _draw((size[2],), (size[2],), dtype=torch.float32)
     boundary = torch.rand(size[:2], generator=torch.Generator().manual_seed(1)) < 0.2 if masked else None
     _same(ops, lambda o, t: o.interpolate(t[0], None, boundary, t[1].sigmoid(), t[2].sigmoid()), [u, *shares], dtype)
+    _same(ops, lambda o, t: o.smear(t[0], None, boundary, t[1].sigmoid()), [u, shares[0]], dtype)
 
 
 @settings(max_examples=20, deadline=None)
@@ -107,6 +108,7 @@ def test_attention(
         _same(ops, lambda o, t: o.attention(t[0], t[1], t[2], t[3], t[4], table, span), inputs, dtype)
     else:
         _same(ops, lambda o, t: o.attention(t[0], t[1], t[2], None, None, table, span), inputs, dtype)
+        _same(ops, lambda o, t: o.exclude(t[0], t[1]), [inputs[0], inputs[2]], dtype)
 
 
 @settings(max_examples=15, deadline=None)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, sigmoid
 from torch.nn import functional as F
 
-from niblick.model.mixers.base import Context, rms
-from niblick.model.shift import previous
+from niblick.model.mixers.base import Context
 from niblick.model.state import NO_TOKEN
 from niblick.model.tree import Node
 
@@ -27,12 +26,10 @@ def embed(root: Node, context: Context) -> Tensor:
     x = F.embedding(tokens, root.tok_emb.weight)
     if model.bigram.enabled:
         x = x + _bigram(root, context)
-    x = rms(x).to(context.dtype)
+    x = context.ops.mix_norm(x, x, None, 1.0)[1].to(context.dtype)
     if model.smear.enabled:
-        gate = sigmoid(root.smear.gate).to(x.dtype)
-        before = previous(x, context.last("smear.last"), context.boundary)
         context.remember("smear.last", x[:, -1])
-        x = (1 - gate) * x + gate * before
+        x = context.ops.smear(x, context.last("smear.last"), context.boundary, sigmoid(root.smear.gate))
     return x
 
 

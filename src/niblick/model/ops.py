@@ -59,6 +59,17 @@ class Ops:
         capped = z.float() if cap is None else cap * torch.tanh(z.float() / cap)
         return F.cross_entropy(capped.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
+    def smear(self, x: Tensor, last: Tensor | None, boundary: Tensor | None, gate: Tensor) -> Tensor:
+        """(1 - gate) * x + gate * prev(x), gate (D,)."""
+        gate = gate.to(x.dtype)
+        return (1 - gate) * x + gate * previous(x, last, boundary)
+
+    def exclude(self, y: Tensor, v: Tensor) -> Tensor:
+        """Exclusive self attention: y_h - (y_h . u) u, u the unit vector of v of h's group; y (B, T, H, E)."""
+        unit = F.normalize(v, dim=-1).unsqueeze(3)  # (B, T, G, 1, E) beside (B, T, G, H/G, E)
+        grouped = y.view(*v.shape[:3], -1, v.shape[3])
+        return (grouped - (grouped * unit).sum(-1, keepdim=True) * unit).view(y.shape)
+
     def normed_heads(self, x: Tensor, gain: Tensor | None, table: tuple[Tensor, Tensor]) -> Tensor:
         """gain * rotate(rms(x)) for x (B, T, H, E), gain (H,)."""
         x = rotate(rms(x), table)

@@ -88,28 +88,32 @@ class AddNorm(Function):
 
 
 class Shift(Function):
-    """Two interpolations between each position and the one before it."""
+    """One or two interpolations between each position and the one before it."""
 
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, u: Tensor, flags: Tensor | None, first: Tensor, second: Tensor) -> Any:
+    def forward(
+        ctx: Any, kernels: Kernels, u: Tensor, flags: Tensor | None, first: Tensor, second: Tensor | None
+    ) -> Any:
         """See `Ops.interpolate`."""
-        (rows, width), first, second = _sizes(u), first.float().contiguous(), second.float().contiguous()
-        one, two = _like(u, u)
+        (rows, width), first = _sizes(u), first.float().contiguous()
+        one, two = torch.empty_like(u), None
+        if second is not None:
+            second, two = second.float().contiguous(), torch.empty_like(u)
         kernels("shift", u.dtype, u, flags, first, second, one, two, rows, u.shape[-2], width)
         ctx.kernels = kernels
         ctx.save_for_backward(u, flags, first, second)
         return one, two
 
     @staticmethod
-    def backward(ctx: Any, g1: Tensor, g2: Tensor) -> Any:
-        """Gradients of u and of both weights."""
+    def backward(ctx: Any, g1: Tensor, g2: Tensor | None) -> Any:
+        """Gradients of u and of the weights."""
         u, flags, first, second = ctx.saved_tensors
         rows, width = _sizes(u)
         gu, sums = torch.empty_like(u), _partial(2, width)
-        ctx.kernels("shift_back", u.dtype, g1.contiguous(), g2.contiguous(), u, flags, first, second, gu, sums, rows,
-                    u.shape[-2], width)
+        ctx.kernels("shift_back", u.dtype, g1.contiguous(), _plain(g2) if second is not None else None, u, flags,
+                    first, second, gu, sums, rows, u.shape[-2], width)
         total = sums.sum(0)
-        return None, gu, None, total[0], total[1]
+        return None, gu, None, total[0], None if second is None else total[1]
 
 
 class Square(Function):
@@ -199,6 +203,27 @@ class Heads(Function):
         gx, sums = torch.empty_like(x), _partial(x.shape[2])
         ctx.kernels("heads_back", x.dtype, g.contiguous(), x, cosine, sine, gain, inverse, gx, sums, *ctx.sizes)
         return None, gx, None if gain is None else sums.sum(0), None, None
+
+
+class Exclude(Function):
+    """y without its part along the value of its own position."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, y: Tensor, v: Tensor) -> Any:
+        """See `Ops.exclude`."""
+        out, sizes = torch.empty_like(y), (y.shape[0] * y.shape[1], y.shape[2], v.shape[2], y.shape[3])
+        kernels("exclude", y.dtype, y, v, out, *sizes)
+        ctx.kernels, ctx.sizes = kernels, sizes
+        ctx.save_for_backward(y, v)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradients of y and v."""
+        y, v = ctx.saved_tensors
+        gy, gv = _like(y, v)
+        ctx.kernels("exclude_back", y.dtype, g.contiguous(), y, v, gy, gv, *ctx.sizes)
+        return None, gy, gv
 
 
 class Attend(Function):

@@ -99,23 +99,19 @@ void NAME(add_norm_back)(const REAL *gy, const REAL *gn, const REAL *y, const fl
     }
 }
 
-/* first, second = prev + s (u - prev), prev the row before within the sequence, zero at its start and at a boundary. */
+/* first, second = prev + s (u - prev), prev the row before within the sequence, zero at its start and at a boundary.
+   The second may be absent, here and in the backward. */
 void NAME(shift)(const REAL *u, const uint8_t *boundary, const float *s1, const float *s2, REAL *first, REAL *second,
                  int64_t rows, int64_t length, int64_t d) {
     EACH_CHUNK EACH_ROW {
         const REAL *now = u + r * d, *before = now - d;
         if (r % length == 0 || (boundary && boundary[r])) {
-            EACH {
-                first[r * d + j] = STORE(s1[j] * LOAD(now[j]));
-                second[r * d + j] = STORE(s2[j] * LOAD(now[j]));
-            }
+            EACH first[r * d + j] = STORE(s1[j] * LOAD(now[j]));
+            if (second) EACH second[r * d + j] = STORE(s2[j] * LOAD(now[j]));
             continue;
         }
-        EACH {
-            float p = LOAD(before[j]), step = LOAD(now[j]) - p;
-            first[r * d + j] = STORE(p + s1[j] * step);
-            second[r * d + j] = STORE(p + s2[j] * step);
-        }
+        EACH first[r * d + j] = STORE(LOAD(before[j]) + s1[j] * (LOAD(now[j]) - LOAD(before[j])));
+        if (second) EACH second[r * d + j] = STORE(LOAD(before[j]) + s2[j] * (LOAD(now[j]) - LOAD(before[j])));
     }
 }
 
@@ -127,18 +123,17 @@ void NAME(shift_back)(const REAL *g1, const REAL *g2, const REAL *u, const uint8
         EACH_ROW {
             int64_t at = r * d, after = at + d;
             float g[d];
-            EACH g[j] = s1[j] * LOAD(g1[at + j]) + s2[j] * LOAD(g2[at + j]);
-            if ((r + 1) % length && !(boundary && boundary[r + 1]))
-                EACH g[j] += (1 - s1[j]) * LOAD(g1[after + j]) + (1 - s2[j]) * LOAD(g2[after + j]);
+            int followed = (r + 1) % length && !(boundary && boundary[r + 1]);
+            EACH g[j] = s1[j] * LOAD(g1[at + j]);
+            if (g2) EACH g[j] += s2[j] * LOAD(g2[at + j]);
+            if (followed) EACH g[j] += (1 - s1[j]) * LOAD(g1[after + j]);
+            if (followed && g2) EACH g[j] += (1 - s2[j]) * LOAD(g2[after + j]);
             EACH gu[at + j] = STORE(g[j]);
             int alone = r % length == 0 || (boundary && boundary[r]);
             const REAL *before = alone ? u + at : u + at - d;
             float keep = alone ? 0 : 1;
-            EACH {
-                float step = LOAD(u[at + j]) - keep * LOAD(before[j]);
-                sum1[j] += step * LOAD(g1[at + j]);
-                sum2[j] += step * LOAD(g2[at + j]);
-            }
+            EACH sum1[j] += (LOAD(u[at + j]) - keep * LOAD(before[j])) * LOAD(g1[at + j]);
+            if (g2) EACH sum2[j] += (LOAD(u[at + j]) - keep * LOAD(before[j])) * LOAD(g2[at + j]);
         }
     }
 }
@@ -249,6 +244,43 @@ void NAME(heads_back)(const REAL *gy, const REAL *x, const float *cosine, const 
         gg[c * heads + h] += dot * inv;
         float k = gain ? gain[h] : 1, pull = dot / d * inv * inv;
         EACH out[j] = STORE(k * inv * (g[j] - LOAD(in[j]) * pull));
+    }
+}
+
+/* Exclusive self attention: out = y - (y . u) u, u the unit vector of the group's v; y (rows, heads, d), v (rows,
+   groups, d). */
+void NAME(exclude)(const REAL *y, const REAL *v, REAL *out, int64_t rows, int64_t heads, int64_t groups, int64_t d) {
+    EACH_CHUNK EACH_ROW for (int64_t h = 0; h < heads; h++) {
+        const REAL *a = y + (r * heads + h) * d, *b = v + (r * groups + h / (heads / groups)) * d;
+        float dot = 0, square = 0;
+        EACH dot += LOAD(a[j]) * LOAD(b[j]);
+        EACH square += LOAD(b[j]) * LOAD(b[j]);
+        float part = square > 1e-24f ? dot / square : 0;
+        EACH out[(r * heads + h) * d + j] = STORE(LOAD(a[j]) - part * LOAD(b[j]));
+    }
+}
+
+/* Backward of exclude: with s = y . u, gy = g - (g . u) u and gu = -sum over the group's heads of (g . u) y + s g. */
+void NAME(exclude_back)(const REAL *g, const REAL *y, const REAL *v, REAL *gy, REAL *gv, int64_t rows, int64_t heads,
+                        int64_t groups, int64_t d) {
+    int64_t repeat = heads / groups;
+    EACH_CHUNK EACH_ROW for (int64_t k = 0; k < groups; k++) {
+        const REAL *b = v + (r * groups + k) * d;
+        float square = 0, unit[d], slope[d], along = 0;
+        EACH square += LOAD(b[j]) * LOAD(b[j]);
+        float inv = square > 1e-24f ? 1 / sqrtf(square) : 0;
+        EACH unit[j] = LOAD(b[j]) * inv;
+        EACH slope[j] = 0;
+        for (int64_t h = k * repeat; h < (k + 1) * repeat; h++) {
+            int64_t at = (r * heads + h) * d;
+            float s = 0, up = 0;
+            EACH s += LOAD(y[at + j]) * unit[j];
+            EACH up += LOAD(g[at + j]) * unit[j];
+            EACH gy[at + j] = STORE(LOAD(g[at + j]) - up * unit[j]);
+            EACH slope[j] -= up * LOAD(y[at + j]) + s * LOAD(g[at + j]);
+        }
+        EACH along += slope[j] * unit[j];
+        EACH gv[(r * groups + k) * d + j] = STORE((slope[j] - along * unit[j]) * inv);
     }
 }
 

@@ -32,7 +32,8 @@ _ARGUMENTS = {
     "mix_norm": "ppppfpppii", "mix_norm_back": "ppppppppfpppii", "add_norm": "pppfpppii",
     "add_norm_back": "ppppppfpppii", "shift": "ppppppiii", "shift_back": "ppppppppiii", "square": "pfpii",
     "square_back": "ppfpii", "gate": "pppii", "gate_back": "pppppii", "nll": "ppfppii", "nll_back": "ppppfpii",
-    "heads": "ppppppiiiii", "heads_back": "ppppppppiiiii", "softmax": "pppfiii", "softmax_back": "ppfii",
+    "heads": "ppppppiiiii", "heads_back": "ppppppppiiiii", "exclude": "pppiiii",
+    "exclude_back": "pppppiiii", "softmax": "pppfiii", "softmax_back": "ppfii",
 }
 _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int64}
 CHUNKS = 32  # partial sums per reduction, as in kernels.c

@@ -74,6 +74,21 @@ class FusedOps(Ops):
         y: Tensor = fused.Nll.apply(self._kernels, z, targets.contiguous(), cap or 0.0)  # type: ignore[no-untyped-call]
         return y
 
+    def smear(self, x: Tensor, last: Tensor | None, boundary: Tensor | None, gate: Tensor) -> Tensor:
+        """As in `Ops`."""
+        if last is not None or not _fits(x):
+            return super().smear(x, last, boundary, gate)
+        flags = None if boundary is None else boundary.contiguous().view(torch.uint8)
+        y: Tensor = fused.Shift.apply(self._kernels, x, flags, 1 - gate, None)[0]  # type: ignore[no-untyped-call]
+        return y
+
+    def exclude(self, y: Tensor, v: Tensor) -> Tensor:
+        """As in `Ops`."""
+        if not _fits(y, v):
+            return super().exclude(y, v)
+        out: Tensor = fused.Exclude.apply(self._kernels, y, v)  # type: ignore[no-untyped-call]
+        return out
+
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, q_gain: Tensor | None, k_gain: Tensor | None,
         table: tuple[Tensor, Tensor], span: int,

@@ -35,13 +35,12 @@ def attention(block: nn.Module, u: Tensor, layer: VirtualLayer, context: Context
     else:
         q, k = _turned(q, q_gain, context), _turned(k, k_gain, context)
         y = _attend(q, k, v, span, layer, context)
-    spread = v.unsqueeze(3)  # (B, T, G, 1, E) beside (B, T, G, H/G, E)
-    y = y.view(batch, length, groups, heads // groups, width)
+    y = y.reshape(batch, length, heads, width)
     if model.attention.local_value:
-        y = y + weights.local_v_mix.to(y.dtype).view(groups, -1, 1) * spread
+        local = weights.local_v_mix.to(y.dtype).view(groups, -1, 1) * v.unsqueeze(3)  # (B, T, G, H/G, E)
+        y = y + local.view(y.shape)
     if layer.xsa:
-        unit = F.normalize(spread, dim=-1)
-        y = y - (y * unit).sum(-1, keepdim=True) * unit
+        y = context.ops.exclude(y, v)
     out: Tensor = weights.proj(y.reshape(batch, length, dim))
     return out
 
