@@ -7,17 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from niblick.audit.behaviour import behaviour
-from niblick.audit.sandbox import detect
 from niblick.audit.submission import read_submission
 from niblick.audit.types import Finding, Severity, Span
 from niblick.audit.verdict import decide
-
-pytestmark = pytest.mark.skipif(
-    not detect().contained, reason=f"no isolation on this machine: {detect().detail}"
-)
 
 HEAD = """
     import torch
@@ -118,7 +111,7 @@ def seen(folder: Path, mix: str, *evaluations: str) -> dict[str, Finding]:
     calls = "; ".join(f"{name}(args, model, val_tokens)" for name in evaluations) or "pass"
     program = textwrap.dedent(HEAD) + textwrap.dedent(mix) + textwrap.dedent(ORDERS.replace("EVALS", calls))
     (folder / "train_gpt.py").write_text(program)
-    found = behaviour(read_submission(folder))
+    found = behaviour(read_submission(folder), trust=True)
     return {f"{finding.rule} {finding.evidence.split()[0]}": finding for finding in found}
 
 
@@ -159,4 +152,4 @@ def test_an_order_that_was_seen_outranks_a_suspicion_about_the_same_function() -
 
 def test_a_script_without_a_model_gives_no_findings(tmp_path: Path) -> None:
     (tmp_path / "train_gpt.py").write_text("x = 1\n")
-    assert behaviour(read_submission(tmp_path)) == ()
+    assert behaviour(read_submission(tmp_path), trust=True) == ()
