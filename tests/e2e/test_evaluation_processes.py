@@ -99,7 +99,7 @@ def test_eval_proves_and_adapts_on_request(place, capsys):
 
 
 def test_a_leaky_evaluation_says_so_in_its_first_line(place, capsys):
-    assert run(place / "m.safetensors", "--mode", "leaky-ttt") == 0
+    assert run(place / "m.safetensors", "--mode", "leaky-ttt", "--ttt-set", "epochs=1") == 0
     assert capsys.readouterr().out.startswith("NOT A VALID SCORE: the weights were trained on the very tokens")
 
 

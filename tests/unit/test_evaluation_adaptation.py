@@ -184,9 +184,9 @@ def test_an_adaptation_goes_with_its_own_mode_only():
 
 
 def test_settings_are_read_in_the_types_of_their_fields():
-    found = parse_settings(["lr=1e-3", "epochs=3", "cosine=false", "freeze=tok_emb,blocks.0", "seconds=60"])
+    found = parse_settings(Adaptation, ["lr=1e-3", "epochs=3", "cosine=false", "freeze=tok_emb,blocks.0", "seconds=60"])
     assert found == {"lr": 1e-3, "epochs": 3, "cosine": False, "freeze": ("tok_emb", "blocks.0"), "seconds": 60.0}
     for bad, message in (("lr", "not key=value"), ("foo=1", "not key=value"), ("epochs=x", "'x' is not a number"),
                          ("cosine=1", "true and false")):
         with pytest.raises(OptionsError, match=message):
-            parse_settings([bad])
+            parse_settings(Adaptation, [bad])

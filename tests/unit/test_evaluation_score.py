@@ -1,6 +1,7 @@
 """Scores: sums by hand, files that are checked on reading, data that is refused."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -54,6 +55,31 @@ def test_every_mode_counts_the_same_tokens_and_bytes_and_documents(tmp_path, mod
     assert score.documents.tokens == (20, 7, 33, 1, 11)
     assert sum(score.documents.nats) == pytest.approx(score.nats_per_token * score.tokens, rel=1e-12)
     assert score.valid and score.mode == mode and score.split == "validation"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_model_that_knows_nothing_pays_log2_of_the_alphabet_for_each_token(tmp_path, mode):
+    model = make_model()
+    with torch.no_grad():
+        model.tok_emb.weight.zero_()
+    score = evaluate(model, make_dataset(tmp_path, (11,)), split="validation", options=EvaluationOptions(mode=mode, stride=3))
+    assert score.bpb == pytest.approx(math.log2(260), rel=1e-6)  # ten tokens of one byte each
+
+
+def test_a_fineweb_folder_is_scored_with_the_challenges_tokenizer_as_it_is(tmp_path):
+    tokenizer = load_tokenizer("fineweb-1024")
+    texts = ["One document, of some words.", "Another; with 5 ünusual wörds."]
+    write_shard(tmp_path / "fineweb_val_000000.bin", np.concatenate([tokenizer.encode_document(t) for t in texts]))
+    model = make_model(vocab_size=1024)
+    score = evaluate(model, open_dataset(tmp_path), split="validation", options=EvaluationOptions())
+    assert score.bytes == sum(len(text.encode()) for text in texts) and len(score.documents.nats) == 2
+
+
+def test_progress_ends_at_the_whole(tmp_path):
+    shares = []
+    evaluate(make_model(), make_dataset(tmp_path), split="validation", options=EvaluationOptions(batch_tokens=20),
+             on_progress=shares.append)
+    assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 2
 
 
 def test_sums_are_taken_in_double_precision(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,10 +53,10 @@ def eval_command(
     dataset = _dataset(loaded.recipe, data, world)
     check_tokenizer(loaded.tokenizer, dataset)
     device = choose_device(world)
-    with process_group(world, device):
+    with process_group(world, device), _progress(world, options) as report:
         score = evaluate(
             loaded.model.to(device), dataset, split=split, options=options, world=world,
-            artifact_sha256=loaded.sha256, prove=prove,
+            artifact_sha256=loaded.sha256, prove=prove, on_progress=report,
         )
     if world.is_main:
         _report(loaded, score, out, as_json)
@@ -62,15 +64,17 @@ def eval_command(
 
 def _options(recipe: Recipe, ttt: str | None, settings: list[str], **changes: Any) -> EvaluationOptions:
     """The recipe's evaluation section, with what the command line says on top."""
-    from niblick.evaluation import Adaptation, EvaluationOptions
+    from niblick.evaluation import Adaptation, EvaluationOptions, LeakyTraining
     from niblick.evaluation.options import METHODS, OptionsError, parse_settings
 
     given = {key: value for key, value in changes.items() if value is not None}
-    if settings and ttt is None:
-        raise OptionsError(f"--ttt-set {settings[0]} needs --ttt with a method: {', '.join(METHODS)}")
     if ttt is not None:
-        given["ttt"] = Adaptation(**{"method": ttt, **parse_settings(settings)})
+        given["ttt"] = Adaptation(**{"method": ttt, **parse_settings(Adaptation, settings)})
         given.setdefault("mode", given["ttt"].mode)
+    elif given.get("mode") == "leaky-ttt":
+        given["leaky"] = LeakyTraining(**parse_settings(LeakyTraining, settings))
+    elif settings:
+        raise OptionsError(f"--ttt-set {settings[0]} needs --ttt with a method: {', '.join(METHODS)}")
     return EvaluationOptions.from_recipe(recipe, **given)
 
 
@@ -83,6 +87,21 @@ def _dataset(recipe: Recipe, data: Path | None, world: World) -> Dataset:
     if data is not None:
         return open_dataset(data)
     return resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
+
+
+@contextmanager
+def _progress(world: World, options: EvaluationOptions) -> Iterator[Callable[[float], None] | None]:
+    """A bar on standard error while the main process scores, where somebody is looking."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    if not world.is_main or not console.is_terminal:
+        yield None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(f"scoring ({options.mode})", total=1.0)
+        yield lambda share: bar.update(task, completed=share)
 
 
 def _report(loaded: Loaded, score: Score, out: Path | None, as_json: bool) -> None:

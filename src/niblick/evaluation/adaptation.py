@@ -31,7 +31,7 @@ def adapt_weights(job: Job, settings: Adaptation) -> tuple[Tally, dict[str, Any]
     lesson no score could use.
     """
     job = replace(job, model=deepcopy(job.model))
-    tally = Tally(len(job.asked), job.predictions, whole=True)
+    tally = Tally(len(job.asked), job.predictions, whole=True, report=job.on_progress)
     cuts = pieces(job.predictions, chunk_size(settings, job.predictions))
     learner = Learner(job, settings, rate=settings.rate, method=settings.method)
     state = job.model.empty_state(context=job.context)

@@ -80,7 +80,7 @@ def adapt_documents(job: Job, settings: Adaptation) -> tuple[Tally, dict[str, An
     """Score all documents, each with adapters of its own; between phases the weights below learn too."""
     if settings.phases > 1:
         job = replace(job, model=deepcopy(job.model))
-    tally = Tally(len(job.asked), job.predictions)
+    tally = Tally(len(job.asked), job.predictions, report=job.on_progress)
     base = Learner(job, settings, rate=settings.base_lr, method="sgd")
     windows = document_windows(job.tokens.cpu().numpy(), job.model.recipe.bos_id)
     phases = phase_groups(windows, settings.phases)

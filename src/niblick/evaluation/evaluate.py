@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from niblick.evaluation.options import EvaluationOptions
 from niblick.evaluation.proving import proof_options, prove_target
 from niblick.evaluation.score import Score, make_score
 from niblick.evaluation.scoring import Job, make_job, score_stream
+from niblick.evaluation.tally import Report
 from niblick.model import LanguageModel
 from niblick.objective.proof import Scorer
 from niblick.runtime import World
@@ -25,12 +27,14 @@ from niblick.runtime import World
 def evaluate(
     model: LanguageModel, dataset: Dataset, *, split: str, options: EvaluationOptions, world: World | None = None,
     artifact_sha256: str | None = None, prove: bool = False,
+    on_progress: Report | None = None,
 ) -> Score:
     """Score `split` with `model` on the device the model is on; the model is left as it was.
 
     Every process of `world` must call this (with a process group where there are several) and gets the same
     Score (the evidence of the proof aside, which the main process takes). Raises `ScoreError` where the data is not whole or not the model's, and with `prove` where the pass is
-    caught reading ahead or not normalised; `seconds` leaves the proof out.
+    caught reading ahead or not normalised; `seconds` leaves the proof out. `on_progress` is told the
+    share of the split that this process has scored.
     """
     world = world or World()
     recipe = model.recipe
@@ -38,7 +42,7 @@ def evaluate(
     training = model.training
     model.eval()
     began = time.perf_counter()
-    nll, facts = _score(make_job(model, target.tokens, options, world))
+    nll, facts = _score(replace(make_job(model, target.tokens, options, world), on_progress=on_progress))
     seconds = time.perf_counter() - began
     details = _details(model, dataset, target, options, world, facts)
     if prove and world.is_main:

@@ -46,8 +46,8 @@ class Adaptation:
 
     method: Method
     lr: float | None = None
-    base_lr: float = 0.002
-    momentum: float = 0.9
+    base_lr: float = 0.3
+    momentum: float = 0.0
     weight_decay: float = 0.0
     epochs: int = 1
     chunk_tokens: int | None = None
@@ -60,7 +60,7 @@ class Adaptation:
     phases: int = 1
     seconds: float | None = None
     rank: int = 4
-    targets: tuple[str, ...] = ("c_q", "c_v", "W_r", "W_v", "head")
+    targets: tuple[str, ...] = ("c_v", "W_v", "fc", "proj", "head")
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -95,12 +95,12 @@ class Adaptation:
     @property
     def rate(self) -> float:
         """The peak learning rate: `lr`, or the method's default."""
-        return {"sgd": 0.02, "adamw": 3e-4, "lora": 0.01}[self.method] if self.lr is None else self.lr
+        return {"sgd": 0.3, "adamw": 5e-4, "lora": 0.01}[self.method] if self.lr is None else self.lr
 
     @property
     def chunk(self) -> int:
         """Tokens scored before each update: `chunk_tokens`, or the method's default."""
-        return self.chunk_tokens or {"sgd": 2048, "adamw": 2048, "lora": 128}[self.method]
+        return self.chunk_tokens or {"sgd": 1024, "adamw": 1024, "lora": 32}[self.method]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +158,9 @@ class EvaluationOptions:
             raise OptionsError(f"stride {self.stride} is longer than the context {context}; accepted: 1 to {context}")
 
 
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """`key=value` settings of an `Adaptation`, in its types; lists are written with commas."""
-    kinds = {field.name: str(field.type) for field in fields(Adaptation) if field.name != "method"}
+def parse_settings(kind: type[Adaptation | LeakyTraining], settings: Sequence[str]) -> dict[str, Any]:
+    """`key=value` settings of an adaptation, in the types of its fields; lists are written with commas."""
+    kinds = {field.name: str(field.type) for field in fields(kind) if field.name != "method"}
     found: dict[str, Any] = {}
     for setting in settings:
         key, separator, text = setting.partition("=")

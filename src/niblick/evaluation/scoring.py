@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from niblick.evaluation.options import EvaluationOptions
-from niblick.evaluation.tally import Tally
+from niblick.evaluation.tally import Report, Tally
 from niblick.evaluation.windows import (
     Window,
     chunked_windows,
@@ -48,6 +48,7 @@ class Job:
     asked: Tensor
     options: EvaluationOptions
     world: World
+    on_progress: Report | None = None
 
     @property
     def context(self) -> int:
@@ -84,7 +85,7 @@ def make_job(
 
 def score_stream(job: Job) -> Tally:
     """Enter asked tokens 1 .. n-1 by the mode of the job's options; nothing is learnt here."""
-    tally = Tally(len(job.asked), job.predictions)
+    tally = Tally(len(job.asked), job.predictions, report=job.on_progress)
     with torch.no_grad(), autocast(job):
         _PASSES[job.options.mode](job, tally)
     return tally

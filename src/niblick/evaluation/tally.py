@@ -6,7 +6,7 @@ one a single process would hold, wherever the numbers themselves do not depend o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from niblick.errors import ScoreError
 from niblick.evaluation.processes import sum_tensors
 from niblick.runtime import World
 
+Report = Callable[[float], None]
 _SEAL = object()
 
 
@@ -43,19 +44,24 @@ class Tally:
     """Negative log-likelihoods (nats, float32) of the predictions of one stream, each entered exactly once.
 
     `rows` is K, the number of tokens asked for at each prediction. With `whole` every process enters everything.
+    `report` is told, at each entry, the share of the predictions that this process has entered.
     """
 
-    def __init__(self, rows: int, predictions: int, *, whole: bool = False) -> None:
+    def __init__(self, rows: int, predictions: int, *, whole: bool = False, report: Report | None = None) -> None:
         self._nll = torch.zeros(rows, predictions)
         self._times = torch.zeros(predictions, dtype=torch.uint8)
         self._known = self._times
         self._whole = whole
+        self._report, self._entered = report, 0
 
     def enter(self, start: int, nll: Tensor) -> None:
         """File the scores (K, n) of predictions start .. start + n - 1."""
         values = nll.detach().float().cpu()
         self._nll[:, start : start + values.shape[1]] += values
         self._times[start : start + values.shape[1]] += 1
+        self._entered += values.shape[1]
+        if self._report is not None:
+            self._report(self._entered / max(1, len(self._times)))
 
     def exchange(self, world: World, device: torch.device) -> None:
         """Learn which predictions the other processes have entered by now; all processes must call this."""
