@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from niblick.data.dataset import open_dataset
 from niblick.data.prepare import prepare
