@@ -20,17 +20,19 @@ class Reach:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.scan = Scan(case.tree if case.tree is not None else ast.Module(body=[], type_ignores=[]))
+        self.known: dict[str, bool] = {}
 
     def possible(self, name: str, depth: int = 0) -> bool:
         """Whether a function of this name can run in the documented run."""
         if name in self.case.trace.reached or name == "<module>":
             return True
-        if depth > 4:
-            return False
-        return any(
-            outer != name and self.possible(outer, depth + 1) and not any(self.closed(guard) for guard in guards)
-            for guards, outer in self.scan.calls.get(name, [])
-        )
+        if name not in self.known:
+            self.known[name] = False
+            self.known[name] = depth < 20 and any(
+                not any(self.closed(guard) for guard in guards) and self.possible(outer, depth + 1)
+                for guards, outer in self.scan.calls.get(name, [])
+            )
+        return self.known[name]
 
     def closed(self, guard: Guard, depth: int = 0) -> bool:
         """Whether a condition is known to be against running: its switch is off, and it had to be on (or not)."""
