@@ -89,7 +89,7 @@ INLINE __m512i unpack(const uint8_t *run, int bits) {
 
 /* R rows times C columns of bytes; a 16-bit code is two bytes, the low one without an offset */
 INLINE void tile(const job *j, const uint8_t *codes, int64_t stride, int bits, int row, int c0, const int R, const int C) {
-    __m512i sum[4][2][DIGITS];
+    __m512i sum[2][2][DIGITS];
     const int8_t *x = j->digits + c0 * j->digit_stride;
     const int offset = bits == 16 ? 7 : bits - 1; /* as a power of two */
 #pragma GCC unroll 4
@@ -100,11 +100,9 @@ INLINE void tile(const job *j, const uint8_t *codes, int64_t stride, int bits, i
             for (int d = 0; d < DIGITS; d++)
                 sum[r][c][d] = _mm512_slli_epi32(_mm512_loadu_si512(x + c * j->digit_stride + (j->runs * DIGITS + d) * BLOCK), offset);
     int bytes = 8 * bits;
-    int64_t ahead = stride * (stride > 512 ? 4 : 8); /* rows of a matrix, and matrices in order of use, are adjacent */
     for (int run = 0; run < j->runs; run++) {
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            if (C == 1) __builtin_prefetch(codes + r * stride + run * bytes + ahead, 0, 3);
             __m512i w = unpack(codes + r * stride + run * bytes + (bits == 16 ? BLOCK : 0), bits == 16 ? 8 : bits);
 #pragma GCC unroll 4
             for (int c = 0; c < C; c++)
@@ -138,10 +136,9 @@ INLINE void tile(const job *j, const uint8_t *codes, int64_t stride, int bits, i
 
 INLINE void rows_of(const job *j, const uint8_t *codes, int64_t stride, int bits, int first, int end, int c, const int C) {
     int row = first;
+    /* A single column is bound by memory, which is fastest read strictly in order: one row after the other. */
     if (C == 2)
         for (; row + 2 <= end; row += 2) tile(j, codes + (row - first) * stride, stride, bits, row, c, 2, C);
-    else
-        for (; row + 4 <= end; row += 4) tile(j, codes + (row - first) * stride, stride, bits, row, c, 4, C);
     for (; row < end; row++) tile(j, codes + (row - first) * stride, stride, bits, row, c, 1, C);
 }
 
