@@ -97,12 +97,10 @@ class Loop:
         """Train to the end of the budget, or to a signal."""
         if not self._finished():
             self._warm_up()
-        while not self._finished():
-            self._look_at_clock()
-            if self.stop:
-                break
+        while not self._over():
             before = self.schedule.spent(self.state.moment)
             loss = self._step()
+            self._look_at_clock()
             if self.state.step % self.observe_every == 0 or self._finished():
                 self._observe(loss)
             self._validate_if_due(before)
@@ -113,6 +111,11 @@ class Loop:
         """Release the data threads and the metrics file."""
         self.state.pipeline.close()
         self.folder.close()
+
+    def _over(self) -> bool:
+        """Whether the budget is spent or a signal has come."""
+        self._look_at_clock()
+        return self._finished() or self.stop
 
     def _finished(self) -> bool:
         state, training = self.state, self.recipe.training
@@ -207,8 +210,11 @@ class Loop:
         )
 
     def _validate_if_due(self, before: float) -> None:
-        """Score the exportable weights whenever another `every` of the budget is spent, and at the end."""
-        if self.validator is None:
+        """Score the exportable weights whenever another `every` of the budget is spent.
+
+        A budget in steps or tokens ends with one; one in seconds does not, as it would be spent beyond the budget.
+        """
+        if self.validator is None or (self._finished() and self.schedule.duration.unit == "seconds"):
             return
         every, state = self.recipe.training.validation.every, self.state
         spent = min(1.0, self.schedule.spent(state.moment))
@@ -249,6 +255,6 @@ class Loop:
         self._save()
         return TrainResult(
             tensors=state.exported(), seconds=state.seconds, tokens=state.tokens, steps=state.step,
-            passes=state.pipeline.passes, interrupted=self.stop, compiled=self.loss.compiled,
+            passes=state.pipeline.passes, interrupted=self.stop and not self._finished(), compiled=self.loss.compiled,
             precision=state.precision, validations=tuple(state.validations),
         )
