@@ -114,23 +114,32 @@ def _candidates(
 
 
 def _viterbi(machine: Machine, cost: Floats, magnitude: Ints) -> tuple[Ints, Ints]:
-    """Magnitudes and quantizers (L, N) along the cheapest paths from state 0."""
+    """Magnitudes and quantizers (L, N) along the cheapest paths from state 0.
+
+    States 2j and 2j + 1 are reached from j and j + S/2 alone, so one step is two additions and a minimum on views.
+    """
     before, subset = machine.branches()
+    half = machine.states // 2
+    assert (before == np.stack([np.arange(machine.states) // 2, np.arange(machine.states) // 2 + half])).all()
     _, length, paths = cost.shape
     total = np.full((machine.states, paths), 1e30)
     total[0] = 0.0
-    branch = cost[subset]  # (2, S, L, N)
-    second = np.empty((length, machine.states, paths), dtype=np.int64)
+    low, high, reached = total[:half, None], total[half:, None], total.reshape(half, 2, paths)
+    branch = cost[subset].transpose(0, 2, 1, 3).reshape(2, length, half, 2, paths)
+    upper = np.empty((length, half, 2, paths), dtype=bool)
+    one, two = np.empty_like(reached), np.empty_like(reached)
     for i in range(length):
-        one = total[before[0]] + branch[0, :, i]
-        two = total[before[1]] + branch[1, :, i]
-        second[i] = two < one
-        total = np.minimum(one, two)
-    state = total.argmin(axis=0)
+        np.add(low, branch[0, i], out=one)
+        np.add(high, branch[1, i], out=two)
+        np.less(two, one, out=upper[i])
+        np.minimum(one, two, out=reached)
+    flat = upper.reshape(length, machine.states * paths).view(np.uint8)
     column = np.arange(paths)
-    taken = np.empty((length, paths), dtype=np.int64)
+    state = total.argmin(axis=0)
+    states, picks = np.empty((length, paths), dtype=np.int64), np.empty((length, paths), dtype=np.int64)
     for i in range(length - 1, -1, -1):
-        pick = second[i, state, column]
-        taken[i] = subset[pick, state]
-        state = before[pick, state]
+        states[i] = state
+        picks[i] = pick = flat[i].take(state * paths + column)
+        state = (state >> 1) + half * pick.astype(np.int64)
+    taken = subset[picks, states]
     return np.take_along_axis(magnitude, taken[None], axis=0)[0], taken // 2
