@@ -8,7 +8,7 @@ from typing import Any
 
 from niblick.data.files import write_atomically
 from niblick.evaluation.score import NOT_VALID, Score
-from niblick.report.card import add_score, card_markdown, write_card
+from niblick.report.card import Card, add_score, card_markdown, write_card
 
 
 def score_text(score: Score) -> str:
@@ -63,14 +63,18 @@ def update_card(folder: Path, score: Score) -> None:
     if card.get("artifact_sha256") != score.artifact_sha256 or score.artifact_sha256 is None:
         return
     if not score.valid:
-        own = {**card, **score.summary(), "packed_bpb": score.bpb}
+        own = _rescored(card, score)
         write_atomically(folder / "scores" / f"{score.label}-card.md", (card_markdown(own).encode(),))
         return
     if _kind(card) == _kind(score.summary()):
-        write_card({**card, **score.summary(), "packed_bpb": score.bpb}, folder)
+        write_card(_rescored(card, score), folder)
         return
     others = [entry for entry in card["scores"] if _kind(entry) != _kind(score.summary())]
     write_card(add_score({**card, "scores": others}, score), folder)
+
+
+def _rescored(card: Card, score: Score) -> Card:
+    return {**card, **score.summary(), "packed_bpb": score.bpb, "tax_bpb": score.bpb - card["float_bpb"]}
 
 
 def _kind(summary: dict[str, Any]) -> tuple[Any, ...]:
