@@ -8,10 +8,20 @@ import re
 from pathlib import Path
 
 import pytest
-from unit.audit_programs import COUNTS, DENSE, HASHED, LAST_EPOCH, PLAIN, SCORE_FIRST, SLOT, TRAIN_FIRST, program
 
 from niblick.audit.review import review
 from niblick.audit.types import Report, Severity
+from unit.audit_programs import (
+    COUNTS,
+    DENSE,
+    HASHED,
+    LAST_EPOCH,
+    PLAIN,
+    SCORE_FIRST,
+    SLOT,
+    TRAIN_FIRST,
+    program,
+)
 
 
 def _review(folder: Path, text: str, readme: str | None = None) -> Report:
@@ -39,7 +49,7 @@ def test_training_on_validation_tokens_before_scoring_them_is_flagged(tmp_path: 
 
 
 def test_the_same_training_inlined_into_main_is_flagged(tmp_path: Path) -> None:
-    inlined = re.sub(r"^    ", "", TRAIN_FIRST.split("\n", 2)[2], flags=re.M)
+    inlined = re.sub(r"^    ", "", TRAIN_FIRST.split("\n", 2)[2], flags=re.MULTILINE)
     report = _review(tmp_path, program(PLAIN, main=inlined + "\nevaluate(net, held, s)"))
     assert report.verdict == "flag_prequant_ttt"
 
