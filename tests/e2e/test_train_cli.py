@@ -9,6 +9,7 @@ import pytest
 
 from niblick.cli import main
 
+
 def run(*arguments: str) -> int:
     """Exit code of `niblick ARGUMENTS`."""
     with pytest.raises(SystemExit) as stopped:
