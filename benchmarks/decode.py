@@ -49,18 +49,26 @@ def random_model(name: str) -> Any:
 
     from niblick.compression.rounding import round_trip, rounding_specs
     from niblick.model import LanguageModel
+    from niblick.model.tree import draw
+    from niblick.plan import Init
     from niblick.recipe import load_recipe
 
     recipe = load_recipe(name)
-    model = LanguageModel(recipe.model).eval()
+    model = LanguageModel(recipe.model, seed=None).eval()
     specs = rounding_specs(recipe, model.plan)
     generator = torch.Generator().manual_seed(0)
+    tensors = dict(model.named_parameters())
     with torch.no_grad():
-        for key, weight in model.named_parameters():
-            if weight.dim() == 2 and not bool(weight.any()):
-                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
-            if key in specs:
-                weight.copy_(round_trip(weight, specs[key]))
+        for parameter in model.plan.parameters:
+            weight, normal = (
+                tensors[parameter.name],
+                Init(kind="normal", value=parameter.shape[-1] ** -0.5 if parameter.shape else 1.0),
+            )
+            weight.copy_(
+                draw(parameter.shape, normal if parameter.name in specs else parameter.init, generator)
+            )
+            if parameter.name in specs:
+                weight.copy_(round_trip(weight, specs[parameter.name]))
     return model
 
 
