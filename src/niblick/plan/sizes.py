@@ -16,7 +16,9 @@ from niblick.registry import Registry
 Sizes = tuple[int, int]
 CODEC_SIZES: Registry[Callable[[Recipe, Plan], Sizes]] = Registry("codec")
 _HEADER: Sizes = (8192, 420)
-_CHALLENGE_TOKENIZER = 10_000
+# The challenge's tokenizer carries a normalisation map; a foreign one may too, uncompressed in the worst case.
+_CHALLENGE_TOKENIZER: Sizes = (86_000, 85_627)
+_FOREIGN_MAP = 300_000
 
 
 def artifact_sizes(recipe: Recipe, plan: Plan) -> Sizes:
@@ -30,8 +32,11 @@ def _tokenizer(recipe: Recipe) -> Sizes:
     if recipe.data.tokenizer == "bytes":
         return 16, 16
     if recipe.data.tokenizer == "fineweb-1024":
-        return _CHALLENGE_TOKENIZER, 8_000
-    return 256 * recipe.model.vocab_size + 64, round(2.6 * max(recipe.model.vocab_size - 258, 0)) + 64
+        return _CHALLENGE_TOKENIZER
+    learned = max(recipe.model.vocab_size - 258, 0)
+    if recipe.data.tokenizer.startswith("train"):
+        return 256 * learned + 512, round(2.6 * learned) + 64
+    return 256 * recipe.model.vocab_size + _FOREIGN_MAP, _CHALLENGE_TOKENIZER[1]
 
 
 def _rows(parameter: Parameter) -> int:
