@@ -22,7 +22,7 @@ def score(model, tokens, **options):
     return score_tokens(model, tokens, EvaluationOptions(**options), World())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=14, deadline=None)
 @given(layouts, stacks, st.integers(1, 50))
 def test_streaming_equals_one_pass_with_bounded_context_for_any_piece(lengths, stack, piece):
     tokens = make_tokens(lengths)
@@ -30,7 +30,7 @@ def test_streaming_equals_one_pass_with_bounded_context_for_any_piece(lengths, s
     np.testing.assert_allclose(found, plain_nll(MODELS[stack], tokens), atol=TOLERANCE)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=14, deadline=None)
 @given(layouts, stacks, st.integers(1, CONTEXT), st.integers(1, CONTEXT), st.integers(1, 100))
 def test_sliding_equals_a_loop_over_its_windows(lengths, stack, context, stride, batch):
     tokens, stride = make_tokens(lengths), min(stride, context)
@@ -42,7 +42,7 @@ def test_sliding_equals_a_loop_over_its_windows(lengths, stack, context, stride,
     np.testing.assert_allclose(found, expected, atol=TOLERANCE)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(layouts, stacks, st.integers(1, CONTEXT))
 def test_chunked_is_sliding_with_a_stride_of_the_context(lengths, stack, context):
     tokens = make_tokens(lengths)
@@ -51,7 +51,7 @@ def test_chunked_is_sliding_with_a_stride_of_the_context(lengths, stack, context
     np.testing.assert_array_equal(chunked, sliding)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=14, deadline=None)
 @given(layouts, stacks, st.integers(1, 100))
 def test_document_mode_equals_each_document_alone_with_the_next_bos_behind_it(lengths, stack, batch):
     tokens = make_tokens(lengths)
@@ -69,7 +69,7 @@ def test_all_modes_agree_on_a_stream_that_fits_the_context():
         np.testing.assert_allclose(other, scores[0], atol=TOLERANCE)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 80), stacks, st.booleans())
 def test_no_token_beyond_the_receptive_field_touches_a_score(position, stack, masked):
     model = make_model(stack, document_mask=masked)

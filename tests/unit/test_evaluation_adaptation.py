@@ -18,7 +18,7 @@ from niblick.runtime import World
 from property.evaluators import BOS, make_dataset, make_model, make_tokens
 from unit.evaluation_cases import ADAPTATIONS, WEIGHTS
 
-LENGTHS = (30, 9, 41, 1, 25, 60)
+LENGTHS = (24, 9, 31, 1, 40)
 
 
 def score(tokens, ttt, model=None, **options):
