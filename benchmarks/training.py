@@ -3,6 +3,7 @@
 For each recipe, in one run: tokens per second, share of the measured matrix rate (3 x the plan's forward operations),
 where the time goes and peak memory, for this package and for the plain implementation of benchmarks/plain.py at its
 best thread count. Every variant runs in a process of its own. Full-size recipes are measured at `--tokens` per step.
+On a machine that is busy with other work, `--cpu-time` measures one thread by the processor time it used.
 """
 
 from __future__ import annotations
@@ -37,6 +38,11 @@ from plain import PlainModel, optimizers
 RECIPES = ("pocket", "token-shift-small", "sidecar-small", "depth-recurrent-small", "token-shift", "sidecar",
            "depth-recurrent")
 Step = Callable[["Laps"], None]
+CPU_TIME = "--cpu-time" in sys.argv
+
+
+def now() -> float:
+    return time.process_time() if CPU_TIME else time.perf_counter()
 
 
 class Laps:
@@ -44,15 +50,15 @@ class Laps:
 
     def __init__(self) -> None:
         self.phases: dict[str, list[float]] = {}
-        self._since = time.perf_counter()
+        self._since = now()
 
     def start(self) -> None:
-        self._since = time.perf_counter()
+        self._since = now()
 
     def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.phases.setdefault(phase, []).append(now - self._since)
-        self._since = now
+        at = now()
+        self.phases.setdefault(phase, []).append(at - self._since)
+        self._since = at
 
 
 def matrix_rate(dtype: torch.dtype, seconds: float = 1.5) -> float:
@@ -60,9 +66,9 @@ def matrix_rate(dtype: torch.dtype, seconds: float = 1.5) -> float:
     a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until:
-        began = time.perf_counter()
+        began = now()
         torch.mm(a, b)
-        best = min(best, time.perf_counter() - began)
+        best = min(best, now() - began)
     return 2 * 2048**3 / best
 
 
@@ -144,10 +150,10 @@ def measure(name: str, variant: str, tokens: int, seconds: float, threads: int) 
             step(Laps())
         laps, times, until = Laps(), [], time.perf_counter() + seconds
         while time.perf_counter() < until or len(times) < 3:
-            began = time.perf_counter()
+            began = now()
             laps.start()
             step(laps)
-            times.append(time.perf_counter() - began)
+            times.append(now() - began)
         data.close()
     best = median(times)
     phases = {phase: sum(laps.phases[phase]) / sum(times) for phase in laps.phases}
@@ -162,7 +168,7 @@ def measure(name: str, variant: str, tokens: int, seconds: float, threads: int) 
 
 
 def in_process(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", *arguments]
+    command = [sys.executable, __file__, "--one", *arguments, *(["--cpu-time"] if CPU_TIME else [])]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return found
 
@@ -184,6 +190,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="measured time of each variant")
     parser.add_argument("--tokens", type=int, default=4096, help="most tokens per step")
     parser.add_argument("--threads", type=int, nargs="*", default=None, help="thread counts to try; all and half")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread, processor time instead of the clock")
     parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -191,7 +198,7 @@ def main() -> None:
         print(json.dumps(measure(name, variant, int(tokens), float(seconds), int(threads))))
         return
     most = torch.get_num_threads()
-    threads = options.threads or sorted({most, max(1, most // 2)})
+    threads = [1] if CPU_TIME else options.threads or sorted({most, max(1, most // 2)})
     rows = []
     for name in options.recipes or RECIPES:
         settings = (str(options.tokens), str(options.seconds))
