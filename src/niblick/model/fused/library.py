@@ -1,7 +1,7 @@
 """The kernels' shared library: compiled from kernels.c once per source and processor, kept in the cache folder.
 
-Nothing is compiled on import. Where there is no C compiler, or it fails, there is no library and the model keeps
-its plain operations.
+Nothing is compiled on import. Where there is no C compiler, it fails, or the sources are not at hand (an exported
+submission has none), there is no library and the model keeps its plain operations.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Kernels:
 
 def load_kernels() -> Kernels | None:
     """The kernels, compiled first if need be; None where that cannot be done."""
-    source = _source()
-    key = hashlib.sha256(repr((source, _FLAGS, _processor())).encode()).hexdigest()[:24]
-    path = cache_folder() / "kernels" / f"{key}.so"
     try:
+        source = _source()
+        key = hashlib.sha256(repr((source, _FLAGS, _processor())).encode()).hexdigest()[:24]
+        path = cache_folder() / "kernels" / f"{key}.so"
         if not path.exists() and not _compile(source, path):
             return None
         return Kernels(ctypes.CDLL(str(path)))
