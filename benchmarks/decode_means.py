@@ -1,7 +1,7 @@
 """By which means? The matrix products of one token (104 matrices of 512 x 512, 27 M weights), one thread, batch 1.
 
-`python benchmarks/decode_means.py` compares PyTorch in float32 and with its int8 weights, a numba kernel (where numba
-is installed) and the native engine's kernel at 6 and 8 bits: what decoding costs at least, by each. Processor time,
+`python benchmarks/decode_means.py` compares PyTorch in float32 and with its int8 weights (a call per matrix), a numba
+kernel (where numba is installed) and the native engine's at 6 and 8 bits (one call): what a token costs at least. Processor time,
 best of several rounds in turn, so that another process on the machine disturbs all of them alike.
 """
 
@@ -74,38 +74,20 @@ def native(limit: int) -> Callable[[], None]:
     assert library is not None
     library.nb_floats.restype = ctypes.c_void_p
     draw = np.random.default_rng(0)
-    made = [
-        encode((draw.integers(-limit, limit + 1, (SIDE, SIDE)) * 0.01).astype(np.float32))
-        for _ in range(COUNT)
-    ]
-    size = made[0].data.nbytes
-    memory = library.nb_floats(ctypes.c_int64(COUNT * size // 4 + 4096))
-    for at, codes in enumerate(made):
-        ctypes.memmove(memory + at * size, codes.data.ctypes.data, size)
-    kind = ctypes.POINTER(ctypes.c_uint8), ctypes.POINTER(ctypes.c_float)
-    matrices = [
-        Matrix(ctypes.cast(memory + at * size, kind[0]), codes.scales.ctypes.data_as(kind[1]), None, SIDE, SIDE, codes.bits,
-               codes.data.strides[0])
-        for at, codes in enumerate(made)
-    ]  # fmt: skip
-    x, out, scratch = (np.random.rand(n).astype(np.float32) for n in (SIDE, SIDE, 1 << 16))
-    zero = ctypes.c_float(0)
+    codes = encode((draw.integers(-limit, limit + 1, (COUNT * SIDE, SIDE)) * 0.01).astype(np.float32))
+    memory = library.nb_floats(ctypes.c_int64(codes.data.nbytes // 4))
+    ctypes.memmove(memory, codes.data.ctypes.data, codes.data.nbytes)
+    place = ctypes.cast(memory, ctypes.POINTER(ctypes.c_uint8))
+    scales = codes.scales.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    matrix = Matrix(place, scales, None, codes.rows, SIDE, codes.bits, codes.data.strides[0])
+    x, out, scratch = (np.random.rand(n).astype(np.float32) for n in (SIDE, codes.rows, 1 << 16))
+    zero, rows = ctypes.c_float(0), codes.rows
 
-    def run(kept: object = made) -> None:
-        for matrix in matrices:
-            library.nb_product(
-                ctypes.byref(matrix),
-                pointer(x),
-                ctypes.c_int64(0),
-                pointer(out),
-                ctypes.c_int64(0),
-                1,
-                0,
-                SIDE,
-                0,
-                zero,
-                pointer(scratch),
-            )
+    def run(kept: object = codes) -> None:
+        library.nb_product(
+            ctypes.byref(matrix), pointer(x), ctypes.c_int64(0), pointer(out), ctypes.c_int64(0), 1, 0, rows, 0, zero,
+            pointer(scratch),
+        )  # fmt: skip
 
     return run
 
