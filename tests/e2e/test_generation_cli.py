@@ -24,7 +24,9 @@ def models(tmp_path_factory):
     recipe = load_recipe("token-shift", TINY)
     model = LanguageModel(recipe.model)
     generator = torch.Generator().manual_seed(2)
-    tensors = {k: v.detach() + 0.1 * torch.randn(v.shape, generator=generator) for k, v in model.named_parameters()}
+    tensors = {
+        k: v.detach() + 0.1 * torch.randn(v.shape, generator=generator) for k, v in model.named_parameters()
+    }
     for name, tokenizer in (("whole", load_tokenizer("bytes")), ("bare", None)):
         path = folder / f"{name}.safetensors"
         save_checkpoint(path, tensors=tensors, recipe=recipe, tokenizer=tokenizer, meta={})
@@ -65,7 +67,15 @@ def test_json_holds_the_text_that_is_streamed(models, capfdbinary):
 
 
 def test_a_stop_string_ends_the_text_before_it(models, capfdbinary):
-    given = (models / "whole.safetensors", "--max-tokens", 40, "--temperature", 0, "--across-documents", "--json")
+    given = (
+        models / "whole.safetensors",
+        "--max-tokens",
+        40,
+        "--temperature",
+        0,
+        "--across-documents",
+        "--json",
+    )
     whole = json.loads(generate(capfdbinary, *given)[1])["text"]
     stop = whole[5:7]
     cut = json.loads(generate(capfdbinary, *given, "--stop", stop)[1])

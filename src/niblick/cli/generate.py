@@ -45,6 +45,7 @@ def generate_command(
     """Continue a prompt. Prints the continuation only, as it is produced."""
     from niblick.artifact import open_model
     from niblick.generation import Sampling, open_engine, start_text
+    from niblick.generation.build import is_building
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     loaded = open_model(model)
@@ -70,6 +71,8 @@ def generate_command(
     else:
         sys.stdout.buffer.write(b"\n")
         sys.stdout.buffer.flush()
+    if is_building():
+        print("niblick: finishing to compile the fast engine, once on this machine", file=sys.stderr)
 
 
 def _tokenizer(loaded: Loaded, wanted: str | None) -> Tokenizer:

@@ -30,6 +30,7 @@ _FLAGS = (
     "-pthread",
 )
 _TUNING = (("-march=native",), ("-mcpu=native",), ())  # the first that the compiler takes
+_BUILDER = "niblick-engine-build"
 _COMPILERS = ("cc", "gcc", "clang")
 
 
@@ -71,9 +72,14 @@ def build_library() -> bool:
 
 def build_in_background() -> threading.Thread:
     """Compile beside other work; the process waits for it before it ends, so the next one has the library."""
-    thread = threading.Thread(target=build_library, name="niblick-engine-build")
+    thread = threading.Thread(target=build_library, name=_BUILDER)
     thread.start()
     return thread
+
+
+def is_building() -> bool:
+    """Whether a build in the background has not ended yet."""
+    return any(thread.name == _BUILDER for thread in threading.enumerate())
 
 
 def can_build() -> bool:
