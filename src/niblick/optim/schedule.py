@@ -43,7 +43,8 @@ class Schedule:
         spent = min(self.spent(moment), 1.0)
         warmup = self._share(self.recipe.schedule.warmup, moment)
         if spent < warmup:
-            return (spent + self._step_share(moment)) / (warmup + self._step_share(moment))
+            step = self._step_share(moment) or warmup / 100  # before any step was measured
+            return (spent + step) / (warmup + step)
         final = self.recipe.schedule.final
         return final + (1 - final) * min(1.0, self._left(spent, warmup, moment))
 
