@@ -1,4 +1,4 @@
-"""Weights survive the engine's storage: exactly on a grid, to 16 bits otherwise."""
+"""Weights survive the engine's storage: exactly on a grid, to 24 bits otherwise."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def test_codes_times_scales_come_back_exactly_in_their_own_width(shape, bits, se
 
 @settings(max_examples=60, deadline=None)
 @given(SHAPES, st.integers(0, 2**32 - 1))
-def test_any_weights_come_back_within_half_a_step_of_sixteen_bits(shape, seed):
+def test_any_weights_come_back_within_half_a_step_of_twenty_four_bits(shape, seed):
     weight = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     wrong = np.abs(decode(encode(weight)) - weight)
-    assert (wrong <= np.abs(weight).max(axis=1, keepdims=True) / 65_000).all()
+    assert (wrong <= np.abs(weight).max(axis=1, keepdims=True) / 8_000_000).all()
 
 
 def test_rows_of_zeros_stay_zero_and_small_numbers_stay_finite():

@@ -1,7 +1,7 @@
 """Weights as integer codes times scales, in the fewest bits that lose nothing that could be seen.
 
 A matrix made of whole multiples of one step per row, or of row steps times column factors (what packing writes), is
-kept exactly, in 4, 6, 8 or 16 bits per weight; any other is rounded to 16 bits, within 1/65,534 of its row's largest.
+kept exactly, in 4, 6, 8 or 16 bits per weight; any other is rounded to 24 bits, as fine as float32 for a row's largest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from niblick.generation.grids import find_grid
 
 BLOCK = 64  # codes are padded and laid out in runs of 64
 _EXACT = 3e-7  # relative to the row's largest value: float32 rounding of code * scale
-_RANGES = {4: (-8, 7), 6: (-32, 31), 8: (-128, 127)}
+_RANGES = {4: (-8, 7), 6: (-32, 31), 8: (-128, 127), 16: (-32768, 32767)}
+_FINEST = (1 << 23) - 256  # leaves room for rounding
 _PROBE = 4  # rows looked at before the whole matrix is
 
 Floats = NDArray[np.float32]
@@ -41,31 +42,34 @@ class Codes:
         return self.data.nbytes + self.scales.nbytes + (0 if self.columns is None else self.columns.nbytes)
 
 
-def encode(weight: Floats, *, exact: bool = True) -> Codes:
-    """Codes of a float32 matrix (rows, cols); with `exact` off, always 8 bits by nearest rounding."""
+def encode(weight: Floats, *, exact: bool = True, base: float | None = None) -> Codes:
+    """Codes of a float32 matrix (rows, cols); with `exact` off, always 8 bits by nearest rounding.
+
+    `base`: where the grid of this matrix's model lies, if that is known (`grids.find_base`).
+    """
     weight = np.ascontiguousarray(weight, dtype=np.float32)
     rows, cols = weight.shape
-    codes, steps, factors = _factors(weight) if exact else _rounded(weight, 127)
+    codes, steps, factors = _factors(weight, base) if exact else _rounded(weight, 127)
     low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
-    bits = next((bits for bits, (least, most) in _RANGES.items() if least <= low and high <= most), 16)
+    bits = next((bits for bits, (least, most) in _RANGES.items() if least <= low and high <= most), 24)
     width = -(-cols // BLOCK) * BLOCK
-    padded = np.zeros((rows, width), dtype=np.int16)
+    padded = np.zeros((rows, width), dtype=np.int32)
     padded[:, :cols] = codes
     if factors is not None:
         factors = np.pad(factors.astype(np.float32), (0, width - cols))
     return Codes(_lay_out(padded, bits), steps.astype(np.float32), factors, rows, cols, bits)
 
 
-def _factors(weight: Floats) -> tuple[NDArray[np.int16], Floats, Floats | None]:
+def _factors(weight: Floats, base: float | None) -> tuple[NDArray[np.int32], Floats, Floats | None]:
     """Codes, row steps and column factors (None for all ones)."""
     steps = _steps(weight)
     if steps is not None:
         return _round(weight, steps), steps, None
-    found = find_grid(weight)
-    return _rounded(weight, 32767) if found is None else found
+    found = find_grid(weight, base)
+    return _rounded(weight, _FINEST) if found is None else found
 
 
-def _rounded(weight: Floats, most: int) -> tuple[NDArray[np.int16], Floats, None]:
+def _rounded(weight: Floats, most: int) -> tuple[NDArray[np.int32], Floats, None]:
     steps = np.abs(weight).max(axis=1) / np.float32(most)
     return _round(weight, steps), steps, None
 
@@ -74,20 +78,19 @@ def decode(codes: Codes) -> Floats:
     """The matrix (rows, cols) that the engine multiplies with."""
     rows = codes.rows
     data = codes.data.reshape(rows, -1, 8 * codes.bits)
-    if codes.bits == 16:
-        low, high = (part.astype(np.int32) for part in (data[:, :, :BLOCK], data[:, :, BLOCK:]))
-        values = ((high - 128) * 256 + low).reshape(rows, -1)
-    elif codes.bits == 8:
-        values = data.reshape(rows, -1).astype(np.int32) - 128
+    if codes.bits >= 8:
+        parts = data.reshape(rows, -1, codes.bits // 8, BLOCK).astype(np.int32)
+        shifts = 8 * np.arange(codes.bits // 8, dtype=np.int32)
+        values = (parts << shifts[:, None]).sum(axis=2).reshape(rows, -1) - (1 << (codes.bits - 1))
     else:
         values = _unpack(data, codes.bits).reshape(rows, -1)
     weight: Floats = values[:, : codes.cols].astype(np.float32) * codes.scales[:, None]
     return weight if codes.columns is None else weight * codes.columns[: codes.cols]
 
 
-def _round(weight: Floats, steps: Floats) -> NDArray[np.int16]:
+def _round(weight: Floats, steps: Floats) -> NDArray[np.int32]:
     safe = np.where(steps > 0, steps, np.float32(1))
-    return np.rint(weight / safe[:, None]).astype(np.int16)
+    return np.rint(weight / safe[:, None]).astype(np.int32)
 
 
 def _steps(weight: Floats) -> Floats | None:
@@ -123,16 +126,14 @@ def _fits(weight: Floats, step: Floats, top: Floats) -> NDArray[np.bool_]:
     return found
 
 
-def _lay_out(codes: NDArray[np.int16], bits: int) -> NDArray[np.uint8]:
-    """Runs of 64 codes plus half their range: one byte each for 8 bits; all low bytes, then all high ones for 16; low
-    nibbles, then pairs of high bits for 4 and 6."""
+def _lay_out(codes: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
+    """Runs of 64 codes plus half their range: all low bytes, then all higher ones, for 8, 16 and 24 bits; low
+    nibbles, then pairs of high bits, for 4 and 6."""
     rows = codes.shape[0]
-    if bits == 16:
-        whole = codes.astype(np.int32).reshape(rows, -1, 1, BLOCK)
-        parts = np.concatenate([whole & 255, (whole >> 8) + 128], axis=2)
+    if bits >= 8:
+        whole = (codes + (1 << (bits - 1))).reshape(rows, -1, 1, BLOCK)
+        parts = np.concatenate([whole >> (8 * i) for i in range(bits // 8)], axis=2) & 255
         return np.ascontiguousarray(parts.astype(np.uint8).reshape(rows, -1))
-    if bits == 8:
-        return (codes + 128).astype(np.uint8)
     values = (codes + (1 << (bits - 1))).astype(np.uint8).reshape(rows, -1, 4, 16)
     low = values & 15
     nibbles = np.concatenate([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=2)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from niblick.generation.grids import find_base
 from niblick.generation.lattice import Codes, encode
 from niblick.model import LanguageModel
 from niblick.model.rotary import rotary_base
@@ -111,6 +112,8 @@ class Layout:
         self._tensors = dict(model.named_parameters())
         self._codes: dict[str, Codes] = {}
         self._memory = None
+        matrices = (p.detach()[:8].float().cpu().numpy() for p in self._tensors.values() if p.dim() == 2)
+        self._base = find_base(matrices)
         self._describe(slots, columns, threads)
         self._settle()
         self._describe(slots, columns, threads)
@@ -164,7 +167,9 @@ class Layout:
         if name not in self._tensors:
             return Matrix()
         if name not in self._codes:
-            self._codes[name] = encode(self._tensors[name].detach().float().cpu().numpy(), exact=self._exact)
+            self._codes[name] = encode(
+                self._tensors[name].detach().float().cpu().numpy(), exact=self._exact, base=self._base
+            )
         codes = self._codes[name]
         return Matrix(
             codes.data.ctypes.data_as(POINTER(c_uint8)),

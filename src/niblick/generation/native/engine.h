@@ -20,7 +20,7 @@ enum { WIDE = 16, BLOCK = 64, NO_TOKEN = -1, MAX_THREADS = 64 };
 enum { TOKEN_SHIFT = 0, ATTENTION = 1 };
 enum { PLAIN = 0, SQUARE = 1, SIGMOID = 2, SOFTCAP = 3 }; /* what happens to a product's outputs */
 
-/* rows x cols codes of 4, 6, 8 or 16 bits, each row padded to `stride` bytes (64 codes at a time), times its scale */
+/* rows x cols codes of 4, 6, 8, 16 or 24 bits, each row padded to `stride` bytes (64 codes at a time), times its scale */
 typedef struct {
     const uint8_t *codes;
     const float *scales, *columns; /* columns: a factor of each column, or null; readable up to a multiple of 64 */

@@ -87,11 +87,25 @@ INLINE __m512i unpack(const uint8_t *run, int bits) {
     return _mm512_or_si512(both, high);
 }
 
-/* R rows times C columns of bytes; a 16-bit code is two bytes, the low one without an offset */
+INLINE float joined(__m512i low, __m512i middle, __m512i high) {
+    __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(middle), _mm512_set1_ps(256), _mm512_cvtepi32_ps(low));
+    return _mm512_reduce_add_ps(_mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(65536), value));
+}
+
+/* the sum over one of the lower bytes of a row's codes */
+static float low_bytes(const job *j, const uint8_t *codes, int bytes, const int8_t *x) {
+    __m512i sum[DIGITS] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+    for (int run = 0; run < j->runs; run++)
+        for (int d = 0; d < DIGITS; d++)
+            sum[d] = _mm512_dpbusd_epi32(sum[d], _mm512_loadu_si512(codes + (int64_t)run * bytes), _mm512_loadu_si512(x + (run * DIGITS + d) * BLOCK));
+    return joined(sum[0], sum[1], sum[2]);
+}
+
+/* R rows times C columns of bytes; codes of 16 and 24 bits are bytes too, of which only the high one has an offset */
 INLINE void tile(const job *j, const uint8_t *codes, int64_t stride, int bits, int row, int c0, const int R, const int C) {
     __m512i sum[2][2][DIGITS];
     const int8_t *x = j->digits + c0 * j->digit_stride;
-    const int offset = bits == 16 ? 7 : bits - 1; /* as a power of two */
+    const int offset = bits > 8 ? 7 : bits - 1, high = bits > 8 ? bits / 8 - 1 : 0; /* offset: a power of two */
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
@@ -103,7 +117,7 @@ INLINE void tile(const job *j, const uint8_t *codes, int64_t stride, int bits, i
     for (int run = 0; run < j->runs; run++) {
 #pragma GCC unroll 4
         for (int r = 0; r < R; r++) {
-            __m512i w = unpack(codes + r * stride + run * bytes + (bits == 16 ? BLOCK : 0), bits == 16 ? 8 : bits);
+            __m512i w = unpack(codes + r * stride + run * bytes + high * BLOCK, bits > 8 ? 8 : bits);
 #pragma GCC unroll 4
             for (int c = 0; c < C; c++)
 #pragma GCC unroll 3
@@ -115,21 +129,9 @@ INLINE void tile(const job *j, const uint8_t *codes, int64_t stride, int bits, i
     for (int r = 0; r < R; r++)
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) {
-            __m512 value = _mm512_cvtepi32_ps(sum[r][c][0]);
-#pragma GCC unroll 3
-            for (int d = 1; d < DIGITS; d++)
-                value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[r][c][d]), _mm512_set1_ps(d == 1 ? 256.0f : 65536.0f), value);
-            float found = _mm512_reduce_add_ps(value);
-            if (bits == 16) {
-                __m512i low[DIGITS] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
-                for (int run = 0; run < j->runs; run++)
-                    for (int d = 0; d < DIGITS; d++)
-                        low[d] = _mm512_dpbusd_epi32(low[d], _mm512_loadu_si512(codes + r * stride + run * bytes), _mm512_loadu_si512(x + c * j->digit_stride + (run * DIGITS + d) * BLOCK));
-                value = _mm512_cvtepi32_ps(low[0]);
-                for (int d = 1; d < DIGITS; d++)
-                    value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(low[d]), _mm512_set1_ps(d == 1 ? 256.0f : 65536.0f), value);
-                found = 256 * found + _mm512_reduce_add_ps(value);
-            }
+            float found = joined(sum[r][c][0], sum[r][c][1], sum[r][c][2]);
+            for (int byte = high - 1; byte >= 0; byte--)
+                found = 256 * found + low_bytes(j, codes + r * stride + byte * BLOCK, bytes, x + c * j->digit_stride);
             j->out[(c0 + c) * j->out_stride + row + r] = j->m->scales[row + r] * (j->steps[c0 + c] * found);
         }
 }
@@ -187,7 +189,8 @@ static void multiply(job *j, int n, int first, int end, void *scratch) {
     case 4: matrix_of(j, 4, n, first, end, bytes); break;
     case 6: matrix_of(j, 6, n, first, end, bytes); break;
     case 8: matrix_of(j, 8, n, first, end, bytes); break;
-    default: matrix_of(j, 16, n, first, end, bytes);
+    case 16: matrix_of(j, 16, n, first, end, bytes); break;
+    default: matrix_of(j, 24, n, first, end, bytes);
     }
 }
 #else

@@ -27,6 +27,7 @@ void nb_decode(const uint8_t *run, int bits, int i, int32_t *out) {
         int at = WIDE * i + j, low = run[WIDE * (i & 1) + j];
         if (bits == 8) out[j] = run[at] - 128;
         else if (bits == 16) out[j] = (run[BLOCK + at] - 128) * 256 + run[at];
+        else if (bits == 24) out[j] = ((run[2 * BLOCK + at] - 128) * 256 + run[BLOCK + at]) * 256 + run[at];
         else {
             low = i & 2 ? low >> 4 : low & 15;
             out[j] = bits == 4 ? low - 8 : (low | ((run[2 * WIDE + j] >> (2 * i)) & 3) << 4) - 32;
