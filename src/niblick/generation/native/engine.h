@@ -75,6 +75,9 @@ typedef struct nb_engine {
     int64_t scratch_bytes;
     void *draws;
     int32_t wide, wide_hidden, wide_qkv, score_floats;
+    int32_t active;     /* threads of this call: all of them, or one where single columns go faster alone */
+    uint32_t steps;
+    double cost[2];     /* seconds of a single column, alone and with all threads, as a moving average */
     nb_barrier barrier;
     struct nb_pool *pool;
 } nb_engine;

@@ -222,7 +222,7 @@ static void head(const work *w) {
 
 void nb_forward(nb_engine *e, int thread) {
     const nb_plan *p = &e->plan;
-    work w = {e, thread, p->threads, e->n * thread / p->threads, e->n * (thread + 1) / p->threads,
+    work w = {e, thread, e->active, e->n * thread / e->active, e->n * (thread + 1) / e->active,
               e->scratch + thread * e->scratch_bytes};
     int depth = 0;
     embed(&w);

@@ -30,7 +30,7 @@ static void breathe(int spins) {
 
 /* All threads of the call arrive before any goes on. */
 void nb_wait(nb_engine *e) {
-    int threads = e->plan.threads;
+    int threads = e->active;
     if (threads == 1) return;
     nb_barrier *b = &e->barrier;
     int phase = atomic_load_explicit(&b->phase, memory_order_acquire);
@@ -102,9 +102,9 @@ void nb_pool_destroy(nb_pool *pool) {
     free(pool);
 }
 
-/* Run nb_forward on all threads, the caller's included, and return when all have finished. */
+/* Run nb_forward on the active threads, all or the caller's alone, and return when all have finished. */
 void nb_pool_run(nb_pool *pool) {
-    if (pool->e->plan.threads > 1) announce(pool);
+    if (pool->e->active > 1) announce(pool);
     nb_forward(pool->e, 0);
     nb_wait(pool->e);
 }
