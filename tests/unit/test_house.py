@@ -44,11 +44,12 @@ def test_only_the_edges_print_or_read_the_environment(path: Path) -> None:
 
 
 def test_public_functions_and_classes_are_documented() -> None:
-    missing = []
-    for path in FILES:
-        tree = ast.parse(path.read_text("utf-8"))
-        for node in tree.body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-                if ast.get_docstring(node) is None:
-                    missing.append(f"{path.relative_to(SOURCE)}:{node.name}")
+    missing = [
+        f"{path.relative_to(SOURCE)}:{node.name}"
+        for path in FILES
+        for node in ast.parse(path.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and ast.get_docstring(node) is None
+    ]
     assert missing == []
