@@ -1,8 +1,9 @@
-"""Batches in the background: memory-mapped shards in, (inputs, targets) out, in an order set by the seed alone.
+"""Batches in the background: shards in, (inputs, targets) out, in an order set by the seed alone.
 
 The order does not depend on the number of workers or ranks, and a few integers (`state`) resume it exactly. The
 rows of all ranks at one step are the rows one process would get. What fails in a worker is raised by `next`.
-Shards are mapped for one batch at a time, so memory does not grow with their number.
+Blocks are read by position from files that stay on disk, so memory does not grow with the number of shards and a shard
+that shrinks under a run is an error, not a crash.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.data.sampler import Mix, Rows, Sampler
-from niblick.data.shards import ShardError, count_tokens, open_shard
+from niblick.data.shards import ShardError, count_tokens, read_tokens
 from niblick.errors import DataError
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -155,22 +156,22 @@ class Pipeline:
         targets = np.empty_like(inputs)
         order = np.lexsort((starts, shards))
         joins = (np.diff(shards[order]) == 0) & (np.diff(starts[order]) == self._length)
-        maps = {shard: self._open(shard) for shard in set(shards.tolist())}
+        for shard in set(shards.tolist()):
+            self._check_unchanged(shard)
         for run in np.split(order, np.flatnonzero(~joins) + 1):
             start = int(starts[run[0]])
-            span = maps[int(shards[run[0]])][start : start + len(run) * self._length + 1]
+            span = read_tokens(self._shards[int(shards[run[0]])], start, len(run) * self._length + 1)
             inputs[run] = span[:-1].reshape(len(run), self._length)
             targets[run] = span[1:].reshape(len(run), self._length)
         return inputs, targets
 
-    def _open(self, shard: int) -> NDArray[np.uint16]:
-        tokens = open_shard(self._shards[shard])
-        if len(tokens) != self._sizes[shard]:
+    def _check_unchanged(self, shard: int) -> None:
+        found = count_tokens(self._shards[shard])
+        if found != self._sizes[shard]:
             raise ShardError(
-                f"shard {str(self._shards[shard])!r} changed while it was read: {len(tokens):,} tokens, "
+                f"shard {str(self._shards[shard])!r} changed while it was read: {found:,} tokens, "
                 f"{self._sizes[shard]:,} before"
             )
-        return tokens
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

@@ -65,3 +65,17 @@ def open_shard(path: Path) -> NDArray[np.uint16]:
         return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
     except (OSError, ValueError) as error:
         raise ShardError(f"shard {str(path)!r} cannot be mapped: {error}") from None
+
+
+def read_tokens(path: Path, start: int, count: int) -> NDArray[np.uint16]:
+    """`count` tokens from `start`, read by position; a file that shrank meanwhile is a `ShardError`.
+
+    (Touching a map of a file that shrank would end the process with a bus error.)
+    """
+    try:
+        found = np.fromfile(path, dtype="<u2", count=count, offset=HEADER_BYTES + 2 * start)
+    except (OSError, ValueError) as error:
+        raise ShardError(f"shard {str(path)!r} cannot be read: {error}") from None
+    if len(found) != count:
+        raise ShardError(f"shard {str(path)!r} ends before token {start + count:,}: it changed while it was read")
+    return found
