@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,24 @@ def choose_device(world: World) -> str:
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{world.local_rank % torch.cuda.device_count()}"
+
+
+@contextmanager
+def process_group(world: World, device: str) -> Iterator[None]:
+    """A default process group for the block, unless there is one process or the caller has made one already."""
+    import torch
+    import torch.distributed as dist
+
+    if world.size == 1 or dist.is_initialized():
+        yield
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", rank=world.rank, world_size=world.size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def choose_precision(wanted: str, device: str) -> str:

@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 from niblick.evaluation import evaluate
-from niblick.evaluation.processes import process_group
-from niblick.runtime import read_world
+from niblick.runtime import process_group, read_world
 from property.evaluators import make_dataset, make_model
 from unit.evaluation_cases import CASES
 

@@ -41,8 +41,7 @@ def eval_command(
     from niblick.artifact import open_model
     from niblick.evaluation import evaluate
     from niblick.evaluation.data import check_tokenizer
-    from niblick.evaluation.processes import process_group
-    from niblick.runtime import choose_device, read_world
+    from niblick.runtime import choose_device, process_group, read_world
 
     world = read_world()
     loaded = open_model(model)

@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from niblick.runtime import World
-
-
-@contextmanager
-def process_group(world: World, device: str) -> Iterator[None]:
-    """A default process group for the block, unless there is one process or the caller has made one already."""
-    if world.size == 1 or dist.is_initialized():
-        yield
-        return
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", rank=world.rank, world_size=world.size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def sum_tensors(tensors: list[Tensor], world: World) -> None:

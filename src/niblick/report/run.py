@@ -16,10 +16,9 @@ from niblick.data.dataset import Dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.errors import NiblickError, TrainingError
 from niblick.evaluation import EvaluationOptions, Score, evaluate
-from niblick.evaluation.processes import process_group
 from niblick.recipe import Recipe
 from niblick.report.calibrate import make_calibration
-from niblick.runtime import World, cache_folder, choose_device
+from niblick.runtime import World, cache_folder, choose_device, process_group
 from niblick.training import Progress, TrainResult, train
 
 T = TypeVar("T")

@@ -15,10 +15,9 @@ from niblick.artifact import ARTIFACT_FILE, open_model
 from niblick.errors import NiblickError
 from niblick.evaluation import EvaluationOptions, evaluate
 from niblick.evaluation.data import check_tokenizer
-from niblick.evaluation.processes import process_group
 from niblick.recipe import Recipe, recipe_from_dict
 from niblick.report.run import find_dataset, train_and_score
-from niblick.runtime import World, choose_device, read_world
+from niblick.runtime import World, choose_device, process_group, read_world
 from niblick.training import Progress
 
 Say = Callable[[str], None]

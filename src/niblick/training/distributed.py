@@ -6,9 +6,6 @@ CPU, NCCL on GPUs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,21 +13,6 @@ from torch import Tensor
 from niblick.runtime import World
 
 BUCKET = 1 << 24  # elements summed by one call
-
-
-@contextmanager
-def joined(world: World, device: str) -> Iterator[None]:
-    """Join the launcher's process group for the length of a run (one that exists already is used and kept)."""
-    if world.size == 1 or dist.is_initialized():
-        yield
-        return
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", rank=world.rank, world_size=world.size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def sum_over(world: World, flat: Tensor) -> None:

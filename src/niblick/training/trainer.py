@@ -18,10 +18,10 @@ from niblick.errors import TrainingError
 from niblick.objective import LN2, training_loss
 from niblick.optim import Schedule
 from niblick.recipe import Recipe
-from niblick.runtime import World, choose_device, describe_environment, keep_freed_memory
+from niblick.runtime import World, choose_device, describe_environment, keep_freed_memory, process_group
 from niblick.training.checkpoint import list_checkpoints, read_checkpoint
 from niblick.training.compile import CompiledLoss
-from niblick.training.distributed import agree, joined, mean_over
+from niblick.training.distributed import agree, mean_over
 from niblick.training.interrupts import StopFlag, stop_on_signals
 from niblick.training.progress import Clock, Progress, TrainResult
 from niblick.training.run_folder import RunFolder
@@ -51,7 +51,7 @@ def train(
     elif world.is_main:
         folder.begin(recipe, describe_environment())
     device = choose_device(world)
-    with joined(world, device), stop_on_signals() as flag:
+    with process_group(world, device), stop_on_signals() as flag:
         loop = Loop(recipe, dataset, folder, world=world, device=device, flag=flag, resume=resume, report=on_progress)
         try:
             return loop.run()
