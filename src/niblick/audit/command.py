@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from niblick.audit.types import RunCommand
@@ -23,20 +23,25 @@ _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
 
 def find_command(root: Path, script: str, readme: str | None, metadata: dict[str, object] | None) -> RunCommand | None:
     """The best documented command for `script` (a file name) in folder `root`, or None."""
+    return next(documented_commands(root, script, readme, metadata), None)
+
+
+def documented_commands(
+    root: Path, script: str, readme: str | None, metadata: dict[str, object] | None
+) -> Iterator[RunCommand]:
+    """Every documented command for `script`, the most telling first: README and metadata, then shell scripts."""
     candidates = list(_blocks(readme)) if readme else []
     found = [c for c in (_parse(text, script, "README") for text in candidates) if c]
     if metadata:
         for key in ("command", "run_command", "train_command", "cmd"):
             if isinstance(metadata.get(key), str) and (parsed := _parse(str(metadata[key]), script, "submission.json")):
                 found.append(parsed)
-    if found:
-        return _richest(found)
+    yield from sorted(found, key=lambda c: (c.world_size or 0, len(c.environment), -found.index(c)), reverse=True)
     for path in sorted(root.glob("*.sh"), key=lambda p: (not p.name.startswith(("run", "train")), p.name)):
         if path.stat().st_size < 200_000 and (
             parsed := _parse(path.read_text("utf-8", "replace"), script, path.name)
         ):
-            return parsed
-    return None
+            yield parsed
 
 
 def prose_settings(readme: str | None) -> dict[str, str]:
@@ -46,11 +51,6 @@ def prose_settings(readme: str | None) -> dict[str, str]:
         for name, value in re.findall(r"(?:^|[\s,;])([A-Z][A-Z0-9_]{2,})=([^\s,;]+)", piece):
             found.setdefault(name, set()).add(value)
     return {name: values.pop() for name, values in found.items() if len(values) == 1}
-
-
-def _richest(found: list[RunCommand]) -> RunCommand:
-    """Of several documented commands, the first that starts the most processes, then sets the most variables."""
-    return max(found, key=lambda c: (c.world_size or 0, len(c.environment), -found.index(c)))
 
 
 def _blocks(readme: str) -> Iterable[str]:

@@ -41,6 +41,8 @@ def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str
     for literal, guards, _ in scan.printed:
         places.setdefault(literal.strip(), set()).add(guards)
     for literal, guards, function in scan.printed:
+        if literal.strip(" :=") in scan.variables:
+            continue
         if len(places[literal.strip()]) == 1 and literal in blob:
             for guard in [*guards, *scan.guards_of_calls(function, 0)]:
                 scan.satisfy(guard, found)
@@ -153,12 +155,13 @@ class Scan:
                 self.printed.append((line.rstrip(), guards, function))
 
     def guards_of_calls(self, function: str, depth: int) -> list[Guard]:
-        """Conditions on every way to a function, where there is just one way (or all share a condition)."""
+        """Conditions that every way to a function shares, where there are few ways."""
         sites = self.calls.get(function, [])
         if depth > 4 or not sites or len(sites) > 3:
             return []
-        guards, outer = sites[0]
-        return [*guards, *self.guards_of_calls(outer, depth + 1)]
+        ways = [[*guards, *self.guards_of_calls(outer, depth + 1)] for guards, outer in sites]
+        shared = set.intersection(*({(ast.dump(g.test), g.wanted) for g in way} for way in ways))
+        return [g for g in ways[0] if (ast.dump(g.test), g.wanted) in shared]
 
     def satisfy(self, guard: Guard, found: dict[str, str], depth: int = 0) -> None:
         """Adds to `found` the variable values that make a condition what it must be."""

@@ -37,6 +37,7 @@ from niblick.audit.flow.objects import (
 from niblick.audit.flow.writing import Writing
 
 _VALIDATION_NAME = re.compile(r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$")
+_LAUNCHER = ("MASTER_", "LOCAL_", "GROUP_", "TORCHELASTIC", "CUDA_", "SLURM_", "HOME", "USER", "PATH", "TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
 
@@ -143,7 +144,7 @@ class Access(Writing):
             return self.sequence_item(holder, key)
         if isinstance(holder, Dotted):
             if holder.name.endswith("environ") and isinstance(key, str):
-                return self.environ(key, None)
+                return self.environ(key, None, required=True)
             return Dotted("?") if not holder.name.startswith("builtins") else holder
         if isinstance(holder, Function):
             return Bound(holder, "__launch__")
@@ -157,13 +158,13 @@ class Access(Writing):
                 return self.call_function(method, [holder, key], {}, node)
         return merge(self.frozen(collect(holder) + collect(key)))
 
-    def environ(self, key: str, default: Any) -> Any:
-        """The value of an environment variable in the documented run."""
+    def environ(self, key: str, default: Any, *, required: bool = False) -> Any:
+        """The value of an environment variable in the documented run; `required` where the program cannot do without."""
         if key in self.environment:
             return self.environment[key]
         if key in {"RANK", "LOCAL_RANK", "NODE_RANK"}:
             return "0"
-        return default if default is not None else Box()
+        return Box() if required or (default is None and key.startswith(_LAUNCHER)) else default
 
     def dict_item(self, holder: dict[Any, Any], key: Any, node: ast.AST, default: Any) -> Any:
         plain = self.plain_key(key)
