@@ -17,6 +17,7 @@ from niblick.compression.trellis import Machine, search
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+_BLOCK = 32  # columns whose errors are fed to all later ones at once
 
 
 def factor(columns: Floats, damping: float) -> tuple[Floats, Floats]:
@@ -44,21 +45,25 @@ def round_columns(
     Each column's rows form `paths` interleaved trellis paths: row r belongs to path r mod `paths`.
     """
     batch, rows, columns = weight.shape
-    symbols = np.zeros((batch, rows, columns), dtype=np.int64)
-    levels, residual = np.zeros_like(symbols), 0.0
-    error = np.zeros_like(weight)
-    for k in range(columns):
-        target = weight[:, :, k].copy()
-        if k:
-            target += np.matmul(error[:, :, :k], feedback[:, :k, k, None])[:, :, 0]
-        found, level = search(
-            machine, interleave(target / step[:, :, k], paths), bits, interleave(kinds[:, :, k], paths), multiplier
-        )
-        symbols[:, :, k] = deinterleave(found, batch, rows, paths)
-        levels[:, :, k] = deinterleave(level, batch, rows, paths)
-        error[:, :, k] = weight[:, :, k] - levels[:, :, k] * step[:, :, k]
-        residual += float(((target / step[:, :, k] - levels[:, :, k]) ** 2).sum())
-    return symbols, levels, residual
+    # Columns first, so that each is contiguous.
+    pending, step = weight.transpose(0, 2, 1).copy(), np.ascontiguousarray(step.transpose(0, 2, 1))
+    kinds = np.ascontiguousarray(kinds.transpose(0, 2, 1))
+    symbols = np.zeros((batch, columns, rows), dtype=np.int64)
+    levels, error, residual = np.zeros_like(symbols), np.zeros_like(pending), 0.0
+    for begin in range(0, columns, _BLOCK):
+        end = min(begin + _BLOCK, columns)
+        for k in range(begin, end):
+            target = pending[:, k] + np.matmul(feedback[:, None, begin:k, k], error[:, begin:k])[:, 0]
+            found, level = search(
+                machine, interleave(target / step[:, k], paths), bits, interleave(kinds[:, k], paths), multiplier
+            )
+            symbols[:, k] = deinterleave(found, batch, rows, paths)
+            levels[:, k] = deinterleave(level, batch, rows, paths)
+            error[:, k] = weight[:, :, k] - levels[:, k] * step[:, k]
+            residual += float(((target / step[:, k] - levels[:, k]) ** 2).sum())
+        later = feedback[:, begin:end, end:].transpose(0, 2, 1)
+        pending[:, end:] += np.matmul(later, error[:, begin:end])
+    return symbols.transpose(0, 2, 1), levels.transpose(0, 2, 1), residual
 
 
 def interleave(values: NDArray[Any], paths: int) -> NDArray[Any]:

@@ -10,19 +10,21 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from niblick.compression.allocation import fill_budget, meet_tax
 from niblick.compression.calibration import Calibration, mean_nll, self_generated
 from niblick.compression.codec import CODECS, Encoded, Job, TensorRow, share
 from niblick.compression.entropy import order0_bits
-from niblick.compression.layout import from_matrix, start
-from niblick.compression.rounder import Candidate, Rounder
+from niblick.compression.layout import from_matrix, matrix_shape, start
+from niblick.compression.plain import choose, read_plain, write_plain
+from niblick.compression.rounder import LARGEST_SYMBOL, Candidate, Rounder
 from niblick.compression.sensitivity import measure
 from niblick.compression.stream import Bits, new_tables, read_tensor, write_tensor
 from niblick.compression.symbols import Decoder, Encoder, Tables
@@ -31,8 +33,10 @@ from niblick.model import LanguageModel
 from niblick.plan import Parameter, Plan
 from niblick.recipe import Recipe
 
+# Step (below 0: a section of plainly compressed symbols follows the streams), bytes of two streams, checksum.
 _HEAD = struct.Struct("<fIII")
 DEFAULT_BITS = 4.0
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class _Written:
     payload: bytes
     bits: dict[str, Bits]
     escapes: int
+    plain: int
     distance: float
     tables: Tables
 
@@ -75,18 +80,33 @@ class RateDistortion:
         if len(payload) < _HEAD.size:
             raise ArtifactError("the payload ends before its head")
         delta, stream, escapes, checksum = _HEAD.unpack_from(payload)
-        if _HEAD.size + stream + escapes != len(payload) or not 0 < delta < 1e30:
+        first, second = _HEAD.size + stream, _HEAD.size + stream + escapes
+        if second > len(payload) or (delta > 0) != (second == len(payload)) or not 0 < abs(delta) < 1e30:
             raise ArtifactError("the payload's lengths or its step are out of range")
-        cut = _HEAD.size + stream
-        decoder = Decoder(new_tables(), payload[_HEAD.size : cut], payload[cut:])
+        plain = _read_plain(payload[second:], plan) if delta < 0 else {}
+        decoder = Decoder(new_tables(), payload[_HEAD.size : first], payload[first:second])
         found: dict[str, Tensor] = {}
         for parameter in plan.exported:
-            grid, levels = read_tensor(decoder, parameter)
-            found[parameter.name] = restore(parameter, levels * grid.steps(delta))
+            grid, levels = read_tensor(decoder, parameter, plain.get(parameter.name))
+            found[parameter.name] = restore(parameter, levels * grid.steps(abs(delta)))
         decoder.finish()
         if _checksum(found) != checksum:
             raise ArtifactError("the decoded tensors do not match their checksum")
         return found
+
+
+def _read_plain(section: bytes, plan: Plan) -> dict[str, Ints]:
+    """The symbols of the tensors that the section's bit mask names."""
+    size = -(-len(plan.exported) // 8)
+    mask = np.unpackbits(np.frombuffer(section[:size], dtype=np.uint8), bitorder="little")
+    if len(section) < size or mask[len(plan.exported) :].any():
+        raise ArtifactError("the plain symbols are damaged: their list of tensors is out of range")
+    members = [p for p, bit in zip(plan.exported, mask.tolist(), strict=False) if bit]
+    found = read_plain(section[size:], [matrix_shape(p) for p in members])
+    for parameter, symbols in zip(members, found, strict=True):
+        if symbols.size and int(np.abs(symbols).max()) > LARGEST_SYMBOL:
+            raise ArtifactError(f"the symbols of {parameter.name!r} are out of range")
+    return {p.name: symbols for p, symbols in zip(members, found, strict=True)}
 
 
 def restore(parameter: Parameter, values: np.ndarray[Any, np.dtype[np.float64]]) -> Tensor:
@@ -123,14 +143,34 @@ def _tax(
 
 
 def _write(candidate: Candidate) -> _Written:
-    encoder = Encoder(new_tables())
-    bits = {p.name: write_tensor(encoder, p, candidate.grids[p.name], candidate.symbols[p.name])
-            for p in candidate.parameters}
+    """Through the tables; then, where plain compression is smaller for some tensors or for all, once more with it."""
+    adaptive = _write_with(candidate, [False] * len(candidate.parameters))
+    symbols = [candidate.symbols[p.name] for p in candidate.parameters]
+    chosen = choose(symbols, [adaptive.bits[p.name].symbols for p in candidate.parameters])
+    if not any(chosen):
+        return adaptive
+    mixed = _write_with(candidate, chosen)
+    return min(adaptive, mixed, key=lambda written: len(written.payload))
+
+
+def _write_with(candidate: Candidate, plain: list[bool]) -> _Written:
+    encoder, bits = Encoder(new_tables()), {}
+    for parameter, apart in zip(candidate.parameters, plain, strict=True):
+        grid, symbols = candidate.grids[parameter.name], candidate.symbols[parameter.name]
+        bits[parameter.name] = write_tensor(encoder, parameter, grid, symbols, plain=apart)
     stream, escapes = encoder.finish()
-    head = _HEAD.pack(candidate.delta, len(stream), len(escapes), _checksum(candidate.tensors))
+    section = b""
+    if any(plain):
+        members = [p for p, apart in zip(candidate.parameters, plain, strict=True) if apart]
+        section = np.packbits(plain, bitorder="little").tobytes()
+        section += write_plain([candidate.symbols[p.name] for p in members])
+        for p, size in zip(members, share(len(section), [p.size for p in members]), strict=True):
+            bits[p.name] = replace(bits[p.name], symbols=8.0 * size)
+    head = _HEAD.pack(-candidate.delta if section else candidate.delta, len(stream), len(escapes),
+                      _checksum(candidate.tensors))
     coded = 8 * (len(stream) + len(escapes))
-    return _Written(head + stream + escapes, bits, len(escapes), coded / max(encoder.bits, 1.0) - 1,
-                    encoder.tables)
+    return _Written(head + stream + escapes + section, bits, len(escapes), len(section),
+                    coded / max(encoder.bits, 1.0) - 1, encoder.tables)
 
 
 def _encoded(candidate: Candidate, written: _Written, choice: dict[str, Any], job: Job) -> Encoded:
@@ -144,7 +184,7 @@ def _encoded(candidate: Candidate, written: _Written, choice: dict[str, Any], jo
     rows = {name: TensorRow(size, job.tensors[name].numel(), order0_bits(candidate.symbols[name]))
             for name, size in zip(order, sizes, strict=True)}
     told = {**choice, "delta": candidate.delta, "coder_excess": round(written.distance, 6),
-            "predicted_tax_nats": round(candidate.predicted, 6), "escape_bytes": written.escapes,
+            "predicted_tax_nats": round(candidate.predicted, 6), "escape_bytes": written.escapes, "plain_bytes": written.plain,
             "bits_by_role": _by_role(job.plan, rows)}
     return Encoded(written.payload, parts, rows, candidate.tensors, told)
 

@@ -24,7 +24,8 @@ Ints = NDArray[np.int64]
 # Price of a bit in squared steps. A scalar step is as wide as 1.75 trellis steps at equal slope.
 MULTIPLIER = {TRELLIS.states: 0.04, SCALAR.states: 0.03}
 _SCALAR_QUARTERS = 3
-_PRICED, _LARGEST_SYMBOL = 64, 1 << 20
+_SAMPLE = 4096
+_PRICED, LARGEST_SYMBOL = 64, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Rounder:
             key = (*matrix_shape(parameter), machine_of(parameter).states)
             self._groups.setdefault(key, []).append(parameter)
         self._made = [_group(members, tensors, sensitivities) for members in self._groups.values()]
+        self._samples = [sample for group in self._made for sample in _samples(group)]
 
     def smallest_delta(self) -> float:
         """Below this, symbols would grow beyond what the tables were made for."""
@@ -78,11 +80,10 @@ class Rounder:
     def bits(self, delta: float) -> float:
         """A closed-form guess at the model's bits: geometric symbols of each row's and column's magnitude."""
         total = 0.0
-        for group in self._made:
-            for weight, grid in zip(group.weight, group.grids, strict=True):
-                mean = _expected(weight, grid.steps(delta) * group.machine.stride) + 1e-9
-                each = (1 + mean) * np.log2(1 + mean) - mean * np.log2(mean) + mean / (1 + mean)
-                total += float(each.sum())
+        for means, stands_for in self._samples:
+            mean = means / delta + 1e-9
+            each = (1 + mean) * np.log2(1 + mean) - mean * np.log2(mean) + mean / (1 + mean)
+            total += float(each.mean()) * stands_for
         return total
 
     def round(self, delta: float) -> Candidate:
@@ -117,12 +118,21 @@ def _group(
     return _Group(machine, paths, members, weight, feedback, grids)
 
 
+def _samples(group: _Group) -> list[tuple[Floats, int]]:
+    """For each tensor the expected magnitudes at delta = 1 of some of its elements, and how many they stand for."""
+    found = []
+    for weight, grid in zip(group.weight, group.grids, strict=True):
+        expected = _expected(weight, grid.steps(1.0) * group.machine.stride).ravel()
+        found.append((expected[:: expected.size // _SAMPLE + 1].copy(), expected.size))
+    return found
+
+
 def _floor(group: _Group, index: int) -> float:
     """The delta at which a matrix's mean magnitude would be 250 symbols, or any largest magnitude beyond reach."""
     steps = group.grids[index].steps(1.0) * group.machine.stride
     ratio = np.abs(group.weight[index]) / steps
     mean = float(ratio.mean()) / 250 if group.machine.states > 1 else 0.0
-    return max(mean, float(ratio.max()) / _LARGEST_SYMBOL, 1e-30)
+    return max(mean, float(ratio.max()) / LARGEST_SYMBOL, 1e-30)
 
 
 def _expected(weight: Floats, step: Floats) -> Floats:

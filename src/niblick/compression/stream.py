@@ -48,13 +48,17 @@ def new_tables() -> Tables:
     return Tables(table_means(), table_limits())
 
 
-def write_tensor(encoder: Encoder, parameter: Parameter, grid: Grid, symbols: Ints) -> Bits:
-    """Encode one tensor's grid and symbols (R, C)."""
+def write_tensor(
+    encoder: Encoder, parameter: Parameter, grid: Grid, symbols: Ints, *, plain: bool = False
+) -> Bits:
+    """Encode one tensor's grid and symbols (R, C); the grid alone where the symbols are `plain`, kept elsewhere."""
     rows, columns = matrix_shape(parameter)
     mean, corrections = _describe(grid, symbols)
     numbers = encoder.put(np.array([grid.tensor, mean]), np.full(2, NUMBER_KIND))
     scales = _write_exponents(encoder, grid.rows // unit(columns), rows)
     scales += _write_exponents(encoder, grid.columns // unit(rows), columns)
+    if plain:
+        return Bits(0.0, scales, numbers)
     numbers += encoder.put(corrections, np.full(rows, CORRECTION_KIND)) if rows > 1 else 0.0
     context = _context(parameter, grid, mean, corrections)
     walk = _Walk(machine_of(parameter), rows, columns, paths_of(parameter))
@@ -68,30 +72,41 @@ def write_tensor(encoder: Encoder, parameter: Parameter, grid: Grid, symbols: In
     return Bits(price, scales, numbers)
 
 
-def read_tensor(decoder: Decoder, parameter: Parameter) -> tuple[Grid, Ints]:
-    """Undo `write_tensor`: the grid and the levels (R, C), multiples of the grid's steps."""
+def read_tensor(decoder: Decoder, parameter: Parameter, plain: Ints | None = None) -> tuple[Grid, Ints]:
+    """Undo `write_tensor`: the grid and the levels (R, C), multiples of the grid's steps.
+
+    `plain` are the symbols of a tensor whose grid alone was written.
+    """
     rows, columns = matrix_shape(parameter)
     numbers = decoder.take(np.full(2, NUMBER_KIND))
     if int(np.abs(numbers).max()) > _LARGEST_NUMBER:
         raise ArtifactError(f"the grid of {parameter.name!r} is out of range")
     row_exponents = _read_exponents(decoder, rows) * unit(columns)
     column_exponents = _read_exponents(decoder, columns) * unit(rows)
+    grid, machine = Grid(int(numbers[0]), row_exponents, column_exponents), machine_of(parameter)
+    walk = _Walk(machine, rows, columns, paths_of(parameter))
+    levels = np.zeros((rows, columns), dtype=np.int64)
+    context = _read_context(decoder, parameter, grid, int(numbers[1])) if plain is None else None
+    for block in walk.blocks:
+        quantizer = walk.quantizer(block)
+        if plain is not None:
+            part = plain[block]
+        else:
+            assert context is not None
+            kinds = context.kinds(block, quantizer)
+            part = decoder.take(kinds.ravel()).reshape(kinds.shape)
+            context.learn(block, part)
+        walk.advance(block, part)
+        levels[block] = machine.level(part, quantizer)
+    return grid, levels
+
+
+def _read_context(decoder: Decoder, parameter: Parameter, grid: Grid, mean: int) -> ColumnContext:
+    rows, _ = matrix_shape(parameter)
     corrections = decoder.take(np.full(rows, CORRECTION_KIND)) if rows > 1 else np.zeros(rows, dtype=np.int64)
     if rows and int(np.abs(corrections).max()) > _LARGEST_CORRECTION:
         raise ArtifactError(f"the corrections of {parameter.name!r} are out of range")
-    grid = Grid(int(numbers[0]), row_exponents, column_exponents)
-    context = _context(parameter, grid, int(numbers[1]), corrections)
-    machine = machine_of(parameter)
-    walk = _Walk(machine, rows, columns, paths_of(parameter))
-    levels = np.zeros((rows, columns), dtype=np.int64)
-    for block in walk.blocks:
-        quantizer = walk.quantizer(block)
-        kinds = context.kinds(block, quantizer)
-        part = decoder.take(kinds.ravel()).reshape(kinds.shape)
-        walk.advance(block, part)
-        context.learn(block, part)
-        levels[block] = machine.level(part, quantizer)
-    return grid, levels
+    return _context(parameter, grid, mean, corrections)
 
 
 class _Walk:

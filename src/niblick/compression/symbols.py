@@ -59,11 +59,15 @@ class Table:
         assert self._bits is not None
         return self._bits
 
-    def add(self, indices: Ints) -> None:
-        """Learn from coded symbols; sixteen parts a symbol, so that the prior can have fractions of one."""
-        np.add.at(self.counts, indices, 16)
-        self.fresh += 16 * len(indices)
-        self.total += 16 * len(indices)
+    def histogram(self, indices: NDArray[Any]) -> Ints:
+        """How often each symbol occurs, the escape last."""
+        return np.bincount(indices, minlength=len(self.counts))
+
+    def add(self, histogram: Ints, symbols: int) -> None:
+        """Learn from so many coded symbols; sixteen parts each, so that the prior can have fractions of one."""
+        self.counts = self.counts + 16 * histogram
+        self.fresh += 16 * symbols
+        self.total += 16 * symbols
         if self.total > _LARGEST_TOTAL:
             self.counts = (self.counts + 1) // 2
             self.total = int(self.counts.sum())
@@ -115,17 +119,21 @@ class Encoder:
         return self.bits - before
 
     def _put(self, table: Table, symbols: Ints) -> None:
-        outside = np.abs(symbols) > table.limit
-        indices = np.where(outside, 2 * table.limit + 1, symbols + table.limit)
-        model = table.model
-        self._pieces.append((model, indices.astype(np.int32)))
-        self.bits += float(table.bits[indices].sum())
+        model, indices, escape = table.model, symbols + table.limit, 2 * table.limit + 1
+        # Symbols below -limit wrap to huge unsigned numbers.
+        outside = indices.view(np.uint64) >= escape
         if outside.any():
-            excess = symbols[outside]
-            coded = 2 * (np.abs(excess) - table.limit) - (excess > 0)
-            self._escapes.append(coded)
-            self.bits += float((2 * np.floor(np.log2(coded)) + 1).sum())
-        table.add(indices)
+            self._escape(symbols[outside], table.limit)
+            indices = np.where(outside, escape, indices)
+        self._pieces.append((model, indices.astype(np.int32)))
+        histogram = table.histogram(indices)
+        self.bits += float(table.bits @ histogram)
+        table.add(histogram, len(indices))
+
+    def _escape(self, symbols: Ints, limit: int) -> None:
+        coded = 2 * (np.abs(symbols) - limit) - (symbols > 0)
+        self._escapes.append(coded)
+        self.bits += float((2 * np.floor(np.log2(coded)) + 1).sum())
 
     def finish(self) -> tuple[bytes, bytes]:
         """(ANS stream, escapes); little-endian."""
@@ -161,13 +169,15 @@ class Decoder:
 
     def _take(self, table: Table, count: int) -> Ints:
         try:
-            indices = self._coder.decode(table.model, count).astype(np.int64)
+            indices = self._coder.decode(table.model, count)
         except (ValueError, AssertionError) as error:
             raise ArtifactError(f"the symbol stream is damaged: {error}") from None
-        table.add(indices)
-        symbols: Ints = indices - table.limit
-        for place in np.flatnonzero(indices == 2 * table.limit + 1).tolist():
-            symbols[place] = self._escape(table.limit)
+        histogram = table.histogram(indices)
+        table.add(histogram, count)
+        symbols: Ints = indices.astype(np.int64) - table.limit
+        if histogram[-1]:
+            for place in np.flatnonzero(indices == 2 * table.limit + 1).tolist():
+                symbols[place] = self._escape(table.limit)
         return symbols
 
     def _escape(self, limit: int) -> int:

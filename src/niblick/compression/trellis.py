@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from niblick.compression.native import native_trellis
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -75,17 +77,26 @@ def search(
     """The cheapest symbols (L, N), and the levels they mean, for `target` (L, N) along N independent paths.
 
     Targets are in units of the step; `bits` (kinds, 2, K+1) prices each magnitude under each quantizer; `kinds` (L, N) chooses the row. Minimises
-    sum (target - level)^2 + multiplier * bits.
+    sum (target - level)^2 + multiplier * bits. Compiled where it can be, with the same result bit for bit.
     """
-    cost, magnitude = _candidates(machine, np.abs(target), bits, kinds, multiplier)
-    if machine.states == 1:
-        best = np.argmin(cost, axis=0)
-        chosen = np.take_along_axis(magnitude, best[None], axis=0)[0]
-        quantizer = np.zeros_like(chosen)
+    native = native_trellis() if machine.states > 1 else None
+    if native is not None:
+        chosen, quantizer = native(target, bits, kinds, machine.branches()[1], multiplier)
     else:
-        chosen, quantizer = _viterbi(machine, cost, magnitude)
+        chosen, quantizer = reference_search(machine, target, bits, kinds, multiplier)
     symbols = np.where(target < 0, -chosen, chosen)
     return symbols, machine.level(symbols, quantizer)
+
+
+def reference_search(
+    machine: Machine, target: Floats, bits: Floats, kinds: Ints, multiplier: float
+) -> tuple[Ints, Ints]:
+    """Magnitudes and quantizers (L, N) of the cheapest paths, in plain numpy."""
+    cost, magnitude = _candidates(machine, np.abs(target), bits, kinds, multiplier)
+    if machine.states > 1:
+        return _viterbi(machine, cost, magnitude)
+    chosen = np.take_along_axis(magnitude, np.argmin(cost, axis=0)[None], axis=0)[0]
+    return chosen, np.zeros_like(chosen)
 
 
 def _candidates(
