@@ -83,3 +83,19 @@ def test_what_cannot_be_done_is_one_clear_line_and_an_exit_code(
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("niblick: ")]
     assert len(errors) == 1 and said in errors[0]
     assert "Traceback" not in errors[0]
+
+
+def test_an_artifact_far_over_its_cap_is_foreseen_before_training_and_the_cure_is_named(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", str(recipe), "--max-bytes", "2000", "--out", "capped") == 1
+    assert "artifact.codec=rd" in capsys.readouterr().err
+    assert not (recipe.parent / "capped" / "metrics.jsonl").exists()
+
+
+def test_quantization_aware_training_that_the_codec_cannot_use_is_said(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("--set", "artifact.codec=rd", "--set", "training.qat.enabled=true")
+    assert run("train", str(recipe), "--out", "run", "--duration", "2 steps", *settings) == 0
+    assert "training.qat has no effect with codec rd" in capsys.readouterr().err

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from niblick.report.run import Outcome
 
 
+_HOPELESS = 1.1  # An estimate may be wrong by a tenth.
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How a run reports: `as_json` keeps standard output for one JSON document."""
@@ -32,8 +35,9 @@ def run_once(recipe: Recipe, folder: Path, options: Options) -> Card | None:
     from niblick.runtime import read_world
 
     world = read_world()
-    if world.is_main:
-        _warn_of_size(recipe)
+    for warning in _check_packing(recipe, options):
+        if world.is_main:
+            _say(f"warning: {warning}")
     with progress_bar(make_plan(recipe.model), recipe, enabled=world.is_main) as report:
         outcome = train_and_score(
             recipe, folder, world=world, resume=options.resume, on_progress=report, say=_say
@@ -105,12 +109,23 @@ def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _warn_of_size(recipe: Recipe) -> None:
-    """Say before training when the artifact is expected to exceed its cap."""
+def _check_packing(recipe: Recipe, options: Options) -> list[str]:
+    """What to warn of before training; `CapacityError` where the artifact would exceed its cap by far.
+
+    A run that is being resumed is let go on: its float weights can be packed with another codec.
+    """
+    from niblick.errors import CapacityError
     from niblick.plan import make_plan
     from niblick.plan.sizes import artifact_sizes
 
     _, estimate = artifact_sizes(recipe, make_plan(recipe.model))
-    limit = recipe.artifact.max_bytes
+    limit, found = recipe.artifact.max_bytes, []
     if estimate > limit:
-        _say(f"warning: the artifact is estimated at {estimate:,} bytes, {estimate - limit:,} over the cap of {limit:,}")
+        cure = "a smaller model" if recipe.artifact.codec == "rd" else "--set artifact.codec=rd, which fills the cap"
+        said = f"the artifact, estimated at {estimate:,} bytes, exceeds the cap of {limit:,}; cure: {cure}, or --max-bytes"
+        if estimate > _HOPELESS * limit and not options.resume:
+            raise CapacityError(said)
+        found.append(said)
+    if recipe.training.qat.enabled and recipe.artifact.codec == "rd":
+        found.append("training.qat has no effect with codec rd, whose grid is measured after training")
+    return found

@@ -64,8 +64,7 @@ def _accumulate(
 ) -> None:
     """Add one sequence's gradient to the factors."""
     logits = model.logits(sequence).flatten(0, 1)
-    with torch.no_grad():
-        labels = torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+    labels = _draw(logits.detach(), generator)
     named = [(p, tensor) for p, tensor in zip(model.plan.exported, _tensors(model), strict=True)]
     loss = F.cross_entropy(logits, labels, reduction="sum")
     gradients = torch.autograd.grad(loss, [tensor for _, tensor in named], allow_unused=True)
@@ -79,6 +78,13 @@ def _accumulate(
         else:
             entry.rows += rows
             entry.columns += right
+
+
+def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """One label (N,) for each row of `logits` (N, V), by inversion: one random number each."""
+    mass = logits.softmax(-1).cumsum(-1)
+    place = torch.rand(len(mass), 1, generator=generator) * mass[:, -1:]
+    return torch.searchsorted(mass, place).squeeze(-1).clamp_(max=mass.shape[1] - 1)
 
 
 def _tensors(model: LanguageModel) -> list[Tensor]:

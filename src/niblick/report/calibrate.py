@@ -11,13 +11,14 @@ from niblick.data.dataset import Dataset
 from niblick.data.tokenizer import Tokenizer
 from niblick.recipe import Recipe
 
-SEQUENCES, ROWS = 64, 8
+# Many short sequences: each is one sample of the Fisher information, and the number of samples is what counts.
+SEQUENCES, LENGTH, ROWS = 192, 128, 8
 
 
 def make_calibration(recipe: Recipe, dataset: Dataset, *, sequences: int = SEQUENCES) -> Calibration:
     """Random training sequences as (B, T) int64 batches, the same for the same recipe and data."""
     total = dataset.token_count("train")
-    length = min(recipe.training.sequence_length, total)
+    length = min(LENGTH, recipe.training.sequence_length, total)
     starts = np.random.default_rng(recipe.seed).integers(0, total - length + 1, size=sequences)
     rows = dataset.rows("train", starts.tolist(), length).astype(np.int64)
     batches = [torch.from_numpy(rows[i : i + ROWS]) for i in range(0, sequences, ROWS)]

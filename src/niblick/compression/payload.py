@@ -1,0 +1,130 @@
+"""The payload of the codec "rd": step, symbol stream, escapes, and where it pays a section of plainly compressed symbols.
+
+Reading checks every length and range before it is used, and a checksum over the decoded tensors guards against a
+decoder that would differ.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from niblick.compression.codec import share
+from niblick.compression.layout import from_matrix, matrix_shape, start
+from niblick.compression.plain import choose, read_plain, write_plain
+from niblick.compression.rounder import LARGEST_SYMBOL, Candidate
+from niblick.compression.stream import Bits, new_tables, read_tensor, write_tensor
+from niblick.compression.symbols import Decoder, Encoder, Tables
+from niblick.errors import ArtifactError
+from niblick.plan import Parameter, Plan
+
+Ints = NDArray[np.int64]
+# Step (below 0: a section of plainly compressed symbols follows the streams), bytes of two streams, checksum.
+_HEAD = struct.Struct("<fIII")
+HEAD_BYTES = _HEAD.size
+
+
+@dataclass(frozen=True)
+class Written:
+    """A candidate after entropy coding.
+
+    `bits` are prices by tensor, `escapes` and `plain` bytes of those sections; `distance` is the share by which the
+    coder's stream exceeds its model's entropy, `tables` what the coder has learnt.
+    """
+
+    payload: bytes
+    bits: dict[str, Bits]
+    escapes: int
+    plain: int
+    distance: float
+    tables: Tables
+
+
+def write_payload(candidate: Candidate) -> Written:
+    """Through the tables; then, where plain compression is smaller for some tensors or for all, once more with it."""
+    adaptive = _write_with(candidate, [False] * len(candidate.parameters))
+    symbols = [candidate.symbols[p.name] for p in candidate.parameters]
+    # Cheap to look at, dear to try: see plain.choose.
+    chosen = choose(symbols, [adaptive.bits[p.name].symbols for p in candidate.parameters])
+    if not any(chosen):
+        return adaptive
+    mixed = _write_with(candidate, chosen)
+    return min(adaptive, mixed, key=lambda written: len(written.payload))
+
+
+def _write_with(candidate: Candidate, plain: list[bool]) -> Written:
+    encoder, bits = Encoder(new_tables()), {}
+    for parameter, apart in zip(candidate.parameters, plain, strict=True):
+        grid, symbols = candidate.grids[parameter.name], candidate.symbols[parameter.name]
+        bits[parameter.name] = write_tensor(encoder, parameter, grid, symbols, plain=apart)
+    stream, escapes = encoder.finish()
+    section = b""
+    if any(plain):
+        members = [p for p, apart in zip(candidate.parameters, plain, strict=True) if apart]
+        section = np.packbits(plain, bitorder="little").tobytes()
+        section += write_plain([candidate.symbols[p.name] for p in members])
+        for p, size in zip(members, share(len(section), [p.size for p in members]), strict=True):
+            bits[p.name] = replace(bits[p.name], symbols=8.0 * size)
+    head = _HEAD.pack(-candidate.delta if section else candidate.delta, len(stream), len(escapes),
+                      _checksum(candidate.tensors))
+    coded = 8 * (len(stream) + len(escapes))
+    return Written(head + stream + escapes + section, bits, len(escapes), len(section),
+                    coded / max(encoder.bits, 1.0) - 1, encoder.tables)
+
+
+def read_payload(payload: bytes, plan: Plan) -> dict[str, Tensor]:
+    """Grids and symbols to tensors; `ArtifactError` for a payload that is no such thing."""
+    if len(payload) < _HEAD.size:
+        raise ArtifactError("the payload ends before its head")
+    delta, stream, escapes, checksum = _HEAD.unpack_from(payload)
+    first, second = _HEAD.size + stream, _HEAD.size + stream + escapes
+    if second > len(payload) or (delta > 0) != (second == len(payload)) or not 0 < abs(delta) < 1e30:
+        raise ArtifactError("the payload's lengths or its step are out of range")
+    plain = _read_plain(payload[second:], plan) if delta < 0 else {}
+    decoder = Decoder(new_tables(), payload[_HEAD.size : first], payload[first:second])
+    found: dict[str, Tensor] = {}
+    for parameter in plan.exported:
+        grid, levels = read_tensor(decoder, parameter, plain.get(parameter.name))
+        found[parameter.name] = restore(parameter, levels * grid.steps(abs(delta)))
+    decoder.finish()
+    if _checksum(found) != checksum:
+        raise ArtifactError("the decoded tensors do not match their checksum")
+    return found
+
+
+def _read_plain(section: bytes, plan: Plan) -> dict[str, Ints]:
+    """The symbols of the tensors that the section's bit mask names."""
+    size = -(-len(plan.exported) // 8)
+    mask = np.unpackbits(np.frombuffer(section[:size], dtype=np.uint8), bitorder="little")
+    if len(section) < size or mask[len(plan.exported) :].any():
+        raise ArtifactError("the plain symbols are damaged: their list of tensors is out of range")
+    members = [p for p, bit in zip(plan.exported, mask.tolist(), strict=False) if bit]
+    found = read_plain(section[size:], [matrix_shape(p) for p in members])
+    for parameter, symbols in zip(members, found, strict=True):
+        if symbols.size and int(np.abs(symbols).max()) > LARGEST_SYMBOL:
+            raise ArtifactError(f"the symbols of {parameter.name!r} are out of range")
+    return {p.name: symbols for p, symbols in zip(members, found, strict=True)}
+
+
+def restore(parameter: Parameter, values: np.ndarray[Any, np.dtype[np.float64]]) -> Tensor:
+    """The tensor of a parameter from its dequantized matrix, float32; `ArtifactError` beyond float32."""
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise ArtifactError(f"tensor {parameter.name!r} decodes to values beyond float32")
+    return start(parameter) + from_matrix(parameter, torch.from_numpy(narrow))
+
+
+def _checksum(tensors: dict[str, Tensor]) -> int:
+    value = 0
+    for tensor in tensors.values():
+        # Adding zero makes one zero of two, so that equal numbers have equal bytes.
+        value = zlib.crc32((tensor + 0.0).contiguous().numpy().tobytes(), value)
+    return value
