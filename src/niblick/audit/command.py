@@ -16,6 +16,8 @@ from niblick.audit.types import RunCommand
 _FENCE = re.compile(r"^\s*(?:```|~~~)([\w+-]*)[^\n]*\n(.*?)^\s*(?:```|~~~)", re.DOTALL | re.MULTILINE)
 _LAUNCH = re.compile(r"torchrun|torch\.distributed\.(?:run|launch)|python\d?|accelerate\s+launch|mpirun|uv\s+run")
 _ASSIGN = re.compile(r"^(?:export\s+|set\s+|-e\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.DOTALL)
+_PREFIXES = frozenset({"export", "env", "sudo", "nohup", "time", "set", "do", "then", "exec", "("})
+_BETWEEN = frozenset({"", "&&", "||", "|", "&"})
 _PROCESSES = re.compile(r"--?nproc[_-]per[_-]node[= ]+(\d+)|--?nproc[= ]+(\d+)")
 _DEFAULT = re.compile(r"\$\{([A-Za-z_]\w*):?[-=]([^}]*)\}")
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
@@ -71,23 +73,35 @@ def _parse(text: str, script: str, source: str) -> RunCommand | None:
         line = line.strip().lstrip("$> ").strip()
         if not line or line.startswith("#"):
             continue
-        words = _words(line)
-        own: dict[str, str] = {}
-        rest: list[str] = []
-        for word in words:
-            match = _ASSIGN.match(word)
-            if match and not rest:
-                own[match[1]] = _expand(match[2], {**environment, **own})
-            elif word not in {"export", "env", "sudo", "nohup", "time", "set", "&&", ";"} or rest:
-                rest.append(word)
-        if not rest:
-            environment.update(own)
-            continue
-        if _LAUNCH.search(line) and any(script in word for word in rest):
-            best = (line, {**environment, **own}, _processes(line, environment))
+        for words in _simple(_words(line)):
+            own: dict[str, str] = {}
+            rest: list[str] = []
+            for word in words:
+                match = _ASSIGN.match(word)
+                if match and not rest:
+                    own[match[1]] = _expand(match[2], {**environment, **own})
+                elif word not in _PREFIXES or rest:
+                    rest.append(word)
+            if not rest:
+                environment.update(own)
+            elif _LAUNCH.search(line) and any(script in word for word in rest):
+                best = (line, {**environment, **own}, _processes(line, environment))
     if best is None:
         return None
     return RunCommand(text=best[0][:2000], environment=best[1], world_size=best[2], source=source)
+
+
+def _simple(words: list[str]) -> Iterator[list[str]]:
+    """The simple commands of a line: words between `&&`, `||`, `;` and `|`."""
+    part: list[str] = []
+    for word in words:
+        bare = word.rstrip(";")
+        if bare and bare not in _BETWEEN:
+            part.append(bare)
+        if bare in _BETWEEN or bare != word:
+            yield part
+            part = []
+    yield part
 
 
 def _words(line: str) -> list[str]:

@@ -31,7 +31,7 @@ class Guard:
 
 def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str]:
     """Environment variables, by name, that the logs in `root` show to have differed from the defaults."""
-    lines = _log_lines(root, set(map(str.strip, text.splitlines())))
+    lines = log_lines(root, text)
     if not lines:
         return {}
     scan = Scan(tree)
@@ -49,7 +49,9 @@ def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str
     return {key: value for key, value in found.items() if key not in _LAUNCHER}
 
 
-def _log_lines(root: Path, source: set[str]) -> list[str]:
+def log_lines(root: Path, text: str) -> list[str]:
+    """The lines of the logs in a folder, without those of the script `text` that some logs begin with."""
+    source = set(map(str.strip, text.splitlines()))
     paths = sorted([*root.glob("*.log"), *root.glob("*log*.txt"), *root.glob("*train*.txt"), *root.glob("logs/*")])
     out: list[str] = []
     for path in [p for p in paths if p.is_file() and not p.is_symlink()][:_MAX_LOGS]:

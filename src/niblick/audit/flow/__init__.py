@@ -13,18 +13,36 @@ from niblick.audit.flow.machine import Machine, run_deadline
 from niblick.audit.flow.objects import Trace
 from niblick.audit.flow.signals import BudgetSignal
 
+_IMPORT_SECONDS = 0.5
+
 
 def run(
     tree: ast.Module, *, file: str, environment: dict[str, str], arguments: list[str] | None = None,
-    modules: dict[str, ast.Module] | None = None, seconds: float = 8.0, budget: int = 700_000,
+    modules: dict[str, tuple[str, ast.Module]] | None = None, native: dict[str, frozenset[int]] | None = None, seconds: float = 8.0, budget: int = 700_000,
 ) -> Trace:
-    """The trace of the program in `tree` under `environment`, within `seconds` of processor time and `budget` interpreted steps."""
-    machine = Machine(dict(environment), modules or {}, run_deadline(seconds), budget)
-    machine.arguments = list(arguments or [])
+    """The trace of the program in `tree`, with `modules` (name -> file and tree) beside it, under `environment`, within `seconds` of processor time and `budget` interpreted steps."""
+    for stubborn in (False, True):
+        machine = Machine(dict(environment), modules or {}, run_deadline(seconds), budget)
+        machine.arguments, machine.stubborn, machine.native = list(arguments or []), stubborn, native or {}
+        _follow(machine, tree, file)
+        if machine.trace.scores or not machine.raised:
+            break
+    return machine.trace
+
+
+def import_failure(tree: ast.Module, *, file: str, environment: dict[str, str], budget: int = 20_000) -> tuple[int, str] | None:
+    """(line, what) of an exception that importing the program cannot avoid, with the variables its loader sets alone."""
+    machine = Machine(dict(environment), {}, run_deadline(_IMPORT_SECONDS), budget)
+    _follow(machine, tree, file, "imported")
+    return machine.trace.failures[0] if machine.trace.failures else None
+
+
+def _follow(machine: Machine, tree: ast.Module, file: str, name: str = "__main__") -> None:
+    """Runs the program on a machine; a `stubborn` one takes no exception of a function to its caller's handlers."""
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, 20_000))
     try:
-        machine.run_module(tree, "__main__", file)
+        machine.run_module(tree, name, file, {})
     except BudgetSignal:
         machine.trace.complete = False
         machine.note("the engine's budget ran out")
@@ -33,4 +51,3 @@ def run(
         machine.note("the program nests too deeply")
     finally:
         sys.setrecursionlimit(limit)
-    return machine.trace

@@ -34,6 +34,7 @@ from niblick.audit.flow.objects import (
     Namespace,
     Optimizer,
 )
+from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.writing import Writing
 
 _VALIDATION_NAME = re.compile(r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$")
@@ -93,7 +94,7 @@ class Access(Writing):
             return _SIMPLE[name](tuple(Box(shape=()) if s is None else s for s in box.shape))
         if name in {"T", "mT"}:
             return shaped(box, lambda a: a.T)
-        if name in _VIEWS:
+        if name in _VIEWS or name == "ctypes":
             return box
         if name in {"requires_grad", "is_cuda", "dtype", "device", "nbytes", "itemsize"}:
             return Box(shape=())
@@ -110,7 +111,7 @@ class Access(Writing):
             if "staticmethod" in found.marks:
                 return found
             return Bound(holder, name, found)
-        if found is not None:
+        if found is not None or (cls is not None and cls.holds(name)):
             return found
         if name in {"__dict__"}:
             return holder.attrs
@@ -171,7 +172,8 @@ class Access(Writing):
         value = holder.get(plain, holder.get("?", default))
         boxes = [b for b in collect(key) if is_token(b)]
         if not boxes:
-            return value if value is not None or plain in holder else (default if default is not None else Box())
+            absent = Box(marks=_split_marks(key)) if default is None else default
+            return value if value is not None or plain in holder else absent
         return self.counted(value, boxes)
 
     def counted(self, value: Any, key_boxes: list[Box]) -> Any:
@@ -201,6 +203,8 @@ class Access(Writing):
         return _any_of(list(holder)[:8]) if isinstance(holder, (list, tuple)) and holder else Box()
 
     def box_item(self, box: Box, key: Any, node: ast.AST) -> Any:
+        if _split_marks(key) and box.pos is None and not box.roots:
+            return merge([box], marks=box.marks | {"validation"})
         parts = list(key) if isinstance(key, tuple) else [key]
         tokens = [p for p in parts if isinstance(p, Box) and is_token(p) and p.marks.isdisjoint({"index"})]
         if tokens and not (is_token(box) and box.pos is not None):
@@ -305,3 +309,8 @@ def _any_of(items: list[Any]) -> Any:
 
 
 __all__ = ["Access", "KeyEvent"]
+
+
+def _split_marks(key: Any) -> frozenset[str]:
+    """The marks of what an unknown collection holds under the name of the validation split."""
+    return frozenset({"validation"}) if isinstance(key, str) and path_kind(key) == "val" else frozenset()

@@ -19,6 +19,7 @@ from niblick.audit.flow.objects import Bound, Class, Dotted, Function, Instance,
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
 
 _MAX_DEPTH = 40
+_MOST_INNER_CALLS = 200
 _WRAPPERS = frozenset({"compile", "DistributedDataParallel", "DDP", "DataParallel", "FullyShardedDataParallel", "script", "jit",
                        "njit", "disable", "allow_in_graph", "vmap", "prange", "lru_cache", "cache", "wraps", "checkpoint"})
 _OPTIMIZERS = frozenset({"SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "LBFGS", "Muon", "Adamax", "NAdam", "RAdam", "Lion", "Adafactor",
@@ -80,7 +81,7 @@ class Calls(Learning):
         return out
 
     def call_function(self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        if len(self.stack) >= _MAX_DEPTH or self.stack.count(function.name) > 4 or "kernel" in function.marks:
+        if len(self.stack) >= _MAX_DEPTH or "kernel" in function.marks or self.too_often(function.name):
             return self.opaque(args, named, node)
         scope = self.bind(function, args, named)
         self.scopes.append((scope, *function.scopes))
@@ -107,7 +108,14 @@ class Calls(Learning):
             return yielded[0] if "contextmanager" in function.marks else yielded
         for value in early:
             result = self.join_values(result, value)
+        self.mark_hints(function, [*args, *named.values()], result, node)
         return result
+
+    def too_often(self, name: str) -> bool:
+        """Whether a function has called itself too deep or too many times within one call from outside."""
+        depth = self.stack.count(name)
+        self.inner_calls[name] = self.inner_calls.get(name, 0) + 1 if depth else 0
+        return depth > 4 or self.inner_calls[name] > _MOST_INNER_CALLS
 
     def run_body(self, function: Function) -> Any:
         if isinstance(function.node, ast.Lambda):
@@ -119,7 +127,9 @@ class Calls(Learning):
         except (BreakSignal, ContinueSignal):
             return None
         except AbortSignal as signal:
-            if signal.final or (self.tries and not self.yields[-1]):
+            if self.maybe_returns[-1] and not signal.final:
+                return self.maybe_returns[-1].pop()
+            if signal.final or (self.tries and not self.yields[-1] and not self.stubborn):
                 raise
             return None if self.yields[-1] else Box()
         return None
@@ -172,7 +182,7 @@ class Calls(Learning):
                 return "optimizer"
             if name.endswith("autograd.Function"):
                 return "autograd"
-            if name.endswith("NamedTuple"):
+            if name.endswith(("NamedTuple", "BaseModel")):
                 return "dataclass"
         for decorator in node.decorator_list:
             text = ast.dump(decorator)
@@ -219,14 +229,19 @@ class Calls(Learning):
             return self.path_method(holder, name, args, named)
         if isinstance(holder, Namespace):
             return self.namespace_call(holder, name, args, named, node)
-        if isinstance(holder, Class) and name == "apply":
-            return self.opaque(args, named, node)
+        if isinstance(holder, (Class, Instance)):
+            result = self.record_call(holder, name, args, named)
+            return self.opaque(args if name == "apply" else [holder, *args], named, node) if result is NotImplemented else result
         return self.opaque([holder, *args], named, node)
 
     def box_call(self, box: Box, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         if name == "backward":
             self.backward(box)
             return None
+        if name == "data_as":
+            return box
+        if name in self.native:
+            self.mark_native(name, args, node)
         if name == "step" and "param" not in box.marks and box.roots:
             return self.optimizer_call(Optimizer("?", box.roots), name, args, node)
         if name in {"items", "keys", "values"}:
@@ -301,19 +316,3 @@ class Calls(Learning):
                 result.marks |= {"numpy"}
             return result
         return self.opaque(args, named, node)
-
-    def import_program(self, name: str) -> Namespace | None:
-        """A module that ships with the submission, run once."""
-        if name in self.loaded:
-            return self.loaded[name]
-        tree = self.modules.get(name) or self.modules.get(name.rsplit(".", 1)[-1])
-        if tree is None or len(self.loaded) > 12:
-            return None
-        space = Namespace({})
-        self.loaded[name] = space
-        space.attrs = self.run_module(tree, name, f"{name.rsplit('.', 1)[-1]}.py")
-        return space
-
-    def run_module(self, tree: ast.Module, name: str, file: str) -> dict[str, Any]:
-        raise NotImplementedError
-

@@ -13,9 +13,9 @@ from niblick.audit.flow.boxes import (
     merge,
     snapshot,
 )
-from niblick.audit.flow.files import glob_paths, path_kind
 from niblick.audit.flow.library import DefaultDict, Library
 from niblick.audit.flow.objects import Namespace
+from niblick.audit.flow.paths import glob_paths, path_kind
 
 
 class Containers(Library):

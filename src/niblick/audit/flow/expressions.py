@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, elementwise, is_token, known, masked, merge
+from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import (
     Bound,
@@ -23,7 +24,7 @@ from niblick.audit.flow.objects import (
     Namespace,
 )
 from niblick.audit.flow.signals import AbortSignal
-from niblick.audit.flow.state import PLAIN, State
+from niblick.audit.flow.state import PLAIN
 
 BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -37,10 +38,11 @@ COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Is: operator.is_, ast.IsNot: operator.is_not,
 }
 _MAX_ITEMS = 1600
+_MOST_BITS = 20_000
 _MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
 
 
-class Expressions(State):
+class Expressions(Hints):
     """State of a run, and the value of every kind of expression."""
 
     def value(self, node: ast.expr) -> Any:
@@ -80,11 +82,14 @@ class Expressions(State):
         elif isinstance(op, (ast.Mod, ast.BitAnd, ast.BitXor)) and "mixed" in out.marks:
             out.marks |= {"hashed"}
         self.check_report(a, b, out)
+        self.silence(op, a, b)
         self.check_keys(op, a, b, node)
         return out
 
     def plain_binary(self, op: ast.operator, left: Any, right: Any) -> Any:
         if isinstance(op, (ast.Pow, ast.LShift)) and isinstance(right, (int, float)) and abs(right) > 4096:
+            return Box(shape=())
+        if isinstance(left, int) and left.bit_length() > _MOST_BITS:
             return Box(shape=())
         if isinstance(op, ast.Mult):
             sizes = [len(v) for v in (left, right) if isinstance(v, (str, bytes, list, tuple))]
@@ -104,6 +109,7 @@ class Expressions(State):
         """A score that meets a count of bytes becomes part of a reported bits-per-byte figure."""
         if (a.scores and "bytes" in b.marks) or (b.scores and "bytes" in a.marks):
             self.trace.reported |= out.scores
+        self.check_hints(a, b)
 
     def check_keys(self, op: ast.operator, a: Box, b: Box, node: ast.AST) -> None:
         """A count read by context-and-target over a count read by context, or mixed into that target's own score."""
@@ -178,6 +184,7 @@ class Expressions(State):
                 return Box(shape=())
         if isinstance(left, Box) or isinstance(right, Box):
             a, b = known(left), known(right)
+            self.silence(op, a, b)
             out = elementwise(self.frozen([a, b]), COMPARE[type(op)])
             if isinstance(op, ast.Eq) and a.pos is not None and b.shape == () and a.val is not None and out.val is not None and (
                 a.val.size == self.stream.val.size and not out.val.any()  # type: ignore[union-attr]
@@ -186,6 +193,8 @@ class Expressions(State):
             out.nll = False
             out.marks |= {"index"}
             return out
+        if isinstance(left, Dotted) and isinstance(right, Dotted) and all(d.name.startswith("builtins.") for d in (left, right)):
+            return (left.name == right.name) == isinstance(op, ast.Eq)
         if isinstance(left, (Dotted, Bound, Namespace)) or isinstance(right, (Dotted, Bound, Namespace)):
             return Box(shape=())
         return (left is right) == isinstance(op, ast.Eq)
@@ -248,13 +257,18 @@ class Expressions(State):
 
     def ex_joinedstr(self, node: ast.JoinedStr) -> Any:
         parts: list[str] = []
+        scores: frozenset[int] = frozenset()
         for piece in node.values:
             value = self.value(piece.value if isinstance(piece, ast.FormattedValue) else piece)
             if isinstance(value, Box):
                 self.shown(value)
+                scores |= value.scores
                 parts.append("?")
             else:
                 parts.append(str(value) if isinstance(value, (str, int, float, PurePosixPath)) else "?")
+        if scores and len(self.trace.printed) < _MAX_ITEMS:
+            words = tuple(p.value.strip() for p in node.values if isinstance(p, ast.Constant) and isinstance(p.value, str))
+            self.trace.printed.append((words, scores))
         return "".join(parts)
 
     def shown(self, value: Box) -> None:

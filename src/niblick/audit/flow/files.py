@@ -11,31 +11,8 @@ import numpy as np
 
 from niblick.audit.flow.boxes import STREAM, Box, collect, merge, snapshot
 from niblick.audit.flow.objects import Module, Namespace
+from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.tensors import Tensors
-
-_VALIDATION = re.compile(r"(?<![a-z])(?:val|valid|validation|test|eval|holdout|heldout)(?![a-z])", re.IGNORECASE)
-_TRAINING = re.compile(r"train", re.IGNORECASE)
-_STREAM_FILES = frozenset({".bin", ".npy", ".npz", ".parquet", ".jsonl", ".pt", ".u16", ".arrow"})
-
-
-def path_kind(path: str) -> str | None:
-    """"val" or "train" where a data path says which split it is; the file name weighs more than its folders."""
-    for part in (PurePosixPath(path).name, path):
-        if _VALIDATION.search(part):
-            return "val"
-        if _TRAINING.search(part):
-            return "train"
-    return None
-
-
-def glob_paths(pattern: str) -> list[str]:
-    """Paths that a data pattern would match: one that names no split matches both."""
-    if "*" not in pattern and "?" not in pattern:
-        return [pattern]
-    kind = path_kind(PurePosixPath(pattern).name)
-    if kind or PurePosixPath(pattern).suffix not in _STREAM_FILES:
-        return [pattern.replace("*", "000000").replace("?", "0")]
-    return [pattern.replace("*", "train_000000", 1).replace("*", "0"), pattern.replace("*", "val_000000", 1).replace("*", "0")]
 
 
 class Files(Tensors):
@@ -57,6 +34,8 @@ class Files(Tensors):
         if kind == "train":
             return Box(shape=(STREAM,), marks=frozenset({"train", "numpy"}))
         out = merge(collect(path))
+        if "validation" in out.marks:
+            return snapshot(self.stream, marks=frozenset({"val", "numpy"}))
         out.seen |= self.disk.seen
         out.marks |= {"file"}
         return out
@@ -104,6 +83,8 @@ class Files(Tensors):
         source = args[0] if args else named.get("filename", "")
         if isinstance(source, Namespace):
             source = source.attrs.get("__path__", "")
+        if isinstance(source, Box) and "validation" in source.marks:
+            return self.read_data(source, {})
         if isinstance(source, Box):
             out = merge(self.frozen([source]))
             out.seen |= self.disk.seen

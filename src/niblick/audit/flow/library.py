@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced, snapshot
-from niblick.audit.flow.files import Files, glob_paths
 from niblick.audit.flow.objects import Bound, CallEvent, Class, Dotted, Function, Instance, Module, Namespace
+from niblick.audit.flow.paths import glob_paths
+from niblick.audit.flow.records import Records
 from niblick.audit.flow.signals import AbortSignal
 
 _OUTSIDE = ("requests", "urllib", "socket", "http", "huggingface_hub", "wandb", "subprocess", "aiohttp", "boto3", "datasets")
@@ -29,7 +30,7 @@ class DefaultDict(dict[Any, Any]):
     factory: Any = None
 
 
-class Library(Files):
+class Library(Records):
     """Builtins, the standard library, and files."""
 
     def builtin(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
@@ -59,7 +60,11 @@ class Library(Files):
             return "?" if name in {"str", "repr"} else merge(collect(args), shape=())
         try:
             return _PURE[name](*args, **named)
-        except (TypeError, ValueError, OverflowError, MemoryError):
+        except ValueError as error:
+            if name in {"int", "float"} and len(args) == 1 and isinstance(args[0], str) and "?" not in args[0]:
+                self.fails(f"ValueError: {error}")
+            return Box(shape=())
+        except (TypeError, OverflowError, MemoryError):
             return Box(shape=())
 
     def sequence(self, name: str, args: list[Any]) -> Any:
@@ -259,6 +264,10 @@ class Library(Files):
             return Namespace({"itemsize": max(1, int(digits[0]) // (8 if int(digits[0]) > 8 else 1)) if digits else 4})
         if last in {"deepcopy", "copy"} and name.startswith("copy.") and args:
             return self.copied(args[0])
+        if name in {"json.loads", "json.dumps"} and args:
+            return self.plain_json(last, args)
+        if name in {"dataclasses.replace", "copy.replace"} and args and isinstance(args[0], Instance):
+            return self.replaced(args[0], named)
         if last == "partial" and args:
             return Namespace({"__call__": args[0], "__args__": args[1:], "__named__": named})
         if last == "defaultdict":

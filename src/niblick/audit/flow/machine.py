@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, Leaf, collect, merge, replace_content
-from niblick.audit.flow.calls import Calls
+from niblick.audit.flow.imports import Imports
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import Class, Dotted, Function
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, BudgetSignal, ContinueSignal, ReturnSignal
@@ -22,16 +22,18 @@ from niblick.audit.flow.signals import AbortSignal, BreakSignal, BudgetSignal, C
 _MAX_TURNS = 5000
 _QUIET_TURNS = 2
 _LOOP_STEPS = 30_000
+_MISREAD = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, OSError, AssertionError)
+"""What plain operations on values of an unexpected kind raise in the engine itself: that statement is passed over."""
 
 
-class Machine(Calls):
+class Machine(Imports):
     """Interprets statements; expressions and calls are in the base classes."""
 
-    def run_module(self, tree: ast.Module, name: str, file: str) -> dict[str, Any]:
-        """The module's global names after running its body."""
-        scope: dict[str, Any] = {"__name__": name, "__file__": file, "__builtins__": Dotted("builtins")}
-        self.files.append(file)
+    def run_module(self, tree: ast.Module, name: str, file: str, scope: dict[str, Any]) -> None:
+        """Runs a module's body over `scope`, its global names."""
+        scope.update({"__name__": name, "__file__": file, "__builtins__": Dotted("builtins")})
         self.scopes.append((scope,))
+        self.outer_names.append({})
         try:
             for statement in tree.body:
                 try:
@@ -40,8 +42,7 @@ class Machine(Calls):
                     self.note(f"line {statement.lineno}: stopped early")
         finally:
             self.scopes.pop()
-            self.files.pop()
-        return scope
+            self.outer_names.pop()
 
     def block(self, body: list[ast.stmt]) -> None:
         for statement in body:
@@ -50,8 +51,12 @@ class Machine(Calls):
     def statement(self, node: ast.stmt) -> None:
         self.tick(node)
         handler = getattr(self, f"do_{type(node).__name__.lower()}", None)
-        if handler is not None:
+        if handler is None:
+            return
+        try:
             handler(node)
+        except _MISREAD as error:
+            self.note(f"line {self.line}: not followed ({type(error).__name__})")
 
     def do_expr(self, node: ast.Expr) -> None:
         if not isinstance(node.value, ast.Constant):
@@ -66,6 +71,7 @@ class Machine(Calls):
         scope = self.scopes[-1][0]
         if isinstance(node.target, ast.Name) and "__fields__" in scope:
             scope["__fields__"].append(node.target.id)
+            self.note_type(scope, node.target.id, node.annotation)
         if node.value is not None:
             self.assign(node.target, self.value(node.value))
 
@@ -172,7 +178,10 @@ class Machine(Calls):
 
     def do_raise(self, node: ast.Raise) -> None:
         if not self.uncertain:
+            self.raised = True
             self.note(f"line {node.lineno}: the program raises here")
+            if self.stubborn:
+                return
         raise AbortSignal
 
     def do_global(self, node: ast.Global) -> None:
@@ -187,22 +196,6 @@ class Machine(Calls):
         for target in node.targets:
             if isinstance(target, ast.Name):
                 self.scopes[-1][0].pop(target.id, None)
-
-    def do_import(self, node: ast.Import) -> None:
-        for alias in node.names:
-            found = self.import_program(alias.name)
-            name = alias.asname or alias.name.split(".")[0]
-            self.store(name, found or Dotted(alias.name if alias.asname else name))
-
-    def do_importfrom(self, node: ast.ImportFrom) -> None:
-        module = self.import_program(node.module or "") if node.module else None
-        for alias in node.names:
-            if module is not None and alias.name == "*":
-                self.scopes[-1][0].update({k: v for k, v in module.attrs.items() if not k.startswith("__")})
-            elif module is not None and alias.name in module.attrs:
-                self.store(alias.asname or alias.name, module.attrs[alias.name])
-            else:
-                self.store(alias.asname or alias.name, Dotted(f"{node.module or ''}.{alias.name}".lstrip(".")))
 
     def do_with(self, node: ast.With | ast.AsyncWith) -> None:
         entered = 0

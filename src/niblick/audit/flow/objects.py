@@ -44,6 +44,10 @@ class Class:
                 return found
         return None
 
+    def holds(self, name: str) -> bool:
+        """Whether the class or a known base has such an attribute, be it None."""
+        return name in self.body or any(isinstance(base, Class) and base.holds(name) for base in self.bases)
+
 
 @dataclass(eq=False)
 class Instance:
@@ -141,6 +145,17 @@ class KeyEvent:
 
 
 @dataclass(kw_only=True)
+class HintEvent:
+    """A value that is there or not depending on the token it is for; `used` once it met a score, `off` once silenced."""
+
+    name: str
+    where: Where
+    certain: bool
+    used: bool = False
+    off: bool = False
+
+
+@dataclass(kw_only=True)
 class CallEvent:
     """A call to something outside the program that a rule may care about."""
 
@@ -153,7 +168,8 @@ class CallEvent:
 
 @dataclass
 class Trace:
-    """Everything one run of the engine saw; `kept` are the positions of a score that were added to a sum."""
+    """Everything one run of the engine saw; `kept` are the positions of a score that were added to a sum, `failures`
+    (line, what) are exceptions that nothing avoids, `printed` the words a formatted text puts around scores."""
 
     scores: list[ScoreEvent] = field(default_factory=list)
     updates: list[UpdateEvent] = field(default_factory=list)
@@ -161,9 +177,12 @@ class Trace:
     reached: set[str] = field(default_factory=set)
     calls: list[CallEvent] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
+    hints: dict[str, HintEvent] = field(default_factory=dict)
     kept: dict[int, int] = field(default_factory=dict)
     constants: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    printed: list[tuple[tuple[str, ...], frozenset[int]]] = field(default_factory=list)
     steps: int = 0
     complete: bool = True
 

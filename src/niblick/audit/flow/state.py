@@ -25,7 +25,7 @@ PLAIN = (int, float, str, bytes, bool, type(None), list, tuple, dict, set, range
 class State:
     """State that every part of the engine shares, and what it means."""
 
-    def __init__(self, environment: dict[str, str], modules: dict[str, ast.Module], deadline: float, budget: int) -> None:
+    def __init__(self, environment: dict[str, str], modules: dict[str, tuple[str, ast.Module]], deadline: float, budget: int) -> None:
         self.environment = environment
         self.modules = modules
         self.loaded: dict[str, Namespace] = {}
@@ -41,7 +41,6 @@ class State:
         self.maybe_returns: list[list[Any]] = []
         self.yields: list[list[Any]] = []
         self.stack: list[str] = []
-        self.files: list[str] = []
         self.defining: Class | None = None
         self.no_grad = 0
         self.uncertain = 0
@@ -55,6 +54,11 @@ class State:
         self.tries = 0
         self.line = 0
         self.arguments: list[str] = []
+        self.native: dict[str, frozenset[int]] = {}
+        self.peeking: dict[int, bool] = {}
+        self.stubborn = False
+        self.raised = False
+        self.inner_calls: dict[str, int] = {}
 
     def tick(self, node: ast.AST) -> None:
         self.trace.steps += 1
@@ -62,13 +66,18 @@ class State:
         if self.trace.steps > self.budget or (not self.trace.steps % 512 and time.process_time() > self.deadline):
             raise BudgetSignal
 
+    def fails(self, text: str) -> None:
+        """Notes an exception that the program cannot avoid on this way and does not catch."""
+        if self.uncertain <= 0 and not self.tries:
+            self.trace.failures.append((self.line, text))
+
     def note(self, text: str) -> None:
         if len(self.trace.notes) < 200:
             self.trace.notes.append(text)
 
     def where(self, node: ast.AST | None = None) -> Where:
         return Where(
-            file=self.files[-1] if self.files else "", line=getattr(node, "lineno", self.line),
+            file=str(self.scopes[-1][-1].get("__file__", "")) if self.scopes else "", line=getattr(node, "lineno", self.line),
             function=self.stack[-1] if self.stack else "<module>",
         )
 

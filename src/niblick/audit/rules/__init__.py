@@ -7,7 +7,9 @@ from collections.abc import Callable
 from niblick.audit.rules import (
     byte_accounting,
     byte_mixture,
+    byte_total,
     hashed_pair,
+    hint_gate,
     importable,
     ngram_key,
     outside,
@@ -20,8 +22,8 @@ from niblick.audit.rules.case import Case
 from niblick.audit.types import Finding
 
 RULES: tuple[Callable[[Case], list[Finding]], ...] = (
-    importable.check, ngram_key.check, hashed_pair.check, slot.check, train_before_score.check, score_first.check, validation_data.check,
-    byte_accounting.check, byte_mixture.check, outside.check,
+    importable.check, ngram_key.check, hashed_pair.check, hint_gate.check, slot.check, train_before_score.check, score_first.check, validation_data.check,
+    byte_accounting.check, byte_mixture.check, byte_total.check, outside.check,
 )
 """Every static rule, in the order their findings are listed."""
 

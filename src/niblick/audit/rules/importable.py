@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from niblick.audit import flow
 from niblick.audit.rules.case import Case
 from niblick.audit.types import Finding, Severity
 
@@ -17,8 +18,22 @@ def check(case: Case) -> list[Finding]:
             cure="Add the training script to the folder.",
         )]
     if source.error is None:
-        return []
+        return _unavoidable(case)
     return [case.finding(
         RULE, Severity.BREACH, f"{source.path} cannot be read as a program: {source.error}.", verdict="import_fail",
         pointer="record", line=1, cure="Ship the file as it was run; check that the packed payload is complete.",
+    )]
+
+
+def _unavoidable(case: Case) -> list[Finding]:
+    """A breach for an exception that every import of the script raises, whatever is installed."""
+    if case.tree is None:
+        return []
+    bare, documented = (flow.import_failure(case.tree, file="", environment=e) for e in ({}, case.environment))
+    if bare is None or documented is None:
+        return []
+    line, what = bare
+    return [case.finding(
+        RULE, Severity.BREACH, f"Importing the script always fails: {what}.", verdict="import_fail", pointer="record", line=line,
+        cure="Give settings defaults that their own conversion accepts.",
     )]

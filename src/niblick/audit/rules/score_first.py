@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from niblick.audit.rules.case import Case, overlap, positions, scored
+from niblick.audit.rules.claimed import claimed_scores
 from niblick.audit.types import Finding, Severity
 
 RULE = "score-first"
@@ -12,7 +13,9 @@ def check(case: Case) -> list[Finding]:
     """One note where the documented run learns from validation tokens only after scoring them."""
     updates = [u for u in case.trace.updates if u.positions]
     reported = scored(case.trace)
-    if not updates or not reported or any(overlap(case.trace, e) and not e.widened for e in reported):
+    claimed = claimed_scores(case)
+    counted = [e for e in reported if e.number in claimed] or reported
+    if not updates or not reported or any(overlap(case.trace, e) and not e.widened for e in counted):
         return []
     first = updates[0]
     return [case.finding(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from niblick.audit.flow.objects import ScoreEvent
 from niblick.audit.rules.case import Case, first_by_line, interleaved, overlap, positions, violations
+from niblick.audit.rules.claimed import claimed_scores
 from niblick.audit.types import Finding, Severity
 
 RULE = "train-before-score"
@@ -12,6 +13,7 @@ RULE = "train-before-score"
 def check(case: Case) -> list[Finding]:
     """One breach per place that reports scores of tokens the model's weights have already learnt."""
     out = []
+    claimed = claimed_scores(case)
     for event in first_by_line(violations(case.trace, "module")):
         both = overlap(case.trace, event)
         step = next((u for u in case.trace.updates
@@ -19,7 +21,8 @@ def check(case: Case) -> list[Finding]:
         if step is None:
             continue
         if interleaved(case.trace, step) and event.where.function != step.where.function:
-            out.append(_rescored(case, event))
+            if not claimed or event.number in claimed:
+                out.append(_rescored(case, event))
             continue
         trained = "train" in step.marks
         out.append(case.finding(
@@ -35,8 +38,8 @@ def check(case: Case) -> list[Finding]:
 
 def _rescored(case: Case, event: ScoreEvent) -> Finding:
     return case.finding(
-        "rescored", Severity.WARNING,
+        "rescored", Severity.BREACH if event.certain else Severity.WARNING,
         f"{event.where.function} scores tokens again with weights that score-first training has since adapted to them.",
-        verdict="flag_other", pointer="C4", where=event.where,
+        verdict="flag_prequant_ttt", pointer="C4", where=event.where,
         cure="Report the figure of the one pass in which each token was scored before it was learnt.",
     )

@@ -1,0 +1,66 @@
+"""Which evaluation of the run the submission's own figure comes from, where its logs tell.
+
+A run often prints several figures. The line of a log that states the claimed one is printed by one place of the
+program; the scores that go into it there are the ones whose order and independence matter most.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from niblick.audit.evidence import log_lines
+from niblick.audit.rules.case import Case
+
+_NUMBER = re.compile(r"(?<![\w.])\d\.\d{3,}")
+_STATED = re.compile(r"bpb[^\n\d]{0,40}(\d\.\d{4,})", re.IGNORECASE)
+_DEPTH = 4
+_SHORTEST = 6
+
+
+def claimed_scores(case: Case) -> frozenset[int]:
+    """Numbers of the score events behind the claimed figure; empty where the logs do not tell."""
+    claims = list(_claims(case))
+    if not claims or not case.trace.printed:
+        return frozenset()
+    best, found = _SHORTEST, frozenset[int]()
+    for line in log_lines(case.submission.root, case.text):
+        if not any(_same(number, claim) for number in _NUMBER.findall(line) for claim in claims):
+            continue
+        for pieces, scores in case.trace.printed:
+            size = sum(map(len, pieces))
+            if size >= best and _in_order(pieces, line):
+                found = scores if size > best else found | scores
+                best = size
+    return found
+
+
+def _claims(case: Case) -> Iterator[str]:
+    """The figures a submission states as its own, as written."""
+    stated = list(_bpb_fields(case.submission.metadata or {}, _DEPTH))
+    yield from stated or [m[1] for m in list(_STATED.finditer((case.submission.readme or "")[:4000]))[:3]]
+
+
+def _bpb_fields(value: object, depth: int) -> Iterator[str]:
+    if not isinstance(value, dict) or depth == 0:
+        return
+    for name, inner in list(value.items())[:200]:
+        if isinstance(inner, float) and "bpb" in str(name).lower() and not re.search(r"std|baseline|sota|prior|previous|delta|pre_", str(name).lower()):
+            yield repr(inner)
+        yield from _bpb_fields(inner, depth - 1)
+
+
+def _same(logged: str, claim: str) -> bool:
+    """Whether a logged number is the claimed one, to the digits that both have (four at least)."""
+    digits = min(len(logged), len(claim)) - 2
+    return digits >= 4 and abs(float(logged) - float(claim)) < 0.51 * 10.0**-digits
+
+
+def _in_order(pieces: tuple[str, ...], line: str) -> bool:
+    at = 0
+    for piece in pieces:
+        found = line.find(piece.strip(), at)
+        if found < 0:
+            return False
+        at = found + len(piece.strip())
+    return True
