@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from niblick.audit.types import Source
+from niblick.audit.unpack.bundles import bundled, path_of
 from niblick.audit.unpack.codecs import MAX_TEXT, PackError
 from niblick.audit.unpack.evaluate import Evaluator, Executed, Loader
 from niblick.audit.unpack.fstrings import for_old_parser
@@ -106,13 +107,16 @@ def _flatten(text: str, loader: Loader, layers: list[str], depth: int, path: str
     lines = text.split("\n")
     for statement in tree.body:
         segment = "\n".join(lines[statement.lineno - 1 : statement.end_lineno])
-        executed = _executed_by(statement, run, scope, segment)
+        executed = _into_modules(_executed_by(statement, run, scope, segment), loader, layers)
         found = found or bool(executed)
         for item in executed:
             layers.extend(item.layers)
             pieces.append(_flatten(item.text, loader, layers, depth + 1, path)[0])
         if not executed and not _is_loader(statement):
             pieces.append(segment)
+    bundle = bundled(tree, run, scope)
+    layers.extend(bundle.layers)
+    loader.files.update(bundle.files)
     if not found:
         return text, tree
     pieces = [piece for piece in pieces if piece.strip()]
@@ -120,6 +124,16 @@ def _flatten(text: str, loader: Loader, layers: list[str], depth: int, path: str
     if len(joined) > MAX_TEXT:
         raise PackError(f"the script unpacks to more than {MAX_TEXT} bytes")
     return joined, parse(joined)
+
+
+def _into_modules(executed: list[Executed], loader: Loader, layers: list[str]) -> list[Executed]:
+    """Keeps what runs in modules of its own as files of the loader; the rest is the script's own text."""
+    named = {item.module: item.text for item in executed if item.module not in (None, "__main__")}
+    for item in executed:
+        if item.module in named:
+            layers.extend(item.layers)
+            loader.files[path_of(item.module or "", named)] = item.text
+    return [item for item in executed if item.module not in named]
 
 
 def _executed_by(statement: ast.stmt, run: Evaluator, scope: dict[str, object], segment: str) -> list[Executed]:

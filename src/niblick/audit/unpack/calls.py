@@ -20,10 +20,11 @@ from niblick.audit.unpack.evaluate import (
     Executed,
     Function,
     Handle,
+    Space,
     _try,
 )
 
-_DECODE_ERRORS = (ValueError, TypeError, OverflowError, MemoryError, EOFError, OSError, LookupError)
+_MODULE = frozenset({"types.ModuleType", "importlib.util.spec_from_loader", "importlib.util.module_from_spec", "vars"})
 
 
 def call(run: Evaluator, node: ast.Call, scope: dict[str, Any]) -> Any:
@@ -51,7 +52,9 @@ def _callee(run: Evaluator, node: ast.Call, scope: dict[str, Any]) -> Any:
     holder = run.value(node.func.value, scope)
     if isinstance(holder, Dotted):
         return Dotted(f"{holder.name}.{node.func.attr}")
-    return UNKNOWN if holder is UNKNOWN else (holder, node.func.attr)
+    if holder is UNKNOWN:
+        return (holder, node.func.attr) if run.assumed and node.func.attr in {"get", "pop", "__getitem__"} else UNKNOWN
+    return holder, node.func.attr
 
 
 def _constant(value: Any) -> Any:
@@ -81,12 +84,14 @@ def _named_call(run: Evaluator, name: str, args: list[Any], named: dict[str, Any
         return None
     if name in {"os.environ.setdefault"} and len(args) == 2:
         run.loader.environment.setdefault(str(args[0]), str(args[1]))
+    if name in _SAME:
+        return args[0] if args else UNKNOWN
+    if name in _MODULE and args and isinstance(args[0], (str, Space)):
+        return args[0] if isinstance(args[0], Space) else Space(args[0])
     if any(a is UNKNOWN for a in args):
         return UNKNOWN
     if name in DECODERS:
         return _decode(run, name, args, named)
-    if name in _SAME:
-        return args[0] if args else UNKNOWN
     if name in _BUILTINS:
         return _builtin(run, name, args, named)
     return UNKNOWN
@@ -107,6 +112,8 @@ def _builtin(run: Evaluator, name: str, args: list[Any], named: dict[str, Any]) 
 
 
 def _decode(run: Evaluator, name: str, args: list[Any], named: dict[str, Any]) -> Any:
+    if name == "json.loads":
+        return _try(lambda: DECODERS[name](*args))
     run.loader.layers.append(name.rsplit(".", 1)[0] if name != "codecs.decode" else str(args[-1]))
     if "base64" in name or "binascii" in name or "fromhex" in name:
         run.loader.layers[-1] = {"b85decode": "base85", "a85decode": "ascii85", "fromhex": "hex",
@@ -130,6 +137,8 @@ def _method(run: Evaluator, holder: Any, name: str, args: list[Any], named: dict
         return holder
     if name == "decode" and isinstance(holder, (bytes, bytearray)):
         return _try(lambda: bytes(holder).decode(*args, **named))
+    if name in {"get", "pop", "__getitem__"} and args and args[0] is UNKNOWN:
+        return run.entry(holder)
     if name not in _METHODS or UNKNOWN in args:
         return UNKNOWN
     if name == "replace" and len(args) >= 2 and (len(holder) + 1) * (len(args[1]) + 1) > MAX_TEXT * 4:
@@ -172,7 +181,9 @@ def _execute(run: Evaluator, name: str, node: ast.Call, scope: dict[str, Any]) -
     if isinstance(value, str):
         if name.endswith("eval") and not _looks_packed(value):
             return UNKNOWN
-        run.loader.executed.append(Executed(value, layers, node.lineno))
+        space = run.value(node.args[1], scope) if len(node.args) > 1 else None
+        module = space.name if isinstance(space, Space) else None
+        run.loader.executed.append(Executed(value, layers, node.lineno, module))
     elif len(layers) > 1:
         raise PackError(f"line {node.lineno} runs a payload that cannot be recovered without running the script")
     return UNKNOWN

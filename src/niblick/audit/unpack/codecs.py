@@ -10,6 +10,7 @@ import base64
 import binascii
 import bz2
 import codecs as std_codecs
+import json
 import lzma
 import zlib
 from collections.abc import Callable
@@ -104,6 +105,13 @@ def _decode(value: object, encoding: object = "utf-8", errors: object = "strict"
     return as_bytes(value).decode(str(encoding), str(errors))
 
 
+def _json(value: object) -> object:
+    text = bytes(value).decode("utf-8") if isinstance(value, (bytes, bytearray)) else value
+    if not isinstance(text, str) or len(text) > MAX_TEXT:
+        raise PackError("a JSON payload that is no text within the bound")
+    return json.loads(text)
+
+
 def _refuse(value: object, *_: object, **__: object) -> bytes:
     raise PackError("a payload of bytecode or pickle, which is refused: it cannot be read without running it")
 
@@ -130,6 +138,7 @@ DECODERS: dict[str, Callable[..., Any]] = {
     "bytes.fromhex": lambda v: bytes.fromhex(as_bytes(v).decode("ascii")),
     "bytearray.fromhex": lambda v: bytes.fromhex(as_bytes(v).decode("ascii")),
     "codecs.decode": _decode,
+    "json.loads": _json,
     "marshal.loads": _refuse,
     "pickle.loads": _refuse,
     "dill.loads": _refuse,

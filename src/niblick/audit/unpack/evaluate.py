@@ -9,67 +9,17 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
 from typing import Any
 
 from niblick.audit.unpack.codecs import MAX_TEXT, PackError
+from niblick.audit.unpack.values import UNKNOWN, Dotted, Executed, Function, Handle, Loader, Space
 
 MAX_STEPS = 300_000
 _MAX_ITEMS = 200_000
 
 
-class _Unknown:
-    """A value the evaluator does not follow; absorbs every operation."""
-
-    def __repr__(self) -> str:
-        return "UNKNOWN"
-
-
-UNKNOWN = _Unknown()
-
-
-@dataclass(frozen=True)
-class Dotted:
-    """A module, class or function known only by its dotted name."""
-
-    name: str
-
-
-@dataclass
-class Function:
-    """A function of the loader: parameters, body and the scope it closes over."""
-
-    node: ast.FunctionDef | ast.Lambda
-    scope: dict[str, Any]
-
-
-@dataclass
-class Handle:
-    """An open virtual file."""
-
-    path: str
-    mode: str
-
-
-@dataclass
-class Executed:
-    """One piece of program text that the loader would run, the decoders used for it and the line that runs it."""
-
-    text: str
-    layers: tuple[str, ...]
-    line: int
-
-
-@dataclass
-class Loader:
-    """State of one evaluation: virtual files, what was executed, the decoders used so far."""
-
-    files: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, str] = field(default_factory=dict)
-    executed: list[Executed] = field(default_factory=list)
-    layers: list[str] = field(default_factory=list)
-    steps: int = 0
+_ITERABLE = (str, bytes, bytearray, list, tuple, dict, set, range, zip, enumerate, reversed, map, KeysView, ValuesView, ItemsView)
 
 
 class _Return(Exception):  # noqa: N818 - control flow, not an error
@@ -130,6 +80,7 @@ class Evaluator:
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
         self.line = 0
+        self.assumed: tuple[dict[str, Any], str] | None = None
 
     def run(self, body: Iterable[ast.stmt], scope: dict[str, Any]) -> None:
         """Statements in order; one that cannot be followed is skipped, a `PackError` is not."""
@@ -166,8 +117,7 @@ class Evaluator:
 
     def compound(self, node: ast.stmt, scope: dict[str, Any]) -> None:
         if isinstance(node, ast.If):
-            test = self.value(node.test, scope)
-            self.run(node.body if test is not UNKNOWN and test else node.orelse, scope)
+            self.branch(node, scope)
         elif isinstance(node, ast.For):
             for item in self.items(self.value(node.iter, scope)):
                 self.assign(node.target, item, scope)
@@ -186,6 +136,23 @@ class Evaluator:
             self.run(node.body, scope)
         elif isinstance(node, ast.Try):
             self.run([*node.body, *node.orelse, *node.finalbody], scope)
+
+    def branch(self, node: ast.If, scope: dict[str, Any]) -> None:
+        """One side of an `if`; both where the test is unknown and an entry of a bundle is assumed."""
+        test = self.value(node.test, scope)
+        if test is UNKNOWN and self.assumed is not None:
+            try:
+                self.run(node.body, scope)
+            except _Return as result:
+                if result.value not in (None, UNKNOWN):
+                    raise
+        self.run(node.body if test is not UNKNOWN and test else node.orelse, scope)
+
+    def entry(self, holder: Any) -> Any:
+        """The assumed entry of a bundle, where `holder` is that bundle or may be it; else `UNKNOWN`."""
+        if self.assumed is None or not (holder is UNKNOWN or holder is self.assumed[0]):
+            return UNKNOWN
+        return self.assumed[0][self.assumed[1]]
 
     def once(self, body: list[ast.stmt], scope: dict[str, Any]) -> bool:
         """One turn of a loop; False after `break`."""
@@ -210,7 +177,7 @@ class Evaluator:
                 _try(lambda: holder.__setitem__(key, value))
 
     def items(self, value: Any) -> list[Any]:
-        if isinstance(value, (str, bytes, bytearray, list, tuple, dict, set, range, zip, enumerate, reversed, map)):
+        if isinstance(value, _ITERABLE):
             out = []
             for item in value:
                 out.append(item)
@@ -232,7 +199,7 @@ class Evaluator:
         holder = self.value(node.value, scope)
         if isinstance(holder, Dotted):
             return Dotted(f"{holder.name}.{node.attr}")
-        return UNKNOWN
+        return holder if isinstance(holder, Space) and node.attr == "__dict__" else UNKNOWN
 
     def _binop(self, node: ast.BinOp, scope: dict[str, Any]) -> Any:
         left, right = self.value(node.left, scope), self.value(node.right, scope)
@@ -261,6 +228,8 @@ class Evaluator:
 
     def _compare(self, node: ast.Compare, scope: dict[str, Any]) -> Any:
         left, right = self.value(node.left, scope), self.value(node.comparators[0], scope)
+        if left is UNKNOWN and self.entry(right) is not UNKNOWN and isinstance(node.ops[0], (ast.In, ast.NotIn)):
+            return isinstance(node.ops[0], ast.In)
         if left is UNKNOWN or right is UNKNOWN:
             return UNKNOWN
         if left == Dotted("__name__"):
@@ -302,7 +271,7 @@ class Evaluator:
         holder, key = self.value(node.value, scope), self.value(node.slice, scope)
         if isinstance(holder, (str, bytes, bytearray, list, tuple, dict, range)) and key is not UNKNOWN:
             return _try(lambda: holder[key])
-        return UNKNOWN
+        return self.entry(holder) if key is UNKNOWN else UNKNOWN
 
     def _slice(self, node: ast.Slice, scope: dict[str, Any]) -> Any:
         parts = [None if p is None else self.value(p, scope) for p in (node.lower, node.upper, node.step)]
@@ -378,3 +347,6 @@ def _import(node: ast.Import | ast.ImportFrom, scope: dict[str, Any]) -> None:
             scope[alias.asname or name] = Dotted(name)
         else:
             scope[alias.asname or alias.name] = Dotted(f"{node.module}.{alias.name}")
+
+
+__all__ = ["UNKNOWN", "Dotted", "Evaluator", "Executed", "Function", "Handle", "Loader", "Space"]

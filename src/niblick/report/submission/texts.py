@@ -65,9 +65,9 @@ def readme(facts: Facts) -> str:
     return "\n".join([
         f"# {markdown(facts.name)}", "",
         f"val_bpb: {facts.bpb:.6f} on {corpus} ({len(facts.cards)} seeds), {facts.total_bytes:,} bytes with code.", "",
-        "```bash", "pip install -r requirements.txt",
-        "torchrun --standalone --nproc_per_node=1 train_gpt.py",
-        "python train_gpt.py --eval-only", "```", "",
+        "Train, pack and score, as the logs were written:", "",
+        "```bash", "pip install -r requirements.txt", "torchrun --standalone --nproc_per_node=1 train_gpt.py", "```", "",
+        "Score the artifact that is here:", "", "```bash", "python train_gpt.py --eval-only", "```", "",
         "`--data DIR` names a folder of shards in the challenge's format. Training sees the training shards only; the "
         "score is taken from the packed file, every validation token but the first once, by a model that nothing is "
         "learnt into.", "",

@@ -1,0 +1,68 @@
+"""The values of loader code as the evaluator knows them, and the state of one evaluation."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class _Unknown:
+    """A value the evaluator does not follow; absorbs every operation."""
+
+    def __repr__(self) -> str:
+        return "UNKNOWN"
+
+
+UNKNOWN = _Unknown()
+
+
+@dataclass(frozen=True)
+class Dotted:
+    """A module, class or function known only by its dotted name."""
+
+    name: str
+
+
+@dataclass
+class Function:
+    """A function of the loader: parameters, body and the scope it closes over."""
+
+    node: ast.FunctionDef | ast.Lambda
+    scope: dict[str, Any]
+
+
+@dataclass
+class Handle:
+    """An open virtual file."""
+
+    path: str
+    mode: str
+
+
+@dataclass
+class Space:
+    """A module object that the loader makes, or its namespace."""
+
+    name: str
+
+
+@dataclass
+class Executed:
+    """One piece of program text that the loader would run: decoders used, the line that runs it, its module if named."""
+
+    text: str
+    layers: tuple[str, ...]
+    line: int
+    module: str | None = None
+
+
+@dataclass
+class Loader:
+    """State of one evaluation: virtual files, what was executed, the decoders used so far."""
+
+    files: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    executed: list[Executed] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
+    steps: int = 0
