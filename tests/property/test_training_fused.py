@@ -93,13 +93,13 @@ def test_likelihoods(
     _same(ops, lambda o, t: o.nll(t[0], targets, cap), [z * spread], dtype)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 150), st.sampled_from([(1, 1), (4, 2), (3, 1)]), st.sampled_from([1, 2, 30, 129, 500]), DTYPES,
-       st.booleans())
+       st.booleans(), st.sampled_from([6, 16, 32, 48]))
 def test_attention(
-    ops: FusedOps, length: int, heads: tuple[int, int], span: int, dtype: torch.dtype, gains: bool
+    ops: FusedOps, length: int, heads: tuple[int, int], span: int, dtype: torch.dtype, gains: bool, width: int
 ) -> None:
-    shapes = [(2, length, count, 6) for count in (heads[0], heads[1], heads[1])]
+    shapes = [(2, length, count, width) for count in (heads[0], heads[1], heads[1])]
     inputs = _draw(*shapes, dtype=dtype)
     angles = torch.randn(length, 2, generator=torch.Generator().manual_seed(3))
     table = (angles.cos(), angles.sin())

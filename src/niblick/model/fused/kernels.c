@@ -68,3 +68,9 @@ static inline uint16_t narrow(float x) {
 #define STORE(x) narrow(x)
 #define NAME(f) f##_bf16
 #include "kernels.h"
+#undef REAL
+#undef LOAD
+#undef STORE
+#undef NAME
+
+#include "attention.h"

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ _ARGUMENTS = {
     "heads": "ppppppiiiii", "heads_back": "ppppppppiiiii", "exclude": "pppiiii",
     "exclude_back": "pppppiiii", "softmax": "pppfiii", "softmax_back": "ppfii",
 }
+_BF16_ONLY = {"attend": "pppppiiiiii", "attend_back": "pppppppppiiiiii"}  # attention.h
 _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int64}
 CHUNKS = 32  # partial sums per reduction, as in kernels.c
 
@@ -43,9 +45,11 @@ class Kernels:
     """The library's functions by name, for tensors of float32 or bfloat16."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._functions = {}
-        for name, letters in _ARGUMENTS.items():
-            for dtype, suffix in _SUFFIX.items():
+        self._functions: dict[tuple[str, torch.dtype], Any] = {}
+        self.attends = bool(library.attends())  # whether the processor has what attention.h needs
+        for dtype, suffix in _SUFFIX.items():
+            extra = _BF16_ONLY if self.attends and dtype is torch.bfloat16 else {}
+            for name, letters in (_ARGUMENTS | extra).items():
                 function = getattr(library, f"{name}_{suffix}")
                 function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
                 self._functions[name, dtype] = function
@@ -70,7 +74,7 @@ def load_kernels() -> Kernels | None:
 
 def _source() -> dict[str, bytes]:
     folder = resources.files("niblick.model.fused")
-    return {name: (folder / name).read_bytes() for name in ("kernels.c", "kernels.h")}
+    return {name: (folder / name).read_bytes() for name in ("kernels.c", "kernels.h", "attention.h")}
 
 
 def _compile(source: dict[str, bytes], target: Path) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from niblick.model.fused import functions as fused
+from niblick.model.fused.attention import attend
 from niblick.model.fused.library import Kernels
 from niblick.model.ops import Ops
 
@@ -99,8 +100,7 @@ class FusedOps(Ops):
         heads = fused.Heads.apply
         q = heads(self._kernels, q, q_gain, *table)  # type: ignore[no-untyped-call]
         k = heads(self._kernels, k, k_gain, *table)  # type: ignore[no-untyped-call]
-        y: Tensor = fused.Attend.apply(self._kernels, q, k, v, span)  # type: ignore[no-untyped-call]
-        return y
+        return attend(self._kernels, q, k, v, span)
 
 
 def _fits(*tensors: Tensor) -> bool:
