@@ -1,0 +1,254 @@
+/* Softmax attention over bfloat16 in tiles that stay in the nearest caches; for processors that multiply pairs of bfloat16.
+
+   A tile is LANES queries against up to LANES keys. Scores are held transposed, a row per key and a lane per query, so that
+   maxima, sums and masks run down the rows without crossing lanes. Nothing of the size of the scores is kept: backward
+   computes them again from the logarithm of each query's sum. Products sum in float; a unit of work is one group of heads
+   of one sequence, done in order, so results do not depend on the number of threads. */
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#include <stdlib.h>
+
+#define LANES 64
+#define LOG2E 1.44269504f
+#define NONE -1e30f /* score of a key that a query does not see */
+
+typedef uint32_t __attribute__((may_alias, aligned(2))) pair; /* two bfloat16 that lie side by side */
+
+/* C (m, n) = or += A B over 2 k2 terms: A as pairs at a[row * i + step * p], B as pairs (k2, n) at b[ldb * p + j]. */
+#define BLOCK(MR, NV)                                                                                                   \
+    static inline void block_##MR##_##NV(const pair *a, int64_t row, int64_t step, const uint32_t *b, int64_t ldb,    \
+                                         float *c, int64_t ldc, int64_t k2, int add) {                                 \
+        __m512 sum[MR][NV];                                                                                            \
+        _Pragma("GCC unroll 8") for (int i = 0; i < MR; i++) _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++)      \
+            sum[i][v] = add ? _mm512_loadu_ps(c + i * ldc + 16 * v) : _mm512_setzero_ps();                             \
+        for (int64_t p = 0; p < k2; p++) {                                                                             \
+            __m512i in[NV];                                                                                            \
+            _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) in[v] = _mm512_loadu_si512(b + ldb * p + 16 * v);     \
+            _Pragma("GCC unroll 8") for (int i = 0; i < MR; i++) {                                                     \
+                __m512i one = _mm512_set1_epi32((int)a[row * i + step * p]);                                           \
+                _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++)                                                   \
+                    sum[i][v] = _mm512_dpbf16_ps(sum[i][v], (__m512bh)one, (__m512bh)in[v]);                           \
+            }                                                                                                          \
+        }                                                                                                              \
+        _Pragma("GCC unroll 8") for (int i = 0; i < MR; i++) _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++)      \
+            _mm512_storeu_ps(c + i * ldc + 16 * v, sum[i][v]);                                                         \
+    }
+BLOCK(8, 2)
+BLOCK(8, 1)
+BLOCK(1, 2)
+BLOCK(1, 1)
+
+static void product(const void *a, int64_t row, int64_t step, const uint32_t *b, int64_t ldb, float *c, int64_t ldc,
+                    int64_t m, int64_t n, int64_t k2, int add) {
+    int64_t i = 0;
+    for (; i < m; i += m - i >= 8 ? 8 : 1) {
+        const pair *from = (const pair *)a + row * i;
+        int64_t j = 0;
+        for (; j + 32 <= n; j += 32)
+            (m - i >= 8 ? block_8_2 : block_1_2)(from, row, step, b + j, ldb, c + ldc * i + j, ldc, k2, add);
+        if (j < n) (m - i >= 8 ? block_8_1 : block_1_1)(from, row, step, b + j, ldb, c + ldc * i + j, ldc, k2, add);
+    }
+}
+
+/* Rows of x, `stride` apart, as pairs across the row: out[e2 * padded + t] = x[t][2 e2, 2 e2 + 1]; zeros from `length` on. */
+static void pack_across(const uint16_t *x, int64_t stride, int64_t length, int64_t padded, int64_t width, uint32_t *out) {
+    for (int64_t t = 0; t < padded; t++)
+        for (int64_t e = 0; e < width / 2; e++)
+            out[e * padded + t] = t < length ? ((const pair *)(x + t * stride))[e] : 0;
+}
+
+/* As pairs down the rows: out[t2 * width + e] = x[2 t2][e], x[2 t2 + 1][e]. */
+static void pack_down(const uint16_t *x, int64_t stride, int64_t length, int64_t padded, int64_t width, uint32_t *out) {
+    for (int64_t t = 0; t < padded; t += 2) {
+        const uint16_t *one = x + t * stride, *two = one + stride;
+        uint32_t *to = out + t / 2 * width;
+        if (t + 1 < length) INDEPENDENT for (int64_t e = 0; e < width; e++) to[e] = one[e] | (uint32_t)two[e] << 16;
+        else for (int64_t e = 0; e < width; e++) to[e] = t < length ? one[e] : 0;
+    }
+}
+
+/* 2^x for x <= 0 with relative error under 3e-7, 0 far below. */
+static inline __m512 power(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-200));
+    __m512 k = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT), t = _mm512_sub_ps(x, k);
+    __m512 p = _mm512_set1_ps(1.3333558e-3f);
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(9.6181291e-3f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(5.5504109e-2f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(2.4022651e-1f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(6.9314718e-1f));
+    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1));
+    return _mm512_scalef_ps(p, k);
+}
+
+/* Two vectors as bfloat16, each rounded to nearest even, side by side in pairs. */
+static inline __m512i paired(__m512 low, __m512 high) {
+    __m512i one = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
+    __m512i two = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high));
+    return _mm512_or_si512(one, _mm512_slli_epi32(two, 16));
+}
+
+/* Set scores of keys that a query of the tile does not see; key rows k0 .. k0 + keys, query lanes q0 .. q0 + LANES. */
+static void hide(float *scores, int64_t q0, int64_t k0, int64_t keys, int64_t span) {
+    if (k0 + keys - 1 <= q0 && k0 > q0 + LANES - 1 - span) return;
+    for (int64_t i = 0; i < keys; i++)
+        for (int64_t j = 0; j < LANES; j++)
+            if (k0 + i > q0 + j || k0 + i <= q0 + j - span) scores[i * LANES + j] = NONE;
+}
+
+static inline int64_t first_key(int64_t q0, int64_t span) {
+    return q0 - span + 1 > 0 ? (q0 - span + 1) / LANES * LANES : 0;
+}
+
+static inline int64_t keys_at(int64_t k0, int64_t length) { return length - k0 < LANES ? length - k0 : LANES; }
+
+static void *room(int64_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
+
+#define SCORES(name) float name[LANES * LANES] __attribute__((aligned(64)))
+
+/* One block of keys more for a tile: its part of the weighted values, running maxima (of scores before the factor
+   `scale`, which holds log2 e) and sums. */
+static void attend_block(const uint16_t *k, const uint32_t *across, int64_t padded, const uint32_t *v_down, int64_t q0,
+                         int64_t k0, int64_t keys, int64_t span, int64_t d, float *top, float *total, float *out) {
+    SCORES(scores);
+    uint32_t shares[LANES / 2 * LANES];
+    float fade[LANES];
+    __m512 scale = _mm512_set1_ps(LOG2E / sqrtf(d));
+    product(k + k0 * d, d / 2, 1, across + q0, padded, scores, LANES, keys, LANES, d / 2, 0);
+    hide(scores, q0, k0, keys, span);
+    if (keys % 2) for (int64_t j = 0; j < LANES; j++) scores[keys * LANES + j] = NONE;
+    for (int64_t j = 0; j < LANES; j += 16) {
+        const float *column = scores + j;
+        __m512 before = _mm512_loadu_ps(top + j), most = before;
+        for (int64_t i = 0; i < keys; i++) most = _mm512_max_ps(most, _mm512_load_ps(column + i * LANES));
+        __m512 shift = _mm512_mul_ps(_mm512_max_ps(most, _mm512_set1_ps(NONE / 1e10f)), scale);
+        __m512 left = power(_mm512_fmsub_ps(before, scale, shift));
+        __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(total + j), left);
+        for (int64_t i = 0; i < keys; i += 2) {
+            __m512 low = power(_mm512_fmsub_ps(_mm512_load_ps(column + i * LANES), scale, shift));
+            __m512 high = power(_mm512_fmsub_ps(_mm512_load_ps(column + (i + 1) * LANES), scale, shift));
+            sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
+            _mm512_storeu_si512(shares + i / 2 * LANES + j, paired(low, high));
+        }
+        _mm512_storeu_ps(top + j, most);
+        _mm512_storeu_ps(total + j, sum);
+        _mm512_storeu_ps(fade + j, left);
+    }
+    for (int64_t i = 0; i < LANES; i++) INDEPENDENT for (int64_t e = 0; e < d; e++) out[i * d + e] *= fade[i];
+    product(shares, 1, LANES, v_down + k0 / 2 * d, d, out, d, LANES, d, (keys + 1) / 2, 1);
+}
+
+/* q (B, H, T, d), k (B, G, T, d), v (B, T, G, d) -> y (B, T, H, d) and log_sum (B, H, T), to base 2; causal, `span` keys at most. */
+void attend_bf16(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *y, float *log_sum, int64_t batch,
+                 int64_t heads, int64_t groups, int64_t length, int64_t span, int64_t d) {
+    int64_t padded = (length + LANES - 1) / LANES * LANES, each = heads / groups;
+    _Pragma("omp parallel for schedule(static)") for (int64_t unit = 0; unit < batch * groups; unit++) {
+        int64_t b = unit / groups, g = unit % groups;
+        uint32_t *across = room(padded * d * 2), *v_down = room(padded * d * 2);
+        float *out = room(LANES * d * 4), top[LANES], total[LANES];
+        pack_down(v + (b * length * groups + g) * d, groups * d, length, padded, d, v_down);
+        for (int64_t h = g * each; h < (g + 1) * each; h++) {
+            pack_across(q + (b * heads + h) * length * d, d, length, padded, d, across);
+            for (int64_t q0 = 0; q0 < length; q0 += LANES) {
+                for (int64_t j = 0; j < LANES; j++) top[j] = NONE, total[j] = 0;
+                memset(out, 0, LANES * d * 4);
+                for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length; k0 += LANES)
+                    attend_block(k + unit * length * d, across, padded, v_down, q0, k0, keys_at(k0, length), span, d,
+                                 top, total, out);
+                for (int64_t i = 0; i < keys_at(q0, length); i++) {
+                    uint16_t *to = y + ((b * length + q0 + i) * heads + h) * d;
+                    log_sum[(b * heads + h) * length + q0 + i] = top[i] * LOG2E / sqrtf(d) + log2f(total[i]);
+                    INDEPENDENT for (int64_t e = 0; e < d; e++) to[e] = narrow(out[i * d + e] / total[i]);
+                }
+            }
+        }
+        free(across), free(v_down), free(out);
+    }
+}
+
+/* A head's tensors as backward's products read them. */
+typedef struct {
+    uint32_t *q_across, *q_down, *g_across, *g_down;
+    float *log_sum, *pull;
+} Packed;
+
+/* Tile against one block of keys: adds to the gradients of its keys and values (rows k0 ..) and of its queries. */
+static void attend_back_block(const uint16_t *k, const uint16_t *v, int64_t v_stride, const uint32_t *k_down,
+                              const Packed *head, int64_t padded, int64_t q0, int64_t k0, int64_t keys, int64_t span,
+                              int64_t d, float *gq, float *gk, float *gv) {
+    SCORES(scores);
+    SCORES(slopes);
+    uint16_t shares[LANES * LANES], rises[LANES * LANES];
+    uint32_t pairs[LANES / 2 * LANES];
+    __m512 unit = _mm512_set1_ps(1 / sqrtf(d)), scale = _mm512_set1_ps(LOG2E / sqrtf(d));
+    product(k + k0 * d, d / 2, 1, head->q_across + q0, padded, scores, LANES, keys, LANES, d / 2, 0);
+    product(v + k0 * v_stride, v_stride / 2, 1, head->g_across + q0, padded, slopes, LANES, keys, LANES, d / 2, 0);
+    hide(scores, q0, k0, keys, span);
+    if (keys % 2) for (int64_t j = 0; j < LANES; j++) scores[keys * LANES + j] = NONE, slopes[keys * LANES + j] = 0;
+    for (int64_t j = 0; j < LANES; j += 16) {
+        __m512 shift = _mm512_loadu_ps(head->log_sum + q0 + j), pull = _mm512_loadu_ps(head->pull + q0 + j);
+        for (int64_t i = 0; i < keys; i += 2) {
+            __m512 rise[2];
+            _Pragma("GCC unroll 2") for (int two = 0; two < 2; two++) {
+                int64_t at = (i + two) * LANES + j;
+                __m512 share = power(_mm512_fmsub_ps(_mm512_load_ps(scores + at), scale, shift));
+                rise[two] = _mm512_mul_ps(_mm512_mul_ps(share, unit), _mm512_sub_ps(_mm512_load_ps(slopes + at), pull));
+                _mm256_storeu_si256((__m256i *)(shares + at), (__m256i)_mm512_cvtneps_pbh(share));
+                _mm256_storeu_si256((__m256i *)(rises + at), (__m256i)_mm512_cvtneps_pbh(rise[two]));
+            }
+            _mm512_storeu_si512(pairs + i / 2 * LANES + j, paired(rise[0], rise[1]));
+        }
+    }
+    product(shares, LANES / 2, 1, head->g_down + q0 / 2 * d, d, gv + k0 * d, d, keys, d, LANES / 2, 1);
+    product(rises, LANES / 2, 1, head->q_down + q0 / 2 * d, d, gk + k0 * d, d, keys, d, LANES / 2, 1);
+    product(pairs, 1, LANES, k_down + k0 / 2 * d, d, gq, d, LANES, d, (keys + 1) / 2, 1);
+}
+
+/* Backward: from g, the gradient of y, and what forward gave, the gradients gq, gk, gv, laid out as q, k, v. */
+void attend_back_bf16(const uint16_t *q, const uint16_t *k, const uint16_t *v, const uint16_t *y, const float *log_sum,
+                      const uint16_t *g, uint16_t *gq, uint16_t *gk, uint16_t *gv, int64_t batch, int64_t heads,
+                      int64_t groups, int64_t length, int64_t span, int64_t d) {
+    int64_t padded = (length + LANES - 1) / LANES * LANES, each = heads / groups, size = padded * d * 2;
+    _Pragma("omp parallel for schedule(static)") for (int64_t unit = 0; unit < batch * groups; unit++) {
+        int64_t b = unit / groups, group = unit % groups;
+        Packed head = {room(size), room(size), room(size), room(size), room(padded * 4), room(padded * 4)};
+        uint32_t *k_down = room(size);
+        float *sum_k = room(padded * d * 4), *sum_v = room(padded * d * 4), *sum_q = room(LANES * d * 4);
+        const uint16_t *keys = k + unit * length * d, *values = v + (b * length * groups + group) * d;
+        memset(sum_k, 0, padded * d * 4);
+        memset(sum_v, 0, padded * d * 4);
+        pack_down(keys, d, length, padded, d, k_down);
+        for (int64_t h = group * each; h < (group + 1) * each; h++) {
+            int64_t at = (b * length * heads + h) * d, row = heads * d, mine = (b * heads + h) * length;
+            pack_across(q + mine * d, d, length, padded, d, head.q_across);
+            pack_down(q + mine * d, d, length, padded, d, head.q_down);
+            pack_across(g + at, row, length, padded, d, head.g_across);
+            pack_down(g + at, row, length, padded, d, head.g_down);
+            for (int64_t t = 0; t < padded; t++) {
+                float sum = 0;
+                if (t < length) INDEPENDENT for (int64_t e = 0; e < d; e++) sum += widen(g[at + t * row + e]) * widen(y[at + t * row + e]);
+                head.pull[t] = sum;
+                head.log_sum[t] = t < length ? log_sum[mine + t] : 0;
+            }
+            for (int64_t q0 = 0; q0 < length; q0 += LANES) {
+                memset(sum_q, 0, LANES * d * 4);
+                for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length; k0 += LANES)
+                    attend_back_block(keys, values, groups * d, k_down, &head, padded, q0, k0, keys_at(k0, length), span,
+                                      d, sum_q, sum_k, sum_v);
+                INDEPENDENT for (int64_t i = 0; i < keys_at(q0, length) * d; i++) gq[(mine + q0) * d + i] = narrow(sum_q[i]);
+            }
+        }
+        for (int64_t t = 0; t < length; t++) {
+            uint16_t *to = gv + ((b * length + t) * groups + group) * d;
+            INDEPENDENT for (int64_t e = 0; e < d; e++) gk[(unit * length + t) * d + e] = narrow(sum_k[t * d + e]);
+            INDEPENDENT for (int64_t e = 0; e < d; e++) to[e] = narrow(sum_v[t * d + e]);
+        }
+        free(head.q_across), free(head.q_down), free(head.g_across), free(head.g_down), free(head.log_sum);
+        free(head.pull), free(k_down), free(sum_k), free(sum_v), free(sum_q);
+    }
+}
+
+int64_t attends(void) { return 1; }
+#else
+int64_t attends(void) { return 0; }
+#endif
