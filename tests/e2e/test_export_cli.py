@@ -41,6 +41,16 @@ def test_an_exported_folder_holds_what_reviewers_ask_for(folder: Path) -> None:
     assert claims["author"] == "Ada"
 
 
+def test_the_audit_follows_the_script_to_its_score_and_finds_it_clean(folder: Path) -> None:
+    from niblick.audit.review import build_case, review
+    from niblick.audit.rules.case import scored
+    from niblick.audit.submission import read
+
+    report = review(folder)
+    assert report.verdict == "clean_neural", [finding.evidence for finding in report.findings]
+    assert any(event.targets for event in scored(build_case(read(folder)).trace))
+
+
 def test_the_script_scores_the_artifact_to_six_digits_without_this_package(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
