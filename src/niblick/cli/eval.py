@@ -12,7 +12,6 @@ import typer
 
 if TYPE_CHECKING:
     from niblick.artifact import Loaded
-    from niblick.data.dataset import Dataset
     from niblick.evaluation import EvaluationOptions, Score
     from niblick.recipe import Recipe
     from niblick.runtime import World
@@ -41,6 +40,7 @@ def eval_command(
     from niblick.artifact import open_model
     from niblick.evaluation import evaluate
     from niblick.evaluation.data import check_tokenizer
+    from niblick.report.run import find_dataset
     from niblick.runtime import choose_device, process_group, read_world
 
     world = read_world()
@@ -49,10 +49,10 @@ def eval_command(
         loaded.recipe, ttt, ttt_set or [], mode=mode, context=context, stride=stride, batch_tokens=batch_tokens,
         precision=precision,
     )
-    dataset = _dataset(loaded.recipe, data, world)
-    check_tokenizer(loaded.tokenizer, dataset)
     device = choose_device(world)
     with process_group(world, device), _progress(world, options) as report:
+        dataset = find_dataset(loaded.recipe, world, data)
+        check_tokenizer(loaded.tokenizer, dataset)
         score = evaluate(
             loaded.model.to(device), dataset, split=split, options=options, world=world,
             artifact_sha256=loaded.sha256, prove=prove, on_progress=report,
@@ -75,17 +75,6 @@ def _options(recipe: Recipe, ttt: str | None, settings: list[str], **changes: An
     elif settings:
         raise OptionsError(f"--ttt-set {settings[0]} needs --ttt with a method: {', '.join(METHODS)}")
     return EvaluationOptions.from_recipe(recipe, **given)
-
-
-def _dataset(recipe: Recipe, data: Path | None, world: World) -> Dataset:
-    """The folder that was named, or the recipe's corpus, prepared into the cache where needed."""
-    from niblick.data.dataset import open_dataset
-    from niblick.data.prepare import resolve_dataset
-    from niblick.runtime import cache_folder
-
-    if data is not None:
-        return open_dataset(data)
-    return resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
 
 
 @contextmanager

@@ -54,16 +54,14 @@ def pack_command(
 
 def _calibration(checkpoint: Checkpoint, data: Path | None) -> Calibration:
     """Training batches drawn as `train` draws them, with the bytes that a token stands for."""
-    from niblick.data.dataset import open_dataset
-    from niblick.data.prepare import resolve_dataset
     from niblick.errors import DataError
     from niblick.report.calibrate import make_calibration
-    from niblick.runtime import cache_folder
+    from niblick.report.run import find_dataset
+    from niblick.runtime import read_world
 
     recipe = checkpoint.recipe
     try:
-        dataset = (open_dataset(data) if data is not None
-                   else resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder()))
+        dataset = find_dataset(recipe, read_world(), data)
     except DataError as error:
         raise DataError(f"{error}; name shards with --data, or pass --self-calibrate") from None
     if checkpoint.tokenizer is not None and checkpoint.tokenizer.sha256 != dataset.tokenizer.sha256:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from niblick.artifact import ARTIFACT_FILE, Packed, build_model, open_model, pack, save_checkpoint
-from niblick.data.dataset import Dataset
+from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.errors import NiblickError, TrainingError
 from niblick.evaluation import EvaluationOptions, Score, evaluate
@@ -36,9 +36,11 @@ class Outcome:
     scored: Score
 
 
-def find_dataset(recipe: Recipe, world: World) -> Dataset:
-    """The recipe's dataset, prepared by the main process where it has to be."""
+def find_dataset(recipe: Recipe, world: World, folder: Path | None = None) -> Dataset:
+    """The shards in `folder`, else the recipe's dataset, prepared by the main process where it has to be."""
     def resolve() -> Dataset:
+        if folder is not None:
+            return open_dataset(folder)
         return resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
 
     return in_turn(world, resolve)
