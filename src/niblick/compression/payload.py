@@ -18,7 +18,7 @@ from torch import Tensor
 
 from niblick.compression.codec import share
 from niblick.compression.layout import from_matrix, matrix_shape, start
-from niblick.compression.plain import choose, read_plain, write_plain
+from niblick.compression.plain import choices, read_plain, write_plain
 from niblick.compression.rounder import LARGEST_SYMBOL, Candidate
 from niblick.compression.stream import Bits, new_tables, read_tensor, write_tensor
 from niblick.compression.symbols import Decoder, Encoder, Tables
@@ -47,16 +47,13 @@ class Written:
     tables: Tables
 
 
-def write_payload(candidate: Candidate) -> Written:
+def write_payload(candidate: Candidate, *, thorough: bool = True) -> Written:
     """Through the tables; then, where plain compression is smaller for some tensors or for all, once more with it."""
     adaptive = _write_with(candidate, [False] * len(candidate.parameters))
     symbols = [candidate.symbols[p.name] for p in candidate.parameters]
-    # Cheap to look at, dear to try: see plain.choose.
-    chosen = choose(symbols, [adaptive.bits[p.name].symbols for p in candidate.parameters])
-    if not any(chosen):
-        return adaptive
-    mixed = _write_with(candidate, chosen)
-    return min(adaptive, mixed, key=lambda written: len(written.payload))
+    prices = [adaptive.bits[p.name].symbols + adaptive.bits[p.name].models for p in candidate.parameters]
+    others = [_write_with(candidate, chosen) for chosen in choices(symbols, prices, thorough=thorough)]
+    return min([adaptive, *others], key=lambda written: len(written.payload))
 
 
 def _write_with(candidate: Candidate, plain: list[bool]) -> Written:

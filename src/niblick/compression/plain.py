@@ -1,7 +1,7 @@
 """Plain compression of symbols, for tensors so regular that no adaptive table can follow: constant, repeated, periodic.
 
-A section holds the symbols of chosen tensors, row by row, as integers of 1, 2 or 4 bytes under LZMA or Brotli,
-whichever is smaller. With all tensors in it the payload cannot be larger than general compressors make the same codes,
+A section holds the symbols of chosen tensors, row by row, as integers of 1, 2 or 4 bytes under the smallest of
+LZMA, Brotli and Zstandard. With all tensors in it the payload cannot be larger than general compressors make the same codes,
 but for the section's list of tensors. What a section expands to is bounded before it is expanded.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import lzma
 from collections.abc import Callable
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,9 @@ _LARGEST_WINDOW = 1 << 26
 _BYTES, _WORDS = {"lc": 0, "lp": 0, "pb": 0}, {"lc": 3, "lp": 0, "pb": 2}  # two ways LZMA can look at its input
 _STEP = 64  # Brotli is fed in pieces, each of which can expand by a bounded amount.
 # The adaptive tables beat the best general compressor by 4 to 29 % on trained weights. A tensor whose quick form is
-# further from its price than this is left to them untried.
-_UNLIKELY = 1.12
+# further from its price is left to them untried; a search for a size, which writes many times, looks less closely.
+_UNLIKELY, _HOPELESS = 1.04, 0.98
+_SMALL = 1 << 15  # bytes of symbols below which everything is tried
 
 
 def smallest(raw: bytes) -> bytes:
@@ -70,20 +72,19 @@ def read_plain(section: bytes, shapes: list[tuple[int, int]]) -> list[Ints]:
     return found
 
 
-def choose(symbols: list[Ints], prices: list[float]) -> list[bool]:
-    """Which tensors to put in a plain section, given what the tables charge for each in bits; often none.
+def choices(symbols: list[Ints], prices: list[float], *, thorough: bool) -> list[list[bool]]:
+    """Which tensors it may pay to put in a plain section, given what the tables charge for each in bits; often none.
 
-    Tensors are looked at one by one and all together, so that one tensor may repeat another.
+    One choice are the tensors that are smaller one by one, another all of them, so that one may repeat another.
     """
     raws = [as_bytes(entry)[1] for entry in symbols]
-    chosen = [_wins(raw, price / 8) for raw, price in zip(raws, prices, strict=True)]
-    apart = sum(price for price, plain in zip(prices, chosen, strict=True) if not plain) / 8
-    apart += len(smallest(b"".join(raw for raw, plain in zip(raws, chosen, strict=True) if plain))) if any(chosen) else 0
-    return [True] * len(raws) if _wins(b"".join(raws), apart) else chosen
-
-
-def _wins(raw: bytes, price: float) -> bool:
-    return quick(raw) < _UNLIKELY * price and len(smallest(raw)) < price
+    limit = _UNLIKELY if thorough else _HOPELESS
+    if thorough and sum(map(len, raws)) < _SMALL:
+        limit = inf
+    each = [quick(raw) < limit * price / 8 and len(smallest(raw)) < price / 8
+            for raw, price in zip(raws, prices, strict=True)]
+    every = quick(b"".join(raws)) < limit * sum(prices) / 8
+    return ([each] if any(each) else []) + ([[True] * len(raws)] if every and not all(each) else [])
 
 
 def _pack_lzma(raw: bytes, view: dict[str, int]) -> bytes:
@@ -98,6 +99,12 @@ def _pack_brotli(raw: bytes) -> bytes:
 
     found: bytes = brotli.compress(raw, quality=11, lgwin=24)
     return found
+
+
+def _pack_zstd(raw: bytes) -> bytes:
+    import zstandard
+
+    return zstandard.ZstdCompressor(level=22, write_content_size=False).compress(raw)
 
 
 def _unpack_lzma(data: bytes, limit: int, view: dict[str, int]) -> bytes:
@@ -131,10 +138,20 @@ def _unpack_brotli(data: bytes, limit: int) -> bytes:
     return b"".join(pieces)
 
 
+def _unpack_zstd(data: bytes, limit: int) -> bytes:
+    import zstandard
+
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as reader:
+            return reader.read(limit + 1)
+    except zstandard.ZstdError as error:
+        raise ArtifactError(f"the plain symbols are damaged: {error}") from None
+
+
 _PACKERS: tuple[Callable[[bytes], bytes], ...] = (
-    lambda raw: _pack_lzma(raw, _BYTES), lambda raw: _pack_lzma(raw, _WORDS), _pack_brotli,
+    lambda raw: _pack_lzma(raw, _BYTES), lambda raw: _pack_lzma(raw, _WORDS), _pack_brotli, _pack_zstd,
 )
 _UNPACKERS: tuple[Callable[[bytes, int], bytes], ...] = (
     lambda data, limit: _unpack_lzma(data, limit, _BYTES), lambda data, limit: _unpack_lzma(data, limit, _WORDS),
-    _unpack_brotli,
+    _unpack_brotli, _unpack_zstd,
 )

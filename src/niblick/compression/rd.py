@@ -31,7 +31,7 @@ DEFAULT_BITS = 4.0
 
 
 def _size(candidate: Candidate) -> tuple[int, Tables]:
-    written = write_payload(candidate)
+    written = write_payload(candidate, thorough=False)
     return len(written.payload), written.tables
 
 

@@ -139,6 +139,8 @@ def _context(parameter: Parameter, grid: Grid, mean: int, corrections: Ints) -> 
 def _describe(grid: Grid, symbols: Ints) -> tuple[int, Ints]:
     """The mean magnitude at exponents 0, in quarter octaves, and each row's correction in half octaves."""
     rows, columns = symbols.shape
+    if not symbols.size:
+        return 0, np.zeros(rows, dtype=np.int64)
     size = np.abs(symbols).astype(np.float64)
     row_scale, column_scale = powers(grid.rows), powers(grid.columns)
     column_mean = (size * row_scale[:, None]).mean(axis=0)
