@@ -5,7 +5,7 @@ For each full-size model: tokens/s and milliseconds per token (greedy choice inc
 `--peers` naming a Python that has transformers, llama-cpp-python and gguf, the same of a Llama-type model of
 equal parameter count in Hugging Face transformers and in llama.cpp (Q8_0 and Q6_K).
 
-Weights are random, rounded as the recipe's packing rounds them. Each number is the best of `--repeats` runs of
+Weights are random, rounded per row to the recipe's bits. Each number is the best of `--repeats` runs of
 `--tokens` tokens. A position beyond the context is reached with a full context behind it (`--read-all` reads
 every token from position 0 instead). Every model runs in a process of its own.
 """
@@ -44,10 +44,10 @@ def clock(options: argparse.Namespace) -> Any:
 
 
 def random_model(name: str) -> Any:
-    """A full-size model with random weights, rounded as its artifact would be."""
+    """A full-size model with random weights, rounded per row to the bits that the recipe names."""
     import torch
 
-    from niblick.compression.rounding import round_trip, rounding_specs
+    from niblick.compression.rounding import round_trip, row_specs
     from niblick.model import LanguageModel
     from niblick.model.tree import draw
     from niblick.plan import Init
@@ -55,7 +55,7 @@ def random_model(name: str) -> Any:
 
     recipe = load_recipe(name)
     model = LanguageModel(recipe.model, seed=None).eval()
-    specs = rounding_specs(recipe, model.plan)
+    specs = row_specs(recipe, model.plan)
     generator = torch.Generator().manual_seed(0)
     tensors = dict(model.named_parameters())
     with torch.no_grad():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
+import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ from niblick.generation import (
     continue_tokens,
     open_engine,
 )
-from niblick.generation.build import build_library, can_build, load_library
+from niblick.generation.build import build_library, can_build, compile_library, load_library
 from niblick.generation.layout import unsupported
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe, recipe_from_dict
@@ -125,6 +128,32 @@ def test_logits_equal_the_reference_after_prompts_and_steps(library, plan):
             assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
 
 
+@pytest.fixture(scope="session", params=[(), ("-march=x86-64-v3",)], ids=["baseline", "AVX2"])
+def portable(library, request, tmp_path_factory):
+    """The library without what is written for one instruction set, for the oldest processors and with AVX2."""
+    target = tmp_path_factory.mktemp("portable") / "engine.so"
+    if request.param and platform.machine() != "x86_64":
+        pytest.skip("AVX2 is a matter of x86-64")
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compile_library(target, compiler, ("-O1", "-DNB_PORTABLE", *request.param)):
+        pytest.skip(f"this compiler does not take {request.param}")
+    return ctypes.CDLL(str(target))
+
+
+@pytest.mark.parametrize("levels", [7, 31, 127, 9000, None])
+def test_processors_without_integer_dot_products_give_the_reference_logits(portable, levels):
+    model = made("sidecar", levels=levels, columns=levels == 9000)
+    native, reference = NativeEngine(model, portable, threads=1), ReferenceEngine(model)
+    for engine in (native, reference):
+        engine.read(0, tokens(90))
+    assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
+    prompt = tokens(90)
+    native.read(0, prompt[:70])
+    for token in prompt[70:].tolist():
+        native.step([token])
+    assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
+
+
 @pytest.mark.parametrize("levels", [7, 31, 127, None])
 def test_every_width_of_codes_gives_the_reference_logits(library, levels):
     model = made("token-shift", levels=levels)
@@ -218,9 +247,11 @@ def test_a_batch_gives_what_its_prompts_give_alone_in_the_engine(library):
     assert batch == alone
 
 
-def test_state_is_the_plans_but_for_rings_padded_to_sixteen_positions(library):
+def test_state_is_the_plans_in_sixteen_bits_and_a_step_per_key_and_value(library):
     model = LanguageModel(load_recipe("depth-recurrent").model)
-    assert NativeEngine(model, library, threads=1).state_bytes == model.plan.decode_state_bytes()
+    half = model.plan.decode_state_bytes("bfloat16")
+    steps = 2 * 4 * half // (2 * model.recipe.head_dim) // 2
+    assert NativeEngine(model, library, threads=1).state_bytes == half + steps
 
 
 def test_weights_that_packing_wrote_take_no_more_bits_than_their_codes(library):

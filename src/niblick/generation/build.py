@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -64,8 +65,7 @@ def build_library() -> bool:
         return False
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            return _compile(compiler, Path(folder), path)
+        return any(compile_library(path, compiler, tuning) for tuning in _TUNING)
     except OSError:
         return False
 
@@ -104,14 +104,18 @@ def _sources() -> dict[str, bytes]:
     return {entry.name: entry.read_bytes() for entry in folder.iterdir() if entry.name.endswith((".c", ".h"))}
 
 
-def _compile(compiler: str, folder: Path, target: Path) -> bool:
-    for name, text in _sources().items():
-        (folder / name).write_bytes(text)
-    units = sorted(str(path) for path in folder.glob("*.c"))
-    built = folder / "engine.so"
-    for tuning in _TUNING:
-        command = [compiler, *_FLAGS, *tuning, *units, "-o", str(built), "-lm"]
-        if subprocess.run(command, check=False, capture_output=True, timeout=300).returncode == 0:
-            os.replace(built, target)
-            return True
-    return False
+def compile_library(target: Path, compiler: str, options: Sequence[str]) -> bool:
+    """Compile the library to `target` with further options of the compiler's; False where it does not take them.
+
+    `-DNB_PORTABLE` leaves out what is written for one instruction set.
+    """
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        for name, text in _sources().items():
+            (Path(folder) / name).write_bytes(text)
+        units = sorted(str(path) for path in Path(folder).glob("*.c"))
+        built = Path(folder) / "engine.so"
+        command = [compiler, *_FLAGS, *options, *units, "-o", str(built), "-lm"]
+        if subprocess.run(command, check=False, capture_output=True, timeout=300).returncode:
+            return False
+        os.replace(built, target)
+        return True

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from niblick.generation.grids import find_grid
 
-BLOCK = 64  # codes are padded and laid out in runs of 64
+BLOCK = 64  # columns are padded to runs of 64; codes are laid out 64 at a time, of
+ROWS, GROUP = 32, 4  # half as many rows and so many columns
 _EXACT = 3e-7  # relative to the row's largest value: float32 rounding of code * scale
 _RANGES = {4: (-8, 7), 6: (-32, 31), 8: (-128, 127), 16: (-32768, 32767)}
 _FINEST = (1 << 23) - 256  # leaves room for rounding
@@ -24,7 +25,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Codes:
-    """A matrix (rows, cols): `data` (rows, stride) bytes as the engine reads them, `scales` (rows,) float32.
+    """A matrix (rows, cols): `data` (blocks of 32 rows, bytes) as the engine reads it, `scales` (rows,) float32.
 
     `columns` (cols padded to 64,) float32 multiplies the columns, where there is such a factor.
     """
@@ -53,8 +54,8 @@ def encode(weight: Floats, *, exact: bool = True, base: float | None = None) -> 
     low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
     bits = next((bits for bits, (least, most) in _RANGES.items() if least <= low and high <= most), 24)
     width = -(-cols // BLOCK) * BLOCK
-    padded = np.zeros((rows, width), dtype=np.int32)
-    padded[:, :cols] = codes
+    padded = np.zeros((-(-rows // ROWS) * ROWS, width), dtype=np.int32)
+    padded[:rows, :cols] = codes
     if factors is not None:
         factors = np.pad(factors.astype(np.float32), (0, width - cols))
     return Codes(_lay_out(padded, bits), steps.astype(np.float32), factors, rows, cols, bits)
@@ -76,15 +77,16 @@ def _rounded(weight: Floats, most: int) -> tuple[NDArray[np.int32], Floats, None
 
 def decode(codes: Codes) -> Floats:
     """The matrix (rows, cols) that the engine multiplies with."""
-    rows = codes.rows
-    data = codes.data.reshape(rows, -1, 8 * codes.bits)
+    data = codes.data.reshape(len(codes.data), -1, 8 * codes.bits)
     if codes.bits >= 8:
-        parts = data.reshape(rows, -1, codes.bits // 8, BLOCK).astype(np.int32)
+        parts = data.reshape(*data.shape[:2], codes.bits // 8, BLOCK).astype(np.int32)
         shifts = 8 * np.arange(codes.bits // 8, dtype=np.int32)
-        values = (parts << shifts[:, None]).sum(axis=2).reshape(rows, -1) - (1 << (codes.bits - 1))
+        values = (parts << shifts[:, None]).sum(axis=2) - (1 << (codes.bits - 1))
     else:
-        values = _unpack(data, codes.bits).reshape(rows, -1)
-    weight: Floats = values[:, : codes.cols].astype(np.float32) * codes.scales[:, None]
+        values = _unpack(data, codes.bits)
+    tiled = values.reshape(len(data), -1, ROWS, GROUP)
+    values = tiled.swapaxes(1, 2).reshape(len(data) * ROWS, -1)
+    weight: Floats = values[: codes.rows, : codes.cols].astype(np.float32) * codes.scales[:, None]
     return weight if codes.columns is None else weight * codes.columns[: codes.cols]
 
 
@@ -127,21 +129,22 @@ def _fits(weight: Floats, step: Floats, top: Floats) -> NDArray[np.bool_]:
 
 
 def _lay_out(codes: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
-    """Runs of 64 codes plus half their range: all low bytes, then all higher ones, for 8, 16 and 24 bits; low
-    nibbles, then pairs of high bits, for 4 and 6."""
-    rows = codes.shape[0]
+    """Blocks of 32 rows; of every 4 columns twice 64 codes plus half their range: all low bytes, then all higher ones, for
+    8, 16 and 24 bits; low nibbles, then pairs of high bits, for 4 and 6."""
+    blocks = len(codes) // ROWS
+    tiled = codes.reshape(blocks, ROWS, -1, GROUP).swapaxes(1, 2) + (1 << (bits - 1))
     if bits >= 8:
-        whole = (codes + (1 << (bits - 1))).reshape(rows, -1, 1, BLOCK)
+        whole = tiled.reshape(blocks, -1, 1, BLOCK)
         parts = np.concatenate([whole >> (8 * i) for i in range(bits // 8)], axis=2) & 255
-        return np.ascontiguousarray(parts.astype(np.uint8).reshape(rows, -1))
-    values = (codes + (1 << (bits - 1))).astype(np.uint8).reshape(rows, -1, 4, 16)
+        return np.ascontiguousarray(parts.astype(np.uint8).reshape(blocks, -1))
+    values = tiled.astype(np.uint8).reshape(blocks, -1, 4, 16)
     low = values & 15
     nibbles = np.concatenate([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=2)
     if bits == 4:
-        return np.ascontiguousarray(nibbles.reshape(rows, -1))
+        return np.ascontiguousarray(nibbles.reshape(blocks, -1))
     high = values >> 4
     pairs = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
-    return np.ascontiguousarray(np.concatenate([nibbles, pairs], axis=2).reshape(rows, -1))
+    return np.ascontiguousarray(np.concatenate([nibbles, pairs], axis=2).reshape(blocks, -1))
 
 
 def _unpack(data: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:

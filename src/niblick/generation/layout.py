@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from niblick.generation.grids import find_base
-from niblick.generation.lattice import Codes, encode
+from niblick.generation.lattice import BLOCK, Codes, encode
 from niblick.model import LanguageModel
 from niblick.model.rotary import rotary_base
 from niblick.plan import VirtualLayer
@@ -33,7 +33,7 @@ class Matrix(ctypes.Structure):
         ("codes", POINTER(c_uint8)),
         ("scales", POINTER(c_float)),
         ("columns", POINTER(c_float)),
-        *((n, c_int32) for n in ("rows", "cols", "bits", "stride")),
+        *((n, c_int32) for n in ("rows", "cols", "bits")),
     ]
 
 
@@ -47,7 +47,16 @@ class Layer(ctypes.Structure):
         *((n, POINTER(c_float)) for n in ("q_gain", "k_gain", "k_shift", "v_shift", "local_v")),
         *(
             (n, c_int64)
-            for n in ("at_shift", "at_keys", "at_values", "at_k_shift", "at_v_shift", "at_sidecar")
+            for n in (
+                "at_shift",
+                "at_keys",
+                "at_values",
+                "at_key_steps",
+                "at_value_steps",
+                "at_k_shift",
+                "at_v_shift",
+                "at_sidecar",
+            )
         ),
         *((n, Matrix) for n in ("r", "k", "v", "q", "out", "fc", "proj")),
     ]
@@ -178,7 +187,6 @@ class Layout:
             codes.rows,
             codes.cols,
             codes.bits,
-            codes.data.strides[0],
         )
 
     def _layer(self, layer: VirtualLayer) -> Layer:
@@ -225,8 +233,11 @@ class Layout:
         found.local_v = self._vector(f"{prefix}.local_v_mix")
         if layer.value_embedding:
             found.value_scale = float(self._tensors[f"ve_scales.{layer.index}"].detach())
-        found.at_keys = self._place(groups * _padded(layer.span) * width)
-        found.at_values = self._place(groups * layer.span * _padded(width))
+        ring = -(-layer.span // BLOCK) * BLOCK
+        found.at_keys = self._place(groups * ring * width // 2)  # 16 bits each
+        found.at_values = self._place(-(-groups * layer.span * _padded(width) // 2))
+        found.at_key_steps = self._place(groups * ring)
+        found.at_value_steps = self._place(groups * ring)
         if self._model.recipe.attention.kv_shift:
             found.at_k_shift, found.at_v_shift = self._place(groups * width), self._place(groups * width)
 

@@ -18,14 +18,14 @@ static int pad(int n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
 static int allocate(nb_engine *e) {
     const nb_plan *p = &e->plan;
     int64_t n = p->columns, ratio = p->heads / p->groups, span = 0;
-    for (int i = 0; i < p->layers; i++) span = p->layer[i].span > span ? p->layer[i].span : span;
+    for (int i = 0; i < p->layers; i++) span = nb_ring(p->layer + i) > span ? nb_ring(p->layer + i) : span;
     int inner = p->bigram_proj.cols > p->dim ? p->bigram_proj.cols : p->dim;
     if (p->value_proj.cols > inner) inner = p->value_proj.cols;
     e->wide = pad(inner);
     e->wide_hidden = pad(p->hidden > p->vocab ? p->hidden : p->vocab);
     if (e->wide_hidden < e->wide) e->wide_hidden = e->wide;
     e->wide_qkv = pad(p->dim + 2 * p->groups * p->head);
-    e->score_floats = (int)(ratio * ((span + WIDE - 1) / WIDE * WIDE) + (2 * ratio + 2) * pad(p->head) + WIDE);
+    e->score_floats = (int)(ratio * span + (2 * ratio + 2) * pad(p->head) + WIDE);
     float **columns[] = {&e->x, &e->x0, &e->xe, &e->u, &e->a, &e->b, &e->o};
     int ok = 1;
     for (int i = 0; i < 7; i++) ok = (*columns[i] = nb_floats(n * e->wide)) && ok;

@@ -15,16 +15,18 @@
 
 typedef float vec __attribute__((vector_size(64), aligned(4), may_alias)); /* 16 floats, at any address */
 typedef int32_t veci __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int16_t shorts __attribute__((vector_size(32), aligned(2), may_alias));
 
-enum { WIDE = 16, BLOCK = 64, NO_TOKEN = -1, MAX_THREADS = 64 };
+enum { WIDE = 16, ROWS = 32, HALVES = ROWS / WIDE, BLOCK = 64, NO_TOKEN = -1, MAX_THREADS = 64 };
 enum { TOKEN_SHIFT = 0, ATTENTION = 1 };
 enum { PLAIN = 0, SQUARE = 1, SIGMOID = 2, SOFTCAP = 3 }; /* what happens to a product's outputs */
 
-/* rows x cols codes of 4, 6, 8, 16 or 24 bits, each row padded to `stride` bytes (64 codes at a time), times its scale */
+/* rows x cols codes of 4, 6, 8, 16 or 24 bits times the row's scale: blocks of 32 rows, of which every four columns
+ * (padded to a multiple of 64) are twice 64 codes, row by row; a code of several bytes has one in each of as many 64s */
 typedef struct {
     const uint8_t *codes;
     const float *scales, *columns; /* columns: a factor of each column, or null; readable up to a multiple of 64 */
-    int32_t rows, cols, bits, stride;
+    int32_t rows, cols, bits;
 } nb_matrix;
 
 /* one virtual layer; absent parts are null pointers, absent indices -1; state places are counted in floats */
@@ -33,7 +35,7 @@ typedef struct {
     float scale, value_scale;
     const float *attn_scale, *mlp_scale, *mix, *carry, *mix_r, *mix_k;
     const float *q_gain, *k_gain, *k_shift, *v_shift, *local_v;
-    int64_t at_shift, at_keys, at_values, at_k_shift, at_v_shift, at_sidecar;
+    int64_t at_shift, at_keys, at_values, at_key_steps, at_value_steps, at_k_shift, at_v_shift, at_sidecar;
     nb_matrix r, k, v, q, out, fc, proj; /* r, k, v of a token shift; q, k, v, out of attention */
 } nb_layer;
 
@@ -82,17 +84,39 @@ typedef struct nb_engine {
     struct nb_pool *pool;
 } nb_engine;
 
+static inline vec nb_pick(veci where, vec yes, vec no) { return (vec)(((veci)yes & where) | ((veci)no & ~where)); }
+
+/* e^x to about one unit in the last place, for x clamped to what float32 can hold */
+static inline vec nb_exp(vec x) {
+    vec low = (vec){0} - 87.3f, high = (vec){0} + 88.3f;
+    x = nb_pick(x < low, low, x);
+    x = nb_pick(x > high, high, x);
+    vec shift = (vec){0} + 12582912.0f;
+    vec n = (x * 1.44269504f + shift) - shift;
+    vec r = x - n * 0.693359375f;
+    r = r - n * -2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    veci power = (__builtin_convertvector(n, veci) + 127) << 23;
+    return p * (vec)power;
+}
+
+/* positions that a layer's rings have room for */
+static inline int64_t nb_ring(const nb_layer *layer) { return (int64_t)(layer->span + BLOCK - 1) / BLOCK * BLOCK; }
+
 /* product.c */
 void nb_product(const nb_matrix *m, const float *in, int64_t in_stride, float *out, int64_t out_stride, int n,
                 int first, int end, int act, float parameter, void *scratch);
 int64_t nb_scratch(int columns, int widest);
 /* vector.c */
 float *nb_floats(int64_t count);
-void nb_decode(const uint8_t *run, int bits, int i, int32_t *out);
 float nb_total(vec x);
 void nb_row(const nb_matrix *m, int64_t row, float gain, float *out);
 float nb_rms(const float *in, float *out, int n, float gain);
-vec nb_exp(vec x);
 void nb_sigmoid(float *x, int n);
 /* attention.c */
 void nb_attention(nb_engine *e, const nb_layer *layer, int group, float *scores);

@@ -16,7 +16,7 @@ typedef struct {
 
 static void product(const work *w, const nb_matrix *m, const float *in, int in_stride, float *out, int out_stride,
                     int n, int act, float parameter) {
-    int strips = (m->rows + 3) / 4, first = strips * w->thread / w->threads * 4, end = strips * (w->thread + 1) / w->threads * 4;
+    int blocks = (m->rows + ROWS - 1) / ROWS, first = blocks * w->thread / w->threads * ROWS, end = blocks * (w->thread + 1) / w->threads * ROWS;
     if (end > m->rows) end = m->rows;
     if (first < end) nb_product(m, in, in_stride, out, out_stride, n, first, end, act, parameter, w->scratch);
 }

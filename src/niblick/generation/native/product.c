@@ -1,13 +1,16 @@
 /* Products with quantized matrices, exact to float32 rounding.
  *
- * With AVX512-VNNI, inputs become 24-bit integers in three signed bytes each and all sums are integers; elsewhere codes
- * become floats. A column's result depends on nothing but the column: not on its neighbours, threads or cuts.
+ * Rows go side by side, one in each lane, so that a product reads its matrix once and in order and needs no sums
+ * across lanes. With AVX512-VNNI, inputs become 24-bit integers in three signed bytes each and all sums are
+ * integers; elsewhere codes become floats. A column's result depends on nothing but the column: not on its neighbours,
+ * threads or cuts.
  */
 #include "engine.h"
 
 #include <math.h>
 #include <string.h>
-#ifdef __AVX512VNNI__
+#if defined(__AVX512VNNI__) && !defined(NB_PORTABLE)
+#define NB_VNNI
 #include <immintrin.h>
 #endif
 
@@ -17,10 +20,8 @@ typedef struct {
     const nb_matrix *m;
     const float *in;
     float *out;
-    const int8_t *digits; /* per column: runs of 3 x 64 bytes, then 3 x 64 bytes of sums */
-    const float *steps;
-    int64_t in_stride, out_stride, digit_stride;
-    int runs;
+    int64_t in_stride, out_stride, block; /* block: bytes of a block of rows */
+    int groups;                           /* of four columns, in whole runs of 64 columns */
 } job;
 
 static void activate(float *x, int n, int act, float parameter) {
@@ -38,190 +39,240 @@ static void activate(float *x, int n, int act, float parameter) {
     }
 }
 
+#ifdef NB_VNNI
+enum { DIGITS = 3, TOP = 127 * 65536, PIECE = 4 * DIGITS }; /* TOP leaves room for rounding in the digits */
 
-#ifdef __AVX512VNNI__
-enum { DIGITS = 3, STRIP = 16, TOP = 127 * 65536 }; /* leaves room for rounding in the digits */
+/* the first `left` of sixteen lanes */
+INLINE __mmask16 lanes(int left) { return left >= WIDE ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0; }
 
 /* x[at .. at + 16) times the columns' factors, zeros beyond the last column */
 INLINE __m512 load(const nb_matrix *m, const float *x, int at) {
-    int left = m->cols - at < 0 ? 0 : m->cols - at;
-    __m512 part = _mm512_maskz_loadu_ps(left < WIDE ? (__mmask16)((1u << left) - 1) : 0xffff, x + at);
+    __m512 part = _mm512_maskz_loadu_ps(lanes(m->cols - at), x + at);
     return m->columns ? _mm512_mul_ps(part, _mm512_loadu_ps(m->columns + at)) : part;
 }
 
-/* x = step * (65536 high + 256 middle + low), and for every lane of four bytes minus the sum of each digit */
-static float split(const nb_matrix *m, const float *x, int8_t *digits) {
-    int runs = (m->cols + BLOCK - 1) / BLOCK;
+/* x = step * (65536 high + 256 middle + low): per four columns the low bytes, the middle ones and the high ones; their
+ * sums go to `sums`. Returns the step. */
+static float split(const job *j, const float *x, int8_t *digits, int32_t *sums) {
     __m512 top = _mm512_setzero_ps();
-    for (int i = 0; i < runs * 4; i++) top = _mm512_max_ps(top, _mm512_abs_ps(load(m, x, i * WIDE)));
+    for (int i = 0; i < j->groups / 4; i++) top = _mm512_max_ps(top, _mm512_abs_ps(load(j->m, x, i * WIDE)));
     float most = _mm512_reduce_max_ps(top);
     __m512 factor = _mm512_set1_ps(most > 0 ? TOP / most : 0);
-    __m512i half = _mm512_set1_epi32(128), sum[DIGITS] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
-    for (int run = 0; run < runs; run++) {
-        int8_t *place = digits + run * DIGITS * BLOCK;
-        for (int i = 0; i < 4; i++) {
-            __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(load(m, x, run * BLOCK + i * WIDE), factor));
-            for (int d = 0; d < DIGITS; d++) {
-                _mm_storeu_si128((__m128i *)(place + d * BLOCK + i * WIDE), _mm512_cvtepi32_epi8(q));
-                q = _mm512_srai_epi32(_mm512_add_epi32(q, half), 8);
-            }
-        }
-        for (int d = 0; d < DIGITS; d++)
-            sum[d] = _mm512_dpbusd_epi32(sum[d], _mm512_set1_epi8(1), _mm512_loadu_si512(place + d * BLOCK));
+    __m512i half = _mm512_set1_epi32(128), zero = _mm512_setzero_si512(), sum[DIGITS + 1] = {zero, zero, zero, zero};
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, 0, 0, 0, 0);
+    for (int i = 0; i < j->groups / 4; i++) {
+        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(load(j->m, x, i * WIDE), factor));
+        __m512i middle = _mm512_srai_epi32(_mm512_add_epi32(q, half), 8);
+        __m512i high = _mm512_srai_epi32(_mm512_add_epi32(middle, half), 8);
+        sum[0] = _mm512_add_epi32(sum[0], q), sum[1] = _mm512_add_epi32(sum[1], middle), sum[2] = _mm512_add_epi32(sum[2], high);
+        __m512i all = _mm512_castsi128_si512(_mm512_cvtepi32_epi8(q));
+        all = _mm512_inserti32x4(all, _mm512_cvtepi32_epi8(middle), 1);
+        all = _mm512_inserti32x4(all, _mm512_cvtepi32_epi8(high), 2);
+        _mm512_mask_storeu_epi32(digits + i * 4 * PIECE, 0xfff, _mm512_permutexvar_epi32(order, all));
     }
-    for (int d = 0; d < DIGITS; d++)
-        _mm512_storeu_si512(digits + (runs * DIGITS + d) * BLOCK, _mm512_sub_epi32(_mm512_setzero_si512(), sum[d]));
+    for (int d = 0; d < DIGITS; d++) /* of the digits alone; what overflows here cancels */
+        sums[d] = (int32_t)((uint32_t)_mm512_reduce_add_epi32(sum[d]) - 256u * (uint32_t)_mm512_reduce_add_epi32(sum[d + 1]));
     return most / TOP;
 }
 
 /* 64 codes as unsigned bytes, still with their offset */
 INLINE __m512i unpack(const uint8_t *run, int bits) {
     if (bits == 8) return _mm512_loadu_si512(run);
-    __m256i low = _mm256_loadu_si256((const __m256i *)run);
-    __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_srli_epi16(low, 4), 1);
-    both = _mm512_and_si512(both, _mm512_set1_epi8(15));
-    if (bits == 4) return both;
+    const __m512i halves = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(4), 1);
+    __m512i low = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)run));
+    low = _mm512_and_si512(_mm512_srlv_epi32(low, halves), _mm512_set1_epi8(15));
+    if (bits == 4) return low;
+    const __m512i turns = _mm512_set_epi32(30, 30, 30, 30, 0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4);
     __m512i high = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(run + 32)));
-    __m512i turns = _mm512_set_epi32(30, 30, 30, 30, 0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4);
-    high = _mm512_and_si512(_mm512_rolv_epi32(high, turns), _mm512_set1_epi8(0x30));
-    return _mm512_or_si512(both, high);
+    return _mm512_ternarylogic_epi32(_mm512_rolv_epi32(high, turns), _mm512_set1_epi8(0x30), low, 0xea); /* a & b | c */
 }
 
-INLINE float joined(__m512i low, __m512i middle, __m512i high) {
-    __m512 value = _mm512_fmadd_ps(_mm512_cvtepi32_ps(middle), _mm512_set1_ps(256), _mm512_cvtepi32_ps(low));
-    return _mm512_reduce_add_ps(_mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(65536), value));
-}
+/* sum += four bytes of w times four of x in every lane; written out because compilers move and load it to death */
+INLINE void add(__m512i *sum, __m512i w, __m512i x) { __asm__("vpdpbusd %2, %1, %0" : "+v"(*sum) : "v"(w), "v"(x)); }
 
-/* the sum over one of the lower bytes of a row's codes */
-static float low_bytes(const job *j, const uint8_t *codes, int bytes, const int8_t *x) {
-    __m512i sum[DIGITS] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
-    for (int run = 0; run < j->runs; run++)
-        for (int d = 0; d < DIGITS; d++)
-            sum[d] = _mm512_dpbusd_epi32(sum[d], _mm512_loadu_si512(codes + (int64_t)run * bytes), _mm512_loadu_si512(x + (run * DIGITS + d) * BLOCK));
-    return joined(sum[0], sum[1], sum[2]);
-}
+typedef struct {
+    const int8_t *digits;
+    const int32_t *sums;
+    const float *steps;
+    int64_t stride; /* between columns' digits */
+} inputs;
 
-/* R rows times C columns of bytes; codes of 16 and 24 bits are bytes too, of which only the high one has an offset */
-INLINE void tile(const job *j, const uint8_t *codes, int64_t stride, int bits, int row, int c0, const int R, const int C) {
-    __m512i sum[2][2][DIGITS];
-    const int8_t *x = j->digits + c0 * j->digit_stride;
-    const int offset = bits > 8 ? 7 : bits - 1, high = bits > 8 ? bits / 8 - 1 : 0; /* offset: a power of two */
+/* A block of rows from `row` on times C columns from `c0` on. Codes of 16 and 24 bits are several bytes, of which only
+ * the high one has an offset; products of equal weight share their sum. */
+INLINE void tile(const job *j, const inputs *x, const uint8_t *codes, int bits, int row, int c0, const int C) {
+    const int planes = bits > 8 ? bits / 8 : 1, sums = planes + DIGITS - 1, offset = bits > 8 ? 128 : 1 << (bits - 1);
+    __m512i sum[4][HALVES][5], part[DIGITS];
+    const int8_t *at[4];
 #pragma GCC unroll 4
-    for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-        for (int c = 0; c < C; c++)
+    for (int c = 0; c < C; c++) {
+        at[c] = x->digits + (c0 + c) * x->stride;
+#pragma GCC unroll 2
+        for (int h = 0; h < HALVES; h++)
+#pragma GCC unroll 5
+            for (int k = 0; k < sums; k++)
+                sum[c][h][k] = _mm512_set1_epi32(k < planes - 1 ? 0 : -offset * x->sums[(c0 + c) * DIGITS + k - planes + 1]);
+    }
+    for (int64_t g = 0; g < j->groups; g++, codes += HALVES * 8 * bits) {
 #pragma GCC unroll 3
-            for (int d = 0; d < DIGITS; d++)
-                sum[r][c][d] = _mm512_slli_epi32(_mm512_loadu_si512(x + c * j->digit_stride + (j->runs * DIGITS + d) * BLOCK), offset);
-    int bytes = 8 * bits;
-    for (int run = 0; run < j->runs; run++) {
-#pragma GCC unroll 4
-        for (int r = 0; r < R; r++) {
-            __m512i w = unpack(codes + r * stride + run * bytes + high * BLOCK, bits > 8 ? 8 : bits);
+        for (int p = 0; p < planes; p++) {
+            __m512i w[HALVES];
+#pragma GCC unroll 2
+            for (int h = 0; h < HALVES; h++) w[h] = unpack(codes + h * 8 * bits + p * BLOCK, bits > 8 ? 8 : bits);
 #pragma GCC unroll 4
             for (int c = 0; c < C; c++)
 #pragma GCC unroll 3
-                for (int d = 0; d < DIGITS; d++)
-                    sum[r][c][d] = _mm512_dpbusd_epi32(sum[r][c][d], w, _mm512_loadu_si512(x + c * j->digit_stride + (run * DIGITS + d) * BLOCK));
+                for (int d = 0; d < DIGITS; d++) {
+                    int32_t four;
+                    memcpy(&four, at[c] + g * PIECE + 4 * d, 4);
+                    part[d] = _mm512_set1_epi32(four);
+#pragma GCC unroll 2
+                    for (int h = 0; h < HALVES; h++) add(&sum[c][h][p + d], w[h], part[d]);
+                }
         }
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+    for (int h = 0; h < HALVES; h++) {
+        int at_row = row + h * WIDE;
+        __mmask16 mask = lanes(j->m->rows - at_row);
+        __m512 scale = _mm512_maskz_loadu_ps(mask, j->m->scales + at_row);
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) {
-            float found = joined(sum[r][c][0], sum[r][c][1], sum[r][c][2]);
-            for (int byte = high - 1; byte >= 0; byte--)
-                found = 256 * found + low_bytes(j, codes + r * stride + byte * BLOCK, bytes, x + c * j->digit_stride);
-            j->out[(c0 + c) * j->out_stride + row + r] = j->m->scales[row + r] * (j->steps[c0 + c] * found);
+            __m512 value = _mm512_setzero_ps();
+#pragma GCC unroll 5
+            for (int k = sums - 1; k >= 0; k--)
+                value = _mm512_fmadd_ps(value, _mm512_set1_ps(256), _mm512_cvtepi32_ps(sum[c][h][k]));
+            value = _mm512_mul_ps(scale, _mm512_mul_ps(_mm512_set1_ps(x->steps[c0 + c]), value));
+            _mm512_mask_storeu_ps(j->out + (c0 + c) * j->out_stride + at_row, mask, value);
         }
-}
-
-INLINE void rows_of(const job *j, const uint8_t *codes, int64_t stride, int bits, int first, int end, int c, const int C) {
-    int row = first;
-    /* A single column is bound by memory, which is fastest read strictly in order: one row after the other. */
-    if (C == 2)
-        for (; row + 2 <= end; row += 2) tile(j, codes + (row - first) * stride, stride, bits, row, c, 2, C);
-    for (; row < end; row++) tile(j, codes + (row - first) * stride, stride, bits, row, c, 1, C);
-}
-
-INLINE void strip_of(const job *j, const uint8_t *codes, int64_t stride, int bits, int n, int first, int end) {
-    int c = 0;
-    for (; c + 2 <= n; c += 2) rows_of(j, codes, stride, bits, first, end, c, 2);
-    for (; c < n; c++) rows_of(j, codes, stride, bits, first, end, c, 1);
-}
-
-INLINE void matrix_of(const job *j, int bits, int n, int first, int end, uint8_t *bytes) {
-    const uint8_t *codes = j->m->codes + (int64_t)first * j->m->stride;
-    if (n == 1) {
-        strip_of(j, codes, j->m->stride, bits, n, first, end);
-        return;
     }
-    for (int row = first; row < end; row += STRIP) { /* a strip stays in the cache while it meets all columns */
-        int stop = row + STRIP < end ? row + STRIP : end;
-        codes = j->m->codes + (int64_t)row * j->m->stride;
-        if (bits >= 8) {
-            strip_of(j, codes, j->m->stride, bits, n, row, stop);
+}
+
+/* a block of rows times n columns */
+INLINE void block_of(const job *j, const inputs *x, const uint8_t *codes, int bits, int n, int row) {
+    int c = 0;
+    if (bits <= 8)
+        for (; c + 4 <= n; c += 4) tile(j, x, codes, bits, row, c, 4);
+    for (; c + 2 <= n; c += 2) tile(j, x, codes, bits, row, c, 2);
+    if (c < n) tile(j, x, codes, bits, row, c, 1);
+}
+
+INLINE void matrix_of(const job *j, const inputs *x, int bits, int n, int first, int end, uint8_t *bytes) {
+    const __m512i more = _mm512_set1_epi8((char)(128 - (1 << (bits < 8 ? bits - 1 : 7))));
+    for (int row = first; row < end; row += ROWS) {
+        const uint8_t *codes = j->m->codes + row / ROWS * j->block;
+        if (n <= 4 || bits >= 8) {
+            block_of(j, x, codes, bits, n, row);
             continue;
         }
-        for (int r = row; r < stop; r++)
-            for (int run = 0; run < j->runs; run++) {
-                __m512i w = unpack(codes + (int64_t)(r - row) * j->m->stride + run * 8 * bits, bits);
-                w = _mm512_add_epi8(w, _mm512_set1_epi8((char)(128 - (1 << (bits - 1)))));
-                _mm512_storeu_si512(bytes + ((int64_t)(r - row) * j->runs + run) * BLOCK, w);
-            }
-        strip_of(j, bytes, (int64_t)j->runs * BLOCK, 8, n, row, stop);
+        for (int64_t i = 0; i < HALVES * (int64_t)j->groups; i++)
+            _mm512_storeu_si512(bytes + i * BLOCK, _mm512_add_epi8(unpack(codes + i * 8 * bits, bits), more));
+        block_of(j, x, bytes, 8, n, row);
     }
 }
 
 int64_t nb_scratch(int columns, int widest) {
-    int64_t runs = (widest + BLOCK - 1) / BLOCK;
-    return columns * (runs + 4) * DIGITS * BLOCK + STRIP * runs * BLOCK + columns * (int64_t)sizeof(float) + BLOCK;
+    int64_t padded = (widest + BLOCK - 1) / BLOCK * BLOCK;
+    return columns * (padded * DIGITS + BLOCK) + ROWS * padded + columns * (int64_t)(DIGITS + 1) * 4 + 3 * BLOCK;
 }
 
 static void multiply(job *j, int n, int first, int end, void *scratch) {
     float *steps = scratch;
-    int8_t *digits = (int8_t *)(steps + (n + WIDE - 1) / WIDE * WIDE);
-    j->digit_stride = (int64_t)(j->runs + 4) * DIGITS * BLOCK; /* not a power of two: columns share no cache set */
-    for (int c = 0; c < n; c++) steps[c] = split(j->m, j->in + c * j->in_stride, digits + c * j->digit_stride);
-    j->digits = digits, j->steps = steps;
-    uint8_t *bytes = (uint8_t *)digits + n * j->digit_stride;
+    int32_t *sums = (int32_t *)(steps + n);
+    int8_t *digits = (int8_t *)scratch + ((int64_t)n * (DIGITS + 1) * 4 + BLOCK - 1) / BLOCK * BLOCK;
+    int64_t stride = (int64_t)j->groups * PIECE + BLOCK; /* not a power of two: columns share no cache set */
+    for (int c = 0; c < n; c++) steps[c] = split(j, j->in + c * j->in_stride, digits + c * stride, sums + c * DIGITS);
+    inputs x = {digits, sums, steps, stride};
+    uint8_t *bytes = (uint8_t *)digits + n * stride;
     switch (j->m->bits) {
-    case 4: matrix_of(j, 4, n, first, end, bytes); break;
-    case 6: matrix_of(j, 6, n, first, end, bytes); break;
-    case 8: matrix_of(j, 8, n, first, end, bytes); break;
-    case 16: matrix_of(j, 16, n, first, end, bytes); break;
-    default: matrix_of(j, 24, n, first, end, bytes);
+    case 4: matrix_of(j, &x, 4, n, first, end, bytes); break;
+    case 6: matrix_of(j, &x, 6, n, first, end, bytes); break;
+    case 8: matrix_of(j, &x, 8, n, first, end, bytes); break;
+    case 16: matrix_of(j, &x, 16, n, first, end, bytes); break;
+    default: matrix_of(j, &x, 24, n, first, end, bytes);
     }
 }
 #else
-int64_t nb_scratch(int columns, int widest) { return (int64_t)(widest + BLOCK) * 4 + columns * 0; }
+enum { RUN = BLOCK / 4 }; /* groups made floats at a time */
 
-/* A row becomes floats once and meets every column. */
-static void multiply(job *j, int n, int first, int end, void *scratch) {
-    float *w = scratch;
-    for (int row = first; row < end; row++) {
-        const uint8_t *codes = j->m->codes + (int64_t)row * j->m->stride;
-        for (int run = 0; run < j->runs; run++)
-            for (int i = 0; i < 4; i++) {
-                int32_t part[WIDE];
-                nb_decode(codes + (int64_t)run * 8 * j->m->bits, j->m->bits, i, part);
-                for (int k = 0; k < WIDE; k++) w[run * BLOCK + i * WIDE + k] = (float)part[k] * (j->m->columns ? j->m->columns[run * BLOCK + i * WIDE + k] : 1);
-            }
+int64_t nb_scratch(int columns, int widest) {
+    int64_t padded = (widest + BLOCK - 1) / BLOCK * BLOCK;
+    return (columns * (padded + 4 * WIDE) + 4 * RUN * WIDE + WIDE) * (int64_t)sizeof(float);
+}
+
+/* one byte of each of four columns of sixteen rows, as sixteen words */
+INLINE veci words(const uint8_t *codes, int bits) {
+    veci word;
+    if (bits >= 8) return *(const veci *)codes;
+    uint32_t part[WIDE], low[WIDE / 2], high[WIDE / 4] = {0};
+    memcpy(low, codes, sizeof low);
+    if (bits == 6) memcpy(high, codes + sizeof low, sizeof high);
+    for (int i = 0; i < WIDE / 2; i++) part[i] = low[i] & 0x0f0f0f0f, part[WIDE / 2 + i] = low[i] >> 4 & 0x0f0f0f0f;
+    if (bits == 6)
+        for (int i = 0; i < WIDE; i++) part[i] |= (high[i & 3] >> (i / 4 * 2) & 0x03030303) << 4;
+    memcpy(&word, part, sizeof word);
+    return word;
+}
+
+/* the codes of one group, a vector of sixteen rows for each column */
+INLINE void widen(const uint8_t *codes, int bits, vec *out) {
+    int planes = bits > 8 ? bits / 8 : 1;
+    veci word[3];
+    for (int p = 0; p < planes; p++) word[p] = words(codes + p * BLOCK, bits);
+    for (int k = 0; k < 4; k++) {
+        veci code = word[0] >> 8 * k & 255;
+        for (int p = 1; p < planes; p++) code |= (word[p] >> 8 * k & 255) << 8 * p;
+        out[k] = __builtin_convertvector(code - (1 << (bits - 1)), vec);
+    }
+}
+
+/* one half of a block of rows times n columns: a run of codes becomes floats once and meets every column */
+INLINE void half_of(const job *j, const float *x, int64_t stride, const uint8_t *codes, int bits, int n, vec *w, vec *sum) {
+    for (int c = 0; c < 4 * n; c++) sum[c] = (vec){0};
+    for (int g = 0; g < j->groups; g += RUN) {
+        for (int i = 0; i < RUN; i++) widen(codes + (int64_t)(g + i) * HALVES * 8 * bits, bits, w + 4 * i);
         for (int c = 0; c < n; c++) {
-            const float *x = j->in + c * j->in_stride;
-            vec sum[4] = {{0}, {0}, {0}, {0}};
-            for (int run = 0; run < j->runs; run++)
-                for (int i = 0; i < 4; i++) sum[i] += *(vec *)(w + run * BLOCK + i * WIDE) * *(const vec *)(x + run * BLOCK + i * WIDE);
-            j->out[c * j->out_stride + row] = j->m->scales[row] * nb_total((sum[0] + sum[1]) + (sum[2] + sum[3]));
+            const float *at = x + c * stride + 4 * g;
+            vec part[4] = {sum[4 * c], sum[4 * c + 1], sum[4 * c + 2], sum[4 * c + 3]};
+            for (int i = 0; i < 4 * RUN; i += 4)
+                for (int k = 0; k < 4; k++) part[k] += w[i + k] * at[i + k];
+            for (int k = 0; k < 4; k++) sum[4 * c + k] = part[k];
         }
+    }
+}
+
+INLINE void matrix_of(const job *j, int bits, int n, int first, int end, float *scratch) {
+    int64_t stride = 4 * j->groups;
+    float *x = scratch + (4 * RUN + 4 * n) * WIDE;
+    vec *w = (vec *)scratch, *sum = w + 4 * RUN;
+    for (int c = 0; c < n; c++)
+        for (int i = 0; i < stride; i++)
+            x[c * stride + i] = i < j->m->cols ? j->in[c * j->in_stride + i] * (j->m->columns ? j->m->columns[i] : 1) : 0;
+    for (int row = first; row < end; row += WIDE) {
+        half_of(j, x, stride, j->m->codes + row / ROWS * j->block + row % ROWS / WIDE * 8 * bits, bits, n, w, sum);
+        for (int c = 0; c < n; c++) {
+            vec total = (sum[4 * c] + sum[4 * c + 1]) + (sum[4 * c + 2] + sum[4 * c + 3]);
+            for (int i = 0; i < WIDE && row + i < end; i++) j->out[c * j->out_stride + row + i] = j->m->scales[row + i] * total[i];
+        }
+    }
+}
+
+static void multiply(job *j, int n, int first, int end, void *scratch) {
+    switch (j->m->bits) {
+    case 4: matrix_of(j, 4, n, first, end, scratch); break;
+    case 6: matrix_of(j, 6, n, first, end, scratch); break;
+    case 8: matrix_of(j, 8, n, first, end, scratch); break;
+    case 16: matrix_of(j, 16, n, first, end, scratch); break;
+    default: matrix_of(j, 24, n, first, end, scratch);
     }
 }
 #endif
 
-/* out[c, row] = act(scale[row] * codes[row] . in[c]) for rows first .. end - 1; `in` is readable up to a multiple of 64 */
+/* out[c, row] = act(scale[row] * codes[row] . in[c]) for rows first .. end - 1, first a multiple of ROWS, end too or
+ * the last; `in` is readable up to a multiple of 64 */
 void nb_product(const nb_matrix *m, const float *in, int64_t in_stride, float *out, int64_t out_stride, int n,
                 int first, int end, int act, float parameter, void *scratch) {
-    job j = {m, in, out, NULL, NULL, in_stride, out_stride, 0, (m->cols + BLOCK - 1) / BLOCK};
+    int groups = (m->cols + BLOCK - 1) / BLOCK * (BLOCK / 4);
+    job j = {m, in, out, in_stride, out_stride, (int64_t)groups * HALVES * 8 * m->bits, groups};
     multiply(&j, n, first, end, scratch);
     if (act != PLAIN)
         for (int c = 0; c < n; c++) activate(out + c * out_stride + first, end - first, act, parameter);
