@@ -54,7 +54,8 @@ class Source:
     """One script after unpacking: `text` is what would run, `layers` the packing it was wrapped in.
 
     `shipped_bytes` is the size of the file on disk, `unpacked_bytes` that of `text` in UTF-8. `tree` is None
-    when the text does not parse, and `error` then says why.
+    when the text does not parse, and `error` then says why. `resolved` are the calls (as text, with their number)
+    that would run text which was read.
     """
 
     path: str
@@ -64,6 +65,7 @@ class Source:
     layers: tuple[str, ...]
     tree: ast.Module | None
     error: str | None
+    resolved: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

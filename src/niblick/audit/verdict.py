@@ -28,7 +28,7 @@ def decide(findings: Iterable[Finding], smoke: Smoke | None, *, understood: bool
         for f in findings
         if f.severity is Severity.WARNING and f.verdict and not _seen_in_order(f, findings)
     }
-    if suspected & set(FLAGS) or not understood:
+    if suspected & {*FLAGS, "hold_unclear"} or not understood:
         return "hold_unclear", "HOLD: the evidence does not decide, a person should read the places named"
     verdict = "clean_ttt_score_first" if _learns(findings) else "clean_neural"
     if any(f.severity is Severity.WARNING for f in findings):

@@ -16,13 +16,14 @@ from niblick.audit.rules import (
     score_first,
     slot,
     train_before_score,
+    unreadable,
     validation_data,
 )
 from niblick.audit.rules.case import Case
 from niblick.audit.types import Finding
 
 RULES: tuple[Callable[[Case], list[Finding]], ...] = (
-    importable.check, ngram_key.check, hashed_pair.check, hint_gate.check, slot.check, train_before_score.check, score_first.check, validation_data.check,
+    importable.check, unreadable.check, ngram_key.check, hashed_pair.check, hint_gate.check, slot.check, train_before_score.check, score_first.check, validation_data.check,
     byte_accounting.check, byte_mixture.check, byte_total.check, outside.check,
 )
 """Every static rule, in the order their findings are listed."""

@@ -10,6 +10,8 @@ import ast
 import re
 import sys
 import warnings
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from niblick.audit.unpack.fstrings import for_old_parser
 
 MAX_DEPTH = 24
 _DECODING = frozenset({"lzma", "zlib", "base64", "bz2", "gzip", "brotli", "zstandard", "binascii", "codecs", "marshal"})
+_FILE = re.compile(rb"[\"']([\w.\-]{1,80}\.[\w]{1,8})[\"']")
 _HINT = re.compile(r"(?<![\w.])(?:exec|eval)\s*\(|runpy|os\.system|subprocess|__import__|os\.exec|builtins")
 
 
@@ -45,7 +48,7 @@ def parse(text: str) -> ast.Module:
             return ast.parse(for_old_parser(text))
 
 
-def unpack(data: bytes, path: str, siblings: dict[str, str] | None = None) -> Unpacked:
+def unpack(data: bytes, path: str, siblings: Mapping[str, str | bytes] | None = None) -> Unpacked:
     """The program text in `data`; `siblings` are files beside it that its loader may read by name."""
     loader = Loader(files=dict(siblings or {}))
     layers: list[str] = ["bom"] if data.startswith(b"\xef\xbb\xbf") else []
@@ -66,6 +69,7 @@ def unpack(data: bytes, path: str, siblings: dict[str, str] | None = None) -> Un
     source = Source(
         path=path, text=text, shipped_bytes=len(data), unpacked_bytes=len(text.encode("utf-8", "replace")),
         layers=tuple(layers), tree=tree, error=error,
+        resolved=tuple(Counter(call for call, _ in loader.resolved).items()),
     )
     written = {k: v for k, v in loader.files.items() if k not in (siblings or {}) and isinstance(v, str)}
     return Unpacked(source=source, files=written, environment=loader.environment)
@@ -74,11 +78,12 @@ def unpack(data: bytes, path: str, siblings: dict[str, str] | None = None) -> Un
 def unpack_file(path: Path) -> Unpacked:
     """`unpack` of a file on disk, with the text files beside it within reach of its loader."""
     data = path.read_bytes()
-    siblings = {}
+    siblings: dict[str, str | bytes] = {}
     if len(data) < MAX_TEXT and _HINT.search(data.decode("latin-1")):
-        for other in sorted(path.parent.glob("*.py"))[:50]:
-            if other != path and other.stat().st_size < MAX_TEXT // 8:
-                siblings[other.name] = other.read_text("utf-8", "replace")
+        named = {name.decode() for name in _FILE.findall(data)}
+        for other in sorted(p for p in path.parent.glob("*") if p.suffix == ".py" or p.name in named)[:50]:
+            if other != path and other.is_file() and not other.is_symlink() and other.stat().st_size < MAX_TEXT // 8:
+                siblings[other.name] = other.read_text("utf-8", "replace") if other.suffix == ".py" else other.read_bytes()
     return unpack(data, path.name, siblings)
 
 
@@ -117,6 +122,7 @@ def _flatten(text: str, loader: Loader, layers: list[str], depth: int, path: str
     bundle = bundled(tree, run, scope)
     layers.extend(bundle.layers)
     loader.files.update(bundle.files)
+    loader.resolved |= bundle.calls
     if not found:
         return text, tree
     pieces = [piece for piece in pieces if piece.strip()]
@@ -132,6 +138,7 @@ def _into_modules(executed: list[Executed], loader: Loader, layers: list[str]) -
     for item in executed:
         if item.module in named:
             layers.extend(item.layers)
+            loader.resolved.add((item.call, item.line))
             loader.files[path_of(item.module or "", named)] = item.text
     return [item for item in executed if item.module not in named]
 

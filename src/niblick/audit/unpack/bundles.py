@@ -21,11 +21,11 @@ _GIVES_SOURCE = frozenset({"get_source", "get_data", "get_code", "source_to_code
 
 @dataclass
 class Bundle:
-    """Module path -> source text, the decoders they were packed with, and the lines that would run them."""
+    """Module path -> source text, the decoders they were packed with, and the calls (text, line) that would run them."""
 
     files: dict[str, str] = field(default_factory=dict)
     layers: list[str] = field(default_factory=list)
-    lines: set[int] = field(default_factory=set)
+    calls: set[tuple[str, int]] = field(default_factory=set)
 
 
 def bundled(tree: ast.Module, run: Evaluator, scope: dict[str, Any]) -> Bundle:
@@ -38,7 +38,7 @@ def bundled(tree: ast.Module, run: Evaluator, scope: dict[str, Any]) -> Bundle:
             if len(one.files) > len(holder) // 2:
                 found.files.update({path_of(name, holder): text for name, text in one.files.items()})
                 found.layers.extend(one.layers)
-                found.lines |= one.lines
+                found.calls |= one.calls
                 break
     return found
 
@@ -91,7 +91,7 @@ def _through(
         text = executed[0].text if executed else _source(function, result)
         if text is not None and _is_program(text):
             found.files[name] = text
-            found.lines |= {item.line for item in executed}
+            found.calls |= {(item.call, item.line) for item in executed}
             found.layers = found.layers or [*executed[0].layers[:-1], "modules"] if executed else ["modules"]
     return found
 

@@ -122,6 +122,8 @@ def _decode(run: Evaluator, name: str, args: list[Any], named: dict[str, Any]) -
         return DECODERS[name](*args, **named)
     except PackError:
         raise
+    except (LookupError, AttributeError):  # a codec that only the script itself knows
+        return UNKNOWN
     except Exception as error:
         raise PackError(f"{name} cannot decode the payload: {error}") from error
 
@@ -183,9 +185,7 @@ def _execute(run: Evaluator, name: str, node: ast.Call, scope: dict[str, Any]) -
             return UNKNOWN
         space = run.value(node.args[1], scope) if len(node.args) > 1 else None
         module = space.name if isinstance(space, Space) else None
-        run.loader.executed.append(Executed(value, layers, node.lineno, module))
-    elif len(layers) > 1:
-        raise PackError(f"line {node.lineno} runs a payload that cannot be recovered without running the script")
+        run.loader.executed.append(Executed(value, layers, node.lineno, module, ast.unparse(node)))
     return UNKNOWN
 
 

@@ -112,10 +112,6 @@ def _json(value: object) -> object:
     return json.loads(text)
 
 
-def _refuse(value: object, *_: object, **__: object) -> bytes:
-    raise PackError("a payload of bytecode or pickle, which is refused: it cannot be read without running it")
-
-
 DECODERS: dict[str, Callable[..., Any]] = {
     "zlib.decompress": _zlib,
     "gzip.decompress": _gzip,
@@ -139,8 +135,5 @@ DECODERS: dict[str, Callable[..., Any]] = {
     "bytearray.fromhex": lambda v: bytes.fromhex(as_bytes(v).decode("ascii")),
     "codecs.decode": _decode,
     "json.loads": _json,
-    "marshal.loads": _refuse,
-    "pickle.loads": _refuse,
-    "dill.loads": _refuse,
 }
 """Dotted name of a standard or common decoder -> its bounded, non-executing equivalent."""

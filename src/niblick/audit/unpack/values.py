@@ -49,12 +49,13 @@ class Space:
 
 @dataclass
 class Executed:
-    """One piece of program text that the loader would run: decoders used, the line that runs it, its module if named."""
+    """One piece of program text that the loader would run: decoders used, the line and call that run it, its module if named."""
 
     text: str
     layers: tuple[str, ...]
     line: int
     module: str | None = None
+    call: str = ""
 
 
 @dataclass
@@ -65,4 +66,5 @@ class Loader:
     environment: dict[str, str] = field(default_factory=dict)
     executed: list[Executed] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
+    resolved: set[tuple[str, int]] = field(default_factory=set)
     steps: int = 0
