@@ -7,12 +7,12 @@ names the file and leaves earlier checkpoints alone.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from niblick.data.files import write_atomically
 from niblick.errors import TrainingError
 from niblick.recipe import Recipe, recipe_to_toml
 
@@ -31,9 +31,9 @@ class RunFolder:
             raise TrainingError(f"{str(self.path)!r} holds a run; continue it with --resume or choose another --out")
         with explained(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / "environment.json", json.dumps(environment, indent=1) + "\n")
+            write_atomically(self.path / "environment.json", (json.dumps(environment, indent=1).encode() + b"\n",))
             (self.path / "metrics.jsonl").unlink(missing_ok=True)
-            write_whole(self.path / "recipe.toml", recipe_to_toml(recipe))
+            write_atomically(self.path / "recipe.toml", (recipe_to_toml(recipe).encode(),))
 
     def check_resumable(self) -> None:
         """`TrainingError` where no run was ever begun."""
@@ -56,7 +56,7 @@ class RunFolder:
             return
         with explained(path):
             lines = path.read_text("utf-8", errors="replace").splitlines()
-            write_whole(path, "".join(line + "\n" for line in lines if _step_of(line) <= step))
+            write_atomically(path, (f"{line}\n".encode() for line in lines if _step_of(line) <= step))
 
     def close(self) -> None:
         """Close the metrics file."""
@@ -72,20 +72,6 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TrainingError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that it is either the old one or the new one, and on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _step_of(line: str) -> float:
