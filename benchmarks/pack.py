@@ -1,23 +1,27 @@
 """The frontier of packing: one checkpoint through every codec, one table and one plot.
 
-    python benchmarks/pack.py CHECKPOINT [--data DIR] [--tokens 32768] [--bits 2.0 --bits 2.5 ...] [--svg pack.svg]
+    python benchmarks/pack.py CHECKPOINT [--data DIR] [--tokens 32768] [--bits 2.0 ...] [--sigma 12.85 ...] [--svg pack.svg]
 
 Rows: the three published exports with their floors, int6 codes under Brotli-11, GPTQ with a clip at k standard
-deviations under Brotli-11 (the public frontier, given this package's Hessians and every matrix by role), and this
-package's codecs. Columns: bytes of everything that is needed to rebuild the weights, bits per parameter, bits per
-byte on the first tokens of the validation split, the loss against float weights, encode and decode seconds.
+deviations under Brotli-11 (the public frontier, given this package's Hessians and every matrix by role), nncodec where
+it is installed (entropack runs on CUDA alone), and this package's codecs, `rd` also at the bytes that the aims of the
+project name. Columns: bytes of everything that is needed to rebuild the weights, bits per parameter, bits per byte on
+the first tokens of the validation split, the loss against float weights, encode and decode in processor seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import brotli
@@ -29,11 +33,16 @@ from torch import Tensor
 from niblick.artifact import build_model, exported_recipe, read_checkpoint
 from niblick.artifact.checkpoint import find_weights
 from niblick.compression import CODECS, Calibration, Job
+from niblick.compression.allocation import fill_budget
 from niblick.compression.codec import exported_tensors
 from niblick.compression.feedback import factor
 from niblick.compression.layout import as_matrix, from_matrix
+from niblick.compression.payload import read_payload, write_payload
+from niblick.compression.rounder import Candidate, Rounder
 from niblick.compression.rounding import dequantize, quantize, row_specs
 from niblick.compression.sensitivity import Sensitivity, measure
+from niblick.compression.stream import new_tables
+from niblick.compression.symbols import Tables
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.plan import Parameter, Plan, Role, make_plan
@@ -66,7 +75,8 @@ class Scene:
     plan: Plan
     weights: Weights
     sensitivities: dict[str, Sensitivity]
-    calibration: Calibration
+    calibration: Calibration | None
+    measuring: float = 0.0  # processor seconds that the sensitivities took
 
 
 # (bytes, weights as decoded, a function that decodes again for the clock)
@@ -152,12 +162,46 @@ def gptq_brotli(scene: Scene, k: float) -> Result:
     return brotli_codes(scene, codes, scales, found)
 
 
-def ours(scene: Scene, codec: str, budget: int | None) -> Result:
-    """A codec of this package."""
-    engine = CODECS[codec]
-    job = Job(tensors=scene.weights, recipe=scene.recipe, plan=scene.plan, budget=budget, calibration=scene.calibration)
-    encoded = engine.encode(job)
-    return len(encoded.payload), encoded.decoded, lambda: engine.decode(encoded.payload, scene.recipe, scene.plan)
+def int_zlib(scene: Scene, bits: int | None = None) -> Result:
+    """This package's plain codec, with the recipe's bits or with others."""
+    recipe = scene.recipe
+    if bits is not None:
+        changed = recipe.artifact.model_copy(update={"matrix_bits": bits, "embedding_bits": bits})
+        recipe = recipe.model_copy(update={"artifact": changed})
+    engine = CODECS["int-zlib"]
+    encoded = engine.encode(Job(tensors=scene.weights, recipe=recipe, plan=scene.plan))
+    return len(encoded.payload), encoded.decoded, lambda: engine.decode(encoded.payload, recipe, scene.plan)
+
+
+def rate_distortion(scene: Scene, rounder: Rounder, budget: int) -> Result:
+    """The codec "rd" on sensitivities that were measured once for all its rows."""
+    rounder.tables = new_tables()
+    candidate, _ = fill_budget(rounder, budget, _size)
+    payload = write_payload(candidate).payload
+    return len(payload), candidate.tensors, lambda: read_payload(payload, scene.plan)
+
+
+def _size(candidate: Candidate) -> tuple[int, Tables]:
+    written = write_payload(candidate, thorough=False)
+    return len(written.payload), written.tables
+
+
+def nncodec(scene: Scene, qp: int) -> Result:
+    """ISO/IEC 15938-17 by its reference software: dependent quantization and DeepCABAC at one step parameter."""
+    from nncodec.nn import decode, encode
+
+    values = {name: tensor.numpy() for name, tensor in scene.weights.items()}
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+        options = {"qp": qp, "use_dq": True, "results": folder, "verbose": False}
+        stream = bytes(encode(values, args=options))
+
+        def again() -> Weights:
+            with contextlib.redirect_stdout(io.StringIO()):
+                return {name: torch.as_tensor(value).float() for name, value in decode(bytearray(stream)).items()}
+
+        found = again()
+    shapes = {p.name: p.shape for p in scene.plan.exported}
+    return len(stream), {name: found[name].reshape(shape) for name, shape in shapes.items()}, again
 
 
 def bits_per_byte(scene: Scene, dataset: Dataset, weights: Weights, count: int) -> float:
@@ -174,37 +218,64 @@ def bits_per_byte(scene: Scene, dataset: Dataset, weights: Weights, count: int) 
     return nats / np.log(2) / size
 
 
-def optional_rows() -> list[str]:
-    """Other packers that are installed here, by name (benchmark-only; none is required)."""
+def installed() -> bool:
+    """Whether nncodec can be imported here (benchmark-only; nothing requires it)."""
     from importlib.util import find_spec
 
-    return [name for name in ("nncodec", "entropack") if find_spec(name)]
+    return find_spec("nncodec") is not None
 
 
-def frontier(scene: Scene, dataset: Dataset, count: int, bits: list[float]) -> list[Row]:
-    """Every codec in turn."""
-    reference = bits_per_byte(scene, dataset, scene.weights, count)
-    parameters = scene.plan.parameter_count
-    rows = [Row("float32", 4 * parameters, 32.0, reference, 0.0, 0.0, 0.0)]
-    cases: list[tuple[str, Callable[[], Result]]] = [
-        ("published int8 + zlib", lambda: published(scene, "int8")),
-        ("published int6 + zlib", lambda: published(scene, "int6")),
-        ("published mixed int6 + zstd-22", lambda: published(scene, "mixed")),
-        ("int6 by role + Brotli-11", lambda: int6_brotli(scene)),
-        *((f"GPTQ + {k} sigma + Brotli-11", lambda k=k: gptq_brotli(scene, k)) for k in (8.0, 12.85, 18.0)),
-        ("niblick int-zlib", lambda: ours(scene, "int-zlib", None)),
-        *((f"niblick rd, {b} bits", lambda b=b: ours(scene, "rd", round(b * parameters / 8))) for b in bits),
-    ]
-    for name, make in cases:
-        started = time.perf_counter()
+class Table:
+    """Rows measured and printed one by one."""
+
+    def __init__(self, scene: Scene, dataset: Dataset, count: int) -> None:
+        self.scene, self.dataset, self.count = scene, dataset, count
+        reference = bits_per_byte(scene, dataset, scene.weights, count)
+        self.rows = [Row("float32", 4 * scene.plan.parameter_count, 32.0, reference, 0.0, 0.0, 0.0)]
+
+    def add(self, name: str, make: Callable[[], Result], extra: float = 0.0) -> Row:
+        """Encode, decode and score one codec; `extra` encode seconds were spent before."""
+        started = time.process_time()
         size, found, decode = make()
-        middle = time.perf_counter()
+        middle = time.process_time()
         decode()
-        ended = time.perf_counter()
-        bpb = bits_per_byte(scene, dataset, found, count)
-        rows.append(Row(name, size, 8 * size / parameters, bpb, bpb - reference, middle - started, ended - middle))
-        print(text(rows[-1]), flush=True)
-    return rows
+        ended = time.process_time()
+        bpb = bits_per_byte(self.scene, self.dataset, found, self.count)
+        row = Row(name, size, 8 * size / self.scene.plan.parameter_count, bpb, bpb - self.rows[0].bpb,
+                  middle - started + extra, ended - middle)
+        self.rows.append(row)
+        print(text(row), flush=True)
+        return row
+
+
+def frontier(table: Table, bits: list[float], sigmas: list[float], steps: list[int]) -> list[str]:
+    """Every codec in turn; how far the project's aims are met, as sentences."""
+    scene, parameters = table.scene, table.scene.plan.parameter_count
+    table.add("published int8 + zlib", lambda: published(scene, "int8"))
+    int6 = table.add("published int6 + zlib", lambda: published(scene, "int6"))
+    table.add("published mixed int6 + zstd-22", lambda: published(scene, "mixed"))
+    table.add("int6 by role + Brotli-11", lambda: int6_brotli(scene))
+    frontiers = [table.add(f"GPTQ + {k:g} sigma + Brotli-11", partial(gptq_brotli, scene, k), scene.measuring)
+                 for k in sigmas]
+    for qp in steps if installed() else []:
+        table.add(f"nncodec, qp {qp}", partial(nncodec, scene, qp))
+    table.add("niblick int-zlib", lambda: int_zlib(scene))
+    table.add("niblick int-zlib, 4 bits", lambda: int_zlib(scene, 4))
+    rounder = Rounder(scene.plan, scene.weights, scene.sensitivities)
+
+    def rd(name: str, size: int) -> Row:
+        return table.add(f"niblick rd, {name}", lambda: rate_distortion(scene, rounder, size), scene.measuring)
+
+    for rate in bits:
+        rd(f"{rate:g} bits", round(rate * parameters / 8))
+    said = []
+    for other in frontiers:
+        same, fewer = rd(f"the bytes of {other.name}", other.size), rd(f"95 % of them ({other.name})", round(0.95 * other.size))
+        said.append(f"at the bytes of {other.name}: {same.bpb:.4f} against {other.bpb:.4f} bpb")
+        said.append(f"with 5 % fewer bytes than {other.name}: {fewer.bpb:.4f} against {other.bpb:.4f} bpb")
+    less = rd("60 % of published int6 + zlib", round(0.6 * int6.size))
+    said.append(f"with 40 % fewer bytes than {int6.name}: {less.bpb:.4f} against {int6.bpb:.4f} bpb")
+    return said
 
 
 def text(row: Row) -> str:
@@ -222,9 +293,11 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2))
-    for prefix, marker in (("published", "s"), ("GPTQ", "^"), ("int6", "D"), ("niblick int", "v"), ("niblick rd", "o")):
+    for prefix, marker in (("published", "s"), ("GPTQ", "^"), ("int6", "D"), ("nncodec", "x"), ("niblick int", "v"), ("niblick rd", "o")):
         chosen = sorted((r for r in rows if r.name.startswith(prefix)), key=lambda r: r.size)
-        joined = "-" if prefix in ("GPTQ", "niblick rd") else ""
+        joined = "-" if prefix in ("GPTQ", "nncodec", "niblick rd") else ""
+        if not chosen:
+            continue
         axes.plot([r.size / 1e6 for r in chosen], [r.bpb for r in chosen], joined + marker, label=prefix)
     axes.axhline(rows[0].bpb, color="grey", lw=0.8, ls="--", label="float")
     axes.set_xlabel("megabytes")
@@ -239,7 +312,9 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tokens", type=int, default=32_768)
-    parser.add_argument("--bits", type=float, action="append")
+    parser.add_argument("--bits", type=float, action="append", help="rates of rd rows; may be repeated")
+    parser.add_argument("--sigma", type=float, action="append", help="clips of GPTQ rows; may be repeated")
+    parser.add_argument("--qp", type=int, action="append", help="step parameters of nncodec; may be repeated")
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -250,12 +325,17 @@ def main() -> None:
     plan = make_plan(recipe.model)
     weights = exported_tensors(found.tensors, make_plan(found.recipe.model))
     calibration = make_calibration(recipe, dataset)
+    started = time.process_time()
     sensitivities = measure(build_model(recipe, weights), calibration, seed=recipe.seed)
-    scene = Scene(recipe, plan, weights, sensitivities, calibration)
-    print(f"{plan.parameter_count:,} parameters, first {options.tokens:,} validation tokens; "
-          f"other packers here: {', '.join(optional_rows()) or 'none'}\n")
+    scene = Scene(recipe, plan, weights, sensitivities, calibration, time.process_time() - started)
+    print(f"{plan.parameter_count:,} parameters, first {options.tokens:,} validation tokens; nncodec is "
+          f"{'' if installed() else 'not '}installed; entropack needs CUDA and is left out\n")
     print("| codec | bytes | bits per parameter | bpb | tax | encode s | decode s |\n|---|---|---|---|---|---|---|")
-    rows = frontier(scene, dataset, options.tokens, options.bits or [1.5, 2.0, 2.5, 3.0, 4.0])
+    table = Table(scene, dataset, options.tokens)
+    said = frontier(table, options.bits or [1.5, 2.0, 2.5, 3.0, 4.0], options.sigma or [8.0, 12.85, 18.0],
+                    options.qp or [-24, -20, -16])
+    print("\n" + "\n".join(f"- {line}" for line in said))
+    rows = table.rows
     if options.svg:
         draw(rows, options.svg)
     if options.json:

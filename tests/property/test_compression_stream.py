@@ -16,9 +16,10 @@ from niblick.compression.contexts import table_limits, table_means
 from niblick.compression.feedback import deinterleave, factor, interleave, round_columns
 from niblick.compression.fixed import fixed_power, power_of_two, prior
 from niblick.compression.grid import Grid
+from niblick.compression.native import native_trellis
 from niblick.compression.stream import new_tables, read_tensor, write_tensor
 from niblick.compression.symbols import Decoder, Encoder
-from niblick.compression.trellis import SCALAR, TRELLIS, Machine, quantizers, search
+from niblick.compression.trellis import SCALAR, TRELLIS, Machine, quantizers, reference_search, search
 from niblick.errors import ArtifactError
 from niblick.plan import Init, Parameter, Role
 
@@ -92,6 +93,20 @@ def test_the_search_finds_the_cheapest_path(machine: Machine) -> None:
         cost = ((target[:, path, None] - reached) ** 2 + 0.3 * 0.7 * np.abs(options)).sum(axis=0)
         own = ((target[:, path] - levels[:, path]) ** 2 + 0.3 * 0.7 * np.abs(symbols[:, path])).sum()
         assert own <= cost.min() + 1e-9
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 9), st.sampled_from([0.1, 1.0, 7.0, 500.0]), st.integers(0, 999))
+def test_the_compiled_search_equals_the_reference_bit_for_bit(length: int, paths: int, scale: float, seed: int) -> None:
+    native = native_trellis()
+    if native is None:
+        pytest.skip("no C compiler")
+    generator = np.random.default_rng(seed)
+    target = np.round(generator.normal(size=(length, paths)) * scale, int(generator.integers(0, 9)))
+    bits, kinds = np.abs(generator.normal(size=(5, 2, 12))) * 3, generator.integers(0, 5, (length, paths))
+    one = native(target, bits, kinds, TRELLIS.branches()[1], 0.04)
+    two = reference_search(TRELLIS, target, bits, kinds, 0.04)
+    assert (one[0] == two[0]).all() and (one[1] == two[1]).all()
 
 
 def test_a_trellis_needs_fewer_bits_than_plain_rounding_for_the_same_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from niblick.artifact import open_model, pack
 from niblick.artifact.pack import Packed
 from niblick.compression import CODECS, Calibration
+from niblick.compression.sensitivity import measure
 from niblick.data.tokenizer import load_tokenizer
 from niblick.errors import ArtifactError, CapacityError
 from niblick.model import LanguageModel
@@ -50,11 +52,11 @@ def test_decoding_gives_the_encoders_tensors_bit_for_bit_also_in_a_fresh_process
     decoded = open_model(out).model.state_dict()
     for name, tensor in result.tensors.items():
         assert torch.equal(decoded[name], tensor), name
-    script = ("import sys, torch; from niblick.artifact import open_model; "
-              "m = open_model(sys.argv[1]).model; print(m.logits(torch.arange(40).view(1, -1)).double().sum().item())")
+    script = ("import sys, torch, hashlib; from niblick.artifact import open_model; m = open_model(sys.argv[1]).model; "
+              "print(hashlib.sha256(m.logits(torch.arange(40).view(1, -1)).detach().numpy().tobytes()).hexdigest())")
     run = subprocess.run([sys.executable, "-c", script, str(out)], capture_output=True, text=True, check=True)
-    again = open_model(out).model.logits(torch.arange(40).view(1, -1)).double().sum().item()
-    assert float(run.stdout) == again
+    logits = open_model(out).model.logits(torch.arange(40).view(1, -1)).detach()
+    assert run.stdout.strip() == hashlib.sha256(logits.numpy().tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize("budget", [2_600, 4_000])
@@ -64,6 +66,33 @@ def test_a_budget_is_met_from_below_within_a_tenth_of_a_percent(tmp_path: Path, 
     assert result.size == (tmp_path / "a.nib").stat().st_size == sum(result.ledger.parts.values())
     assert budget - max(0.001 * budget, 16) <= result.size <= budget
     assert result.calibration_seconds > 0 and result.choice["aim"] == "budget"
+
+
+def test_bytes_of_code_count_under_the_cap_where_asked(tmp_path: Path) -> None:
+    recipe = small()
+    result = packed(tmp_path / "a.nib", weights(recipe), recipe, max_bytes=4_000, extra_bytes=700)
+    assert 3_300 - 16 <= result.size <= 3_300
+
+
+def test_a_looped_blocks_cost_grows_with_its_visits() -> None:
+    tokens = torch.randint(4, 260, (4, 16), generator=torch.Generator().manual_seed(2))
+    traces = []
+    for loops in (1, 4):
+        recipe = small(stack=[{"layers": ["token-shift"], "loops": loops}], depth_scale=False)
+        model = LanguageModel(recipe.model, seed=0).eval()
+        model.load_state_dict(weights(recipe))
+        found = measure(model, Calibration([tokens]), seed=0)
+        traces.append(next(entry.trace for name, entry in found.items() if name.endswith("mlp.fc.weight")))
+    assert traces[1] > 1.5 * traces[0]
+
+
+def test_repetitive_weights_take_next_to_nothing_and_decode(tmp_path: Path) -> None:
+    recipe = small()
+    tensors = {name: torch.full_like(tensor, 0.5) for name, tensor in weights(recipe).items()}
+    result = packed(tmp_path / "a.nib", tensors, recipe, max_bytes=100_000)
+    decoded = open_model(tmp_path / "a.nib").model.state_dict()
+    assert result.size < 2_500
+    assert all(torch.equal(decoded[name], tensor) for name, tensor in result.tensors.items())
 
 
 def test_more_bytes_never_give_a_worse_fit(tmp_path: Path) -> None:
