@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import ast
+import re
 import shlex
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -26,6 +28,11 @@ _WORLD_SIZE = "2"
 """Stands for every run of several processes: rank 0 of two sees what each of eight does, over more of the stream."""
 _MAX_MODULE = 600_000
 _MORE_COMMANDS = 2
+_NATIVE = frozenset({".c", ".cc", ".cpp", ".cu"})
+_HELD_OUT = re.compile(r"^_?(?:val|valid|validation|eval|test|held|holdout)_?(?:tokens?|data|ids|stream|toks|bytes|text)", re.IGNORECASE)
+_SECONDS = 3.2
+"""Processor time for following a program under all its commands; steps run out first on nearly every script."""
+_LOOP = re.compile(r"\bfor\s*\([^;()]*;[^;]*;[^)]*\)")
 
 
 def review(path: str | Path, *, run_code: bool = False, trust: bool = False, script: str | None = None) -> Report:
@@ -52,29 +59,41 @@ def _understood(case: Case) -> bool:
     """Whether the evaluation was followed, or the program is too plain to hide anything from a reader."""
     if case.tree is None or scored(case.trace):
         return case.submission.source is None or bool(scored(case.trace))
-    learning = [
-        node for node in ast.walk(case.tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in {"backward", "grad"}
-    ]
-    return len(learning) <= 1
+    return not any(_learns_from_held_out(function) for function in case.functions if function.name != "main")
+
+
+def _learns_from_held_out(function: ast.FunctionDef) -> bool:
+    """Whether a function computes gradients and names held-out tokens, as far as a look at its words tells."""
+    nodes = list(ast.walk(function))
+    learning = any(
+        isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in {"backward", "grad"} for n in nodes
+    )
+    return learning and any(
+        _HELD_OUT.match(n.id if isinstance(n, ast.Name) else n.arg if isinstance(n, ast.arg) else n.attr)
+        for n in nodes if isinstance(n, (ast.Name, ast.arg, ast.Attribute))
+    )
 
 
 def build_case(found: Read) -> Case:
     """The case of a submission: its program followed under the documented command that reaches its evaluation."""
     submission = found.submission
-    case = _followed(found, submission.command)
+    until = time.process_time() + _SECONDS
+    case = _followed(found, submission.command, _SECONDS)
     if case.tree is None or scored(case.trace) or submission.script is None:
         return case
     others = documented_commands(submission.root, submission.script.name, submission.readme, submission.metadata)
     for command in (*islice((c for c in others if c != submission.command), _MORE_COMMANDS), None):
-        other = _followed(found, command) if command != submission.command else case
+        left = until - time.process_time()
+        if left <= 0:
+            break
+        other = _followed(found, command, left) if command != submission.command else case
         if scored(other.trace):
             return other
     return case
 
 
-def _followed(found: Read, command: RunCommand | None) -> Case:
-    """The case of a submission as one command runs it."""
+def _followed(found: Read, command: RunCommand | None, seconds: float) -> Case:
+    """The case of a submission as one command runs it, followed for so many seconds at most."""
     submission = found.submission
     environment = dict(found.loader_environment)
     arguments: list[str] = []
@@ -92,7 +111,7 @@ def _followed(found: Read, command: RunCommand | None) -> Case:
     if source is not None and source.tree is not None:
         trace = flow.run(
             source.tree, file=source.path, environment=environment, arguments=arguments, modules=_modules(found),
-            native=_native(found),
+            native=_native(found), seconds=seconds,
         )
     return Case(submission=submission, trace=trace, carried=found.carried, environment=environment)
 
@@ -127,11 +146,18 @@ def _modules(found: Read) -> dict[str, tuple[str, ast.Module]]:
 
 
 def _native(found: Read) -> dict[str, frozenset[int]]:
-    """Functions of the folder's C sources whose outputs depend on the token they are for."""
+    """Functions of C sources, in files or in strings of the script, whose outputs depend on the token they are for."""
     out: dict[str, frozenset[int]] = {}
     for path in found.submission.context:
-        if path.suffix in {".c", ".cc", ".cpp", ".cu"} and path.stat().st_size < _MAX_MODULE:
+        if path.suffix in _NATIVE and path.stat().st_size < _MAX_MODULE:
             out.update(gated_outputs(path.read_text("utf-8", "replace")))
+    for name, text in found.carried.items():
+        if Path(name).suffix in _NATIVE:
+            out.update(gated_outputs(text))
+    tree = found.submission.source.tree if found.submission.source else None
+    for node in ast.walk(tree) if tree is not None else ():
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _LOOP.search(node.value):
+            out.update(gated_outputs(node.value))
     return out
 
 

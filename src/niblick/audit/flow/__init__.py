@@ -18,7 +18,7 @@ _IMPORT_SECONDS = 0.5
 
 def run(
     tree: ast.Module, *, file: str, environment: dict[str, str], arguments: list[str] | None = None,
-    modules: dict[str, tuple[str, ast.Module]] | None = None, native: dict[str, frozenset[int]] | None = None, seconds: float = 8.0, budget: int = 700_000,
+    modules: dict[str, tuple[str, ast.Module]] | None = None, native: dict[str, frozenset[int]] | None = None, seconds: float = 3.0, budget: int = 250_000,
 ) -> Trace:
     """The trace of the program in `tree`, with `modules` (name -> file and tree) beside it, under `environment`, within `seconds` of processor time and `budget` interpreted steps."""
     for stubborn in (False, True):

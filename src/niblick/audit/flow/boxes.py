@@ -49,13 +49,16 @@ def bits(positions: Array | None) -> int:
     """The bit set of the non-negative entries of an array of positions."""
     if positions is None or positions.size == 0:
         return 0
-    low, high = int(positions.max(initial=-1)), 0
-    if low < 0:
+    high = min(int(positions.max(initial=-1)), STREAM)
+    if high < 0:
         return 0
-    flags = np.zeros(STREAM + 1, dtype=np.uint8)
-    high = STREAM
-    flags[np.clip(positions[positions >= 0], 0, high)] = 1
-    return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little")
+    low = int(positions.min())
+    if low < 0 or high == STREAM:
+        positions = np.minimum(positions[positions >= 0], STREAM)
+        low = int(positions.min())
+    flags = np.zeros(high - low + 1, dtype=np.uint8)
+    flags[positions - low] = 1
+    return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little") << low
 
 
 def span_bits(start: int, end: int) -> int:
@@ -309,11 +312,13 @@ def stream() -> Box:
 
 @dataclass
 class Leaf:
-    """Something learnable: a module's parameters or one tensor; `seen` are positions it was trained on."""
+    """Something learnable: a module's parameters or one tensor; `seen` are positions it was trained on, `solid` those
+    of them that it keeps when its adapters are taken away."""
 
     kind: str
     name: str
     line: int
     seen: int = 0
     grad: int = 0
+    solid: int = 0
     marks: frozenset[str] = field(default=NO_MARKS)

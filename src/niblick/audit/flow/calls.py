@@ -109,6 +109,7 @@ class Calls(Learning):
         for value in early:
             result = self.join_values(result, value)
         self.mark_hints(function, [*args, *named.values()], result, node)
+        self.note_adapters(function, [*args, *named.values()])
         return result
 
     def too_often(self, name: str) -> bool:

@@ -106,9 +106,10 @@ class Expressions(Hints):
             return merge(collect(left) + collect(right))
 
     def check_report(self, a: Box, b: Box, out: Box) -> None:
-        """A score that meets a count of bytes becomes part of a reported bits-per-byte figure."""
-        if (a.scores and "bytes" in b.marks) or (b.scores and "bytes" in a.marks):
-            self.trace.reported |= out.scores
+        """A sum of scores that meets a count of bytes becomes part of a reported bits-per-byte figure."""
+        for score, size in ((a, b), (b, a)):
+            if score.scores and score.pos is None and "bytes" in size.marks:
+                self.trace.reported |= out.scores
         self.check_hints(a, b)
 
     def check_keys(self, op: ast.operator, a: Box, b: Box, node: ast.AST) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from niblick.audit.flow.adapters import attaches, cleans
 from niblick.audit.flow.boxes import (
     Box,
     collect,
@@ -23,6 +24,9 @@ _SELF_MODULE = frozenset({"to", "cuda", "cpu", "eval", "train", "bfloat16", "flo
 _PARAMETERS = frozenset({"parameters", "buffers"})
 
 _NAMED = frozenset({"named_parameters", "named_buffers", "named_modules", "named_children"})
+
+_USUAL_NAMES = ("tok_emb.weight", *(f"blocks.{i}.{part}.weight" for i in (0, 4, 8, 9, 10, 11) for part in ("attn.proj", "mlp.fc")))
+"""Names that stand for a model's parameters where a program picks some of them by name; one more is left unknown."""
 
 _LEARNS = frozenset({"backward", "grad", "step"})
 
@@ -61,7 +65,7 @@ class Learning(Containers):
         if name in _PARAMETERS:
             return [whole, self.param_box(whole.roots)]
         if name in _NAMED:
-            return [("blocks.0.weight", whole), ("blocks.7.weight", self.param_box(whole.roots))]
+            return [*((name, whole) for name in _USUAL_NAMES), (Box(shape=()), whole)]
         if name == "state_dict":
             return {"weight": self.param_box(whole.roots), "bias": self.param_box(whole.roots)}
         if name == "load_state_dict":
@@ -75,6 +79,21 @@ class Learning(Containers):
         if name in {"no_sync", "register_buffer", "add_module"}:
             return Dotted("contextlib.nullcontext")
         return self.forward(module, args, named, node)
+
+    def note_adapters(self, function: Function, args: list[Any]) -> None:
+        """Adapters that a function of the program has hung on a model, or has taken from it or started afresh."""
+        models = [a for a in args if isinstance(a, Module)]
+        if not models:
+            return
+        known = self.adapting.get(id(function.node))
+        if known is None:
+            known = self.adapting[id(function.node)] = (attaches(function.node), cleans(function.node))
+        for model in models:
+            leaf = self.leaves[model.leaf]
+            if known[1]:
+                leaf.seen = leaf.solid
+            if known[0]:
+                leaf.solid = leaf.seen
 
     def load_state(self, module: Module, args: list[Any]) -> None:
         sources = self.frozen([b for a in args for b in collect(a)])
@@ -107,7 +126,7 @@ class Learning(Containers):
             leaf.seen |= leaf.grad
             marks |= leaf.marks
         for root in roots:
-            self.leaves[root].marks -= {"train"}
+            self.leaves[root].marks -= {"train", "somewhere"}
         if learnt:
             self.record_update(learnt, positions, node, marks)
 
@@ -117,8 +136,7 @@ class Learning(Containers):
         for root in loss.roots:
             leaf = self.leaves[root]
             leaf.grad |= positions
-            if loss.marks & {"train"}:
-                leaf.marks |= {"train"}
+            leaf.marks |= loss.marks & {"train", "somewhere"}
 
     def torch_module(self, last: str, args: list[Any]) -> Any:
         """A parameter or layer made outside a model class: a leaf of its own."""

@@ -214,6 +214,9 @@ class Library(Records):
     def py_vars(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return getattr(args[0], "attrs", {}) if args else {}
 
+    def py_globals(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return self.scopes[-1][-1]
+
     def py_slice(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return slice(*args)
 
@@ -280,8 +283,10 @@ class Library(Records):
             return made
         if last == "deque":
             return self.iterate(args[0], None) if args else []
-        if last in {"SimpleNamespace", "Namespace"}:
+        if last in {"SimpleNamespace", "Namespace", "ModuleType"}:
             return Namespace(dict(named))
+        if last in {"spec_from_file_location", "module_from_spec", "import_module"} and args:
+            return self.module_by_file(last, args)
         if (last == "field" and "dataclasses" in name) or (last == "field" and "default_factory" in named):
             return named["default"] if "default" in named else self.call_value(named.get("default_factory"), [], {}, node)
         if last == "Thread" and "target" in named:
@@ -301,6 +306,17 @@ class Library(Records):
                 name=name, where=self.where(node), certain=self.uncertain <= 0, detail=detail, order=self.order))
             return merge(collect(args))
         return NotImplemented
+
+    def module_by_file(self, last: str, args: list[Any]) -> Any:
+        """What importlib makes of a file or a name: a module of the program where it is one."""
+        if last == "spec_from_file_location":
+            return Namespace({"__module__": PurePosixPath(str(args[-1])).stem, "loader": Namespace({})})
+        name = args[0].attrs.get("__module__") if isinstance(args[0], Namespace) else args[0]
+        found = self.import_program(name) if isinstance(name, str) else None
+        return found or (Dotted(name) if last == "import_module" and isinstance(name, str) else Namespace({}))
+
+    def import_program(self, name: str) -> Namespace | None:
+        raise NotImplementedError
 
     def call_value(self, callee: Any, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         raise NotImplementedError

@@ -56,6 +56,7 @@ class State:
         self.arguments: list[str] = []
         self.native: dict[str, frozenset[int]] = {}
         self.peeking: dict[int, bool] = {}
+        self.adapting: dict[int, tuple[bool, bool]] = {}
         self.stubborn = False
         self.raised = False
         self.inner_calls: dict[str, int] = {}

@@ -17,9 +17,9 @@ def check(case: Case) -> list[Finding]:
     """One breach per figure of bits per byte that is divided by a constant and by no count of bytes."""
     if case.tree is None:
         return []
-    constants = _constants(case.tree)
+    constants = _constants(case.nodes)
     out = []
-    for node in ast.walk(case.tree):
+    for node in case.nodes:
         if not isinstance(node, ast.Assign) or not any(_FIGURE.search(ast.unparse(t)) for t in node.targets):
             continue
         number = _assumed(node.value, constants)
@@ -32,10 +32,10 @@ def check(case: Case) -> list[Finding]:
     return out[:3]
 
 
-def _constants(tree: ast.Module) -> dict[str, float]:
+def _constants(nodes: list[ast.AST]) -> dict[str, float]:
     """Names bound once to a number and called after bytes per token."""
     found: dict[str, float] = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, (int, float)):
             for target in node.targets:
                 if isinstance(target, ast.Name) and re.search(r"byte|char", target.id, re.IGNORECASE) and re.search(r"tok", target.id, re.IGNORECASE):

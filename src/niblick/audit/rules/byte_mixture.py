@@ -17,8 +17,8 @@ def check(case: Case) -> list[Finding]:
         return []
     reach = Reach(case)
     out = []
-    for node in ast.walk(case.tree):
-        if isinstance(node, ast.FunctionDef) and reach.possible(node.name) and _mixes_bytes(node):
+    for node in case.functions:
+        if reach.possible(node.name) and _mixes_bytes(node):
             out.append(case.finding(
                 RULE, Severity.BREACH,
                 f"{node.name} mixes an adaptive model of bytes into log-probabilities of whole tokens, computed for the "

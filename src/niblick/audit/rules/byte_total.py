@@ -61,8 +61,8 @@ def _rewritten(case: Case) -> list[Finding]:
     if case.tree is None or not _REWRITING.search(described):
         return []
     reach = Reach(case)
-    for function in ast.walk(case.tree):
-        if isinstance(function, ast.FunctionDef) and reach.possible(function.name) and (line := _table_line(function)):
+    for function in case.functions:
+        if reach.possible(function.name) and (line := _table_line(function)):
             return [case.finding(
                 RULE, Severity.BREACH,
                 f"{function.name} reads a fixed number of bytes per token from a file, but the vocabulary rewrites capitals and "

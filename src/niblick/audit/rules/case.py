@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from niblick.audit.evidence import Scan
 from niblick.audit.flow.objects import ScoreEvent, Trace, UpdateEvent, Where
 from niblick.audit.types import Finding, Severity, Span, Submission
 
@@ -33,6 +35,21 @@ class Case:
     @property
     def tree(self) -> ast.Module | None:
         return self.submission.source.tree if self.submission.source else None
+
+    @cached_property
+    def nodes(self) -> list[ast.AST]:
+        """Every node of the script's tree, in the order of `ast.walk`."""
+        return list(ast.walk(self.tree)) if self.tree is not None else []
+
+    @cached_property
+    def functions(self) -> list[ast.FunctionDef]:
+        """Every function definition of the script."""
+        return [node for node in self.nodes if isinstance(node, ast.FunctionDef)]
+
+    @cached_property
+    def scan(self) -> Scan:
+        """What the script prints, calls and reads from the environment, under which conditions."""
+        return Scan(self.tree if self.tree is not None else ast.Module(body=[], type_ignores=[]))
 
     @property
     def text(self) -> str:
@@ -79,8 +96,21 @@ def violations(trace: Trace, kind: str) -> list[ScoreEvent]:
 
 
 def overlap(trace: Trace, event: ScoreEvent) -> int:
-    """The positions a score was added up for that its parameters had already learnt."""
-    return trace.kept.get(event.number, event.targets) & event.seen
+    """The positions a score was added up for that its parameters had already learnt, as far as the places are known."""
+    both = trace.kept.get(event.number, event.targets) & event.seen
+    vague = [u for u in trace.updates if "somewhere" in u.marks and u.order < event.order] if both else []
+    if not vague:
+        return both
+    known = 0
+    for update in trace.updates:
+        if update.order < event.order and not (update in vague and _after_scores(trace, update)):
+            known |= update.positions
+    return both & known
+
+
+def _after_scores(trace: Trace, update: UpdateEvent) -> bool:
+    """Whether the function that made an update had scored without learning before it."""
+    return any(e.order < update.order and e.no_grad and e.where.function == update.where.function for e in trace.scores)
 
 
 def learnt_kinds(trace: Trace, event: ScoreEvent) -> frozenset[str]:

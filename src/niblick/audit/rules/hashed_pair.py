@@ -23,9 +23,9 @@ def check(case: Case) -> list[Finding]:
         return []
     reach = Reach(case)
     out = []
-    functions = {n.name: n for n in ast.walk(case.tree) if isinstance(n, ast.FunctionDef)}
-    for node in ast.walk(case.tree):
-        if isinstance(node, ast.FunctionDef) and reach.possible(node.name):
+    functions = {n.name: n for n in case.functions}
+    for node in case.functions:
+        if reach.possible(node.name):
             pair = _pair(node) or ratio(node, functions)
             if pair is not None:
                 out.append(case.finding(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 
-from niblick.audit.evidence import Guard, Scan
+from niblick.audit.evidence import Guard
 from niblick.audit.rules.case import Case
 
 _OFF = frozenset({"", "0", "0.0", "false", "False", "none", "None", "no", "off"})
@@ -19,7 +19,7 @@ class Reach:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.scan = Scan(case.tree if case.tree is not None else ast.Module(body=[], type_ignores=[]))
+        self.scan = case.scan
         self.known: dict[str, bool] = {}
 
     def possible(self, name: str, depth: int = 0) -> bool:
