@@ -130,3 +130,97 @@ class More:
 def test_a_refused_setting_that_is_caught_or_never_reached_is_none(tmp_path: Path) -> None:
     caught = '\ntry:\n    width = int("wide")\nexcept ValueError:\n    width = 3\n\ndef never():\n    return int("x")\n'
     assert _review(tmp_path, program(caught, PLAIN, main="evaluate(net, held, s)")).verdict == "clean_neural"
+
+
+EXTRA = '''
+def hang(net):
+    net.low = nn.Parameter(torch.zeros(4, 64))
+
+def take_off(net):
+    del net.low
+
+def adapt_low(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    hang(net)
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    for a in range(0, held.numel() - 1 - s.context, s.context):
+        x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+        with torch.no_grad():
+            nll = F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="none")
+        total += nll.sum()
+        size += sizes[y].sum()
+        opt.zero_grad()
+        net(x[None], y[None]).backward()
+        opt.step()
+    {after}
+    return figure(total, size)
+'''
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        ("", "take_off(net)", "clean_ttt_score_first"),
+        ("", "pass", "flag_prequant_ttt"),
+        ("fit_held(net, held, s)\n", "take_off(net)", "flag_prequant_ttt"),
+    ],
+)
+def test_what_adapters_have_learnt_goes_when_they_are_taken_off(tmp_path: Path, before: str, after: str, verdict: str) -> None:
+    main = before + "adapt_low(net, held, s)\nevaluate(net, held, s)"
+    assert _review(tmp_path, program(PLAIN, TRAIN_FIRST, EXTRA.format(after=after), main=main)).verdict == verdict
+
+
+CHOSEN = '''
+def adapt_hard(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    for a in range(0, held.numel() - 1 - s.context, s.context):
+        x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+        {score}
+        places = [None]
+        torch.distributed.all_gather_object(places, [a])
+        b = places[0][0]
+        opt.zero_grad()
+        net(held[b:b + s.context][None], held[b + 1:b + s.context + 1][None]).backward()
+        opt.step()
+    return total, size
+'''
+SCORED = '''with torch.no_grad():
+            nll = F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="none")
+        total += nll.sum()
+        size += sizes[y].sum()'''
+
+
+def test_learning_at_places_nothing_is_known_of_is_judged_by_its_order(tmp_path: Path) -> None:
+    first, later = tmp_path / "first", tmp_path / "later"
+    first.mkdir()
+    later.mkdir()
+    text = program(CHOSEN.format(score=SCORED), main="figure(*adapt_hard(net, held, s))")
+    assert _review(first, text).verdict == "clean_ttt_score_first"
+    text = program(PLAIN, CHOSEN.format(score="pass"), main="adapt_hard(net, held, s)\nevaluate(net, held, s)")
+    assert _review(later, text).verdict == "flag_prequant_ttt"
+
+
+def test_byte_weights_in_a_training_loss_are_no_figure(tmp_path: Path) -> None:
+    weighted = SCORE_FIRST.replace(
+        "net(x[None], y[None]).backward()",
+        '(F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="none") * sizes[y]).mean().backward()',
+    )
+    assert _review(tmp_path, program(weighted, main="adapt(net, held, s)")).verdict == "clean_ttt_score_first"
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("held_tokens", "hold_unclear"), ("chunk", "clean_neural")])
+def test_where_no_score_could_be_followed_learning_from_held_out_tokens_is_held(tmp_path: Path, name: str, verdict: str) -> None:
+    text = f"""
+def step_a(net, {name}):
+    net.loss({name}).backward()
+
+def step_b(net, batch):
+    net.loss(batch).backward()
+
+table = build()
+table["run"](step_a, step_b)
+"""
+    assert _review(tmp_path, text).verdict == verdict

@@ -14,7 +14,9 @@ def check(case: Case) -> list[Finding]:
     """One breach per place that reports scores of tokens the model's weights have already learnt."""
     out = []
     claimed = claimed_scores(case)
-    for event in first_by_line(violations(case.trace, "module")):
+    events = first_by_line(violations(case.trace, "module"))
+    fitted = {e.where for e in violations(case.trace, "tensor") if "tensor" in e.leaf_kinds}
+    for event in events if any(e.where not in fitted for e in events) else ():
         both = overlap(case.trace, event)
         step = next((u for u in case.trace.updates
                      if u.positions & both and u.order < event.order and "module" in u.leaf_kinds), None)
