@@ -3,20 +3,18 @@
     python benchmarks/pack.py CHECKPOINT [--data DIR] [--tokens 32768] [--bits 2.0 ...] [--sigma 12.85 ...] [--svg pack.svg]
 
 Rows: the three published exports with their floors, int6 codes under Brotli-11, GPTQ with a clip at k standard
-deviations under Brotli-11 (the public frontier, given this package's Hessians and every matrix by role), nncodec where
-it is installed (entropack runs on CUDA alone), and this package's codecs, `rd` also at the bytes that the aims of the
-project name. Columns: bytes of everything that is needed to rebuild the weights, bits per parameter, bits per byte on
-the first tokens of the validation split, the loss against float weights, encode and decode in processor seconds.
+deviations under Brotli-11 (the public frontier, given this package's Hessians and every matrix by role), and this
+package's codecs, `rd` also at the bytes that the aims of the project name. Columns: bytes of everything that is needed
+to rebuild the weights, bits per parameter, bits per byte on the first tokens of the validation split, the loss against
+float weights, encode and decode in processor seconds.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import json
 import sys
-import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -186,24 +184,6 @@ def _size(candidate: Candidate) -> tuple[int, Tables]:
     return len(written.payload), written.tables
 
 
-def nncodec(scene: Scene, qp: int) -> Result:
-    """ISO/IEC 15938-17 by its reference software: dependent quantization and DeepCABAC at one step parameter."""
-    from nncodec.nn import decode, encode
-
-    values = {name: tensor.numpy() for name, tensor in scene.weights.items()}
-    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
-        options = {"qp": qp, "use_dq": True, "results": folder, "verbose": False}
-        stream = bytes(encode(values, args=options))
-
-        def again() -> Weights:
-            with contextlib.redirect_stdout(io.StringIO()):
-                return {name: torch.as_tensor(value).float() for name, value in decode(bytearray(stream)).items()}
-
-        found = again()
-    shapes = {p.name: p.shape for p in scene.plan.exported}
-    return len(stream), {name: found[name].reshape(shape) for name, shape in shapes.items()}, again
-
-
 def bits_per_byte(scene: Scene, dataset: Dataset, weights: Weights, count: int) -> float:
     """Score of the first `count` validation tokens in windows of the recipe's context."""
     model = build_model(scene.recipe, weights)
@@ -216,13 +196,6 @@ def bits_per_byte(scene: Scene, dataset: Dataset, weights: Weights, count: int) 
             nats += float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(piece[1:]), reduction="sum"))
             size += int(dataset.tokenizer.byte_table.count(piece[1:], piece[:-1]).sum())
     return nats / np.log(2) / size
-
-
-def installed() -> bool:
-    """Whether nncodec can be imported here (benchmark-only; nothing requires it)."""
-    from importlib.util import find_spec
-
-    return find_spec("nncodec") is not None
 
 
 class Table:
@@ -248,7 +221,7 @@ class Table:
         return row
 
 
-def frontier(table: Table, bits: list[float], sigmas: list[float], steps: list[int]) -> list[str]:
+def frontier(table: Table, bits: list[float], sigmas: list[float]) -> list[str]:
     """Every codec in turn; how far the project's aims are met, as sentences."""
     scene, parameters = table.scene, table.scene.plan.parameter_count
     table.add("published int8 + zlib", lambda: published(scene, "int8"))
@@ -257,8 +230,6 @@ def frontier(table: Table, bits: list[float], sigmas: list[float], steps: list[i
     table.add("int6 by role + Brotli-11", lambda: int6_brotli(scene))
     frontiers = [table.add(f"GPTQ + {k:g} sigma + Brotli-11", partial(gptq_brotli, scene, k), scene.measuring)
                  for k in sigmas]
-    for qp in steps if installed() else []:
-        table.add(f"nncodec, qp {qp}", partial(nncodec, scene, qp))
     table.add("niblick int-zlib", lambda: int_zlib(scene))
     table.add("niblick int-zlib, 4 bits", lambda: int_zlib(scene, 4))
     rounder = Rounder(scene.plan, scene.weights, scene.sensitivities)
@@ -293,9 +264,9 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2))
-    for prefix, marker in (("published", "s"), ("GPTQ", "^"), ("int6", "D"), ("nncodec", "x"), ("niblick int", "v"), ("niblick rd", "o")):
+    for prefix, marker in (("published", "s"), ("GPTQ", "^"), ("int6", "D"), ("niblick int", "v"), ("niblick rd", "o")):
         chosen = sorted((r for r in rows if r.name.startswith(prefix)), key=lambda r: r.size)
-        joined = "-" if prefix in ("GPTQ", "nncodec", "niblick rd") else ""
+        joined = "-" if prefix in ("GPTQ", "niblick rd") else ""
         if not chosen:
             continue
         axes.plot([r.size / 1e6 for r in chosen], [r.bpb for r in chosen], joined + marker, label=prefix)
@@ -314,7 +285,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--bits", type=float, action="append", help="rates of rd rows; may be repeated")
     parser.add_argument("--sigma", type=float, action="append", help="clips of GPTQ rows; may be repeated")
-    parser.add_argument("--qp", type=int, action="append", help="step parameters of nncodec; may be repeated")
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -328,12 +298,10 @@ def main() -> None:
     started = time.process_time()
     sensitivities = measure(build_model(recipe, weights), calibration, seed=recipe.seed)
     scene = Scene(recipe, plan, weights, sensitivities, calibration, time.process_time() - started)
-    print(f"{plan.parameter_count:,} parameters, first {options.tokens:,} validation tokens; nncodec is "
-          f"{'' if installed() else 'not '}installed; entropack needs CUDA and is left out\n")
+    print(f"{plan.parameter_count:,} parameters, first {options.tokens:,} validation tokens\n")
     print("| codec | bytes | bits per parameter | bpb | tax | encode s | decode s |\n|---|---|---|---|---|---|---|")
     table = Table(scene, dataset, options.tokens)
-    said = frontier(table, options.bits or [1.5, 2.0, 2.5, 3.0, 4.0], options.sigma or [8.0, 12.85, 18.0],
-                    options.qp or [-24, -20, -16])
+    said = frontier(table, options.bits or [1.5, 2.0, 2.5, 3.0, 4.0], options.sigma or [8.0, 12.85, 18.0])
     print("\n" + "\n".join(f"- {line}" for line in said))
     rows = table.rows
     if options.svg:
