@@ -66,7 +66,15 @@ def _no_source(root: Path) -> Source | None:
 
 
 def _first(root: Path, names: tuple[str, ...]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_file()), None)
+    return next((root / name for name in names if _own(root, root / name)), None)
+
+
+def _own(root: Path, path: Path) -> bool:
+    """Whether a path is a plain file that no link leads out of the folder for."""
+    try:
+        return path.is_file() and path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):
+        return False
 
 
 def _text(path: Path | None) -> str | None:
@@ -113,8 +121,8 @@ def _choose(
 
 def _scripts(root: Path) -> list[Path]:
     """Python files of a folder, nearest first: training scripts before the rest."""
-    flat = sorted(root.glob("*.py"), key=lambda p: (not p.name.startswith("train"), bool(_HELPER.search(p.stem)), p.name))
-    return flat or sorted(root.glob("*/*.py"))[:50]
+    flat = sorted((p for p in root.glob("*.py") if _own(root, p)), key=lambda p: (not p.name.startswith("train"), bool(_HELPER.search(p.stem)), p.name))
+    return flat or [p for p in sorted(root.glob("*/*.py")) if _own(root, p)][:50]
 
 
 def _context(root: Path, chosen: Path | None) -> tuple[Path, ...]:

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
-from niblick.audit.types import Report
-from niblick.errors import AuditError
+from niblick.audit.types import Finding, Report, Severity
+from niblick.errors import AuditError, NiblickError
 
 _FLAGGED, _UNDECIDED = 1, 3
 _MOST_AT_ONCE = 4
@@ -69,13 +69,33 @@ def _review_all(paths: list[Path], *, run_code: bool, trust: bool, script: str |
     from niblick.audit.review import review
 
     def one(path: Path) -> Report:
-        return review(path, run_code=run_code, trust=trust, script=script)
+        try:
+            return review(path, run_code=run_code, trust=trust, script=script)
+        except OSError as error:
+            raise AuditError(f"{path}: cannot be read: {error.strerror or error}") from None
+        except NiblickError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one hostile path must not take the others' reports with it
+            return _failed(path, error)
 
     workers = min(len(paths), os.cpu_count() or 1, _MOST_AT_ONCE) if run_code else 1
     with _progress(len(paths)) as advance, ThreadPoolExecutor(workers) as pool:
         for report in pool.map(one, paths):
             advance()
             yield report
+
+
+def _failed(path: Path, error: Exception) -> Report:
+    """The report on a path that the audit itself broke down on: undecided, and says so."""
+    said = f"The audit broke down on this path ({type(error).__name__}: {str(error)[:200]}); nothing is decided."
+    finding = Finding(
+        rule="audit-failure", severity=Severity.WARNING, verdict="hold_unclear", span=None, evidence=said,
+        pointer="records: the script runs inside its folder", cure="Report this as an error of the audit, and read the script.",
+    )  # fmt: skip
+    return Report(
+        path=str(path), verdict="hold_unclear", recommendation="HOLD: the audit failed here, a person should read the script",
+        findings=(finding,), smoke=None, record={},
+    )  # fmt: skip
 
 
 @contextmanager

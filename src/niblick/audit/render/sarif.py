@@ -85,11 +85,9 @@ def _import_result(report: Report) -> dict[str, Any]:
 def _uri(root: str, file: str) -> str:
     """A relative reference where the path is one; `file` is taken below a folder, in place of a script."""
     base = PurePath(root)
-    path = (
-        base
-        if not file or base.name == PurePath(file).name
-        else base.with_name(file)
-        if base.suffix
-        else base / file
-    )
+    folder = base.parent if base.suffix == ".py" else base
+    if not file or base.name == PurePath(file).name:
+        path = base
+    else:
+        path = folder / PurePath(file.lstrip("/"))
     return quote(path.as_posix().removeprefix("./"))

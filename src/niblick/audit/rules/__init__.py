@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from niblick.audit.rules import (
+    artifact,
     byte_accounting,
     byte_mixture,
     byte_total,
+    clock,
     hashed_pair,
     hint_gate,
     importable,
+    missing_parts,
     ngram_key,
+    nothing_scored,
     outside,
     score_first,
+    seeds,
     slot,
+    stored_text,
     train_before_score,
     unreadable,
     validation_data,
@@ -23,8 +29,8 @@ from niblick.audit.rules.case import Case
 from niblick.audit.types import Finding
 
 RULES: tuple[Callable[[Case], list[Finding]], ...] = (
-    importable.check, unreadable.check, ngram_key.check, hashed_pair.check, hint_gate.check, slot.check, train_before_score.check, score_first.check, validation_data.check,
-    byte_accounting.check, byte_mixture.check, byte_total.check, outside.check,
+    importable.check, unreadable.check, missing_parts.check, nothing_scored.check, ngram_key.check, hashed_pair.check, hint_gate.check, slot.check, train_before_score.check, score_first.check, validation_data.check,
+    byte_accounting.check, byte_mixture.check, byte_total.check, outside.check, stored_text.check, clock.check, seeds.check, artifact.check,
 )
 """Every static rule, in the order their findings are listed."""
 

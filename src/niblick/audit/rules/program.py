@@ -37,6 +37,7 @@ class Program:
         self.functions: dict[str, list[Functions]] = {}
         self.defined: dict[str, list[ast.expr]] = {}
         self.imported: dict[str, str] = {}
+        self._calls: list[tuple[str, ast.Call]] | None = None
         self._around: dict[int, tuple[str, bool]] = {}
         self._visit(tree, "<module>", False)
 
@@ -77,11 +78,15 @@ class Program:
         """Whether the function a node is in is a method, which others may call unseen."""
         return self._around.get(id(node), ("<module>", False))[1]
 
-    def calls(self, inside: ast.AST | None = None) -> Iterator[tuple[str, ast.Call]]:
+    def local(self, node: ast.AST, name: str) -> list[ast.expr]:
+        """The values given to a name in the very function a node is in."""
+        return [value for value in self.defined.get(name, []) if self.around(value) == self.around(node)]
+
+    def calls(self) -> list[tuple[str, ast.Call]]:
         """(dotted name with import aliases resolved, call) of every call."""
-        for node in ast.walk(inside or self.tree):
-            if isinstance(node, ast.Call):
-                yield self.full_name(node.func), node
+        if self._calls is None:
+            self._calls = [(self.full_name(node.func), node) for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
+        return self._calls
 
     def full_name(self, node: ast.expr) -> str:
         """`dotted`, its first name replaced by what it was imported as."""
