@@ -6,6 +6,7 @@ found something wrong, 2 usage or bad input, 3 undecided (audit).
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 from typing import Any, cast
@@ -54,7 +55,12 @@ class LazyGroup(click.Group):
             return None
         target, summary = COMMANDS[cmd_name]
         module_name, _, attribute = target.partition(":")
-        found: Any = getattr(import_module(module_name), attribute)
+        gc.disable()  # modules are not garbage: looking for some among them is a sixth of the start-up time
+        try:
+            found: Any = getattr(import_module(module_name), attribute)
+        finally:
+            gc.freeze()
+            gc.enable()
         app = found
         if not isinstance(found, typer.Typer):
             app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from niblick.recipe.base import Section
+from niblick.recipe.base import Section, section
 from niblick.recipe.stack import StackRecipe
 
 Positive = Annotated[int, Field(gt=0)]
@@ -84,7 +84,7 @@ class AttentionRecipe(Section):
     local_value: bool = False
     xsa_last: Annotated[int, Field(ge=0)] = 0
     xsa_layers: Layers | None = None
-    rope: RopeRecipe = RopeRecipe()
+    rope: RopeRecipe = section()
 
 
 class ValueEmbeddingRecipe(Section):
@@ -142,17 +142,17 @@ class ModelRecipe(Section):
     tied: bool = True
     softcap: Annotated[float, Field(gt=0, strict=False)] | None = 30.0
     linear_init: Literal["orthogonal", "torch"] = "orthogonal"
-    embedding: EmbeddingRecipe = EmbeddingRecipe()
-    bigram: BigramRecipe = BigramRecipe()
-    smear: SmearRecipe = SmearRecipe()
-    residual_mix: ResidualMixRecipe = ResidualMixRecipe()
-    skips: SkipRecipe = SkipRecipe()
-    attention: AttentionRecipe = AttentionRecipe()
-    value_embedding: ValueEmbeddingRecipe = ValueEmbeddingRecipe()
-    token_shift: TokenShiftRecipe = TokenShiftRecipe()
-    mlp: MlpRecipe = MlpRecipe()
-    sidecar: SidecarRecipe = SidecarRecipe()
-    mtp: MtpRecipe = MtpRecipe()
+    embedding: EmbeddingRecipe = section()
+    bigram: BigramRecipe = section()
+    smear: SmearRecipe = section()
+    residual_mix: ResidualMixRecipe = section()
+    skips: SkipRecipe = section()
+    attention: AttentionRecipe = section()
+    value_embedding: ValueEmbeddingRecipe = section()
+    token_shift: TokenShiftRecipe = section()
+    mlp: MlpRecipe = section()
+    sidecar: SidecarRecipe = section()
+    mtp: MtpRecipe = section()
 
     @property
     def head_dim(self) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from niblick.errors import RecipeError
-from niblick.recipe.base import Section
+from niblick.recipe.base import Section, section
 from niblick.recipe.model import ModelRecipe, Positive
 from niblick.units import Duration
 
@@ -118,12 +118,12 @@ class TrainingRecipe(Section):
     clip: Rate = 0.3
     threads: Positive | None = None
     checkpoint_every: str = "60s"
-    muon: MuonRecipe = MuonRecipe()
-    adam: AdamRecipe = AdamRecipe()
-    schedule: ScheduleRecipe = ScheduleRecipe()
-    averaging: AveragingRecipe = AveragingRecipe()
-    qat: QatRecipe = QatRecipe()
-    validation: ValidationRecipe = ValidationRecipe()
+    muon: MuonRecipe = section()
+    adam: AdamRecipe = section()
+    schedule: ScheduleRecipe = section()
+    averaging: AveragingRecipe = section()
+    qat: QatRecipe = section()
+    validation: ValidationRecipe = section()
 
     _durations = field_validator("duration", "checkpoint_every")(_parsed)
 
@@ -167,8 +167,8 @@ class Recipe(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
-    data: DataRecipe = DataRecipe()
+    data: DataRecipe = section()
     model: ModelRecipe
-    training: TrainingRecipe = TrainingRecipe()
-    artifact: ArtifactRecipe = ArtifactRecipe()
-    evaluation: EvaluationRecipe = EvaluationRecipe()
+    training: TrainingRecipe = section()
+    artifact: ArtifactRecipe = section()
+    evaluation: EvaluationRecipe = section()
