@@ -66,7 +66,7 @@ def regular(kind: str, shape: tuple[int, int], seed: int) -> np.ndarray:
     return np.rint(generator.normal(size=shape) * 2).astype(np.int64)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.sampled_from(["constant", "rows", "periodic", "blocks", "noise"]), min_size=5, max_size=5),
        st.integers(0, 999), st.booleans())
 def test_no_general_compressor_makes_the_same_codes_smaller(kinds: list[str], seed: int, tied: bool) -> None:

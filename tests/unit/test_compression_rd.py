@@ -6,9 +6,12 @@ import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from niblick.artifact import open_model, pack
 from niblick.artifact.pack import Packed
@@ -66,6 +69,30 @@ def test_a_budget_is_met_from_below_within_a_tenth_of_a_percent(tmp_path: Path, 
     assert result.size == (tmp_path / "a.nib").stat().st_size == sum(result.ledger.parts.values())
     assert budget - max(0.001 * budget, 16) <= result.size <= budget
     assert result.calibration_seconds > 0 and result.choice["aim"] == "budget"
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(500, 20_000), st.sampled_from(["normal", "zero", "outliers", "denormal"]))
+def test_any_budget_and_any_weights_end_at_most_at_the_budget(budget: int, kind: str) -> None:
+    recipe, tensors = small(), weights(small())
+    generator = torch.Generator().manual_seed(budget)
+    for name, tensor in tensors.items() if kind != "normal" else []:
+        if kind == "outliers":
+            tensors[name] = torch.where(torch.rand(tensor.shape, generator=generator) < 0.02, 1e6 * tensor, tensor)
+        else:
+            tensors[name] = tensor * (0.0 if kind == "zero" else 1e-41)
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "a.nib"
+        try:
+            result = packed(out, tensors, recipe, max_bytes=budget)
+        except CapacityError as error:
+            assert "the smallest this codec can make" in str(error) and not out.exists()
+            return
+        assert out.stat().st_size == result.size <= budget
+        filled = result.size >= budget - max(0.001 * budget, 16)
+        assert filled or result.choice["limit"] == "largest" or result.choice["plain_bytes"]
+        decoded = open_model(out).model.state_dict()
+        assert all(torch.equal(decoded[name], tensor) for name, tensor in result.tensors.items())
 
 
 def test_bytes_of_code_count_under_the_cap_where_asked(tmp_path: Path) -> None:
