@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from niblick.audit.rules import (
     artifact,
@@ -27,6 +28,7 @@ from niblick.audit.rules import (
 )
 from niblick.audit.rules.case import Case
 from niblick.audit.types import Finding
+from niblick.audit.unpack import unpack
 
 RULES: tuple[Callable[[Case], list[Finding]], ...] = (
     importable.check, unreadable.check, missing_parts.check, nothing_scored.check, ngram_key.check, hashed_pair.check, hint_gate.check, slot.check, train_before_score.check, score_first.check, validation_data.check,
@@ -35,6 +37,21 @@ RULES: tuple[Callable[[Case], list[Finding]], ...] = (
 """Every static rule, in the order their findings are listed."""
 
 
+OF_TEXT: tuple[Callable[[Case], list[Finding]], ...] = (
+    unreadable.check, hashed_pair.check, byte_accounting.check, byte_mixture.check, stored_text.check, clock.check,
+)
+"""Rules that look at text, and so at each module that a script carries, too."""
+
+
 def apply(case: Case) -> tuple[Finding, ...]:
     """The findings of every rule on one case."""
-    return tuple(finding for rule in RULES for finding in rule(case))
+    own = [finding for rule in RULES for finding in rule(case)]
+    return (*own, *(finding for part in _carried(case) for rule in OF_TEXT for finding in rule(part)))
+
+
+def _carried(case: Case) -> Iterator[Case]:
+    """The case once more for every module that the script carries in itself."""
+    for name, text in case.carried.items():
+        if name.endswith(".py") and text.strip() and case.submission.source is not None:
+            source = unpack(text.encode("utf-8", "replace"), name).source
+            yield replace(case, submission=replace(case.submission, source=source), carried={})

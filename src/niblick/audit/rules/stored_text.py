@@ -30,7 +30,7 @@ def check(case: Case) -> list[Finding]:
     program, reach = Program(case.tree), Reach(case)
     blobs = _blobs(case, program)
     out = list(_answers(case, program, reach, blobs))
-    return [*out, *_packed(case, program, reach), *([] if out else _unexplained(case, program, blobs))]
+    return [*out, *_packed(case, program, reach), *([] if out else _unexplained(case, blobs))]
 
 
 def _blobs(case: Case, program: Program) -> dict[str, ast.expr]:
@@ -179,9 +179,10 @@ def _tokens_of(part: ast.AST) -> Iterator[str]:
         yield text
 
 
-def _unexplained(case: Case, program: Program, blobs: dict[str, ast.expr]) -> Iterator[Finding]:
+def _unexplained(case: Case, blobs: dict[str, ast.expr]) -> Iterator[Finding]:
+    carried = bool(case.submission.source and case.submission.source.resolved)
     for name, value in blobs.items():
-        if _is_large(value) and "exec" not in ast.unparse(value)[:200]:
+        if not carried and _is_large(value) and "exec" not in ast.unparse(value)[:200]:
             yield case.finding(
                 RULE, Severity.NOTE, f"{name} is a large constant ({len(ast.unparse(value)):,} characters) that is no code.",
                 pointer="data", line=value.lineno, cure="Say in the README what it holds and how it was made.",
