@@ -7,25 +7,19 @@ source is not at hand, the reference is used.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import platform
-import shutil
-import subprocess
-import tempfile
 from functools import cache
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from niblick.runtime import cache_folder
+from niblick.toolchain import CLibrary
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 # Nothing here may change a rounding: no contraction, no reordering; and no instruction beyond the platform's base.
-_FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=off", "-shared", "-fPIC")
-_COMPILERS = ("cc", "gcc", "clang")
+_LIBRARY = CLibrary(
+    package="niblick.compression.native", names=("trellis.c",), flags=("-std=gnu11", "-O3", "-ffp-contract=off")
+)
 _STATES = 8
 
 
@@ -56,27 +50,8 @@ class NativeTrellis:
 @cache
 def native_trellis() -> NativeTrellis | None:
     """The compiled search, built first if need be; None where that cannot be done."""
+    library = _LIBRARY.obtain()
     try:
-        source = (resources.files(__package__) / "trellis.c").read_bytes()
-        key = hashlib.sha256(repr((source, _FLAGS, platform.machine(), platform.system())).encode()).hexdigest()[:24]
-        path = cache_folder() / "trellis" / f"{key}.so"
-        if not path.exists() and not _compile(source, path):
-            return None
-        return NativeTrellis(ctypes.CDLL(str(path)))
-    except (OSError, AttributeError, subprocess.SubprocessError):
+        return None if library is None else NativeTrellis(library)
+    except AttributeError:
         return None
-
-
-def _compile(source: bytes, target: Path) -> bool:
-    compiler = next((found for found in map(shutil.which, _COMPILERS) if found), None)
-    if compiler is None:
-        return False
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with tempfile.TemporaryDirectory(dir=target.parent) as name:
-        folder = Path(name)
-        (folder / "trellis.c").write_bytes(source)
-        command = [compiler, *_FLAGS, str(folder / "trellis.c"), "-o", str(folder / "trellis.so"), "-lm"]
-        if subprocess.run(command, check=False, capture_output=True, timeout=300).returncode:
-            return False
-        (folder / "trellis.so").replace(target)
-    return True
