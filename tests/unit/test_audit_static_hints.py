@@ -140,3 +140,30 @@ def test_gated_outputs_are_named_by_their_place_and_facts_about_the_token_itself
 @pytest.mark.parametrize("text", ["", "int f(int *a) {", "}}}((", "for (;;) x[i]=", "int f(", "#define A(x) x[\n/* "])
 def test_any_text_is_read_without_an_error(text: str) -> None:
     assert gated_outputs(text) == {}
+
+
+COUNTED = '''
+def widths(words, spaced, names):
+    out = np.zeros(words.size)
+    for i, t in enumerate(words):
+        if spaced[t]:
+            name = names.piece(t)
+            out[i] = len(name.encode("utf-8")) + 1
+        else:
+            out[i] = len(names.piece(t).encode("utf-8"))
+    return out
+
+def sized(net, held, s):
+    total = torch.zeros(())
+    size = torch.from_numpy(widths(held.numpy(), np.zeros(1024, dtype=bool), names))
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            total += F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="none").sum()
+    return figure(total, size.sum())
+'''
+
+
+def test_facts_about_a_token_computed_in_a_loop_are_no_hints(tmp_path: Path) -> None:
+    (tmp_path / "train_gpt.py").write_text(program(COUNTED, main="sized(net, held, s)"))
+    assert "hint-gate" not in _rules(review(tmp_path))

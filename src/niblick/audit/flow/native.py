@@ -179,16 +179,17 @@ def _plain(words: Words, facts: Facts, gate: bool) -> None:
     name = left[-1]
     if "->" in left or "." in left or not name.isidentifier():
         return
+    told, held = _tells(right, facts) or gate, _holds(right, facts)
     facts.telling.discard(name)
     facts.current.discard(name)
-    if _tells(right, facts) or gate:
+    if told:
         facts.telling.add(name)
-    elif _holds(right, facts):
+    if held:
         facts.current.add(name)
 
 
 def _holds(words: Words, facts: Facts) -> bool:
-    """Whether an expression holds the current token itself: a copy of it, or an input read at the loop's index."""
+    """Whether an expression holds the current token or what is made from it, or an input read at the loop's index."""
     return any(word in facts.current for word in words) or _reads_input(words, facts)
 
 

@@ -58,15 +58,16 @@ class _Turn:
             computed = any(isinstance(n, (ast.Subscript, ast.Call)) for n in ast.walk(value))
             self.gated = self.gated or (gate and plain and computed and not self.holds(value))
         elif isinstance(target, ast.Name):
+            told, held = self.tells(value) or gate, self.holds(value)
             self.telling.discard(target.id)
             self.current.discard(target.id)
-            if self.tells(value) or gate:
+            if told:
                 self.telling.add(target.id)
-            elif self.copies(value):
+            if held:
                 self.current.add(target.id)
 
     def copies(self, value: ast.expr) -> bool:
-        """Whether an expression is the current token: its name, a cast of it, or an array's entry at the loop's index."""
+        """Whether an expression is the current token or made from it: its name, a cast, an array's entry at the index."""
         if isinstance(value, ast.Call) and len(value.args) == 1:
             tail = value.func.id if isinstance(value.func, ast.Name) else getattr(value.func, "attr", "")
             return tail in _CASTS and self.copies(value.args[0])
