@@ -27,6 +27,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "train_gpt.py").symlink_to(outside)
     (folder / "README.md").symlink_to(outside)
+    (folder / "submission.json").symlink_to(outside)
     (folder / "again").symlink_to(folder)
     report = review(folder)
     assert report.verdict == "hold_unclear" and any("no script" in f.evidence for f in report.findings)

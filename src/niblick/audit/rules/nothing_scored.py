@@ -8,12 +8,14 @@ from niblick.audit.rules.case import Case, scored
 from niblick.audit.types import Finding, Severity
 
 RULE = "nothing-scored"
-_SCORES = ("cross_entropy", "nll", "log_softmax", "logsumexp", "log_prob", "logprob", "bpb", "bits_per", "val_loss", "perplexity", "log2")
+_SCORES = ("cross_entropy", "nll", "log_softmax", "logsumexp", "log_prob", "logprob", "bpb", "bits_per", "loss", "perplexity", "log2")
 
 
 def check(case: Case) -> list[Finding]:
-    """One finding where neither the script nor a file beside it has a loss, a likelihood or a figure."""
+    """One finding where there is no record at all, or where neither the script nor a file beside it has a loss, a likelihood or a figure."""
     source = case.submission.source
+    if source is None and (case.submission.readme is not None or case.submission.metadata is not None):
+        return []
     if source is not None and (source.tree is None or scored(case.trace) or _mentions(source.tree)):
         return []
     if source is not None and any(word in text.lower() for text in _beside(case) for word in _SCORES):
