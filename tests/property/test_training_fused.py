@@ -18,6 +18,7 @@ from property.plans import VOCAB, model_recipes, scattered
 
 TOLERANCE = {torch.float32: {"atol": 2e-4, "rtol": 2e-4}, torch.bfloat16: {"atol": 0.1, "rtol": 0.06}}
 SIZES = st.tuples(st.integers(1, 3), st.integers(1, 150), st.integers(1, 70))
+WIDE = st.tuples(st.integers(1, 3), st.integers(1, 150), st.integers(8, 70))  # a narrow norm's slope is mostly rounding
 DTYPES = st.sampled_from(list(TOLERANCE))
 
 
@@ -53,7 +54,7 @@ def _draw(*shapes: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
 
 
 @settings(max_examples=20, deadline=None)
-@given(SIZES, DTYPES, st.booleans())
+@given(WIDE, DTYPES, st.booleans())
 def test_norms_of_mixes_and_sums(ops: FusedOps, size: tuple[int, int, int], dtype: torch.dtype, mixed: bool) -> None:
     x, x0, branch = _draw(size, size, size, dtype=dtype)
     mix, weight = _draw((2, size[2]), (size[2],), dtype=torch.float32)
