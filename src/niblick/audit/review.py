@@ -30,7 +30,7 @@ _MAX_MODULE = 600_000
 _MORE_COMMANDS = 2
 _NATIVE = frozenset({".c", ".cc", ".cpp", ".cu"})
 _HELD_OUT = re.compile(r"^_?(?:val|valid|validation|eval|test|held|holdout)_?(?:tokens?|data|ids|stream|toks|bytes|text)", re.IGNORECASE)
-_SECONDS = 3.2
+_SECONDS = 2.6
 """Processor time for following a program under all its commands; steps run out first on nearly every script."""
 _LOOP = re.compile(r"\bfor\s*\([^;()]*;[^;]*;[^)]*\)")
 
