@@ -132,7 +132,7 @@ def test_error_feedback_lowers_the_cost_it_is_made_for() -> None:
     cost = mix @ mix.T
     weight = generator.normal(size=(1, 64, 16))
     step, kinds = np.full((1, 64, 16), 0.4), np.zeros((1, 64, 16), dtype=np.int64)
-    feedback, conditional = factor(cost, 1e-6)
+    feedback, conditional = factor(cost, 1e-6, 1e-6)
     losses = []
     for upper in (np.zeros((16, 16)), feedback):
         _, levels, _ = round_columns(weight, step, upper[None], SCALAR, 1, np.zeros((1, 2, 50)), kinds, 0.0)

@@ -20,16 +20,16 @@ Ints = NDArray[np.int64]
 _BLOCK = 32  # columns whose errors are fed to all later ones at once
 
 
-def factor(columns: Floats, damping: float) -> tuple[Floats, Floats]:
+def factor(columns: Floats, damping: float, floor: float) -> tuple[Floats, Floats]:
     """(U, D) of A with correlations damped: strictly upper feedback (C, C) and conditional costs (C,).
 
-    `damping` is added in proportion to each diagonal entry, so that channels of little weight keep their place;
-    a floor of a millionth of the mean keeps dead channels regular.
+    `damping` is added in proportion to each diagonal entry, so that channels of little weight keep their place, and
+    `floor` times their mean to all: without it, channels that calibration hardly saw would absorb errors without bound.
     """
     size = len(columns)
     diagonal = np.diagonal(columns)
-    floor = 1e-6 * float(diagonal.mean()) or 1.0
-    damped = columns + np.diag(damping * diagonal + floor)
+    least = floor * float(diagonal.mean()) or 1.0
+    damped = columns + np.diag(damping * diagonal + least)
     upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
     scale = np.diagonal(upper).copy()
     return np.triu(upper / scale, 1) if size > 1 else np.zeros((1, 1)), scale**2

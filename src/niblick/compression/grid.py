@@ -20,7 +20,7 @@ from niblick.plan import Parameter, Role
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-DAMPING = 0.02
+DAMPING, FLOOR = 0.04, 0.01
 _ROW_FLOOR = {Role.EMBEDDING: 0.05}
 _DEFAULT_ROW_FLOOR = 0.01
 _LARGEST_EXPONENT, _LARGEST_TENSOR_EXPONENT = 60, 400
@@ -60,7 +60,7 @@ def unit(length: int) -> int:
 
 def make_grid(parameter: Parameter, sensitivity: Sensitivity) -> tuple[Grid, Floats]:
     """The grid of one tensor for delta = 1, and the feedback (C, C) of its columns."""
-    feedback, conditional = factor(sensitivity.columns, DAMPING)
+    feedback, conditional = factor(sensitivity.columns, DAMPING, FLOOR)
     rows, columns = matrix_shape(parameter)
     weights = np.maximum(sensitivity.rows, 1e-30)
     weights = weights + _ROW_FLOOR.get(parameter.role, _DEFAULT_ROW_FLOOR) * weights.mean()
