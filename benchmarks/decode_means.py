@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from niblick.generation.build import build_library, load_library
+from niblick.generation.build import ENGINE
 from niblick.generation.lattice import encode
 from niblick.generation.layout import Matrix
 
@@ -69,8 +69,7 @@ def numba_int8() -> Callable[[], None]:
 
 def native(limit: int) -> Callable[[], None]:
     """The engine's kernel over exact codes of up to `limit`, laid out as the engine lays them out."""
-    build_library()
-    library = load_library()
+    library = ENGINE.obtain()
     assert library is not None
     library.nb_floats.restype = ctypes.c_void_p
     draw = np.random.default_rng(0)

@@ -26,13 +26,14 @@ TUNED: tuple[Tuning, ...] = (("-march=native",), ("-mcpu=native",), ())
 
 @dataclass(frozen=True, kw_only=True)
 class CLibrary:
-    """The C files beside a package's modules and how to compile them.
+    """C files in a package (in its subfolder `folder`, where it has one) and how to compile them.
 
-    Every `.h` among `names` is written beside the units; `tunings` are further options, of which the first that the compiler takes is
-    used. A library with tunings belongs to one kind of processor, and its file name says so.
+    `names` are units and the headers they include; `tunings` are further options, of which the first that the compiler
+    takes is used. A library with tunings belongs to one kind of processor, and its file name says so.
     """
 
     package: str
+    folder: str = ""
     names: tuple[str, ...]
     flags: Tuning
     tunings: tuple[Tuning, ...] = ((),)
@@ -87,6 +88,8 @@ class CLibrary:
 
     def _sources(self) -> dict[str, bytes]:
         folder = resources.files(self.package)
+        if self.folder:
+            folder = folder / self.folder
         return {name: (folder / name).read_bytes() for name in self.names}
 
 

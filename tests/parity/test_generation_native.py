@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import shutil
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from niblick.generation import (
     continue_tokens,
     open_engine,
 )
-from niblick.generation.build import build_library, can_build, compile_library, load_library
+from niblick.generation.build import ENGINE
 from niblick.generation.layout import unsupported
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe, recipe_from_dict
@@ -73,13 +72,13 @@ PLANS = {
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
     """The engine's library, built once into a folder of its own."""
-    if not can_build():
+    if not ENGINE.compiler():
         pytest.skip("needs a C compiler")
     before = os.environ.get("XDG_CACHE_HOME")
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
     try:
-        assert build_library()
-        yield load_library()
+        assert ENGINE.build()
+        yield ENGINE.load()
     finally:
         if before is None:
             del os.environ["XDG_CACHE_HOME"]
@@ -134,8 +133,7 @@ def portable(library, request, tmp_path_factory):
     target = tmp_path_factory.mktemp("portable") / "engine.so"
     if request.param and platform.machine() != "x86_64":
         pytest.skip("AVX2 is a matter of x86-64")
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if not compile_library(target, compiler, ("-O1", "-DNB_PORTABLE", *request.param)):
+    if not ENGINE.compile(target, ENGINE.compiler(), ("-O1", "-DNB_PORTABLE", *request.param)):
         pytest.skip(f"this compiler does not take {request.param}")
     return ctypes.CDLL(str(target))
 

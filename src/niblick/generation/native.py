@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from niblick.generation.build import build_in_background, build_library, can_build, load_library
+from niblick.generation.build import ENGINE, build_in_background
 from niblick.generation.engine import Engine, ReferenceEngine
 from niblick.generation.layout import Layout, PlanStruct, unsupported
 from niblick.generation.sampling import Sampling
@@ -129,11 +129,11 @@ def open_engine(
     """
     if next(model.parameters()).device.type == "cpu" and unsupported(model) is None:
         if build == "now":
-            build_library()
-        library = load_library()
+            ENGINE.build()
+        library = ENGINE.load()
         if library is not None:
             return NativeEngine(model, library, slots=slots, threads=threads)
-        if build == "background" and can_build():
+        if build == "background" and ENGINE.compiler():
             build_in_background()
     return ReferenceEngine(model, slots=slots)
 
