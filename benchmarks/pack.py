@@ -139,7 +139,7 @@ def gptq(p: Parameter, weight: Tensor, sensitivity: Sensitivity, k: float) -> tu
     """Codes, float16 row scales and weights: columns in turn with error feedback, clip at k sigma, int8 range."""
     limit = 127 if p.role is Role.EMBEDDING else 31
     matrix = as_matrix(p, weight).double().numpy()
-    upper, _ = factor(sensitivity.columns, 0.01)
+    upper, _ = factor(sensitivity.columns, 0.01, 1e-6)
     width = k * (20 / 12.85 if p.role is Role.EMBEDDING else 1)
     scale = np.float16(np.maximum(width * matrix.std(axis=1) / limit, 1e-7)).astype(np.float64)
     error, codes = np.zeros_like(matrix), np.zeros_like(matrix)
