@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -24,6 +24,7 @@ freedoms = st.floats(1, 500)
 
 @settings(max_examples=100, deadline=None)
 @given(st.floats(-50, 50), freedoms)
+@example(6e-8, 32.0)
 def test_the_t_distribution_equals_scipys(t, df):
     assert t_cdf(t, df) == pytest.approx(stats.t.cdf(t, df), rel=1e-8, abs=1e-12)
 

@@ -24,6 +24,8 @@ def t_cdf(t: float, df: float) -> float:
     """P(T <= t) for Student's t with `df` degrees of freedom."""
     if math.isinf(t):
         return float(t > 0)
+    if t * t < df:  # near the middle the tail's argument rounds to 1
+        return 0.5 + math.copysign(0.5 * _incomplete_beta(0.5, df / 2, t * t / (df + t * t)), t)
     tail = 0.5 * _incomplete_beta(df / 2, 0.5, df / (df + t * t))
     return 1 - tail if t > 0 else tail
 
