@@ -24,7 +24,7 @@ def check(case: Case) -> list[Finding]:
     """Findings on how a script measures, reloads and scores what it ships, and how much of the split it scores."""
     if case.tree is None:
         return []
-    program, reach = Program(case.tree), Reach(case)
+    program, reach = case.program, Reach(case)
     return [*_reloaded(case, program), *_measured(case, program, reach), *_foreign(case, program, reach), *_part(case, program, reach)]
 
 

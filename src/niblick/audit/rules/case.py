@@ -9,6 +9,7 @@ from functools import cached_property
 
 from niblick.audit.evidence import Scan
 from niblick.audit.flow.objects import ScoreEvent, Trace, UpdateEvent, Where
+from niblick.audit.rules.program import Program
 from niblick.audit.types import Finding, Severity, Span, Submission
 
 POINTERS = {
@@ -49,7 +50,16 @@ class Case:
     @cached_property
     def scan(self) -> Scan:
         """What the script prints, calls and reads from the environment, under which conditions."""
-        return Scan(self.tree if self.tree is not None else ast.Module(body=[], type_ignores=[]))
+        return Scan(self._module)
+
+    @cached_property
+    def program(self) -> Program:
+        """The script's calls, definitions and functions, looked up once for all rules."""
+        return Program(self._module)
+
+    @property
+    def _module(self) -> ast.Module:
+        return self.tree if self.tree is not None else ast.Module(body=[], type_ignores=[])
 
     @property
     def text(self) -> str:

@@ -22,7 +22,7 @@ def check(case: Case) -> list[Finding]:
     """A finding per limit the track does not allow, and per clock that misses training work."""
     if case.tree is None:
         return []
-    program = Program(case.tree)
+    program = case.program
     return [*_limits(case), *_patched(case, program), *_stopped(case, program)]
 
 

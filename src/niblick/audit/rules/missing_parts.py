@@ -25,7 +25,7 @@ def check(case: Case) -> list[Finding]:
     """A breach for a module that importing the script cannot do without; findings for what else is missing."""
     if case.tree is None or case.submission.script is None:
         return []
-    program = Program(case.tree)
+    program = case.program
     return [*_modules(case, program), *_files(case, program)]
 
 

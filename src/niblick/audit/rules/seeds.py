@@ -21,7 +21,7 @@ def check(case: Case) -> list[Finding]:
     """Findings on how seeds are set, and a breach where the validation score chooses among them."""
     if case.tree is None:
         return []
-    program = Program(case.tree)
+    program = case.program
     return [*_chosen(case, program), *_unset(case, program), *_fixed(case, program)]
 
 

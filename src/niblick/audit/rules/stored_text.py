@@ -27,7 +27,7 @@ def check(case: Case) -> list[Finding]:
     """Breaches where stored answers meet predictions; a warning where validation tokens are packed for keeping."""
     if case.tree is None:
         return []
-    program, reach = Program(case.tree), Reach(case)
+    program, reach = case.program, Reach(case)
     blobs = _blobs(case, program)
     out = list(_answers(case, program, reach, blobs))
     return [*out, *_packed(case, program, reach), *([] if out else _unexplained(case, blobs))]

@@ -22,7 +22,7 @@ def check(case: Case) -> list[Finding]:
     """One finding per call that would run text which this review has not read."""
     if case.tree is None or case.submission.source is None:
         return []
-    program, reach = Program(case.tree), Reach(case)
+    program, reach = case.program, Reach(case)
     known = dict(case.submission.source.resolved)
     left: dict[str, list[ast.Call]] = {}
     for name, call in program.calls():
