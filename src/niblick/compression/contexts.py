@@ -40,24 +40,24 @@ class ColumnContext:
 
     def __init__(self, *, mean: int, rows: Ints, columns: Ints, corrections: Ints, scalar: bool) -> None:
         """`mean`: expected magnitude at step exponents 0, in quarter octaves; exponents (R,), (C,), (R,)."""
-        self._rows = fixed_powers(np.clip(rows, -40, 40), DIGITS)
-        self._lift = fixed_powers(2 * corrections, DIGITS)
+        self.scale = fixed_powers(np.clip(rows, -40, 40), DIGITS)
+        self.lift = fixed_powers(2 * corrections, DIGITS)
         start = fixed_powers(np.clip(mean - columns, -40, 60), DIGITS)
-        self._sum = _PRIOR_ROWS * start
-        self._seen = _PRIOR_ROWS
-        self._base = SCALAR_KIND if scalar else 0
+        self.sum = _PRIOR_ROWS * start
+        self.seen = _PRIOR_ROWS
+        self.base = SCALAR_KIND if scalar else 0
 
     def kinds(self, block: slice, quantizer: Ints) -> Ints:
         """The kinds (n, C) of the rows in `block` under their quantizers (n, C)."""
-        column = self._sum // self._seen
-        expected = column[None, :] * 256 // self._rows[block, None]
-        expected = expected * self._lift[block, None] >> DIGITS
+        column = self.sum // self.seen
+        expected = column[None, :] * 256 // self.scale[block, None]
+        expected = expected * self.lift[block, None] >> DIGITS
         level = np.searchsorted(THRESHOLDS, expected, side="right")
-        kinds: Ints = level + self._base + quantizer * (LEVELS if self._base == 0 else 0)
+        kinds: Ints = level + self.base + quantizer * (LEVELS if self.base == 0 else 0)
         return kinds
 
     def learn(self, block: slice, symbols: Ints) -> None:
         """Take in the decoded symbols (n, C) of the rows in `block`."""
         sizes = np.minimum(np.abs(symbols), 1 << 20)
-        self._sum = self._sum + (sizes * self._rows[block, None]).sum(axis=0)
-        self._seen += symbols.shape[0]
+        self.sum = self.sum + (sizes * self.scale[block, None]).sum(axis=0)
+        self.seen += symbols.shape[0]

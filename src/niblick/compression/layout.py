@@ -37,13 +37,13 @@ def from_matrix(parameter: Parameter, matrix: Tensor) -> Tensor:
 
 
 def start(parameter: Parameter) -> Tensor:
-    """What control vectors and scalars are coded as differences from: about where training began; else 0.
+    """What control vectors and scalars are coded as differences from: about where training began; for others a 0.
 
     A phase is rounded to 1/64, so that no library's exponential function takes part in decoding.
     """
-    init, value = parameter.init, torch.zeros(parameter.shape)
     if parameter.role not in (Role.VECTOR, Role.SCALAR):
-        return value
+        return torch.zeros(())
+    init, value = parameter.init, torch.zeros(parameter.shape)
     if init.kind == "constant":
         return value.fill_(init.value)
     if init.kind == "phase":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +19,8 @@ from niblick.compression.codec import share
 from niblick.compression.layout import from_matrix, matrix_shape, start
 from niblick.compression.plain import choices, read_plain, write_plain
 from niblick.compression.rounder import LARGEST_SYMBOL, Candidate
-from niblick.compression.stream import Bits, new_tables, read_tensor, write_tensor
-from niblick.compression.symbols import Decoder, Encoder, Tables
+from niblick.compression.stream import Bits, new_tables, open_decoder, read_values, write_tensor
+from niblick.compression.symbols import Encoder, Tables
 from niblick.errors import ArtifactError
 from niblick.plan import Parameter, Plan
 
@@ -85,11 +84,8 @@ def read_payload(payload: bytes, plan: Plan) -> dict[str, Tensor]:
     if second > len(payload) or (delta > 0) != (second == len(payload)) or not 0 < abs(delta) < 1e30:
         raise ArtifactError("the payload's lengths or its step are out of range")
     plain = _read_plain(payload[second:], plan) if delta < 0 else {}
-    decoder = Decoder(new_tables(), payload[_HEAD.size : first], payload[first:second])
-    found: dict[str, Tensor] = {}
-    for parameter in plan.exported:
-        grid, levels = read_tensor(decoder, parameter, plain.get(parameter.name))
-        found[parameter.name] = restore(parameter, levels * grid.steps(abs(delta)))
+    decoder = open_decoder(payload[_HEAD.size : first], payload[first:second], plan.parameter_count)
+    found = {p.name: restore(p, read_values(decoder, p, abs(delta), plain.get(p.name))) for p in plan.exported}
     decoder.finish()
     if _checksum(found) != checksum:
         raise ArtifactError("the decoded tensors do not match their checksum")
@@ -110,18 +106,16 @@ def _read_plain(section: bytes, plan: Plan) -> dict[str, Ints]:
     return {p.name: symbols for p, symbols in zip(members, found, strict=True)}
 
 
-def restore(parameter: Parameter, values: np.ndarray[Any, np.dtype[np.float64]]) -> Tensor:
-    """The tensor of a parameter from its dequantized matrix, float32; `ArtifactError` beyond float32."""
-    with np.errstate(over="ignore"):
-        narrow = values.astype(np.float32)
-    if not np.isfinite(narrow).all():
+def restore(parameter: Parameter, values: NDArray[np.float32]) -> Tensor:
+    """The tensor of a parameter from its dequantized matrix; `ArtifactError` for infinities and NaN."""
+    if not np.isfinite(values).all():
         raise ArtifactError(f"tensor {parameter.name!r} decodes to values beyond float32")
-    return start(parameter) + from_matrix(parameter, torch.from_numpy(narrow))
+    return from_matrix(parameter, torch.from_numpy(values)).add_(start(parameter))
 
 
 def _checksum(tensors: dict[str, Tensor]) -> int:
     value = 0
     for tensor in tensors.values():
         # Adding zero makes one zero of two, so that equal numbers have equal bytes.
-        value = zlib.crc32((tensor + 0.0).contiguous().numpy().tobytes(), value)
+        value = zlib.crc32((tensor + 0.0).contiguous().numpy(), value)
     return value

@@ -15,9 +15,10 @@ from niblick.compression.contexts import (
     table_limits,
     table_means,
 )
-from niblick.compression.fixed import powers
+from niblick.compression.fixed import power_of_two, powers
 from niblick.compression.grid import Grid, machine_of, paths_of, unit
 from niblick.compression.layout import matrix_shape
+from niblick.compression.native.stream import NativeDecoder, native_stream
 from niblick.compression.symbols import Decoder, Encoder, Tables
 from niblick.compression.trellis import Machine
 from niblick.errors import ArtifactError
@@ -25,6 +26,8 @@ from niblick.plan import Parameter
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+AnyDecoder = Decoder | NativeDecoder
+_WORTH_COMPILING = 1 << 19  # symbols that the reference decodes in the time that compiling takes
 _LARGEST_NUMBER, _LARGEST_CORRECTION = 4096, 12
 _SPREADS = (0.9, 2.2, 5.0)
 
@@ -72,21 +75,38 @@ def write_tensor(
     return Bits(price, scales, numbers)
 
 
-def read_tensor(decoder: Decoder, parameter: Parameter, plain: Ints | None = None) -> tuple[Grid, Ints]:
-    """Undo `write_tensor`: the grid and the levels (R, C), multiples of the grid's steps.
+def open_decoder(stream: bytes, escapes: bytes, symbols: int) -> AnyDecoder:
+    """A decoder of about so many symbols: the compiled one, where there is one or compiling it pays, or the reference."""
+    library = native_stream(build=symbols >= _WORTH_COMPILING)
+    return Decoder(new_tables(), stream, escapes) if library is None else NativeDecoder(library, new_tables(), stream, escapes)
+
+
+def read_values(
+    decoder: AnyDecoder, parameter: Parameter, delta: float, plain: Ints | None = None
+) -> NDArray[np.float32]:
+    """Undo `write_tensor`: levels times the grid's steps for `delta`, (R, C); infinite or NaN beyond float32.
 
     `plain` are the symbols of a tensor whose grid alone was written.
     """
+    if isinstance(decoder, NativeDecoder) and plain is None:
+        grid, mean = _read_grid(decoder, parameter)
+        context, machine = _read_context(decoder, parameter, grid, mean), machine_of(parameter)
+        walk = _Walk(machine, *matrix_shape(parameter), paths_of(parameter))
+        step = delta * power_of_two(grid.tensor)
+        return decoder.values(context, machine, walk.height, step, powers(grid.rows), powers(grid.columns))
+    grid, levels = read_tensor(decoder, parameter, plain)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (levels * grid.steps(delta)).astype(np.float32)
+
+
+def read_tensor(decoder: AnyDecoder, parameter: Parameter, plain: Ints | None = None) -> tuple[Grid, Ints]:
+    """`read_values` to read: the grid, and the levels (R, C) as multiples of its steps."""
+    grid, mean = _read_grid(decoder, parameter)
     rows, columns = matrix_shape(parameter)
-    numbers = decoder.take(np.full(2, NUMBER_KIND))
-    if int(np.abs(numbers).max()) > _LARGEST_NUMBER:
-        raise ArtifactError(f"the grid of {parameter.name!r} is out of range")
-    row_exponents = _read_exponents(decoder, rows) * unit(columns)
-    column_exponents = _read_exponents(decoder, columns) * unit(rows)
-    grid, machine = Grid(int(numbers[0]), row_exponents, column_exponents), machine_of(parameter)
+    machine = machine_of(parameter)
     walk = _Walk(machine, rows, columns, paths_of(parameter))
     levels = np.zeros((rows, columns), dtype=np.int64)
-    context = _read_context(decoder, parameter, grid, int(numbers[1])) if plain is None else None
+    context = _read_context(decoder, parameter, grid, mean) if plain is None else None
     for block in walk.blocks:
         quantizer = walk.quantizer(block)
         if plain is not None:
@@ -101,7 +121,18 @@ def read_tensor(decoder: Decoder, parameter: Parameter, plain: Ints | None = Non
     return grid, levels
 
 
-def _read_context(decoder: Decoder, parameter: Parameter, grid: Grid, mean: int) -> ColumnContext:
+def _read_grid(decoder: AnyDecoder, parameter: Parameter) -> tuple[Grid, int]:
+    """The grid, and the number that describes the mean magnitude."""
+    rows, columns = matrix_shape(parameter)
+    numbers = decoder.take(np.full(2, NUMBER_KIND))
+    if int(np.abs(numbers).max()) > _LARGEST_NUMBER:
+        raise ArtifactError(f"the grid of {parameter.name!r} is out of range")
+    row_exponents = _read_exponents(decoder, rows) * unit(columns)
+    column_exponents = _read_exponents(decoder, columns) * unit(rows)
+    return Grid(int(numbers[0]), row_exponents, column_exponents), int(numbers[1])
+
+
+def _read_context(decoder: AnyDecoder, parameter: Parameter, grid: Grid, mean: int) -> ColumnContext:
     rows, _ = matrix_shape(parameter)
     corrections = decoder.take(np.full(rows, CORRECTION_KIND)) if rows > 1 else np.zeros(rows, dtype=np.int64)
     if rows and int(np.abs(corrections).max()) > _LARGEST_CORRECTION:
@@ -114,10 +145,10 @@ class _Walk:
 
     def __init__(self, machine: Machine, rows: int, columns: int, paths: int) -> None:
         # Without a trellis the blocks only pace the adaptation.
-        height = paths if machine.states > 1 else max(1, -(-rows // 64))
-        self.blocks = [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
+        self.height = paths if machine.states > 1 else max(1, -(-rows // 64))
+        self.blocks = [slice(start, min(start + self.height, rows)) for start in range(0, rows, self.height)]
         self._machine = machine
-        self._state = np.zeros((height, columns), dtype=np.int64)
+        self._state = np.zeros((self.height, columns), dtype=np.int64)
 
     def quantizer(self, block: slice) -> Ints:
         """The quantizer (n, C) of each symbol in `block`."""
@@ -167,7 +198,7 @@ def _write_exponents(encoder: Encoder, exponents: Ints, count: int) -> float:
     return price + encoder.put(exponents, np.full(count, EXPONENT_KIND + spread))
 
 
-def _read_exponents(decoder: Decoder, count: int) -> Ints:
+def _read_exponents(decoder: AnyDecoder, count: int) -> Ints:
     if count < 2:
         return np.zeros(count, dtype=np.int64)
     spread = int(decoder.take(np.array([NUMBER_KIND]))[0])

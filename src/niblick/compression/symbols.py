@@ -83,14 +83,18 @@ class Tables:
     """Tables by kind, made on first use from `mean` (in 1/256) and `limit` given by kind."""
 
     def __init__(self, means: Ints, limits: Ints) -> None:
-        self._means, self._limits = means, limits
+        self.means, self.limits = means, limits
         self._tables: dict[int, Table] = {}
 
     def __getitem__(self, kind: int) -> Table:
         table = self._tables.get(kind)
         if table is None:
-            table = self._tables[kind] = Table.start(int(self._means[kind]), int(self._limits[kind]))
+            table = self._tables[kind] = Table.start(int(self.means[kind]), int(self.limits[kind]))
         return table
+
+    def counts(self) -> list[NDArray[np.int64]]:
+        """What the tables of all kinds count."""
+        return [self[kind].counts for kind in range(len(self.limits))]
 
 
 def _groups(kinds: Ints) -> list[tuple[int, Ints]]:
@@ -150,13 +154,8 @@ class Decoder:
     """Gives back what an `Encoder` with equal tables was given, block by block."""
 
     def __init__(self, tables: Tables, stream: bytes, escapes: bytes) -> None:
-        if len(stream) % 4:
-            raise ArtifactError(f"the symbol stream of {len(stream):,} bytes is not made of whole words")
         self._tables = tables
-        try:
-            self._coder = constriction.stream.stack.AnsCoder(np.frombuffer(stream, dtype="<u4").astype(np.uint32))
-        except ValueError as error:
-            raise ArtifactError(f"the symbol stream is damaged: {error}") from None
+        self._coder = constriction.stream.stack.AnsCoder(read_words(stream))
         self._escapes = "".join(f"{byte:08b}" for byte in escapes)
         self._at = 0
 
@@ -168,10 +167,7 @@ class Decoder:
         return symbols
 
     def _take(self, table: Table, count: int) -> Ints:
-        try:
-            indices = self._coder.decode(table.model, count)
-        except (ValueError, AssertionError) as error:
-            raise ArtifactError(f"the symbol stream is damaged: {error}") from None
+        indices = self._coder.decode(table.model, count)
         histogram = table.histogram(indices)
         table.add(histogram, count)
         symbols: Ints = indices.astype(np.int64) - table.limit
@@ -192,7 +188,22 @@ class Decoder:
 
     def finish(self) -> None:
         """Refuse a stream that holds more than was taken."""
-        if not self._coder.is_empty():
-            raise ArtifactError("the symbol stream holds more than its tensors")
-        if len(self._escapes) - self._at >= 8 or "1" in self._escapes[self._at :]:
-            raise ArtifactError("the escape stream holds more than its tensors")
+        rest = self._escapes[self._at :]
+        check_ends(self._coder.is_empty(), len(rest), "1" in rest)
+
+
+def read_words(stream: bytes) -> NDArray[np.uint32]:
+    """The words of an ANS stream, of which the last is never zero."""
+    if len(stream) % 4:
+        raise ArtifactError(f"the symbol stream of {len(stream):,} bytes is not made of whole words")
+    if stream and not any(stream[-4:]):
+        raise ArtifactError("the symbol stream is damaged: it ends in a word of zeros")
+    return np.frombuffer(stream, dtype="<u4").astype(np.uint32)
+
+
+def check_ends(empty: bool, left: int, ones: bool) -> None:
+    """Refuse streams that hold more than was taken: symbols, or bits of escapes that are no padding of a byte."""
+    if not empty:
+        raise ArtifactError("the symbol stream holds more than its tensors")
+    if left >= 8 or ones:
+        raise ArtifactError("the escape stream holds more than its tensors")
