@@ -53,6 +53,10 @@ def _draw(*shapes: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
+def _targets(batch: int, length: int, words: int) -> Tensor:
+    return torch.randint(0, words, (batch, length), generator=torch.Generator().manual_seed(2))
+
+
 @settings(max_examples=20, deadline=None)
 @given(WIDE, DTYPES, st.booleans())
 def test_norms_of_mixes_and_sums(ops: FusedOps, size: tuple[int, int, int], dtype: torch.dtype, mixed: bool) -> None:
@@ -90,8 +94,31 @@ def test_likelihoods(
     ops: FusedOps, size: tuple[int, int, int], dtype: torch.dtype, cap: float | None, spread: float
 ) -> None:
     (z,) = _draw(size, dtype=dtype)
-    targets = torch.randint(0, size[2], size[:2], generator=torch.Generator().manual_seed(2))
+    targets = _targets(*size)
     _same(ops, lambda o, t: o.nll(t[0], targets, cap), [z * spread], dtype)
+
+
+@settings(max_examples=20, deadline=None)
+@given(SIZES, DTYPES, st.sampled_from([None, 2.0, 30.0]), st.sampled_from([16, 24, 48]), st.booleans())
+def test_likelihoods_of_a_head(
+    ops: FusedOps, size: tuple[int, int, int], dtype: torch.dtype, cap: float | None, width: int, tied: bool
+) -> None:
+    batch, length, words = size
+    (hidden, weight), targets = _draw((batch, length, width), (words, width), dtype=dtype), _targets(batch, length, words)
+    weight = weight.float() if tied else weight
+    _same(ops, lambda o, t: o.head_nll(t[0], t[1], targets, cap), [hidden, weight], dtype)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 150), DTYPES, st.sampled_from([(32, 64), (64, 32), (16, 32), (160, 96)]), st.sampled_from([0.0, 0.5]))
+def test_channel_mixers(
+    ops: FusedOps, length: int, dtype: torch.dtype, sizes: tuple[int, int], slope: float
+) -> None:
+    width, inner = sizes
+    x, branch, up, down = _draw((2, length, width), (2, length, width), (inner, width), (width, inner), dtype=dtype)
+    weight, share = _draw((width,), (width,), dtype=torch.float32)
+    leaves = [x, branch, weight, up / width**0.5, down / inner**0.5, share]
+    _same(ops, lambda o, t: o.channel(t[0], t[1], t[2], 0.7, t[3], t[4], t[5], slope), leaves, dtype)
 
 
 @settings(max_examples=40, deadline=None)

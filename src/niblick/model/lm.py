@@ -72,15 +72,15 @@ class LanguageModel(Node):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits c tanh(z / c) of z = hidden @ W.T, W the tied embedding or the head of its own."""
-        return self.softcap(self._scores(hidden))
+        return self.softcap(F.linear(hidden, self._head_weight.to(hidden.dtype)))
 
     def head_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """-ln p(target) (B, T) in nats, float32: what `head` says of `targets`, without keeping its logits."""
-        return self.ops.nll(self._scores(hidden), targets, self.recipe.softcap)
+        return self.ops.head_nll(hidden, self._head_weight, targets, self.recipe.softcap)
 
-    def _scores(self, hidden: Tensor) -> Tensor:
-        weight = self.tok_emb.weight if self.recipe.tied else self.lm_head.weight
-        return F.linear(hidden, weight.to(hidden.dtype))
+    @property
+    def _head_weight(self) -> Tensor:
+        return cast(Tensor, self.tok_emb.weight if self.recipe.tied else self.lm_head.weight)
 
     def softcap(self, z: Tensor) -> Tensor:
         """c tanh(z / c), or z where the recipe has no softcap."""
@@ -124,18 +124,14 @@ class LanguageModel(Node):
         mix = scalars.resid_mix if self.recipe.residual_mix.enabled else None
         x, u = self.ops.mix_norm(x, x0, mix, layer.scale)
         mixed = MIXERS[layer.mixer](block, u, layer, call)
-        x, u = self.ops.add_norm(x, mixed, scalars.attn_scale, layer.scale)
-        x = self.ops.add(x, self._mlp(cast(Node, block), u), scalars.mlp_scale)
+        mlp, slope = cast(Node, block).mlp, 0.0 if self.recipe.mlp.activation == "relu-squared" else self.recipe.mlp.slope
+        up, down = mlp.fc.weight, mlp.proj.weight
+        x = self.ops.channel(x, mixed, scalars.attn_scale, layer.scale, up, down, scalars.mlp_scale, slope)
         if layer.sidecar_site is not None:
             x = sidecar(self, x, layer.sidecar_site, call)
         if layer.push:
             skips.append(x)
         return x
-
-    def _mlp(self, block: Node, u: Tensor) -> Tensor:
-        """W_2 act(W_1 u)^2."""
-        slope = 0.0 if self.recipe.mlp.activation == "relu-squared" else self.recipe.mlp.slope
-        return cast(Tensor, block.mlp.proj(self.ops.square(block.mlp.fc(u), slope)))
 
     def _check(self, tokens: Tensor, state: State | None) -> None:
         if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or tokens.numel() == 0:

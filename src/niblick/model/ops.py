@@ -50,6 +50,13 @@ class Ops:
         """leaky_relu(x, slope)^2."""
         return (F.relu(x) if slope == 0 else F.leaky_relu(x, slope)).square()
 
+    def channel(
+        self, x: Tensor, branch: Tensor, weight: Tensor, scale: float, up: Tensor, down: Tensor, share: Tensor, slope: float
+    ) -> Tensor:
+        """y + share * W_2 act(W_1 n)^2 with y, n = add_norm(x, branch, weight, scale), W_1 = up, W_2 = down, act leaky."""
+        y, n = self.add_norm(x, branch, weight, scale)
+        return self.add(y, F.linear(self.square(F.linear(n.to(up.dtype), up), slope), down), share)
+
     def gate(self, gate: Tensor, x: Tensor) -> Tensor:
         """sigmoid(gate) * x."""
         return torch.sigmoid(gate) * x
@@ -58,6 +65,10 @@ class Ops:
         """-ln p(target) (B, T) float32 from logits before the softcap (B, T, V)."""
         capped = z.float() if cap is None else cap * torch.tanh(z.float() / cap)
         return F.cross_entropy(capped.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+
+    def head_nll(self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+        """`nll` of the logits hidden @ weight.T: hidden (B, T, D), weight (V, D) of any float type."""
+        return self.nll(F.linear(hidden, weight.to(hidden.dtype)), targets, cap)
 
     def smear(self, x: Tensor, last: Tensor | None, boundary: Tensor | None, gate: Tensor) -> Tensor:
         """(1 - gate) * x + gate * prev(x), gate (D,)."""

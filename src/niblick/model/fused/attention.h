@@ -6,87 +6,7 @@
    of one sequence, done in order, so results do not depend on the number of threads. */
 
 #ifdef __AVX512BF16__
-#include <immintrin.h>
-#include <stdlib.h>
-
-#define LANES 64
-#define LOG2E 1.44269504f
 #define NONE -1e30f /* score of a key that a query does not see */
-
-typedef uint32_t __attribute__((may_alias, aligned(2))) pair; /* two bfloat16 that lie side by side */
-
-/* C (m, n) = or += A B over 2 k2 terms: A as pairs at a[row * i + step * p], B as pairs (k2, n) at b[ldb * p + j]. */
-#define BLOCK(MR, NV)                                                                                                   \
-    static inline void block_##MR##_##NV(const pair *a, int64_t row, int64_t step, const uint32_t *b, int64_t ldb,    \
-                                         float *c, int64_t ldc, int64_t k2, int add) {                                 \
-        __m512 sum[MR][NV];                                                                                            \
-        _Pragma("GCC unroll 8") for (int i = 0; i < MR; i++) _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++)      \
-            sum[i][v] = add ? _mm512_loadu_ps(c + i * ldc + 16 * v) : _mm512_setzero_ps();                             \
-        for (int64_t p = 0; p < k2; p++) {                                                                             \
-            __m512i in[NV];                                                                                            \
-            _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++) in[v] = _mm512_loadu_si512(b + ldb * p + 16 * v);     \
-            _Pragma("GCC unroll 8") for (int i = 0; i < MR; i++) {                                                     \
-                __m512i one = _mm512_set1_epi32((int)a[row * i + step * p]);                                           \
-                _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++)                                                   \
-                    sum[i][v] = _mm512_dpbf16_ps(sum[i][v], (__m512bh)one, (__m512bh)in[v]);                           \
-            }                                                                                                          \
-        }                                                                                                              \
-        _Pragma("GCC unroll 8") for (int i = 0; i < MR; i++) _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++)      \
-            _mm512_storeu_ps(c + i * ldc + 16 * v, sum[i][v]);                                                         \
-    }
-BLOCK(8, 2)
-BLOCK(8, 1)
-BLOCK(1, 2)
-BLOCK(1, 1)
-
-static void product(const void *a, int64_t row, int64_t step, const uint32_t *b, int64_t ldb, float *c, int64_t ldc,
-                    int64_t m, int64_t n, int64_t k2, int add) {
-    int64_t i = 0;
-    for (; i < m; i += m - i >= 8 ? 8 : 1) {
-        const pair *from = (const pair *)a + row * i;
-        int64_t j = 0;
-        for (; j + 32 <= n; j += 32)
-            (m - i >= 8 ? block_8_2 : block_1_2)(from, row, step, b + j, ldb, c + ldc * i + j, ldc, k2, add);
-        if (j < n) (m - i >= 8 ? block_8_1 : block_1_1)(from, row, step, b + j, ldb, c + ldc * i + j, ldc, k2, add);
-    }
-}
-
-/* Rows of x, `stride` apart, as pairs across the row: out[e2 * padded + t] = x[t][2 e2, 2 e2 + 1]; zeros from `length` on. */
-static void pack_across(const uint16_t *x, int64_t stride, int64_t length, int64_t padded, int64_t width, uint32_t *out) {
-    for (int64_t t = 0; t < padded; t++)
-        for (int64_t e = 0; e < width / 2; e++)
-            out[e * padded + t] = t < length ? ((const pair *)(x + t * stride))[e] : 0;
-}
-
-/* As pairs down the rows: out[t2 * width + e] = x[2 t2][e], x[2 t2 + 1][e]. */
-static void pack_down(const uint16_t *x, int64_t stride, int64_t length, int64_t padded, int64_t width, uint32_t *out) {
-    for (int64_t t = 0; t < padded; t += 2) {
-        const uint16_t *one = x + t * stride, *two = one + stride;
-        uint32_t *to = out + t / 2 * width;
-        if (t + 1 < length) INDEPENDENT for (int64_t e = 0; e < width; e++) to[e] = one[e] | (uint32_t)two[e] << 16;
-        else for (int64_t e = 0; e < width; e++) to[e] = t < length ? one[e] : 0;
-    }
-}
-
-/* 2^x for x <= 0 with relative error under 3e-7, 0 far below. */
-static inline __m512 power(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-200));
-    __m512 k = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT), t = _mm512_sub_ps(x, k);
-    __m512 p = _mm512_set1_ps(1.3333558e-3f);
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(9.6181291e-3f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(5.5504109e-2f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(2.4022651e-1f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(6.9314718e-1f));
-    p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1));
-    return _mm512_scalef_ps(p, k);
-}
-
-/* Two vectors as bfloat16, each rounded to nearest even, side by side in pairs. */
-static inline __m512i paired(__m512 low, __m512 high) {
-    __m512i one = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
-    __m512i two = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high));
-    return _mm512_or_si512(one, _mm512_slli_epi32(two, 16));
-}
 
 /* Set scores of keys that a query of the tile does not see; key rows k0 .. k0 + keys, query lanes q0 .. q0 + LANES. */
 static void hide(float *scores, int64_t q0, int64_t k0, int64_t keys, int64_t span) {
@@ -100,9 +20,6 @@ static inline int64_t first_key(int64_t q0, int64_t span) {
     return q0 - span + 1 > 0 ? (q0 - span + 1) / LANES * LANES : 0;
 }
 
-static inline int64_t keys_at(int64_t k0, int64_t length) { return length - k0 < LANES ? length - k0 : LANES; }
-
-static void *room(int64_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
 #define SCORES(name) float name[LANES * LANES] __attribute__((aligned(64)))
 
@@ -153,9 +70,9 @@ void attend_bf16(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16
                 for (int64_t j = 0; j < LANES; j++) top[j] = NONE, total[j] = 0;
                 memset(out, 0, LANES * d * 4);
                 for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length; k0 += LANES)
-                    attend_block(k + unit * length * d, across, padded, v_down, q0, k0, keys_at(k0, length), span, d,
+                    attend_block(k + unit * length * d, across, padded, v_down, q0, k0, tile_rows(k0, length), span, d,
                                  top, total, out);
-                for (int64_t i = 0; i < keys_at(q0, length); i++) {
+                for (int64_t i = 0; i < tile_rows(q0, length); i++) {
                     uint16_t *to = y + ((b * length + q0 + i) * heads + h) * d;
                     log_sum[(b * heads + h) * length + q0 + i] = top[i] * LOG2E / sqrtf(d) + log2f(total[i]);
                     INDEPENDENT for (int64_t e = 0; e < d; e++) to[e] = narrow(out[i * d + e] / total[i]);
@@ -233,9 +150,9 @@ void attend_back_bf16(const uint16_t *q, const uint16_t *k, const uint16_t *v, c
             for (int64_t q0 = 0; q0 < length; q0 += LANES) {
                 memset(sum_q, 0, LANES * d * 4);
                 for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length; k0 += LANES)
-                    attend_back_block(keys, values, groups * d, k_down, &head, padded, q0, k0, keys_at(k0, length), span,
+                    attend_back_block(keys, values, groups * d, k_down, &head, padded, q0, k0, tile_rows(k0, length), span,
                                       d, sum_q, sum_k, sum_v);
-                INDEPENDENT for (int64_t i = 0; i < keys_at(q0, length) * d; i++) gq[(mine + q0) * d + i] = narrow(sum_q[i]);
+                INDEPENDENT for (int64_t i = 0; i < tile_rows(q0, length) * d; i++) gq[(mine + q0) * d + i] = narrow(sum_q[i]);
             }
         }
         for (int64_t t = 0; t < length; t++) {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from niblick.model.fused.library import CHUNKS, Kernels
+from niblick.model.fused.library import CHUNKS, GATHERED, LANES, Kernels
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -156,6 +156,36 @@ class Gate(Function):
         return None, ga, gb
 
 
+class Channel(Function):
+    """The channel mixer with the sum and norm before it and the sum after it (channel.h)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, x: Tensor, branch: Tensor, weight: Tensor, scale: float, up: Tensor, down: Tensor,
+        share: Tensor, slope: float,
+    ) -> Any:
+        """See `Ops.channel`."""
+        (rows, width), inner = _sizes(x), len(up)
+        weight, share = weight.float().contiguous(), share.float().contiguous()
+        y, out, inverse = torch.empty_like(x), torch.empty_like(x), torch.empty(rows)
+        h = x.new_empty(rows, inner)
+        kernels("channel", x.dtype, x, branch, weight, share, up, down, slope, scale, y, inverse, h, out, rows, width, inner)
+        ctx.kernels, ctx.scales = kernels, (slope, scale)
+        ctx.save_for_backward(branch, weight, share, up, down, y, inverse, h)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradients of all tensors."""
+        branch, weight, share, up, down, y, inverse, h = ctx.saved_tensors
+        rows, width = _sizes(y)
+        gx, gbranch, gup, gdown = _like(y, y, up, down)
+        sums, gshare = torch.empty(-(-rows // LANES), width), torch.empty(width)
+        ctx.kernels("channel_back", y.dtype, g.contiguous(), branch, weight, share, up, down, *ctx.scales, y, inverse, h,
+                    gx, gbranch, sums, gshare, gup, gdown, rows, width, h.shape[1])
+        return None, gx, gbranch, sums.sum(0), None, gup, gdown, gshare, None
+
+
 class Nll(Function):
     """Negative log-likelihood of targets through the softcap (0: none)."""
 
@@ -175,6 +205,32 @@ class Nll(Function):
         gz = torch.empty_like(z)
         ctx.kernels("nll_back", z.dtype, z, targets, log_sum, g.contiguous(), ctx.cap, gz, *_sizes(z))
         return None, gz, None, None
+
+
+class HeadNll(Function):
+    """Head, softcap and likelihood together (head.h); the products of backward but one happen in forward."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Any:
+        """See `Ops.head_nll`."""
+        (rows, width), words = _sizes(hidden), len(weight)
+        nll, low = torch.empty(targets.shape), weight.to(hidden.dtype).contiguous()
+        kept: tuple[Tensor | None, ...] = (None, None, None)
+        if any(ctx.needs_input_grad):
+            padded = -(-rows // GATHERED) * GATHERED
+            kept = (torch.empty(rows), hidden.new_empty(padded, words), torch.empty(hidden.shape))
+        kernels("head", hidden.dtype, hidden, low, targets, cap, nll, *kept, rows, words, width)
+        ctx.kernels, ctx.shape, ctx.dtype = kernels, weight.shape, weight.dtype
+        ctx.save_for_backward(hidden, *kept)
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradients of the hidden state and the head's weight."""
+        hidden, totals, slopes, pulled = ctx.saved_tensors
+        gweight, g = torch.empty(ctx.shape), g.contiguous()
+        ctx.kernels("head_back", hidden.dtype, hidden, totals, g, slopes, gweight, *_sizes(hidden)[:1], *ctx.shape)
+        return None, (pulled * g.unsqueeze(-1)).to(hidden.dtype), gweight.to(ctx.dtype), None, None
 
 
 class Heads(Function):

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define CHUNKS 32
+#define MOST 16384 /* widest row */
 
 /* The loop's iterations touch different memory: vectorise without asking. */
 #ifdef __clang__
@@ -73,4 +74,7 @@ static inline uint16_t narrow(float x) {
 #undef STORE
 #undef NAME
 
+#include "products.h"
 #include "attention.h"
+#include "head.h"
+#include "channel.h"

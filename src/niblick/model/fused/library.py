@@ -15,7 +15,7 @@ from niblick.toolchain import TUNED, CLibrary
 
 _LIBRARY = CLibrary(
     package="niblick.model.fused",
-    names=("kernels.c", "kernels.h", "attention.h"),
+    names=("kernels.c", "kernels.h", "products.h", "attention.h", "head.h", "channel.h"),
     flags=("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros",
            "-freciprocal-math"),
     tunings=(("-march=native", "-fopenmp"), *TUNED),
@@ -29,9 +29,15 @@ _ARGUMENTS = {
     "heads": "ppppppiiiii", "heads_back": "ppppppppiiiii", "exclude": "pppiiii",
     "exclude_back": "pppppiiii", "softmax": "pppfiii", "softmax_back": "ppfii",
 }
-_BF16_ONLY = {"attend": "pppppiiiiii", "attend_back": "pppppppppiiiiii"}  # attention.h
+_BF16_ONLY = {  # attention.h, head.h, channel.h
+    "attend": "pppppiiiiii", "attend_back": "pppppppppiiiiii", "head": "pppfppppiii", "head_back": "pppppiii",
+    "channel": "ppppppffppppiii", "channel_back": "ppppppffpppppppppiii",
+}
 _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int64}
 CHUNKS = 32  # partial sums per reduction, as in kernels.c
+LANES = 64  # positions of one tile, as in products.h
+PANEL = 32  # columns of packed weights, as in products.h
+GATHERED = 256  # positions whose slopes lie side by side, as in head.h
 
 
 class Kernels:
@@ -39,7 +45,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
-        self.attends = bool(library.attends())  # whether the processor has what attention.h needs
+        self.attends = bool(library.attends())  # whether the processor has what products.h needs
         for dtype, suffix in _SUFFIX.items():
             extra = _BF16_ONLY if self.attends and dtype is torch.bfloat16 else {}
             for name, letters in (_ARGUMENTS | extra).items():

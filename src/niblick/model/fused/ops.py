@@ -11,10 +11,11 @@ from torch import Tensor
 
 from niblick.model.fused import functions as fused
 from niblick.model.fused.attention import attend
-from niblick.model.fused.library import Kernels
+from niblick.model.fused.library import PANEL, Kernels
 from niblick.model.ops import Ops
 
 MAX_WIDTH = 16384  # rows are staged on the stack as float
+MAX_CAP = 40.0  # e^(-2 cap) is still a normal float
 
 
 class FusedOps(Ops):
@@ -61,6 +62,16 @@ class FusedOps(Ops):
         y: Tensor = fused.Square.apply(self._kernels, x, slope)  # type: ignore[no-untyped-call]
         return y
 
+    def channel(
+        self, x: Tensor, branch: Tensor, weight: Tensor, scale: float, up: Tensor, down: Tensor, share: Tensor, slope: float
+    ) -> Tensor:
+        """As in `Ops`."""
+        whole = all(size % PANEL == 0 and size <= MAX_WIDTH for size in up.shape)
+        if not (whole and _pairs(self._kernels, x, branch, up, down)):
+            return super().channel(x, branch, weight, scale, up, down, share, slope)
+        y: Tensor = fused.Channel.apply(self._kernels, x, branch, weight, scale, up, down, share, slope)  # type: ignore[no-untyped-call]
+        return y
+
     def gate(self, gate: Tensor, x: Tensor) -> Tensor:
         """As in `Ops`."""
         if not _fits(gate, x):
@@ -73,6 +84,14 @@ class FusedOps(Ops):
         if not _fits(z):
             return super().nll(z, targets, cap)
         y: Tensor = fused.Nll.apply(self._kernels, z, targets.contiguous(), cap or 0.0)  # type: ignore[no-untyped-call]
+        return y
+
+    def head_nll(self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+        """As in `Ops`."""
+        words, width = weight.shape
+        if not (_pairs(self._kernels, hidden) and cap and 0 < cap <= MAX_CAP and width % 16 == 0 and words % 2 == 0):
+            return super().head_nll(hidden, weight, targets, cap)
+        y: Tensor = fused.HeadNll.apply(self._kernels, hidden, weight, targets.contiguous(), cap)  # type: ignore[no-untyped-call]
         return y
 
     def smear(self, x: Tensor, last: Tensor | None, boundary: Tensor | None, gate: Tensor) -> Tensor:
@@ -101,6 +120,11 @@ class FusedOps(Ops):
         q = heads(self._kernels, q, q_gain, *table)  # type: ignore[no-untyped-call]
         k = heads(self._kernels, k, k_gain, *table)  # type: ignore[no-untyped-call]
         return attend(self._kernels, q, k, v, span)
+
+
+def _pairs(kernels: Kernels, *tensors: Tensor) -> bool:
+    """Whether the kernels on pairs of bfloat16 take the tensors."""
+    return kernels.attends and tensors[0].dtype is torch.bfloat16 and _fits(*tensors)
 
 
 def _fits(*tensors: Tensor) -> bool:
