@@ -89,6 +89,7 @@ def ours(recipe: Recipe, data: Pipeline) -> Step:
     optimizer = Optimizer(layout, weights.master, muon=training.muon, adam=training.adam, dtype=dtype)
     average = make_averager(training.averaging, weights.master)
     loss_of = CompiledLoss(training_loss, model, "auto", "cpu")
+    optimizer.use(loss_of.kernels)
 
     def step(laps: Laps) -> None:
         inputs, targets = (torch.from_numpy(array) for array in data.next())

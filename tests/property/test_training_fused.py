@@ -14,6 +14,10 @@ from torch import Tensor
 from niblick.model.fused import FusedOps, load_kernels
 from niblick.model.ops import Ops
 from niblick.objective import training_loss
+from niblick.optim import Layout, Muon, Optimizer, Stack, newton_schulz
+from niblick.plan import make_plan
+from niblick.recipe import load_recipe
+from niblick.recipe.schema import AdamRecipe, MuonRecipe
 from property.plans import VOCAB, model_recipes, scattered
 
 TOLERANCE = {torch.float32: {"atol": 2e-4, "rtol": 2e-4}, torch.bfloat16: {"atol": 0.1, "rtol": 0.06}}
@@ -157,6 +161,45 @@ def test_any_model_trains_alike(ops: FusedOps, recipe: Any, length: int) -> None
     for name, one in found[0].items():
         scale = max(1.0, float(one.abs().max()))
         torch.testing.assert_close(found[1][name] / scale, one / scale, atol=1e-3, rtol=1e-3, msg=name)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 3), st.sampled_from([32, 64, 160]), st.sampled_from([32, 64, 160]), st.integers(1, 5))
+def test_muon_updates(ops: FusedOps, count: int, rows: int, columns: int, steps: int) -> None:
+    (x,) = _draw((count, rows, columns), dtype=torch.float32)
+    stack = Stack(0, count, rows, columns)
+    found = []
+    for kernels in (None, ops.kernels):
+        muon = Muon([stack], nesterov=False, steps=steps, dtype=torch.bfloat16)
+        muon.kernels, weights = kernels, torch.zeros(x.numel())
+        muon.step(weights, torch.zeros_like(weights), x.flatten().clone(), lr=1.0, beta=0.0, decay=0.0)
+        found.append(weights)
+    exact = newton_schulz(x, steps, torch.float32).flatten() * -max(1.0, rows / columns) ** 0.5
+    scale = float(exact.norm())
+    if ops.kernels.attends:
+        assert float((found[1] - exact).norm()) < 1.5 * float((found[0] - exact).norm()) + 0.005 * scale
+    else:
+        assert torch.equal(*found)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 5), st.sampled_from([0.0, 0.1]))
+def test_optimizer_steps(ops: FusedOps, steps: int, decay: float) -> None:
+    layout = Layout(make_plan(load_recipe("token-shift-small").model).parameters)
+    generator = torch.Generator().manual_seed(6)
+    start, found = torch.randn(layout.total, generator=generator), []
+    gradients = [torch.randn(layout.total, generator=generator) for _ in range(steps)]
+    for kernels in (None, ops.kernels):
+        weights = start.clone()
+        optimizer = Optimizer(
+            layout, weights, muon=MuonRecipe(), adam=AdamRecipe(weight_decay=decay), dtype=torch.float32
+        )
+        optimizer.use(kernels)
+        for gradient in gradients:
+            optimizer.gradients.copy_(gradient)
+            optimizer.step(1.0, 0.9)
+        found.append(weights)
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
 
 
 def test_what_the_kernels_do_not_cover_falls_back(ops: FusedOps) -> None:

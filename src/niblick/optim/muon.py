@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from niblick.model.fused import Kernels
 from niblick.optim.layout import Stack
 
+SIDE = 32  # the kernel takes sides that are multiples of it
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic's, published with Muon
 
 
@@ -34,6 +36,13 @@ def newton_schulz(gradients: Tensor, steps: int, dtype: torch.dtype = torch.bflo
     return out
 
 
+def _by_kernel(kernels: Kernels, gradients: Tensor, steps: int) -> Tensor:
+    """`newton_schulz` in bfloat16 by the kernel that computes symmetric products by half."""
+    out = torch.empty_like(gradients, dtype=torch.bfloat16)
+    kernels("newton", out.dtype, gradients, out, *COEFFICIENTS, steps, *gradients.shape)
+    return out
+
+
 class Muon:
     """Momentum and orthogonalised updates for the matrices of a flat buffer.
 
@@ -47,6 +56,7 @@ class Muon:
     ) -> None:
         self.stacks, self.nesterov, self.steps, self.dtype = tuple(stacks), nesterov, steps, dtype
         self.share, self.gather = share, gather
+        self.kernels: Kernels | None = None  # set where training runs on kernels
 
     @torch.no_grad()
     def step(
@@ -68,7 +78,13 @@ class Muon:
         for stack in self.stacks:
             mine = slice(stack.count * rank // size, stack.count * (rank + 1) // size)
             if mine.start < mine.stop:
-                stack.view(updates)[mine] = newton_schulz(stack.view(direction)[mine], self.steps, self.dtype)
+                stack.view(updates)[mine] = self._nearest(stack.view(direction)[mine])
         if self.gather is not None:
             self.gather(updates)
         return updates
+
+    def _nearest(self, matrices: Tensor) -> Tensor:
+        kernels, whole = self.kernels, matrices.shape[1] % SIDE == 0 and matrices.shape[2] % SIDE == 0
+        if kernels is None or not kernels.attends or not whole or self.dtype is not torch.bfloat16:
+            return newton_schulz(matrices, self.steps, self.dtype)
+        return _by_kernel(kernels, matrices, self.steps)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from niblick.model.fused import Kernels
 from niblick.optim.groups import Group
 from niblick.optim.layout import Layout
 from niblick.optim.muon import Muon
@@ -34,6 +35,11 @@ class Optimizer:
             layout.stacks(Group.MUON), nesterov=muon.nesterov, steps=muon.newton_schulz_steps, dtype=dtype,
             share=share, gather=gather,
         )
+        self.use(None)
+
+    def use(self, kernels: Kernels | None) -> None:
+        """Take the compiled forms of Newton-Schulz and Adam, equal up to rounding (None: plain torch)."""
+        self._kernels = self._muon.kernels = kernels
 
     @torch.no_grad()
     def clip(self, limit: float) -> Tensor:
@@ -66,12 +72,18 @@ class Optimizer:
         inner = slice(part.start - offset, part.stop - offset)
         first, second = self.first[inner], self.second[inner]
         beta1, beta2 = recipe.betas
+        rate, keep = lr / (1 - beta1**self.steps), 1 - lr * recipe.weight_decay
+        correct = (1 - beta2**self.steps) ** -0.5
+        if self._kernels is not None:
+            self._kernels("adam", weights.dtype, weights, gradients, first, second, beta1, beta2, recipe.eps, rate, correct,
+                          keep, weights.numel())
+            return
         first.lerp_(gradients, 1 - beta1)
         second.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
-        scale = second.sqrt().div_((1 - beta2**self.steps) ** 0.5).add_(recipe.eps)
+        scale = second.sqrt().mul_(correct).add_(recipe.eps)
         if recipe.weight_decay:
-            weights.mul_(1 - lr * recipe.weight_decay)
-        weights.addcdiv_(first, scale, value=-lr / (1 - beta1**self.steps))
+            weights.mul_(keep)
+        weights.addcdiv_(first, scale, value=-rate)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state that a checkpoint keeps, by name; `load` takes it back."""

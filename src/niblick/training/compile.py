@@ -15,7 +15,7 @@ from torch import Tensor
 
 from niblick.errors import TrainingError
 from niblick.model import LanguageModel
-from niblick.model.fused import FusedOps, load_kernels
+from niblick.model.fused import FusedOps, Kernels, load_kernels
 
 Loss = Callable[[LanguageModel, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -36,12 +36,13 @@ class CompiledLoss:
         self._plain = self._call = plain
         self._wanted, self._proven = wanted, True
         self.compiled = False
+        self.kernels: Kernels | None = None  # those in use on the CPU
         if wanted == "off":
             return
         if device.startswith("cuda"):
             self._call, self._proven, self.compiled = torch.compile(plain, dynamic=False), False, True
         elif (kernels := load_kernels()) is not None:
-            model.ops, self.compiled = FusedOps(kernels), True
+            model.ops, self.kernels, self.compiled = FusedOps(kernels), kernels, True
         elif wanted == "on":
             raise TrainingError('training.compile = "on" needs a C compiler (gcc or clang); use "auto" or "off"')
 

@@ -90,6 +90,7 @@ class Loop:
         self.bytes_per_token = 0.0
         self.clock = Clock(self.state.seconds)
         self.loss = CompiledLoss(training_loss, self.state.model, recipe.training.compile, device)
+        self.state.optimizer.use(self.loss.kernels)
         self.mark: tuple[int, float] | None = None
         self.saved = (self.state.step, self.state.tokens, self.state.seconds)
 

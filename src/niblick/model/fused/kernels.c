@@ -78,3 +78,4 @@ static inline uint16_t narrow(float x) {
 #include "attention.h"
 #include "head.h"
 #include "channel.h"
+#include "optimizer.h"

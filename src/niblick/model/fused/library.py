@@ -15,7 +15,7 @@ from niblick.toolchain import TUNED, CLibrary
 
 _LIBRARY = CLibrary(
     package="niblick.model.fused",
-    names=("kernels.c", "kernels.h", "products.h", "attention.h", "head.h", "channel.h"),
+    names=("kernels.c", "kernels.h", "products.h", "attention.h", "head.h", "channel.h", "optimizer.h"),
     flags=("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros",
            "-freciprocal-math"),
     tunings=(("-march=native", "-fopenmp"), *TUNED),
@@ -29,10 +29,12 @@ _ARGUMENTS = {
     "heads": "ppppppiiiii", "heads_back": "ppppppppiiiii", "exclude": "pppiiii",
     "exclude_back": "pppppiiii", "softmax": "pppfiii", "softmax_back": "ppfii",
 }
-_BF16_ONLY = {  # attention.h, head.h, channel.h
+_BF16_ONLY = {  # attention.h, head.h, channel.h, optimizer.h
     "attend": "pppppiiiiii", "attend_back": "pppppppppiiiiii", "head": "pppfppppiii", "head_back": "pppppiii",
     "channel": "ppppppffppppiii", "channel_back": "ppppppffpppppppppiii",
+    "newton": "ppfffiiii",
 }
+_FLOAT_ONLY = {"adam": "ppppffffffi"}  # optimizer.h
 _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int64}
 CHUNKS = 32  # partial sums per reduction, as in kernels.c
 LANES = 64  # positions of one tile, as in products.h
@@ -47,7 +49,7 @@ class Kernels:
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
         self.attends = bool(library.attends())  # whether the processor has what products.h needs
         for dtype, suffix in _SUFFIX.items():
-            extra = _BF16_ONLY if self.attends and dtype is torch.bfloat16 else {}
+            extra = _FLOAT_ONLY if dtype is torch.float32 else _BF16_ONLY if self.attends else {}
             for name, letters in (_ARGUMENTS | extra).items():
                 function = getattr(library, f"{name}_{suffix}")
                 function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None

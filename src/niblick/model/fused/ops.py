@@ -22,27 +22,27 @@ class FusedOps(Ops):
     """The operations of `Ops`, fused where tensors are contiguous float32 or bfloat16 on the CPU."""
 
     def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
+        self.kernels = kernels
 
     def mix_norm(self, x: Tensor, x0: Tensor, mix: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
         """As in `Ops`."""
         if not _fits(x, x0):
             return super().mix_norm(x, x0, mix, scale)
-        mixed, n = fused.MixNorm.apply(self._kernels, x, x0, mix, scale)  # type: ignore[no-untyped-call]
+        mixed, n = fused.MixNorm.apply(self.kernels, x, x0, mix, scale)  # type: ignore[no-untyped-call]
         return (x if mix is None else mixed), n
 
     def add_norm(self, x: Tensor, branch: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """As in `Ops`."""
         if not _fits(x, branch):
             return super().add_norm(x, branch, weight, scale)
-        y, n = fused.AddNorm.apply(self._kernels, x, branch, weight, scale)  # type: ignore[no-untyped-call]
+        y, n = fused.AddNorm.apply(self.kernels, x, branch, weight, scale)  # type: ignore[no-untyped-call]
         return y, n
 
     def add(self, x: Tensor, branch: Tensor, weight: Tensor) -> Tensor:
         """As in `Ops`."""
         if not _fits(x, branch):
             return super().add(x, branch, weight)
-        y: Tensor = fused.AddNorm.apply(self._kernels, x, branch, weight, None)[0]  # type: ignore[no-untyped-call]
+        y: Tensor = fused.AddNorm.apply(self.kernels, x, branch, weight, None)[0]  # type: ignore[no-untyped-call]
         return y
 
     def interpolate(
@@ -52,14 +52,14 @@ class FusedOps(Ops):
         if last is not None or not _fits(u):
             return super().interpolate(u, last, boundary, first, second)
         flags = None if boundary is None else boundary.contiguous().view(torch.uint8)
-        one, two = fused.Shift.apply(self._kernels, u, flags, first, second)  # type: ignore[no-untyped-call]
+        one, two = fused.Shift.apply(self.kernels, u, flags, first, second)  # type: ignore[no-untyped-call]
         return one, two
 
     def square(self, x: Tensor, slope: float) -> Tensor:
         """As in `Ops`."""
         if not _fits(x):
             return super().square(x, slope)
-        y: Tensor = fused.Square.apply(self._kernels, x, slope)  # type: ignore[no-untyped-call]
+        y: Tensor = fused.Square.apply(self.kernels, x, slope)  # type: ignore[no-untyped-call]
         return y
 
     def channel(
@@ -67,31 +67,31 @@ class FusedOps(Ops):
     ) -> Tensor:
         """As in `Ops`."""
         whole = all(size % PANEL == 0 and size <= MAX_WIDTH for size in up.shape)
-        if not (whole and _pairs(self._kernels, x, branch, up, down)):
+        if not (whole and _pairs(self.kernels, x, branch, up, down)):
             return super().channel(x, branch, weight, scale, up, down, share, slope)
-        y: Tensor = fused.Channel.apply(self._kernels, x, branch, weight, scale, up, down, share, slope)  # type: ignore[no-untyped-call]
+        y: Tensor = fused.Channel.apply(self.kernels, x, branch, weight, scale, up, down, share, slope)  # type: ignore[no-untyped-call]
         return y
 
     def gate(self, gate: Tensor, x: Tensor) -> Tensor:
         """As in `Ops`."""
         if not _fits(gate, x):
             return super().gate(gate, x)
-        y: Tensor = fused.Gate.apply(self._kernels, gate, x)  # type: ignore[no-untyped-call]
+        y: Tensor = fused.Gate.apply(self.kernels, gate, x)  # type: ignore[no-untyped-call]
         return y
 
     def nll(self, z: Tensor, targets: Tensor, cap: float | None) -> Tensor:
         """As in `Ops`."""
         if not _fits(z):
             return super().nll(z, targets, cap)
-        y: Tensor = fused.Nll.apply(self._kernels, z, targets.contiguous(), cap or 0.0)  # type: ignore[no-untyped-call]
+        y: Tensor = fused.Nll.apply(self.kernels, z, targets.contiguous(), cap or 0.0)  # type: ignore[no-untyped-call]
         return y
 
     def head_nll(self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
         """As in `Ops`."""
         words, width = weight.shape
-        if not (_pairs(self._kernels, hidden) and cap and 0 < cap <= MAX_CAP and width % 16 == 0 and words % 2 == 0):
+        if not (_pairs(self.kernels, hidden) and cap and 0 < cap <= MAX_CAP and width % 16 == 0 and words % 2 == 0):
             return super().head_nll(hidden, weight, targets, cap)
-        y: Tensor = fused.HeadNll.apply(self._kernels, hidden, weight, targets.contiguous(), cap)  # type: ignore[no-untyped-call]
+        y: Tensor = fused.HeadNll.apply(self.kernels, hidden, weight, targets.contiguous(), cap)  # type: ignore[no-untyped-call]
         return y
 
     def smear(self, x: Tensor, last: Tensor | None, boundary: Tensor | None, gate: Tensor) -> Tensor:
@@ -99,14 +99,14 @@ class FusedOps(Ops):
         if last is not None or not _fits(x):
             return super().smear(x, last, boundary, gate)
         flags = None if boundary is None else boundary.contiguous().view(torch.uint8)
-        y: Tensor = fused.Shift.apply(self._kernels, x, flags, 1 - gate, None)[0]  # type: ignore[no-untyped-call]
+        y: Tensor = fused.Shift.apply(self.kernels, x, flags, 1 - gate, None)[0]  # type: ignore[no-untyped-call]
         return y
 
     def exclude(self, y: Tensor, v: Tensor) -> Tensor:
         """As in `Ops`."""
         if not _fits(y, v):
             return super().exclude(y, v)
-        out: Tensor = fused.Exclude.apply(self._kernels, y, v)  # type: ignore[no-untyped-call]
+        out: Tensor = fused.Exclude.apply(self.kernels, y, v)  # type: ignore[no-untyped-call]
         return out
 
     def attention(
@@ -117,9 +117,9 @@ class FusedOps(Ops):
         if not _fits(q, k, v) or q.shape[1] > MAX_WIDTH:
             return super().attention(q, k, v, q_gain, k_gain, table, span)
         heads = fused.Heads.apply
-        q = heads(self._kernels, q, q_gain, *table)  # type: ignore[no-untyped-call]
-        k = heads(self._kernels, k, k_gain, *table)  # type: ignore[no-untyped-call]
-        return attend(self._kernels, q, k, v, span)
+        q = heads(self.kernels, q, q_gain, *table)  # type: ignore[no-untyped-call]
+        k = heads(self.kernels, k, k_gain, *table)  # type: ignore[no-untyped-call]
+        return attend(self.kernels, q, k, v, span)
 
 
 def _pairs(kernels: Kernels, *tensors: Tensor) -> bool:

@@ -1,0 +1,85 @@
+/* The optimizer's kernels: AdamW in one pass for any processor, and Newton-Schulz where pairs of bfloat16 multiply. */
+
+/* AdamW on n elements; keep = 1 - lr * decay, rate = lr / (1 - beta1^t), correct = 1 / sqrt(1 - beta2^t). */
+void adam_f32(float *w, const float *g, float *first, float *second, float beta1, float beta2, float eps, float rate,
+              float correct, float keep, int64_t n) {
+    _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)
+        INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++) {
+            float m = first[i] + (1 - beta1) * (g[i] - first[i]), v = beta2 * second[i] + (1 - beta2) * g[i] * g[i];
+            first[i] = m;
+            second[i] = v;
+            w[i] = keep * w[i] - rate * m / (sqrtf(v) * correct + eps);
+        }
+}
+
+#ifdef __AVX512BF16__
+/* One matrix in its tall form Y (m, n), m >= n: rows, and the same as pairs down the rows; gram and poly are (n, n). */
+typedef struct {
+    int64_t m, n;
+    uint16_t *rows, *small;
+    uint32_t *down, *small_down;
+    float *sums, *gram;
+} Newton;
+
+/* Mirror the lower blocks of the symmetric sums (n, n) into the upper ones. */
+static void mirror(float *sums, int64_t n) {
+    for (int64_t i = 0; i < n; i += PANEL)
+        for (int64_t j = i + PANEL; j < n; j += PANEL)
+            for (int64_t r = i; r < i + PANEL; r++)
+                for (int64_t q = j; q < j + PANEL; q++) sums[r * n + q] = sums[q * n + r];
+}
+
+/* sums (m, n), scaled by b, plus a times `add` where given, as bfloat16 by rows and as pairs down them. */
+static void newton_round(const float *sums, const uint16_t *add, float a, float b, uint16_t *rows, uint32_t *down,
+                         int64_t m, int64_t n) {
+    for (int64_t i = 0; i < m; i += 2)
+        for (int64_t j = 0; j < n; j += 16) {
+            __m512 v[2];
+            _Pragma("GCC unroll 2") for (int two = 0; two < 2; two++) {
+                int64_t at = (i + two) * n + j;
+                v[two] = _mm512_mul_ps(_mm512_loadu_ps(sums + at), _mm512_set1_ps(b));
+                if (add) v[two] = _mm512_fmadd_ps(wide(add + at), _mm512_set1_ps(a), v[two]);
+                slim(rows + at, v[two]);
+            }
+            if (down) _mm512_storeu_si512(panel(down, m / 2, j) + i / 2 * PANEL + j % PANEL, paired(v[0], v[1]));
+        }
+}
+
+/* Y <- a Y + Y (b G + c G G) with G = Y^T Y; both products that give symmetric matrices are computed by half. */
+static void newton_step(Newton *t, float a, float b, float c, int last) {
+    int64_t m = t->m, n = t->n;
+    for (int64_t i = 0; i < n; i += PANEL)
+        for (int64_t j = 0; j <= i; j += PANEL)
+            product(panel(t->down, m / 2, i), 1, PANEL, panel(t->down, m / 2, j), PANEL, t->gram + i * n + j, n, PANEL,
+                    PANEL, m / 2, 0);
+    mirror(t->gram, n);
+    newton_round(t->gram, 0, 0, 1, t->small, t->small_down, n, n);
+    for (int64_t j = 0; j < n; j += PANEL)
+        product(t->small + j * n, n / 2, 1, panel(t->small_down, n / 2, j), PANEL, t->gram + j * n + j, n, n - j, PANEL,
+                n / 2, 0);
+    mirror(t->gram, n);
+    newton_round(t->gram, t->small, b, c, t->small, t->small_down, n, n);
+    rows_by_panels(t->rows, t->small_down, 0, t->sums, m, n, n / 2);
+    newton_round(t->sums, t->rows, a, 1, t->rows, last ? 0 : t->down, m, n);
+}
+
+/* x (count, rows, columns) float -> out, the same in bfloat16, each matrix nearly orthogonal; sides are multiples of PANEL. */
+void newton_bf16(const float *x, uint16_t *out, float a, float b, float c, int64_t steps, int64_t count, int64_t rows,
+                 int64_t columns) {
+    int64_t tall = rows >= columns, m = tall ? rows : columns, n = tall ? columns : rows, size = m * n;
+    _Pragma("omp parallel for schedule(dynamic)") for (int64_t k = 0; k < count; k++) {
+        const float *in = x + k * size;
+        Newton t = {m, n, room(size * 2), room(n * n * 2), room(size * 2), room(n * n * 2), room(size * 4), room(n * n * 4)};
+        float norm = 0;
+        INDEPENDENT for (int64_t i = 0; i < size; i++) norm += in[i] * in[i];
+        norm = 1 / (sqrtf(norm) + 1e-7f);
+        for (int64_t i = 0; i < m; i++)
+            for (int64_t j = 0; j < n; j++) t.sums[i * n + j] = in[tall ? i * n + j : j * m + i];
+        newton_round(t.sums, 0, 0, norm, t.rows, t.down, m, n);
+        for (int64_t i = 0; i < steps; i++) newton_step(&t, a, b, c, i + 1 == steps);
+        for (int64_t i = 0; i < m; i++)
+            for (int64_t j = 0; j < n; j++) out[k * size + (tall ? i * n + j : j * m + i)] = t.rows[i * n + j];
+        free(t.rows), free(t.small), free(t.down), free(t.small_down), free(t.sums), free(t.gram);
+    }
+}
+#endif
