@@ -16,7 +16,7 @@ import torch
 
 from niblick.generation.build import ENGINE
 from niblick.generation.lattice import encode
-from niblick.generation.layout import Matrix
+from niblick.generation.layout import matrix_of
 
 SIDE, COUNT, ROUNDS = 512, 104, 12
 
@@ -76,9 +76,8 @@ def native(limit: int) -> Callable[[], None]:
     codes = encode((draw.integers(-limit, limit + 1, (COUNT * SIDE, SIDE)) * 0.01).astype(np.float32))
     memory = library.nb_floats(ctypes.c_int64(codes.data.nbytes // 4))
     ctypes.memmove(memory, codes.data.ctypes.data, codes.data.nbytes)
-    place = ctypes.cast(memory, ctypes.POINTER(ctypes.c_uint8))
-    scales = codes.scales.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    matrix = Matrix(place, scales, None, codes.rows, SIDE, codes.bits, codes.data.strides[0])
+    matrix = matrix_of(codes)
+    matrix.codes = ctypes.cast(memory, ctypes.POINTER(ctypes.c_uint8))
     x, out, scratch = (np.random.rand(n).astype(np.float32) for n in (SIDE, codes.rows, 1 << 16))
     zero, rows = ctypes.c_float(0), codes.rows
 

@@ -9,6 +9,8 @@ import platform
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from niblick.generation import (
     GREEDY,
@@ -20,7 +22,8 @@ from niblick.generation import (
     open_engine,
 )
 from niblick.generation.build import ENGINE
-from niblick.generation.layout import unsupported
+from niblick.generation.lattice import Codes, decode, store
+from niblick.generation.layout import matrix_of, unsupported
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe, recipe_from_dict
 
@@ -160,6 +163,55 @@ def test_every_width_of_codes_gives_the_reference_logits(library, levels):
         engine.read(0, tokens(90))
     assert set(native.bits.values()) == {{7: 4, 31: 6, 127: 8, None: 24}[levels]}
     assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
+
+
+def product(library: ctypes.CDLL, codes: Codes, x: np.ndarray) -> np.ndarray:
+    """The engine's product of a matrix with each row of `x`."""
+    out, scratch = np.zeros((len(x), codes.rows), dtype=np.float32), np.zeros(1 << 18, dtype=np.float32)
+    wide = np.pad(x, ((0, 0), (0, 64)))
+    matrix, zero = matrix_of(codes), ctypes.c_float(0)
+    at_x, at_out, at_scratch = (ctypes.c_void_p(a.ctypes.data) for a in (wide, out, scratch))
+    strides = [ctypes.c_int64(a.shape[1]) for a in (wide, out)]
+    library.nb_product(
+        ctypes.byref(matrix), at_x, strides[0], at_out, strides[1], len(x), 0, codes.rows, 0, zero, at_scratch
+    )
+    return out
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(st.integers(1, 70), st.integers(1, 200), st.integers(1, 9)),
+    st.floats(0.1, 300),
+    st.floats(0, 0.02),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_few_large_codes_beside_small_ones_change_no_bit_of_a_product(library, shape, spread, share, columns, seed):
+    rows, cols, count = shape
+    draw = np.random.default_rng(seed)
+    codes = np.rint(draw.standard_normal((rows, cols)) * spread)
+    codes[draw.random((rows, cols)) < share] *= 100
+    codes = np.clip(codes, -32768, 32767).astype(np.int32)
+    steps, x = (draw.random(n).astype(np.float32) for n in (rows, (count, cols)))
+    factors = draw.random(cols).astype(np.float32) if columns else None
+    small, large = (store(codes, steps, factors, tails=tails) for tails in (True, False))
+    assert small.bits <= large.bits
+    assert np.array_equal(decode(small), decode(large))
+    assert np.array_equal(product(library, small, x), product(library, large, x))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 6, 8, 10, 12, 16, 24])
+def test_products_and_tails_of_every_width_are_those_of_the_weights(portable, library, bits):
+    draw, most = np.random.default_rng(bits), (1 << (bits - 1)) - 1
+    codes = draw.integers(-most, most + 1, (48, 130)).astype(np.int32)
+    if bits in (2, 8):
+        codes[[1, 17, 40], [5, 129, 0]] = 30000, -32768, 2000
+    found, x = store(codes, draw.random(48).astype(np.float32)), draw.standard_normal((5, 130)).astype(np.float32)
+    assert found.bits == bits
+    assert (found.tail is not None) == (bits in (2, 8))
+    right = x @ decode(found).T.astype(np.float64)
+    for made_by in (library, portable):
+        assert np.abs(product(made_by, found, x) - right).max() < 2e-6 * np.abs(right).max()
 
 
 def test_steps_per_column_give_the_reference_logits(library):

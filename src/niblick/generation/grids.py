@@ -43,7 +43,7 @@ def find_grid(weight: Floats, base: float | None = None) -> tuple[NDArray[np.int
     """
     if base is None:
         base = find_base([weight[:8]])
-    if base is None:
+    if base is None or weight.size < _SAMPLE:
         return None
     some = _spread(weight, 0)
     phase, sure = _phase(some, base)

@@ -1,7 +1,8 @@
 """Weights as integer codes times scales, in the fewest bits that lose nothing that could be seen.
 
 A matrix made of whole multiples of one step per row, or of row steps times column factors (what packing writes), is
-kept exactly, in 4, 6, 8 or 16 bits per weight; any other is rounded to 24 bits, as fine as float32 for a row's largest.
+kept exactly, in 2 to 16 bits per weight; any other is rounded to 24 bits, as fine as float32 for a row's largest.
+Few codes are large: they are cut off at the range of fewer bits, and what is missing of each stands in a list.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from niblick.generation.grids import find_grid
 
 BLOCK = 64  # columns are padded to runs of 64; codes are laid out 64 at a time, of
 ROWS, GROUP = 32, 4  # half as many rows and so many columns
+UNIT = 8 * ROWS
 _EXACT = 3e-7  # relative to the row's largest value: float32 rounding of code * scale
-_RANGES = {4: (-8, 7), 6: (-32, 31), 8: (-128, 127), 16: (-32768, 32767)}
+_RANGES = {bits: (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bits in (2, 4, 6, 8, 10, 12, 16, 24)}
 _FINEST = (1 << 23) - 256  # leaves room for rounding
 _PROBE = 4  # rows looked at before the whole matrix is
+_TAIL = 40  # codes of 8 bits that are multiplied in the time of one entry of a tail
+_TAIL_COLUMNS = 4096
 
 Floats = NDArray[np.float32]
 
@@ -27,7 +31,8 @@ Floats = NDArray[np.float32]
 class Codes:
     """A matrix (rows, cols): `data` (blocks of 32 rows, bytes) as the engine reads it, `scales` (rows,) float32.
 
-    `columns` (cols padded to 64,) float32 multiplies the columns, where there is such a factor.
+    `columns` (cols padded to 64,) float32 multiplies the columns, where there is such a factor. `tail` (entries,) is
+    what codes lack, and `tail_at` int32 where that of every sixteen rows begins; both None where none lacks any.
     """
 
     data: NDArray[np.uint8]
@@ -36,11 +41,14 @@ class Codes:
     rows: int
     cols: int
     bits: int
+    tail: NDArray[np.uint32] | None = None
+    tail_at: NDArray[np.int32] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.data.nbytes + self.scales.nbytes + (0 if self.columns is None else self.columns.nbytes)
+        held = (self.data, self.scales, self.columns, self.tail, self.tail_at)
+        return sum(array.nbytes for array in held if array is not None)
 
 
 def encode(weight: Floats, *, exact: bool = True, base: float | None = None) -> Codes:
@@ -49,16 +57,47 @@ def encode(weight: Floats, *, exact: bool = True, base: float | None = None) -> 
     `base`: where the grid of this matrix's model lies, if that is known (`grids.find_base`).
     """
     weight = np.ascontiguousarray(weight, dtype=np.float32)
-    rows, cols = weight.shape
-    codes, steps, factors = _factors(weight, base) if exact else _rounded(weight, 127)
-    low, high = int(codes.min(initial=0)), int(codes.max(initial=0))
-    bits = next((bits for bits, (least, most) in _RANGES.items() if least <= low and high <= most), 24)
-    width = -(-cols // BLOCK) * BLOCK
-    padded = np.zeros((-(-rows // ROWS) * ROWS, width), dtype=np.int32)
-    padded[:rows, :cols] = codes
+    return store(*(_factors(weight, base) if exact else _rounded(weight, 127)))
+
+
+def store(codes: NDArray[np.int32], steps: Floats, factors: Floats | None = None, *, tails: bool = True) -> Codes:
+    """Whole numbers (rows, cols) of at most 24 bits times row steps and column factors, as the engine reads them.
+
+    `tails` off gives every code the bits of the largest: the same numbers, read more slowly.
+    """
+    rows, cols = codes.shape
+    bits = _cheapest(codes, tails)
+    kept = np.clip(codes, *_RANGES[bits])
+    padded = np.pad(kept, ((0, -rows % ROWS), (0, -cols % BLOCK)))
     if factors is not None:
-        factors = np.pad(factors.astype(np.float32), (0, width - cols))
-    return Codes(_lay_out(padded, bits), steps.astype(np.float32), factors, rows, cols, bits)
+        factors = np.pad(factors.astype(np.float32), (0, -cols % BLOCK))
+    return Codes(
+        _lay_out(padded, bits), steps.astype(np.float32), factors, rows, cols, bits, *_tail(codes - kept)
+    )
+
+
+def _cheapest(codes: NDArray[np.int32], tails: bool) -> int:
+    """The bits in which codes, and tails where they may be, are read soonest; tails hold what 16 bits lack of fewer."""
+    sizes = np.bincount(np.minimum(np.where(codes < 0, ~codes, codes), 32768).reshape(-1), minlength=32769)
+    beyond = {bits: int(sizes[1 << (bits - 1) :].sum()) for bits in _RANGES if bits <= 16}
+    if beyond[16]:
+        return 24
+    costs = {
+        bits: codes.size * (bits / 8 + -(-bits // 8)) / 2 + _TAIL * count
+        for bits, count in beyond.items()
+        if not count or (tails and codes.shape[1] <= _TAIL_COLUMNS)
+    }
+    return min(costs, key=lambda bits: costs[bits])
+
+
+def _tail(rest: NDArray[np.int32]) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | tuple[None, None]:
+    """Entries (nb_tail) of what is not zero, by sixteen rows, and where those of every sixteen rows begin."""
+    rows, columns = np.nonzero(rest)
+    if not len(rows):
+        return None, None
+    entries = (rows % 16 | columns << 4 | rest[rows, columns].astype(np.int64) << 16).astype(np.uint32)
+    starts = np.searchsorted(rows // 16, np.arange(-(-len(rest) // ROWS) * ROWS // 16 + 1)).astype(np.int32)
+    return entries, starts
 
 
 def _factors(weight: Floats, base: float | None) -> tuple[NDArray[np.int32], Floats, Floats | None]:
@@ -77,16 +116,19 @@ def _rounded(weight: Floats, most: int) -> tuple[NDArray[np.int32], Floats, None
 
 def decode(codes: Codes) -> Floats:
     """The matrix (rows, cols) that the engine multiplies with."""
-    data = codes.data.reshape(len(codes.data), -1, 8 * codes.bits)
-    if codes.bits >= 8:
-        parts = data.reshape(*data.shape[:2], codes.bits // 8, BLOCK).astype(np.int32)
-        shifts = 8 * np.arange(codes.bits // 8, dtype=np.int32)
-        values = (parts << shifts[:, None]).sum(axis=2) - (1 << (codes.bits - 1))
-    else:
-        values = _unpack(data, codes.bits)
-    tiled = values.reshape(len(data), -1, ROWS, GROUP)
-    values = tiled.swapaxes(1, 2).reshape(len(data) * ROWS, -1)
-    weight: Floats = values[: codes.rows, : codes.cols].astype(np.float32) * codes.scales[:, None]
+    blocks = len(codes.data)
+    units = codes.data.shape[1] // (32 * codes.bits)
+    values, at = np.full((blocks, units, UNIT), -(1 << (codes.bits - 1)), dtype=np.int32), 0
+    for low, width in _planes(codes.bits):
+        part = codes.data[:, at : at + units * 32 * width].reshape(blocks, units, -1)
+        values += _unpack(part, width) << low
+        at += units * 32 * width
+    tiled = values.reshape(blocks, -1, ROWS, GROUP)
+    whole = tiled.swapaxes(1, 2).reshape(blocks * ROWS, -1)[: codes.rows, : codes.cols]
+    if codes.tail is not None and codes.tail_at is not None:
+        rows = np.repeat(16 * np.arange(len(codes.tail_at) - 1), np.diff(codes.tail_at)) + (codes.tail & 15)
+        whole[rows, codes.tail >> 4 & 4095] += codes.tail.astype(np.int32) >> 16
+    weight: Floats = whole.astype(np.float32) * codes.scales[:, None]
     return weight if codes.columns is None else weight * codes.columns[: codes.cols]
 
 
@@ -128,30 +170,41 @@ def _fits(weight: Floats, step: Floats, top: Floats) -> NDArray[np.bool_]:
     return found
 
 
+def _planes(bits: int) -> list[tuple[int, int]]:
+    """The lowest bit and the number of bits of a code's bytes and of what is above them."""
+    return [(low, min(8, bits - low)) for low in range(0, bits, 8)]
+
+
 def _lay_out(codes: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
-    """Blocks of 32 rows; of every 4 columns twice 64 codes plus half their range: all low bytes, then all higher ones, for
-    8, 16 and 24 bits; low nibbles, then pairs of high bits, for 4 and 6."""
+    """Blocks of 32 rows of codes plus half their range, as nb_matrix has them."""
     blocks = len(codes) // ROWS
     tiled = codes.reshape(blocks, ROWS, -1, GROUP).swapaxes(1, 2) + (1 << (bits - 1))
-    if bits >= 8:
-        whole = tiled.reshape(blocks, -1, 1, BLOCK)
-        parts = np.concatenate([whole >> (8 * i) for i in range(bits // 8)], axis=2) & 255
-        return np.ascontiguousarray(parts.astype(np.uint8).reshape(blocks, -1))
-    values = tiled.astype(np.uint8).reshape(blocks, -1, 4, 16)
-    low = values & 15
-    nibbles = np.concatenate([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=2)
-    if bits == 4:
-        return np.ascontiguousarray(nibbles.reshape(blocks, -1))
-    high = values >> 4
-    pairs = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
-    return np.ascontiguousarray(np.concatenate([nibbles, pairs], axis=2).reshape(blocks, -1))
+    quarters = tiled.reshape(blocks, -1, 4, BLOCK)
+    planes = [_pack(quarters >> low, width).reshape(blocks, -1) for low, width in _planes(bits)]
+    return np.ascontiguousarray(np.concatenate(planes, axis=1))
+
+
+def _pack(quarters: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
+    """The low `bits`, 2, 4, 6 or 8, of quarters (blocks, units, 4, 64) in (blocks, units, 32 * bits) bytes."""
+    low = (quarters & ((1 << bits) - 1)).astype(np.uint8)
+    one, two, three, four = np.moveaxis(low, 2, 0)
+    if bits == 8:
+        parts = [one, two, three, four]
+    elif bits == 6:
+        parts = [one | four << 2 & 0xC0, two | four << 4 & 0xC0, three | four << 6]
+    elif bits == 4:
+        parts = [one | two << 4, three | four << 4]
+    else:
+        parts = [one | two << 2 | three << 4 | four << 6]
+    return np.concatenate(parts, axis=2)
 
 
 def _unpack(data: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
-    """The inverse of `_lay_out` for 4 and 6 bits: (rows, runs, bytes) -> (rows, runs, 64)."""
-    first, second = data[:, :, :16], data[:, :, 16:32]
-    parts = [first & 15, second & 15, first >> 4, second >> 4]
+    """The inverse of `_pack`: (blocks, units, 256)."""
+    parts = np.split(data, bits // 2, axis=2)
     if bits == 6:
-        pairs = data[:, :, 32:48]
-        parts = [part | (pairs >> (2 * i) & 3) << 4 for i, part in enumerate(parts)]
-    return np.concatenate(parts, axis=2).astype(np.int32) - (1 << (bits - 1))
+        one, two, three = (part >> 6 for part in parts)
+        quarters = [*(part & 63 for part in parts), one << 4 | two << 2 | three]
+    else:
+        quarters = [part >> shift & ((1 << bits) - 1) for part in parts for shift in range(0, 8, bits)]
+    return np.concatenate(quarters, axis=2).astype(np.int32)

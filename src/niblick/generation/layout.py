@@ -6,7 +6,7 @@ Mirrors native/engine.h field by field; `Layout` keeps alive every array that a 
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint8
+from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint8, c_void_p
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,8 @@ class Matrix(ctypes.Structure):
         ("codes", POINTER(c_uint8)),
         ("scales", POINTER(c_float)),
         ("columns", POINTER(c_float)),
+        ("tail", c_void_p),
+        ("tail_at", POINTER(c_int32)),
         *((n, c_int32) for n in ("rows", "cols", "bits")),
     ]
 
@@ -179,15 +181,7 @@ class Layout:
             self._codes[name] = encode(
                 self._tensors[name].detach().float().cpu().numpy(), exact=self._exact, base=self._base
             )
-        codes = self._codes[name]
-        return Matrix(
-            codes.data.ctypes.data_as(POINTER(c_uint8)),
-            codes.scales.ctypes.data_as(POINTER(c_float)),
-            None if codes.columns is None else codes.columns.ctypes.data_as(POINTER(c_float)),
-            codes.rows,
-            codes.cols,
-            codes.bits,
-        )
+        return matrix_of(self._codes[name])
 
     def _layer(self, layer: VirtualLayer) -> Layer:
         model, block, scalars = self._model.recipe, layer.block, layer.scalars
@@ -299,3 +293,17 @@ class Layout:
 
 def _padded(count: int) -> int:
     return -(-count // WIDE) * WIDE
+
+
+def matrix_of(codes: Codes) -> Matrix:
+    """The structure of a matrix; it points into the arrays of `codes`."""
+    return Matrix(
+        codes.data.ctypes.data_as(POINTER(c_uint8)),
+        codes.scales.ctypes.data_as(POINTER(c_float)),
+        None if codes.columns is None else codes.columns.ctypes.data_as(POINTER(c_float)),
+        None if codes.tail is None else codes.tail.ctypes.data,
+        None if codes.tail_at is None else codes.tail_at.ctypes.data_as(POINTER(c_int32)),
+        codes.rows,
+        codes.cols,
+        codes.bits,
+    )

@@ -17,15 +17,25 @@ typedef float vec __attribute__((vector_size(64), aligned(4), may_alias)); /* 16
 typedef int32_t veci __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int16_t shorts __attribute__((vector_size(32), aligned(2), may_alias));
 
-enum { WIDE = 16, ROWS = 32, HALVES = ROWS / WIDE, BLOCK = 64, NO_TOKEN = -1, MAX_THREADS = 64 };
+enum { WIDE = 16, ROWS = 32, HALVES = ROWS / WIDE, BLOCK = 64, UNIT = 8 * ROWS, NO_TOKEN = -1, MAX_THREADS = 64 };
 enum { TOKEN_SHIFT = 0, ATTENTION = 1 };
 enum { PLAIN = 0, SQUARE = 1, SIGMOID = 2, SOFTCAP = 3 }; /* what happens to a product's outputs */
 
-/* rows x cols codes of 4, 6, 8, 16 or 24 bits times the row's scale: blocks of 32 rows, of which every four columns
- * (padded to a multiple of 64) are twice 64 codes, row by row; a code of several bytes has one in each of as many 64s */
+typedef struct {
+    uint32_t row : 4, column : 12; /* row of sixteen */
+    int32_t rest : 16;             /* of a code that its matrix's bits cannot hold */
+} nb_tail;
+
+/* rows x cols codes of 2, 4, 6, 8, 10, 12, 16 or 24 bits times the row's scale, in blocks of 32 rows. A block holds
+ * numbers of 8 bits for each whole byte of its codes, then numbers of what is above. Of these, every eight columns
+ * (padded to a multiple of 64) are a unit of four times 64, sixteen rows of four columns each. 8 bits: the four in turn;
+ * 2 and 4: one above the other in the same bytes; 6: three, and two bits of the fourth above each. A code beyond the
+ * range is cut off; what is missing stands in the tails. */
 typedef struct {
     const uint8_t *codes;
     const float *scales, *columns; /* columns: a factor of each column, or null; readable up to a multiple of 64 */
+    const nb_tail *tail;           /* or null */
+    const int32_t *tail_at;        /* where those of every sixteen rows of the blocks begin, and the end */
     int32_t rows, cols, bits;
 } nb_matrix;
 

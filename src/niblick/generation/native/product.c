@@ -9,7 +9,7 @@
 
 #include <math.h>
 #include <string.h>
-#if defined(__AVX512VNNI__) && !defined(NB_PORTABLE)
+#if defined(__AVX512VNNI__) && defined(__AVX512DQ__) && !defined(NB_PORTABLE)
 #define NB_VNNI
 #include <immintrin.h>
 #endif
@@ -40,7 +40,7 @@ static void activate(float *x, int n, int act, float parameter) {
 }
 
 #ifdef NB_VNNI
-enum { DIGITS = 3, TOP = 127 * 65536, PIECE = 4 * DIGITS }; /* TOP leaves room for rounding in the digits */
+enum { DIGITS = 3, TOP = 127 * 65536, PIECE = 4 * DIGITS, QUARTERS = 4 }; /* TOP leaves room for rounding in the digits */
 
 /* the first `left` of sixteen lanes */
 INLINE __mmask16 lanes(int left) { return left >= WIDE ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0; }
@@ -51,9 +51,9 @@ INLINE __m512 load(const nb_matrix *m, const float *x, int at) {
     return m->columns ? _mm512_mul_ps(part, _mm512_loadu_ps(m->columns + at)) : part;
 }
 
-/* x = step * (65536 high + 256 middle + low): per four columns the low bytes, the middle ones and the high ones; their
- * sums go to `sums`. Returns the step. */
-static float split(const job *j, const float *x, int8_t *digits, int32_t *sums) {
+/* x = step * whole, whole = 65536 high + 256 middle + low: per four columns the low bytes, the middle ones and the high
+ * ones; their sums go to `sums`. Returns the step. */
+static float split(const job *j, const float *x, int8_t *digits, int32_t *sums, int64_t *whole) {
     __m512 top = _mm512_setzero_ps();
     for (int i = 0; i < j->groups / 4; i++) top = _mm512_max_ps(top, _mm512_abs_ps(load(j->m, x, i * WIDE)));
     float most = _mm512_reduce_max_ps(top);
@@ -62,6 +62,10 @@ static float split(const job *j, const float *x, int8_t *digits, int32_t *sums) 
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, 0, 0, 0, 0);
     for (int i = 0; i < j->groups / 4; i++) {
         __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(load(j->m, x, i * WIDE), factor));
+        if (j->m->tail) {
+            _mm512_storeu_si512(whole + i * WIDE, _mm512_cvtepi32_epi64(_mm512_castsi512_si256(q)));
+            _mm512_storeu_si512(whole + i * WIDE + 8, _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(q, 1)));
+        }
         __m512i middle = _mm512_srai_epi32(_mm512_add_epi32(q, half), 8);
         __m512i high = _mm512_srai_epi32(_mm512_add_epi32(middle, half), 8);
         sum[0] = _mm512_add_epi32(sum[0], q), sum[1] = _mm512_add_epi32(sum[1], middle), sum[2] = _mm512_add_epi32(sum[2], high);
@@ -75,16 +79,25 @@ static float split(const job *j, const float *x, int8_t *digits, int32_t *sums) 
     return most / TOP;
 }
 
-/* 64 codes as unsigned bytes, still with their offset */
-INLINE __m512i unpack(const uint8_t *run, int bits) {
-    if (bits == 8) return _mm512_loadu_si512(run);
-    const __m512i halves = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi32(4), 1);
-    __m512i low = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)run));
-    low = _mm512_and_si512(_mm512_srlv_epi32(low, halves), _mm512_set1_epi8(15));
-    if (bits == 4) return low;
-    const __m512i turns = _mm512_set_epi32(30, 30, 30, 30, 0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4);
-    __m512i high = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(run + 32)));
-    return _mm512_ternarylogic_epi32(_mm512_rolv_epi32(high, turns), _mm512_set1_epi8(0x30), low, 0xea); /* a & b | c */
+/* the four times 64 numbers of `bits` in a unit, still with their offset */
+INLINE void unpack(const uint8_t *unit, int bits, __m512i w[QUARTERS]) {
+    const __m512i low = _mm512_set1_epi8((char)((1 << bits) - 1));
+    __m512i raw[QUARTERS];
+#pragma GCC unroll 4
+    for (int i = 0; i < bits / 2; i++) raw[i] = _mm512_loadu_si512(unit + i * BLOCK);
+#pragma GCC unroll 4
+    for (int q = 0; q < QUARTERS; q++) {
+        if (bits == 8) w[q] = raw[q];
+        else if (bits == 6) w[q] = raw[q < 3 ? q : 0];
+        else w[q] = _mm512_srli_epi32(raw[q * bits / 8], q * bits % 8);
+    }
+    if (bits == 6) { /* 0xca takes the second where the first is set, else the third */
+        w[3] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x30), _mm512_srli_epi32(raw[0], 2), _mm512_srli_epi32(raw[1], 4), 0xca);
+        w[3] = _mm512_ternarylogic_epi32(_mm512_set1_epi8(0x3c), w[3], _mm512_srli_epi32(raw[2], 6), 0xca);
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < QUARTERS; q++)
+        if (bits < 8) w[q] = _mm512_and_si512(w[q], low);
 }
 
 /* sum += four bytes of w times four of x in every lane; written out because compilers move and load it to death */
@@ -93,16 +106,44 @@ INLINE void add(__m512i *sum, __m512i w, __m512i x) { __asm__("vpdpbusd %2, %1, 
 typedef struct {
     const int8_t *digits;
     const int32_t *sums;
+    const int64_t *whole;
     const float *steps;
     int64_t stride; /* between columns' digits */
 } inputs;
 
-/* A block of rows from `row` on times C columns from `c0` on. Codes of 16 and 24 bits are several bytes, of which only
- * the high one has an offset; products of equal weight share their sum. */
+/* what the codes of sixteen rows leave over, times C columns from `c0` on */
+INLINE void tails(const job *j, const inputs *x, int row, int c0, int64_t sum[4][WIDE], const int C) {
+    const int64_t *whole = x->whole + (int64_t)c0 * 4 * j->groups;
+    const nb_tail *end = j->m->tail + j->m->tail_at[row / WIDE + 1];
+    memset(sum, 0, C * sizeof *sum);
+    for (const nb_tail *tail = j->m->tail + j->m->tail_at[row / WIDE]; tail < end; tail++)
+        for (int c = 0; c < C; c++) sum[c][tail->row] += tail->rest * whole[(int64_t)c * 4 * j->groups + tail->column];
+}
+
+/* sixteen rows' sums of rising weight, and what is left over, as floats */
+INLINE __m512 joined(const __m512i *sum, int sums, const int64_t *left) {
+    __m256 part[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        __m512i total = _mm512_setzero_si512();
+#pragma GCC unroll 5
+        for (int k = sums - 1; k >= 0; k--) {
+            __m256i eight = i ? _mm512_extracti64x4_epi64(sum[k], 1) : _mm512_castsi512_si256(sum[k]);
+            total = _mm512_add_epi64(_mm512_slli_epi64(total, 8), _mm512_cvtepi32_epi64(eight));
+        }
+        if (left) total = _mm512_add_epi64(total, _mm512_loadu_si512(left + 8 * i));
+        part[i] = _mm512_cvtepi64_ps(total);
+    }
+    return _mm512_insertf32x8(_mm512_castps256_ps512(part[0]), part[1], 1);
+}
+
+/* A block of rows from `row` on times C columns from `c0` on. Codes of more than 8 bits are several numbers, of which
+ * only the high one has an offset; products of equal weight share their sum. The whole sum is exact and rounded once. */
 INLINE void tile(const job *j, const inputs *x, const uint8_t *codes, int bits, int row, int c0, const int C) {
-    const int planes = bits > 8 ? bits / 8 : 1, sums = planes + DIGITS - 1, offset = bits > 8 ? 128 : 1 << (bits - 1);
-    __m512i sum[4][HALVES][5], part[DIGITS];
+    const int planes = (bits + 7) / 8, sums = planes + DIGITS - 1, offset = 1 << (bits - 1) % 8;
+    __m512i sum[4][HALVES][5];
     const int8_t *at[4];
+    int64_t left[4][WIDE];
 #pragma GCC unroll 4
     for (int c = 0; c < C; c++) {
         at[c] = x->digits + (c0 + c) * x->stride;
@@ -112,35 +153,34 @@ INLINE void tile(const job *j, const inputs *x, const uint8_t *codes, int bits, 
             for (int k = 0; k < sums; k++)
                 sum[c][h][k] = _mm512_set1_epi32(k < planes - 1 ? 0 : -offset * x->sums[(c0 + c) * DIGITS + k - planes + 1]);
     }
-    for (int64_t g = 0; g < j->groups; g++, codes += HALVES * 8 * bits) {
 #pragma GCC unroll 3
-        for (int p = 0; p < planes; p++) {
-            __m512i w[HALVES];
+    for (int p = 0; p < planes; p++, codes += j->groups * (UNIT / 2))
+        for (int64_t g = 0; g < j->groups; g += 2) {
+            __m512i w[QUARTERS];
+            int width = bits - 8 * p < 8 ? bits - 8 * p : 8;
+            unpack(codes + g * (UNIT / 16) * width, width, w);
 #pragma GCC unroll 2
-            for (int h = 0; h < HALVES; h++) w[h] = unpack(codes + h * 8 * bits + p * BLOCK, bits > 8 ? 8 : bits);
+            for (int k = 0; k < 2; k++)
 #pragma GCC unroll 4
-            for (int c = 0; c < C; c++)
+                for (int c = 0; c < C; c++)
 #pragma GCC unroll 3
-                for (int d = 0; d < DIGITS; d++) {
-                    int32_t four;
-                    memcpy(&four, at[c] + g * PIECE + 4 * d, 4);
-                    part[d] = _mm512_set1_epi32(four);
+                    for (int d = 0; d < DIGITS; d++) {
+                        int32_t four;
+                        memcpy(&four, at[c] + (g + k) * PIECE + 4 * d, 4);
+                        __m512i part = _mm512_set1_epi32(four);
 #pragma GCC unroll 2
-                    for (int h = 0; h < HALVES; h++) add(&sum[c][h][p + d], w[h], part[d]);
-                }
+                        for (int h = 0; h < HALVES; h++) add(&sum[c][h][p + d], w[HALVES * k + h], part);
+                    }
         }
-    }
 #pragma GCC unroll 2
     for (int h = 0; h < HALVES; h++) {
         int at_row = row + h * WIDE;
         __mmask16 mask = lanes(j->m->rows - at_row);
         __m512 scale = _mm512_maskz_loadu_ps(mask, j->m->scales + at_row);
+        if (j->m->tail) tails(j, x, at_row, c0, left, C);
 #pragma GCC unroll 4
         for (int c = 0; c < C; c++) {
-            __m512 value = _mm512_setzero_ps();
-#pragma GCC unroll 5
-            for (int k = sums - 1; k >= 0; k--)
-                value = _mm512_fmadd_ps(value, _mm512_set1_ps(256), _mm512_cvtepi32_ps(sum[c][h][k]));
+            __m512 value = joined(sum[c][h], sums, j->m->tail ? left[c] : NULL);
             value = _mm512_mul_ps(scale, _mm512_mul_ps(_mm512_set1_ps(x->steps[c0 + c]), value));
             _mm512_mask_storeu_ps(j->out + (c0 + c) * j->out_stride + at_row, mask, value);
         }
@@ -164,15 +204,18 @@ INLINE void matrix_of(const job *j, const inputs *x, int bits, int n, int first,
             block_of(j, x, codes, bits, n, row);
             continue;
         }
-        for (int64_t i = 0; i < HALVES * (int64_t)j->groups; i++)
-            _mm512_storeu_si512(bytes + i * BLOCK, _mm512_add_epi8(unpack(codes + i * 8 * bits, bits), more));
+        for (int64_t i = 0; i < j->groups / 2; i++) {
+            __m512i w[QUARTERS];
+            unpack(codes + i * UNIT / 8 * bits, bits, w);
+            for (int q = 0; q < QUARTERS; q++) _mm512_storeu_si512(bytes + i * UNIT + q * BLOCK, _mm512_add_epi8(w[q], more));
+        }
         block_of(j, x, bytes, 8, n, row);
     }
 }
 
 int64_t nb_scratch(int columns, int widest) {
     int64_t padded = (widest + BLOCK - 1) / BLOCK * BLOCK;
-    return columns * (padded * DIGITS + BLOCK) + ROWS * padded + columns * (int64_t)(DIGITS + 1) * 4 + 3 * BLOCK;
+    return columns * (padded * (DIGITS + 8) + BLOCK) + ROWS * padded + columns * (int64_t)(DIGITS + 1) * 4 + 3 * BLOCK;
 }
 
 static void multiply(job *j, int n, int first, int end, void *scratch) {
@@ -180,13 +223,18 @@ static void multiply(job *j, int n, int first, int end, void *scratch) {
     int32_t *sums = (int32_t *)(steps + n);
     int8_t *digits = (int8_t *)scratch + ((int64_t)n * (DIGITS + 1) * 4 + BLOCK - 1) / BLOCK * BLOCK;
     int64_t stride = (int64_t)j->groups * PIECE + BLOCK; /* not a power of two: columns share no cache set */
-    for (int c = 0; c < n; c++) steps[c] = split(j, j->in + c * j->in_stride, digits + c * stride, sums + c * DIGITS);
-    inputs x = {digits, sums, steps, stride};
-    uint8_t *bytes = (uint8_t *)digits + n * stride;
+    int64_t *whole = (int64_t *)(digits + n * stride);
+    uint8_t *bytes = (uint8_t *)(whole + (int64_t)n * 4 * j->groups);
+    for (int c = 0; c < n; c++)
+        steps[c] = split(j, j->in + c * j->in_stride, digits + c * stride, sums + c * DIGITS, whole + (int64_t)c * 4 * j->groups);
+    inputs x = {digits, sums, whole, steps, stride};
     switch (j->m->bits) {
+    case 2: matrix_of(j, &x, 2, n, first, end, bytes); break;
     case 4: matrix_of(j, &x, 4, n, first, end, bytes); break;
     case 6: matrix_of(j, &x, 6, n, first, end, bytes); break;
     case 8: matrix_of(j, &x, 8, n, first, end, bytes); break;
+    case 10: matrix_of(j, &x, 10, n, first, end, bytes); break;
+    case 12: matrix_of(j, &x, 12, n, first, end, bytes); break;
     case 16: matrix_of(j, &x, 16, n, first, end, bytes); break;
     default: matrix_of(j, &x, 24, n, first, end, bytes);
     }
@@ -199,25 +247,23 @@ int64_t nb_scratch(int columns, int widest) {
     return (columns * (padded + 4 * WIDE) + 4 * RUN * WIDE + WIDE) * (int64_t)sizeof(float);
 }
 
-/* one byte of each of four columns of sixteen rows, as sixteen words */
-INLINE veci words(const uint8_t *codes, int bits) {
-    veci word;
-    if (bits >= 8) return *(const veci *)codes;
-    uint32_t part[WIDE], low[WIDE / 2], high[WIDE / 4] = {0};
-    memcpy(low, codes, sizeof low);
-    if (bits == 6) memcpy(high, codes + sizeof low, sizeof high);
-    for (int i = 0; i < WIDE / 2; i++) part[i] = low[i] & 0x0f0f0f0f, part[WIDE / 2 + i] = low[i] >> 4 & 0x0f0f0f0f;
-    if (bits == 6)
-        for (int i = 0; i < WIDE; i++) part[i] |= (high[i & 3] >> (i / 4 * 2) & 0x03030303) << 4;
-    memcpy(&word, part, sizeof word);
-    return word;
+/* a quarter of a unit of numbers of `bits`, as sixteen words of four columns each */
+INLINE veci words(const uint8_t *unit, int bits, int quarter) {
+    const veci *raw = (const veci *)unit;
+    if (bits == 6 && quarter == 3) return (raw[0] >> 2 & 0x30303030) | (raw[1] >> 4 & 0x0c0c0c0c) | (raw[2] >> 6 & 0x03030303);
+    if (bits == 6) return raw[quarter] & 0x3f3f3f3f;
+    if (bits == 8) return raw[quarter];
+    return raw[quarter * bits / 8] >> quarter * bits % 8 & 0x01010101 * ((1 << bits) - 1);
 }
 
-/* the codes of one group, a vector of sixteen rows for each column */
-INLINE void widen(const uint8_t *codes, int bits, vec *out) {
-    int planes = bits > 8 ? bits / 8 : 1;
+/* a quarter of one of `units` units, a vector of sixteen rows for each column */
+INLINE void widen(const uint8_t *codes, int64_t units, int unit, int bits, int quarter, vec *out) {
+    int planes = (bits + 7) / 8;
     veci word[3];
-    for (int p = 0; p < planes; p++) word[p] = words(codes + p * BLOCK, bits);
+    for (int p = 0; p < planes; p++) {
+        int width = bits - 8 * p < 8 ? bits - 8 * p : 8;
+        word[p] = words(codes + p * units * UNIT + unit * (UNIT / 8) * width, width, quarter);
+    }
     for (int k = 0; k < 4; k++) {
         veci code = word[0] >> 8 * k & 255;
         for (int p = 1; p < planes; p++) code |= (word[p] >> 8 * k & 255) << 8 * p;
@@ -225,11 +271,11 @@ INLINE void widen(const uint8_t *codes, int bits, vec *out) {
     }
 }
 
-/* one half of a block of rows times n columns: a run of codes becomes floats once and meets every column */
-INLINE void half_of(const job *j, const float *x, int64_t stride, const uint8_t *codes, int bits, int n, vec *w, vec *sum) {
+/* half `half` of a block of rows times n columns: a run of codes becomes floats once and meets every column */
+INLINE void half_of(const job *j, const float *x, int64_t stride, const uint8_t *codes, int bits, int half, int n, vec *w, vec *sum) {
     for (int c = 0; c < 4 * n; c++) sum[c] = (vec){0};
     for (int g = 0; g < j->groups; g += RUN) {
-        for (int i = 0; i < RUN; i++) widen(codes + (int64_t)(g + i) * HALVES * 8 * bits, bits, w + 4 * i);
+        for (int i = 0; i < RUN; i++) widen(codes, j->groups / 2, (g + i) / 2, bits, (g + i) % 2 * HALVES + half, w + 4 * i);
         for (int c = 0; c < n; c++) {
             const float *at = x + c * stride + 4 * g;
             vec part[4] = {sum[4 * c], sum[4 * c + 1], sum[4 * c + 2], sum[4 * c + 3]};
@@ -240,6 +286,12 @@ INLINE void half_of(const job *j, const float *x, int64_t stride, const uint8_t 
     }
 }
 
+/* sum += what the codes of sixteen rows leave over, times x */
+static void add_tails(const nb_matrix *m, int row, const float *x, float *sum) {
+    const nb_tail *end = m->tail + m->tail_at[row / WIDE + 1];
+    for (const nb_tail *tail = m->tail + m->tail_at[row / WIDE]; tail < end; tail++) sum[tail->row] += tail->rest * x[tail->column];
+}
+
 INLINE void matrix_of(const job *j, int bits, int n, int first, int end, float *scratch) {
     int64_t stride = 4 * j->groups;
     float *x = scratch + (4 * RUN + 4 * n) * WIDE;
@@ -248,9 +300,10 @@ INLINE void matrix_of(const job *j, int bits, int n, int first, int end, float *
         for (int i = 0; i < stride; i++)
             x[c * stride + i] = i < j->m->cols ? j->in[c * j->in_stride + i] * (j->m->columns ? j->m->columns[i] : 1) : 0;
     for (int row = first; row < end; row += WIDE) {
-        half_of(j, x, stride, j->m->codes + row / ROWS * j->block + row % ROWS / WIDE * 8 * bits, bits, n, w, sum);
+        half_of(j, x, stride, j->m->codes + row / ROWS * j->block, bits, row % ROWS / WIDE, n, w, sum);
         for (int c = 0; c < n; c++) {
             vec total = (sum[4 * c] + sum[4 * c + 1]) + (sum[4 * c + 2] + sum[4 * c + 3]);
+            if (j->m->tail) add_tails(j->m, row, x + c * stride, (float *)&total);
             for (int i = 0; i < WIDE && row + i < end; i++) j->out[c * j->out_stride + row + i] = j->m->scales[row + i] * total[i];
         }
     }
@@ -258,9 +311,12 @@ INLINE void matrix_of(const job *j, int bits, int n, int first, int end, float *
 
 static void multiply(job *j, int n, int first, int end, void *scratch) {
     switch (j->m->bits) {
+    case 2: matrix_of(j, 2, n, first, end, scratch); break;
     case 4: matrix_of(j, 4, n, first, end, scratch); break;
     case 6: matrix_of(j, 6, n, first, end, scratch); break;
     case 8: matrix_of(j, 8, n, first, end, scratch); break;
+    case 10: matrix_of(j, 10, n, first, end, scratch); break;
+    case 12: matrix_of(j, 12, n, first, end, scratch); break;
     case 16: matrix_of(j, 16, n, first, end, scratch); break;
     default: matrix_of(j, 24, n, first, end, scratch);
     }

@@ -21,24 +21,35 @@ float *nb_floats(int64_t count) {
     return memset(found, 0, bytes);
 }
 
-/* code i of 64, without its offset */
-static int32_t code(const uint8_t *codes, int bits, int i) {
-    if (bits == 8) return codes[i] - 128;
-    if (bits == 16) return (codes[BLOCK + i] - 128) * 256 + codes[i];
-    if (bits == 24) return ((codes[2 * BLOCK + i] - 128) * 256 + codes[BLOCK + i]) * 256 + codes[i];
-    int low = i < BLOCK / 2 ? codes[i] & 15 : codes[i - BLOCK / 2] >> 4;
-    return bits == 4 ? low - 8 : (low | (codes[BLOCK / 2 + i % WIDE] >> (i / WIDE * 2) & 3) << 4) - 32;
+/* number i of a quarter of a unit of numbers of `bits` */
+static int32_t number(const uint8_t *unit, int bits, int quarter, int i) {
+    if (bits == 6 && quarter == 3) return unit[i] >> 6 << 4 | unit[BLOCK + i] >> 6 << 2 | unit[2 * BLOCK + i] >> 6;
+    if (bits == 6) return unit[quarter * BLOCK + i] & 63;
+    return unit[quarter * bits / 8 * BLOCK + i] >> quarter * bits % 8 & ((1 << bits) - 1);
+}
+
+/* code i of a quarter of one of `units` units, without its offset */
+static int32_t code(const uint8_t *codes, int64_t units, int unit, int bits, int quarter, int i) {
+    int32_t found = -(1 << (bits - 1));
+    for (int p = 0; 8 * p < bits; p++) {
+        int width = bits - 8 * p < 8 ? bits - 8 * p : 8;
+        found += number(codes + p * units * UNIT + unit * (UNIT / 8) * width, width, quarter, i) << 8 * p;
+    }
+    return found;
 }
 
 /* out[0 .. cols) = gain * row of the matrix */
 void nb_row(const nb_matrix *m, int64_t row, float gain, float *out) {
-    int64_t groups = (m->cols + BLOCK - 1) / BLOCK * (BLOCK / 4);
-    const uint8_t *codes = m->codes + (row / ROWS * groups * HALVES + row % ROWS / WIDE) * 8 * m->bits;
+    int64_t units = (int64_t)(m->cols + BLOCK - 1) / BLOCK * (BLOCK / 8);
+    const uint8_t *codes = m->codes + row / ROWS * units * (UNIT / 8) * m->bits;
+    int half = (int)(row % ROWS / WIDE), lane = (int)(row % WIDE) * 4;
+    for (int i = 0; i < m->cols; i++)
+        out[i] = (float)code(codes, units, i / 8, m->bits, i / 4 % 2 * HALVES + half, lane + i % 4);
+    if (m->tail)
+        for (int i = m->tail_at[row / WIDE]; i < m->tail_at[row / WIDE + 1]; i++)
+            if (m->tail[i].row == row % WIDE) out[m->tail[i].column] += m->tail[i].rest;
     float scale = gain * m->scales[row];
-    for (int i = 0; i < m->cols; i++) {
-        int32_t found = code(codes + (int64_t)(i / 4) * HALVES * 8 * m->bits, m->bits, (int)(row % WIDE) * 4 + i % 4);
-        out[i] = scale * (float)found * (m->columns ? m->columns[i] : 1);
-    }
+    for (int i = 0; i < m->cols; i++) out[i] = scale * out[i] * (m->columns ? m->columns[i] : 1);
 }
 
 float nb_total(vec x) {
