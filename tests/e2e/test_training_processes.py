@@ -16,6 +16,7 @@ import torch
 from niblick.artifact import open_model
 from training_runs import tiny_dataset
 
+DROPOUT = {"token": 0.1, "bigram": 0.3}
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def _wait(process: subprocess.Popen[str]) -> str:
 
 def test_a_run_that_is_killed_again_and_again_ends_in_the_bits_of_an_unbroken_one(tmp_path: Path) -> None:
     tiny_dataset(tmp_path / "shards")
-    options: dict[str, object] = {"duration": "60 steps", "checkpoint_every": "7 steps"}
+    options: dict[str, object] = {"duration": "60 steps", "checkpoint_every": "7 steps", "dropout": DROPOUT}
     whole = _start(_command(tmp_path, [], tmp_path / "whole", options))
     out, resume = tmp_path / "run", False
     for _ in range(2):
@@ -81,7 +82,7 @@ def _wait_for_checkpoints(process: subprocess.Popen[str], folder: Path) -> None:
 
 def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path) -> None:
     tiny_dataset(tmp_path / "shards")
-    options: dict[str, object] = {"duration": "10 steps", "qat": {"enabled": False}}
+    options: dict[str, object] = {"duration": "10 steps", "qat": {"enabled": False}, "dropout": DROPOUT}
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     one = _start(_command(tmp_path, [], tmp_path / "one", options))
     two = _start(_command(tmp_path, launcher, tmp_path / "two", options))

@@ -23,9 +23,9 @@ def bigram_index(tokens: Tensor, before: Tensor, buckets: int) -> Tensor:
 def embed(root: Node, context: Context) -> Tensor:
     """tokens (B, T) -> x0 (B, T, D): smear(rms(tok_emb + bigram))."""
     tokens, model = context.tokens, context.model
-    x = F.embedding(tokens, root.tok_emb.weight)
+    x = context.dropped("token", F.embedding(tokens, root.tok_emb.weight))
     if model.bigram.enabled:
-        x = x + _bigram(root, context)
+        x = x + context.dropped("bigram", _bigram(root, context))
     x = context.ops.mix_norm(x, x, None, 1.0)[1].to(context.dtype)
     if model.smear.enabled:
         context.remember("smear.last", x[:, -1])
@@ -37,7 +37,7 @@ def value_embed(root: Node, context: Context) -> Tensor | None:
     """The value embedding (B, T, G*E) before its per-layer scale, None when switched off."""
     if not context.model.value_embedding.enabled:
         return None
-    return cast(Tensor, root.ve_proj(F.embedding(context.tokens, root.ve_embed.weight)))
+    return context.dropped("value_embedding", root.ve_proj(F.embedding(context.tokens, root.ve_embed.weight)))
 
 
 def _bigram(root: Node, context: Context) -> Tensor:

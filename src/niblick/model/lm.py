@@ -6,6 +6,8 @@ through the state, at equal declared context.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import cast
 
 import torch
@@ -22,6 +24,8 @@ from niblick.model.state import State
 from niblick.model.tree import Node, build_tree, initialise
 from niblick.plan import Plan, VirtualLayer, make_plan
 from niblick.recipe.model import ModelRecipe
+
+NO_FACTORS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class LanguageModel(Node):
@@ -58,10 +62,14 @@ class LanguageModel(Node):
         return self.head(self.hidden(tokens, context=context)[0]).float()
 
     def hidden(
-        self, tokens: Tensor, state: State | None = None, *, context: int | None = None, keep: bool = False
+        self, tokens: Tensor, state: State | None = None, *, context: int | None = None, keep: bool = False,
+        factors: Mapping[str, Tensor] = NO_FACTORS,
     ) -> tuple[Tensor, State | None]:
-        """The final normalised state (B, T, D), and with `keep` the decode state after the last token."""
-        call = self._context(tokens, state, context, keep)
+        """The final normalised state (B, T, D), and with `keep` the decode state after the last token.
+
+        `factors` (B, T, 1) by table ("token", "bigram", "value_embedding") are what training's dropout draws.
+        """
+        call = self._context(tokens, state, context, keep, factors)
         x = x0 = embed(self, call)
         call.value_embedding = value_embed(self, call)
         skips: list[Tensor] = []
@@ -102,7 +110,9 @@ class LanguageModel(Node):
         weight = self.tok_emb.weight
         return State.empty(self.plan, batch, context=context, device=weight.device, dtype=weight.dtype)
 
-    def _context(self, tokens: Tensor, state: State | None, context: int | None, keep: bool) -> Context:
+    def _context(
+        self, tokens: Tensor, state: State | None, context: int | None, keep: bool, factors: Mapping[str, Tensor]
+    ) -> Context:
         model = self.recipe
         boundary = tokens == model.bos_id if model.document_mask else None
         position = 0 if state is None else state.position
@@ -111,6 +121,7 @@ class LanguageModel(Node):
         call = Context(
             model=model, root=self, tokens=tokens, boundary=boundary, rotary=table, before=state,
             span_limit=limit, position=position, keep=keep, dtype=self.dtype, ops=self.ops,
+            factors=factors,
         )
         if model.document_attention == "within":
             _find_documents(call)

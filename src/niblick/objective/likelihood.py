@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import log
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from niblick.model import LanguageModel
+from niblick.model.lm import NO_FACTORS
 
 LN2 = log(2.0)
 
@@ -19,13 +21,16 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     return flat.view(targets.shape)
 
 
-def training_loss(model: LanguageModel, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def training_loss(
+    model: LanguageModel, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor] = NO_FACTORS
+) -> tuple[Tensor, Tensor]:
     """(loss to minimise, mean next-token nll): the first adds the multi-token-prediction heads' mean loss.
 
     inputs and targets (B, T) int64; `targets[:, i]` follows `inputs[:, i]`. Head j is trained on the token
-    j + 1 further on; positions without such a target inside the batch are left out.
+    j + 1 further on; positions without such a target inside the batch are left out. `factors`: see
+    `LanguageModel.hidden`.
     """
-    hidden, _ = model.hidden(inputs)
+    hidden, _ = model.hidden(inputs, factors=factors)
     nll = model.head_nll(hidden, targets).mean()
     options = model.recipe.mtp
     if options.heads == 0 or inputs.shape[1] <= options.heads:

@@ -13,6 +13,7 @@ from niblick.units import Duration
 
 Rate = Annotated[float, Field(ge=0, strict=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, strict=False)]
+Share = Annotated[float, Field(ge=0, lt=1, strict=False)]
 Pair = Annotated[tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
 
 
@@ -95,6 +96,16 @@ class QatRecipe(Section):
     start: Fraction = 0.15
 
 
+class DropoutRecipe(Section):
+    """Shares of the positions at which a table's row is left out of the input during training; the others are
+    scaled up by 1 / (1 - share) (Srivastava et al. 2014, per position). For corpora that are passed over many times.
+    """
+
+    token: Share = 0.0
+    bigram: Share = 0.0
+    value_embedding: Share = 0.0
+
+
 class ValidationRecipe(Section):
     """Periodic read-only validation: every `every` of the budget, on the first `tokens` of the split."""
 
@@ -123,6 +134,7 @@ class TrainingRecipe(Section):
     schedule: ScheduleRecipe = section()
     averaging: AveragingRecipe = section()
     qat: QatRecipe = section()
+    dropout: DropoutRecipe = section()
     validation: ValidationRecipe = section()
 
     _durations = field_validator("duration", "checkpoint_every")(_parsed)

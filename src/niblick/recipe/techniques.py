@@ -97,6 +97,10 @@ _ALL = (
     Technique(
         "weight-decay", "weight decay", _set(training__muon__weight_decay=0.0, training__adam__weight_decay=0.0)
     ),
+    Technique(
+        "dropout", "dropout of table rows",
+        _set(training__dropout__token=0.0, training__dropout__bigram=0.0, training__dropout__value_embedding=0.0),
+    ),
     Technique("clip", "gradient clipping", _set(training__clip=0.0)),
     Technique("nesterov", "Nesterov momentum", _set(training__muon__nesterov=False)),
     Technique("warmdown", "learning-rate warmdown", _set(training__schedule__warmdown=0.0)),

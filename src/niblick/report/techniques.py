@@ -150,6 +150,9 @@ def _regularization(recipe: Recipe) -> list[dict[str, Any]]:
     training = recipe.training
     found: list[dict[str, Any]] = [{"name": "decoupled weight decay", "muon": training.muon.weight_decay,
                                     "adam": training.adam.weight_decay}]
+    shares = {name: share for name, share in training.dropout.model_dump().items() if share}
+    if shares:
+        found.append({"name": "dropout of table rows", **shares})
     if training.clip:
         found.append({"name": "gradient clipping", "norm": training.clip})
     return found

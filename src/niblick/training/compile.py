@@ -7,7 +7,7 @@ and gains little, the kernels compile in seconds, once per machine.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor
 from niblick.errors import TrainingError
 from niblick.model import LanguageModel
 from niblick.model.fused import FusedOps, Kernels, load_kernels
+from niblick.model.lm import NO_FACTORS
 
-Loss = Callable[[LanguageModel, Tensor, Tensor], tuple[Tensor, Tensor]]
+Loss = Callable[[LanguageModel, Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 
 class CompiledLoss:
@@ -30,8 +31,8 @@ class CompiledLoss:
     def __init__(
         self, loss: Loss, model: LanguageModel, wanted: Literal["auto", "on", "off"], device: str
     ) -> None:
-        def plain(inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            return loss(model, inputs, targets)
+        def plain(inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            return loss(model, inputs, targets, factors)
 
         self._plain = self._call = plain
         self._wanted, self._proven = wanted, True
@@ -46,18 +47,20 @@ class CompiledLoss:
         elif wanted == "on":
             raise TrainingError('training.compile = "on" needs a C compiler (gcc or clang); use "auto" or "off"')
 
-    def __call__(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """inputs and targets (B, T) int64, on the model's device."""
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor] = NO_FACTORS
+    ) -> tuple[Tensor, Tensor]:
+        """inputs and targets (B, T) int64 and dropout's factors (B, T, 1) by table, on the model's device."""
         if self._proven:
-            return self._call(inputs, targets)
+            return self._call(inputs, targets, factors)
         try:
-            found = self._call(inputs, targets)
+            found = self._call(inputs, targets, factors)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             if self._wanted == "on":
                 raise TrainingError(f'training.compile = "on" failed: {reason}') from error
             warnings.warn(f"compilation failed, training goes on without it: {reason}", stacklevel=2)
             self.compiled, self._call = False, self._plain
-            found = self._plain(inputs, targets)
+            found = self._plain(inputs, targets, factors)
         self._proven = True
         return found

@@ -1,7 +1,7 @@
 """Everything that changes during a run, built from a recipe and continued from a checkpoint.
 
 Guarantees: `capture` and a fresh state built from what it saved are equal bit for bit; nothing else is random
-(the data order comes from its own seed, and training draws no random numbers).
+(the data order and dropout come from the seed and the step).
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from niblick.runtime import World, choose_device, describe_environment, keep_fre
 from niblick.training.checkpoint import list_checkpoints, read_checkpoint
 from niblick.training.compile import CompiledLoss
 from niblick.training.distributed import agree, mean_over
+from niblick.training.dropout import Dropout
 from niblick.training.interrupts import StopFlag, stop_on_signals
 from niblick.training.progress import Clock, Progress, TrainResult
 from niblick.training.run_folder import RunFolder
@@ -89,6 +90,7 @@ class Loop:
         self.observe_every = 1 if device == "cpu" else 10  # reading a loss waits for the device
         self.bytes_per_token = 0.0
         self.clock = Clock(self.state.seconds)
+        self.dropout = Dropout(recipe, world, device)
         self.loss = CompiledLoss(training_loss, self.state.model, recipe.training.compile, device)
         self.state.optimizer.use(self.loss.kernels)
         self.mark: tuple[int, float] | None = None
@@ -160,8 +162,10 @@ class Loop:
         if not self.bytes_per_token:
             counted = self.state.dataset.tokenizer.byte_table.count(targets.cpu().numpy(), inputs.cpu().numpy())
             self.bytes_per_token = max(float(counted.mean()), 1e-9)
+        factors = self.dropout.draw(self.state.step)
         for i, (x, y) in enumerate(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)):
-            loss, nll = self.loss(x, y)
+            part = {name: factor[i * rows : (i + 1) * rows] for name, factor in factors.items()}
+            loss, nll = self.loss(x, y, part)
             share = len(x) / len(inputs)
             (loss * share if share < 1 else loss).backward()  # type: ignore[no-untyped-call]
             self.state.weights.collect(self.state.optimizer.gradients, add=i > 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,8 @@ class Context:
 
     `boundary` (B, T): true where a document begins, None without masking. `document_first` (B, T): absolute
     position at which each token's document begins, None when attention runs across documents. `dtype` is that
-    of the residual stream, `ops` what runs between its matrix products.
+    of the residual stream, `ops` what runs between its matrix products. `factors`, by table: what dropout
+    multiplies its rows by, (B, T, 1).
     """
 
     model: ModelRecipe
@@ -37,11 +38,17 @@ class Context:
     ops: Ops = field(default_factory=Ops)
     document_first: Tensor | None = None
     value_embedding: Tensor | None = None
+    factors: Mapping[str, Tensor] = field(default_factory=dict)
     after: dict[str, Tensor] = field(default_factory=dict)
 
     def last(self, name: str) -> Tensor | None:
         """A state entry before this call, None at the start."""
         return None if self.before is None else self.before.tensors[name]
+
+    def dropped(self, name: str, rows: Tensor) -> Tensor:
+        """The rows (B, T, E) of a table as dropout leaves them: all of them outside training."""
+        factor = self.factors.get(name)
+        return rows if factor is None else rows * factor.to(rows.dtype)
 
     def remember(self, name: str, value: Tensor) -> None:
         """Collect a state entry after this call, copied if it is a view: a state keeps no longer tensor alive."""
