@@ -6,7 +6,7 @@ found something wrong, 2 usage or bad input, 3 undecided (audit).
 
 from __future__ import annotations
 
-import gc
+import os
 import sys
 from importlib import import_module
 from typing import Any, cast
@@ -15,6 +15,7 @@ import click
 import typer
 import typer.main
 
+from niblick.cli.imports import importing
 from niblick.errors import NiblickError
 
 # name -> (module:function or module:app, one line of help)
@@ -55,12 +56,8 @@ class LazyGroup(click.Group):
             return None
         target, summary = COMMANDS[cmd_name]
         module_name, _, attribute = target.partition(":")
-        gc.disable()  # modules are not garbage: looking for some among them is a sixth of the start-up time
-        try:
+        with importing():
             found: Any = getattr(import_module(module_name), attribute)
-        finally:
-            gc.freeze()
-            gc.enable()
         app = found
         if not isinstance(found, typer.Typer):
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -82,6 +79,8 @@ def app() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `niblick` command: runs it and exits with its code."""
+    # pydantic would read what every installed distribution offers, as long as building all of our validators takes
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
         code = app.main(args=arguments, prog_name="niblick", standalone_mode=False)
     except NiblickError as error:

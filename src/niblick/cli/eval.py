@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from niblick.cli.imports import importing
+
 if TYPE_CHECKING:
     from niblick.artifact import Loaded
     from niblick.evaluation import EvaluationOptions, Score
@@ -37,11 +39,12 @@ def eval_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the score as one JSON document.")] = False,
 ) -> None:
     """Score MODEL: every token of the split but the first, exactly once, in bits per byte."""
-    from niblick.artifact import open_model
-    from niblick.evaluation import evaluate
-    from niblick.evaluation.data import check_tokenizer
-    from niblick.report.run import find_dataset
-    from niblick.runtime import choose_device, process_group, read_world
+    with importing():
+        from niblick.artifact import open_model
+        from niblick.evaluation import evaluate
+        from niblick.evaluation.data import check_tokenizer
+        from niblick.report.run import find_dataset
+        from niblick.runtime import choose_device, process_group, read_world
 
     world = read_world()
     loaded = open_model(model)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from niblick.cli.imports import importing
 from niblick.errors import NiblickError
 
 if TYPE_CHECKING:
@@ -43,9 +44,10 @@ def generate_command(
     ] = False,
 ) -> None:
     """Continue a prompt. Prints the continuation only, as it is produced."""
-    from niblick.artifact import open_model
-    from niblick.generation import Sampling, open_engine, start_text
-    from niblick.generation.build import is_building
+    with importing():
+        from niblick.artifact import open_model
+        from niblick.generation import Sampling, open_engine, start_text
+        from niblick.generation.build import is_building
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     loaded = open_model(model)

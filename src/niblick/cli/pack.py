@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from niblick.cli.imports import importing
+
 if TYPE_CHECKING:
     from niblick.artifact import Checkpoint, Packed
     from niblick.compression import Calibration
@@ -30,9 +32,10 @@ def pack_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Pack MODEL into one file, and show where its bytes went."""
-    from niblick.artifact import pack, read_checkpoint
-    from niblick.artifact.checkpoint import find_weights
-    from niblick.errors import ArtifactError
+    with importing():
+        from niblick.artifact import pack, read_checkpoint
+        from niblick.artifact.checkpoint import find_weights
+        from niblick.errors import ArtifactError
 
     if not model.exists():
         raise ArtifactError(f"no checkpoint at {str(model)!r}; give a checkpoint or a run folder")

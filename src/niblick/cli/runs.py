@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from niblick.cli.imports import importing
+
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
     from niblick.report.card import Card
@@ -28,11 +30,12 @@ class Options:
 
 def run_once(recipe: Recipe, folder: Path, options: Options) -> Card | None:
     """Train, pack, score and write the card in `folder`; None in processes other than the main one."""
-    from niblick.cli.card import show_card
-    from niblick.cli.progress import progress_bar
-    from niblick.plan import make_plan
-    from niblick.report.run import train_and_score
-    from niblick.runtime import read_world
+    with importing():
+        from niblick.cli.card import show_card
+        from niblick.cli.progress import progress_bar
+        from niblick.plan import make_plan
+        from niblick.report.run import train_and_score
+        from niblick.runtime import read_world
 
     world = read_world()
     for warning in _check_packing(recipe, options):

@@ -117,5 +117,5 @@ def _checksum(tensors: dict[str, Tensor]) -> int:
     value = 0
     for tensor in tensors.values():
         # Adding zero makes one zero of two, so that equal numbers have equal bytes.
-        value = zlib.crc32((tensor + 0.0).contiguous().numpy(), value)
+        value = zlib.crc32((tensor + 0.0).contiguous().numpy().data, value)
     return value
