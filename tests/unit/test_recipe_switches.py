@@ -41,6 +41,7 @@ OTHER: dict[str, Any] = {
     "training.schedule.warmdown": 0.25, "training.schedule.final": 0.1, "training.averaging.kind": "swa",
     "training.averaging.decay": 0.9, "training.averaging.warmup": False, "training.averaging.every": 10,
     "training.averaging.start": 0.3, "training.qat.enabled": False, "training.qat.start": 0.3,
+    "training.dropout.token": 0.1, "training.dropout.bigram": 0.3, "training.dropout.value_embedding": 0.5,
     "training.validation.every": 0.5, "training.validation.tokens": 4096, "artifact.max_bytes": 1_000_000,
     "artifact.matrix_bits": 5, "artifact.embedding_bits": 6, "evaluation.mode": "sliding", "evaluation.context": 512,
     "evaluation.stride": 32, "evaluation.batch_tokens": 4096,
