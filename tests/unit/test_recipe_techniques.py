@@ -14,7 +14,7 @@ EVERYTHING = [
     "model.attention.rope.train_length=512", "model.document_mask=true", "model.document_attention=within",
     "model.embedding.init=overtone", "model.residual_mix.init=phase", "model.mtp.heads=1", "model.skips.enabled=true",
     "model.sidecar.layers=[3]", "model.sidecar.enabled=true", "model.stack.0.loops=2",
-    "model.value_embedding.layers=[10]",
+    "model.value_embedding.layers=[10]", "training.dropout.bigram=0.3",
 ]
 
 

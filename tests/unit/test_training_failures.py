@@ -115,7 +115,7 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(dataset: Dataset, tm
 def test_a_loss_that_breaks_ends_the_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "niblick.training.trainer.training_loss",
-        lambda model, x, y: (model.logits(x).sum() * torch.nan,) * 2,
+        lambda model, x, y, factors: (model.logits(x).sum() * torch.nan,) * 2,
     )
     with pytest.raises(TrainingError, match="the loss became nan at step 1"):
         run(tiny_recipe(), dataset, tmp_path / "run")
