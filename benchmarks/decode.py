@@ -1,11 +1,14 @@
 """Decoding speed at batch 1 and small batches; `python benchmarks/decode.py [--threads N] [--peers PYTHON] [--json]`
 
+`--model PATH` (repeatable) adds artifacts, checkpoints or run directories: what was really packed. `--check PATH`
+measures no speed but compares the native engine with the reference model (see decode_check.py).
+
 For each full-size model: tokens/s and milliseconds per token (greedy choice included) of the engine behind
 `generate` at several context positions, of the reference engine, resident memory and state bytes; then, with
 `--peers` naming a Python that has transformers, llama-cpp-python and gguf, the same of a Llama-type model of
 equal parameter count in Hugging Face transformers and in llama.cpp (Q8_0 and Q6_K).
 
-Weights are random, rounded per row to the recipe's bits. Each number is the best of `--repeats` runs of
+Weights of recipes are random, rounded per row to the recipe's bits (`NAME:BITS`: matrices to so many). Each number is the best of `--repeats` runs of
 `--tokens` tokens. A position beyond the context is reached with a full context behind it (`--read-all` reads
 every token from position 0 instead). Every model runs in a process of its own.
 """
@@ -23,7 +26,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-MODELS = ("token-shift", "sidecar", "depth-recurrent")
+MODELS = ("token-shift", "sidecar", "depth-recurrent", "depth-recurrent:6")
 PEERS = Path(__file__).with_name("decode_peers.py")
 
 
@@ -43,8 +46,17 @@ def clock(options: argparse.Namespace) -> Any:
     return time.process_time if options.cpu_time else time.perf_counter
 
 
-def random_model(name: str) -> Any:
-    """A full-size model with random weights, rounded per row to the bits that the recipe names."""
+def open_plan(name: str) -> Any:
+    """The model in a file, or one of a recipe's plan with random weights."""
+    if not Path(name).exists():
+        return random_model(*name.split(":"))
+    from niblick.artifact import open_model
+
+    return open_model(name).model
+
+
+def random_model(name: str, bits: str | None = None) -> Any:
+    """A full-size model with random weights, rounded per row to `bits` or those that the recipe names."""
     import torch
 
     from niblick.compression.rounding import round_trip, row_specs
@@ -53,7 +65,8 @@ def random_model(name: str) -> Any:
     from niblick.plan import Init
     from niblick.recipe import load_recipe
 
-    recipe = load_recipe(name)
+    asked = () if bits is None else (f"artifact.matrix_bits={bits}", f"artifact.embedding_bits={bits}")
+    recipe = load_recipe(name, asked)
     model = LanguageModel(recipe.model, seed=None).eval()
     specs = row_specs(recipe, model.plan)
     generator = torch.Generator().manual_seed(0)
@@ -116,7 +129,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(options.threads)
     before = resident()
-    model = random_model(name)
+    model = open_plan(name)
     plan, context = model.plan, model.recipe.context
     reference = ReferenceEngine(model)
     reference.read(0, [1] * 1000)
@@ -147,7 +160,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def _batches(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     from niblick.generation import open_engine
 
-    engine = open_engine(random_model(name), slots=max(options.batches), threads=options.threads)
+    engine = open_engine(open_plan(name), slots=max(options.batches), threads=options.threads)
     for slot in range(engine.slots):
         engine.read(slot, [1] * 1000)
     rows = []
@@ -204,7 +217,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", type=lambda text: text.split(","), default=list(MODELS))
+    names = lambda text: [part for part in text.split(",") if part]
+    parser.add_argument("--models", type=names, default=list(MODELS), help="recipes, NAME or NAME:BITS; may be none")
+    parser.add_argument("--model", action="append", default=[], metavar="PATH", help="a packed or trained model")
+    parser.add_argument("--check", action="append", type=Path, metavar="PATH", help="compare with the reference")
+    parser.add_argument("--check-tokens", type=int, default=1000)
+    parser.add_argument("--text", type=Path, help="of --check: a token shard or a plain text")
+    parser.add_argument("--text-tokens", type=int, default=4000)
     parser.add_argument("--positions", type=numbers, default=[100, 1000, 10_000, 100_000])
     parser.add_argument("--batches", type=numbers, default=[1, 2, 4, 8])
     parser.add_argument("--threads", type=int, default=None, help="default: all processors")
@@ -230,6 +249,13 @@ def main() -> None:
         options.threads = os.cpu_count() or 1
     if options.cpu_time and options.threads != 1:
         raise SystemExit("--cpu-time is for --threads 1")
+    if options.check:
+        import decode_check
+
+        for path in options.check:
+            found = decode_check.check(path, options)
+            print(json.dumps(found)) if options.json else decode_check.show(found)
+        return
     if options.one:
         print(json.dumps(measure(options.one, options)))
         return
@@ -242,7 +268,7 @@ def main() -> None:
         *(["--read-all"] if options.read_all else []),
         *(["--cpu-time"] if options.cpu_time else []),
     ]
-    models = [run([sys.executable, __file__, "--one", name, *shared]) for name in options.models]
+    models = [run([sys.executable, __file__, "--one", name, *shared]) for name in [*options.models, *options.model]]
     peers = []
     if options.peers:
         wanted = {
