@@ -1,10 +1,11 @@
 """The frontier of packing: one checkpoint through every codec, one table and one plot.
 
     python benchmarks/pack.py CHECKPOINT [--data DIR] [--tokens 32768] [--bits 2.0 ...] [--sigma 12.85 ...] [--svg pack.svg]
+        [--nncodec PYTHON]
 
 Rows: the three published exports with their floors, int6 codes under Brotli-11, GPTQ with a clip at k standard
-deviations under Brotli-11 (the public frontier, given this package's Hessians and every matrix by role), and this
-package's codecs, `rd` also at the bytes that the aims of the project name. Columns: bytes of everything that is needed
+deviations under Brotli-11 (the public frontier, given this package's Hessians and every matrix by role), NNCodec at the
+same bytes where an interpreter that has it is named, and this package's codecs, `rd` also at the bytes that the aims of the project name. Columns: bytes of everything that is needed
 to rebuild the weights, bits per parameter, bits per byte on the first tokens of the validation split, the loss against
 float weights, encode and decode in processor seconds.
 """
@@ -14,7 +15,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -26,6 +29,7 @@ import brotli
 import numpy as np
 import torch
 import zstandard
+from numpy.typing import NDArray
 from torch import Tensor
 
 from niblick.artifact import build_model, exported_recipe, read_checkpoint
@@ -49,6 +53,7 @@ from niblick.report.calibrate import make_calibration
 from niblick.runtime import cache_folder
 
 LARGE = 65_536
+MARKERS = (("published", "s"), ("GPTQ", "^"), ("NNCodec", "P"), ("int6", "D"), ("niblick int", "v"), ("niblick rd", "o"))
 Weights = dict[str, Tensor]
 
 
@@ -160,6 +165,26 @@ def gptq_brotli(scene: Scene, k: float) -> Result:
     return brotli_codes(scene, codes, scales, found)
 
 
+def nncodec(table: Table, python: str, limit: int) -> Row:
+    """NNCodec's finest stream of at most `limit` bytes, made by another interpreter."""
+    weights = {p.name: table.scene.weights[p.name] for p in table.scene.plan.exported}
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "weights.npz", Path(folder) / "decoded.npz"
+        np.savez(source, **{name: as_array(weight) for name, weight in weights.items()})
+        script = Path(__file__).with_name("pack_nncodec.py")
+        command = [python, str(script), str(source), str(target), str(limit)]
+        answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        with np.load(target) as file:
+            found = {name: torch.from_numpy(file[name]).view(weight.shape) for name, weight in weights.items()}
+    said = json.loads(answer.splitlines()[-1])
+    return table.enter(f"NNCodec, qp {said['qp']}", said["bytes"], found, said["encode"], said["decode"])
+
+
+def as_array(weight: Tensor) -> NDArray[np.float32]:
+    """Vectors and matrices as they are, anything of a higher rank as a matrix."""
+    return np.asarray(weight.float().flatten(1) if weight.dim() > 2 else weight.float())
+
+
 def int_zlib(scene: Scene, bits: int | None = None) -> Result:
     """This package's plain codec, with the recipe's bits or with others."""
     recipe = scene.recipe
@@ -213,15 +238,19 @@ class Table:
         middle = time.process_time()
         decode()
         ended = time.process_time()
+        return self.enter(name, size, found, middle - started + extra, ended - middle)
+
+    def enter(self, name: str, size: int, found: Weights, encoding: float, decoding: float) -> Row:
+        """Score what a codec's bytes decode to; seconds of encoding and decoding are given."""
         bpb = bits_per_byte(self.scene, self.dataset, found, self.count)
-        row = Row(name, size, 8 * size / self.scene.plan.parameter_count, bpb, bpb - self.rows[0].bpb,
-                  middle - started + extra, ended - middle)
+        bits = 8 * size / self.scene.plan.parameter_count
+        row = Row(name, size, bits, bpb, bpb - self.rows[0].bpb, encoding, decoding)
         self.rows.append(row)
         print(text(row), flush=True)
         return row
 
 
-def frontier(table: Table, bits: list[float], sigmas: list[float]) -> list[str]:
+def frontier(table: Table, bits: list[float], sigmas: list[float], python: str | None) -> list[str]:
     """Every codec in turn; how far the project's aims are met, as sentences."""
     scene, parameters = table.scene, table.scene.plan.parameter_count
     table.add("published int8 + zlib", lambda: published(scene, "int8"))
@@ -230,6 +259,9 @@ def frontier(table: Table, bits: list[float], sigmas: list[float]) -> list[str]:
     table.add("int6 by role + Brotli-11", lambda: int6_brotli(scene))
     frontiers = [table.add(f"GPTQ + {k:g} sigma + Brotli-11", partial(gptq_brotli, scene, k), scene.measuring)
                  for k in sigmas]
+    if python:
+        for other in frontiers:
+            nncodec(table, python, other.size)
     table.add("niblick int-zlib", lambda: int_zlib(scene))
     table.add("niblick int-zlib, 4 bits", lambda: int_zlib(scene, 4))
     rounder = Rounder(scene.plan, scene.weights, scene.sensitivities)
@@ -264,9 +296,9 @@ def draw(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2))
-    for prefix, marker in (("published", "s"), ("GPTQ", "^"), ("int6", "D"), ("niblick int", "v"), ("niblick rd", "o")):
+    for prefix, marker in MARKERS:
         chosen = sorted((r for r in rows if r.name.startswith(prefix)), key=lambda r: r.size)
-        joined = "-" if prefix in ("GPTQ", "niblick rd") else ""
+        joined = "-" if prefix in ("GPTQ", "NNCodec", "niblick rd") else ""
         if not chosen:
             continue
         axes.plot([r.size / 1e6 for r in chosen], [r.bpb for r in chosen], joined + marker, label=prefix)
@@ -285,6 +317,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--bits", type=float, action="append", help="rates of rd rows; may be repeated")
     parser.add_argument("--sigma", type=float, action="append", help="clips of GPTQ rows; may be repeated")
+    parser.add_argument("--nncodec", metavar="PYTHON", help="an interpreter that has nncodec, for its rows")
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -301,7 +334,7 @@ def main() -> None:
     print(f"{plan.parameter_count:,} parameters, first {options.tokens:,} validation tokens\n")
     print("| codec | bytes | bits per parameter | bpb | tax | encode s | decode s |\n|---|---|---|---|---|---|---|")
     table = Table(scene, dataset, options.tokens)
-    said = frontier(table, options.bits or [1.5, 2.0, 2.5, 3.0, 4.0], options.sigma or [8.0, 12.85, 18.0])
+    said = frontier(table, options.bits or [1.5, 2.0, 2.5, 3.0, 4.0], options.sigma or [8.0, 12.85, 18.0], options.nncodec)
     print("\n" + "\n".join(f"- {line}" for line in said))
     rows = table.rows
     if options.svg:
