@@ -51,7 +51,7 @@ def outcome(decoder: Decoder | NativeDecoder, members: list[Parameter], delta: f
     found: list[Any] = []
     try:
         for member in members:
-            values = read_values(decoder, member, delta)
+            _, values = read_values(decoder, member, delta)
             assert values.dtype == np.float32
             found.append((values.shape, values.tobytes()))
         decoder.finish()

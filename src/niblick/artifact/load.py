@@ -19,7 +19,7 @@ from niblick.compression.codec import exported_tensors
 from niblick.data.files import sha256_file
 from niblick.data.tokenizer import Tokenizer, load_tokenizer
 from niblick.errors import ArtifactError, NiblickError
-from niblick.model import LanguageModel
+from niblick.model import LanguageModel, Steps
 from niblick.plan import Plan, make_plan
 from niblick.recipe import Recipe, recipe_from_dict
 
@@ -62,10 +62,11 @@ def capacity(payload: int) -> int:
     return _FREE_PARAMETERS + _PARAMETERS_PER_BYTE * payload
 
 
-def build_model(recipe: Recipe, tensors: dict[str, Tensor]) -> LanguageModel:
-    """A LanguageModel of the exported recipe holding `tensors`, in eval mode."""
+def build_model(recipe: Recipe, tensors: dict[str, Tensor], steps: Steps | None = None) -> LanguageModel:
+    """A LanguageModel of the exported recipe holding `tensors`, in eval mode; `steps` as its codec told them."""
     model = LanguageModel(exported_recipe(recipe).model, seed=None)
     model.load_state_dict(tensors)
+    model.steps = steps or {}
     return model.eval()
 
 
@@ -104,11 +105,12 @@ def _open_artifact(path: Path) -> Loaded:
         codec = found.header.get("codec")
         if not isinstance(codec, str) or codec not in CODECS:
             raise ArtifactError(f"unknown codec {codec!r}; this build reads {', '.join(CODECS)}")
-        tensors = CODECS[codec].decode(found.payload, recipe, plan)
+        steps: Steps = {}
+        tensors = CODECS[codec].decode(found.payload, recipe, plan, steps)
     except NiblickError as error:
         raise ArtifactError(f"artifact {str(path)!r} is refused: {error}") from None
     meta = found.header.get("meta")
-    return Loaded(build_model(recipe, tensors), recipe, tokenizer, "artifact", path, sha256_file(path),
+    return Loaded(build_model(recipe, tensors, steps), recipe, tokenizer, "artifact", path, sha256_file(path),
                   meta if isinstance(meta, dict) else {})
 
 

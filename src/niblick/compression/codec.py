@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from niblick.errors import ArtifactError
+from niblick.model import Steps
 from niblick.plan import Plan
 from niblick.recipe import Recipe
 from niblick.registry import Registry
@@ -77,8 +78,13 @@ class Codec(Protocol):
         """The payload for `job`; deterministic."""
         ...
 
-    def decode(self, payload: bytes, recipe: Recipe, plan: Plan) -> dict[str, Tensor]:
-        """Exactly `Encoded.decoded`; `ArtifactError` for a payload that is no such thing."""
+    def decode(
+        self, payload: bytes, recipe: Recipe, plan: Plan, steps: Steps | None = None
+    ) -> dict[str, Tensor]:
+        """Exactly `Encoded.decoded`; `ArtifactError` for a payload that is no such thing.
+
+        `steps`, where given, receives what the matrices are whole multiples of, if the payload says so.
+        """
         ...
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.compression.feedback import factor
-from niblick.compression.fixed import powers
+from niblick.compression.fixed import power_of_two, powers
 from niblick.compression.layout import matrix_shape
 from niblick.compression.sensitivity import Sensitivity
 from niblick.compression.trellis import SCALAR, TRELLIS, Machine
@@ -37,9 +37,16 @@ class Grid:
 
     def steps(self, delta: float) -> Floats:
         """Steps (R, C): a product of exactly rounded factors in a fixed order."""
-        base = delta * powers(np.array([self.tensor]))[0]
+        base = delta * power_of_two(self.tensor)
         found: Floats = base * powers(self.rows)[:, None] * powers(self.columns)[None, :]
         return found
+
+
+    def sides(self, delta: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Steps of the rows (R,) and factors of the columns (C,), to float32's accuracy."""
+        with np.errstate(over="ignore"):
+            rows = (delta * power_of_two(self.tensor) * powers(self.rows)).astype(np.float32)
+            return rows, powers(self.columns).astype(np.float32)
 
 
 def machine_of(parameter: Parameter) -> Machine:

@@ -18,6 +18,7 @@ from niblick.compression.codec import CODECS, Encoded, Job, TensorRow, share
 from niblick.compression.entropy import order0_bits
 from niblick.compression.rounding import RoundingSpec, dequantize, quantize, row_specs, to_float16
 from niblick.errors import ArtifactError
+from niblick.model import Steps
 from niblick.plan import Parameter, Plan
 from niblick.recipe import Recipe
 
@@ -93,8 +94,10 @@ class IntZlib:
         ordered = {p.name: decoded[p.name] for p in job.plan.exported}
         return Encoded(b"".join([*chunks, values]), parts, rows, ordered, {"quantizer": "nearest"})
 
-    def decode(self, payload: bytes, recipe: Recipe, plan: Plan) -> dict[str, Tensor]:
-        """The tensors of `encode`, in plan order."""
+    def decode(
+        self, payload: bytes, recipe: Recipe, plan: Plan, steps: Steps | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors of `encode`, in plan order; their steps are plain to see, and not told."""
         reader, specs = _Reader(payload), row_specs(recipe, plan)
         shapes = {p.name: p for p in plan.exported}
         found = {name: _read_rows(reader, shapes[name], spec) for name, spec in specs.items()}

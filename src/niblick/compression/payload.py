@@ -22,7 +22,8 @@ from niblick.compression.rounder import LARGEST_SYMBOL, Candidate
 from niblick.compression.stream import Bits, new_tables, open_decoder, read_values, write_tensor
 from niblick.compression.symbols import Encoder, Tables
 from niblick.errors import ArtifactError
-from niblick.plan import Parameter, Plan
+from niblick.model import Steps
+from niblick.plan import Parameter, Plan, Role
 
 Ints = NDArray[np.int64]
 # Step (below 0: a section of plainly compressed symbols follows the streams), bytes of two streams, checksum.
@@ -75,8 +76,11 @@ def _write_with(candidate: Candidate, plain: list[bool]) -> Written:
                     coded / max(encoder.bits, 1.0) - 1, encoder.tables)
 
 
-def read_payload(payload: bytes, plan: Plan) -> dict[str, Tensor]:
-    """Grids and symbols to tensors; `ArtifactError` for a payload that is no such thing."""
+def read_payload(payload: bytes, plan: Plan, steps: Steps | None = None) -> dict[str, Tensor]:
+    """Grids and symbols to tensors; `ArtifactError` for a payload that is no such thing.
+
+    `steps`, where given, receives what matrices are whole multiples of.
+    """
     if len(payload) < _HEAD.size:
         raise ArtifactError("the payload ends before its head")
     delta, stream, escapes, checksum = _HEAD.unpack_from(payload)
@@ -85,7 +89,12 @@ def read_payload(payload: bytes, plan: Plan) -> dict[str, Tensor]:
         raise ArtifactError("the payload's lengths or its step are out of range")
     plain = _read_plain(payload[second:], plan) if delta < 0 else {}
     decoder = open_decoder(payload[_HEAD.size : first], payload[first:second], plan.parameter_count)
-    found = {p.name: restore(p, read_values(decoder, p, abs(delta), plain.get(p.name))) for p in plan.exported}
+    found: dict[str, Tensor] = {}
+    for parameter in plan.exported:
+        grid, values = read_values(decoder, parameter, abs(delta), plain.get(parameter.name))
+        found[parameter.name] = restore(parameter, values)
+        if steps is not None and parameter.role in (Role.MATRIX, Role.EMBEDDING):
+            steps[parameter.name] = grid.sides(abs(delta))
     decoder.finish()
     if _checksum(found) != checksum:
         raise ArtifactError("the decoded tensors do not match their checksum")

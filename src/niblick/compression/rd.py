@@ -23,7 +23,7 @@ from niblick.compression.rounder import Candidate, Rounder
 from niblick.compression.sensitivity import measure
 from niblick.compression.symbols import Tables
 from niblick.errors import NiblickError
-from niblick.model import LanguageModel
+from niblick.model import LanguageModel, Steps
 from niblick.plan import Plan
 from niblick.recipe import Recipe
 
@@ -54,9 +54,11 @@ class RateDistortion:
             candidate, choice = fill_budget(rounder, budget, _size)
         return _encoded(candidate, write_payload(candidate), choice, job)
 
-    def decode(self, payload: bytes, recipe: Recipe, plan: Plan) -> dict[str, Tensor]:
+    def decode(
+        self, payload: bytes, recipe: Recipe, plan: Plan, steps: Steps | None = None
+    ) -> dict[str, Tensor]:
         """The tensors of `encode`, bit for bit, on any machine."""
-        return read_payload(payload, plan)
+        return read_payload(payload, plan, steps)
 
 
 def _model(job: Job) -> LanguageModel:

@@ -83,8 +83,8 @@ def open_decoder(stream: bytes, escapes: bytes, symbols: int) -> AnyDecoder:
 
 def read_values(
     decoder: AnyDecoder, parameter: Parameter, delta: float, plain: Ints | None = None
-) -> NDArray[np.float32]:
-    """Undo `write_tensor`: levels times the grid's steps for `delta`, (R, C); infinite or NaN beyond float32.
+) -> tuple[Grid, NDArray[np.float32]]:
+    """Undo `write_tensor`: the grid, and levels times its steps for `delta`, (R, C); infinite or NaN beyond float32.
 
     `plain` are the symbols of a tensor whose grid alone was written.
     """
@@ -93,10 +93,10 @@ def read_values(
         context, machine = _read_context(decoder, parameter, grid, mean), machine_of(parameter)
         walk = _Walk(machine, *matrix_shape(parameter), paths_of(parameter))
         step = delta * power_of_two(grid.tensor)
-        return decoder.values(context, machine, walk.height, step, powers(grid.rows), powers(grid.columns))
+        return grid, decoder.values(context, machine, walk.height, step, powers(grid.rows), powers(grid.columns))
     grid, levels = read_tensor(decoder, parameter, plain)
     with np.errstate(over="ignore", invalid="ignore"):
-        return (levels * grid.steps(delta)).astype(np.float32)
+        return grid, (levels * grid.steps(delta)).astype(np.float32)
 
 
 def read_tensor(decoder: AnyDecoder, parameter: Parameter, plain: Ints | None = None) -> tuple[Grid, Ints]:

@@ -57,7 +57,7 @@ def find_grid(weight: Floats, base: float | None = None) -> tuple[NDArray[np.int
     columns[~known] = _exponents(weight[:, ~known].T, base, rows)[0]
     weak = count < _ENOUGH
     rows[weak] = _exponents(weight[weak], base, columns)[0]
-    return _settled(weight, base, rows, columns)
+    return settle(weight, _power(base + rows).astype(np.float32), _power(columns).astype(np.float32))
 
 
 def _exponents(weight: Floats, base: float, columns: Ints) -> tuple[Ints, Ints]:
@@ -157,18 +157,19 @@ def _mode(values: Ints, where: Flags, axis: int) -> Ints:
     return found
 
 
-def _settled(
-    weight: Floats, base: float, rows: Ints, columns: Ints
+def settle(
+    weight: Floats, row_steps: Floats, factors: Floats
 ) -> tuple[NDArray[np.int32], Floats, Floats] | None:
-    """Codes for these exponents, lowered by octaves until all are whole; None unless they give every weight back."""
-    row_steps = _power(base + rows.astype(np.float64)).astype(np.float32)
-    factors = _power(columns).astype(np.float32)
+    """Codes, steps and factors: those given, lowered by octaves until all codes are whole; None unless they give
+    every weight back."""
+    row_steps, factors = row_steps.copy(), factors.copy()
     for _ in range(_ROUNDS * 2):
-        ratio = weight / row_steps[:, None] / factors[None, :]
-        codes = np.rint(ratio)
-        wrong = np.abs(ratio - codes) > _EXACT * np.abs(ratio)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # steps may be beyond float32
+            ratio = weight / row_steps[:, None] / factors[None, :]
+            codes = np.rint(ratio)
+            wrong = np.abs(ratio - codes) > _EXACT * np.abs(ratio)
         if not wrong.any():
-            fits = bool(np.abs(codes).max(initial=0) <= 32767)
+            fits = bool(np.abs(codes).max(initial=0) <= 32767) and np.count_nonzero(codes) == np.count_nonzero(weight)
             return _halved(codes.astype(np.int32), row_steps, factors) if fits else None
         bad_rows = wrong.mean(axis=1) > _SHARE
         row_steps[bad_rows] /= 2

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from niblick.generation.grids import find_grid
+from niblick.generation.grids import find_grid, settle
 
 BLOCK = 64  # columns are padded to runs of 64; codes are laid out 64 at a time, of
 ROWS, GROUP = 32, 4  # half as many rows and so many columns
@@ -51,13 +51,16 @@ class Codes:
         return sum(array.nbytes for array in held if array is not None)
 
 
-def encode(weight: Floats, *, exact: bool = True, base: float | None = None) -> Codes:
+def encode(
+    weight: Floats, *, exact: bool = True, base: float | None = None, steps: tuple[Floats, Floats] | None = None
+) -> Codes:
     """Codes of a float32 matrix (rows, cols); with `exact` off, always 8 bits by nearest rounding.
 
-    `base`: where the grid of this matrix's model lies, if that is known (`grids.find_base`).
+    `base`: where the grid of this matrix's model lies, if that is known (`grids.find_base`). `steps`: of rows and
+    columns, as far as the model's file says; where they do not explain every weight, others are looked for.
     """
     weight = np.ascontiguousarray(weight, dtype=np.float32)
-    return store(*(_factors(weight, base) if exact else _rounded(weight, 127)))
+    return store(*(_factors(weight, base, steps) if exact else _rounded(weight, 127)))
 
 
 def store(codes: NDArray[np.int32], steps: Floats, factors: Floats | None = None, *, tails: bool = True) -> Codes:
@@ -100,8 +103,13 @@ def _tail(rest: NDArray[np.int32]) -> tuple[NDArray[np.uint32], NDArray[np.int32
     return entries, starts
 
 
-def _factors(weight: Floats, base: float | None) -> tuple[NDArray[np.int32], Floats, Floats | None]:
+def _factors(
+    weight: Floats, base: float | None, known: tuple[Floats, Floats] | None
+) -> tuple[NDArray[np.int32], Floats, Floats | None]:
     """Codes, row steps and column factors (None for all ones)."""
+    told = settle(weight, *known) if known is not None else None
+    if told is not None:
+        return told
     steps = _steps(weight)
     if steps is not None:
         return _round(weight, steps), steps, None

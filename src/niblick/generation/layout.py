@@ -178,9 +178,9 @@ class Layout:
         if name not in self._tensors:
             return Matrix()
         if name not in self._codes:
-            self._codes[name] = encode(
-                self._tensors[name].detach().float().cpu().numpy(), exact=self._exact, base=self._base
-            )
+            weight = self._tensors[name].detach().float().cpu().numpy()
+            steps = self._model.steps.get(name)
+            self._codes[name] = encode(weight, exact=self._exact, base=self._base, steps=steps)
         return matrix_of(self._codes[name])
 
     def _layer(self, layer: VirtualLayer) -> Layer:

@@ -1,6 +1,6 @@
 """The one LanguageModel: a loop over a plan, built from the same tables that the plan sums."""
 
-from niblick.model.lm import LanguageModel
+from niblick.model.lm import LanguageModel, Steps
 from niblick.model.state import State
 
-__all__ = ["LanguageModel", "State"]
+__all__ = ["LanguageModel", "State", "Steps"]

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,6 +30,9 @@ from niblick.recipe.model import ModelRecipe
 NO_FACTORS: Mapping[str, Tensor] = MappingProxyType({})
 
 
+Steps = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]  # of rows (R,), factors of columns (C,)
+
+
 class LanguageModel(Node):
     """A causal language model over V tokens, built from a recipe's model section.
 
@@ -40,6 +45,7 @@ class LanguageModel(Node):
         self.recipe = model
         self.plan: Plan = make_plan(model)
         self.ops = Ops()  # may be replaced by a faster object of the same kind
+        self.steps: Steps = {}  # a hint from the model's file: by name, what a matrix held whole multiples of
         build_tree(self, self.plan)
         if seed is not None:
             initialise(self, self.plan, seed)
