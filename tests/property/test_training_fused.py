@@ -125,6 +125,18 @@ def test_channel_mixers(
     _same(ops, lambda o, t: o.channel(t[0], t[1], t[2], 0.7, t[3], t[4], t[5], slope), leaves, dtype)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 150), DTYPES, st.sampled_from([24, 32, 96]), st.booleans())
+def test_token_shift_mixers(ops: FusedOps, length: int, dtype: torch.dtype, width: int, masked: bool) -> None:
+    square = (width, width)
+    u, *weights = _draw((2, length, width), square, square, square, dtype=dtype)
+    shares = _draw((width,), (width,), dtype=torch.float32)
+    boundary = torch.rand(2, length, generator=torch.Generator().manual_seed(1)) < 0.2 if masked else None
+    leaves = [u, *shares, *(w / width**0.5 for w in weights)]
+    _same(ops, lambda o, t: o.token_shift(t[0], None, boundary, (t[1].sigmoid(), t[2].sigmoid()), (t[3], t[4], t[5])),
+          leaves, dtype)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 150), st.sampled_from([(1, 1), (4, 2), (3, 1)]), st.sampled_from([1, 2, 30, 129, 500]), DTYPES,
        st.booleans(), st.sampled_from([6, 16, 32, 48]))

@@ -57,6 +57,16 @@ class Ops:
         y, n = self.add_norm(x, branch, weight, scale)
         return self.add(y, F.linear(self.square(F.linear(n.to(up.dtype), up), slope), down), share)
 
+    def token_shift(
+        self, u: Tensor, last: Tensor | None, boundary: Tensor | None, shares: tuple[Tensor, Tensor],
+        weights: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        """sigmoid(W_r r) * (W_v relu(W_k k)^2), weights W_r, W_k, W_v (D, D); r, k = interpolate(u, ..., *shares)."""
+        receive, key = self.interpolate(u, last, boundary, *shares)
+        w_r, w_k, w_v = weights
+        value = F.linear(self.square(F.linear(key.to(w_k.dtype), w_k), 0.0), w_v)
+        return self.gate(F.linear(receive.to(w_r.dtype), w_r), value)
+
     def gate(self, gate: Tensor, x: Tensor) -> Tensor:
         """sigmoid(gate) * x."""
         return torch.sigmoid(gate) * x

@@ -2,7 +2,7 @@
    with act(h) = leaky_relu(h)^2. Kept for backward: y, each row's 1 / root mean square, and h. Widths are multiples of PANEL. */
 
 #ifdef __AVX512BF16__
-#define STRIP 128 /* hidden channels of one product */
+#define STRIP 64 /* hidden channels of one product */
 
 /* Row r of x, or zeros from row `count` on. */
 static inline const uint16_t *row_or_zero(const uint16_t *x, int64_t r, int64_t count, int64_t d) {

@@ -135,6 +135,33 @@ class Square(Function):
         return None, gx, None
 
 
+class TokenShift(Function):
+    """The whole token-shift mixer (token_shift.h)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, u: Tensor, flags: Tensor | None, share_r: Tensor, share_k: Tensor, *weights: Tensor
+    ) -> Any:
+        """See `Ops.token_shift`."""
+        (rows, width), shares = _sizes(u), (share_r.float().contiguous(), share_k.float().contiguous())
+        z, h, v, y = _like(u, u, u, u)
+        kernels("token_shift", u.dtype, u, flags, *shares, *weights, z, h, v, y, rows, u.shape[-2], width)
+        ctx.kernels = kernels
+        ctx.save_for_backward(u, flags, *shares, *weights, z, h, v)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradients of u, the shares and the weights."""
+        u, *kept = ctx.saved_tensors
+        (rows, width), weights = _sizes(u), kept[3:6]
+        gr, gk, gu, *slopes = _like(u, u, u, *weights)
+        sums = _partial(2, width)
+        ctx.kernels("token_shift_back", u.dtype, g.contiguous(), u, *kept, gr, gk, gu, sums, *slopes, rows, u.shape[-2], width)
+        total = sums.sum(0)
+        return None, gu, None, total[0], total[1], *slopes
+
+
 class Gate(Function):
     """sigmoid(a) * b."""
 

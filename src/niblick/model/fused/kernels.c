@@ -78,4 +78,5 @@ static inline uint16_t narrow(float x) {
 #include "attention.h"
 #include "head.h"
 #include "channel.h"
+#include "token_shift.h"
 #include "optimizer.h"

@@ -15,7 +15,7 @@ from niblick.toolchain import TUNED, CLibrary
 
 _LIBRARY = CLibrary(
     package="niblick.model.fused",
-    names=("kernels.c", "kernels.h", "products.h", "attention.h", "head.h", "channel.h", "optimizer.h"),
+    names=("kernels.c", "kernels.h", "products.h", "attention.h", "head.h", "channel.h", "token_shift.h", "optimizer.h"),
     flags=("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros",
            "-freciprocal-math"),
     tunings=(("-march=native", "-fopenmp"), *TUNED),
@@ -29,10 +29,10 @@ _ARGUMENTS = {
     "heads": "ppppppiiiii", "heads_back": "ppppppppiiiii", "exclude": "pppiiii",
     "exclude_back": "pppppiiii", "softmax": "pppfiii", "softmax_back": "ppfii",
 }
-_BF16_ONLY = {  # attention.h, head.h, channel.h, optimizer.h
+_BF16_ONLY = {  # what is built on products.h
     "attend": "pppppiiiiii", "attend_back": "pppppppppiiiiii", "head": "pppfppppiii", "head_back": "pppppiii",
     "channel": "ppppppffppppiii", "channel_back": "ppppppffpppppppppiii",
-    "newton": "ppfffiiii",
+    "token_shift": "pppppppppppiii", "token_shift_back": "ppppppppppppppppppiii", "newton": "ppfffiiii",
 }
 _FLOAT_ONLY = {"adam": "ppppffffffi"}  # optimizer.h
 _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int64}

@@ -51,8 +51,7 @@ class FusedOps(Ops):
         """As in `Ops`."""
         if last is not None or not _fits(u):
             return super().interpolate(u, last, boundary, first, second)
-        flags = None if boundary is None else boundary.contiguous().view(torch.uint8)
-        one, two = fused.Shift.apply(self.kernels, u, flags, first, second)  # type: ignore[no-untyped-call]
+        one, two = fused.Shift.apply(self.kernels, u, _flags(boundary), first, second)  # type: ignore[no-untyped-call]
         return one, two
 
     def square(self, x: Tensor, slope: float) -> Tensor:
@@ -70,6 +69,16 @@ class FusedOps(Ops):
         if not (whole and _pairs(self.kernels, x, branch, up, down)):
             return super().channel(x, branch, weight, scale, up, down, share, slope)
         y: Tensor = fused.Channel.apply(self.kernels, x, branch, weight, scale, up, down, share, slope)  # type: ignore[no-untyped-call]
+        return y
+
+    def token_shift(
+        self, u: Tensor, last: Tensor | None, boundary: Tensor | None, shares: tuple[Tensor, Tensor],
+        weights: tuple[Tensor, Tensor, Tensor],
+    ) -> Tensor:
+        """As in `Ops`."""
+        if last is not None or u.shape[-1] % PANEL or not _pairs(self.kernels, u, *weights):
+            return super().token_shift(u, last, boundary, shares, weights)
+        y: Tensor = fused.TokenShift.apply(self.kernels, u, _flags(boundary), *shares, *weights)  # type: ignore[no-untyped-call]
         return y
 
     def gate(self, gate: Tensor, x: Tensor) -> Tensor:
@@ -98,8 +107,7 @@ class FusedOps(Ops):
         """As in `Ops`."""
         if last is not None or not _fits(x):
             return super().smear(x, last, boundary, gate)
-        flags = None if boundary is None else boundary.contiguous().view(torch.uint8)
-        y: Tensor = fused.Shift.apply(self.kernels, x, flags, 1 - gate, None)[0]  # type: ignore[no-untyped-call]
+        y: Tensor = fused.Shift.apply(self.kernels, x, _flags(boundary), 1 - gate, None)[0]  # type: ignore[no-untyped-call]
         return y
 
     def exclude(self, y: Tensor, v: Tensor) -> Tensor:
@@ -120,6 +128,10 @@ class FusedOps(Ops):
         q = heads(self.kernels, q, q_gain, *table)  # type: ignore[no-untyped-call]
         k = heads(self.kernels, k, k_gain, *table)  # type: ignore[no-untyped-call]
         return attend(self.kernels, q, k, v, span)
+
+
+def _flags(boundary: Tensor | None) -> Tensor | None:
+    return None if boundary is None else boundary.contiguous().view(torch.uint8)
 
 
 def _pairs(kernels: Kernels, *tensors: Tensor) -> bool:

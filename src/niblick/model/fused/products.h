@@ -11,7 +11,7 @@ typedef uint32_t __attribute__((may_alias, aligned(2))) pair; /* two bfloat16 th
 
 /* C (m, n) = or += A B over 2 k2 terms: A as pairs at a[row * i + step * p], B as pairs (k2, n) at b[ldb * p + j]. */
 #define BLOCK(MR, NV)                                                                                                   \
-    static inline void block_##MR##_##NV(const pair *a, int64_t row, int64_t step, const uint32_t *b, int64_t ldb,    \
+    static inline __attribute__((always_inline)) void block_##MR##_##NV(const pair *a, int64_t row, int64_t step, const uint32_t *b, int64_t ldb,    \
                                          float *c, int64_t ldc, int64_t k2, int add) {                                 \
         __m512 sum[MR][NV];                                                                                            \
         _Pragma("GCC unroll 8") for (int i = 0; i < MR; i++) _Pragma("GCC unroll 2") for (int v = 0; v < NV; v++)      \
@@ -33,16 +33,28 @@ BLOCK(8, 1)
 BLOCK(1, 2)
 BLOCK(1, 1)
 
+static inline __attribute__((always_inline)) void blocks(const pair *a, int64_t row, int64_t step, const uint32_t *b, int64_t ldb,
+                                                       float *c, int64_t ldc, int64_t m, int64_t n, int64_t k2, int add) {
+    int64_t i = 0;
+    for (; i + 8 <= m; i += 8) {
+        int64_t j = 0;
+        for (; j + 32 <= n; j += 32) block_8_2(a + row * i, row, step, b + j, ldb, c + ldc * i + j, ldc, k2, add);
+        if (j < n) block_8_1(a + row * i, row, step, b + j, ldb, c + ldc * i + j, ldc, k2, add);
+    }
+    for (; i < m; i++) {
+        int64_t j = 0;
+        for (; j + 32 <= n; j += 32) block_1_2(a + row * i, row, step, b + j, ldb, c + ldc * i + j, ldc, k2, add);
+        if (j < n) block_1_1(a + row * i, row, step, b + j, ldb, c + ldc * i + j, ldc, k2, add);
+    }
+}
+
+/* C (m, n) = or += A B; n is a multiple of 16. */
 static void product(const void *a, int64_t row, int64_t step, const uint32_t *b, int64_t ldb, float *c, int64_t ldc,
                     int64_t m, int64_t n, int64_t k2, int add) {
-    int64_t i = 0;
-    for (; i < m; i += m - i >= 8 ? 8 : 1) {
-        const pair *from = (const pair *)a + row * i;
-        int64_t j = 0;
-        for (; j + 32 <= n; j += 32)
-            (m - i >= 8 ? block_8_2 : block_1_2)(from, row, step, b + j, ldb, c + ldc * i + j, ldc, k2, add);
-        if (j < n) (m - i >= 8 ? block_8_1 : block_1_1)(from, row, step, b + j, ldb, c + ldc * i + j, ldc, k2, add);
-    }
+    if (step == 1 && add) blocks(a, row, 1, b, ldb, c, ldc, m, n, k2, 1);
+    else if (step == 1) blocks(a, row, 1, b, ldb, c, ldc, m, n, k2, 0);
+    else if (add) blocks(a, 1, step, b, ldb, c, ldc, m, n, k2, 1);
+    else blocks(a, 1, step, b, ldb, c, ldc, m, n, k2, 0);
 }
 
 /* Rows of x, `stride` apart, as pairs across the row: out[e2 * padded + t] = x[t][2 e2, 2 e2 + 1]; zeros from `length` on. */
@@ -118,7 +130,7 @@ static void rows_by_panels(const uint16_t *a, uint32_t *b, int64_t j, float *c, 
 
 /* g (m, n) = the sum over `pairs` pairs of positions of a (columns m) times b (columns n), both in panels. */
 static void gather(uint32_t *a, uint32_t *b, float *g, int64_t m, int64_t n, int64_t pairs) {
-    int64_t across = n / PANEL, step = 128;
+    int64_t across = n / PANEL, step = 256;
     _Pragma("omp parallel for schedule(static)") for (int64_t unit = 0; unit < m / PANEL * across; unit++) {
         int64_t i = unit / across * PANEL, j = unit % across * PANEL;
         for (int64_t p = 0; p < pairs; p += step)

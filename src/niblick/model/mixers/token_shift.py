@@ -18,5 +18,5 @@ def token_shift(block: nn.Module, u: Tensor, layer: VirtualLayer, context: Conte
     name = f"layers.{layer.index}.shift"
     context.remember(name, u[:, -1])
     shares = sigmoid(weights.mix_r), sigmoid(weights.mix_k)
-    receive, key = context.ops.interpolate(u, context.last(name), context.boundary, *shares)
-    return context.ops.gate(weights.W_r(receive), weights.W_v(context.ops.square(weights.W_k(key), 0.0)))
+    matrices = weights.W_r.weight, weights.W_k.weight, weights.W_v.weight
+    return context.ops.token_shift(u, context.last(name), context.boundary, shares, matrices)
