@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import Any, cast
+from typing import Annotated, Any
 
-import click
 import typer
 import typer.main
+from typer.core import TyperGroup
 
+from niblick import __version__
 from niblick.cli.imports import importing
 from niblick.errors import NiblickError
 
@@ -36,21 +37,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "card": ("niblick.cli.card:card_command", "Print the card of a run."),
 }
 
-# recent versions of typer carry a click of their own, whose errors are not click's
-USAGE_ERRORS: tuple[Any, ...] = (
-    click.ClickException,
-    next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"),
-)
+# Recent versions of typer carry a click of their own, older ones use click itself: theirs is taken, whichever it is.
+USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
-class LazyGroup(click.Group):
+class LazyGroup(TyperGroup):
     """A group that knows its commands' names and help without importing them."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """Command names in the order of a model's life."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Import one command's module and wrap its function with typer."""
         if cmd_name not in COMMANDS:
             return None
@@ -58,22 +56,33 @@ class LazyGroup(click.Group):
         module_name, _, attribute = target.partition(":")
         with importing():
             found: Any = getattr(import_module(module_name), attribute)
-        app = found
+        command = found
         if not isinstance(found, typer.Typer):
-            app = typer.Typer(add_completion=False, rich_markup_mode=None)
-            app.command(cmd_name, short_help=summary)(found)
-        command: Any = typer.main.get_command(app)
-        return cast(click.Command, command)
+            command = typer.Typer(add_completion=False, rich_markup_mode=None)
+            command.command(cmd_name, short_help=summary)(found)
+        return typer.main.get_command(command)
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands from the table alone."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="niblick")
-def app() -> None:
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"niblick, version {__version__}")
+        raise typer.Exit
+
+
+@app.callback(cls=LazyGroup, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Train, pack, score, audit and run the best language model that fits a byte budget."""
 
 
@@ -82,14 +91,14 @@ def main(arguments: list[str] | None = None) -> None:
     # pydantic would read what every installed distribution offers, as long as building all of our validators takes
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        code = app.main(args=arguments, prog_name="niblick", standalone_mode=False)
+        code = typer.main.get_command(app).main(args=arguments, prog_name="niblick", standalone_mode=False)
     except NiblickError as error:
         code = _fail(str(error), error.exit_code)
     except typer.Exit as error:
         code = error.exit_code
-    except USAGE_ERRORS as error:
+    except USAGE_ERROR as error:
         code = _fail(error.format_message(), 2)
-    except (KeyboardInterrupt, click.Abort, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()

@@ -65,7 +65,7 @@ class Table:
 
     def add(self, histogram: Ints, symbols: int) -> None:
         """Learn from so many coded symbols; sixteen parts each, so that the prior can have fractions of one."""
-        self.counts = self.counts + 16 * histogram
+        self.counts += 16 * histogram
         self.fresh += 16 * symbols
         self.total += 16 * symbols
         if self.total > _LARGEST_TOTAL:
@@ -99,7 +99,7 @@ class Tables:
 
 def _groups(kinds: Ints) -> list[tuple[int, Ints]]:
     """(kind, positions) in order of kind, positions in their own order."""
-    order = np.argsort(kinds, kind="stable")
+    order = np.argsort(kinds.astype(np.uint8), kind="stable")  # bytes are sorted by counting
     sorted_kinds = kinds[order]
     cuts = np.flatnonzero(sorted_kinds[1:] != sorted_kinds[:-1]) + 1
     starts = [0, *cuts.tolist()]
