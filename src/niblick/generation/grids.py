@@ -158,10 +158,10 @@ def _mode(values: Ints, where: Flags, axis: int) -> Ints:
 
 
 def settle(
-    weight: Floats, row_steps: Floats, factors: Floats
+    weight: Floats, row_steps: Floats, factors: Floats, most: int = 32767
 ) -> tuple[NDArray[np.int32], Floats, Floats] | None:
     """Codes, steps and factors: those given, lowered by octaves until all codes are whole; None unless they give
-    every weight back."""
+    every weight back in a code of at most `most`."""
     row_steps, factors = row_steps.copy(), factors.copy()
     for _ in range(_ROUNDS * 2):
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # steps may be beyond float32
@@ -169,7 +169,7 @@ def settle(
             codes = np.rint(ratio)
             wrong = np.abs(ratio - codes) > _EXACT * np.abs(ratio)
         if not wrong.any():
-            fits = bool(np.abs(codes).max(initial=0) <= 32767) and np.count_nonzero(codes) == np.count_nonzero(weight)
+            fits = bool(np.abs(codes).max(initial=0) <= most) and np.count_nonzero(codes) == np.count_nonzero(weight)
             return _halved(codes.astype(np.int32), row_steps, factors) if fits else None
         bad_rows = wrong.mean(axis=1) > _SHARE
         row_steps[bad_rows] /= 2

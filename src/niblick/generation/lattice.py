@@ -22,7 +22,8 @@ _RANGES = {bits: (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bits in (2, 4, 
 _FINEST = (1 << 23) - 256  # leaves room for rounding
 _PROBE = 4  # rows looked at before the whole matrix is
 _TAIL = 40  # codes of 8 bits that are multiplied in the time of one entry of a tail
-_TAIL_COLUMNS = 4096
+_TAIL_COLUMNS, _REST = 4096, 32767  # what an entry can hold
+_LARGEST_TOLD = 1 << 18  # of a code whose steps are known
 
 Floats = NDArray[np.float32]
 
@@ -52,7 +53,11 @@ class Codes:
 
 
 def encode(
-    weight: Floats, *, exact: bool = True, base: float | None = None, steps: tuple[Floats, Floats] | None = None
+    weight: Floats,
+    *,
+    exact: bool = True,
+    base: float | None = None,
+    steps: tuple[Floats, Floats] | None = None,
 ) -> Codes:
     """Codes of a float32 matrix (rows, cols); with `exact` off, always 8 bits by nearest rounding.
 
@@ -63,7 +68,9 @@ def encode(
     return store(*(_factors(weight, base, steps) if exact else _rounded(weight, 127)))
 
 
-def store(codes: NDArray[np.int32], steps: Floats, factors: Floats | None = None, *, tails: bool = True) -> Codes:
+def store(
+    codes: NDArray[np.int32], steps: Floats, factors: Floats | None = None, *, tails: bool = True
+) -> Codes:
     """Whole numbers (rows, cols) of at most 24 bits times row steps and column factors, as the engine reads them.
 
     `tails` off gives every code the bits of the largest: the same numbers, read more slowly.
@@ -80,25 +87,33 @@ def store(codes: NDArray[np.int32], steps: Floats, factors: Floats | None = None
 
 
 def _cheapest(codes: NDArray[np.int32], tails: bool) -> int:
-    """The bits in which codes, and tails where they may be, are read soonest; tails hold what 16 bits lack of fewer."""
-    sizes = np.bincount(np.minimum(np.where(codes < 0, ~codes, codes), 32768).reshape(-1), minlength=32769)
-    beyond = {bits: int(sizes[1 << (bits - 1) :].sum()) for bits in _RANGES if bits <= 16}
-    if beyond[16]:
-        return 24
+    """The bits in which codes, and tails where they may be, are read soonest."""
+    sizes = np.where(codes < 0, ~codes, codes).reshape(-1)
+    counts = np.bincount(np.minimum(sizes, _REST), minlength=_REST + 1)
+    more = int((sizes[sizes > _REST] // _REST).sum())  # entries of the largest beyond their first
     costs = {
-        bits: codes.size * (bits / 8 + -(-bits // 8)) / 2 + _TAIL * count
-        for bits, count in beyond.items()
-        if not count or (tails and codes.shape[1] <= _TAIL_COLUMNS)
+        bits: codes.size * (bits / 8 + -(-bits // 8)) / 2 + _TAIL * beyond
+        for bits in _RANGES
+        if not (beyond := int(counts[1 << (bits - 1) :].sum()) + more if bits < 24 else 0)
+        or (tails and codes.shape[1] <= _TAIL_COLUMNS)
     }
     return min(costs, key=lambda bits: costs[bits])
 
 
 def _tail(rest: NDArray[np.int32]) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | tuple[None, None]:
-    """Entries (nb_tail) of what is not zero, by sixteen rows, and where those of every sixteen rows begin."""
+    """Entries (nb_tail) of what is not zero, by sixteen rows, and where those of every sixteen rows begin; what no entry
+    can hold takes several."""
     rows, columns = np.nonzero(rest)
     if not len(rows):
         return None, None
-    entries = (rows % 16 | columns << 4 | rest[rows, columns].astype(np.int64) << 16).astype(np.uint32)
+    left = rest[rows, columns].astype(np.int64)
+    times = -(-np.abs(left) // _REST)
+    rows, columns = np.repeat(rows, times), np.repeat(columns, times)
+    last = np.zeros(len(rows), dtype=np.bool_)
+    last[np.cumsum(times) - 1] = True
+    parts = np.repeat(np.sign(left) * _REST, times)
+    parts[last] = left - np.sign(left) * _REST * (times - 1)
+    entries = (rows % 16 | columns << 4 | parts << 16).astype(np.uint32)
     starts = np.searchsorted(rows // 16, np.arange(-(-len(rest) // ROWS) * ROWS // 16 + 1)).astype(np.int32)
     return entries, starts
 
@@ -107,7 +122,7 @@ def _factors(
     weight: Floats, base: float | None, known: tuple[Floats, Floats] | None
 ) -> tuple[NDArray[np.int32], Floats, Floats | None]:
     """Codes, row steps and column factors (None for all ones)."""
-    told = settle(weight, *known) if known is not None else None
+    told = settle(weight, *known, most=_LARGEST_TOLD) if known is not None else None
     if told is not None:
         return told
     steps = _steps(weight)
@@ -135,7 +150,7 @@ def decode(codes: Codes) -> Floats:
     whole = tiled.swapaxes(1, 2).reshape(blocks * ROWS, -1)[: codes.rows, : codes.cols]
     if codes.tail is not None and codes.tail_at is not None:
         rows = np.repeat(16 * np.arange(len(codes.tail_at) - 1), np.diff(codes.tail_at)) + (codes.tail & 15)
-        whole[rows, codes.tail >> 4 & 4095] += codes.tail.astype(np.int32) >> 16
+        np.add.at(whole, (rows, codes.tail >> 4 & 4095), codes.tail.view(np.int32) >> 16)
     weight: Floats = whole.astype(np.float32) * codes.scales[:, None]
     return weight if codes.columns is None else weight * codes.columns[: codes.cols]
 
