@@ -2,7 +2,8 @@
 
 For each recipe, in one run: tokens per second, share of the measured matrix rate (3 x the plan's forward operations),
 where the time goes and peak memory, for this package and for the plain implementation of benchmarks/plain.py at its
-best thread count. Every variant runs in a process of its own. Full-size recipes are measured at `--tokens` per step.
+best thread count. Every variant runs in a process of its own. Steps of more than `--tokens` are made of micro-batches, in both;
+full-size recipes, whose published steps have 524,288 tokens, are measured at `--tokens-per-step`: their optimizer weighs more here.
 On a machine that is busy with other work, `--cpu-time` measures one thread by the processor time it used.
 """
 
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,7 +39,8 @@ from plain import PlainModel, optimizers
 
 RECIPES = ("pocket", "token-shift-small", "sidecar-small", "depth-recurrent-small", "token-shift", "sidecar",
            "depth-recurrent")
-Step = Callable[["Laps"], None]
+CYCLE = 2  # micro-batches that are run for one update where a step has more
+Variant = tuple[Callable[["Laps", bool], None], Callable[["Laps"], None]]  # a micro-batch (is it the first?), an update
 CPU_TIME = "--cpu-time" in sys.argv
 
 
@@ -46,14 +49,17 @@ def now() -> float:
 
 
 class Laps:
-    """Seconds by phase, one entry per step."""
+    """Seconds by phase and altogether, one entry per measured call."""
 
     def __init__(self) -> None:
         self.phases: dict[str, list[float]] = {}
+        self.totals: list[float] = []
         self._since = now()
 
-    def start(self) -> None:
-        self._since = now()
+    def measure(self, call: Callable[[], None]) -> None:
+        began = self._since = now()
+        call()
+        self.totals.append(now() - began)
 
     def lap(self, phase: str) -> None:
         at = now()
@@ -80,7 +86,7 @@ def batches(recipe: Recipe, folder: str, tokens: int) -> Pipeline:
     return Pipeline([Path(folder) / "shard.bin"], sequence_length=length, batch_sequences=tokens // length, seed=0)
 
 
-def ours(recipe: Recipe, data: Pipeline) -> Step:
+def ours(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     keep_freed_memory()
     dtype = torch.bfloat16 if choose_precision("auto", "cpu") == "bf16" else torch.float32
     model, training = LanguageModel(recipe.model, seed=0), recipe.training
@@ -91,40 +97,43 @@ def ours(recipe: Recipe, data: Pipeline) -> Step:
     loss_of = CompiledLoss(training_loss, model, "auto", "cpu")
     optimizer.use(loss_of.kernels)
 
-    def step(laps: Laps) -> None:
+    def batch(laps: Laps, first: bool) -> None:
         inputs, targets = (torch.from_numpy(array) for array in data.next())
         laps.lap("data")
-        weights.refresh()
-        laps.lap("rest")
         loss, _ = loss_of(inputs, targets)
         laps.lap("forward")
-        loss.backward()
+        (loss * share).backward()
+        weights.collect(optimizer.gradients, add=not first)
         laps.lap("backward")
-        weights.collect(optimizer.gradients, add=False)
+
+    def update(laps: Laps) -> None:
         optimizer.clip(training.clip)
         optimizer.step(0.01, 0.95)
         laps.lap("optimizer")
         if average:
             average.update(weights.master, step=1, remaining=1.0, last=False)
+        weights.refresh()
         laps.lap("rest")
 
-    return step
+    return batch, update
 
 
-def plain(recipe: Recipe, data: Pipeline) -> Step:
+def plain(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     model = PlainModel(recipe.model)
     both = optimizers(model)
     average = [p.detach().clone() for p in model.parameters()]
     low = choose_precision("auto", "cpu") == "bf16"
 
-    def step(laps: Laps) -> None:
+    def batch(laps: Laps, first: bool) -> None:
         inputs, targets = (torch.from_numpy(array) for array in data.next())
         laps.lap("data")
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             loss = model(inputs, targets)
         laps.lap("forward")
-        loss.backward()
+        (loss * share).backward()
         laps.lap("backward")
+
+    def update(laps: Laps) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.training.clip or float("inf"))
         for optimizer in both:
             optimizer.step()
@@ -135,34 +144,45 @@ def plain(recipe: Recipe, data: Pipeline) -> Step:
                 kept.lerp_(parameter, 0.003)
         laps.lap("rest")
 
-    return step
+    return batch, update
 
 
-def measure(name: str, variant: str, tokens: int, seconds: float, threads: int) -> dict[str, Any]:
+def run(variant: Variant, micro: int, seconds: float) -> tuple[float, dict[str, float]]:
+    """Seconds of a step of `micro` micro-batches, and its phases' shares.
+
+    Cycles of at most CYCLE micro-batches and an update are run; a step is `micro` median micro-batches and a median update.
+    """
+    batch, update = variant
+    batches, updates = Laps(), Laps()
+    until = float("inf")
+    while time.perf_counter() < until or len(updates.totals) < 2:
+        for i in range(min(micro, CYCLE) if until < float("inf") else 1):
+            batches.measure(partial(batch, batches, i == 0))
+        updates.measure(partial(update, updates))
+        if until == float("inf"):  # the first cycle warms up
+            batches, updates, until = Laps(), Laps(), time.perf_counter() + seconds
+    parts = [(phase, micro * median(times)) for phase, times in batches.phases.items()]
+    parts += [(phase, median(times)) for phase, times in updates.phases.items()]
+    step = micro * median(batches.totals) + median(updates.totals)
+    return step, {phase: time / step for phase, time in parts}
+
+
+def measure(name: str, variant: str, tokens: int, per_step: int, seconds: float, threads: int) -> dict[str, Any]:
     """One variant in this process."""
     torch.set_num_threads(threads)
     recipe = load_recipe(name)
-    tokens = min(tokens, recipe.training.batch_tokens)
-    tokens = max(1, tokens // recipe.training.sequence_length) * recipe.training.sequence_length
+    per_step = min(per_step, recipe.training.batch_tokens)
+    tokens = max(1, min(tokens, per_step) // recipe.training.sequence_length) * recipe.training.sequence_length
+    micro = max(1, per_step // tokens)
     with tempfile.TemporaryDirectory() as folder:
         data = batches(recipe, folder, tokens)
-        step = {"ours": ours, "plain": plain}[variant](recipe, data)
-        for _ in range(2):
-            step(Laps())
-        laps, times, until = Laps(), [], time.perf_counter() + seconds
-        while time.perf_counter() < until or len(times) < 3:
-            began = now()
-            laps.start()
-            step(laps)
-            times.append(now() - began)
+        best, phases = run({"ours": ours, "plain": plain}[variant](recipe, data, 1 / micro), micro, seconds)
         data.close()
-    best = median(times)
-    phases = {phase: sum(laps.phases[phase]) / sum(times) for phase in laps.phases}
     rates = {kind: matrix_rate(dtype) for kind, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}
-    operations = 3 * make_plan(recipe.model).flops_per_token * tokens / best
+    operations = 3 * make_plan(recipe.model).flops_per_token * tokens * micro / best
     return {
-        "recipe": name, "variant": variant, "threads": threads, "tokens_per_step": tokens,
-        "tokens_per_second": tokens / best, "utilisation": {k: operations / rate for k, rate in rates.items()},
+        "recipe": name, "variant": variant, "threads": threads, "tokens_per_step": tokens * micro, "micro_batches": micro,
+        "tokens_per_second": tokens * micro / best, "utilisation": {k: operations / rate for k, rate in rates.items()},
         "gflops": operations / 1e9, "matrix_gflops": {k: rate / 1e9 for k, rate in rates.items()}, "share": phases,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
@@ -179,7 +199,7 @@ def show(row: dict[str, Any], ratio: float | None) -> None:
     used = " ".join(f"{100 * part:.0f}% of {kind}" for kind, part in row["utilisation"].items())
     against = f" | {ratio:.2f}x plain" if ratio else ""
     print(
-        f"{row['recipe']:<22} {row['variant']:<6} {row['threads']} threads {row['tokens_per_second']:>9,.0f} tok/s | "
+        f"{row['recipe']:<22} {row['variant']:<6} {row['threads']} threads {row['tokens_per_step']:>6} a step {row['tokens_per_second']:>9,.0f} tok/s | "
         f"{row['gflops']:.0f} GFLOP/s, {used} | {share} | {row['peak_mb']:.0f} MB{against}", flush=True
     )
 
@@ -188,21 +208,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipes", nargs="*", default=None)
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
-    parser.add_argument("--seconds", type=float, default=8.0, help="measured time of each variant")
-    parser.add_argument("--tokens", type=int, default=4096, help="most tokens per step")
-    parser.add_argument("--threads", type=int, nargs="*", default=None, help="thread counts to try; all and half")
+    parser.add_argument("--seconds", type=float, default=5.0, help="measured time of each variant")
+    parser.add_argument("--tokens", type=int, default=4096, help="most tokens per micro-batch")
+    parser.add_argument("--tokens-per-step", type=int, default=32768, help="most tokens per step; the recipe's if fewer")
+    parser.add_argument("--threads", type=int, nargs="*", default=None, help="thread counts to try; all, and half of them where a step is one micro-batch")
     parser.add_argument("--cpu-time", action="store_true", help="one thread, processor time instead of the clock")
-    parser.add_argument("--one", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        name, variant, tokens, seconds, threads = options.one
-        print(json.dumps(measure(name, variant, int(tokens), float(seconds), int(threads))))
+        name, variant, tokens, per_step, seconds, threads = options.one
+        print(json.dumps(measure(name, variant, int(tokens), int(per_step), float(seconds), int(threads))))
         return
     most = torch.get_num_threads()
-    threads = [1] if CPU_TIME else options.threads or sorted({most, max(1, most // 2)})
     rows = []
     for name in options.recipes or RECIPES:
-        settings = (str(options.tokens), str(options.seconds))
+        few = [most] if load_recipe(name).training.batch_tokens > options.tokens else sorted({most, max(1, most // 2)})
+        threads = [1] if CPU_TIME else options.threads or few
+        settings = (str(options.tokens), str(options.tokens_per_step), str(options.seconds))
         base = max((in_process(name, "plain", *settings, str(t)) for t in threads), key=lambda r: r["tokens_per_second"])
         mine = max((in_process(name, "ours", *settings, str(t)) for t in threads), key=lambda r: r["tokens_per_second"])
         mine["ratio"] = mine["tokens_per_second"] / base["tokens_per_second"]
