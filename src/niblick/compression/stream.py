@@ -100,7 +100,7 @@ def read_values(
 
 
 def read_tensor(decoder: AnyDecoder, parameter: Parameter, plain: Ints | None = None) -> tuple[Grid, Ints]:
-    """`read_values` to read: the grid, and the levels (R, C) as multiples of its steps."""
+    """What `read_values` reads, by the reference: the grid, and the levels (R, C), multiples of its steps."""
     grid, mean = _read_grid(decoder, parameter)
     rows, columns = matrix_shape(parameter)
     machine = machine_of(parameter)
