@@ -135,7 +135,9 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     if ":" not in name:  # the bits of its weights make no difference to the reference engine
         reference = ReferenceEngine(model)
         reference.read(0, [1] * 1000)
-        slow = best_seconds(reference, argparse.Namespace(repeats=2, tokens=10, cpu_time=options.cpu_time)) * 1e3
+        slow = (
+            best_seconds(reference, argparse.Namespace(repeats=2, tokens=10, cpu_time=options.cpu_time)) * 1e3
+        )
         del reference
     began = clock(options)()
     engine = open_engine(model, threads=options.threads)
@@ -226,9 +228,15 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = lambda text: [part for part in text.split(",") if part]
-    parser.add_argument("--models", type=names, default=list(MODELS), help="recipes, NAME or NAME:BITS; may be none")
-    parser.add_argument("--model", action="append", default=[], metavar="PATH", help="a packed or trained model")
-    parser.add_argument("--check", action="append", type=Path, metavar="PATH", help="compare with the reference")
+    parser.add_argument(
+        "--models", type=names, default=list(MODELS), help="recipes, NAME or NAME:BITS; may be none"
+    )
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="PATH", help="a packed or trained model"
+    )
+    parser.add_argument(
+        "--check", action="append", type=Path, metavar="PATH", help="compare with the reference"
+    )
     parser.add_argument("--check-tokens", type=int, default=1000)
     parser.add_argument("--text", type=Path, help="of --check: a token shard or a plain text")
     parser.add_argument("--text-tokens", type=int, default=4000)
@@ -276,7 +284,9 @@ def main() -> None:
         *(["--read-all"] if options.read_all else []),
         *(["--cpu-time"] if options.cpu_time else []),
     ]
-    models = [run([sys.executable, __file__, "--one", name, *shared]) for name in [*options.models, *options.model]]
+    models = [
+        run([sys.executable, __file__, "--one", name, *shared]) for name in [*options.models, *options.model]
+    ]
     peers = []
     if options.peers:
         wanted = {

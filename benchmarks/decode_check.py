@@ -31,7 +31,10 @@ def check(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit("the native engine could not be built here: is there a C compiler?")
     bos = [loaded.recipe.model.bos_id]
     prompt = bos if loaded.tokenizer is None else [*bos, *loaded.tokenizer.encode("The river")]
-    found = {"model": str(path), "greedy": greedy(native, ReferenceEngine(loaded.model), prompt, options.check_tokens)}
+    found = {
+        "model": str(path),
+        "greedy": greedy(native, ReferenceEngine(loaded.model), prompt, options.check_tokens),
+    }
     if options.text:
         ids = read_text(options.text, loaded)[: options.text_tokens]
         found["text"] = text_bits(native, loaded, ids)
@@ -88,7 +91,9 @@ def text_bits(native: Engine, loaded: Loaded, ids: np.ndarray) -> dict[str, Any]
         native.step([token])
     own = torch.stack(found)
     wanted = torch.from_numpy(ids[1:])
-    bits = [torch.nn.functional.cross_entropy(x, wanted, reduction="sum").item() / np.log(2) for x in (own, right)]
+    bits = [
+        torch.nn.functional.cross_entropy(x, wanted, reduction="sum").item() / np.log(2) for x in (own, right)
+    ]
     count = len(loaded.tokenizer.decode_bytes(ids.tolist())) if loaded.tokenizer else len(ids) - 1
     off = (own - right).abs().amax(1)
     return {

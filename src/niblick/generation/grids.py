@@ -169,7 +169,9 @@ def settle(
             codes = np.rint(ratio)
             wrong = np.abs(ratio - codes) > _EXACT * np.abs(ratio)
         if not wrong.any():
-            fits = bool(np.abs(codes).max(initial=0) <= most) and np.count_nonzero(codes) == np.count_nonzero(weight)
+            fits = bool(np.abs(codes).max(initial=0) <= most) and np.count_nonzero(codes) == np.count_nonzero(
+                weight
+            )
             return _halved(codes.astype(np.int32), row_steps, factors) if fits else None
         bad_rows = wrong.mean(axis=1) > _SHARE
         row_steps[bad_rows] /= 2
