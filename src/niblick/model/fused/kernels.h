@@ -203,6 +203,22 @@ void NAME(nll_back)(const REAL *z, const int64_t *target, const float *log_sum, 
     }
 }
 
+/* One head's rms, rotation of the first 2 half dims, and gain; d and half are constants where it matters. */
+static inline __attribute__((always_inline)) float NAME(head_row)(const REAL *in, const float *co, const float *si, float gain,
+                                                                  REAL *out, int64_t half, int64_t d) {
+    float kept[d], sum = 0;
+    EACH kept[j] = LOAD(in[j]);
+    EACH sum += kept[j] * kept[j];
+    float inv = 1 / sqrtf(sum / d + FLT_EPSILON), k = inv * gain;
+    INDEPENDENT for (int64_t j = 0; j < half; j++) {
+        float a = kept[j], b = kept[j + half];
+        out[j] = STORE(k * (a * co[j] + b * si[j]));
+        out[j + half] = STORE(k * (b * co[j] - a * si[j]));
+    }
+    INDEPENDENT for (int64_t j = 2 * half; j < d; j++) out[j] = STORE(k * kept[j]);
+    return inv;
+}
+
 /* Heads: x (rows, heads, d) -> y (batch, heads, length, d): rms over d, rotate the first 2 half dims, times gain.
    cosine and sine are (length, half); gain (heads) may be absent; inverse (rows, heads) is kept for backward. */
 void NAME(heads)(const REAL *x, const float *cosine, const float *sine, const float *gain, REAL *y, float *inverse,
@@ -211,18 +227,28 @@ void NAME(heads)(const REAL *x, const float *cosine, const float *sine, const fl
         const REAL *in = x + (r * heads + h) * d;
         REAL *out = y + ((r / length * heads + h) * length + r % length) * d;
         const float *co = cosine + r % length * half, *si = sine + r % length * half;
-        float kept[d], sum = 0;
-        EACH kept[j] = LOAD(in[j]);
-        EACH sum += kept[j] * kept[j];
-        float inv = 1 / sqrtf(sum / d + FLT_EPSILON), k = inv * (gain ? gain[h] : 1);
-        inverse[r * heads + h] = inv;
-        for (int64_t j = 0; j < half; j++) {
-            float a = kept[j], b = kept[j + half];
-            out[j] = STORE(k * (a * co[j] + b * si[j]));
-            out[j + half] = STORE(k * (b * co[j] - a * si[j]));
-        }
-        for (int64_t j = 2 * half; j < d; j++) out[j] = STORE(k * kept[j]);
+        float k = gain ? gain[h] : 1;
+        inverse[r * heads + h] = d == 32 && half == 16  ? NAME(head_row)(in, co, si, k, out, 16, 32)
+                                 : d == 32 && half == 8 ? NAME(head_row)(in, co, si, k, out, 8, 32)
+                                                        : NAME(head_row)(in, co, si, k, out, half, d);
     }
+}
+
+/* Its backward; returns the gradient of the gain. */
+static inline __attribute__((always_inline)) float NAME(head_row_back)(const REAL *up, const REAL *in, const float *co,
+                                                                       const float *si, float gain, float inv, REAL *out,
+                                                                       int64_t half, int64_t d) {
+    float g[d], dot = 0;
+    INDEPENDENT for (int64_t j = 0; j < half; j++) {
+        float a = LOAD(up[j]), b = LOAD(up[j + half]);
+        g[j] = a * co[j] - b * si[j];
+        g[j + half] = a * si[j] + b * co[j];
+    }
+    INDEPENDENT for (int64_t j = 2 * half; j < d; j++) g[j] = LOAD(up[j]);
+    EACH dot += g[j] * LOAD(in[j]);
+    float pull = dot / d * inv * inv;
+    EACH out[j] = STORE(gain * inv * (g[j] - LOAD(in[j]) * pull));
+    return dot * inv;
 }
 
 /* Backward of heads; gg holds CHUNKS times (heads) sums of the gain's gradient. */
@@ -233,17 +259,10 @@ void NAME(heads_back)(const REAL *gy, const REAL *x, const float *cosine, const 
         const REAL *in = x + (r * heads + h) * d, *up = gy + ((r / length * heads + h) * length + r % length) * d;
         const float *co = cosine + r % length * half, *si = sine + r % length * half;
         REAL *out = gx + (r * heads + h) * d;
-        float g[d], dot = 0, inv = inverse[r * heads + h];
-        for (int64_t j = 0; j < half; j++) {
-            float a = LOAD(up[j]), b = LOAD(up[j + half]);
-            g[j] = a * co[j] - b * si[j];
-            g[j + half] = a * si[j] + b * co[j];
-        }
-        for (int64_t j = 2 * half; j < d; j++) g[j] = LOAD(up[j]);
-        EACH dot += g[j] * LOAD(in[j]);
-        gg[c * heads + h] += dot * inv;
-        float k = gain ? gain[h] : 1, pull = dot / d * inv * inv;
-        EACH out[j] = STORE(k * inv * (g[j] - LOAD(in[j]) * pull));
+        float k = gain ? gain[h] : 1, inv = inverse[r * heads + h];
+        gg[c * heads + h] += d == 32 && half == 16  ? NAME(head_row_back)(up, in, co, si, k, inv, out, 16, 32)
+                             : d == 32 && half == 8 ? NAME(head_row_back)(up, in, co, si, k, inv, out, 8, 32)
+                                                    : NAME(head_row_back)(up, in, co, si, k, inv, out, half, d);
     }
 }
 
