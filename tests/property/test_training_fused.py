@@ -13,6 +13,7 @@ from torch import Tensor
 
 from niblick.model.fused import FusedOps, load_kernels
 from niblick.model.ops import Ops
+from niblick.model.tree import Linear
 from niblick.objective import training_loss
 from niblick.optim import Layout, Muon, Optimizer, Stack, newton_schulz
 from niblick.plan import make_plan
@@ -122,7 +123,7 @@ def test_channel_mixers(
     x, branch, up, down = _draw((2, length, width), (2, length, width), (inner, width), (width, inner), dtype=dtype)
     weight, share = _draw((width,), (width,), dtype=torch.float32)
     leaves = [x, branch, weight, up / width**0.5, down / inner**0.5, share]
-    _same(ops, lambda o, t: o.channel(t[0], t[1], t[2], 0.7, t[3], t[4], t[5], slope), leaves, dtype)
+    _same(ops, lambda o, t: o.channel(t[0], t[1], t[2], 0.7, _map(t[3]), _map(t[4]), t[5], slope), leaves, dtype)
 
 
 @settings(max_examples=20, deadline=None)
@@ -133,8 +134,17 @@ def test_token_shift_mixers(ops: FusedOps, length: int, dtype: torch.dtype, widt
     shares = _draw((width,), (width,), dtype=torch.float32)
     boundary = torch.rand(2, length, generator=torch.Generator().manual_seed(1)) < 0.2 if masked else None
     leaves = [u, *shares, *(w / width**0.5 for w in weights)]
-    _same(ops, lambda o, t: o.token_shift(t[0], None, boundary, (t[1].sigmoid(), t[2].sigmoid()), (t[3], t[4], t[5])),
-          leaves, dtype)
+
+    def call(o: Ops, t: list[Tensor]) -> Tensor:
+        return o.token_shift(t[0], None, boundary, (t[1].sigmoid(), t[2].sigmoid()), (_map(t[3]), _map(t[4]), _map(t[5])))
+
+    _same(ops, call, leaves, dtype)
+
+
+def _map(weight: Tensor) -> Linear:
+    found = Linear()
+    found.weight = weight
+    return found
 
 
 @settings(max_examples=40, deadline=None)

@@ -56,6 +56,21 @@ def test_the_first_chunk_is_scored_by_untouched_weights_and_later_ones_are_not()
     assert (found[32:64] != still[32:64]).any()
 
 
+def test_every_linear_map_can_carry_an_adapter():
+    model, tokens = make_model(), torch.from_numpy(make_tokens(LENGTHS).astype(np.int64))[None]
+    targets = {"fc", "proj", "W_r", "W_k", "W_v", "c_q", "c_k", "c_v"}
+    maps = adapters.chosen_maps(model, sorted(targets))
+    assert {name.rpartition(".")[2] for name in maps} == targets
+    with torch.no_grad():
+        for module in maps.values():  # no map may be silenced by a zero after it
+            module.weight.normal_(std=0.3)
+        still = model.logits(tokens)
+        for name in maps:
+            handle = maps[name].register_forward_hook(lambda _, args, out: out + 0.5)
+            assert not torch.equal(model.logits(tokens), still), name
+            handle.remove()
+
+
 def test_adapters_that_learn_at_rate_zero_score_as_document_mode_does():
     tokens = make_tokens(LENGTHS)
     still = score(tokens, Adaptation(method="lora", lr=0.0, chunk_tokens=8))

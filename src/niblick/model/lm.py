@@ -142,8 +142,7 @@ class LanguageModel(Node):
         x, u = self.ops.mix_norm(x, x0, mix, layer.scale)
         mixed = MIXERS[layer.mixer](block, u, layer, call)
         mlp, slope = cast(Node, block).mlp, 0.0 if self.recipe.mlp.activation == "relu-squared" else self.recipe.mlp.slope
-        up, down = mlp.fc.weight, mlp.proj.weight
-        x = self.ops.channel(x, mixed, scalars.attn_scale, layer.scale, up, down, scalars.mlp_scale, slope)
+        x = self.ops.channel(x, mixed, scalars.attn_scale, layer.scale, mlp.fc, mlp.proj, scalars.mlp_scale, slope)
         if layer.sidecar_site is not None:
             x = sidecar(self, x, layer.sidecar_site, call)
         if layer.push:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from niblick.model.banded import banded_attention
 from niblick.model.rotary import rotate
 from niblick.model.shift import previous
+from niblick.model.tree import Linear
 
 
 def rms(x: Tensor) -> Tensor:
@@ -51,21 +52,20 @@ class Ops:
         return (F.relu(x) if slope == 0 else F.leaky_relu(x, slope)).square()
 
     def channel(
-        self, x: Tensor, branch: Tensor, weight: Tensor, scale: float, up: Tensor, down: Tensor, share: Tensor, slope: float
+        self, x: Tensor, branch: Tensor, weight: Tensor, scale: float, up: Linear, down: Linear, share: Tensor, slope: float
     ) -> Tensor:
         """y + share * W_2 act(W_1 n)^2 with y, n = add_norm(x, branch, weight, scale), W_1 = up, W_2 = down, act leaky."""
         y, n = self.add_norm(x, branch, weight, scale)
-        return self.add(y, F.linear(self.square(F.linear(n.to(up.dtype), up), slope), down), share)
+        return self.add(y, down(self.square(up(n), slope)), share)
 
     def token_shift(
         self, u: Tensor, last: Tensor | None, boundary: Tensor | None, shares: tuple[Tensor, Tensor],
-        weights: tuple[Tensor, Tensor, Tensor],
+        maps: tuple[Linear, Linear, Linear],
     ) -> Tensor:
-        """sigmoid(W_r r) * (W_v relu(W_k k)^2), weights W_r, W_k, W_v (D, D); r, k = interpolate(u, ..., *shares)."""
+        """sigmoid(W_r r) * (W_v relu(W_k k)^2), maps W_r, W_k, W_v (D, D); r, k = interpolate(u, ..., *shares)."""
         receive, key = self.interpolate(u, last, boundary, *shares)
-        w_r, w_k, w_v = weights
-        value = F.linear(self.square(F.linear(key.to(w_k.dtype), w_k), 0.0), w_v)
-        return self.gate(F.linear(receive.to(w_r.dtype), w_r), value)
+        w_r, w_k, w_v = maps
+        return self.gate(w_r(receive), w_v(self.square(w_k(key), 0.0)))
 
     def gate(self, gate: Tensor, x: Tensor) -> Tensor:
         """sigmoid(gate) * x."""

@@ -13,6 +13,7 @@ from niblick.model.fused import functions as fused
 from niblick.model.fused.attention import attend
 from niblick.model.fused.library import PANEL, Kernels
 from niblick.model.ops import Ops
+from niblick.model.tree import Linear
 
 MAX_WIDTH = 16384  # rows are staged on the stack as float
 MAX_CAP = 40.0  # e^(-2 cap) is still a normal float
@@ -62,22 +63,25 @@ class FusedOps(Ops):
         return y
 
     def channel(
-        self, x: Tensor, branch: Tensor, weight: Tensor, scale: float, up: Tensor, down: Tensor, share: Tensor, slope: float
+        self, x: Tensor, branch: Tensor, weight: Tensor, scale: float, up: Linear, down: Linear, share: Tensor, slope: float
     ) -> Tensor:
         """As in `Ops`."""
-        whole = all(size % PANEL == 0 and size <= MAX_WIDTH for size in up.shape)
-        if not (whole and _pairs(self.kernels, x, branch, up, down)):
+        whole = all(size % PANEL == 0 and size <= MAX_WIDTH for size in up.weight.shape)
+        if not (whole and _bare(up, down) and _pairs(self.kernels, x, branch, up.weight, down.weight)):
             return super().channel(x, branch, weight, scale, up, down, share, slope)
-        y: Tensor = fused.Channel.apply(self.kernels, x, branch, weight, scale, up, down, share, slope)  # type: ignore[no-untyped-call]
+        y: Tensor = fused.Channel.apply(  # type: ignore[no-untyped-call]
+            self.kernels, x, branch, weight, scale, up.weight, down.weight, share, slope
+        )
         return y
 
     def token_shift(
         self, u: Tensor, last: Tensor | None, boundary: Tensor | None, shares: tuple[Tensor, Tensor],
-        weights: tuple[Tensor, Tensor, Tensor],
+        maps: tuple[Linear, Linear, Linear],
     ) -> Tensor:
         """As in `Ops`."""
-        if last is not None or u.shape[-1] % PANEL or not _pairs(self.kernels, u, *weights):
-            return super().token_shift(u, last, boundary, shares, weights)
+        weights = [each.weight for each in maps]
+        if last is not None or u.shape[-1] % PANEL or not (_bare(*maps) and _pairs(self.kernels, u, *weights)):
+            return super().token_shift(u, last, boundary, shares, maps)
         y: Tensor = fused.TokenShift.apply(self.kernels, u, _flags(boundary), *shares, *weights)  # type: ignore[no-untyped-call]
         return y
 
@@ -132,6 +136,11 @@ class FusedOps(Ops):
 
 def _flags(boundary: Tensor | None) -> Tensor | None:
     return None if boundary is None else boundary.contiguous().view(torch.uint8)
+
+
+def _bare(*maps: Linear) -> bool:
+    """Whether nothing waits for the maps to be called, as adapters do."""
+    return not any(each._forward_hooks for each in maps)
 
 
 def _pairs(kernels: Kernels, *tensors: Tensor) -> bool:

@@ -18,5 +18,5 @@ def token_shift(block: nn.Module, u: Tensor, layer: VirtualLayer, context: Conte
     name = f"layers.{layer.index}.shift"
     context.remember(name, u[:, -1])
     shares = sigmoid(weights.mix_r), sigmoid(weights.mix_k)
-    matrices = weights.W_r.weight, weights.W_k.weight, weights.W_v.weight
-    return context.ops.token_shift(u, context.last(name), context.boundary, shares, matrices)
+    maps = weights.W_r, weights.W_k, weights.W_v
+    return context.ops.token_shift(u, context.last(name), context.boundary, shares, maps)
