@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -49,7 +49,9 @@ def _same(ops: Ops, call: Callable[[Ops, list[Tensor]], Any], inputs: list[Tenso
         slopes = torch.autograd.grad(total, leaves, allow_unused=True)
         found.append([r.float().detach() for r in results] + [s.float() for s in slopes if s is not None])
     for one, other in zip(*found, strict=True):
-        scale = max(1.0, float(one.abs().max())) if one.numel() else 1.0
+        # A gain's slope sums thousands of terms whose roundings add up even where the terms cancel.
+        terms = max(t.numel() for t in inputs) / max(1, one.numel())
+        scale = max(1.0, 0.03 * terms**0.5, float(one.abs().max()) if one.numel() else 0.0)
         torch.testing.assert_close(other / scale, one / scale, **TOLERANCE[dtype])
 
 
@@ -148,6 +150,7 @@ def _map(weight: Tensor) -> Linear:
 
 
 @settings(max_examples=40, deadline=None)
+@example(length=131, heads=(3, 1), span=30, dtype=torch.bfloat16, gains=True, width=48)
 @given(st.integers(1, 150), st.sampled_from([(1, 1), (4, 2), (3, 1)]), st.sampled_from([1, 2, 30, 129, 500]), DTYPES,
        st.booleans(), st.sampled_from([6, 16, 32, 48]))
 def test_attention(
