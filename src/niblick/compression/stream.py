@@ -91,9 +91,8 @@ def read_values(
     if isinstance(decoder, NativeDecoder) and plain is None:
         grid, mean = _read_grid(decoder, parameter)
         context, machine = _read_context(decoder, parameter, grid, mean), machine_of(parameter)
-        walk = _Walk(machine, *matrix_shape(parameter), paths_of(parameter))
-        step = delta * power_of_two(grid.tensor)
-        return grid, decoder.values(context, machine, walk.height, step, powers(grid.rows), powers(grid.columns))
+        height, step = _height(machine, len(grid.rows), paths_of(parameter)), delta * power_of_two(grid.tensor)
+        return grid, decoder.values(context, machine, height, step, powers(grid.rows), powers(grid.columns))
     grid, levels = read_tensor(decoder, parameter, plain)
     with np.errstate(over="ignore", invalid="ignore"):
         return grid, (levels * grid.steps(delta)).astype(np.float32)
@@ -140,15 +139,19 @@ def _read_context(decoder: AnyDecoder, parameter: Parameter, grid: Grid, mean: i
     return _context(parameter, grid, mean, corrections)
 
 
+def _height(machine: Machine, rows: int, paths: int) -> int:
+    """Rows of a block: one per trellis path; without a trellis the blocks only pace the adaptation."""
+    return paths if machine.states > 1 else max(1, -(-rows // 64))
+
+
 class _Walk:
     """Rows in blocks of one row per trellis path, and the state of every path of every column."""
 
     def __init__(self, machine: Machine, rows: int, columns: int, paths: int) -> None:
-        # Without a trellis the blocks only pace the adaptation.
-        self.height = paths if machine.states > 1 else max(1, -(-rows // 64))
-        self.blocks = [slice(start, min(start + self.height, rows)) for start in range(0, rows, self.height)]
+        height = _height(machine, rows, paths)
+        self.blocks = [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
         self._machine = machine
-        self._state = np.zeros((self.height, columns), dtype=np.int64)
+        self._state = np.zeros((height, columns), dtype=np.int64)
 
     def quantizer(self, block: slice) -> Ints:
         """The quantizer (n, C) of each symbol in `block`."""

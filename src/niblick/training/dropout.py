@@ -6,8 +6,6 @@ several processes change it.
 
 from __future__ import annotations
 
-from itertools import starmap
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,9 +27,8 @@ class Dropout:
     def draw(self, step: int) -> dict[str, Tensor]:
         """0 where a row is dropped, else 1 / (1 - share): by table, for this process's rows of step `step`."""
         generator = np.random.default_rng([self._seed, step])
+        return {name: self._factor(generator, share) for name, share in self.shares.items()}
 
-        def factor(name: str, share: float) -> tuple[str, Tensor]:
-            kept = generator.random(self._shape, dtype=np.float32)[self._world.rank :: self._world.size] >= share
-            return name, (torch.from_numpy(kept).float() / (1 - share)).to(self._device)
-
-        return dict(starmap(factor, self.shares.items()))
+    def _factor(self, generator: np.random.Generator, share: float) -> Tensor:
+        kept = generator.random(self._shape, dtype=np.float32)[self._world.rank :: self._world.size] >= share
+        return (torch.from_numpy(kept).float() / (1 - share)).to(self._device)
