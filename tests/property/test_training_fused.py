@@ -143,6 +143,33 @@ def test_token_shift_mixers(ops: FusedOps, length: int, dtype: torch.dtype, widt
     _same(ops, call, leaves, dtype)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 150), DTYPES, st.sampled_from([(32, (64,)), (96, (32, 64)), (64, (128, 32, 32)), (24, (32,))]))
+def test_maps_of_one_input(ops: FusedOps, length: int, dtype: torch.dtype, sizes: tuple[int, tuple[int, ...]]) -> None:
+    width, heights = sizes
+    x, *weights = _draw((2, length, width), *((height, width) for height in heights), dtype=dtype)
+    leaves = [x, *(w / width**0.5 for w in weights)]
+    _same(ops, lambda o, t: o.maps(t[0], tuple(map(_map, t[1:]))), leaves, dtype)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 150), DTYPES, st.sampled_from([(4, 2, 16), (2, 1, 32), (6, 2, 48), (1, 1, 24)]), st.booleans())
+def test_projections_of_attention(
+    ops: FusedOps, length: int, dtype: torch.dtype, sizes: tuple[int, int, int], gains: bool
+) -> None:
+    heads, groups, width = sizes
+    shapes = ((n * width, 64) for n in (heads, groups, groups))
+    u, *weights = _draw((2, length, 64), *shapes, dtype=dtype)
+    angles = torch.randn(length, 5, generator=torch.Generator().manual_seed(3))
+    table = (angles.cos(), angles.sin())
+    leaves = [u, *(w / 8 for w in weights)] + (_draw((heads,), (groups,), dtype=torch.float32) if gains else [])
+
+    def call(o: Ops, t: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        return o.project(t[0], (_map(t[1]), _map(t[2]), _map(t[3])), (t[4], t[5]) if gains else (None, None), table, width)
+
+    _same(ops, call, leaves, dtype)
+
+
 def _map(weight: Tensor) -> Linear:
     found = Linear()
     found.weight = weight
@@ -160,11 +187,14 @@ def test_attention(
     inputs = _draw(*shapes, dtype=dtype)
     angles = torch.randn(length, 2, generator=torch.Generator().manual_seed(3))
     table = (angles.cos(), angles.sin())
-    if gains:
-        inputs += _draw((heads[0],), (heads[1],), dtype=torch.float32)
-        _same(ops, lambda o, t: o.attention(t[0], t[1], t[2], t[3], t[4], table, span), inputs, dtype)
-    else:
-        _same(ops, lambda o, t: o.attention(t[0], t[1], t[2], None, None, table, span), inputs, dtype)
+
+    def call(o: Ops, t: list[Tensor]) -> Tensor:
+        q_gain, k_gain = t[3:] or (None, None)
+        return o.attend(o.heads(t[0], q_gain, table), o.heads(t[1], k_gain, table), t[2], span)
+
+    inputs += _draw((heads[0],), (heads[1],), dtype=torch.float32) if gains else []
+    _same(ops, call, inputs, dtype)
+    if not gains:
         _same(ops, lambda o, t: o.exclude(t[0], t[1]), [inputs[0], inputs[2]], dtype)
 
 

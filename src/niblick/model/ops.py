@@ -67,6 +67,10 @@ class Ops:
         w_r, w_k, w_v = maps
         return self.gate(w_r(receive), w_v(self.square(w_k(key), 0.0)))
 
+    def maps(self, x: Tensor, maps: tuple[Linear, ...]) -> tuple[Tensor, ...]:
+        """Several linear maps of one input (..., D): a tensor (..., height) each."""
+        return tuple(each(x) for each in maps)
+
     def gate(self, gate: Tensor, x: Tensor) -> Tensor:
         """sigmoid(gate) * x."""
         return torch.sigmoid(gate) * x
@@ -96,17 +100,23 @@ class Ops:
         x = rotate(rms(x), table)
         return x if gain is None else x * gain.to(x.dtype)[:, None]
 
-    def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, q_gain: Tensor | None, k_gain: Tensor | None,
-        table: tuple[Tensor, Tensor], span: int,
-    ) -> Tensor:
-        """Stateless causal attention over the `span` newest positions: q (B, T, H, E), k, v (B, T, G, E) -> as q.
+    def heads(self, x: Tensor, gain: Tensor | None, table: tuple[Tensor, Tensor]) -> Tensor:
+        """`normed_heads`, laid out as `attend` takes queries and keys: (B, T, H, E) -> (B, H, T, E)."""
+        return self.normed_heads(x, gain, table).transpose(1, 2)
 
-        q and k are normalised, rotated and scaled by their gains first.
-        """
-        q, k = self.normed_heads(q, q_gain, table), self.normed_heads(k, k_gain, table)
-        repeat = q.shape[2] // k.shape[2]
-        q, k, v = (t.transpose(1, 2) for t in (q, k.repeat_interleave(repeat, 2), v.repeat_interleave(repeat, 2)))
+    def project(
+        self, u: Tensor, maps: tuple[Linear, Linear, Linear], gains: tuple[Tensor | None, Tensor | None],
+        table: tuple[Tensor, Tensor], width: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Attention's inputs from u (B, T, D): `heads` of queries (B, H, T, E) and keys (B, G, T, E), values (B, T, G, E)."""
+        q, k, v = (each.view(*each.shape[:2], -1, width) for each in self.maps(u, maps))
+        return self.heads(q, gains[0], table), self.heads(k, gains[1], table), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, span: int) -> Tensor:
+        """Stateless causal attention over the `span` newest positions: q (B, H, T, E), k (B, G, T, E), v (B, T, G, E) ->
+        (B, T, H, E)."""
+        repeat = q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(repeat, 1), v.transpose(1, 2).repeat_interleave(repeat, 1)
         return banded_attention(q, k, v, span).transpose(1, 2)
 
 

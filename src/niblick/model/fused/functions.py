@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from niblick.model.fused.library import CHUNKS, GATHERED, LANES, Kernels
+from niblick.model.fused.library import CHUNKS, GATHERED, LANES, MAPS, Kernels
 
 
 def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -213,6 +213,33 @@ class Channel(Function):
         return None, gx, gbranch, sums.sum(0), None, gup, gdown, gshare, None
 
 
+class Maps(Function):
+    """Up to three linear maps of one input (maps.h)."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, x: Tensor, *weights: Tensor) -> Any:
+        """See `Ops.maps`."""
+        (rows, width), heights = _sizes(x), [len(w) for w in weights]
+        whole, out = torch.cat(weights), [x.new_empty(*x.shape[:-1], height) for height in heights]
+        kernels("maps", x.dtype, x, whole, *_filled(out, None), *_filled(heights, 0), rows, width)
+        ctx.kernels, ctx.heights = kernels, heights
+        ctx.save_for_backward(x, whole)
+        return tuple(out)
+
+    @staticmethod
+    def backward(ctx: Any, *g: Tensor) -> Any:
+        """Gradients of x and the weights."""
+        x, whole = ctx.saved_tensors
+        gx, gw = _like(x, whole)
+        ups = [each.contiguous() for each in g]
+        ctx.kernels("maps_back", x.dtype, *_filled(ups, None), x, whole, gx, gw, *_filled(ctx.heights, 0), *_sizes(x))
+        return None, gx, *gw.split(ctx.heights)
+
+
+def _filled(found: list[Any], missing: Any) -> list[Any]:
+    return found + [missing] * (MAPS - len(found))
+
+
 class Nll(Function):
     """Negative log-likelihood of targets through the softcap (0: none)."""
 
@@ -258,6 +285,39 @@ class HeadNll(Function):
         gweight, g = torch.empty(ctx.shape), g.contiguous()
         ctx.kernels("head_back", hidden.dtype, hidden, totals, g, slopes, gweight, *_sizes(hidden)[:1], *ctx.shape)
         return None, (pulled * g.unsqueeze(-1)).to(hidden.dtype), gweight.to(ctx.dtype), None, None
+
+
+class Project(Function):
+    """Attention's inputs: three linear maps, the first two as normed, rotated and scaled heads (maps.h)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cosine: Tensor, sine: Tensor, width: int,
+        *weights: Tensor,
+    ) -> Any:
+        """See `Ops.project`."""
+        (batch, length, dim), whole = x.shape, torch.cat(weights)
+        heads, groups = (len(w) // width for w in weights[:2])
+        raw = [x.new_empty(batch, length, n, width) for n in (heads, groups, groups)]
+        turned = [x.new_empty(batch, n, length, width) for n in (heads, groups)]
+        inverses = [torch.empty(batch, length, n) for n in (heads, groups)]
+        gains = [None if gain is None else gain.float().contiguous() for gain in (q_gain, k_gain)]
+        sizes = (heads, groups, batch * length, dim, length, cosine.shape[-1], width)
+        kernels("project", x.dtype, x, whole, cosine, sine, *gains, *raw[:2], *turned, raw[2], *inverses, *sizes)
+        ctx.kernels, ctx.sizes, ctx.heights = kernels, sizes, [len(w) for w in weights]
+        ctx.save_for_backward(x, whole, cosine, sine, *gains, *raw[:2], *inverses)
+        return *turned, raw[2]
+
+    @staticmethod
+    def backward(ctx: Any, *g: Tensor) -> Any:
+        """Gradients of x, the gains and the weights."""
+        x, *kept = ctx.saved_tensors
+        (heads, groups, rows, *_), gains = ctx.sizes, kept[3:5]
+        gx, gw = _like(x, kept[0])
+        sums = [torch.empty(-(-rows // LANES), n) for n in (heads, groups)]
+        ctx.kernels("project_back", x.dtype, *(each.contiguous() for each in g), x, *kept, gx, gw, *sums, *ctx.sizes)
+        slopes = [None if gain is None else total.sum(0) for gain, total in zip(gains, sums, strict=True)]
+        return None, gx, *slopes, None, None, None, *gw.split(ctx.heights)
 
 
 class Heads(Function):

@@ -64,6 +64,8 @@ static inline uint16_t narrow(float x) {
 #undef STORE
 #undef NAME
 
+#include "products.h"
+#include "heads.h"
 #define REAL uint16_t
 #define LOAD(x) widen(x)
 #define STORE(x) narrow(x)
@@ -74,9 +76,9 @@ static inline uint16_t narrow(float x) {
 #undef STORE
 #undef NAME
 
-#include "products.h"
 #include "attention.h"
 #include "head.h"
 #include "channel.h"
+#include "maps.h"
 #include "token_shift.h"
 #include "optimizer.h"

@@ -203,9 +203,8 @@ void NAME(nll_back)(const REAL *z, const int64_t *target, const float *log_sum, 
     }
 }
 
-/* One head's rms, rotation of the first 2 half dims, and gain; d and half are constants where it matters. */
-static inline __attribute__((always_inline)) float NAME(head_row)(const REAL *in, const float *co, const float *si, float gain,
-                                                                  REAL *out, int64_t half, int64_t d) {
+/* One head's rms, rotation of the first 2 half dims, and gain. */
+static inline float NAME(head_row)(const REAL *in, const float *co, const float *si, float gain, REAL *out, int64_t half, int64_t d) {
     float kept[d], sum = 0;
     EACH kept[j] = LOAD(in[j]);
     EACH sum += kept[j] * kept[j];
@@ -219,25 +218,40 @@ static inline __attribute__((always_inline)) float NAME(head_row)(const REAL *in
     return inv;
 }
 
+/* All heads of position r; see `heads`. */
+static inline void NAME(heads_row)(const REAL *x, const float *cosine, const float *sine, const float *gain, REAL *y, float *inverse,
+                                   int64_t r, int64_t length, int64_t heads, int64_t half, int64_t d) {
+    const float *co = cosine + r % length * half, *si = sine + r % length * half;
+    REAL *to = y + (r / length * heads * length + r % length) * d;
+#ifdef FAST_HEADS
+    Rotation turn;
+    int fast = fast_heads(half, d);
+    if (fast) rotation(&turn, co, si, half, d);
+#endif
+    for (int64_t h = 0; h < heads; h++) {
+        const REAL *in = x + (r * heads + h) * d;
+        REAL *out = to + h * length * d;
+        float k = gain ? gain[h] : 1;
+#ifdef FAST_HEADS
+        if (fast) {
+            inverse[r * heads + h] = fast_head(&turn, in, k, out);
+            continue;
+        }
+#endif
+        inverse[r * heads + h] = NAME(head_row)(in, co, si, k, out, half, d);
+    }
+}
+
 /* Heads: x (rows, heads, d) -> y (batch, heads, length, d): rms over d, rotate the first 2 half dims, times gain.
    cosine and sine are (length, half); gain (heads) may be absent; inverse (rows, heads) is kept for backward. */
 void NAME(heads)(const REAL *x, const float *cosine, const float *sine, const float *gain, REAL *y, float *inverse,
                  int64_t rows, int64_t length, int64_t heads, int64_t half, int64_t d) {
-    EACH_CHUNK EACH_ROW for (int64_t h = 0; h < heads; h++) {
-        const REAL *in = x + (r * heads + h) * d;
-        REAL *out = y + ((r / length * heads + h) * length + r % length) * d;
-        const float *co = cosine + r % length * half, *si = sine + r % length * half;
-        float k = gain ? gain[h] : 1;
-        inverse[r * heads + h] = d == 32 && half == 16  ? NAME(head_row)(in, co, si, k, out, 16, 32)
-                                 : d == 32 && half == 8 ? NAME(head_row)(in, co, si, k, out, 8, 32)
-                                                        : NAME(head_row)(in, co, si, k, out, half, d);
-    }
+    EACH_CHUNK EACH_ROW NAME(heads_row)(x, cosine, sine, gain, y, inverse, r, length, heads, half, d);
 }
 
 /* Its backward; returns the gradient of the gain. */
-static inline __attribute__((always_inline)) float NAME(head_row_back)(const REAL *up, const REAL *in, const float *co,
-                                                                       const float *si, float gain, float inv, REAL *out,
-                                                                       int64_t half, int64_t d) {
+static inline float NAME(head_row_back)(const REAL *up, const REAL *in, const float *co, const float *si, float gain, float inv,
+                                        REAL *out, int64_t half, int64_t d) {
     float g[d], dot = 0;
     INDEPENDENT for (int64_t j = 0; j < half; j++) {
         float a = LOAD(up[j]), b = LOAD(up[j + half]);
@@ -251,19 +265,37 @@ static inline __attribute__((always_inline)) float NAME(head_row_back)(const REA
     return dot * inv;
 }
 
+/* Backward of heads_row: to gx (heads, d), and adds to gg (heads), the gains' gradients. */
+static inline void NAME(heads_back_row)(const REAL *gy, const REAL *x, const float *cosine, const float *sine, const float *gain,
+                                        const float *inverse, REAL *gx, float *gg, int64_t r, int64_t length, int64_t heads,
+                                        int64_t half, int64_t d) {
+    const float *co = cosine + r % length * half, *si = sine + r % length * half;
+    const REAL *from = gy + (r / length * heads * length + r % length) * d;
+#ifdef FAST_HEADS
+    Rotation turn;
+    int fast = fast_heads(half, d);
+    if (fast) rotation(&turn, co, si, half, d);
+#endif
+    for (int64_t h = 0; h < heads; h++) {
+        const REAL *in = x + (r * heads + h) * d, *up = from + h * length * d;
+        REAL *out = gx + h * d;
+        float k = gain ? gain[h] : 1, inv = inverse[r * heads + h];
+#ifdef FAST_HEADS
+        if (fast) {
+            gg[h] += fast_head_back(&turn, up, in, k, inv, out);
+            continue;
+        }
+#endif
+        gg[h] += NAME(head_row_back)(up, in, co, si, k, inv, out, half, d);
+    }
+}
+
 /* Backward of heads; gg holds CHUNKS times (heads) sums of the gain's gradient. */
 void NAME(heads_back)(const REAL *gy, const REAL *x, const float *cosine, const float *sine, const float *gain,
                       const float *inverse, REAL *gx, float *gg, int64_t rows, int64_t length, int64_t heads,
                       int64_t half, int64_t d) {
-    EACH_CHUNK EACH_ROW for (int64_t h = 0; h < heads; h++) {
-        const REAL *in = x + (r * heads + h) * d, *up = gy + ((r / length * heads + h) * length + r % length) * d;
-        const float *co = cosine + r % length * half, *si = sine + r % length * half;
-        REAL *out = gx + (r * heads + h) * d;
-        float k = gain ? gain[h] : 1, inv = inverse[r * heads + h];
-        gg[c * heads + h] += d == 32 && half == 16  ? NAME(head_row_back)(up, in, co, si, k, inv, out, 16, 32)
-                             : d == 32 && half == 8 ? NAME(head_row_back)(up, in, co, si, k, inv, out, 8, 32)
-                                                    : NAME(head_row_back)(up, in, co, si, k, inv, out, half, d);
-    }
+    EACH_CHUNK EACH_ROW NAME(heads_back_row)(gy, x, cosine, sine, gain, inverse, gx + r * heads * d, gg + c * heads, r, length, heads,
+                                             half, d);
 }
 
 /* Exclusive self attention: out = y - (y . u) u, u the unit vector of the group's v; y (rows, heads, d), v (rows,

@@ -15,7 +15,7 @@ from niblick.toolchain import TUNED, CLibrary
 
 _LIBRARY = CLibrary(
     package="niblick.model.fused",
-    names=("kernels.c", "kernels.h", "products.h", "attention.h", "head.h", "channel.h", "token_shift.h", "optimizer.h"),
+    names=("kernels.c", "kernels.h", "products.h", "heads.h", "attention.h", "head.h", "channel.h", "maps.h", "token_shift.h", "optimizer.h"),
     flags=("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros",
            "-freciprocal-math"),
     tunings=(("-march=native", "-fopenmp"), *TUNED),
@@ -32,6 +32,8 @@ _ARGUMENTS = {
 _BF16_ONLY = {  # what is built on products.h
     "attend": "pppppiiiiii", "attend_back": "pppppppppiiiiii", "head": "pppfppppiii", "head_back": "pppppiii",
     "channel": "ppppppffppppiii", "channel_back": "ppppppffpppppppppiii",
+    "maps": "pppppiiiii", "maps_back": "pppppppiiiii",
+    "project": "pppppppppppppiiiiiii", "project_back": "pppppppppppppppppiiiiiii",
     "token_shift": "pppppppppppiii", "token_shift_back": "ppppppppppppppppppiii", "newton": "ppfffiiii",
 }
 _FLOAT_ONLY = {"adam": "ppppffffffi"}  # optimizer.h
@@ -39,6 +41,7 @@ _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int64}
 CHUNKS = 32  # partial sums per reduction, as in kernels.c
 LANES = 64  # positions of one tile, as in products.h
 PANEL = 32  # columns of packed weights, as in products.h
+MAPS = 3  # linear maps of one input, as in maps.h
 GATHERED = 256  # positions whose slopes lie side by side, as in head.h
 
 

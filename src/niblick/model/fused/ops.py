@@ -11,7 +11,7 @@ from torch import Tensor
 
 from niblick.model.fused import functions as fused
 from niblick.model.fused.attention import attend
-from niblick.model.fused.library import PANEL, Kernels
+from niblick.model.fused.library import MAPS, PANEL, Kernels
 from niblick.model.ops import Ops
 from niblick.model.tree import Linear
 
@@ -85,6 +85,14 @@ class FusedOps(Ops):
         y: Tensor = fused.TokenShift.apply(self.kernels, u, _flags(boundary), *shares, *weights)  # type: ignore[no-untyped-call]
         return y
 
+    def maps(self, x: Tensor, maps: tuple[Linear, ...]) -> tuple[Tensor, ...]:
+        """As in `Ops`."""
+        if not self._maps_fit(x, maps):
+            return super().maps(x, maps)
+        weights = (each.weight for each in maps)
+        out: tuple[Tensor, ...] = fused.Maps.apply(self.kernels, x, *weights)  # type: ignore[no-untyped-call]
+        return out
+
     def gate(self, gate: Tensor, x: Tensor) -> Tensor:
         """As in `Ops`."""
         if not _fits(gate, x):
@@ -121,17 +129,34 @@ class FusedOps(Ops):
         out: Tensor = fused.Exclude.apply(self.kernels, y, v)  # type: ignore[no-untyped-call]
         return out
 
-    def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, q_gain: Tensor | None, k_gain: Tensor | None,
-        table: tuple[Tensor, Tensor], span: int,
-    ) -> Tensor:
+    def heads(self, x: Tensor, gain: Tensor | None, table: tuple[Tensor, Tensor]) -> Tensor:
         """As in `Ops`."""
-        if not _fits(q, k, v) or q.shape[1] > MAX_WIDTH:
-            return super().attention(q, k, v, q_gain, k_gain, table, span)
-        heads = fused.Heads.apply
-        q = heads(self.kernels, q, q_gain, *table)  # type: ignore[no-untyped-call]
-        k = heads(self.kernels, k, k_gain, *table)  # type: ignore[no-untyped-call]
+        if not _fits(x):
+            return super().heads(x, gain, table)
+        y: Tensor = fused.Heads.apply(self.kernels, x, gain, *table)  # type: ignore[no-untyped-call]
+        return y
+
+    def project(
+        self, u: Tensor, maps: tuple[Linear, Linear, Linear], gains: tuple[Tensor | None, Tensor | None],
+        table: tuple[Tensor, Tensor], width: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As in `Ops`."""
+        if not self._maps_fit(u, maps):
+            return super().project(u, maps, gains, table, width)
+        weights = (each.weight for each in maps)
+        q, k, v = fused.Project.apply(self.kernels, u, *gains, *table, width, *weights)  # type: ignore[no-untyped-call]
+        return q, k, v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, span: int) -> Tensor:
+        """As in `Ops`."""
+        if not _fits(q, k, v) or q.shape[2] > MAX_WIDTH:
+            return super().attend(q, k, v, span)
         return attend(self.kernels, q, k, v, span)
+
+    def _maps_fit(self, x: Tensor, maps: tuple[Linear, ...]) -> bool:
+        weights = [each.weight for each in maps]
+        whole = len(maps) <= MAPS and all(size % PANEL == 0 and size <= MAX_WIDTH for w in weights for size in w.shape)
+        return whole and _bare(*maps) and _pairs(self.kernels, x, *weights)
 
 
 def _flags(boundary: Tensor | None) -> Tensor | None:

@@ -21,48 +21,57 @@ from niblick.plan import VirtualLayer
 def attention(block: nn.Module, u: Tensor, layer: VirtualLayer, context: Context) -> Tensor:
     """u (B, T, D) -> W_o of the heads' outputs; see the spec for each optional part, in its order."""
     model, weights = context.model, cast(Node, block).attn
-    gains = cast(Node, context.root.get_submodule(layer.gains))
     batch, length, dim = u.shape
     heads, groups, width = model.attention.heads, model.attention.kv_heads, model.head_dim
-    q = weights.c_q(u).view(batch, length, heads, width)
-    k, v = _keys_values(weights, u, layer, context)
-    q_gain = gains.q_gain if model.attention.q_gain is not None else None
-    k_gain = gains.k_gain if model.attention.k_gain else None
+    maps, gains = (weights.c_q, weights.c_k, weights.c_v), _gains(layer, context)
     span = layer.span if layer.mixer == "window" else context.span_limit
-    alone = not context.keep and context.before is None and context.document_first is None
-    if alone and model.attention.qk_norm:
-        y = context.ops.attention(q, k, v, q_gain, k_gain, context.rotary, span)
+    alone = not context.keep and context.before is None and context.document_first is None and model.attention.qk_norm
+    if alone and not model.attention.kv_shift:
+        q, k, v = context.ops.project(u, maps, gains, context.rotary, width)
+        v = _embedded(v, layer, context)
+        y = context.ops.attend(q, k, v, span)
     else:
-        q, k = _turned(q, q_gain, context), _turned(k, k_gain, context)
-        y = _attend(q, k, v, span, layer, context)
+        q, k, v = (each.view(batch, length, -1, width) for each in context.ops.maps(u, maps))
+        k, v = _shifted(weights, k, _embedded(v, layer, context), layer, context)
+        if alone:
+            q, k = (context.ops.heads(x, gain, context.rotary) for x, gain in zip((q, k), gains, strict=True))
+            y = context.ops.attend(q, k, v, span)
+        else:
+            y = _attend(_turned(q, gains[0], context), _turned(k, gains[1], context), v, span, layer, context)
     y = y.reshape(batch, length, heads, width)
     if model.attention.local_value:
         local = weights.local_v_mix.to(y.dtype).view(groups, -1, 1) * v.unsqueeze(3)  # (B, T, G, H/G, E)
         y = y + local.view(y.shape)
     if layer.xsa:
         y = context.ops.exclude(y, v)
-    out: Tensor = weights.proj(y.reshape(batch, length, dim))
-    return out
+    return context.ops.maps(y.reshape(batch, length, dim), (weights.proj,))[0]
 
 
-def _keys_values(weights: Node, u: Tensor, layer: VirtualLayer, context: Context) -> tuple[Tensor, Tensor]:
-    """k and v (B, T, G, E): value embedding added, then both mixed with the position before."""
-    k, v = weights.c_k(u), weights.c_v(u)
-    if layer.value_embedding and context.value_embedding is not None:
-        scale = cast(Tensor, context.root.get_parameter(f"ve_scales.{layer.index}"))
-        v = v + scale.to(v.dtype) * context.value_embedding.to(v.dtype)
-    groups, width = context.model.attention.kv_heads, context.model.head_dim
-    if context.model.attention.kv_shift:
-        k = _shifted(k, weights.k_shift_mix, f"layers.{layer.index}.k_shift", context)
-        v = _shifted(v, weights.v_shift_mix, f"layers.{layer.index}.v_shift", context)
-    return k.view(*k.shape[:2], groups, width), v.view(*v.shape[:2], groups, width)
+def _gains(layer: VirtualLayer, context: Context) -> tuple[Tensor | None, Tensor | None]:
+    """Of queries and keys, where the recipe has them."""
+    options, found = context.model.attention, cast(Node, context.root.get_submodule(layer.gains))
+    return found.q_gain if options.q_gain is not None else None, found.k_gain if options.k_gain else None
 
 
-def _shifted(x: Tensor, mix: Tensor, name: str, context: Context) -> Tensor:
-    """x + mix * prev(x) for x (B, T, G*E), mix (G,)."""
-    before = previous(x, context.last(name), context.boundary)
-    context.remember(name, x[:, -1])
-    return x + mix.to(x.dtype).repeat_interleave(context.model.head_dim) * before
+def _embedded(v: Tensor, layer: VirtualLayer, context: Context) -> Tensor:
+    """v (B, T, G, E) with the value embedding added, where the layer has it."""
+    if not layer.value_embedding or context.value_embedding is None:
+        return v
+    scale = cast(Tensor, context.root.get_parameter(f"ve_scales.{layer.index}"))
+    return v + scale.to(v.dtype) * context.value_embedding.to(v.dtype).view(v.shape)
+
+
+def _shifted(weights: Node, k: Tensor, v: Tensor, layer: VirtualLayer, context: Context) -> tuple[Tensor, Tensor]:
+    """k and v (B, T, G, E), x + mix * prev(x) each, where the recipe says so; mix (G,)."""
+    if not context.model.attention.kv_shift:
+        return k, v
+    found = []
+    for name, x, mix in (("k_shift", k, weights.k_shift_mix), ("v_shift", v, weights.v_shift_mix)):
+        name, flat = f"layers.{layer.index}.{name}", x.flatten(2)
+        before = previous(flat, context.last(name), context.boundary).view(x.shape)
+        context.remember(name, flat[:, -1])
+        found.append(x + mix.to(x.dtype).unsqueeze(-1) * before)
+    return found[0], found[1]
 
 
 def _turned(x: Tensor, gain: Tensor | None, context: Context) -> Tensor:
