@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -17,12 +19,22 @@ def rotary_base(model: ModelRecipe, context: int) -> float:
 
 
 def rotary_table(model: ModelRecipe, start: int, length: int, context: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, R/2), float32, of positions start .. start+T-1; angles are computed in float64."""
-    half = model.rope_dims // 2
-    exponents = torch.arange(half, dtype=torch.float64, device=device) * (-2.0 / model.rope_frequency_dims)
-    frequencies = rotary_base(model, context) ** exponents
+    """cos and sin (T, R/2), float32, of positions start .. start+T-1; angles are computed in float64.
+
+    The newest are kept and given out again: they are not to be written to.
+    """
+    base, dims = rotary_base(model, context), model.rope_frequency_dims
+    return _table(base, dims, model.rope_dims // 2, start, length, device, torch.is_inference_mode_enabled())
+
+
+@lru_cache(maxsize=4)
+def _table(
+    base: float, dims: int, half: int, start: int, length: int, device: torch.device, inference: bool
+) -> tuple[Tensor, Tensor]:
+    """`inference` is part of the key because a tensor made in inference mode is of no use outside it."""
+    exponents = torch.arange(half, dtype=torch.float64, device=device) * (-2.0 / dims)
     positions = torch.arange(start, start + length, dtype=torch.float64, device=device)
-    angles = positions[:, None] * frequencies
+    angles = positions[:, None] * base**exponents
     return angles.cos().float(), angles.sin().float()
 
 

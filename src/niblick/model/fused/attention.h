@@ -8,40 +8,111 @@
 #ifdef __AVX512BF16__
 #define NONE -1e30f /* score of a key that a query does not see */
 
-/* Set scores of keys that a query of the tile does not see; key rows k0 .. k0 + keys, query lanes q0 .. q0 + LANES. */
-static void hide(float *scores, int64_t q0, int64_t k0, int64_t keys, int64_t span) {
-    if (k0 + keys - 1 <= q0 && k0 > q0 + LANES - 1 - span) return;
-    for (int64_t i = 0; i < keys; i++)
-        for (int64_t j = 0; j < LANES; j++)
-            if (k0 + i > q0 + j || k0 + i <= q0 + j - span) scores[i * LANES + j] = NONE;
+/* Queries q0 .. q0 + LANES against keys k0 .. k0 + keys of which each sees `span` at most; `step` rows and lanes go together:
+   all of them where all is seen, else so few that most of what is not seen is left out. */
+typedef struct {
+    int64_t q0, k0, keys, span, step;
+} Block;
+
+static inline Block block_of(int64_t q0, int64_t k0, int64_t keys, int64_t span) {
+    int whole = k0 + keys - 1 <= q0 && k0 > q0 + LANES - 1 - span;
+    return (Block){q0, k0, keys, span, whole ? LANES : 16};
+}
+
+typedef struct {
+    int64_t first, last;
+} Range;
+
+static inline int64_t within(int64_t x, int64_t most) { return x < 0 ? 0 : x > most ? most : x; }
+
+/* Lanes that see any of the keys i .. i + step, in whole vectors. */
+static inline Range lanes_of(const Block *o, int64_t i) {
+    int64_t first = within(o->k0 + i - o->q0, LANES), last = within(o->k0 + i + o->step - 1 + o->span - o->q0, LANES);
+    return (Range){first / 16 * 16, (last + 15) / 16 * 16};
+}
+
+/* Keys that any of the lanes j .. j + step sees, in whole steps but for the end. */
+static inline Range keys_of(const Block *o, int64_t j) {
+    int64_t first = within(o->q0 + j - o->span + 1 - o->k0, o->keys), last = within(o->q0 + j + o->step - o->k0, o->keys);
+    return (Range){first / 16 * 16, within((last + 15) / 16 * 16, o->keys)};
+}
+
+/* scores[key][lane] = rows of keys, `stride` apart, times what `across` holds of the queries. */
+static void block_scores(const Block *o, const uint16_t *rows, int64_t stride, const uint32_t *across, int64_t padded, float *scores,
+                         int64_t d) {
+    for (int64_t i = 0; i < o->keys; i += o->step) {
+        Range lanes = lanes_of(o, i);
+        if (lanes.first < lanes.last)
+            product(rows + i * stride, stride / 2, 1, across + lanes.first, padded, scores + i * LANES + lanes.first, LANES,
+                    within(o->keys - i, o->step), lanes.last - lanes.first, d / 2, 0);
+    }
+}
+
+/* out[lane] += pairs of keys' shares [pair][lane] times their rows in pairs, `down`. */
+static void block_out(const Block *o, const uint32_t *shares, const uint32_t *down, float *out, int64_t d) {
+    for (int64_t j = 0; j < LANES; j += o->step) {
+        Range keys = keys_of(o, j);
+        if (keys.first < keys.last)
+            product(shares + keys.first / 2 * LANES + j, 1, LANES, down + keys.first / 2 * d, d, out + j * d, d, o->step, d,
+                    (keys.last + 1) / 2 - keys.first / 2, 1);
+    }
+}
+
+/* out[key] += shares [key][lane] times the queries' rows in pairs, `down`. */
+static void block_back(const Block *o, const uint16_t *shares, const uint32_t *down, float *out, int64_t d) {
+    for (int64_t i = 0; i < o->keys; i += o->step) {
+        Range lanes = lanes_of(o, i);
+        if (lanes.first < lanes.last)
+            product(shares + i * LANES + lanes.first, LANES / 2, 1, down + lanes.first / 2 * d, d, out + i * d, d,
+                    within(o->keys - i, o->step), d, (lanes.last - lanes.first) / 2, 1);
+    }
+}
+
+/* Which of the lanes j .. j + 16 see key i. */
+static inline __mmask16 seen(const Block *o, int64_t i, int64_t j) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    int64_t first = o->k0 + i - o->q0 - j, last = first + o->span;
+    return _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32((int)within(first, 16))) &
+           _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32((int)within(last, 16)));
+}
+
+/* Set scores of keys that a query does not see, and the row after an odd last one. */
+static void hide(const Block *o, float *scores) {
+    for (int64_t j = 0; o->step < LANES && j < LANES; j += 16) {
+        Range keys = keys_of(o, j);
+        for (int64_t i = keys.first; i < keys.last; i++) {
+            float *at = scores + i * LANES + j;
+            _mm512_store_ps(at, _mm512_mask_mov_ps(_mm512_set1_ps(NONE), seen(o, i, j), _mm512_load_ps(at)));
+        }
+    }
+    if (o->keys % 2) for (int64_t j = 0; j < LANES; j++) scores[o->keys * LANES + j] = NONE;
 }
 
 static inline int64_t first_key(int64_t q0, int64_t span) {
     return q0 - span + 1 > 0 ? (q0 - span + 1) / LANES * LANES : 0;
 }
 
-
 #define SCORES(name) float name[LANES * LANES] __attribute__((aligned(64)))
 
 /* One block of keys more for a tile: its part of the weighted values, running maxima (of scores before the factor
    `scale`, which holds log2 e) and sums. */
-static void attend_block(const uint16_t *k, const uint32_t *across, int64_t padded, const uint32_t *v_down, int64_t q0,
-                         int64_t k0, int64_t keys, int64_t span, int64_t d, float *top, float *total, float *out) {
+static void attend_block(const Block *o, const uint16_t *k, const uint32_t *across, int64_t padded, const uint32_t *v_down, int64_t d,
+                         float *top, float *total, float *out) {
     SCORES(scores);
     uint32_t shares[LANES / 2 * LANES];
     float fade[LANES];
     __m512 scale = _mm512_set1_ps(LOG2E / sqrtf(d));
-    product(k + k0 * d, d / 2, 1, across + q0, padded, scores, LANES, keys, LANES, d / 2, 0);
-    hide(scores, q0, k0, keys, span);
-    if (keys % 2) for (int64_t j = 0; j < LANES; j++) scores[keys * LANES + j] = NONE;
+    block_scores(o, k + o->k0 * d, d, across + o->q0, padded, scores, d);
+    hide(o, scores);
     for (int64_t j = 0; j < LANES; j += 16) {
         const float *column = scores + j;
+        Range keys = keys_of(o, j / o->step * o->step);
         __m512 before = _mm512_loadu_ps(top + j), most = before;
-        for (int64_t i = 0; i < keys; i++) most = _mm512_max_ps(most, _mm512_load_ps(column + i * LANES));
+        for (int64_t i = keys.first; i < keys.last; i++) most = _mm512_max_ps(most, _mm512_load_ps(column + i * LANES));
         __m512 shift = _mm512_mul_ps(_mm512_max_ps(most, _mm512_set1_ps(NONE / 1e10f)), scale);
         __m512 left = power(_mm512_fmsub_ps(before, scale, shift));
         __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(total + j), left);
-        for (int64_t i = 0; i < keys; i += 2) {
+        for (int64_t i = keys.first; i < keys.last; i += 2) {
             __m512 low = power(_mm512_fmsub_ps(_mm512_load_ps(column + i * LANES), scale, shift));
             __m512 high = power(_mm512_fmsub_ps(_mm512_load_ps(column + (i + 1) * LANES), scale, shift));
             sum = _mm512_add_ps(sum, _mm512_add_ps(low, high));
@@ -52,7 +123,7 @@ static void attend_block(const uint16_t *k, const uint32_t *across, int64_t padd
         _mm512_storeu_ps(fade + j, left);
     }
     for (int64_t i = 0; i < LANES; i++) INDEPENDENT for (int64_t e = 0; e < d; e++) out[i * d + e] *= fade[i];
-    product(shares, 1, LANES, v_down + k0 / 2 * d, d, out, d, LANES, d, (keys + 1) / 2, 1);
+    block_out(o, shares, v_down + o->k0 / 2 * d, out, d);
 }
 
 /* q (B, H, T, d), k (B, G, T, d), v (B, T, G, d) -> y (B, T, H, d) and log_sum (B, H, T), to base 2; causal, `span` keys at most. */
@@ -69,9 +140,10 @@ void attend_bf16(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16
             for (int64_t q0 = 0; q0 < length; q0 += LANES) {
                 for (int64_t j = 0; j < LANES; j++) top[j] = NONE, total[j] = 0;
                 memset(out, 0, LANES * d * 4);
-                for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length; k0 += LANES)
-                    attend_block(k + unit * length * d, across, padded, v_down, q0, k0, tile_rows(k0, length), span, d,
-                                 top, total, out);
+                for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length; k0 += LANES) {
+                    Block block = block_of(q0, k0, tile_rows(k0, length), span);
+                    attend_block(&block, k + unit * length * d, across, padded, v_down, d, top, total, out);
+                }
                 for (int64_t i = 0; i < tile_rows(q0, length); i++) {
                     uint16_t *to = y + ((b * length + q0 + i) * heads + h) * d;
                     log_sum[(b * heads + h) * length + q0 + i] = top[i] * LOG2E / sqrtf(d) + log2f(total[i]);
@@ -90,21 +162,22 @@ typedef struct {
 } Packed;
 
 /* Tile against one block of keys: adds to the gradients of its keys and values (rows k0 ..) and of its queries. */
-static void attend_back_block(const uint16_t *k, const uint16_t *v, int64_t v_stride, const uint32_t *k_down,
-                              const Packed *head, int64_t padded, int64_t q0, int64_t k0, int64_t keys, int64_t span,
-                              int64_t d, float *gq, float *gk, float *gv) {
+static void attend_back_block(const Block *o, const uint16_t *k, const uint16_t *v, int64_t v_stride, const uint32_t *k_down,
+                              const Packed *head, int64_t padded, int64_t d, float *gq, float *gk, float *gv) {
     SCORES(scores);
     SCORES(slopes);
     uint16_t shares[LANES * LANES], rises[LANES * LANES];
     uint32_t pairs[LANES / 2 * LANES];
+    int64_t q0 = o->q0, k0 = o->k0;
     __m512 unit = _mm512_set1_ps(1 / sqrtf(d)), scale = _mm512_set1_ps(LOG2E / sqrtf(d));
-    product(k + k0 * d, d / 2, 1, head->q_across + q0, padded, scores, LANES, keys, LANES, d / 2, 0);
-    product(v + k0 * v_stride, v_stride / 2, 1, head->g_across + q0, padded, slopes, LANES, keys, LANES, d / 2, 0);
-    hide(scores, q0, k0, keys, span);
-    if (keys % 2) for (int64_t j = 0; j < LANES; j++) scores[keys * LANES + j] = NONE, slopes[keys * LANES + j] = 0;
+    block_scores(o, k + k0 * d, d, head->q_across + q0, padded, scores, d);
+    block_scores(o, v + k0 * v_stride, v_stride, head->g_across + q0, padded, slopes, d);
+    hide(o, scores);
+    if (o->keys % 2) for (int64_t j = 0; j < LANES; j++) slopes[o->keys * LANES + j] = 0;
     for (int64_t j = 0; j < LANES; j += 16) {
         __m512 shift = _mm512_loadu_ps(head->log_sum + q0 + j), pull = _mm512_loadu_ps(head->pull + q0 + j);
-        for (int64_t i = 0; i < keys; i += 2) {
+        Range keys = keys_of(o, j / o->step * o->step);
+        for (int64_t i = keys.first; i < keys.last; i += 2) {
             __m512 rise[2];
             _Pragma("GCC unroll 2") for (int two = 0; two < 2; two++) {
                 int64_t at = (i + two) * LANES + j;
@@ -116,9 +189,9 @@ static void attend_back_block(const uint16_t *k, const uint16_t *v, int64_t v_st
             _mm512_storeu_si512(pairs + i / 2 * LANES + j, paired(rise[0], rise[1]));
         }
     }
-    product(shares, LANES / 2, 1, head->g_down + q0 / 2 * d, d, gv + k0 * d, d, keys, d, LANES / 2, 1);
-    product(rises, LANES / 2, 1, head->q_down + q0 / 2 * d, d, gk + k0 * d, d, keys, d, LANES / 2, 1);
-    product(pairs, 1, LANES, k_down + k0 / 2 * d, d, gq, d, LANES, d, (keys + 1) / 2, 1);
+    block_back(o, shares, head->g_down + q0 / 2 * d, gv + k0 * d, d);
+    block_back(o, rises, head->q_down + q0 / 2 * d, gk + k0 * d, d);
+    block_out(o, pairs, k_down + k0 / 2 * d, gq, d);
 }
 
 /* Backward: from g, the gradient of y, and what forward gave, the gradients gq, gk, gv, laid out as q, k, v. */
@@ -149,9 +222,10 @@ void attend_back_bf16(const uint16_t *q, const uint16_t *k, const uint16_t *v, c
             }
             for (int64_t q0 = 0; q0 < length; q0 += LANES) {
                 memset(sum_q, 0, LANES * d * 4);
-                for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length; k0 += LANES)
-                    attend_back_block(keys, values, groups * d, k_down, &head, padded, q0, k0, tile_rows(k0, length), span,
-                                      d, sum_q, sum_k, sum_v);
+                for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length; k0 += LANES) {
+                    Block block = block_of(q0, k0, tile_rows(k0, length), span);
+                    attend_back_block(&block, keys, values, groups * d, k_down, &head, padded, d, sum_q, sum_k, sum_v);
+                }
                 INDEPENDENT for (int64_t i = 0; i < tile_rows(q0, length) * d; i++) gq[(mine + q0) * d + i] = narrow(sum_q[i]);
             }
         }

@@ -282,9 +282,9 @@ class HeadNll(Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         """Gradients of the hidden state and the head's weight."""
         hidden, totals, slopes, pulled = ctx.saved_tensors
-        gweight, g = torch.empty(ctx.shape), g.contiguous()
-        ctx.kernels("head_back", hidden.dtype, hidden, totals, g, slopes, gweight, *_sizes(hidden)[:1], *ctx.shape)
-        return None, (pulled * g.unsqueeze(-1)).to(hidden.dtype), gweight.to(ctx.dtype), None, None
+        gweight, ghidden, rows = torch.empty(ctx.shape), torch.empty_like(hidden), _sizes(hidden)[0]
+        ctx.kernels("head_back", hidden.dtype, hidden, totals, g.contiguous(), slopes, pulled, ghidden, gweight, rows, *ctx.shape)
+        return None, ghidden, gweight.to(ctx.dtype), None, None
 
 
 class Project(Function):

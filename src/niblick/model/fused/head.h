@@ -85,9 +85,9 @@ void head_bf16(const uint16_t *hidden, const uint16_t *weight, const int64_t *ta
     free(down);
 }
 
-/* Gradient of the weights from forward's slopes and up (rows), the gradient of each nll. */
-void head_back_bf16(const uint16_t *hidden, const float *totals, const float *up, uint16_t *slopes, float *gweight,
-                    int64_t rows, int64_t words, int64_t d) {
+/* From forward's slopes and gh and up (rows), the gradient of each nll: the gradients of the weights and of hidden. */
+void head_back_bf16(const uint16_t *hidden, const float *totals, const float *up, uint16_t *slopes, const float *gh,
+                    uint16_t *ghidden, float *gweight, int64_t rows, int64_t words, int64_t d) {
     int64_t padded = (rows + GATHERED - 1) / GATHERED * GATHERED;
     uint32_t *down = room(padded * d * 2);
     _Pragma("omp parallel for schedule(static)") for (int64_t t = 0; t < padded; t += 2) {
@@ -95,6 +95,8 @@ void head_back_bf16(const uint16_t *hidden, const float *totals, const float *up
         const uint16_t *first = hidden + (t < rows ? t : 0) * d, *second = hidden + (t + 1 < rows ? t + 1 : 0) * d;
         INDEPENDENT for (int64_t e = 0; e < d; e++)
             down[t / 2 * d + e] = narrow(widen(first[e]) * one) | (uint32_t)narrow(widen(second[e]) * two) << 16;
+        for (int64_t r = t; r < t + 2 && r < rows; r++)
+            INDEPENDENT for (int64_t e = 0; e < d; e++) ghidden[r * d + e] = narrow(up[r] * gh[r * d + e]);
     }
     _Pragma("omp parallel for schedule(static)") for (int64_t v0 = 0; v0 < words; v0 += LANES) {
         int64_t count = tile_rows(v0, words);

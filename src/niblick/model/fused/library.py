@@ -30,7 +30,7 @@ _ARGUMENTS = {
     "exclude_back": "pppppiiii", "softmax": "pppfiii", "softmax_back": "ppfii",
 }
 _BF16_ONLY = {  # what is built on products.h
-    "attend": "pppppiiiiii", "attend_back": "pppppppppiiiiii", "head": "pppfppppiii", "head_back": "pppppiii",
+    "attend": "pppppiiiiii", "attend_back": "pppppppppiiiiii", "head": "pppfppppiii", "head_back": "pppppppiii",
     "channel": "ppppppffppppiii", "channel_back": "ppppppffpppppppppiii",
     "maps": "pppppiiiii", "maps_back": "pppppppiiiii",
     "project": "pppppppppppppiiiiiii", "project_back": "pppppppppppppppppiiiiiii",
