@@ -144,6 +144,23 @@ def test_token_shift_mixers(ops: FusedOps, length: int, dtype: torch.dtype, widt
 
 
 @settings(max_examples=20, deadline=None)
+@given(WIDE, DTYPES, st.booleans(), st.booleans(), st.sampled_from([1, 3, 50]))
+def test_rows_of_tables(
+    ops: FusedOps, size: tuple[int, int, int], dtype: torch.dtype, beside: bool, dropped: bool, words: int
+) -> None:
+    batch, length, width = size
+    (table,), (branch,) = _draw((words, width), dtype=torch.float32), _draw(size, dtype=dtype)
+    (share,) = _draw((), dtype=torch.float32)
+    ids = _targets(batch, length, words)
+    own, other = ((_targets(batch, length, 2) * 2.0)[..., None] + 0.5 if on else None for on in (dropped, dropped and beside))
+    _same(ops, lambda o, t: o.lookup(ids, t[0], dtype), [table], dtype)
+    if beside:
+        _same(ops, lambda o, t: o.embed(ids, t[0], dtype, t[1], t[2], (own, other)), [table, branch, share], dtype)
+    else:
+        _same(ops, lambda o, t: o.embed(ids, t[0], dtype, None, None, (own, None)), [table], dtype)
+
+
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 150), DTYPES, st.sampled_from([(32, (64,)), (96, (32, 64)), (64, (128, 32, 32)), (24, (32,))]))
 def test_maps_of_one_input(ops: FusedOps, length: int, dtype: torch.dtype, sizes: tuple[int, tuple[int, ...]]) -> None:
     width, heights = sizes

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, sigmoid
-from torch.nn import functional as F
 
 from niblick.model.mixers.base import Context
 from niblick.model.state import NO_TOKEN
-from niblick.model.tree import Node
+from niblick.model.tree import Linear, Node
 
 
 def bigram_index(tokens: Tensor, before: Tensor, buckets: int) -> Tensor:
@@ -22,11 +19,10 @@ def bigram_index(tokens: Tensor, before: Tensor, buckets: int) -> Tensor:
 
 def embed(root: Node, context: Context) -> Tensor:
     """tokens (B, T) -> x0 (B, T, D): smear(rms(tok_emb + bigram))."""
-    tokens, model = context.tokens, context.model
-    x = context.dropped("token", F.embedding(tokens, root.tok_emb.weight))
-    if model.bigram.enabled:
-        x = x + context.dropped("bigram", _bigram(root, context))
-    x = context.ops.mix_norm(x, x, None, 1.0)[1].to(context.dtype)
+    tokens, model, bigram = context.tokens, context.model, context.model.bigram.enabled
+    branch, share = (_bigram(root, context), root.bigram.scale) if bigram else (None, None)
+    factors = context.factors.get("token"), context.factors.get("bigram")
+    x = context.ops.embed(tokens.long(), root.tok_emb.weight, context.dtype, branch, share, factors)
     if model.smear.enabled:
         context.remember("smear.last", x[:, -1])
         x = context.ops.smear(x, context.last("smear.last"), context.boundary, sigmoid(root.smear.gate))
@@ -37,10 +33,13 @@ def value_embed(root: Node, context: Context) -> Tensor | None:
     """The value embedding (B, T, G*E) before its per-layer scale, None when switched off."""
     if not context.model.value_embedding.enabled:
         return None
-    return context.dropped("value_embedding", root.ve_proj(F.embedding(context.tokens, root.ve_embed.weight)))
+    values = _mapped(context, context.tokens.long(), root.ve_embed.weight, root.ve_proj)
+    factor = context.factors.get("value_embedding")
+    return values if factor is None else values * factor.to(values.dtype)
 
 
 def _bigram(root: Node, context: Context) -> Tensor:
+    """The map of each token pair's row, (B, T, D)."""
     tokens = context.tokens
     last = context.last("bigram.last")
     if last is None:
@@ -49,5 +48,10 @@ def _bigram(root: Node, context: Context) -> Tensor:
     if context.boundary is not None:
         before = before.masked_fill(context.boundary, NO_TOKEN)
     context.remember("bigram.last", tokens[:, -1:].long())
-    rows = F.embedding(bigram_index(tokens, before, context.model.bigram.buckets), root.bigram.embed.weight)
-    return cast(Tensor, root.bigram.scale.to(rows.dtype) * root.bigram.proj(rows))
+    ids = bigram_index(tokens, before, context.model.bigram.buckets)
+    return _mapped(context, ids, root.bigram.embed.weight, root.bigram.proj)
+
+
+def _mapped(context: Context, ids: Tensor, table: Tensor, linear: Linear) -> Tensor:
+    """Rows of a table through a linear map."""
+    return context.ops.maps(context.ops.lookup(ids, table, linear.weight.dtype), (linear,))[0]

@@ -21,8 +21,27 @@ def rms(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],))
 
 
+Factors = tuple[Tensor | None, Tensor | None]
+
+
 class Ops:
     """Plain forms; x, x0, branch, u (B, T, D) of one dtype, control values float32."""
+
+    def lookup(self, ids: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows (B, T, D) in `dtype` of a table (N, D) at ids (B, T) int64."""
+        return F.embedding(ids, table).to(dtype)
+
+    def embed(
+        self, ids: Tensor, table: Tensor, dtype: torch.dtype, branch: Tensor | None, share: Tensor | None, factors: Factors
+    ) -> Tensor:
+        """rms(f * row + f' * share * branch) (B, T, D) in `dtype`: rows of the table (V, D) at ids, a branch (B, T, D) with its
+        0-dimensional share or neither, and the factors f and f' (B, T, 1) or None."""
+        own, other = factors
+        x = F.embedding(ids, table) if own is None else own.to(table.dtype) * F.embedding(ids, table)
+        if branch is not None and share is not None:
+            branch = share.to(branch.dtype) * branch
+            x = x + (branch if other is None else other.to(branch.dtype) * branch)
+        return rms(x).to(dtype)
 
     def mix_norm(self, x: Tensor, x0: Tensor, mix: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
         """(m, scale * rms(m)) with m = mix[0] * x + mix[1] * x0, or x itself without `mix` (2, D)."""

@@ -1,4 +1,5 @@
-"""Attention on the kernels: one fused pass where the processor multiplies bfloat16 pairs, tiles of products elsewhere."""
+"""Attention on the kernels: its inputs, itself (one fused pass where the processor multiplies bfloat16 pairs, tiles of products
+elsewhere) and exclusion of the own value."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from niblick.model.fused.library import Kernels
+from niblick.model.fused.functions import like, partial_sums
+from niblick.model.fused.library import LANES, Kernels
 
 TILE = 64  # queries of one attention tile
 WIDTHS = range(16, 129, 16)  # head widths that the fused pass takes
@@ -19,6 +21,86 @@ def attend(kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, span: int) -> Tens
     fused = kernels.attends and q.dtype is torch.bfloat16 and q.shape[-1] in WIDTHS
     y: Tensor = (FusedAttend if fused else TiledAttend).apply(kernels, q, k, v, span)  # type: ignore[no-untyped-call]
     return y
+
+
+class Heads(Function):
+    """gain * rotate(rms(x)): x (B, T, H, E) -> (B, H, T, E)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, x: Tensor, gain: Tensor | None, cosine: Tensor, sine: Tensor
+    ) -> Any:
+        """See `Ops.normed_heads`."""
+        batch, length, heads, width = x.shape
+        y, inverse = x.new_empty(batch, heads, length, width), torch.empty(batch, length, heads)
+        gain = None if gain is None else gain.float().contiguous()
+        sizes = (batch * length, length, heads, cosine.shape[-1], width)
+        kernels("heads", x.dtype, x, cosine, sine, gain, y, inverse, *sizes)
+        ctx.kernels, ctx.sizes = kernels, sizes
+        ctx.save_for_backward(x, cosine, sine, gain, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradients of x and the gain."""
+        x, cosine, sine, gain, inverse = ctx.saved_tensors
+        gx, sums = torch.empty_like(x), partial_sums(x.shape[2])
+        ctx.kernels("heads_back", x.dtype, g.contiguous(), x, cosine, sine, gain, inverse, gx, sums, *ctx.sizes)
+        return None, gx, None if gain is None else sums.sum(0), None, None
+
+
+class Project(Function):
+    """Attention's inputs: three linear maps, the first two as normed, rotated and scaled heads (maps.h)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cosine: Tensor, sine: Tensor, width: int,
+        *weights: Tensor,
+    ) -> Any:
+        """See `Ops.project`."""
+        (batch, length, dim), whole = x.shape, torch.cat(weights)
+        heads, groups = (len(w) // width for w in weights[:2])
+        raw = [x.new_empty(batch, length, n, width) for n in (heads, groups, groups)]
+        turned = [x.new_empty(batch, n, length, width) for n in (heads, groups)]
+        inverses = [torch.empty(batch, length, n) for n in (heads, groups)]
+        gains = [None if gain is None else gain.float().contiguous() for gain in (q_gain, k_gain)]
+        sizes = (heads, groups, batch * length, dim, length, cosine.shape[-1], width)
+        kernels("project", x.dtype, x, whole, cosine, sine, *gains, *raw[:2], *turned, raw[2], *inverses, *sizes)
+        ctx.kernels, ctx.sizes, ctx.heights = kernels, sizes, [len(w) for w in weights]
+        ctx.save_for_backward(x, whole, cosine, sine, *gains, *raw[:2], *inverses)
+        return *turned, raw[2]
+
+    @staticmethod
+    def backward(ctx: Any, *g: Tensor) -> Any:
+        """Gradients of x, the gains and the weights."""
+        x, *kept = ctx.saved_tensors
+        (heads, groups, rows, *_), gains = ctx.sizes, kept[3:5]
+        gx, gw = like(x, kept[0])
+        sums = [torch.empty(-(-rows // LANES), n) for n in (heads, groups)]
+        ctx.kernels("project_back", x.dtype, *(each.contiguous() for each in g), x, *kept, gx, gw, *sums, *ctx.sizes)
+        slopes = [None if gain is None else total.sum(0) for gain, total in zip(gains, sums, strict=True)]
+        return None, gx, *slopes, None, None, None, *torch.split(gw, ctx.heights)
+
+
+class Exclude(Function):
+    """y without its part along the value of its own position."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, y: Tensor, v: Tensor) -> Any:
+        """See `Ops.exclude`."""
+        out, sizes = torch.empty_like(y), (y.shape[0] * y.shape[1], y.shape[2], v.shape[2], y.shape[3])
+        kernels("exclude", y.dtype, y, v, out, *sizes)
+        ctx.kernels, ctx.sizes = kernels, sizes
+        ctx.save_for_backward(y, v)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradients of y and v."""
+        y, v = ctx.saved_tensors
+        gy, gv = like(y, v)
+        ctx.kernels("exclude_back", y.dtype, g.contiguous(), y, v, gy, gv, *ctx.sizes)
+        return None, gy, gv
 
 
 class FusedAttend(Function):

@@ -135,13 +135,16 @@ void channel_back_bf16(const uint16_t *g, const uint16_t *branch, const float *a
     }
     float *sum = room(d * m * 4);
     gather(kept.slope, kept.n, sum, m, d, pairs);
-    INDEPENDENT for (int64_t i = 0; i < m * d; i++) gw1[i] = narrow(sum[i]);
+    slim_all(sum, gw1, m, d);
     gather(kept.g, kept.act, sum, d, m, pairs);
-    for (int64_t j = 0; j < d; j++) {
-        float along = 0;
-        INDEPENDENT for (int64_t i = 0; i < m; i++) along += sum[j * m + i] * widen(w2[j * m + i]);
-        INDEPENDENT for (int64_t i = 0; i < m; i++) gw2[j * m + i] = narrow(s[j] * sum[j * m + i]);
-        gs[j] = along;
+    _Pragma("omp parallel for schedule(static)") for (int64_t j = 0; j < d; j++) {
+        __m512 along = _mm512_setzero_ps(), share = _mm512_set1_ps(s[j]);
+        for (int64_t i = j * m; i < (j + 1) * m; i += 16) {
+            __m512 v = _mm512_loadu_ps(sum + i);
+            along = _mm512_fmadd_ps(v, wide(w2 + i), along);
+            slim(gw2 + i, _mm512_mul_ps(v, share));
+        }
+        gs[j] = _mm512_reduce_add_ps(along);
     }
     free(into), free(back), free(kept.g), free(kept.n), free(kept.act), free(kept.slope), free(sum);
 }

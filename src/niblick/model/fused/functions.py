@@ -11,7 +11,8 @@ from torch.autograd import Function
 from niblick.model.fused.library import CHUNKS, GATHERED, LANES, MAPS, Kernels
 
 
-def _like(*tensors: Tensor) -> tuple[Tensor, ...]:
+def like(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """A fresh tensor like each."""
     return tuple(torch.empty_like(t) for t in tensors)
 
 
@@ -20,12 +21,59 @@ def _sizes(x: Tensor) -> tuple[int, int]:
     return x.numel() // x.shape[-1], x.shape[-1]
 
 
-def _partial(*shape: int) -> Tensor:
+def partial_sums(*shape: int) -> Tensor:
+    """Zeros for what the kernels add up in CHUNKS parts."""
     return torch.zeros((CHUNKS, *shape))
 
 
 def _plain(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
+
+
+class Lookup(Function):
+    """Rows of a table in another dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, ids: Tensor, table: Tensor, dtype: torch.dtype) -> Any:
+        """See `Ops.lookup`."""
+        out = torch.empty(*ids.shape, table.shape[1], dtype=dtype)
+        kernels("lookup", dtype, ids, table, out, *_sizes(out))
+        ctx.kernels, ctx.shape = kernels, table.shape
+        ctx.save_for_backward(ids)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradient of the table."""
+        (ids,), gtable = ctx.saved_tensors, torch.empty(ctx.shape)
+        ctx.kernels("lookup_back", g.dtype, g.contiguous(), ids, gtable, ids.numel(), *ctx.shape)
+        return None, None, gtable, None
+
+
+class Embed(Function):
+    """The norm of rows of a table and a branch beside them, in the branch's dtype."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, ids: Tensor, table: Tensor, dtype: torch.dtype, branch: Tensor | None, share: Tensor | None,
+        factors: tuple[Tensor | None, Tensor | None],
+    ) -> Any:
+        """See `Ops.embed`."""
+        n, inverse = torch.empty(*ids.shape, table.shape[1], dtype=dtype), torch.empty(ids.shape)
+        kernels("embed", dtype, ids, table, branch, share, *factors, n, inverse, *_sizes(n))
+        ctx.kernels = kernels
+        ctx.save_for_backward(ids, table, branch, share, *factors, inverse)
+        return n
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        """Gradients of the table, the branch and its share."""
+        ids, table, branch, share, *factors, inverse = ctx.saved_tensors
+        gx, gtable, sums = torch.empty(g.shape), torch.empty_like(table), partial_sums()
+        gbranch = None if branch is None else torch.empty_like(branch)
+        ctx.kernels("embed_back", g.dtype, g.contiguous(), ids, table, branch, share, *factors, inverse, gx, gtable, gbranch, sums,
+                    ids.numel(), *table.shape)
+        return None, None, gtable, None, gbranch, None if share is None else sums.sum().view(share.shape), None
 
 
 class MixNorm(Function):
@@ -50,7 +98,7 @@ class MixNorm(Function):
         mixed, inverse, x, x0, weight = ctx.saved_tensors
         rows, width = _sizes(x)
         gx = torch.empty_like(x)
-        gx0, sums = (None, None) if weight is None else (torch.empty_like(x), _partial(2, width))
+        gx0, sums = (None, None) if weight is None else (torch.empty_like(x), partial_sums(2, width))
         pair = (None, None) if weight is None else (weight[0], weight[1])
         gmixed = None if weight is None else _plain(gmixed)
         ctx.kernels("mix_norm_back", x.dtype, gmixed, _plain(gn), mixed, inverse, x, x0, *pair, ctx.scale, gx, gx0,
@@ -78,8 +126,8 @@ class AddNorm(Function):
         """Gradients of x, the branch and its weight."""
         y, inverse, branch, weight = ctx.saved_tensors
         rows, width = _sizes(y)
-        gx, gbranch = _like(y, y)
-        sums = _partial(width)
+        gx, gbranch = like(y, y)
+        sums = partial_sums(width)
         ctx.kernels("add_norm_back", y.dtype, _plain(gy), _plain(gn), y, inverse, branch, weight, ctx.scale, gx,
                     gbranch, sums, rows, width)
         return None, gx, gbranch, sums.sum(0), None
@@ -107,7 +155,7 @@ class Shift(Function):
         """Gradients of u and of the weights."""
         u, flags, first, second = ctx.saved_tensors
         rows, width = _sizes(u)
-        gu, sums = torch.empty_like(u), _partial(2, width)
+        gu, sums = torch.empty_like(u), partial_sums(2, width)
         ctx.kernels("shift_back", u.dtype, g1.contiguous(), _plain(g2) if second is not None else None, u, flags,
                     first, second, gu, sums, rows, u.shape[-2], width)
         total = sums.sum(0)
@@ -144,7 +192,7 @@ class TokenShift(Function):
     ) -> Any:
         """See `Ops.token_shift`."""
         (rows, width), shares = _sizes(u), (share_r.float().contiguous(), share_k.float().contiguous())
-        z, h, v, y = _like(u, u, u, u)
+        z, h, v, y = like(u, u, u, u)
         kernels("token_shift", u.dtype, u, flags, *shares, *weights, z, h, v, y, rows, u.shape[-2], width)
         ctx.kernels = kernels
         ctx.save_for_backward(u, flags, *shares, *weights, z, h, v)
@@ -155,8 +203,8 @@ class TokenShift(Function):
         """Gradients of u, the shares and the weights."""
         u, *kept = ctx.saved_tensors
         (rows, width), weights = _sizes(u), kept[3:6]
-        gr, gk, gu, *slopes = _like(u, u, u, *weights)
-        sums = _partial(2, width)
+        gr, gk, gu, *slopes = like(u, u, u, *weights)
+        sums = partial_sums(2, width)
         ctx.kernels("token_shift_back", u.dtype, g.contiguous(), u, *kept, gr, gk, gu, sums, *slopes, rows, u.shape[-2], width)
         total = sums.sum(0)
         return None, gu, None, total[0], total[1], *slopes
@@ -178,7 +226,7 @@ class Gate(Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         """Gradients of a and b."""
         a, b = ctx.saved_tensors
-        ga, gb = _like(a, b)
+        ga, gb = like(a, b)
         ctx.kernels("gate_back", a.dtype, g.contiguous(), a, b, ga, gb, *_sizes(a))
         return None, ga, gb
 
@@ -206,7 +254,7 @@ class Channel(Function):
         """Gradients of all tensors."""
         branch, weight, share, up, down, y, inverse, h = ctx.saved_tensors
         rows, width = _sizes(y)
-        gx, gbranch, gup, gdown = _like(y, y, up, down)
+        gx, gbranch, gup, gdown = like(y, y, up, down)
         sums, gshare = torch.empty(-(-rows // LANES), width), torch.empty(width)
         ctx.kernels("channel_back", y.dtype, g.contiguous(), branch, weight, share, up, down, *ctx.scales, y, inverse, h,
                     gx, gbranch, sums, gshare, gup, gdown, rows, width, h.shape[1])
@@ -230,10 +278,10 @@ class Maps(Function):
     def backward(ctx: Any, *g: Tensor) -> Any:
         """Gradients of x and the weights."""
         x, whole = ctx.saved_tensors
-        gx, gw = _like(x, whole)
+        gx, gw = like(x, whole)
         ups = [each.contiguous() for each in g]
         ctx.kernels("maps_back", x.dtype, *_filled(ups, None), x, whole, gx, gw, *_filled(ctx.heights, 0), *_sizes(x))
-        return None, gx, *gw.split(ctx.heights)
+        return None, gx, *torch.split(gw, ctx.heights)
 
 
 def _filled(found: list[Any], missing: Any) -> list[Any]:
@@ -285,83 +333,3 @@ class HeadNll(Function):
         gweight, ghidden, rows = torch.empty(ctx.shape), torch.empty_like(hidden), _sizes(hidden)[0]
         ctx.kernels("head_back", hidden.dtype, hidden, totals, g.contiguous(), slopes, pulled, ghidden, gweight, rows, *ctx.shape)
         return None, ghidden, gweight.to(ctx.dtype), None, None
-
-
-class Project(Function):
-    """Attention's inputs: three linear maps, the first two as normed, rotated and scaled heads (maps.h)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, kernels: Kernels, x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cosine: Tensor, sine: Tensor, width: int,
-        *weights: Tensor,
-    ) -> Any:
-        """See `Ops.project`."""
-        (batch, length, dim), whole = x.shape, torch.cat(weights)
-        heads, groups = (len(w) // width for w in weights[:2])
-        raw = [x.new_empty(batch, length, n, width) for n in (heads, groups, groups)]
-        turned = [x.new_empty(batch, n, length, width) for n in (heads, groups)]
-        inverses = [torch.empty(batch, length, n) for n in (heads, groups)]
-        gains = [None if gain is None else gain.float().contiguous() for gain in (q_gain, k_gain)]
-        sizes = (heads, groups, batch * length, dim, length, cosine.shape[-1], width)
-        kernels("project", x.dtype, x, whole, cosine, sine, *gains, *raw[:2], *turned, raw[2], *inverses, *sizes)
-        ctx.kernels, ctx.sizes, ctx.heights = kernels, sizes, [len(w) for w in weights]
-        ctx.save_for_backward(x, whole, cosine, sine, *gains, *raw[:2], *inverses)
-        return *turned, raw[2]
-
-    @staticmethod
-    def backward(ctx: Any, *g: Tensor) -> Any:
-        """Gradients of x, the gains and the weights."""
-        x, *kept = ctx.saved_tensors
-        (heads, groups, rows, *_), gains = ctx.sizes, kept[3:5]
-        gx, gw = _like(x, kept[0])
-        sums = [torch.empty(-(-rows // LANES), n) for n in (heads, groups)]
-        ctx.kernels("project_back", x.dtype, *(each.contiguous() for each in g), x, *kept, gx, gw, *sums, *ctx.sizes)
-        slopes = [None if gain is None else total.sum(0) for gain, total in zip(gains, sums, strict=True)]
-        return None, gx, *slopes, None, None, None, *gw.split(ctx.heights)
-
-
-class Heads(Function):
-    """gain * rotate(rms(x)): x (B, T, H, E) -> (B, H, T, E)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, kernels: Kernels, x: Tensor, gain: Tensor | None, cosine: Tensor, sine: Tensor
-    ) -> Any:
-        """See `Ops.normed_heads`."""
-        batch, length, heads, width = x.shape
-        y, inverse = x.new_empty(batch, heads, length, width), torch.empty(batch, length, heads)
-        gain = None if gain is None else gain.float().contiguous()
-        sizes = (batch * length, length, heads, cosine.shape[-1], width)
-        kernels("heads", x.dtype, x, cosine, sine, gain, y, inverse, *sizes)
-        ctx.kernels, ctx.sizes = kernels, sizes
-        ctx.save_for_backward(x, cosine, sine, gain, inverse)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        """Gradients of x and the gain."""
-        x, cosine, sine, gain, inverse = ctx.saved_tensors
-        gx, sums = torch.empty_like(x), _partial(x.shape[2])
-        ctx.kernels("heads_back", x.dtype, g.contiguous(), x, cosine, sine, gain, inverse, gx, sums, *ctx.sizes)
-        return None, gx, None if gain is None else sums.sum(0), None, None
-
-
-class Exclude(Function):
-    """y without its part along the value of its own position."""
-
-    @staticmethod
-    def forward(ctx: Any, kernels: Kernels, y: Tensor, v: Tensor) -> Any:
-        """See `Ops.exclude`."""
-        out, sizes = torch.empty_like(y), (y.shape[0] * y.shape[1], y.shape[2], v.shape[2], y.shape[3])
-        kernels("exclude", y.dtype, y, v, out, *sizes)
-        ctx.kernels, ctx.sizes = kernels, sizes
-        ctx.save_for_backward(y, v)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
-        """Gradients of y and v."""
-        y, v = ctx.saved_tensors
-        gy, gv = _like(y, v)
-        ctx.kernels("exclude_back", y.dtype, g.contiguous(), y, v, gy, gv, *ctx.sizes)
-        return None, gy, gv

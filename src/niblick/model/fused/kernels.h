@@ -363,6 +363,7 @@ void NAME(softmax_back)(REAL *g, const REAL *p, float scale, int64_t rows, int64
     }
 }
 
+#include "tables.h"
 #undef EACH_CHUNK
 #undef EACH_ROW
 #undef EACH

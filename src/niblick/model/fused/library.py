@@ -15,7 +15,7 @@ from niblick.toolchain import TUNED, CLibrary
 
 _LIBRARY = CLibrary(
     package="niblick.model.fused",
-    names=("kernels.c", "kernels.h", "products.h", "heads.h", "attention.h", "head.h", "channel.h", "maps.h", "token_shift.h", "optimizer.h"),
+    names=("kernels.c", "kernels.h", "tables.h", "products.h", "heads.h", "attention.h", "head.h", "channel.h", "maps.h", "token_shift.h", "optimizer.h"),
     flags=("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros",
            "-freciprocal-math"),
     tunings=(("-march=native", "-fopenmp"), *TUNED),
@@ -26,6 +26,7 @@ _ARGUMENTS = {
     "mix_norm": "ppppfpppii", "mix_norm_back": "ppppppppfpppii", "add_norm": "pppfpppii",
     "add_norm_back": "ppppppfpppii", "shift": "ppppppiii", "shift_back": "ppppppppiii", "square": "pfpii",
     "square_back": "ppfpii", "gate": "pppii", "gate_back": "pppppii", "nll": "ppfppii", "nll_back": "ppppfpii",
+    "lookup": "pppii", "lookup_back": "pppiii", "embed": "ppppppppii", "embed_back": "ppppppppppppiii",
     "heads": "ppppppiiiii", "heads_back": "ppppppppiiiii", "exclude": "pppiiii",
     "exclude_back": "pppppiiii", "softmax": "pppfiii", "softmax_back": "ppfii",
 }

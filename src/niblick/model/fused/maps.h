@@ -70,7 +70,7 @@ static void map_tiles_back(const uint16_t *const *g, const uint16_t *const *raw,
     }
     float *sum = room(all * d * 4);
     gather(kept_g, kept_x, sum, all, d, pairs);
-    INDEPENDENT for (int64_t i = 0; i < all * d; i++) gw[i] = narrow(sum[i]);
+    slim_all(sum, gw, all, d);
     free(down), free(kept_x), free(kept_g), free(sum);
 }
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from niblick.model.fused import attention
 from niblick.model.fused import functions as fused
-from niblick.model.fused.attention import attend
 from niblick.model.fused.library import MAPS, PANEL, Kernels
-from niblick.model.ops import Ops
+from niblick.model.ops import Factors, Ops
 from niblick.model.tree import Linear
 
 MAX_WIDTH = 16384  # rows are staged on the stack as float
+DTYPES = torch.float32, torch.bfloat16
 MAX_CAP = 40.0  # e^(-2 cap) is still a normal float
 
 
@@ -24,6 +25,24 @@ class FusedOps(Ops):
 
     def __init__(self, kernels: Kernels) -> None:
         self.kernels = kernels
+
+    def lookup(self, ids: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
+        """As in `Ops`."""
+        if not _table(ids, table, dtype):
+            return super().lookup(ids, table, dtype)
+        rows: Tensor = fused.Lookup.apply(self.kernels, ids, table, dtype)  # type: ignore[no-untyped-call]
+        return rows
+
+    def embed(
+        self, ids: Tensor, table: Tensor, dtype: torch.dtype, branch: Tensor | None, share: Tensor | None, factors: Factors
+    ) -> Tensor:
+        """As in `Ops`."""
+        alike = branch is None or (_fits(branch) and branch.dtype is dtype)
+        plain = all(f is None or (f.dtype is torch.float32 and f.is_contiguous()) for f in (share, *factors))
+        if not (alike and plain and _table(ids, table, dtype)):
+            return super().embed(ids, table, dtype, branch, share, factors)
+        n: Tensor = fused.Embed.apply(self.kernels, ids, table, dtype, branch, share, factors)  # type: ignore[no-untyped-call]
+        return n
 
     def mix_norm(self, x: Tensor, x0: Tensor, mix: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
         """As in `Ops`."""
@@ -126,14 +145,14 @@ class FusedOps(Ops):
         """As in `Ops`."""
         if not _fits(y, v):
             return super().exclude(y, v)
-        out: Tensor = fused.Exclude.apply(self.kernels, y, v)  # type: ignore[no-untyped-call]
+        out: Tensor = attention.Exclude.apply(self.kernels, y, v)  # type: ignore[no-untyped-call]
         return out
 
     def heads(self, x: Tensor, gain: Tensor | None, table: tuple[Tensor, Tensor]) -> Tensor:
         """As in `Ops`."""
         if not _fits(x):
             return super().heads(x, gain, table)
-        y: Tensor = fused.Heads.apply(self.kernels, x, gain, *table)  # type: ignore[no-untyped-call]
+        y: Tensor = attention.Heads.apply(self.kernels, x, gain, *table)  # type: ignore[no-untyped-call]
         return y
 
     def project(
@@ -144,14 +163,14 @@ class FusedOps(Ops):
         if not self._maps_fit(u, maps):
             return super().project(u, maps, gains, table, width)
         weights = (each.weight for each in maps)
-        q, k, v = fused.Project.apply(self.kernels, u, *gains, *table, width, *weights)  # type: ignore[no-untyped-call]
+        q, k, v = attention.Project.apply(self.kernels, u, *gains, *table, width, *weights)  # type: ignore[no-untyped-call]
         return q, k, v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, span: int) -> Tensor:
         """As in `Ops`."""
         if not _fits(q, k, v) or q.shape[2] > MAX_WIDTH:
             return super().attend(q, k, v, span)
-        return attend(self.kernels, q, k, v, span)
+        return attention.attend(self.kernels, q, k, v, span)
 
     def _maps_fit(self, x: Tensor, maps: tuple[Linear, ...]) -> bool:
         weights = [each.weight for each in maps]
@@ -173,9 +192,14 @@ def _pairs(kernels: Kernels, *tensors: Tensor) -> bool:
     return kernels.attends and tensors[0].dtype is torch.bfloat16 and _fits(*tensors)
 
 
+def _table(ids: Tensor, table: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the kernels look rows up."""
+    return _fits(table) and table.dtype is torch.float32 and dtype in DTYPES and ids.dtype is torch.int64 and ids.is_contiguous()
+
+
 def _fits(*tensors: Tensor) -> bool:
     first = tensors[0]
     return all(
         t.is_contiguous() and t.device.type == "cpu" and t.dtype == first.dtype and t.shape[-1] <= MAX_WIDTH
         for t in tensors
-    ) and first.dtype in (torch.float32, torch.bfloat16)
+    ) and first.dtype in DTYPES

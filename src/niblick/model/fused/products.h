@@ -144,4 +144,10 @@ static inline __m512 wide(const uint16_t *x) {
 }
 
 static inline void slim(uint16_t *to, __m512 x) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x)); }
+
+/* to[i] = x[i] for rows (m, n), n a multiple of 16. */
+static void slim_all(const float *x, uint16_t *to, int64_t m, int64_t n) {
+    _Pragma("omp parallel for schedule(static)") for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j += 16) slim(to + i * n + j, _mm512_loadu_ps(x + i * n + j));
+}
 #endif

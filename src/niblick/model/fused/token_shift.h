@@ -110,7 +110,7 @@ void token_shift_back_bf16(const uint16_t *g, const uint16_t *u, const uint8_t *
     uint16_t *to[3] = {gwr, gwk, gwv};
     for (int w = 0; w < 3; w++) {
         gather(left[w], right[w], sum, d, d, pairs);
-        INDEPENDENT for (int64_t i = 0; i < d * d; i++) to[w][i] = narrow(sum[i]);
+        slim_all(sum, to[w], d, d);
         free(left[w]), free(right[w]);
     }
     free(pr), free(pk), free(pv), free(sum);

@@ -45,11 +45,6 @@ class Context:
         """A state entry before this call, None at the start."""
         return None if self.before is None else self.before.tensors[name]
 
-    def dropped(self, name: str, rows: Tensor) -> Tensor:
-        """The rows (B, T, E) of a table as dropout leaves them: all of them outside training."""
-        factor = self.factors.get(name)
-        return rows if factor is None else rows * factor.to(rows.dtype)
-
     def remember(self, name: str, value: Tensor) -> None:
         """Collect a state entry after this call, copied if it is a view: a state keeps no longer tensor alive."""
         if self.keep:
