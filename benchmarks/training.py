@@ -96,6 +96,7 @@ def ours(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     average = make_averager(training.averaging, weights.master)
     loss_of = CompiledLoss(training_loss, model, "auto", "cpu")
     optimizer.use(loss_of.kernels)
+    weights.use(loss_of.kernels)
 
     def batch(laps: Laps, first: bool) -> None:
         inputs, targets = (torch.from_numpy(array) for array in data.next())

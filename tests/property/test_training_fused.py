@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from niblick.model import LanguageModel
 from niblick.model.fused import FusedOps, load_kernels
 from niblick.model.ops import Ops
 from niblick.model.tree import Linear
@@ -19,6 +20,7 @@ from niblick.optim import Layout, Muon, Optimizer, Stack, newton_schulz
 from niblick.plan import make_plan
 from niblick.recipe import load_recipe
 from niblick.recipe.schema import AdamRecipe, MuonRecipe
+from niblick.training.weights import Weights
 from property.plans import VOCAB, model_recipes, scattered
 
 TOLERANCE = {torch.float32: {"atol": 2e-4, "rtol": 2e-4}, torch.bfloat16: {"atol": 0.1, "rtol": 0.06}}
@@ -194,15 +196,16 @@ def _map(weight: Tensor) -> Linear:
 
 
 @settings(max_examples=40, deadline=None)
-@example(length=131, heads=(3, 1), span=30, dtype=torch.bfloat16, gains=True, width=48)
+@example(length=131, heads=(3, 1), span=30, dtype=torch.bfloat16, gains=True, sizes=(48, 2))
 @given(st.integers(1, 150), st.sampled_from([(1, 1), (4, 2), (3, 1)]), st.sampled_from([1, 2, 30, 129, 500]), DTYPES,
-       st.booleans(), st.sampled_from([6, 16, 32, 48]))
+       st.booleans(), st.sampled_from([(6, 2), (16, 2), (32, 8), (32, 16), (48, 24), (64, 32), (80, 32)]))
 def test_attention(
-    ops: FusedOps, length: int, heads: tuple[int, int], span: int, dtype: torch.dtype, gains: bool, width: int
+    ops: FusedOps, length: int, heads: tuple[int, int], span: int, dtype: torch.dtype, gains: bool, sizes: tuple[int, int]
 ) -> None:
+    width, half = sizes
     shapes = [(2, length, count, width) for count in (heads[0], heads[1], heads[1])]
     inputs = _draw(*shapes, dtype=dtype)
-    angles = torch.randn(length, 2, generator=torch.Generator().manual_seed(3))
+    angles = torch.randn(length, half, generator=torch.Generator().manual_seed(3))
     table = (angles.cos(), angles.sin())
 
     def call(o: Ops, t: list[Tensor]) -> Tensor:
@@ -272,6 +275,26 @@ def test_optimizer_steps(ops: FusedOps, steps: int, decay: float) -> None:
             optimizer.step(1.0, 0.9)
         found.append(weights)
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 3), st.integers(0, 9), st.booleans())
+def test_gradients_are_collected_alike(ops: FusedOps, batches: int, absent: int, turned: bool) -> None:
+    recipe = load_recipe("token-shift-small").model
+    layout, found = Layout(make_plan(recipe).parameters), []
+    for kernels in (None, ops.kernels):
+        weights = Weights(LanguageModel(recipe, seed=None), layout, dtype=torch.bfloat16, specs={})
+        weights.use(kernels)
+        generator, gradients = torch.Generator().manual_seed(7), torch.full((layout.total,), 3.0)
+        for batch in range(batches):
+            for i, parameter in enumerate(weights.parameters):
+                slope = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+                slope = slope.T.contiguous().T if turned and slope.dim() == 2 else slope
+                parameter.grad = None if (i + batch) % 10 == absent else slope
+            weights.collect(gradients, add=batch > 0)
+            assert all(parameter.grad is None for parameter in weights.parameters)
+        found.append(gradients)
+    assert torch.equal(*found)
 
 
 def test_what_the_kernels_do_not_cover_falls_back(ops: FusedOps) -> None:

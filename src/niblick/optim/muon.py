@@ -63,14 +63,21 @@ class Muon:
         self, weights: Tensor, gradients: Tensor, momentum: Tensor, *, lr: float, beta: float, decay: float
     ) -> None:
         """Update `weights` and `momentum` (flat, float32) in place; `gradients` is overwritten."""
-        momentum.lerp_(gradients, 1 - beta)
-        direction = gradients.lerp_(momentum, beta) if self.nesterov else momentum
-        updates = self._orthogonal(direction)
-        if decay:
-            weights.mul_(1 - lr * decay)
+        if self.kernels is not None:
+            self.kernels("momentum", gradients.dtype, gradients, momentum, beta, self.nesterov, gradients.numel())
+        else:
+            momentum.lerp_(gradients, 1 - beta)
+            gradients = gradients.lerp_(momentum, beta) if self.nesterov else momentum
+        updates = self._orthogonal(gradients)
         for stack in self.stacks:
             scale = max(1.0, stack.rows / stack.columns) ** 0.5
-            stack.view(weights).add_(stack.view(updates), alpha=-lr * scale)
+            self._descend(stack.view(weights), stack.view(updates), 1 - lr * decay, lr * scale)
+
+    def _descend(self, weights: Tensor, updates: Tensor, keep: float, rate: float) -> None:
+        if self.kernels is not None and updates.dtype is torch.bfloat16:
+            self.kernels("descend", updates.dtype, weights, updates, keep, rate, weights.numel())
+        else:
+            weights.mul_(keep).sub_(updates, alpha=rate)
 
     def _orthogonal(self, direction: Tensor) -> Tensor:
         rank, size = self.share

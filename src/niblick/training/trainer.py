@@ -93,6 +93,7 @@ class Loop:
         self.dropout = Dropout(recipe, world, device)
         self.loss = CompiledLoss(training_loss, self.state.model, recipe.training.compile, device)
         self.state.optimizer.use(self.loss.kernels)
+        self.state.weights.use(self.loss.kernels)
         self.mark: tuple[int, float] | None = None
         self.saved = (self.state.step, self.state.tokens, self.state.seconds)
 

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from niblick.compression import RoundingSpec, round_trip
 from niblick.model import LanguageModel
+from niblick.model.fused import Kernels
 from niblick.optim import Group, Layout
+
+_KINDS = torch.float32, torch.bfloat16  # of gradients that the kernel moves
 
 
 class Weights:
@@ -30,6 +33,8 @@ class Weights:
         self._low = torch.empty(split, dtype=dtype, device=self.master.device)
         self._high = torch.empty(layout.total - split, device=self.master.device)
         self._views: list[Tensor] = []
+        self._kernels: Kernels | None = None
+        self._places = torch.tensor([[slot.start for slot in layout.slots], [slot.size for slot in layout.slots]])
         for slot, parameter in zip(layout.slots, self.parameters, strict=True):
             matrix = slot.group is Group.MUON
             view = slot.view(self._low) if matrix else slot.view(self._high, offset=split)
@@ -50,16 +55,23 @@ class Weights:
             if slot.name in self.specs:
                 view.copy_(round_trip(slot.view(flat), self.specs[slot.name]))
 
+    def use(self, kernels: Kernels | None) -> None:
+        """Take the compiled form of `collect` (None: plain torch)."""
+        self._kernels = kernels
+
     @torch.no_grad()
     def collect(self, gradients: Tensor, *, add: bool) -> None:
         """Move the parameters' gradients into the flat float32 buffer, adding to it for later micro-batches."""
-        for slot, parameter in zip(self.layout.slots, self.parameters, strict=True):
-            target, found = slot.view(gradients), parameter.grad
-            if found is None:
-                if not add:
-                    target.zero_()
-            elif add:
-                target.add_(found)
-            else:
-                target.copy_(found)
+        found = [parameter.grad for parameter in self.parameters]
+        for parameter in self.parameters:
             parameter.grad = None
+        if self._kernels is not None and all(g is None or (g.is_contiguous() and g.dtype in _KINDS) for g in found):
+            from_, kinds = torch.tensor([[0, 0] if g is None else [g.data_ptr(), g.element_size()] for g in found]).T.contiguous()
+            self._kernels("collect", gradients.dtype, from_, kinds, *self._places, gradients, add, len(found))
+            return
+        for slot, slope in zip(self.layout.slots, found, strict=True):
+            target = slot.view(gradients)
+            if add and slope is not None:
+                target.add_(slope)
+            elif not add:
+                target.zero_() if slope is None else target.copy_(slope)

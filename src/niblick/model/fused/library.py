@@ -37,7 +37,8 @@ _BF16_ONLY = {  # what is built on products.h
     "project": "pppppppppppppiiiiiii", "project_back": "pppppppppppppppppiiiiiii",
     "token_shift": "pppppppppppiii", "token_shift_back": "ppppppppppppppppppiii", "newton": "ppfffiiii",
 }
-_FLOAT_ONLY = {"adam": "ppppffffffi"}  # optimizer.h
+_ANY_BF16 = {"descend": "ppffi"}  # optimizer.h
+_FLOAT_ONLY = {"adam": "ppppffffffi", "momentum": "ppfii", "collect": "pppppii"}  # optimizer.h
 _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int64}
 CHUNKS = 32  # partial sums per reduction, as in kernels.c
 LANES = 64  # positions of one tile, as in products.h
@@ -53,7 +54,7 @@ class Kernels:
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
         self.attends = bool(library.attends())  # whether the processor has what products.h needs
         for dtype, suffix in _SUFFIX.items():
-            extra = _FLOAT_ONLY if dtype is torch.float32 else _BF16_ONLY if self.attends else {}
+            extra = _FLOAT_ONLY if dtype is torch.float32 else _ANY_BF16 | (_BF16_ONLY if self.attends else {})
             for name, letters in (_ARGUMENTS | extra).items():
                 function = getattr(library, f"{name}_{suffix}")
                 function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None

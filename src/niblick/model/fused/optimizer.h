@@ -1,4 +1,4 @@
-/* The optimizer's kernels: AdamW in one pass for any processor, and Newton-Schulz where pairs of bfloat16 multiply. */
+/* The optimizer's kernels: AdamW, momentum and gradients in one pass each for any processor, and Newton-Schulz where pairs of bfloat16 multiply. */
 
 /* AdamW on n elements; keep = 1 - lr * decay, rate = lr / (1 - beta1^t), correct = 1 / sqrt(1 - beta2^t). */
 void adam_f32(float *w, const float *g, float *first, float *second, float beta1, float beta2, float eps, float rate,
@@ -10,6 +10,38 @@ void adam_f32(float *w, const float *g, float *first, float *second, float beta1
             second[i] = v;
             w[i] = keep * w[i] - rate * m / (sqrtf(v) * correct + eps);
         }
+}
+
+/* m moves towards g by 1 - beta; g becomes the direction: as far towards m by beta with Nesterov's form, else m. */
+void momentum_f32(float *g, float *m, float beta, int64_t nesterov, int64_t n) {
+    float keep = nesterov ? beta : 1;
+    _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)
+        INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++) {
+            m[i] += (1 - beta) * (g[i] - m[i]);
+            g[i] += keep * (m[i] - g[i]);
+        }
+}
+
+/* w = keep w - rate u */
+void descend_bf16(float *w, const uint16_t *u, float keep, float rate, int64_t n) {
+    _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)
+        INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++) w[i] = keep * w[i] - rate * widen(u[i]);
+}
+
+/* The gradients of `slots` parameters, wherever they lie, to (or with `add` added to) their places in the flat buffer: kind 0 is
+   absent, 2 bfloat16, 4 float. */
+void collect_f32(const int64_t *from, const int64_t *kind, const int64_t *start, const int64_t *size, float *flat, int64_t add,
+                 int64_t slots) {
+    _Pragma("omp parallel for schedule(dynamic)") for (int64_t k = 0; k < slots; k++) {
+        float *to = flat + start[k];
+        const uint16_t *half = (const uint16_t *)from[k];
+        const float *whole = (const float *)from[k];
+        if (kind[k] == 0 && !add) memset(to, 0, size[k] * sizeof(float));
+        else if (kind[k] == 2 && add) INDEPENDENT for (int64_t i = 0; i < size[k]; i++) to[i] += widen(half[i]);
+        else if (kind[k] == 2) INDEPENDENT for (int64_t i = 0; i < size[k]; i++) to[i] = widen(half[i]);
+        else if (kind[k] == 4 && add) INDEPENDENT for (int64_t i = 0; i < size[k]; i++) to[i] += whole[i];
+        else if (kind[k] == 4) memcpy(to, whole, size[k] * sizeof(float));
+    }
 }
 
 #ifdef __AVX512BF16__
