@@ -1,6 +1,7 @@
 """Measures training speed on the CPU; `python benchmarks/training.py [RECIPE ...] [--json]`.
 
-For each recipe, in one run: tokens per second, share of the measured matrix rate (3 x the plan's forward operations),
+For each recipe, in one run: tokens per second, share of the measured matrix rate (3 x the plan's forward operations; medians of
+steps and of 2048^3 products, in turn, because a shared machine changes from second to second),
 where the time goes and peak memory, for this package and for the plain implementation of benchmarks/plain.py at its
 best thread count. Every variant runs in a process of its own. Steps of more than `--tokens` are made of micro-batches, in both;
 full-size recipes, whose published steps have 524,288 tokens, are measured at `--tokens-per-step`: their optimizer weighs more here.
@@ -41,6 +42,7 @@ RECIPES = ("pocket", "token-shift-small", "sidecar-small", "depth-recurrent-smal
            "depth-recurrent")
 CYCLE = 2  # micro-batches that are run for one update where a step has more
 Variant = tuple[Callable[["Laps", bool], None], Callable[["Laps"], None]]  # a micro-batch (is it the first?), an update
+PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CPU_TIME = "--cpu-time" in sys.argv
 
 
@@ -67,15 +69,22 @@ class Laps:
         self._since = at
 
 
-def matrix_rate(dtype: torch.dtype, seconds: float = 1.5) -> float:
-    """Operations per second of a 2048^3 product."""
-    a, b = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    best, until = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        began = now()
-        torch.mm(a, b)
-        best = min(best, now() - began)
-    return 2 * 2048**3 / best
+class Products:
+    """Seconds of 2048^3 products of both precisions, taken in turn with the steps that are measured."""
+
+    def __init__(self) -> None:
+        self._pairs = {k: [torch.randn(2048, 2048).to(t) for _ in range(2)] for k, t in PRECISIONS.items()}
+        self._seconds: dict[str, list[float]] = {kind: [] for kind in PRECISIONS}
+
+    def measure(self) -> None:
+        for kind, (a, b) in self._pairs.items():
+            began = now()
+            torch.mm(a, b)
+            self._seconds[kind].append(now() - began)
+
+    def rates(self) -> dict[str, float]:
+        """Operations per second, by the medians."""
+        return {kind: 2 * 2048**3 / median(seconds) for kind, seconds in self._seconds.items()}
 
 
 def batches(recipe: Recipe, folder: str, tokens: int) -> Pipeline:
@@ -148,20 +157,21 @@ def plain(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     return batch, update
 
 
-def run(variant: Variant, micro: int, seconds: float) -> tuple[float, dict[str, float]]:
+def run(variant: Variant, micro: int, seconds: float, products: Products) -> tuple[float, dict[str, float]]:
     """Seconds of a step of `micro` micro-batches, and its phases' shares.
 
-    Cycles of at most CYCLE micro-batches and an update are run; a step is `micro` median micro-batches and a median update.
+    Cycles of at most CYCLE micro-batches, an update and the products are run; a step is `micro` median micro-batches and a
+    median update.
     """
     batch, update = variant
     batches, updates = Laps(), Laps()
-    until = float("inf")
-    while time.perf_counter() < until or len(updates.totals) < 2:
-        for i in range(min(micro, CYCLE) if until < float("inf") else 1):
+    batch(batches, True), update(updates)  # to warm up
+    batches, updates = Laps(), Laps()
+    while sum(batches.totals) + sum(updates.totals) < seconds or len(updates.totals) < 2:
+        for i in range(min(micro, CYCLE)):
             batches.measure(partial(batch, batches, i == 0))
         updates.measure(partial(update, updates))
-        if until == float("inf"):  # the first cycle warms up
-            batches, updates, until = Laps(), Laps(), time.perf_counter() + seconds
+        products.measure()
     parts = [(phase, micro * median(times)) for phase, times in batches.phases.items()]
     parts += [(phase, median(times)) for phase, times in updates.phases.items()]
     step = micro * median(batches.totals) + median(updates.totals)
@@ -174,12 +184,12 @@ def measure(name: str, variant: str, tokens: int, per_step: int, seconds: float,
     recipe = load_recipe(name)
     per_step = min(per_step, recipe.training.batch_tokens)
     tokens = max(1, min(tokens, per_step) // recipe.training.sequence_length) * recipe.training.sequence_length
-    micro = max(1, per_step // tokens)
+    micro, products = max(1, per_step // tokens), Products()
     with tempfile.TemporaryDirectory() as folder:
         data = batches(recipe, folder, tokens)
-        best, phases = run({"ours": ours, "plain": plain}[variant](recipe, data, 1 / micro), micro, seconds)
+        best, phases = run({"ours": ours, "plain": plain}[variant](recipe, data, 1 / micro), micro, seconds, products)
         data.close()
-    rates = {kind: matrix_rate(dtype) for kind, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}
+    rates = products.rates()
     operations = 3 * make_plan(recipe.model).flops_per_token * tokens * micro / best
     return {
         "recipe": name, "variant": variant, "threads": threads, "tokens_per_step": tokens * micro, "micro_batches": micro,

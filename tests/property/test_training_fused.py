@@ -258,8 +258,8 @@ def test_muon_updates(ops: FusedOps, count: int, rows: int, columns: int, steps:
 
 
 @settings(max_examples=10, deadline=None)
-@given(st.integers(1, 5), st.sampled_from([0.0, 0.1]))
-def test_optimizer_steps(ops: FusedOps, steps: int, decay: float) -> None:
+@given(st.integers(1, 5), st.sampled_from([0.0, 0.1]), st.sampled_from([0.0, 0.5, 1e9]))
+def test_optimizer_steps(ops: FusedOps, steps: int, decay: float, limit: float) -> None:
     layout = Layout(make_plan(load_recipe("token-shift-small").model).parameters)
     generator = torch.Generator().manual_seed(6)
     start, found = torch.randn(layout.total, generator=generator), []
@@ -272,6 +272,7 @@ def test_optimizer_steps(ops: FusedOps, steps: int, decay: float) -> None:
         optimizer.use(kernels)
         for gradient in gradients:
             optimizer.gradients.copy_(gradient)
+            optimizer.clip(limit)
             optimizer.step(1.0, 0.9)
         found.append(weights)
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)

@@ -60,13 +60,13 @@ class Muon:
 
     @torch.no_grad()
     def step(
-        self, weights: Tensor, gradients: Tensor, momentum: Tensor, *, lr: float, beta: float, decay: float
+        self, weights: Tensor, gradients: Tensor, momentum: Tensor, *, lr: float, beta: float, decay: float, share: float = 1.0
     ) -> None:
-        """Update `weights` and `momentum` (flat, float32) in place; `gradients` is overwritten."""
+        """Update `weights` and `momentum` (flat, float32) in place; `gradients`, taken times `share`, is overwritten."""
         if self.kernels is not None:
-            self.kernels("momentum", gradients.dtype, gradients, momentum, beta, self.nesterov, gradients.numel())
+            self.kernels("momentum", gradients.dtype, gradients, share, momentum, beta, self.nesterov, gradients.numel())
         else:
-            momentum.lerp_(gradients, 1 - beta)
+            momentum.lerp_(gradients.mul_(share) if share != 1 else gradients, 1 - beta)
             gradients = gradients.lerp_(momentum, beta) if self.nesterov else momentum
         updates = self._orthogonal(gradients)
         for stack in self.stacks:

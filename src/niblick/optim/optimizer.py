@@ -40,12 +40,18 @@ class Optimizer:
     def use(self, kernels: Kernels | None) -> None:
         """Take the compiled forms of Newton-Schulz and Adam, equal up to rounding (None: plain torch)."""
         self._kernels = self._muon.kernels = kernels
+        self._share = 1.0  # of the gradients that the next step takes
 
     @torch.no_grad()
     def clip(self, limit: float) -> Tensor:
-        """Scale all gradients so that their global norm is at most `limit` (0: no limit); the norm before."""
+        """Scale all gradients so that their global norm is at most `limit` (0: no limit); the norm before.
+
+        On kernels the factor waits for `step`, which reads every gradient anyway.
+        """
         norm: Tensor = torch.linalg.vector_norm(self.gradients)
-        if limit > 0:
+        if limit > 0 and self._kernels is not None:
+            self._share = min(1.0, limit / (float(norm) + 1e-6))
+        elif limit > 0:
             self.gradients.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
@@ -57,10 +63,11 @@ class Optimizer:
         if self.momentum.numel():
             self._muon.step(
                 self.weights[matrices], self.gradients[matrices], self.momentum,
-                lr=self.muon_recipe.lr * multiplier, beta=momentum, decay=self.muon_recipe.weight_decay,
+                lr=self.muon_recipe.lr * multiplier, beta=momentum, decay=self.muon_recipe.weight_decay, share=self._share,
             )
         self._adam(Group.EMBEDDING, self.adam_recipe.embedding_lr * multiplier)
         self._adam(Group.SCALAR, self.adam_recipe.scalar_lr * multiplier)
+        self._share = 1.0
 
     def _adam(self, group: Group, lr: float) -> None:
         """AdamW (Loshchilov & Hutter 2019) on one contiguous group."""
@@ -75,7 +82,7 @@ class Optimizer:
         rate, keep = lr / (1 - beta1**self.steps), 1 - lr * recipe.weight_decay
         correct = (1 - beta2**self.steps) ** -0.5
         if self._kernels is not None:
-            self._kernels("adam", weights.dtype, weights, gradients, first, second, beta1, beta2, recipe.eps, rate, correct,
+            self._kernels("adam", weights.dtype, weights, gradients, self._share, first, second, beta1, beta2, recipe.eps, rate, correct,
                           keep, weights.numel())
             return
         first.lerp_(gradients, 1 - beta1)

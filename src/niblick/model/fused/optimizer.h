@@ -1,24 +1,25 @@
 /* The optimizer's kernels: AdamW, momentum and gradients in one pass each for any processor, and Newton-Schulz where pairs of bfloat16 multiply. */
 
-/* AdamW on n elements; keep = 1 - lr * decay, rate = lr / (1 - beta1^t), correct = 1 / sqrt(1 - beta2^t). */
-void adam_f32(float *w, const float *g, float *first, float *second, float beta1, float beta2, float eps, float rate,
-              float correct, float keep, int64_t n) {
+/* AdamW on n elements, of gradients times `share`; keep = 1 - lr * decay, rate = lr / (1 - beta1^t), correct = 1 / sqrt(1 - beta2^t). */
+void adam_f32(float *w, const float *gradients, float share, float *first, float *second, float beta1, float beta2, float eps,
+              float rate, float correct, float keep, int64_t n) {
     _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)
         INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++) {
-            float m = first[i] + (1 - beta1) * (g[i] - first[i]), v = beta2 * second[i] + (1 - beta2) * g[i] * g[i];
+            float g = share * gradients[i], m = first[i] + (1 - beta1) * (g - first[i]), v = beta2 * second[i] + (1 - beta2) * g * g;
             first[i] = m;
             second[i] = v;
             w[i] = keep * w[i] - rate * m / (sqrtf(v) * correct + eps);
         }
 }
 
-/* m moves towards g by 1 - beta; g becomes the direction: as far towards m by beta with Nesterov's form, else m. */
-void momentum_f32(float *g, float *m, float beta, int64_t nesterov, int64_t n) {
+/* m moves towards g, the gradients times `share`, by 1 - beta; g becomes the direction: nearer to m by beta in Nesterov's form, else m. */
+void momentum_f32(float *g, float share, float *m, float beta, int64_t nesterov, int64_t n) {
     float keep = nesterov ? beta : 1;
     _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)
         INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++) {
-            m[i] += (1 - beta) * (g[i] - m[i]);
-            g[i] += keep * (m[i] - g[i]);
+            float now = share * g[i];
+            m[i] += (1 - beta) * (now - m[i]);
+            g[i] = now + keep * (m[i] - now);
         }
 }
 
