@@ -166,6 +166,13 @@ def test_a_state_of_other_data_or_settings_is_refused(shards: list[Path]) -> Non
         Pipeline(shards[:5], sequence_length=8, batch_sequences=6, seed=5, state=pipeline.state())
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_token_outside_the_vocabulary_is_refused_with_its_shard(shards: list[Path], workers: int) -> None:
+    stream(shards, 60, workers=workers, vocab_size=5300)
+    with pytest.raises(DataError, match=r"5.bin holds token 52\d\d near \d+, but the vocabulary has 5200"):
+        stream(shards, 60, workers=workers, vocab_size=5200)
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("damage", ["vanished", "truncated", "grown"])
 def test_a_shard_that_goes_away_reaches_the_trainer_as_an_error(

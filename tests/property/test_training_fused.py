@@ -238,6 +238,62 @@ def test_any_model_trains_alike(ops: FusedOps, recipe: Any, length: int) -> None
         torch.testing.assert_close(found[1][name] / scale, one / scale, atol=1e-3, rtol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("name", ["token-shift-small", "sidecar-small", "depth-recurrent-small"])
+def test_whole_models_train_alike_in_bfloat16(ops: FusedOps, name: str) -> None:
+    recipe = load_recipe(name).model
+    layout = Layout(make_plan(recipe).parameters)
+    tokens = _targets(2, 97, recipe.vocab_size)
+    tokens[:, 40] = recipe.bos_id
+    found = []
+    for kind, dtype in ((Ops(), torch.float32), (Ops(), torch.bfloat16), (ops, torch.bfloat16)):
+        model = LanguageModel(recipe, seed=3)
+        with torch.no_grad():
+            for parameter in model.parameters():  # so that no branch is zero
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.02)
+        model.ops, weights, gradients = kind, Weights(model, layout, dtype=dtype, specs={}), torch.empty(layout.total)
+        loss, _ = training_loss(model, tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+        loss.backward()
+        weights.collect(gradients, add=False)
+        found.append((loss.item(), gradients))
+    (exact, slopes), *others = found
+    plain, fused = (float((g - slopes).norm() / slopes.norm()) for _, g in others)
+    assert abs(others[1][0] - exact) < 0.01
+    assert fused < max(1.2 * plain, 0.02)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_ids_outside_a_table_are_refused(ops: FusedOps, kernels: bool) -> None:
+    model = LanguageModel(load_recipe("token-shift-small").model)
+    model.ops, words = ops if kernels else Ops(), model.recipe.vocab_size
+    good = _targets(1, 8, words)
+    for bad in (words, words + 60_000, -1):
+        broken = good.clone()
+        broken[0, 3] = bad
+        with pytest.raises(IndexError):
+            training_loss(model, broken, good)
+        with pytest.raises(IndexError):
+            training_loss(model, good, broken)
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_a_gradient_that_is_not_a_number_spoils_all_weights(ops: FusedOps, kernels: bool) -> None:
+    layout = Layout(make_plan(load_recipe("token-shift-small").model).parameters)
+    weights = torch.zeros(layout.total)
+    optimizer = Optimizer(layout, weights, muon=MuonRecipe(), adam=AdamRecipe(), dtype=torch.float32)
+    optimizer.use(ops.kernels if kernels else None)
+    optimizer.gradients.fill_(1.0)[-1] = float("nan")
+    optimizer.clip(1.0)
+    optimizer.step(1.0, 0.9)
+    assert bool(weights.isnan().all())
+
+
+def test_the_compiler_sees_one_graph() -> None:
+    model = LanguageModel(load_recipe("token-shift-small").model)
+    tokens = _targets(1, 17, model.recipe.vocab_size)
+    compiled = torch.compile(training_loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(model, tokens[:, :-1], tokens[:, 1:])[0], training_loss(model, tokens[:, :-1], tokens[:, 1:])[0])
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(1, 3), st.sampled_from([32, 64, 160]), st.sampled_from([32, 64, 160]), st.integers(1, 5))
 def test_muon_updates(ops: FusedOps, count: int, rows: int, columns: int, steps: int) -> None:
@@ -247,8 +303,9 @@ def test_muon_updates(ops: FusedOps, count: int, rows: int, columns: int, steps:
     for kernels in (None, ops.kernels):
         muon = Muon([stack], nesterov=False, steps=steps, dtype=torch.bfloat16)
         muon.kernels, weights = kernels, torch.zeros(x.numel())
-        muon.step(weights, torch.zeros_like(weights), x.flatten().clone(), lr=1.0, beta=0.0, decay=0.0)
+        muon.step(weights, x.flatten().clone(), torch.zeros_like(weights), lr=1.0, beta=0.0, decay=0.0)
         found.append(weights)
+    assert float(found[0].norm()) > 0
     exact = newton_schulz(x, steps, torch.float32).flatten() * -max(1.0, rows / columns) ** 0.5
     scale = float(exact.norm())
     if ops.kernels.attends:

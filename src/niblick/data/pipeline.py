@@ -31,7 +31,8 @@ class Pipeline:
     int64, targets one token further on. `workers` threads build up to `prefetch` batches ahead; with 0 workers each
     batch is built when asked for. `total_batches` is the planned length of training, over which the shard mix grows
     from `mix_start` to `mix_end` shards a batch and the exponent of the odds falls from `alpha_start` to
-    `alpha_end`; without it they move over the first pass. `state` resumes where `state()` was taken.
+    `alpha_end`; without it they move over the first pass. `state` resumes where `state()` was taken. A token that is
+    not below `vocab_size` is a `DataError` of the batch that it would be in.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Pipeline:
         alpha_start: float = 0.9,
         alpha_end: float = 0.5,
         total_batches: int | None = None,
+        vocab_size: int | None = None,
         state: Mapping[str, int] | None = None,
     ) -> None:
         if (
@@ -65,7 +67,7 @@ class Pipeline:
         self._shards = tuple(shards)
         self._sizes = [count_tokens(path) for path in self._shards]
         self._length, self._sequences = sequence_length, batch_sequences
-        self._seed, self._rank, self._world = seed, rank, world_size
+        self._seed, self._rank, self._world, self._words = seed, rank, world_size, vocab_size
         self._total = (
             total_batches if state is None or state.get("total_batches", -1) < 0 else state["total_batches"]
         )
@@ -159,8 +161,10 @@ class Pipeline:
         for shard in set(shards.tolist()):
             self._check_unchanged(shard)
         for run in np.split(order, np.flatnonzero(~joins) + 1):
-            start = int(starts[run[0]])
-            span = read_tokens(self._shards[int(shards[run[0]])], start, len(run) * self._length + 1)
+            start, path = int(starts[run[0]]), self._shards[int(shards[run[0]])]
+            span = read_tokens(path, start, len(run) * self._length + 1)
+            if self._words is not None and span.max() >= self._words:
+                raise DataError(f"{path} holds token {span.max()} near {start}, but the vocabulary has {self._words}")
             inputs[run] = span[:-1].reshape(len(run), self._length)
             targets[run] = span[1:].reshape(len(run), self._length)
         return inputs, targets

@@ -39,7 +39,7 @@ class Ops:
         own, other = factors
         x = F.embedding(ids, table) if own is None else own.to(table.dtype) * F.embedding(ids, table)
         if branch is not None and share is not None:
-            branch = share.to(branch.dtype) * branch
+            branch = share * branch  # of the branch's dtype, as the share has no axes
             x = x + (branch if other is None else other.to(branch.dtype) * branch)
         return rms(x).to(dtype)
 

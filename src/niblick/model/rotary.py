@@ -24,14 +24,20 @@ def rotary_table(model: ModelRecipe, start: int, length: int, context: int, devi
     The newest are kept and given out again: they are not to be written to.
     """
     base, dims = rotary_base(model, context), model.rope_frequency_dims
-    return _table(base, dims, model.rope_dims // 2, start, length, device, torch.is_inference_mode_enabled())
+    if torch.compiler.is_compiling():  # the compiler keeps what is constant by itself
+        return _angles(base, dims, model.rope_dims // 2, start, length, device)
+    return _kept(base, dims, model.rope_dims // 2, start, length, device, torch.is_inference_mode_enabled())
 
 
 @lru_cache(maxsize=4)
-def _table(
+def _kept(
     base: float, dims: int, half: int, start: int, length: int, device: torch.device, inference: bool
 ) -> tuple[Tensor, Tensor]:
     """`inference` is part of the key because a tensor made in inference mode is of no use outside it."""
+    return _angles(base, dims, half, start, length, device)
+
+
+def _angles(base: float, dims: int, half: int, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     exponents = torch.arange(half, dtype=torch.float64, device=device) * (-2.0 / dims)
     positions = torch.arange(start, start + length, dtype=torch.float64, device=device)
     angles = positions[:, None] * base**exponents

@@ -49,8 +49,9 @@ class Optimizer:
         On kernels the factor waits for `step`, which reads every gradient anyway.
         """
         norm: Tensor = torch.linalg.vector_norm(self.gradients)
+        self._share = 1.0
         if limit > 0 and self._kernels is not None:
-            self._share = min(1.0, limit / (float(norm) + 1e-6))
+            self._share = min(limit / (float(norm) + 1e-6), 1.0)  # in this order what is not a number stays so
         elif limit > 0:
             self.gradients.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
         return norm

@@ -122,7 +122,7 @@ def _pipeline(recipe: Recipe, dataset: Dataset, world: World, state: dict[str, i
         batch_sequences=training.batch_tokens // training.sequence_length, seed=recipe.seed,
         rank=world.rank, world_size=world.size, workers=data.workers,
         mix_start=data.shard_mix[0], mix_end=data.shard_mix[1], alpha_start=data.alpha[0], alpha_end=data.alpha[1],
-        total_batches=None if planned is None else int(-(-planned // 1)), state=state,
+        total_batches=None if planned is None else int(-(-planned // 1)), vocab_size=recipe.model.vocab_size, state=state,
     )
 
 

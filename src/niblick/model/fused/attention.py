@@ -30,7 +30,7 @@ class Heads(Function):
     def forward(
         ctx: Any, kernels: Kernels, x: Tensor, gain: Tensor | None, cosine: Tensor, sine: Tensor
     ) -> Any:
-        """See `Ops.normed_heads`."""
+        """See `Ops.heads`."""
         batch, length, heads, width = x.shape
         y, inverse = x.new_empty(batch, heads, length, width), torch.empty(batch, length, heads)
         gain = None if gain is None else gain.float().contiguous()

@@ -121,7 +121,7 @@ class FusedOps(Ops):
 
     def nll(self, z: Tensor, targets: Tensor, cap: float | None) -> Tensor:
         """As in `Ops`."""
-        if not _fits(z):
+        if not _fits(z) or not _below(targets, z.shape[-1]):
             return super().nll(z, targets, cap)
         y: Tensor = fused.Nll.apply(self.kernels, z, targets.contiguous(), cap or 0.0)  # type: ignore[no-untyped-call]
         return y
@@ -129,7 +129,8 @@ class FusedOps(Ops):
     def head_nll(self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
         """As in `Ops`."""
         words, width = weight.shape
-        if not (_pairs(self.kernels, hidden) and cap and 0 < cap <= MAX_CAP and width % 16 == 0 and words % 2 == 0):
+        takes = width % 16 == 0 and words % 2 == 0 and _below(targets, words)
+        if not (_pairs(self.kernels, hidden) and cap and 0 < cap <= MAX_CAP and takes):
             return super().head_nll(hidden, weight, targets, cap)
         y: Tensor = fused.HeadNll.apply(self.kernels, hidden, weight, targets.contiguous(), cap)  # type: ignore[no-untyped-call]
         return y
@@ -193,8 +194,15 @@ def _pairs(kernels: Kernels, *tensors: Tensor) -> bool:
 
 
 def _table(ids: Tensor, table: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the kernels look rows up."""
-    return _fits(table) and table.dtype is torch.float32 and dtype in DTYPES and ids.dtype is torch.int64 and ids.is_contiguous()
+    """Whether the kernels look rows up; plain torch says what is wrong with an id that has no row."""
+    return _fits(table) and table.dtype is torch.float32 and dtype in DTYPES and ids.is_contiguous() and _below(ids, len(table))
+
+
+def _below(ids: Tensor, count: int) -> bool:
+    if ids.dtype is not torch.int64 or ids.numel() == 0:
+        return False
+    low, high = torch.aminmax(ids)
+    return int(low) >= 0 and int(high) < count
 
 
 def _fits(*tensors: Tensor) -> bool:
