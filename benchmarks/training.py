@@ -76,11 +76,17 @@ class Products:
         self._pairs = {k: [torch.randn(2048, 2048).to(t) for _ in range(2)] for k, t in PRECISIONS.items()}
         self._seconds: dict[str, list[float]] = {kind: [] for kind in PRECISIONS}
 
-    def measure(self) -> None:
+    def measure(self, seconds: float) -> None:
+        """Products of each kind for about so long, after one that brings the operands nearer."""
         for kind, (a, b) in self._pairs.items():
-            began = now()
             torch.mm(a, b)
-            self._seconds[kind].append(now() - began)
+            until = now() + seconds
+            while True:
+                began = now()
+                torch.mm(a, b)
+                self._seconds[kind].append(now() - began)
+                if now() > until:
+                    break
 
     def rates(self) -> dict[str, float]:
         """Operations per second, by the medians."""
@@ -171,7 +177,7 @@ def run(variant: Variant, micro: int, seconds: float, products: Products) -> tup
         for i in range(min(micro, CYCLE)):
             batches.measure(partial(batch, batches, i == 0))
         updates.measure(partial(update, updates))
-        products.measure()
+        products.measure(0.1 * updates.totals[-1] + 0.1 * sum(batches.totals[-CYCLE:]))
     parts = [(phase, micro * median(times)) for phase, times in batches.phases.items()]
     parts += [(phase, median(times)) for phase, times in updates.phases.items()]
     step = micro * median(batches.totals) + median(updates.totals)
