@@ -170,8 +170,7 @@ def run(variant: Variant, micro: int, seconds: float, products: Products) -> tup
     median update.
     """
     batch, update = variant
-    batches, updates = Laps(), Laps()
-    batch(batches, True), update(updates)  # to warm up
+    batch(Laps(), True), update(Laps())  # to warm up
     batches, updates = Laps(), Laps()
     while sum(batches.totals) + sum(updates.totals) < seconds or len(updates.totals) < 2:
         for i in range(min(micro, CYCLE)):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, sigmoid
 
 from niblick.model.mixers.base import Context
+from niblick.model.ops import dropped
 from niblick.model.state import NO_TOKEN
 from niblick.model.tree import Linear, Node
 
@@ -34,8 +35,7 @@ def value_embed(root: Node, context: Context) -> Tensor | None:
     if not context.model.value_embedding.enabled:
         return None
     values = _mapped(context, context.tokens.long(), root.ve_embed.weight, root.ve_proj)
-    factor = context.factors.get("value_embedding")
-    return values if factor is None else values * factor.to(values.dtype)
+    return dropped(values, context.factors.get("value_embedding"))
 
 
 def _bigram(root: Node, context: Context) -> Tensor:

@@ -21,6 +21,11 @@ def rms(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.shape[-1],))
 
 
+def dropped(rows: Tensor, factor: Tensor | None) -> Tensor:
+    """The rows (B, T, E) of a table as dropout leaves them: all of them outside training."""
+    return rows if factor is None else rows * factor.to(rows.dtype)
+
+
 Factors = tuple[Tensor | None, Tensor | None]
 
 
@@ -36,11 +41,9 @@ class Ops:
     ) -> Tensor:
         """rms(f * row + f' * share * branch) (B, T, D) in `dtype`: rows of the table (V, D) at ids, a branch (B, T, D) with its
         0-dimensional share or neither, and the factors f and f' (B, T, 1) or None."""
-        own, other = factors
-        x = F.embedding(ids, table) if own is None else own.to(table.dtype) * F.embedding(ids, table)
+        x = dropped(F.embedding(ids, table), factors[0])
         if branch is not None and share is not None:
-            branch = share * branch  # of the branch's dtype, as the share has no axes
-            x = x + (branch if other is None else other.to(branch.dtype) * branch)
+            x = x + dropped(share * branch, factors[1])  # of the branch's dtype, as the share has no axes
         return rms(x).to(dtype)
 
     def mix_norm(self, x: Tensor, x0: Tensor, mix: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:

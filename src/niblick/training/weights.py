@@ -15,9 +15,8 @@ from torch import Tensor
 from niblick.compression import RoundingSpec, round_trip
 from niblick.model import LanguageModel
 from niblick.model.fused import Kernels
+from niblick.model.fused.library import DTYPES
 from niblick.optim import Group, Layout
-
-_KINDS = torch.float32, torch.bfloat16  # of gradients that the kernel moves
 
 
 class Weights:
@@ -65,7 +64,7 @@ class Weights:
         found = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
-        if self._kernels is not None and all(g is None or (g.is_contiguous() and g.dtype in _KINDS) for g in found):
+        if self._kernels is not None and all(g is None or (g.is_contiguous() and g.dtype in DTYPES) for g in found):
             from_, kinds = torch.tensor([[0, 0] if g is None else [g.data_ptr(), g.element_size()] for g in found]).T.contiguous()
             self._kernels("collect", gradients.dtype, from_, kinds, *self._places, gradients, add, len(found))
             return

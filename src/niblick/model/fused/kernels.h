@@ -203,8 +203,31 @@ void NAME(nll_back)(const REAL *z, const int64_t *target, const float *log_sum, 
     }
 }
 
+/* How the heads of one position turn: cosines and sines (half) of a width of d. */
+typedef struct {
+    const float *co, *si;
+    int64_t half, d;
+#ifdef FAST_HEADS
+    int fast;
+    Rotation rotation;
+#endif
+} NAME(Turning);
+
+static inline void NAME(turning)(NAME(Turning) *o, const float *cosine, const float *sine, int64_t t, int64_t half, int64_t d) {
+    o->co = cosine + t * half, o->si = sine + t * half, o->half = half, o->d = d;
+#ifdef FAST_HEADS
+    o->fast = fast_heads(half, d);
+    if (o->fast) rotation(&o->rotation, o->co, o->si, half, d);
+#endif
+}
+
 /* One head's rms, rotation of the first 2 half dims, and gain. */
-static inline float NAME(head_row)(const REAL *in, const float *co, const float *si, float gain, REAL *out, int64_t half, int64_t d) {
+static inline float NAME(head_row)(const NAME(Turning) *o, const REAL *in, float gain, REAL *out) {
+#ifdef FAST_HEADS
+    if (o->fast) return fast_head(&o->rotation, in, gain, out);
+#endif
+    const float *co = o->co, *si = o->si;
+    int64_t half = o->half, d = o->d;
     float kept[d], sum = 0;
     EACH kept[j] = LOAD(in[j]);
     EACH sum += kept[j] * kept[j];
@@ -221,25 +244,11 @@ static inline float NAME(head_row)(const REAL *in, const float *co, const float 
 /* All heads of position r; see `heads`. */
 static inline void NAME(heads_row)(const REAL *x, const float *cosine, const float *sine, const float *gain, REAL *y, float *inverse,
                                    int64_t r, int64_t length, int64_t heads, int64_t half, int64_t d) {
-    const float *co = cosine + r % length * half, *si = sine + r % length * half;
     REAL *to = y + (r / length * heads * length + r % length) * d;
-#ifdef FAST_HEADS
-    Rotation turn;
-    int fast = fast_heads(half, d);
-    if (fast) rotation(&turn, co, si, half, d);
-#endif
-    for (int64_t h = 0; h < heads; h++) {
-        const REAL *in = x + (r * heads + h) * d;
-        REAL *out = to + h * length * d;
-        float k = gain ? gain[h] : 1;
-#ifdef FAST_HEADS
-        if (fast) {
-            inverse[r * heads + h] = fast_head(&turn, in, k, out);
-            continue;
-        }
-#endif
-        inverse[r * heads + h] = NAME(head_row)(in, co, si, k, out, half, d);
-    }
+    NAME(Turning) turning;
+    NAME(turning)(&turning, cosine, sine, r % length, half, d);
+    for (int64_t h = 0; h < heads; h++)
+        inverse[r * heads + h] = NAME(head_row)(&turning, x + (r * heads + h) * d, gain ? gain[h] : 1, to + h * length * d);
 }
 
 /* Heads: x (rows, heads, d) -> y (batch, heads, length, d): rms over d, rotate the first 2 half dims, times gain.
@@ -250,8 +259,12 @@ void NAME(heads)(const REAL *x, const float *cosine, const float *sine, const fl
 }
 
 /* Its backward; returns the gradient of the gain. */
-static inline float NAME(head_row_back)(const REAL *up, const REAL *in, const float *co, const float *si, float gain, float inv,
-                                        REAL *out, int64_t half, int64_t d) {
+static inline float NAME(head_row_back)(const NAME(Turning) *o, const REAL *up, const REAL *in, float gain, float inv, REAL *out) {
+#ifdef FAST_HEADS
+    if (o->fast) return fast_head_back(&o->rotation, up, in, gain, inv, out);
+#endif
+    const float *co = o->co, *si = o->si;
+    int64_t half = o->half, d = o->d;
     float g[d], dot = 0;
     INDEPENDENT for (int64_t j = 0; j < half; j++) {
         float a = LOAD(up[j]), b = LOAD(up[j + half]);
@@ -269,25 +282,12 @@ static inline float NAME(head_row_back)(const REAL *up, const REAL *in, const fl
 static inline void NAME(heads_back_row)(const REAL *gy, const REAL *x, const float *cosine, const float *sine, const float *gain,
                                         const float *inverse, REAL *gx, float *gg, int64_t r, int64_t length, int64_t heads,
                                         int64_t half, int64_t d) {
-    const float *co = cosine + r % length * half, *si = sine + r % length * half;
     const REAL *from = gy + (r / length * heads * length + r % length) * d;
-#ifdef FAST_HEADS
-    Rotation turn;
-    int fast = fast_heads(half, d);
-    if (fast) rotation(&turn, co, si, half, d);
-#endif
-    for (int64_t h = 0; h < heads; h++) {
-        const REAL *in = x + (r * heads + h) * d, *up = from + h * length * d;
-        REAL *out = gx + h * d;
-        float k = gain ? gain[h] : 1, inv = inverse[r * heads + h];
-#ifdef FAST_HEADS
-        if (fast) {
-            gg[h] += fast_head_back(&turn, up, in, k, inv, out);
-            continue;
-        }
-#endif
-        gg[h] += NAME(head_row_back)(up, in, co, si, k, inv, out, half, d);
-    }
+    NAME(Turning) turning;
+    NAME(turning)(&turning, cosine, sine, r % length, half, d);
+    for (int64_t h = 0; h < heads; h++)
+        gg[h] += NAME(head_row_back)(&turning, from + h * length * d, x + (r * heads + h) * d, gain ? gain[h] : 1, inverse[r * heads + h],
+                                     gx + h * d);
 }
 
 /* Backward of heads; gg holds CHUNKS times (heads) sums of the gain's gradient. */

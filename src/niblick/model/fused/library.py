@@ -40,6 +40,7 @@ _BF16_ONLY = {  # what is built on products.h
 _ANY_BF16 = {"descend": "ppffi"}  # optimizer.h
 _FLOAT_ONLY = {"adam": "ppfppffffffi", "momentum": "pfpfii", "collect": "pppppii"}  # optimizer.h
 _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int64}
+DTYPES = tuple(_SUFFIX)
 CHUNKS = 32  # partial sums per reduction, as in kernels.c
 LANES = 64  # positions of one tile, as in products.h
 PANEL = 32  # columns of packed weights, as in products.h

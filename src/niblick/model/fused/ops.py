@@ -11,12 +11,11 @@ from torch import Tensor
 
 from niblick.model.fused import attention
 from niblick.model.fused import functions as fused
-from niblick.model.fused.library import MAPS, PANEL, Kernels
+from niblick.model.fused.library import DTYPES, MAPS, PANEL, Kernels
 from niblick.model.ops import Factors, Ops
 from niblick.model.tree import Linear
 
 MAX_WIDTH = 16384  # rows are staged on the stack as float
-DTYPES = torch.float32, torch.bfloat16
 MAX_CAP = 40.0  # e^(-2 cap) is still a normal float
 
 
@@ -85,8 +84,7 @@ class FusedOps(Ops):
         self, x: Tensor, branch: Tensor, weight: Tensor, scale: float, up: Linear, down: Linear, share: Tensor, slope: float
     ) -> Tensor:
         """As in `Ops`."""
-        whole = all(size % PANEL == 0 and size <= MAX_WIDTH for size in up.weight.shape)
-        if not (whole and _bare(up, down) and _pairs(self.kernels, x, branch, up.weight, down.weight)):
+        if not (_fits(x, branch) and self._maps_fit(x, (up, down))):
             return super().channel(x, branch, weight, scale, up, down, share, slope)
         y: Tensor = fused.Channel.apply(  # type: ignore[no-untyped-call]
             self.kernels, x, branch, weight, scale, up.weight, down.weight, share, slope
@@ -98,9 +96,9 @@ class FusedOps(Ops):
         maps: tuple[Linear, Linear, Linear],
     ) -> Tensor:
         """As in `Ops`."""
-        weights = [each.weight for each in maps]
-        if last is not None or u.shape[-1] % PANEL or not (_bare(*maps) and _pairs(self.kernels, u, *weights)):
+        if last is not None or not self._maps_fit(u, maps):
             return super().token_shift(u, last, boundary, shares, maps)
+        weights = (each.weight for each in maps)
         y: Tensor = fused.TokenShift.apply(self.kernels, u, _flags(boundary), *shares, *weights)  # type: ignore[no-untyped-call]
         return y
 
@@ -174,18 +172,15 @@ class FusedOps(Ops):
         return attention.attend(self.kernels, q, k, v, span)
 
     def _maps_fit(self, x: Tensor, maps: tuple[Linear, ...]) -> bool:
+        """Whether the kernels take the maps, of x or of what it becomes; nothing may wait for them to be called, as adapters do."""
         weights = [each.weight for each in maps]
         whole = len(maps) <= MAPS and all(size % PANEL == 0 and size <= MAX_WIDTH for w in weights for size in w.shape)
-        return whole and _bare(*maps) and _pairs(self.kernels, x, *weights)
+        bare = not any(each._forward_hooks for each in maps)
+        return whole and bare and _pairs(self.kernels, x, *weights)
 
 
 def _flags(boundary: Tensor | None) -> Tensor | None:
     return None if boundary is None else boundary.contiguous().view(torch.uint8)
-
-
-def _bare(*maps: Linear) -> bool:
-    """Whether nothing waits for the maps to be called, as adapters do."""
-    return not any(each._forward_hooks for each in maps)
 
 
 def _pairs(kernels: Kernels, *tensors: Tensor) -> bool:

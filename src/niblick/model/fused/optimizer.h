@@ -1,32 +1,33 @@
 /* The optimizer's kernels: AdamW, momentum and gradients in one pass each for any processor, and Newton-Schulz where pairs of bfloat16 multiply. */
 
+#define EACH_ELEMENT                                                                \
+    _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)   \
+        INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++)
+
 /* AdamW on n elements, of gradients times `share`; keep = 1 - lr * decay, rate = lr / (1 - beta1^t), correct = 1 / sqrt(1 - beta2^t). */
 void adam_f32(float *w, const float *gradients, float share, float *first, float *second, float beta1, float beta2, float eps,
               float rate, float correct, float keep, int64_t n) {
-    _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)
-        INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++) {
-            float g = share * gradients[i], m = first[i] + (1 - beta1) * (g - first[i]), v = beta2 * second[i] + (1 - beta2) * g * g;
-            first[i] = m;
-            second[i] = v;
-            w[i] = keep * w[i] - rate * m / (sqrtf(v) * correct + eps);
-        }
+    EACH_ELEMENT {
+        float g = share * gradients[i], m = first[i] + (1 - beta1) * (g - first[i]), v = beta2 * second[i] + (1 - beta2) * g * g;
+        first[i] = m;
+        second[i] = v;
+        w[i] = keep * w[i] - rate * m / (sqrtf(v) * correct + eps);
+    }
 }
 
 /* m moves towards g, the gradients times `share`, by 1 - beta; g becomes the direction: nearer to m by beta in Nesterov's form, else m. */
 void momentum_f32(float *g, float share, float *m, float beta, int64_t nesterov, int64_t n) {
     float keep = nesterov ? beta : 1;
-    _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)
-        INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++) {
-            float now = share * g[i];
-            m[i] += (1 - beta) * (now - m[i]);
-            g[i] = now + keep * (m[i] - now);
-        }
+    EACH_ELEMENT {
+        float now = share * g[i];
+        m[i] += (1 - beta) * (now - m[i]);
+        g[i] = now + keep * (m[i] - now);
+    }
 }
 
 /* w = keep w - rate u */
 void descend_bf16(float *w, const uint16_t *u, float keep, float rate, int64_t n) {
-    _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)
-        INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++) w[i] = keep * w[i] - rate * widen(u[i]);
+    EACH_ELEMENT w[i] = keep * w[i] - rate * widen(u[i]);
 }
 
 /* The gradients of `slots` parameters, wherever they lie, to (or with `add` added to) their places in the flat buffer: kind 0 is
