@@ -89,6 +89,14 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(threshold, 1 << 30)) and bool(mallopt(trim, largest))
 
 
+def return_freed_memory() -> None:
+    """Have the C library give what has been freed back to the system, where it can."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        return
+
+
 def cache_folder() -> Path:
     """Where prepared corpora and measured baselines are kept between runs."""
     base = os.environ.get("XDG_CACHE_HOME")

@@ -17,6 +17,7 @@ from niblick.errors import TrainingError
 from niblick.model import LanguageModel
 from niblick.model.fused import FusedOps, Kernels, load_kernels
 from niblick.model.lm import NO_FACTORS
+from niblick.training.recorded import Batch, RecordedLoss
 
 Loss = Callable[[LanguageModel, Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
@@ -38,14 +39,28 @@ class CompiledLoss:
         self._wanted, self._proven = wanted, True
         self.compiled = False
         self.kernels: Kernels | None = None  # those in use on the CPU
+        self._recorded: RecordedLoss | None = None
         if wanted == "off":
             return
         if device.startswith("cuda"):
             self._call, self._proven, self.compiled = torch.compile(plain, dynamic=False), False, True
         elif (kernels := load_kernels()) is not None:
             model.ops, self.kernels, self.compiled = FusedOps(kernels), kernels, True
+            self._recorded = RecordedLoss(plain, model, kernels)
         elif wanted == "on":
             raise TrainingError('training.compile = "on" needs a C compiler (gcc or clang); use "auto" or "off"')
+
+    def backward(
+        self, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor] = NO_FACTORS, share: float = 1.0
+    ) -> Tensor:
+        """Give the parameters, which have no gradient, that of `share` times the loss until the next call; the mean next-token nll."""
+        if self._recorded is not None:
+            recorded = self._recorded.backward(Batch(inputs, targets, factors, share))
+            if recorded is not None:
+                return recorded
+        loss, nll = self(inputs, targets, factors)
+        (loss * share if share < 1 else loss).backward()  # type: ignore[no-untyped-call]
+        return nll.detach()
 
     def __call__(
         self, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor] = NO_FACTORS

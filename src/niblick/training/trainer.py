@@ -166,11 +166,10 @@ class Loop:
         factors = self.dropout.draw(self.state.step)
         for i, (x, y) in enumerate(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)):
             part = {name: factor[i * rows : (i + 1) * rows] for name, factor in factors.items()}
-            loss, nll = self.loss(x, y, part)
             share = len(x) / len(inputs)
-            (loss * share if share < 1 else loss).backward()  # type: ignore[no-untyped-call]
+            nll = self.loss.backward(x, y, part, share)
             self.state.weights.collect(self.state.optimizer.gradients, add=i > 0)
-            total += nll.detach() * share
+            total += nll * share
         return total
 
     def _warm_up(self) -> None:

@@ -6,6 +6,7 @@ Where it cannot be compiled, there is no library and the model keeps its plain o
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ _BF16_ONLY = {  # what is built on products.h
 _ANY_BF16 = {"descend": "ppffi"}  # optimizer.h
 _FLOAT_ONLY = {"adam": "ppfppffffffi", "momentum": "pfpfii", "collect": "pppppii"}  # optimizer.h
 _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int64}
+Capturing = Callable[[Any, tuple[Tensor | float | None, ...]], None]
 DTYPES = tuple(_SUFFIX)
 CHUNKS = 32  # partial sums per reduction, as in kernels.c
 LANES = 64  # positions of one tile, as in products.h
@@ -53,6 +55,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
+        self.capture: Capturing | None = None  # takes calls in place of making them, while a computation is recorded
         self.attends = bool(library.attends())  # whether the processor has what products.h needs
         for dtype, suffix in _SUFFIX.items():
             extra = _FLOAT_ONLY if dtype is torch.float32 else _ANY_BF16 | (_BF16_ONLY if self.attends else {})
@@ -63,7 +66,11 @@ class Kernels:
 
     def __call__(self, name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
         """Call kernel `name`; tensors must be contiguous, on the CPU, and of the types that kernels.h states."""
-        self._functions[name, dtype](*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+        function = self._functions[name, dtype]
+        if self.capture is not None:
+            self.capture(function, arguments)
+            return
+        function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
 
 
 def load_kernels() -> Kernels | None:

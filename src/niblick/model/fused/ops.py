@@ -27,7 +27,7 @@ class FusedOps(Ops):
 
     def lookup(self, ids: Tensor, table: Tensor, dtype: torch.dtype) -> Tensor:
         """As in `Ops`."""
-        if not _table(ids, table, dtype):
+        if not self._table(ids, table, dtype):
             return super().lookup(ids, table, dtype)
         rows: Tensor = fused.Lookup.apply(self.kernels, ids, table, dtype)  # type: ignore[no-untyped-call]
         return rows
@@ -38,7 +38,7 @@ class FusedOps(Ops):
         """As in `Ops`."""
         alike = branch is None or (_fits(branch) and branch.dtype is dtype)
         plain = all(f is None or (f.dtype is torch.float32 and f.is_contiguous()) for f in (share, *factors))
-        if not (alike and plain and _table(ids, table, dtype)):
+        if not (alike and plain and self._table(ids, table, dtype)):
             return super().embed(ids, table, dtype, branch, share, factors)
         n: Tensor = fused.Embed.apply(self.kernels, ids, table, dtype, branch, share, factors)  # type: ignore[no-untyped-call]
         return n
@@ -119,7 +119,7 @@ class FusedOps(Ops):
 
     def nll(self, z: Tensor, targets: Tensor, cap: float | None) -> Tensor:
         """As in `Ops`."""
-        if not _fits(z) or not _below(targets, z.shape[-1]):
+        if not _fits(z) or not self._below(targets, z.shape[-1]):
             return super().nll(z, targets, cap)
         y: Tensor = fused.Nll.apply(self.kernels, z, targets.contiguous(), cap or 0.0)  # type: ignore[no-untyped-call]
         return y
@@ -127,7 +127,7 @@ class FusedOps(Ops):
     def head_nll(self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
         """As in `Ops`."""
         words, width = weight.shape
-        takes = width % 16 == 0 and words % 2 == 0 and _below(targets, words)
+        takes = width % 16 == 0 and words % 2 == 0 and self._below(targets, words)
         if not (_pairs(self.kernels, hidden) and cap and 0 < cap <= MAX_CAP and takes):
             return super().head_nll(hidden, weight, targets, cap)
         y: Tensor = fused.HeadNll.apply(self.kernels, hidden, weight, targets.contiguous(), cap)  # type: ignore[no-untyped-call]
@@ -178,6 +178,23 @@ class FusedOps(Ops):
         bare = not any(each._forward_hooks for each in maps)
         return whole and bare and _pairs(self.kernels, x, *weights)
 
+    def _table(self, ids: Tensor, table: Tensor, dtype: torch.dtype) -> bool:
+        """Whether the kernels look rows up; plain torch says what is wrong with an id that has no row."""
+        whole = _fits(table) and table.dtype is torch.float32 and dtype in DTYPES and ids.is_contiguous()
+        return whole and self._below(ids, len(table))
+
+    def _below(self, ids: Tensor, count: int) -> bool:
+        """Whether ids are at least 0 and below `count`; who captures a computation sees to it that those of each call are."""
+        if ids.dtype is not torch.int64 or ids.numel() == 0:
+            return False
+        return self.kernels.capture is not None or within(ids, count)
+
+
+def within(ids: Tensor, count: int) -> bool:
+    """Whether all ids are at least 0 and below `count`."""
+    low, high = torch.aminmax(ids)
+    return int(low) >= 0 and int(high) < count
+
 
 def _flags(boundary: Tensor | None) -> Tensor | None:
     return None if boundary is None else boundary.contiguous().view(torch.uint8)
@@ -186,18 +203,6 @@ def _flags(boundary: Tensor | None) -> Tensor | None:
 def _pairs(kernels: Kernels, *tensors: Tensor) -> bool:
     """Whether the kernels on pairs of bfloat16 take the tensors."""
     return kernels.attends and tensors[0].dtype is torch.bfloat16 and _fits(*tensors)
-
-
-def _table(ids: Tensor, table: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the kernels look rows up; plain torch says what is wrong with an id that has no row."""
-    return _fits(table) and table.dtype is torch.float32 and dtype in DTYPES and ids.is_contiguous() and _below(ids, len(table))
-
-
-def _below(ids: Tensor, count: int) -> bool:
-    if ids.dtype is not torch.int64 or ids.numel() == 0:
-        return False
-    low, high = torch.aminmax(ids)
-    return int(low) >= 0 and int(high) < count
 
 
 def _fits(*tensors: Tensor) -> bool:

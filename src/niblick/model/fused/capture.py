@@ -1,0 +1,192 @@
+"""A computation written down once and run again without Python's and autograd's share: what CUDA graphs are, for the CPU.
+
+`capture` notes the operations and kernels of a call, kernels without running them; the `Program` repeats them on what the tensors
+that existed before hold by then, with all others in one arena. No decision in between may depend on what a tensor holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from niblick.model.fused.arena import Block, place
+from niblick.model.fused.library import Kernels
+from niblick.runtime import return_freed_memory
+
+_ALLOCATE = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
+_PLACEMENT = ("dtype", "layout", "device", "pin_memory")  # given by the tensor that is written to
+_DEPENDS = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+
+
+class NotRepeatableError(Exception):
+    """The computation looks at what a tensor holds."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A kernel (no operator), an operation in place (no results), or one whose results are new tensors."""
+
+    function: Any
+    operator: bool
+    arguments: tuple[Any, ...]
+    named: dict[str, Any]
+    results: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """A tensor made inside: the address of its storage, and the elements in it that it shows."""
+
+    storage: int
+    dtype: torch.dtype
+    offset: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+
+class Program:
+    """The operations of a captured computation and an arena of `size` bytes; calling it writes its results anew."""
+
+    def __init__(self, calls: Sequence[_Call], results: Sequence[Any], blocks: Mapping[int, Block]) -> None:
+        offsets, self.size = place(list(blocks.values()))
+        self._offsets = dict(zip(blocks, offsets, strict=True))
+        self._arena = torch.empty(self.size, dtype=torch.uint8).untyped_storage()
+        built = [_Call(*_mapped((c.function, c.operator, c.arguments, c.named, c.results), _Inside, self._tensor)) for c in calls]
+        self._steps, self._calls = [_step(call) for call in built], built  # kernels know the tensors of calls by address only
+        self.results: list[Tensor | None] = _mapped(list(results), _Inside, self._tensor)
+
+    @torch.no_grad()
+    def __call__(self) -> list[Tensor | None]:
+        """Run it; the results lie in memory that the next call writes to."""
+        for step in self._steps:
+            step()
+        return self.results
+
+    def _tensor(self, inside: _Inside) -> Tensor:
+        t, at = torch.empty(0, dtype=inside.dtype), self._offsets[inside.storage]
+        return t.set_(self._arena, at // t.itemsize + inside.offset, inside.shape, inside.stride)
+
+
+def capture(kernels: Kernels, compute: Callable[[], Sequence[Tensor | None]]) -> Program:
+    """What `compute` does, without the work of its kernels; `NotRepeatableError` where it depends on what tensors hold."""
+    with _Capture(kernels) as notes:
+        results = notes.used(list(compute()))
+    return_freed_memory()  # the program has an arena of its own
+    return Program(notes.calls, results, notes.blocks)
+
+
+class _Capture(TorchDispatchMode):
+    """Notes each operation and when storages are used; a moment is an operation's number."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        super().__init__()
+        self.calls: list[_Call] = []
+        self.blocks: dict[int, Block] = {}  # by the address of the storage, of those made inside
+        self._kernels, self._moment = kernels, 0
+        self._weak: list[StorageWeakRef] = []  # a storage's address is not given to another while these last
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """PyTorch's question whether to import its compiler, which takes seconds, only to switch it off in here."""
+        return False
+
+    def __enter__(self) -> Any:
+        self._kernels.capture = self.kernel
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._kernels.capture = None
+        super().__exit__(*error)
+
+    def kernel(self, function: Any, arguments: tuple[Any, ...]) -> None:
+        """Note a kernel's call, which may read and write all its tensors."""
+        self.calls.append(_Call(function, False, self.used(arguments), {}))
+        self._moment += 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and note it, unless it only makes room or another view."""
+        if any(tag in func.tags for tag in _DEPENDS):
+            raise NotRepeatableError(str(func))
+        arguments, named = self.used(args), self.used(kwargs or {})
+        found = func(*args, **(kwargs or {}))
+        results = tuple(_tensors(found))
+        given = {_address(t) for t in _tensors((args, kwargs))}
+        fresh = [t for t in results if _address(t) not in given]
+        for t in fresh:
+            self._weak.append(StorageWeakRef(t.untyped_storage()))
+            self.blocks[_address(t)] = Block(t.untyped_storage().nbytes(), self._moment, self._moment)
+        if func._schema.is_mutable:
+            self.calls.append(_Call(func, True, arguments, named))
+        elif fresh and func._schema.name.removeprefix("aten::") not in _ALLOCATE:
+            self.calls.append(_Call(func, True, arguments, named, self.used(results)))
+        self._moment += 1
+        return found
+
+    def used(self, what: Any) -> Any:
+        """The nest with tensors made inside described; they are used now."""
+        return _mapped(what, Tensor, self._used)
+
+    def _used(self, t: Tensor) -> Tensor | _Inside:
+        block = self.blocks.get(_address(t))
+        if block is None:
+            return t
+        block.last = self._moment
+        return _Inside(_address(t), t.dtype, t.storage_offset(), t.shape, t.stride())
+
+
+def _step(call: _Call) -> Callable[[], Any]:
+    """What to do for a call."""
+    if not call.operator:
+        return partial(call.function, *(t.data_ptr() if isinstance(t, Tensor) else t for t in call.arguments))
+    if not call.results:
+        return partial(call.function, *call.arguments, **call.named)
+    return _into(call.function, call.arguments, call.named, call.results)
+
+
+def _into(operator: Any, arguments: tuple[Any, ...], named: dict[str, Any], results: tuple[Tensor, ...]) -> Callable[[], Any]:
+    """An operation that writes its results to given tensors: its own form with `out` where there is one, else by copying."""
+    packet, wanted = operator.overloadpacket, _signature(operator)
+    for overload in (getattr(packet, name) for name in packet.overloads()):
+        outputs = [a.name for a in overload._schema.arguments if a.is_out]
+        if len(outputs) == len(results) and _signature(overload) == wanted:
+            kept = {key: each for key, each in named.items() if key not in _PLACEMENT}
+            return partial(overload, *arguments, **kept, **dict(zip(outputs, results, strict=True)))
+
+    def copy() -> None:
+        for result, found in zip(results, _tensors(operator(*arguments, **named)), strict=True):
+            result.copy_(found)
+
+    return copy
+
+
+def _signature(operator: Any) -> list[tuple[str, str]]:
+    return [(a.name, str(a.type)) for a in operator._schema.arguments if not a.is_out and a.name not in _PLACEMENT]
+
+
+def _address(t: Tensor) -> int:
+    return t.untyped_storage()._cdata
+
+
+def _tensors(what: Any) -> Iterator[Tensor]:
+    """The tensors in nested lists, tuples and dictionaries."""
+    if isinstance(what, Tensor):
+        yield what
+    elif isinstance(what, list | tuple | dict):
+        for each in what.values() if isinstance(what, dict) else what:
+            yield from _tensors(each)
+
+
+def _mapped(what: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """The same nest with everything of `kind` changed."""
+    if isinstance(what, kind):
+        return change(what)
+    if isinstance(what, list | tuple):
+        return type(what)(_mapped(each, kind, change) for each in what)
+    return {key: _mapped(each, kind, change) for key, each in what.items()} if isinstance(what, dict) else what
