@@ -29,16 +29,6 @@ WIDE = st.tuples(st.integers(1, 3), st.integers(1, 150), st.integers(8, 70))  # 
 DTYPES = st.sampled_from(list(TOLERANCE))
 
 
-@pytest.fixture(scope="module")
-def ops(tmp_path_factory: pytest.TempPathFactory) -> FusedOps:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        kernels = load_kernels()
-    if kernels is None:
-        pytest.skip("no C compiler")
-    return FusedOps(kernels)
-
-
 def _same(ops: Ops, call: Callable[[Ops, list[Tensor]], Any], inputs: list[Tensor], dtype: torch.dtype) -> None:
     """Outputs and gradients of `call` on the kernels are close to those of the plain operations in float32."""
     found = []

@@ -92,7 +92,8 @@ class RecordedLoss:
 
 
 def _same(one: Tensor | None, two: Tensor | None) -> bool:
-    """Equal to the bit, NaN like NaN."""
+    """Equal to the bit."""
     if one is None or two is None:
         return one is two
-    return one.dtype == two.dtype and torch.equal(*(t.contiguous().view(torch.uint8) if t.dim() else t.reshape(1) for t in (one, two)))
+    bits = [t.reshape(-1).view(torch.uint8) for t in (one, two)]
+    return one.dtype == two.dtype and torch.equal(*bits)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from niblick.model.fused.functions import like, partial_sums
+from niblick.model.fused.functions import like, partial_sums, total
 from niblick.model.fused.library import LANES, Kernels
 
 TILE = 64  # queries of one attention tile
@@ -46,7 +46,7 @@ class Heads(Function):
         x, cosine, sine, gain, inverse = ctx.saved_tensors
         gx, sums = torch.empty_like(x), partial_sums(x.shape[2])
         ctx.kernels("heads_back", x.dtype, g.contiguous(), x, cosine, sine, gain, inverse, gx, sums, *ctx.sizes)
-        return None, gx, None if gain is None else sums.sum(0), None, None
+        return None, gx, None if gain is None else total(ctx.kernels, sums), None, None
 
 
 class Project(Function):
@@ -78,7 +78,7 @@ class Project(Function):
         gx, gw = like(x, kept[0])
         sums = [torch.empty(-(-rows // LANES), n) for n in (heads, groups)]
         ctx.kernels("project_back", x.dtype, *(each.contiguous() for each in g), x, *kept, gx, gw, *sums, *ctx.sizes)
-        slopes = [None if gain is None else total.sum(0) for gain, total in zip(gains, sums, strict=True)]
+        slopes = [None if gain is None else total(ctx.kernels, parts) for gain, parts in zip(gains, sums, strict=True)]
         return None, gx, *slopes, None, None, None, *torch.split(gw, ctx.heights)
 
 

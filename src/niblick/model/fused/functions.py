@@ -22,8 +22,15 @@ def _sizes(x: Tensor) -> tuple[int, int]:
 
 
 def partial_sums(*shape: int) -> Tensor:
-    """Zeros for what the kernels add up in CHUNKS parts."""
-    return torch.zeros((CHUNKS, *shape))
+    """Room for what the kernels add up in CHUNKS parts."""
+    return torch.empty((CHUNKS, *shape))
+
+
+def total(kernels: Kernels, parts: Tensor) -> Tensor:
+    """The sum (...) of parts (N, ...), float32."""
+    out = torch.empty(parts.shape[1:])
+    kernels("fold", parts.dtype, parts, out, len(parts), out.numel())
+    return out
 
 
 def _plain(t: Tensor | None) -> Tensor | None:
@@ -73,7 +80,7 @@ class Embed(Function):
         gbranch = None if branch is None else torch.empty_like(branch)
         ctx.kernels("embed_back", g.dtype, g.contiguous(), ids, table, branch, share, *factors, inverse, gx, gtable, gbranch, sums,
                     ids.numel(), *table.shape)
-        return None, None, gtable, None, gbranch, None if share is None else sums.sum().view(share.shape), None
+        return None, None, gtable, None, gbranch, None if share is None else total(ctx.kernels, sums).view(share.shape), None
 
 
 class MixNorm(Function):
@@ -103,7 +110,7 @@ class MixNorm(Function):
         gmixed = None if weight is None else _plain(gmixed)
         ctx.kernels("mix_norm_back", x.dtype, gmixed, _plain(gn), mixed, inverse, x, x0, *pair, ctx.scale, gx, gx0,
                     sums, rows, width)
-        return None, gx, gx0, None if sums is None else sums.sum(0), None
+        return None, gx, gx0, None if sums is None else total(ctx.kernels, sums), None
 
 
 class AddNorm(Function):
@@ -130,7 +137,7 @@ class AddNorm(Function):
         sums = partial_sums(width)
         ctx.kernels("add_norm_back", y.dtype, _plain(gy), _plain(gn), y, inverse, branch, weight, ctx.scale, gx,
                     gbranch, sums, rows, width)
-        return None, gx, gbranch, sums.sum(0), None
+        return None, gx, gbranch, total(ctx.kernels, sums), None
 
 
 class Shift(Function):
@@ -158,8 +165,8 @@ class Shift(Function):
         gu, sums = torch.empty_like(u), partial_sums(2, width)
         ctx.kernels("shift_back", u.dtype, g1.contiguous(), _plain(g2) if second is not None else None, u, flags,
                     first, second, gu, sums, rows, u.shape[-2], width)
-        total = sums.sum(0)
-        return None, gu, None, total[0], None if second is None else total[1]
+        gs = total(ctx.kernels, sums)
+        return None, gu, None, gs[0], None if second is None else gs[1]
 
 
 class Square(Function):
@@ -206,8 +213,7 @@ class TokenShift(Function):
         gr, gk, gu, *slopes = like(u, u, u, *weights)
         sums = partial_sums(2, width)
         ctx.kernels("token_shift_back", u.dtype, g.contiguous(), u, *kept, gr, gk, gu, sums, *slopes, rows, u.shape[-2], width)
-        total = sums.sum(0)
-        return None, gu, None, total[0], total[1], *slopes
+        return None, gu, None, *total(ctx.kernels, sums), *slopes
 
 
 class Gate(Function):
@@ -258,7 +264,7 @@ class Channel(Function):
         sums, gshare = torch.empty(-(-rows // LANES), width), torch.empty(width)
         ctx.kernels("channel_back", y.dtype, g.contiguous(), branch, weight, share, up, down, *ctx.scales, y, inverse, h,
                     gx, gbranch, sums, gshare, gup, gdown, rows, width, h.shape[1])
-        return None, gx, gbranch, sums.sum(0), None, gup, gdown, gshare, None
+        return None, gx, gbranch, total(ctx.kernels, sums), None, gup, gdown, gshare, None
 
 
 class Maps(Function):
@@ -267,8 +273,8 @@ class Maps(Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, x: Tensor, *weights: Tensor) -> Any:
         """See `Ops.maps`."""
-        (rows, width), heights = _sizes(x), [len(w) for w in weights]
-        whole, out = torch.cat(weights), [x.new_empty(*x.shape[:-1], height) for height in heights]
+        (rows, width), heights, whole = _sizes(x), [len(w) for w in weights], _whole(weights)
+        out = [x.new_empty(*x.shape[:-1], height) for height in heights]
         kernels("maps", x.dtype, x, whole, *_filled(out, None), *_filled(heights, 0), rows, width)
         ctx.kernels, ctx.heights = kernels, heights
         ctx.save_for_backward(x, whole)
@@ -282,6 +288,10 @@ class Maps(Function):
         ups = [each.contiguous() for each in g]
         ctx.kernels("maps_back", x.dtype, *_filled(ups, None), x, whole, gx, gw, *_filled(ctx.heights, 0), *_sizes(x))
         return None, gx, *torch.split(gw, ctx.heights)
+
+
+def _whole(weights: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat(weights) if len(weights) > 1 else weights[0]
 
 
 def _filled(found: list[Any], missing: Any) -> list[Any]:

@@ -54,6 +54,13 @@ static inline uint16_t narrow(float x) {
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+/* out = the sum of `parts` rows of d, in their order. */
+void fold_f32(const float *rows, float *out, int64_t parts, int64_t d) {
+    memcpy(out, rows, d * sizeof(float));
+    for (int64_t p = 1; p < parts; p++)
+        INDEPENDENT for (int64_t j = 0; j < d; j++) out[j] += rows[p * d + j];
+}
+
 #define REAL float
 #define LOAD(x) (x)
 #define STORE(x) (x)

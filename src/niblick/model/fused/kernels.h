@@ -37,12 +37,13 @@ static inline void NAME(norm_slope)(const REAL *gn, const REAL *x, float inv, fl
     EACH g[j] += scale * inv * (LOAD(gn[j]) - LOAD(x[j]) * pull);
 }
 
-/* Backward of mix_norm; gmixed may be absent; gm holds CHUNKS times (2, d) sums. */
+/* Backward of mix_norm; gmixed may be absent; gm takes CHUNKS times (2, d) sums. */
 void NAME(mix_norm_back)(const REAL *gmixed, const REAL *gn, const REAL *mixed, const float *inverse, const REAL *x,
                          const REAL *x0, const float *m0, const float *m1, float scale, REAL *gx, REAL *gx0,
                          float *gm, int64_t rows, int64_t d) {
     EACH_CHUNK {
         float *sum0 = gm + (int64_t)c * 2 * d, *sum1 = sum0 + d;
+        if (m0) memset(sum0, 0, 2 * d * sizeof(float));
         EACH_ROW {
             float g[d];
             if (gmixed) EACH g[j] = LOAD(gmixed[r * d + j]);
@@ -80,11 +81,12 @@ void NAME(add_norm)(const REAL *x, const REAL *branch, const float *a, float sca
     }
 }
 
-/* Backward of add_norm: gx is the gradient of both y and x; ga holds CHUNKS sums. */
+/* Backward of add_norm: gx is the gradient of both y and x; ga takes CHUNKS sums. */
 void NAME(add_norm_back)(const REAL *gy, const REAL *gn, const REAL *y, const float *inverse, const REAL *branch,
                          const float *a, float scale, REAL *gx, REAL *gbranch, float *ga, int64_t rows, int64_t d) {
     EACH_CHUNK {
         float *sum = ga + (int64_t)c * d;
+        memset(sum, 0, d * sizeof(float));
         EACH_ROW {
             float g[d];
             if (gy) EACH g[j] = LOAD(gy[r * d + j]);
@@ -115,11 +117,12 @@ void NAME(shift)(const REAL *u, const uint8_t *boundary, const float *s1, const 
     }
 }
 
-/* Backward of shift; gs holds CHUNKS times (2, d) sums. */
+/* Backward of shift; gs takes CHUNKS times (2, d) sums. */
 void NAME(shift_back)(const REAL *g1, const REAL *g2, const REAL *u, const uint8_t *boundary, const float *s1,
                       const float *s2, REAL *gu, float *gs, int64_t rows, int64_t length, int64_t d) {
     EACH_CHUNK {
         float *sum1 = gs + (int64_t)c * 2 * d, *sum2 = sum1 + d;
+        memset(sum1, 0, 2 * d * sizeof(float));
         EACH_ROW {
             int64_t at = r * d, after = at + d;
             float g[d];
@@ -290,12 +293,14 @@ static inline void NAME(heads_back_row)(const REAL *gy, const REAL *x, const flo
                                      gx + h * d);
 }
 
-/* Backward of heads; gg holds CHUNKS times (heads) sums of the gain's gradient. */
+/* Backward of heads; gg takes CHUNKS times (heads) sums of the gain's gradient. */
 void NAME(heads_back)(const REAL *gy, const REAL *x, const float *cosine, const float *sine, const float *gain,
                       const float *inverse, REAL *gx, float *gg, int64_t rows, int64_t length, int64_t heads,
                       int64_t half, int64_t d) {
-    EACH_CHUNK EACH_ROW NAME(heads_back_row)(gy, x, cosine, sine, gain, inverse, gx + r * heads * d, gg + c * heads, r, length, heads,
-                                             half, d);
+    EACH_CHUNK {
+        memset(gg + c * heads, 0, heads * sizeof(float));
+        EACH_ROW NAME(heads_back_row)(gy, x, cosine, sine, gain, inverse, gx + r * heads * d, gg + c * heads, r, length, heads, half, d);
+    }
 }
 
 /* Exclusive self attention: out = y - (y . u) u, u the unit vector of the group's v; y (rows, heads, d), v (rows,

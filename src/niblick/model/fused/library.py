@@ -39,7 +39,7 @@ _BF16_ONLY = {  # what is built on products.h
     "token_shift": "pppppppppppiii", "token_shift_back": "ppppppppppppppppppiii", "newton": "ppfffiiii",
 }
 _ANY_BF16 = {"descend": "ppffi"}  # optimizer.h
-_FLOAT_ONLY = {"adam": "ppfppffffffi", "momentum": "pfpfii", "collect": "pppppii"}  # optimizer.h
+_FLOAT_ONLY = {"adam": "ppfppffffffi", "momentum": "pfpfii", "collect": "pppppii", "fold": "ppii"}  # optimizer.h, kernels.c
 _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int64}
 Capturing = Callable[[Any, tuple[Tensor | float | None, ...]], None]
 DTYPES = tuple(_SUFFIX)

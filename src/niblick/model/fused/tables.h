@@ -30,10 +30,11 @@ void NAME(embed)(const int64_t *ids, const float *table, const REAL *branch, con
     }
 }
 
-/* Backward of embed: gx (rows, d) is scratch, gshare holds CHUNKS sums. */
+/* Backward of embed: gx (rows, d) is scratch, gshare takes CHUNKS sums. */
 void NAME(embed_back)(const REAL *gn, const int64_t *ids, const float *table, const REAL *branch, const float *share, const float *f0,
                       const float *f1, const float *inverse, float *gx, float *gtable, REAL *gbranch, float *gshare, int64_t rows,
                       int64_t words, int64_t d) {
+    memset(gshare, 0, CHUNKS * sizeof(float));
     EACH_CHUNK EACH_ROW {
         float x[d], dot = 0, along = 0, own = f0 ? f0[r] : 1, factor = f1 ? f1[r] : 1, inv = inverse[r], *g = gx + r * d;
         EACH x[j] = own * table[ids[r] * d + j];

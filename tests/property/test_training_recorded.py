@@ -1,0 +1,165 @@
+"""A recorded step gives the gradients of the original to the bit, whatever the batch holds, or is not used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from niblick.model import LanguageModel
+from niblick.model.fused import FusedOps
+from niblick.model.fused.arena import ALIGNMENT, Block, place
+from niblick.model.fused.capture import NotRepeatableError, capture
+from niblick.objective import training_loss
+from niblick.optim import Layout
+from niblick.recipe import load_recipe
+from niblick.recipe.model import ModelRecipe
+from niblick.training.recorded import Batch, RecordedLoss
+from niblick.training.weights import Weights
+from property.plans import BOS, model_recipes, scattered
+
+BLOCKS = st.lists(st.builds(lambda size, a, b: Block(size, min(a, b), max(a, b)), st.integers(0, 500), st.integers(0, 20), st.integers(0, 20)))
+TABLES = ("token", "bigram", "value_embedding")
+
+
+@given(BLOCKS)
+def test_blocks_needed_at_once_do_not_overlap(blocks: list[Block]) -> None:
+    offsets, size = place(blocks)
+    assert size <= sum(b.size + ALIGNMENT for b in blocks)
+    for i, (one, start) in enumerate(zip(blocks, offsets, strict=True)):
+        assert start % ALIGNMENT == 0 and start + one.size <= size
+        for other, begin in zip(blocks[:i], offsets[:i], strict=True):
+            apart = one.last < other.first or other.last < one.first
+            assert apart or start >= begin + other.size or begin >= start + one.size
+
+
+@given(st.lists(st.integers(1, 300), min_size=1))
+def test_blocks_of_a_chain_take_the_room_of_two(sizes: list[int]) -> None:
+    _, size = place([Block(max(sizes), i, i + 1) for i in range(len(sizes))])
+    assert size <= 2 * (max(sizes) + ALIGNMENT)
+
+
+def _loss_of(model: LanguageModel) -> RecordedLoss:
+    def loss(inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return training_loss(model, inputs, targets, factors)
+
+    assert isinstance(model.ops, FusedOps)
+    return RecordedLoss(loss, model, model.ops.kernels)
+
+
+def _batch(model: LanguageModel, seed: int, length: int, share: float = 1.0, tables: Sequence[str] = ()) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, model.recipe.vocab_size, (2, length + 1), generator=generator)
+    ids[torch.rand(ids.shape, generator=generator) < 0.2] = BOS
+    factors = {name: 2.0 * (torch.rand(2, length, 1, generator=generator) < 0.5) for name in tables}
+    return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), factors, share)
+
+
+def _original(model: LanguageModel, batch: Batch) -> tuple[Tensor, list[Tensor | None]]:
+    loss, nll = training_loss(model, batch.inputs, batch.targets, batch.factors)
+    return nll.detach(), list(torch.autograd.grad(loss * batch.share, list(model.parameters()), allow_unused=True))
+
+
+def _check(model: LanguageModel, recorded: RecordedLoss, batch: Batch) -> None:
+    nll, slopes = _original(model, batch)
+    found = recorded.backward(batch)
+    assert found is not None and recorded.program is not None
+    assert torch.equal(found, nll)
+    for parameter, slope in zip(model.parameters(), slopes, strict=True):
+        assert (parameter.grad is None) == (slope is None)
+        if parameter.grad is not None and slope is not None:
+            assert torch.equal(parameter.grad, slope)
+
+
+@settings(max_examples=25, deadline=None)
+@given(model_recipes(), st.integers(1, 40), st.sampled_from([1.0, 0.25]), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_later_batches_are_those_of_the_original(ops: FusedOps, recipe: ModelRecipe, length: int, share: float, dtype: torch.dtype) -> None:
+    model = scattered(recipe).to(dtype)
+    model.ops = ops
+    recorded, tables = _loss_of(model), TABLES if length % 2 else ()
+    for seed in range(3):
+        _check(model, recorded, _batch(model, seed, length, share, tables))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.9)
+
+
+@pytest.mark.parametrize("name", ["pocket", "sidecar-small", "depth-recurrent-small"])
+def test_shipped_recipes_are_recorded(ops: FusedOps, name: str) -> None:
+    model = LanguageModel(load_recipe(name).model)
+    Weights(model, Layout(model.plan.parameters), dtype=torch.bfloat16, specs={})
+    model.ops = ops
+    recorded = _loss_of(model)
+    for seed in range(2):
+        _check(model, recorded, _batch(model, seed, 96))
+
+
+def _small(ops: FusedOps) -> LanguageModel:
+    model = LanguageModel(load_recipe("token-shift-small").model)
+    model.ops = ops
+    return model
+
+
+def test_other_batches_are_left_to_the_original(ops: FusedOps) -> None:
+    model = _small(ops)
+    recorded = _loss_of(model)
+    _check(model, recorded, _batch(model, 0, 32))
+    assert recorded.backward(_batch(model, 1, 16)) is None
+    assert recorded.backward(_batch(model, 1, 32, share=0.5)) is None
+    assert recorded.backward(_batch(model, 1, 32, tables=("token",))) is None
+    broken = _batch(model, 1, 32)
+    broken.targets[0, 3] = model.recipe.vocab_size
+    assert recorded.backward(broken) is None
+    _check(model, recorded, _batch(model, 2, 32))
+    model.tok_emb.weight.data = model.tok_emb.weight.data.clone()
+    assert recorded.backward(_batch(model, 3, 32)) is None
+
+
+def test_what_looks_at_contents_is_not_recorded(ops: FusedOps) -> None:
+    model = _small(ops)
+
+    def loss(inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        value, nll = training_loss(model, inputs, targets, factors)
+        return (value * 2 if float(value.detach()) > 1 else value), nll
+
+    recorded = RecordedLoss(loss, model, ops.kernels)
+    assert recorded.backward(_batch(model, 0, 16)) is None and recorded.program is None
+    with pytest.raises(NotRepeatableError):
+        capture(ops.kernels, lambda: [torch.arange(3)[torch.arange(3) > 1]])
+    assert ops.kernels.capture is None
+
+
+def test_what_differs_is_not_used(ops: FusedOps) -> None:
+    model, calls = _small(ops), []
+
+    def loss(inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        calls.append(1)
+        value, nll = training_loss(model, inputs, targets, factors)
+        return value * len(calls), nll
+
+    recorded = RecordedLoss(loss, model, ops.kernels)
+    with pytest.warns(UserWarning, match="differs from the original"):
+        assert recorded.backward(_batch(model, 0, 16)) is None
+    assert recorded.backward(_batch(model, 1, 16)) is None and len(calls) == 2
+
+
+def test_an_arena_is_smaller_than_what_is_made(ops: FusedOps) -> None:
+    x = torch.randn(1000)
+
+    def chain() -> list[Tensor]:
+        y = x
+        for _ in range(20):
+            y = torch.sin(y)
+        return [y, y.view(10, 100)[3]]
+
+    program = capture(ops.kernels, chain)
+    assert program.size <= 2 * (4000 + ALIGNMENT)
+    x.copy_(torch.randn(1000))
+    whole, row = program()
+    expected = chain()
+    assert whole is not None and row is not None
+    assert torch.equal(whole, expected[0]) and torch.equal(row, expected[1])
