@@ -2,7 +2,7 @@
 
 For each recipe, in one run: tokens per second, share of the measured matrix rate (3 x the plan's forward operations; medians of
 steps and of 2048^3 products, in turn, because a shared machine changes from second to second),
-where the time goes and peak memory, for this package and for the plain implementation of benchmarks/plain.py at its
+where the time goes (a recorded forward and backward are told apart in the proportion that they have unrecorded) and peak memory, for this package and for the plain implementation of benchmarks/plain.py at its
 best thread count. Every variant runs in a process of its own. Steps of more than `--tokens` are made of micro-batches, in both;
 full-size recipes, whose published steps have 524,288 tokens, are measured at `--tokens-per-step`: their optimizer weighs more here.
 On a machine that is busy with other work, `--cpu-time` measures one thread by the processor time it used.
@@ -42,6 +42,7 @@ RECIPES = ("pocket", "token-shift-small", "sidecar-small", "depth-recurrent-smal
            "depth-recurrent")
 CYCLE = 2  # micro-batches that are run for one update where a step has more
 Variant = tuple[Callable[["Laps", bool], None], Callable[["Laps"], None]]  # a micro-batch (is it the first?), an update
+PARTS = 5  # micro-batches whose forward and backward are measured apart
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CPU_TIME = "--cpu-time" in sys.argv
 
@@ -67,6 +68,13 @@ class Laps:
         at = now()
         self.phases.setdefault(phase, []).append(at - self._since)
         self._since = at
+
+    def lap_in(self, one: str, share: float, other: str) -> None:
+        """A lap of two phases, of which the first took `share`."""
+        self.lap(one)
+        whole = self.phases[one].pop()
+        self.phases[one].append(share * whole)
+        self.phases.setdefault(other, []).append((1 - share) * whole)
 
 
 class Products:
@@ -113,12 +121,26 @@ def ours(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     optimizer.use(loss_of.kernels)
     weights.use(loss_of.kernels)
 
+    def apart(laps: Laps) -> None:
+        inputs, targets = (torch.from_numpy(array) for array in data.next())
+        laps.lap("data")
+        loss, _ = loss_of(inputs, targets)
+        laps.lap("forward")
+        loss.backward()
+        weights.collect(optimizer.gradients, add=False)
+        laps.lap("backward")
+
+    parts = Laps()
+    for _ in range(PARTS):
+        parts.measure(partial(apart, parts))
+    ahead, back = (median(parts.phases[name]) for name in ("forward", "backward"))
+
     def batch(laps: Laps, first: bool) -> None:
         inputs, targets = (torch.from_numpy(array) for array in data.next())
         laps.lap("data")
         loss_of.backward(inputs, targets, share=share)
         weights.collect(optimizer.gradients, add=not first)
-        laps.lap("gradients")
+        laps.lap_in("forward", ahead / (ahead + back), "backward")
 
     def update(laps: Laps) -> None:
         optimizer.clip(training.clip)

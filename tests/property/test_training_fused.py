@@ -79,6 +79,22 @@ def test_shifts_at_boundaries(ops: FusedOps, size: tuple[int, int, int], dtype: 
     _same(ops, lambda o, t: o.smear(t[0], None, boundary, t[1].sigmoid()), [u, shares[0]], dtype)
 
 
+@settings(max_examples=25, deadline=None)
+@given(SIZES, DTYPES, st.booleans(), st.sampled_from([(1, 1), (2, 1), (6, 3)]), st.integers(1, 5))
+def test_what_the_sidecar_adds(
+    ops: FusedOps, size: tuple[int, int, int], dtype: torch.dtype, masked: bool, heads: tuple[int, int], taps: int
+) -> None:
+    batch, length, width = size
+    boundary = torch.rand(size[:2], generator=torch.Generator().manual_seed(1)) < 0.2 if masked else None
+    y, v = _draw((batch, length, heads[0], width), (batch, length, heads[1], width), dtype=dtype)
+    of_head, of_group = _draw((heads[0],), (heads[1],), dtype=torch.float32)
+    _same(ops, lambda o, t: o.shift_mix(t[0], None, boundary, t[1]), [v, of_group], dtype)
+    _same(ops, lambda o, t: o.local_value(t[0], t[1], t[2]), [y, v, of_head], dtype)
+    values, gate = _draw(size, size, dtype=dtype)
+    site, weight = _draw((width,), (width, taps), dtype=torch.float32)
+    _same(ops, lambda o, t: o.gated_filter(*t, None, boundary), [values, gate, site, weight], dtype)
+
+
 @settings(max_examples=20, deadline=None)
 @given(SIZES, DTYPES, st.sampled_from([0.0, 0.5]))
 def test_activations(ops: FusedOps, size: tuple[int, int, int], dtype: torch.dtype, slope: float) -> None:

@@ -137,7 +137,7 @@ class LanguageModel(Node):
         """One virtual layer: skip, residual mix, mixer, channel mixer, sidecar."""
         block, scalars = self.get_submodule(layer.block), cast(Node, self.get_submodule(layer.scalars))
         if layer.pop is not None:
-            x = x + self.skip_weights[layer.pop].to(x.dtype) * skips.pop()
+            x = self.ops.add(x, skips.pop(), self.skip_weights[layer.pop])
         mix = scalars.resid_mix if self.recipe.residual_mix.enabled else None
         x, u = self.ops.mix_norm(x, x0, mix, layer.scale)
         mixed = MIXERS[layer.mixer](block, u, layer, call)

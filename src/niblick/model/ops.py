@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from niblick.model.banded import banded_attention
 from niblick.model.rotary import rotate
-from niblick.model.shift import previous
+from niblick.model.shift import filter_taps, previous
 from niblick.model.tree import Linear
 
 
@@ -116,6 +116,26 @@ class Ops:
         unit = F.normalize(v, dim=-1).unsqueeze(3)  # (B, T, G, 1, E) beside (B, T, G, H/G, E)
         grouped = y.view(*v.shape[:3], -1, v.shape[3])
         return (grouped - (grouped * unit).sum(-1, keepdim=True) * unit).view(y.shape)
+
+    def shift_mix(self, x: Tensor, last: Tensor | None, boundary: Tensor | None, mix: Tensor) -> Tensor:
+        """x + mix * prev(x) for x (B, T, G, E), mix (G,); `last` (B, G * E) and `boundary` as for `previous`."""
+        return x + mix.to(x.dtype).unsqueeze(-1) * previous(x.flatten(2), last, boundary).view(x.shape)
+
+    def local_value(self, y: Tensor, v: Tensor, mix: Tensor) -> Tensor:
+        """y_h + mix_h * v of h's group; y (B, T, H, E), v (B, T, G, E), mix (H,)."""
+        groups = v.shape[2]
+        local = mix.to(y.dtype).view(groups, -1, 1) * v.unsqueeze(3)  # (B, T, G, H/G, E)
+        return y + local.view(y.shape)
+
+    def gated_filter(
+        self, values: Tensor, gate: Tensor, site: Tensor, weight: Tensor, last: Tensor | None, boundary: Tensor | None
+    ) -> Tensor:
+        """silu(gate + site) * conv(values): values, gate (B, T, S), site (S,), weight (S, K) of a causal depthwise filter; `last` and
+        `boundary` as for `filter_taps`."""
+        kernel = weight.to(values.dtype)
+        taps = filter_taps(values, last, boundary, kernel.shape[1])
+        local = sum((tap * kernel[:, i] for i, tap in enumerate(taps[1:], 1)), taps[0] * kernel[:, 0])
+        return F.silu(gate + site.to(gate.dtype)) * local
 
     def normed_heads(self, x: Tensor, gain: Tensor | None, table: tuple[Tensor, Tensor]) -> Tensor:
         """gain * rotate(rms(x)) for x (B, T, H, E), gain (H,)."""

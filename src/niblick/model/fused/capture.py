@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -82,11 +82,11 @@ def capture(kernels: Kernels, compute: Callable[[], Sequence[Tensor | None]]) ->
     return Program(notes.calls, results, notes.blocks)
 
 
-class _Capture(TorchDispatchMode):
+class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes each operation and when storages are used; a moment is an operation's number."""
 
     def __init__(self, kernels: Kernels) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[_Call] = []
         self.blocks: dict[int, Block] = {}  # by the address of the storage, of those made inside
         self._kernels, self._moment = kernels, 0
@@ -97,13 +97,14 @@ class _Capture(TorchDispatchMode):
         """PyTorch's question whether to import its compiler, which takes seconds, only to switch it off in here."""
         return False
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         self._kernels.capture = self.kernel
-        return super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._kernels.capture = None
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def kernel(self, function: Any, arguments: tuple[Any, ...]) -> None:
         """Note a kernel's call, which may read and write all its tensors."""
@@ -120,7 +121,7 @@ class _Capture(TorchDispatchMode):
         given = {_address(t) for t in _tensors((args, kwargs))}
         fresh = [t for t in results if _address(t) not in given]
         for t in fresh:
-            self._weak.append(StorageWeakRef(t.untyped_storage()))
+            self._weak.append(StorageWeakRef(t.untyped_storage()))  # type: ignore[no-untyped-call]
             self.blocks[_address(t)] = Block(t.untyped_storage().nbytes(), self._moment, self._moment)
         if func._schema.is_mutable:
             self.calls.append(_Call(func, True, arguments, named))
@@ -138,7 +139,7 @@ class _Capture(TorchDispatchMode):
         if block is None:
             return t
         block.last = self._moment
-        return _Inside(_address(t), t.dtype, t.storage_offset(), t.shape, t.stride())
+        return _Inside(_address(t), t.dtype, int(t.storage_offset()), t.shape, t.stride())
 
 
 def _step(call: _Call) -> Callable[[], Any]:
@@ -171,7 +172,7 @@ def _signature(operator: Any) -> list[tuple[str, str]]:
 
 
 def _address(t: Tensor) -> int:
-    return t.untyped_storage()._cdata
+    return int(t.untyped_storage()._cdata)
 
 
 def _tensors(what: Any) -> Iterator[Tensor]:

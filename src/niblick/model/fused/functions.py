@@ -16,7 +16,7 @@ def like(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(t) for t in tensors)
 
 
-def _sizes(x: Tensor) -> tuple[int, int]:
+def sizes(x: Tensor) -> tuple[int, int]:
     """(rows, width) of x (..., width)."""
     return x.numel() // x.shape[-1], x.shape[-1]
 
@@ -44,7 +44,7 @@ class Lookup(Function):
     def forward(ctx: Any, kernels: Kernels, ids: Tensor, table: Tensor, dtype: torch.dtype) -> Any:
         """See `Ops.lookup`."""
         out = torch.empty(*ids.shape, table.shape[1], dtype=dtype)
-        kernels("lookup", dtype, ids, table, out, *_sizes(out))
+        kernels("lookup", dtype, ids, table, out, *sizes(out))
         ctx.kernels, ctx.shape = kernels, table.shape
         ctx.save_for_backward(ids)
         return out
@@ -67,7 +67,7 @@ class Embed(Function):
     ) -> Any:
         """See `Ops.embed`."""
         n, inverse = torch.empty(*ids.shape, table.shape[1], dtype=dtype), torch.empty(ids.shape)
-        kernels("embed", dtype, ids, table, branch, share, *factors, n, inverse, *_sizes(n))
+        kernels("embed", dtype, ids, table, branch, share, *factors, n, inverse, *sizes(n))
         ctx.kernels = kernels
         ctx.save_for_backward(ids, table, branch, share, *factors, inverse)
         return n
@@ -89,7 +89,7 @@ class MixNorm(Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, x: Tensor, x0: Tensor, mix: Tensor | None, scale: float) -> Any:
         """See `Ops.mix_norm`."""
-        (rows, width), weight = _sizes(x), None if mix is None else mix.float()
+        (rows, width), weight = sizes(x), None if mix is None else mix.float()
         n, inverse = torch.empty_like(x), torch.empty(rows)
         mixed = x if weight is None else torch.empty_like(x)
         pair = (None, None) if weight is None else (weight[0], weight[1])
@@ -103,7 +103,7 @@ class MixNorm(Function):
     def backward(ctx: Any, gmixed: Tensor | None, gn: Tensor | None) -> Any:
         """Gradients of x, x0 and the mix."""
         mixed, inverse, x, x0, weight = ctx.saved_tensors
-        rows, width = _sizes(x)
+        rows, width = sizes(x)
         gx = torch.empty_like(x)
         gx0, sums = (None, None) if weight is None else (torch.empty_like(x), partial_sums(2, width))
         pair = (None, None) if weight is None else (weight[0], weight[1])
@@ -119,7 +119,7 @@ class AddNorm(Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, x: Tensor, branch: Tensor, weight: Tensor, scale: float | None) -> Any:
         """See `Ops.add_norm`."""
-        rows, width = _sizes(x)
+        rows, width = sizes(x)
         y, inverse, weight = torch.empty_like(x), torch.empty(rows), weight.float().contiguous()
         n = None if scale is None else torch.empty_like(x)
         kernels("add_norm", x.dtype, x, branch, weight, scale or 1.0, y, n, inverse, rows, width)
@@ -132,7 +132,7 @@ class AddNorm(Function):
     def backward(ctx: Any, gy: Tensor | None, gn: Tensor | None) -> Any:
         """Gradients of x, the branch and its weight."""
         y, inverse, branch, weight = ctx.saved_tensors
-        rows, width = _sizes(y)
+        rows, width = sizes(y)
         gx, gbranch = like(y, y)
         sums = partial_sums(width)
         ctx.kernels("add_norm_back", y.dtype, _plain(gy), _plain(gn), y, inverse, branch, weight, ctx.scale, gx,
@@ -148,7 +148,7 @@ class Shift(Function):
         ctx: Any, kernels: Kernels, u: Tensor, flags: Tensor | None, first: Tensor, second: Tensor | None
     ) -> Any:
         """See `Ops.interpolate`."""
-        (rows, width), first = _sizes(u), first.float().contiguous()
+        (rows, width), first = sizes(u), first.float().contiguous()
         one, two = torch.empty_like(u), None
         if second is not None:
             second, two = second.float().contiguous(), torch.empty_like(u)
@@ -161,7 +161,7 @@ class Shift(Function):
     def backward(ctx: Any, g1: Tensor, g2: Tensor | None) -> Any:
         """Gradients of u and of the weights."""
         u, flags, first, second = ctx.saved_tensors
-        rows, width = _sizes(u)
+        rows, width = sizes(u)
         gu, sums = torch.empty_like(u), partial_sums(2, width)
         ctx.kernels("shift_back", u.dtype, g1.contiguous(), _plain(g2) if second is not None else None, u, flags,
                     first, second, gu, sums, rows, u.shape[-2], width)
@@ -176,7 +176,7 @@ class Square(Function):
     def forward(ctx: Any, kernels: Kernels, x: Tensor, slope: float) -> Any:
         """See `Ops.square`."""
         y = torch.empty_like(x)
-        kernels("square", x.dtype, x, slope, y, *_sizes(x))
+        kernels("square", x.dtype, x, slope, y, *sizes(x))
         ctx.kernels, ctx.slope = kernels, slope
         ctx.save_for_backward(x)
         return y
@@ -186,7 +186,7 @@ class Square(Function):
         """Gradient of x."""
         (x,) = ctx.saved_tensors
         gx = torch.empty_like(x)
-        ctx.kernels("square_back", x.dtype, g.contiguous(), x, ctx.slope, gx, *_sizes(x))
+        ctx.kernels("square_back", x.dtype, g.contiguous(), x, ctx.slope, gx, *sizes(x))
         return None, gx, None
 
 
@@ -198,7 +198,7 @@ class TokenShift(Function):
         ctx: Any, kernels: Kernels, u: Tensor, flags: Tensor | None, share_r: Tensor, share_k: Tensor, *weights: Tensor
     ) -> Any:
         """See `Ops.token_shift`."""
-        (rows, width), shares = _sizes(u), (share_r.float().contiguous(), share_k.float().contiguous())
+        (rows, width), shares = sizes(u), (share_r.float().contiguous(), share_k.float().contiguous())
         z, h, v, y = like(u, u, u, u)
         kernels("token_shift", u.dtype, u, flags, *shares, *weights, z, h, v, y, rows, u.shape[-2], width)
         ctx.kernels = kernels
@@ -209,7 +209,7 @@ class TokenShift(Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         """Gradients of u, the shares and the weights."""
         u, *kept = ctx.saved_tensors
-        (rows, width), weights = _sizes(u), kept[3:6]
+        (rows, width), weights = sizes(u), kept[3:6]
         gr, gk, gu, *slopes = like(u, u, u, *weights)
         sums = partial_sums(2, width)
         ctx.kernels("token_shift_back", u.dtype, g.contiguous(), u, *kept, gr, gk, gu, sums, *slopes, rows, u.shape[-2], width)
@@ -223,7 +223,7 @@ class Gate(Function):
     def forward(ctx: Any, kernels: Kernels, a: Tensor, b: Tensor) -> Any:
         """See `Ops.gate`."""
         y = torch.empty_like(a)
-        kernels("gate", a.dtype, a, b, y, *_sizes(a))
+        kernels("gate", a.dtype, a, b, y, *sizes(a))
         ctx.kernels = kernels
         ctx.save_for_backward(a, b)
         return y
@@ -233,7 +233,7 @@ class Gate(Function):
         """Gradients of a and b."""
         a, b = ctx.saved_tensors
         ga, gb = like(a, b)
-        ctx.kernels("gate_back", a.dtype, g.contiguous(), a, b, ga, gb, *_sizes(a))
+        ctx.kernels("gate_back", a.dtype, g.contiguous(), a, b, ga, gb, *sizes(a))
         return None, ga, gb
 
 
@@ -246,7 +246,7 @@ class Channel(Function):
         share: Tensor, slope: float,
     ) -> Any:
         """See `Ops.channel`."""
-        (rows, width), inner = _sizes(x), len(up)
+        (rows, width), inner = sizes(x), len(up)
         weight, share = weight.float().contiguous(), share.float().contiguous()
         y, out, inverse = torch.empty_like(x), torch.empty_like(x), torch.empty(rows)
         h = x.new_empty(rows, inner)
@@ -259,7 +259,7 @@ class Channel(Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         """Gradients of all tensors."""
         branch, weight, share, up, down, y, inverse, h = ctx.saved_tensors
-        rows, width = _sizes(y)
+        rows, width = sizes(y)
         gx, gbranch, gup, gdown = like(y, y, up, down)
         sums, gshare = torch.empty(-(-rows // LANES), width), torch.empty(width)
         ctx.kernels("channel_back", y.dtype, g.contiguous(), branch, weight, share, up, down, *ctx.scales, y, inverse, h,
@@ -273,7 +273,7 @@ class Maps(Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, x: Tensor, *weights: Tensor) -> Any:
         """See `Ops.maps`."""
-        (rows, width), heights, whole = _sizes(x), [len(w) for w in weights], _whole(weights)
+        (rows, width), heights, whole = sizes(x), [len(w) for w in weights], _whole(weights)
         out = [x.new_empty(*x.shape[:-1], height) for height in heights]
         kernels("maps", x.dtype, x, whole, *_filled(out, None), *_filled(heights, 0), rows, width)
         ctx.kernels, ctx.heights = kernels, heights
@@ -286,7 +286,7 @@ class Maps(Function):
         x, whole = ctx.saved_tensors
         gx, gw = like(x, whole)
         ups = [each.contiguous() for each in g]
-        ctx.kernels("maps_back", x.dtype, *_filled(ups, None), x, whole, gx, gw, *_filled(ctx.heights, 0), *_sizes(x))
+        ctx.kernels("maps_back", x.dtype, *_filled(ups, None), x, whole, gx, gw, *_filled(ctx.heights, 0), *sizes(x))
         return None, gx, *torch.split(gw, ctx.heights)
 
 
@@ -305,7 +305,7 @@ class Nll(Function):
     def forward(ctx: Any, kernels: Kernels, z: Tensor, targets: Tensor, cap: float) -> Any:
         """See `Ops.nll`."""
         nll, log_sum = torch.empty(targets.shape), torch.empty(targets.shape)
-        kernels("nll", z.dtype, z, targets, cap, nll, log_sum, *_sizes(z))
+        kernels("nll", z.dtype, z, targets, cap, nll, log_sum, *sizes(z))
         ctx.kernels, ctx.cap = kernels, cap
         ctx.save_for_backward(z, targets, log_sum)
         return nll
@@ -315,7 +315,7 @@ class Nll(Function):
         """Gradient of the logits before the softcap."""
         z, targets, log_sum = ctx.saved_tensors
         gz = torch.empty_like(z)
-        ctx.kernels("nll_back", z.dtype, z, targets, log_sum, g.contiguous(), ctx.cap, gz, *_sizes(z))
+        ctx.kernels("nll_back", z.dtype, z, targets, log_sum, g.contiguous(), ctx.cap, gz, *sizes(z))
         return None, gz, None, None
 
 
@@ -325,7 +325,7 @@ class HeadNll(Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Any:
         """See `Ops.head_nll`."""
-        (rows, width), words = _sizes(hidden), len(weight)
+        (rows, width), words = sizes(hidden), len(weight)
         nll, low = torch.empty(targets.shape), weight.to(hidden.dtype).contiguous()
         kept: tuple[Tensor | None, ...] = (None, None, None)
         if any(ctx.needs_input_grad):
@@ -340,6 +340,6 @@ class HeadNll(Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         """Gradients of the hidden state and the head's weight."""
         hidden, totals, slopes, pulled = ctx.saved_tensors
-        gweight, ghidden, rows = torch.empty(ctx.shape), torch.empty_like(hidden), _sizes(hidden)[0]
+        gweight, ghidden, rows = torch.empty(ctx.shape), torch.empty_like(hidden), sizes(hidden)[0]
         ctx.kernels("head_back", hidden.dtype, hidden, totals, g.contiguous(), slopes, pulled, ghidden, gweight, rows, *ctx.shape)
         return None, ghidden, gweight.to(ctx.dtype), None, None

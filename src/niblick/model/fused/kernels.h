@@ -369,6 +369,7 @@ void NAME(softmax_back)(REAL *g, const REAL *p, float scale, int64_t rows, int64
 }
 
 #include "tables.h"
+#include "sidecar.h"
 #undef EACH_CHUNK
 #undef EACH_ROW
 #undef EACH

@@ -16,7 +16,7 @@ from niblick.toolchain import TUNED, CLibrary
 
 _LIBRARY = CLibrary(
     package="niblick.model.fused",
-    names=("kernels.c", "kernels.h", "tables.h", "products.h", "heads.h", "attention.h", "head.h", "channel.h", "maps.h", "token_shift.h", "optimizer.h"),
+    names=("kernels.c", "kernels.h", "tables.h", "sidecar.h", "products.h", "heads.h", "attention.h", "head.h", "channel.h", "maps.h", "token_shift.h", "optimizer.h"),
     flags=("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros",
            "-freciprocal-math"),
     tunings=(("-march=native", "-fopenmp"), *TUNED),
@@ -29,7 +29,9 @@ _ARGUMENTS = {
     "square_back": "ppfpii", "gate": "pppii", "gate_back": "pppppii", "nll": "ppfppii", "nll_back": "ppppfpii",
     "lookup": "pppii", "lookup_back": "pppiii", "embed": "ppppppppii", "embed_back": "ppppppppppppiii",
     "heads": "ppppppiiiii", "heads_back": "ppppppppiiiii", "exclude": "pppiiii",
-    "exclude_back": "pppppiiii", "softmax": "pppfiii", "softmax_back": "ppfii",
+    "exclude_back": "pppppiiii",
+    "shift_mix": "ppppiii", "shift_mix_back": "ppppppiii", "local_value": "ppppiiii", "local_value_back": "pppppiiii",
+    "gated_filter": "ppppppiiii", "gated_filter_back": "ppppppppppiiii", "softmax": "pppfiii", "softmax_back": "ppfii",
 }
 _BF16_ONLY = {  # what is built on products.h
     "attend": "pppppiiiiii", "attend_back": "pppppppppiiiiii", "head": "pppfppppiii", "head_back": "pppppppiii",

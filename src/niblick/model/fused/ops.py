@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from niblick.model.fused import attention
+from niblick.model.fused import attention, sidecar
 from niblick.model.fused import functions as fused
 from niblick.model.fused.library import DTYPES, MAPS, PANEL, Kernels
 from niblick.model.ops import Factors, Ops
@@ -146,6 +146,30 @@ class FusedOps(Ops):
             return super().exclude(y, v)
         out: Tensor = attention.Exclude.apply(self.kernels, y, v)  # type: ignore[no-untyped-call]
         return out
+
+    def shift_mix(self, x: Tensor, last: Tensor | None, boundary: Tensor | None, mix: Tensor) -> Tensor:
+        """As in `Ops`."""
+        if last is not None or not _fits(x):
+            return super().shift_mix(x, last, boundary, mix)
+        wide = mix.repeat_interleave(x.shape[-1])
+        y: Tensor = sidecar.ShiftMix.apply(self.kernels, x.flatten(2), _flags(boundary), wide)  # type: ignore[no-untyped-call]
+        return y.view(x.shape)
+
+    def local_value(self, y: Tensor, v: Tensor, mix: Tensor) -> Tensor:
+        """As in `Ops`."""
+        if not _fits(y, v):
+            return super().local_value(y, v, mix)
+        out: Tensor = sidecar.LocalValue.apply(self.kernels, y, v, mix)  # type: ignore[no-untyped-call]
+        return out
+
+    def gated_filter(
+        self, values: Tensor, gate: Tensor, site: Tensor, weight: Tensor, last: Tensor | None, boundary: Tensor | None
+    ) -> Tensor:
+        """As in `Ops`."""
+        if last is not None or not _fits(values, gate):
+            return super().gated_filter(values, gate, site, weight, last, boundary)
+        y: Tensor = sidecar.GatedFilter.apply(self.kernels, values, gate, site, weight, _flags(boundary))  # type: ignore[no-untyped-call]
+        return y
 
     def heads(self, x: Tensor, gain: Tensor | None, table: tuple[Tensor, Tensor]) -> Tensor:
         """As in `Ops`."""

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from niblick.model.banded import banded_attention
 from niblick.model.mixers.base import MIXERS, Context
 from niblick.model.rotary import rotate
-from niblick.model.shift import previous
 from niblick.model.tree import Node
 from niblick.plan import VirtualLayer
 
@@ -22,7 +21,7 @@ def attention(block: nn.Module, u: Tensor, layer: VirtualLayer, context: Context
     """u (B, T, D) -> W_o of the heads' outputs; see the spec for each optional part, in its order."""
     model, weights = context.model, cast(Node, block).attn
     batch, length, dim = u.shape
-    heads, groups, width = model.attention.heads, model.attention.kv_heads, model.head_dim
+    heads, width = model.attention.heads, model.head_dim
     maps, gains = (weights.c_q, weights.c_k, weights.c_v), _gains(layer, context)
     span = layer.span if layer.mixer == "window" else context.span_limit
     alone = not context.keep and context.before is None and context.document_first is None and model.attention.qk_norm
@@ -40,8 +39,7 @@ def attention(block: nn.Module, u: Tensor, layer: VirtualLayer, context: Context
             y = _attend(_turned(q, gains[0], context), _turned(k, gains[1], context), v, span, layer, context)
     y = y.reshape(batch, length, heads, width)
     if model.attention.local_value:
-        local = weights.local_v_mix.to(y.dtype).view(groups, -1, 1) * v.unsqueeze(3)  # (B, T, G, H/G, E)
-        y = y + local.view(y.shape)
+        y = context.ops.local_value(y, v, weights.local_v_mix)
     if layer.xsa:
         y = context.ops.exclude(y, v)
     return context.ops.maps(y.reshape(batch, length, dim), (weights.proj,))[0]
@@ -67,10 +65,9 @@ def _shifted(weights: Node, k: Tensor, v: Tensor, layer: VirtualLayer, context: 
         return k, v
     found = []
     for name, x, mix in (("k_shift", k, weights.k_shift_mix), ("v_shift", v, weights.v_shift_mix)):
-        name, flat = f"layers.{layer.index}.{name}", x.flatten(2)
-        before = previous(flat, context.last(name), context.boundary).view(x.shape)
-        context.remember(name, flat[:, -1])
-        found.append(x + mix.to(x.dtype).unsqueeze(-1) * before)
+        name = f"layers.{layer.index}.{name}"
+        found.append(context.ops.shift_mix(x, context.last(name), context.boundary, mix))
+        context.remember(name, x[:, -1].flatten(1))
     return found[0], found[1]
 
 
