@@ -141,12 +141,12 @@ def test_channel_mixers(
 def test_token_shift_mixers(ops: FusedOps, length: int, dtype: torch.dtype, width: int, masked: bool) -> None:
     square = (width, width)
     u, *weights = _draw((2, length, width), square, square, square, dtype=dtype)
-    shares = _draw((width,), (width,), dtype=torch.float32)
+    mixes = _draw((width,), (width,), dtype=torch.float32)
     boundary = torch.rand(2, length, generator=torch.Generator().manual_seed(1)) < 0.2 if masked else None
-    leaves = [u, *shares, *(w / width**0.5 for w in weights)]
+    leaves = [u, *mixes, *(w / width**0.5 for w in weights)]
 
     def call(o: Ops, t: list[Tensor]) -> Tensor:
-        return o.token_shift(t[0], None, boundary, (t[1].sigmoid(), t[2].sigmoid()), (_map(t[3]), _map(t[4]), _map(t[5])))
+        return o.token_shift(t[0], None, boundary, (t[1], t[2]), (_map(t[3]), _map(t[4]), _map(t[5])))
 
     _same(ops, call, leaves, dtype)
 

@@ -81,11 +81,11 @@ class Ops:
         return self.add(y, down(self.square(up(n), slope)), share)
 
     def token_shift(
-        self, u: Tensor, last: Tensor | None, boundary: Tensor | None, shares: tuple[Tensor, Tensor],
+        self, u: Tensor, last: Tensor | None, boundary: Tensor | None, mixes: tuple[Tensor, Tensor],
         maps: tuple[Linear, Linear, Linear],
     ) -> Tensor:
-        """sigmoid(W_r r) * (W_v relu(W_k k)^2), maps W_r, W_k, W_v (D, D); r, k = interpolate(u, ..., *shares)."""
-        receive, key = self.interpolate(u, last, boundary, *shares)
+        """sigmoid(W_r r) * (W_v relu(W_k k)^2), maps W_r, W_k, W_v (D, D); r, k = interpolate(u, ..., *sigmoid(mixes))."""
+        receive, key = self.interpolate(u, last, boundary, *(torch.sigmoid(mix) for mix in mixes))
         w_r, w_k, w_v = maps
         return self.gate(w_r(receive), w_v(self.square(w_k(key), 0.0)))
 

@@ -195,25 +195,25 @@ class TokenShift(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Kernels, u: Tensor, flags: Tensor | None, share_r: Tensor, share_k: Tensor, *weights: Tensor
+        ctx: Any, kernels: Kernels, u: Tensor, flags: Tensor | None, mix_r: Tensor, mix_k: Tensor, *weights: Tensor
     ) -> Any:
         """See `Ops.token_shift`."""
-        (rows, width), shares = sizes(u), (share_r.float().contiguous(), share_k.float().contiguous())
+        (rows, width), mixes = sizes(u), (mix_r.float().contiguous(), mix_k.float().contiguous())
         z, h, v, y = like(u, u, u, u)
-        kernels("token_shift", u.dtype, u, flags, *shares, *weights, z, h, v, y, rows, u.shape[-2], width)
+        kernels("token_shift", u.dtype, u, flags, *mixes, *weights, z, h, v, y, rows, u.shape[-2], width)
         ctx.kernels = kernels
-        ctx.save_for_backward(u, flags, *shares, *weights, z, h, v)
+        ctx.save_for_backward(u, flags, *mixes, *weights, z, h, v)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
-        """Gradients of u, the shares and the weights."""
+        """Gradients of u, the mixes and the weights."""
         u, *kept = ctx.saved_tensors
         (rows, width), weights = sizes(u), kept[3:6]
         gr, gk, gu, *slopes = like(u, u, u, *weights)
-        sums = partial_sums(2, width)
-        ctx.kernels("token_shift_back", u.dtype, g.contiguous(), u, *kept, gr, gk, gu, sums, *slopes, rows, u.shape[-2], width)
-        return None, gu, None, *total(ctx.kernels, sums), *slopes
+        sums, gmix = partial_sums(2, width), torch.empty(2, width)
+        ctx.kernels("token_shift_back", u.dtype, g.contiguous(), u, *kept, gr, gk, gu, sums, gmix, *slopes, rows, u.shape[-2], width)
+        return None, gu, None, *gmix, *slopes
 
 
 class Gate(Function):

@@ -38,7 +38,7 @@ _BF16_ONLY = {  # what is built on products.h
     "channel": "ppppppffppppiii", "channel_back": "ppppppffpppppppppiii",
     "maps": "pppppiiiii", "maps_back": "pppppppiiiii",
     "project": "pppppppppppppiiiiiii", "project_back": "pppppppppppppppppiiiiiii",
-    "token_shift": "pppppppppppiii", "token_shift_back": "ppppppppppppppppppiii", "newton": "ppfffiiii",
+    "token_shift": "pppppppppppiii", "token_shift_back": "pppppppppppppppppppiii", "newton": "ppfffiiii",
 }
 _ANY_BF16 = {"descend": "ppffi"}  # optimizer.h
 _FLOAT_ONLY = {"adam": "ppfppffffffi", "momentum": "pfpfii", "collect": "pppppii", "fold": "ppii"}  # optimizer.h, kernels.c

@@ -92,14 +92,14 @@ class FusedOps(Ops):
         return y
 
     def token_shift(
-        self, u: Tensor, last: Tensor | None, boundary: Tensor | None, shares: tuple[Tensor, Tensor],
+        self, u: Tensor, last: Tensor | None, boundary: Tensor | None, mixes: tuple[Tensor, Tensor],
         maps: tuple[Linear, Linear, Linear],
     ) -> Tensor:
         """As in `Ops`."""
         if last is not None or not self._maps_fit(u, maps):
-            return super().token_shift(u, last, boundary, shares, maps)
+            return super().token_shift(u, last, boundary, mixes, maps)
         weights = (each.weight for each in maps)
-        y: Tensor = fused.TokenShift.apply(self.kernels, u, _flags(boundary), *shares, *weights)  # type: ignore[no-untyped-call]
+        y: Tensor = fused.TokenShift.apply(self.kernels, u, _flags(boundary), *mixes, *weights)  # type: ignore[no-untyped-call]
         return y
 
     def maps(self, x: Tensor, maps: tuple[Linear, ...]) -> tuple[Tensor, ...]:

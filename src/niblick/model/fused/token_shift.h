@@ -1,5 +1,5 @@
 /* The token-shift mixer, a tile of positions at a time: out = sigmoid(z) v with z = Wr r, v = Wv act(h), h = Wk k, act(h) =
-   relu(h)^2; r and k lie between each position and the one before it, as `shift` takes them. Kept for backward: z, h and v.
+   relu(h)^2; r and k lie between each position and the one before it, as `shift` takes them, by sigmoid(mix). Kept for backward: z, h and v.
    The width is a multiple of PANEL. */
 
 #ifdef __AVX512BF16__
@@ -22,10 +22,17 @@ static inline __m512 sigmoid(__m512 z) {
     return _mm512_div_ps(_mm512_set1_ps(1), _mm512_add_ps(_mm512_set1_ps(1), e));
 }
 
-void token_shift_bf16(const uint16_t *u, const uint8_t *boundary, const float *share_r, const float *share_k,
+/* The shares of r and k. */
+static void shares(const float *mix_r, const float *mix_k, float *share_r, float *share_k, int64_t d) {
+    for (int64_t j = 0; j < d; j++) share_r[j] = logistic(mix_r[j]), share_k[j] = logistic(mix_k[j]);
+}
+
+void token_shift_bf16(const uint16_t *u, const uint8_t *boundary, const float *mix_r, const float *mix_k,
                       const uint16_t *wr, const uint16_t *wk, const uint16_t *wv, uint16_t *z, uint16_t *h, uint16_t *v,
                       uint16_t *out, int64_t rows, int64_t length, int64_t d) {
     uint32_t *pr = panels_across(wr, d, d), *pk = panels_across(wk, d, d), *pv = panels_across(wv, d, d);
+    float share_r[d], share_k[d];
+    shares(mix_r, mix_k, share_r, share_k, d);
     _Pragma("omp parallel for schedule(static)") for (int64_t t0 = 0; t0 < rows; t0 += LANES) {
         int64_t count = tile_rows(t0, rows), at = t0 * d;
         uint16_t *in = room(LANES * d * 2), *act = room(LANES * d * 2);
@@ -72,13 +79,15 @@ static void gate_rows(const uint16_t *g, const uint16_t *z, const uint16_t *v, c
     memset(act + count * d, 0, (LANES - count) * d * 2);
 }
 
-/* Backward: g is the gradient of out; gr and gk, those of r and k, are scratch (rows, d); sums as in shift_back. */
-void token_shift_back_bf16(const uint16_t *g, const uint16_t *u, const uint8_t *boundary, const float *share_r,
-                           const float *share_k, const uint16_t *wr, const uint16_t *wk, const uint16_t *wv,
+/* Backward: g is the gradient of out; gr and gk, those of r and k, are scratch (rows, d), as are sums; gmix (2, d). */
+void token_shift_back_bf16(const uint16_t *g, const uint16_t *u, const uint8_t *boundary, const float *mix_r,
+                           const float *mix_k, const uint16_t *wr, const uint16_t *wk, const uint16_t *wv,
                            const uint16_t *z, const uint16_t *h, const uint16_t *v, uint16_t *gr, uint16_t *gk, uint16_t *gu,
-                           float *sums, uint16_t *gwr, uint16_t *gwk, uint16_t *gwv, int64_t rows, int64_t length, int64_t d) {
+                           float *sums, float *gmix, uint16_t *gwr, uint16_t *gwk, uint16_t *gwv, int64_t rows, int64_t length, int64_t d) {
     int64_t tiles = (rows + LANES - 1) / LANES, pairs = tiles * LANES / 2, size = pairs * d * 4;
     uint32_t *pr = panels_down(wr, d, d), *pk = panels_down(wk, d, d), *pv = panels_down(wv, d, d);
+    float share_r[d], share_k[d];
+    shares(mix_r, mix_k, share_r, share_k, d);
     ShiftPanels kept = {room(size), room(size), room(size), room(size), room(size), room(size)};
     _Pragma("omp parallel for schedule(static)") for (int64_t tile = 0; tile < tiles; tile++) {
         int64_t t0 = tile * LANES, count = tile_rows(t0, rows), at = t0 * d, pair0 = t0 / 2;
@@ -105,6 +114,8 @@ void token_shift_back_bf16(const uint16_t *g, const uint16_t *u, const uint8_t *
         free(one), free(two), free(act), free(c);
     }
     shift_back_bf16(gr, gk, u, boundary, share_r, share_k, gu, sums, rows, length, d);
+    fold_f32(sums, gmix, CHUNKS, 2 * d);
+    for (int64_t j = 0; j < d; j++) gmix[j] *= share_r[j] * (1 - share_r[j]), gmix[d + j] *= share_k[j] * (1 - share_k[j]);
     float *sum = room(d * d * 4);
     uint32_t *left[3] = {kept.gz, kept.gh, kept.gv}, *right[3] = {kept.r, kept.k, kept.act};
     uint16_t *to[3] = {gwr, gwk, gwv};

@@ -56,7 +56,8 @@ def _embedded(v: Tensor, layer: VirtualLayer, context: Context) -> Tensor:
     if not layer.value_embedding or context.value_embedding is None:
         return v
     scale = cast(Tensor, context.root.get_parameter(f"ve_scales.{layer.index}"))
-    return v + scale.to(v.dtype) * context.value_embedding.to(v.dtype).view(v.shape)
+    flat = v.flatten(2)
+    return context.ops.add(flat, context.value_embedding.to(v.dtype), scale.expand(flat.shape[-1])).view(v.shape)
 
 
 def _shifted(weights: Node, k: Tensor, v: Tensor, layer: VirtualLayer, context: Context) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from torch import Tensor, nn, sigmoid
+from torch import Tensor, nn
 
 from niblick.model.mixers.base import MIXERS, Context
 from niblick.model.tree import Node
@@ -17,6 +17,5 @@ def token_shift(block: nn.Module, u: Tensor, layer: VirtualLayer, context: Conte
     weights = cast(Node, block).mixer
     name = f"layers.{layer.index}.shift"
     context.remember(name, u[:, -1])
-    shares = sigmoid(weights.mix_r), sigmoid(weights.mix_k)
     maps = weights.W_r, weights.W_k, weights.W_v
-    return context.ops.token_shift(u, context.last(name), context.boundary, shares, maps)
+    return context.ops.token_shift(u, context.last(name), context.boundary, (weights.mix_r, weights.mix_k), maps)
