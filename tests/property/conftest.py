@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from niblick.model.fused import FusedOps, load_kernels
 
 
 @pytest.fixture(scope="session")
-def ops(tmp_path_factory: pytest.TempPathFactory) -> FusedOps:
-    """The fused operations, their kernels compiled into a cache of this session's."""
+def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder of this session's, for compiled libraries."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def ops(kernel_cache: Path) -> FusedOps:
+    """The fused operations."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(kernel_cache))
         kernels = load_kernels()
     if kernels is None:
         pytest.skip("no C compiler")

@@ -151,6 +151,17 @@ def test_token_shift_mixers(ops: FusedOps, length: int, dtype: torch.dtype, widt
     _same(ops, call, leaves, dtype)
 
 
+def test_no_positions(ops: FusedOps) -> None:
+    x, up, down = (t.requires_grad_() for t in _draw((2, 0, 32), (64, 32), (32, 64), dtype=torch.bfloat16))
+    weight, gain = (t.requires_grad_() for t in _draw((32,), (2,), dtype=torch.float32))
+    y = ops.channel(x, x, weight, 1.0, _map(up), _map(down), weight, 0.5)
+    table = (torch.ones(0, 4), torch.zeros(0, 4))
+    q, k, v = ops.project(x, (_map(up), _map(up), _map(up)), (gain, gain), table, 32)
+    (y.sum() + q.sum() + k.sum() + v.sum()).float().backward()
+    assert gain.grad is not None and weight.grad is not None
+    assert not gain.grad.any() and not weight.grad.any()
+
+
 @settings(max_examples=20, deadline=None)
 @given(WIDE, DTYPES, st.booleans(), st.booleans(), st.sampled_from([1, 3, 50]))
 def test_rows_of_tables(

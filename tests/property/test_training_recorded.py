@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +21,12 @@ from niblick.objective import training_loss
 from niblick.optim import Layout
 from niblick.recipe import load_recipe
 from niblick.recipe.model import ModelRecipe
+from niblick.runtime import World
+from niblick.training import Progress, train
 from niblick.training.recorded import Batch, RecordedLoss
 from niblick.training.weights import Weights
 from property.plans import BOS, model_recipes, scattered
+from training_runs import digest, run, tiny_dataset, tiny_recipe
 
 BLOCKS = st.lists(st.builds(lambda size, a, b: Block(size, min(a, b), max(a, b)), st.integers(0, 500), st.integers(0, 20), st.integers(0, 20)))
 TABLES = ("token", "bigram", "value_embedding")
@@ -127,7 +133,8 @@ def test_what_looks_at_contents_is_not_recorded(ops: FusedOps) -> None:
         return (value * 2 if float(value.detach()) > 1 else value), nll
 
     recorded = RecordedLoss(loss, model, ops.kernels)
-    assert recorded.backward(_batch(model, 0, 16)) is None and recorded.program is None
+    with pytest.warns(UserWarning, match="not recorded"):
+        assert recorded.backward(_batch(model, 0, 16)) is None and recorded.program is None
     with pytest.raises(NotRepeatableError):
         capture(ops.kernels, lambda: [torch.arange(3)[torch.arange(3) > 1]])
     assert ops.kernels.capture is None
@@ -142,9 +149,59 @@ def test_what_differs_is_not_used(ops: FusedOps) -> None:
         return value * len(calls), nll
 
     recorded = RecordedLoss(loss, model, ops.kernels)
-    with pytest.warns(UserWarning, match="differs from the original"):
+    with pytest.warns(UserWarning, match="it differs"):
         assert recorded.backward(_batch(model, 0, 16)) is None
     assert recorded.backward(_batch(model, 1, 16)) is None and len(calls) == 2
+
+
+def test_operations_that_change_sizes_are_not_recorded(ops: FusedOps) -> None:
+    x = torch.randn(5)
+    with pytest.raises(NotRepeatableError):
+        capture(ops.kernels, lambda: [torch.add(x, 1, out=torch.empty(0))])
+
+
+@pytest.mark.parametrize("what", ["vector_norm", "list", "several", "expanded", "in place"])
+def test_operations_are_repeated_whatever_their_form(ops: FusedOps, what: str) -> None:
+    x = torch.randn(4, 6).bfloat16()
+
+    def call() -> list[Tensor]:
+        if what == "vector_norm":
+            return [torch.linalg.vector_norm(x, dtype=torch.float32)]
+        if what == "list":
+            return list(torch._foreach_mul([x], 2.0))
+        if what == "several":
+            return list(torch.sort(x, dim=1))
+        if what == "expanded":
+            return [(x[:1].expand(3, 6) + 1).t(), x.sum().expand(3)]
+        y = x.clone()
+        y[:, 1].add_(5.0)
+        return [y, y.t_()]
+
+    program = capture(ops.kernels, call)
+    for _ in range(2):
+        x.copy_(torch.randn(4, 6))
+        for found, wanted in zip(program(), call(), strict=True):
+            assert found is not None and found.dtype == wanted.dtype
+            assert torch.equal(found, wanted)
+        program.rest()
+
+
+def test_a_recorded_run_is_the_original_and_resumes_to_the_bit(
+    ops: FusedOps, kernel_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kernel_cache))
+    dataset = tiny_dataset(tmp_path / "shards")
+    recipe = tiny_recipe(compile="on", micro_batch_tokens=64, dropout={"bigram": 0.5})
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 7 and progress.validation_bpb is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    whole = digest(run(recipe, dataset, tmp_path / "whole"))
+    assert train(recipe, dataset, tmp_path / "parts", world=World(), on_progress=stop).interrupted
+    assert digest(run(recipe, dataset, tmp_path / "parts", resume=True)) == whole
+    monkeypatch.setattr(RecordedLoss, "backward", lambda self, batch: None)
+    assert digest(run(recipe, dataset, tmp_path / "unrecorded")) == whole
 
 
 def test_an_arena_is_smaller_than_what_is_made(ops: FusedOps) -> None:

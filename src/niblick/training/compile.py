@@ -62,6 +62,11 @@ class CompiledLoss:
         (loss * share if share < 1 else loss).backward()  # type: ignore[no-untyped-call]
         return nll.detach()
 
+    def rest(self) -> None:
+        """Give memory that only `backward` uses back to the system, for as long as something else runs."""
+        if self._recorded is not None:
+            self._recorded.rest()
+
     def __call__(
         self, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor] = NO_FACTORS
     ) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Forward and backward of a micro-batch as a captured program: the same gradients to the bit, without Python's share of the time.
 
-The first micro-batch is computed both ways. Where they differ, or the computation cannot be captured, there is no program.
+The first micro-batch is computed both ways. Where they differ, or the computation cannot be captured, there is no program. What is
+recorded is the model as it was then: hooks and operations that it is given later are not seen.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class RecordedLoss:
 
     def __init__(self, loss: Loss, model: LanguageModel, kernels: Kernels) -> None:
         self._loss, self._kernels, self._words = loss, kernels, model.recipe.vocab_size
-        self._parameters = list(model.parameters())
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._first: Batch | None = None  # the program reads its tensors
         self._kind: tuple[object, ...] = ()
         self.program: Program | None = None
@@ -73,15 +74,21 @@ class RecordedLoss:
         shapes = ((t.shape, t.dtype, t.device) for t in batch.tensors)
         return batch.share, *sorted(batch.factors), *shapes, *(p.data_ptr() for p in self._parameters)
 
+    def rest(self) -> None:
+        """Give the program's memory back until the next batch; gradients that were not moved elsewhere are lost."""
+        if self.program is not None:
+            self.program.rest()
+
     def _record(self, batch: Batch) -> Program | None:
         expected = [None if t is None else t.clone() for t in self._compute(batch)]
         try:
             program = capture(self._kernels, lambda: self._compute(batch))
-        except NotRepeatableError:
-            return None
-        if all(map(_same, program(), expected)):
-            return program
-        warnings.warn("the recorded training step differs from the original, which is used instead", stacklevel=2)
+            if all(map(_same, program(), expected)):
+                return program
+            reason = "it differs from the original"
+        except (NotRepeatableError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+        warnings.warn(f"the training step is not recorded and takes a tenth longer: {reason}", stacklevel=2)
         return None
 
     def _compute(self, batch: Batch) -> Sequence[Tensor | None]:

@@ -225,6 +225,7 @@ class Loop:
         spent = min(1.0, self.schedule.spent(state.moment))
         if int(spent / every + 1e-9) == int(before / every + 1e-9) and not self._finished():
             return
+        self.loss.rest()
         state.weights.refresh(state.exportable, rounded=state.rounding)
         bpb = self.validator.bpb(state.model)
         state.weights.refresh(rounded=state.rounding)

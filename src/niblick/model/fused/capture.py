@@ -1,11 +1,13 @@
 """A computation written down once and run again without Python's and autograd's share: what CUDA graphs are, for the CPU.
 
 `capture` notes the operations and kernels of a call, kernels without running them; the `Program` repeats them on what the tensors
-that existed before hold by then, with all others in one arena. No decision in between may depend on what a tensor holds.
+that existed before hold by then, with all others in one arena. No decision in between may depend on what a tensor holds; that is
+noticed where it asks the tensor (`item`, `nonzero`), not where it reads the memory (`numpy`, `tolist`).
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +23,12 @@ from niblick.model.fused.library import Kernels
 from niblick.runtime import return_freed_memory
 
 _ALLOCATE = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
-_PLACEMENT = ("dtype", "layout", "device", "pin_memory")  # given by the tensor that is written to
+_PLACEMENT = ("dtype", "layout", "device", "pin_memory")  # given by the tensor that is written to, unless its operation asks
 _DEPENDS = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 
 
 class NotRepeatableError(Exception):
-    """The computation looks at what a tensor holds."""
+    """The computation looks at what a tensor holds, or changes the size of its memory."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Program:
     def __init__(self, calls: Sequence[_Call], results: Sequence[Any], blocks: Mapping[int, Block]) -> None:
         offsets, self.size = place(list(blocks.values()))
         self._offsets = dict(zip(blocks, offsets, strict=True))
-        self._arena = torch.empty(self.size, dtype=torch.uint8).untyped_storage()
+        self._memory = mmap.mmap(-1, max(1, self.size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._arena = torch.frombuffer(self._memory, dtype=torch.uint8).untyped_storage()
         built = [_Call(*_mapped((c.function, c.operator, c.arguments, c.named, c.results), _Inside, self._tensor)) for c in calls]
         self._steps, self._calls = [_step(call) for call in built], built  # kernels know the tensors of calls by address only
         self.results: list[Tensor | None] = _mapped(list(results), _Inside, self._tensor)
@@ -68,6 +71,11 @@ class Program:
         for step in self._steps:
             step()
         return self.results
+
+    def rest(self) -> None:
+        """Give the arena's memory back to the system until the next call; results are lost."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED)
 
     def _tensor(self, inside: _Inside) -> Tensor:
         t, at = torch.empty(0, dtype=inside.dtype), self._offsets[inside.storage]
@@ -124,6 +132,7 @@ class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._weak.append(StorageWeakRef(t.untyped_storage()))  # type: ignore[no-untyped-call]
             self.blocks[_address(t)] = Block(t.untyped_storage().nbytes(), self._moment, self._moment)
         if func._schema.is_mutable:
+            self.used(args)  # an argument may have grown
             self.calls.append(_Call(func, True, arguments, named))
         elif fresh and func._schema.name.removeprefix("aten::") not in _ALLOCATE:
             self.calls.append(_Call(func, True, arguments, named, self.used(results)))
@@ -138,6 +147,8 @@ class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         block = self.blocks.get(_address(t))
         if block is None:
             return t
+        if t.untyped_storage().nbytes() != block.size:
+            raise NotRepeatableError("memory that changes its size")
         block.last = self._moment
         return _Inside(_address(t), t.dtype, int(t.storage_offset()), t.shape, t.stride())
 
@@ -155,9 +166,10 @@ def _into(operator: Any, arguments: tuple[Any, ...], named: dict[str, Any], resu
     """An operation that writes its results to given tensors: its own form with `out` where there is one, else by copying."""
     packet, wanted = operator.overloadpacket, _signature(operator)
     for overload in (getattr(packet, name) for name in packet.overloads()):
-        outputs = [a.name for a in overload._schema.arguments if a.is_out]
+        outputs = [a.name for a in overload._schema.arguments if a.is_out and str(a.type) == "Tensor"]
         if len(outputs) == len(results) and _signature(overload) == wanted:
-            kept = {key: each for key, each in named.items() if key not in _PLACEMENT}
+            known = {a.name for a in overload._schema.arguments}
+            kept = {key: each for key, each in named.items() if key in known}
             return partial(overload, *arguments, **kept, **dict(zip(outputs, results, strict=True)))
 
     def copy() -> None:

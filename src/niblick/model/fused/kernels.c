@@ -56,8 +56,8 @@ static inline uint16_t narrow(float x) {
 
 /* out = the sum of `parts` rows of d, in their order. */
 void fold_f32(const float *rows, float *out, int64_t parts, int64_t d) {
-    memcpy(out, rows, d * sizeof(float));
-    for (int64_t p = 1; p < parts; p++)
+    memset(out, 0, d * sizeof(float));
+    for (int64_t p = 0; p < parts; p++)
         INDEPENDENT for (int64_t j = 0; j < d; j++) out[j] += rows[p * d + j];
 }
 

@@ -133,7 +133,7 @@ static void gather(uint32_t *a, uint32_t *b, float *g, int64_t m, int64_t n, int
     int64_t across = n / PANEL, step = 256;
     _Pragma("omp parallel for schedule(static)") for (int64_t unit = 0; unit < m / PANEL * across; unit++) {
         int64_t i = unit / across * PANEL, j = unit % across * PANEL;
-        for (int64_t p = 0; p < pairs; p += step)
+        for (int64_t p = 0; p < pairs || p == 0; p += step)
             product(panel(a, pairs, i) + p * PANEL, 1, PANEL, panel(b, pairs, j) + p * PANEL, PANEL, g + i * n + j, n,
                     PANEL, PANEL, pairs - p < step ? pairs - p : step, p > 0);
     }
