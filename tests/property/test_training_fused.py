@@ -115,13 +115,14 @@ def test_likelihoods(
 
 @settings(max_examples=20, deadline=None)
 @given(SIZES, DTYPES, st.sampled_from([None, 2.0, 30.0]), st.sampled_from([16, 24, 48]), st.booleans())
+@example((2, 1100, 34), torch.bfloat16, 30.0, 32, True)  # more positions than slopes are kept of
 def test_likelihoods_of_a_head(
     ops: FusedOps, size: tuple[int, int, int], dtype: torch.dtype, cap: float | None, width: int, tied: bool
 ) -> None:
     batch, length, words = size
     (hidden, weight), targets = _draw((batch, length, width), (words, width), dtype=dtype), _targets(batch, length, words)
     weight = weight.float() if tied else weight
-    _same(ops, lambda o, t: o.head_nll(t[0], t[1], targets, cap), [hidden, weight], dtype)
+    _same(ops, lambda o, t: o.head_loss(t[0], t[1], targets, cap) * targets.numel(), [hidden, weight], dtype)
 
 
 @settings(max_examples=20, deadline=None)

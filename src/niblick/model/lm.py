@@ -88,9 +88,9 @@ class LanguageModel(Node):
         """Logits c tanh(z / c) of z = hidden @ W.T, W the tied embedding or the head of its own."""
         return self.softcap(F.linear(hidden, self._head_weight.to(hidden.dtype)))
 
-    def head_nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """-ln p(target) (B, T) in nats, float32: what `head` says of `targets`, without keeping its logits."""
-        return self.ops.head_nll(hidden, self._head_weight, targets, self.recipe.softcap)
+    def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The mean of -ln p(target) in nats, float32: what `head` says of `targets`, without keeping its logits."""
+        return self.ops.head_loss(hidden, self._head_weight, targets, self.recipe.softcap)
 
     @property
     def _head_weight(self) -> Tensor:

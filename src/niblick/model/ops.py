@@ -102,9 +102,9 @@ class Ops:
         capped = z.float() if cap is None else cap * torch.tanh(z.float() / cap)
         return F.cross_entropy(capped.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
 
-    def head_nll(self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
-        """`nll` of the logits hidden @ weight.T: hidden (B, T, D), weight (V, D) of any float type."""
-        return self.nll(F.linear(hidden, weight.to(hidden.dtype)), targets, cap)
+    def head_loss(self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+        """The mean of `nll` over all positions, of the logits hidden @ weight.T: hidden (B, T, D), weight (V, D) of any float type."""
+        return self.nll(F.linear(hidden, weight.to(hidden.dtype)), targets, cap).mean()
 
     def smear(self, x: Tensor, last: Tensor | None, boundary: Tensor | None, gate: Tensor) -> Tensor:
         """(1 - gate) * x + gate * prev(x), gate (D,)."""

@@ -31,7 +31,7 @@ def training_loss(
     `LanguageModel.hidden`.
     """
     hidden, _ = model.hidden(inputs, factors=factors)
-    nll = model.head_nll(hidden, targets).mean()
+    nll = model.head_loss(hidden, targets)
     options = model.recipe.mtp
     if options.heads == 0 or inputs.shape[1] <= options.heads:
         return nll, nll

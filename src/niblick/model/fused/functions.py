@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from niblick.model.fused.library import CHUNKS, GATHERED, LANES, MAPS, Kernels
+from niblick.model.fused.library import CHUNKS, LANES, MAPS, Kernels
 
 
 def like(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -319,27 +319,26 @@ class Nll(Function):
         return None, gz, None, None
 
 
-class HeadNll(Function):
-    """Head, softcap and likelihood together (head.h); the products of backward but one happen in forward."""
+class HeadLoss(Function):
+    """Head, softcap and mean likelihood together (head.h); forward computes the gradients too, backward scales them."""
 
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Any:
-        """See `Ops.head_nll`."""
+        """See `Ops.head_loss`."""
         (rows, width), words = sizes(hidden), len(weight)
         nll, low = torch.empty(targets.shape), weight.to(hidden.dtype).contiguous()
-        kept: tuple[Tensor | None, ...] = (None, None, None)
+        slopes: tuple[Tensor | None, ...] = (None, None)
         if any(ctx.needs_input_grad):
-            padded = -(-rows // GATHERED) * GATHERED
-            kept = (torch.empty(rows), hidden.new_empty(padded, words), torch.empty(hidden.shape))
-        kernels("head", hidden.dtype, hidden, low, targets, cap, nll, *kept, rows, words, width)
-        ctx.kernels, ctx.shape, ctx.dtype = kernels, weight.shape, weight.dtype
-        ctx.save_for_backward(hidden, *kept)
-        return nll
+            slopes = torch.empty(hidden.shape), torch.empty(weight.shape)
+        kernels("head", hidden.dtype, hidden, low, targets, cap, nll, *slopes, rows, words, width)
+        ctx.kernels, ctx.dtypes = kernels, (hidden.dtype, weight.dtype)
+        ctx.save_for_backward(*slopes)
+        return nll.mean()
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> Any:
         """Gradients of the hidden state and the head's weight."""
-        hidden, totals, slopes, pulled = ctx.saved_tensors
-        gweight, ghidden, rows = torch.empty(ctx.shape), torch.empty_like(hidden), sizes(hidden)[0]
-        ctx.kernels("head_back", hidden.dtype, hidden, totals, g.contiguous(), slopes, pulled, ghidden, gweight, rows, *ctx.shape)
-        return None, ghidden, gweight.to(ctx.dtype), None, None
+        slope, gathered = ctx.saved_tensors
+        ghidden, gweight = torch.empty(slope.shape, dtype=ctx.dtypes[0]), torch.empty_like(gathered)
+        ctx.kernels("head_back", ghidden.dtype, slope, gathered, g, ghidden, gweight, sizes(slope)[0], *gathered.shape)
+        return None, ghidden, gweight.to(ctx.dtypes[1]), None, None

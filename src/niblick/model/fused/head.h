@@ -1,12 +1,13 @@
-/* Output head, softcap and cross-entropy in one pass over tiles of positions, never holding the logits.
+/* Output head, softcap and cross-entropy in one pass over tiles of positions, with both gradients, never holding the logits.
 
-   Scores of a tile are held transposed, a row per token of the vocabulary and a lane per position. What forward keeps for
-   backward are slopes: the gradient of the scores times the sum of each position's exponentials, so that they can be written
-   before that sum is known; it divides what they are multiplied with. Every sum is taken in a fixed order. */
+   Scores of a tile are held transposed, a row per token of the vocabulary and a lane per position. Slopes are the gradient of the
+   scores times the sum of each position's exponentials, so that they can be written before that sum is known; it divides what they are
+   multiplied with. They are kept for a turn of positions only, small enough for the caches. Every sum is taken in a fixed order. */
 
 #ifdef __AVX512BF16__
 #define WORDS 128   /* tokens of the vocabulary in one block of scores */
 #define GATHERED 256 /* positions whose slopes lie side by side */
+#define TURN 1024    /* positions whose slopes are kept at once, a multiple of GATHERED */
 
 /* From scores z: e = exp(cap(z) - cap) adds to `sum`; returns its slope e (1 - tanh(z / c)^2). */
 static inline __m512 head_slope(__m512 z, __m512 steep, __m512 height, __m512 *sum) {
@@ -48,62 +49,69 @@ static void head_block(const uint16_t *weight, const uint32_t *down, const uint3
     if (slopes) product(pairs, 1, LANES, down + v0 / 2 * d, d, out, d, LANES, d, count / 2, 1);
 }
 
-/* hidden (rows, d), weight (words, d), targets (rows) -> nll (rows). With `slopes` (rows rounded up to GATHERED, times words)
-   also total (rows), the sums, and gh (rows, d): the gradient of nll with respect to hidden. `words` is even, d a multiple
-   of 16, cap positive. */
-void head_bf16(const uint16_t *hidden, const uint16_t *weight, const int64_t *targets, float cap, float *nll, float *totals,
-               uint16_t *slopes, float *gh, int64_t rows, int64_t words, int64_t d) {
-    uint32_t *down = slopes ? room(words * d * 2) : 0;
-    if (down) pack_down(weight, d, words, words, d, down);
-    int64_t groups = (rows + GATHERED - 1) / GATHERED;
-    _Pragma("omp parallel for schedule(static)") for (int64_t group = 0; group < groups; group++) {
-        int64_t g0 = group * GATHERED, count = rows - g0 < GATHERED ? rows - g0 : GATHERED;
-        uint32_t *across = room(GATHERED * d * 2);
-        float *out = room(GATHERED * d * 4), total[GATHERED] = {0};
-        memset(out, 0, GATHERED * d * 4);
+/* GATHERED positions from g0 on, or as many as there are: nll and, with slopes (of their turn, which begins at t0), also gh and down,
+   what the slopes are multiplied with: hidden divided by the sums, as pairs down the rows. */
+static void head_group(const uint16_t *hidden, const uint16_t *weight, const uint32_t *under, const int64_t *targets, float cap, float *nll,
+                       uint16_t *slopes, float *gh, uint32_t *down, int64_t g0, int64_t t0, int64_t rows, int64_t words, int64_t d) {
+    int64_t count = rows - g0 < GATHERED ? rows - g0 : GATHERED;
+    uint32_t *across = room(GATHERED * d * 2);
+    float *out = room(GATHERED * d * 4), total[GATHERED] = {0};
+    memset(out, 0, GATHERED * d * 4);
+    for (int64_t j = 0; j < GATHERED; j += LANES) pack_across(hidden + (g0 + j) * d, d, count - j, LANES, d, across + j * d / 2);
+    for (int64_t v0 = 0; v0 < words; v0 += WORDS)
         for (int64_t j = 0; j < GATHERED; j += LANES)
-            pack_across(hidden + (g0 + j) * d, d, count - j, LANES, d, across + j * d / 2);
-        for (int64_t v0 = 0; v0 < words; v0 += WORDS)
-            for (int64_t j = 0; j < GATHERED; j += LANES)
-                head_block(weight, down, across + j * d / 2, slopes ? head_slopes(slopes, words, g0 + j, v0) : 0, v0,
-                           words - v0 < WORDS ? words - v0 : WORDS, cap, d, total + j, out + j * d);
-        for (int64_t j = 0; j < count; j++) {
-            const uint16_t *now = hidden + (g0 + j) * d, *hit = weight + targets[g0 + j] * d;
-            float z = 0;
-            INDEPENDENT for (int64_t e = 0; e < d; e++) z += widen(now[e]) * widen(hit[e]);
-            float t = tanhf(z / cap), pull = 1 - t * t, inverse = 1 / total[j];
-            nll[g0 + j] = cap + logf(total[j]) - cap * t;
-            if (!slopes) continue;
-            totals[g0 + j] = total[j];
-            uint16_t *mark = head_slopes(slopes, words, g0, targets[g0 + j]) + j;
-            *mark = narrow(widen(*mark) - pull * total[j]);
-            INDEPENDENT for (int64_t e = 0; e < d; e++)
-                gh[(g0 + j) * d + e] = out[j * d + e] * inverse - pull * widen(hit[e]);
-        }
-        free(across), free(out);
+            head_block(weight, under, across + j * d / 2, slopes ? head_slopes(slopes, words, g0 - t0 + j, v0) : 0, v0,
+                       words - v0 < WORDS ? words - v0 : WORDS, cap, d, total + j, out + j * d);
+    float inverse[GATHERED] = {0};
+    for (int64_t j = 0; j < count; j++) {
+        const uint16_t *now = hidden + (g0 + j) * d, *hit = weight + targets[g0 + j] * d;
+        float z = 0;
+        INDEPENDENT for (int64_t e = 0; e < d; e++) z += widen(now[e]) * widen(hit[e]);
+        float t = tanhf(z / cap), pull = 1 - t * t;
+        inverse[j] = 1 / total[j];
+        nll[g0 + j] = cap + logf(total[j]) - cap * t;
+        if (!slopes) continue;
+        uint16_t *mark = head_slopes(slopes, words, g0 - t0, targets[g0 + j]) + j;
+        *mark = narrow(widen(*mark) - pull * total[j]);
+        INDEPENDENT for (int64_t e = 0; e < d; e++) gh[(g0 + j) * d + e] = out[j * d + e] * inverse[j] - pull * widen(hit[e]);
     }
-    free(down);
+    for (int64_t j = 0; slopes && j < GATHERED; j += 2) {
+        const uint16_t *first = hidden + (j < count ? g0 + j : 0) * d, *second = hidden + (j + 1 < count ? g0 + j + 1 : 0) * d;
+        INDEPENDENT for (int64_t e = 0; e < d; e++)
+            down[(g0 - t0 + j) / 2 * d + e] = narrow(widen(first[e]) * inverse[j]) | (uint32_t)narrow(widen(second[e]) * inverse[j + 1]) << 16;
+    }
+    free(across), free(out);
 }
 
-/* From forward's slopes and gh and up (rows), the gradient of each nll: the gradients of the weights and of hidden. */
-void head_back_bf16(const uint16_t *hidden, const float *totals, const float *up, uint16_t *slopes, const float *gh,
-                    uint16_t *ghidden, float *gweight, int64_t rows, int64_t words, int64_t d) {
-    int64_t padded = (rows + GATHERED - 1) / GATHERED * GATHERED;
-    uint32_t *down = room(padded * d * 2);
-    _Pragma("omp parallel for schedule(static)") for (int64_t t = 0; t < padded; t += 2) {
-        float one = t < rows ? up[t] / totals[t] : 0, two = t + 1 < rows ? up[t + 1] / totals[t + 1] : 0;
-        const uint16_t *first = hidden + (t < rows ? t : 0) * d, *second = hidden + (t + 1 < rows ? t + 1 : 0) * d;
-        INDEPENDENT for (int64_t e = 0; e < d; e++)
-            down[t / 2 * d + e] = narrow(widen(first[e]) * one) | (uint32_t)narrow(widen(second[e]) * two) << 16;
-        for (int64_t r = t; r < t + 2 && r < rows; r++)
-            INDEPENDENT for (int64_t e = 0; e < d; e++) ghidden[r * d + e] = narrow(up[r] * gh[r * d + e]);
+/* hidden (rows, d), weight (words, d), targets (rows) -> nll (rows); with gh (rows, d) and gweight (words, d) also the gradients of
+   the sum of nll. `words` is even, d a multiple of 16, cap positive. */
+void head_bf16(const uint16_t *hidden, const uint16_t *weight, const int64_t *targets, float cap, float *nll, float *gh, float *gweight,
+               int64_t rows, int64_t words, int64_t d) {
+    int64_t turn = rows < TURN ? (rows + GATHERED - 1) / GATHERED * GATHERED : TURN;
+    uint32_t *under = gh ? room(words * d * 2) : 0, *down = gh ? room(turn * d * 2) : 0;
+    uint16_t *slopes = gh ? room(turn * words * 2) : 0;
+    if (gh) pack_down(weight, d, words, words, d, under);
+    for (int64_t t0 = 0; t0 < rows; t0 += turn) {
+        int64_t stop = rows - t0 < turn ? rows : t0 + turn;
+        _Pragma("omp parallel for schedule(static)") for (int64_t g0 = t0; g0 < stop; g0 += GATHERED)
+            head_group(hidden, weight, under, targets, cap, nll, slopes, gh, down, g0, t0, rows, words, d);
+        if (!gh) continue;
+        _Pragma("omp parallel for schedule(static)") for (int64_t v0 = 0; v0 < words; v0 += LANES)
+            for (int64_t g0 = t0; g0 < stop; g0 += GATHERED)
+                product(head_slopes(slopes, words, g0 - t0, v0), GATHERED / 2, 1, down + (g0 - t0) / 2 * d, d, gweight + v0 * d, d,
+                        tile_rows(v0, words), d, GATHERED / 2, g0 > 0);
     }
-    _Pragma("omp parallel for schedule(static)") for (int64_t v0 = 0; v0 < words; v0 += LANES) {
-        int64_t count = tile_rows(v0, words);
-        for (int64_t t0 = 0; t0 < padded; t0 += GATHERED)
-            product(head_slopes(slopes, words, t0, v0), GATHERED / 2, 1, down + t0 / 2 * d, d, gweight + v0 * d, d, count,
-                    d, GATHERED / 2, t0 > 0);
+    free(under), free(down), free(slopes);
+}
+
+/* Gradients of the mean of nll times *up, from those of its sum. */
+void head_back_bf16(const float *gh, const float *gweight, const float *up, uint16_t *ghidden, float *gw, int64_t rows, int64_t words,
+                    int64_t d) {
+    int64_t n = rows * d, m = words * d;
+    float share = *up / rows;
+    _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++) {
+        INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++) ghidden[i] = narrow(share * gh[i]);
+        INDEPENDENT for (int64_t i = m * c / CHUNKS; i < m * (c + 1) / CHUNKS; i++) gw[i] = share * gweight[i];
     }
-    free(down);
 }
 #endif

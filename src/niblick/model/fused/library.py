@@ -34,7 +34,7 @@ _ARGUMENTS = {
     "gated_filter": "ppppppiiii", "gated_filter_back": "ppppppppppiiii", "softmax": "pppfiii", "softmax_back": "ppfii",
 }
 _BF16_ONLY = {  # what is built on products.h
-    "attend": "pppppiiiiii", "attend_back": "pppppppppiiiiii", "head": "pppfppppiii", "head_back": "pppppppiii",
+    "attend": "pppppiiiiii", "attend_back": "pppppppppiiiiii", "head": "pppfpppiii", "head_back": "pppppiii",
     "channel": "ppppppffppppiii", "channel_back": "ppppppffpppppppppiii",
     "maps": "pppppiiiii", "maps_back": "pppppppiiiii",
     "project": "pppppppppppppiiiiiii", "project_back": "pppppppppppppppppiiiiiii",
@@ -49,7 +49,6 @@ CHUNKS = 32  # partial sums per reduction, as in kernels.c
 LANES = 64  # positions of one tile, as in products.h
 PANEL = 32  # columns of packed weights, as in products.h
 MAPS = 3  # linear maps of one input, as in maps.h
-GATHERED = 256  # positions whose slopes lie side by side, as in head.h
 
 
 class Kernels:

@@ -124,13 +124,13 @@ class FusedOps(Ops):
         y: Tensor = fused.Nll.apply(self.kernels, z, targets.contiguous(), cap or 0.0)  # type: ignore[no-untyped-call]
         return y
 
-    def head_nll(self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+    def head_loss(self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
         """As in `Ops`."""
         words, width = weight.shape
         takes = width % 16 == 0 and words % 2 == 0 and self._below(targets, words)
         if not (_pairs(self.kernels, hidden) and cap and 0 < cap <= MAX_CAP and takes):
-            return super().head_nll(hidden, weight, targets, cap)
-        y: Tensor = fused.HeadNll.apply(self.kernels, hidden, weight, targets.contiguous(), cap)  # type: ignore[no-untyped-call]
+            return super().head_loss(hidden, weight, targets, cap)
+        y: Tensor = fused.HeadLoss.apply(self.kernels, hidden, weight, targets.contiguous(), cap)  # type: ignore[no-untyped-call]
         return y
 
     def smear(self, x: Tensor, last: Tensor | None, boundary: Tensor | None, gate: Tensor) -> Tensor:
