@@ -42,7 +42,7 @@ RECIPES = ("pocket", "token-shift-small", "sidecar-small", "depth-recurrent-smal
            "depth-recurrent")
 CYCLE = 2  # micro-batches that are run for one update where a step has more
 Variant = tuple[Callable[["Laps", bool], None], Callable[["Laps"], None]]  # a micro-batch (is it the first?), an update
-PARTS = 5  # micro-batches whose forward and backward are measured apart
+PARTS = range(3, 12)  # micro-batches whose forward and backward are measured apart, after the first few
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CPU_TIME = "--cpu-time" in sys.argv
 
@@ -131,9 +131,9 @@ def ours(recipe: Recipe, data: Pipeline, share: float) -> Variant:
         laps.lap("backward")
 
     parts = Laps()
-    for _ in range(PARTS):
+    for _ in range(PARTS.stop):
         parts.measure(partial(apart, parts))
-    ahead, back = (median(parts.phases[name]) for name in ("forward", "backward"))
+    ahead, back = (median(parts.phases[name][PARTS.start :]) for name in ("forward", "backward"))
 
     def batch(laps: Laps, first: bool) -> None:
         inputs, targets = (torch.from_numpy(array) for array in data.next())

@@ -95,7 +95,7 @@ class Adaptation:
     @property
     def rate(self) -> float:
         """The peak learning rate: `lr`, or the method's default."""
-        return {"sgd": 0.3, "adamw": 5e-4, "lora": 0.01}[self.method] if self.lr is None else self.lr
+        return {"sgd": 0.02, "adamw": 5e-5, "lora": 0.01}[self.method] if self.lr is None else self.lr
 
     @property
     def chunk(self) -> int:
