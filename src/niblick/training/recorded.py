@@ -6,6 +6,7 @@ recorded is the model as it was then: hooks and operations that it is given late
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,10 +81,10 @@ class RecordedLoss:
             self.program.rest()
 
     def _record(self, batch: Batch) -> Program | None:
-        expected = [None if t is None else t.clone() for t in self._compute(batch)]
+        expected = [_digest(t) for t in self._compute(batch)]
         try:
             program = capture(self._kernels, lambda: self._compute(batch))
-            if all(map(_same, program(), expected)):
+            if [_digest(t) for t in program()] == expected:
                 return program
             reason = "it differs from the original"
         except (NotRepeatableError, RuntimeError, TypeError, ValueError) as error:
@@ -98,9 +99,8 @@ class RecordedLoss:
         return nll.detach(), *slopes
 
 
-def _same(one: Tensor | None, two: Tensor | None) -> bool:
-    """Equal to the bit."""
-    if one is None or two is None:
-        return one is two
-    bits = [t.reshape(-1).view(torch.uint8) for t in (one, two)]
-    return one.dtype == two.dtype and torch.equal(*bits)
+def _digest(t: Tensor | None) -> tuple[object, ...]:
+    """Equal exactly where type, shape and all bits are."""
+    if t is None:
+        return ()
+    return t.dtype, t.shape, hashlib.blake2b(t.detach().reshape(-1).view(torch.uint8).numpy().data).digest()
