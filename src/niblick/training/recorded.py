@@ -87,7 +87,7 @@ class RecordedLoss:
             if [_digest(t) for t in program()] == expected:
                 return program
             reason = "it differs from the original"
-        except (NotRepeatableError, RuntimeError, TypeError, ValueError) as error:
+        except (NotRepeatableError, AttributeError, OSError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
         warnings.warn(f"the training step is not recorded and takes a tenth longer: {reason}", stacklevel=2)
         return None
