@@ -2,8 +2,8 @@
 
 For each recipe, in one run: tokens per second, share of the measured matrix rate (3 x the plan's forward operations; medians of
 steps and of 2048^3 products, in turn, because a shared machine changes from second to second),
-where the time goes (a recorded forward and backward are told apart in the proportion that they have unrecorded) and peak memory, for this package and for the plain implementation of benchmarks/plain.py at its
-best thread count. Every variant runs in a process of its own. Steps of more than `--tokens` are made of micro-batches, in both;
+where the time goes (a recorded forward and backward are told apart in the proportion that they have unrecorded) and peak
+memory, for this package and for the plain implementation of benchmarks/plain.py at its best thread count. Every variant runs in a process of its own. Steps of more than `--tokens` are made of micro-batches, in both;
 full-size recipes, whose published steps have 524,288 tokens, are measured at `--tokens-per-step`: their optimizer weighs more here.
 On a machine that is busy with other work, `--cpu-time` measures one thread by the processor time it used.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -50,11 +51,8 @@ def test_blocks_of_a_chain_take_the_room_of_two(sizes: list[int]) -> None:
 
 
 def _loss_of(model: LanguageModel) -> RecordedLoss:
-    def loss(inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return training_loss(model, inputs, targets, factors)
-
     assert isinstance(model.ops, FusedOps)
-    return RecordedLoss(loss, model, model.ops.kernels)
+    return RecordedLoss(partial(training_loss, model), model, model.ops.kernels)
 
 
 def _batch(model: LanguageModel, seed: int, length: int, share: float = 1.0, tables: Sequence[str] = ()) -> Batch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,5 @@ def place(blocks: Sequence[Block]) -> tuple[list[int], int]:
                 break
             at = max(at, end)
         offsets[index] = at
-        placed.append((at, at + size, block))
-        placed.sort(key=lambda each: each[0])
+        insort(placed, (at, at + size, block), key=lambda each: each[0])
     return offsets, max((end for _, end, _ in placed), default=0)

@@ -8,7 +8,7 @@ noticed where it asks the tensor (`item`, `nonzero`), not where it reads the mem
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from niblick.model.fused.arena import Block, place
 from niblick.model.fused.library import Kernels
@@ -61,9 +62,9 @@ class Program:
         self._offsets = dict(zip(blocks, offsets, strict=True))
         self._memory = mmap.mmap(-1, max(1, self.size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._arena = torch.frombuffer(self._memory, dtype=torch.uint8).untyped_storage()
-        built = [_Call(*_mapped((c.function, c.operator, c.arguments, c.named, c.results), _Inside, self._tensor)) for c in calls]
-        self._steps, self._calls = [_step(call) for call in built], built  # kernels know the tensors of calls by address only
-        self.results: list[Tensor | None] = _mapped(list(results), _Inside, self._tensor)
+        self._calls = [self._placed(call) for call in calls]  # kept because kernels know their tensors by address only
+        self._steps = [_step(call) for call in self._calls]
+        self.results: list[Tensor | None] = tree_map_only(_Inside, self._tensor, list(results))
 
     @torch.no_grad()
     def __call__(self) -> list[Tensor | None]:
@@ -76,6 +77,10 @@ class Program:
         """Give the arena's memory back to the system until the next call; results are lost."""
         if hasattr(mmap, "MADV_DONTNEED"):
             self._memory.madvise(mmap.MADV_DONTNEED)
+
+    def _placed(self, call: _Call) -> _Call:
+        parts = tree_map_only(_Inside, self._tensor, (call.arguments, call.named, call.results))
+        return _Call(call.function, call.operator, *parts)
 
     def _tensor(self, inside: _Inside) -> Tensor:
         t, at = torch.empty(0, dtype=inside.dtype), self._offsets[inside.storage]
@@ -123,8 +128,9 @@ class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Run an operation and note it, unless it only makes room or another view."""
         if any(tag in func.tags for tag in _DEPENDS):
             raise NotRepeatableError(str(func))
-        arguments, named = self.used(args), self.used(kwargs or {})
-        found = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        arguments, named = self.used(args), self.used(kwargs)
+        found = func(*args, **kwargs)
         results = tuple(_tensors(found))
         given = {_address(t) for t in _tensors((args, kwargs))}
         fresh = [t for t in results if _address(t) not in given]
@@ -141,7 +147,7 @@ class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def used(self, what: Any) -> Any:
         """The nest with tensors made inside described; they are used now."""
-        return _mapped(what, Tensor, self._used)
+        return tree_map_only(Tensor, self._used, what)
 
     def _used(self, t: Tensor) -> Tensor | _Inside:
         block = self.blocks.get(_address(t))
@@ -187,19 +193,5 @@ def _address(t: Tensor) -> int:
     return int(t.untyped_storage()._cdata)
 
 
-def _tensors(what: Any) -> Iterator[Tensor]:
-    """The tensors in nested lists, tuples and dictionaries."""
-    if isinstance(what, Tensor):
-        yield what
-    elif isinstance(what, list | tuple | dict):
-        for each in what.values() if isinstance(what, dict) else what:
-            yield from _tensors(each)
-
-
-def _mapped(what: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """The same nest with everything of `kind` changed."""
-    if isinstance(what, kind):
-        return change(what)
-    if isinstance(what, list | tuple):
-        return type(what)(_mapped(each, kind, change) for each in what)
-    return {key: _mapped(each, kind, change) for key, each in what.items()} if isinstance(what, dict) else what
+def _tensors(what: Any) -> list[Tensor]:
+    return [each for each in tree_leaves(what) if isinstance(each, Tensor)]

@@ -54,6 +54,9 @@ static inline uint16_t narrow(float x) {
     return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+/* Whether position r has one before it in its sequence and document. */
+static inline int follows(const uint8_t *boundary, int64_t r, int64_t length) { return r % length && !(boundary && boundary[r]); }
+
 /* out = the sum of `parts` rows of d, in their order. */
 void fold_f32(const float *rows, float *out, int64_t parts, int64_t d) {
     memset(out, 0, d * sizeof(float));

@@ -107,7 +107,7 @@ void NAME(shift)(const REAL *u, const uint8_t *boundary, const float *s1, const 
                  int64_t rows, int64_t length, int64_t d) {
     EACH_CHUNK EACH_ROW {
         const REAL *now = u + r * d, *before = now - d;
-        if (r % length == 0 || (boundary && boundary[r])) {
+        if (!follows(boundary, r, length)) {
             EACH first[r * d + j] = STORE(s1[j] * LOAD(now[j]));
             if (second) EACH second[r * d + j] = STORE(s2[j] * LOAD(now[j]));
             continue;
@@ -126,13 +126,13 @@ void NAME(shift_back)(const REAL *g1, const REAL *g2, const REAL *u, const uint8
         EACH_ROW {
             int64_t at = r * d, after = at + d;
             float g[d];
-            int followed = (r + 1) % length && !(boundary && boundary[r + 1]);
+            int followed = follows(boundary, r + 1, length);
             EACH g[j] = s1[j] * LOAD(g1[at + j]);
             if (g2) EACH g[j] += s2[j] * LOAD(g2[at + j]);
             if (followed) EACH g[j] += (1 - s1[j]) * LOAD(g1[after + j]);
             if (followed && g2) EACH g[j] += (1 - s2[j]) * LOAD(g2[after + j]);
             EACH gu[at + j] = STORE(g[j]);
-            int alone = r % length == 0 || (boundary && boundary[r]);
+            int alone = !follows(boundary, r, length);
             const REAL *before = alone ? u + at : u + at - d;
             float keep = alone ? 0 : 1;
             EACH sum1[j] += (LOAD(u[at + j]) - keep * LOAD(before[j])) * LOAD(g1[at + j]);

@@ -1,15 +1,10 @@
 /* What the sidecar transformer adds to attention, and its gated filter; included by kernels.h once per element type. */
 
-/* Whether position r has one before it in its sequence and document. */
-static inline int NAME(follows)(const uint8_t *boundary, int64_t r, int64_t length) {
-    return r % length && !(boundary && boundary[r]);
-}
-
 /* out = x + m prev(x), m (d). */
 void NAME(shift_mix)(const REAL *x, const uint8_t *boundary, const float *m, REAL *out, int64_t rows, int64_t length, int64_t d) {
     EACH_CHUNK EACH_ROW {
         const REAL *now = x + r * d, *before = now - d;
-        if (NAME(follows)(boundary, r, length)) EACH out[r * d + j] = STORE(LOAD(now[j]) + m[j] * LOAD(before[j]));
+        if (follows(boundary, r, length)) EACH out[r * d + j] = STORE(LOAD(now[j]) + m[j] * LOAD(before[j]));
         else EACH out[r * d + j] = now[j];
     }
 }
@@ -22,9 +17,9 @@ void NAME(shift_mix_back)(const REAL *g, const REAL *x, const uint8_t *boundary,
         memset(sum, 0, d * sizeof(float));
         EACH_ROW {
             const REAL *up = g + r * d, *later = up + d, *before = x + (r - 1) * d;
-            if (r + 1 < rows && NAME(follows)(boundary, r + 1, length)) EACH gx[r * d + j] = STORE(LOAD(up[j]) + m[j] * LOAD(later[j]));
+            if (r + 1 < rows && follows(boundary, r + 1, length)) EACH gx[r * d + j] = STORE(LOAD(up[j]) + m[j] * LOAD(later[j]));
             else EACH gx[r * d + j] = up[j];
-            if (NAME(follows)(boundary, r, length)) EACH sum[j] += LOAD(up[j]) * LOAD(before[j]);
+            if (follows(boundary, r, length)) EACH sum[j] += LOAD(up[j]) * LOAD(before[j]);
         }
     }
 }
@@ -63,7 +58,7 @@ void NAME(local_value_back)(const REAL *g, const REAL *v, const float *m, REAL *
 static inline void NAME(filter_row)(const REAL *v, const uint8_t *boundary, const float *w, float *sum, int64_t r, int64_t length,
                                     int64_t taps, int64_t d) {
     EACH sum[j] = w[j * taps + taps - 1] * LOAD(v[r * d + j]);
-    for (int64_t back = 1; back < taps && NAME(follows)(boundary, r - back + 1, length); back++)
+    for (int64_t back = 1; back < taps && follows(boundary, r - back + 1, length); back++)
         EACH sum[j] += w[j * taps + taps - 1 - back] * LOAD(v[(r - back) * d + j]);
 }
 
@@ -98,14 +93,14 @@ void NAME(gated_filter_back)(const REAL *g, const REAL *v, const REAL *gate, con
                 sums[j] += slope;
             }
             EACH sums[taps * d + j] += own[j] * LOAD(v[r * d + j]);
-            for (int64_t back = 1; back < taps && NAME(follows)(boundary, r - back + 1, length); back++)
+            for (int64_t back = 1; back < taps && follows(boundary, r - back + 1, length); back++)
                 EACH sums[(taps - back) * d + j] += own[j] * LOAD(v[(r - back) * d + j]);
         }
     }
     EACH_CHUNK EACH_ROW {
         float sum[d];
         EACH sum[j] = w[j * taps + taps - 1] * pull[r * d + j];
-        for (int64_t on = 1; on < taps && r + on < rows && NAME(follows)(boundary, r + on, length); on++)
+        for (int64_t on = 1; on < taps && r + on < rows && follows(boundary, r + on, length); on++)
             EACH sum[j] += w[j * taps + taps - 1 - on] * pull[(r + on) * d + j];
         EACH gv[r * d + j] = STORE(sum[j]);
     }

@@ -9,7 +9,7 @@ static void shift_rows(const uint16_t *u, const uint8_t *boundary, const float *
     for (int64_t r = 0, t = t0; r < LANES; r++, t++, out += d) {
         const uint16_t *now = row_or_zero(u + t0 * d, r, count, d), *before = now;
         float keep = 0;
-        if (r < count && t % length && !(boundary && boundary[t])) before = now - d, keep = 1;
+        if (r < count && follows(boundary, t, length)) before = now - d, keep = 1;
         INDEPENDENT for (int64_t j = 0; j < d; j++) {
             float prev = keep * widen(before[j]);
             out[j] = narrow(prev + share[j] * (widen(now[j]) - prev));

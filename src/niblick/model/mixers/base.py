@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from niblick.model.ops import Ops, rms
+from niblick.model.ops import Ops
 from niblick.model.state import State
 from niblick.plan import VirtualLayer
 from niblick.recipe.model import ModelRecipe
@@ -54,4 +54,4 @@ class Context:
 Mixer = Callable[["nn.Module", Tensor, VirtualLayer, Context], Tensor]
 MIXERS: Registry[Mixer] = Registry("mixer")
 
-__all__ = ["MIXERS", "Context", "Mixer", "rms"]
+__all__ = ["MIXERS", "Context", "Mixer"]
