@@ -24,6 +24,8 @@ train: setup
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.c' '*.h')
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 

@@ -1,8 +1,10 @@
-"""Measures the data pipeline and the tokenizers; `python benchmarks/data.py [tokenizers|wait|memory ...]`.
+"""Measures the data pipeline and the tokenizers; `python benchmarks/data.py [tokenizers|wait|memory
+...]`.
 
-tokenizers: bytes per token on the validation split of wiki-vital, and what the tokenizer costs inside an artifact.
-wait: the share of training time spent waiting for batches, beside real forward and backward passes.
-memory: peak resident memory of a process that draws batches, against the number of shards.
+tokenizers: bytes per token on the validation split of wiki-vital, and what the tokenizer costs
+inside an artifact. wait: the share of training time spent waiting for batches, beside real forward
+and backward passes. memory: peak resident memory of a process that draws batches, against the
+number of shards.
 """
 
 from __future__ import annotations
@@ -36,13 +38,17 @@ def tokenizers() -> None:
         tokens = sum(len(made.encode(text)) for text in splits["validation"])
         lossless = "yes" if made.lossless else "no"
         sizes = f"{len(made.to_bytes()):,} | {len(made.to_file_bytes()):,}"
-        print(f"| {name} | {lossless} | {size / tokens:.3f} | {sizes} | {seconds:.1f} s |", flush=True)
+        print(
+            f"| {name} | {lossless} | {size / tokens:.3f} | {sizes} | {seconds:.1f} s |", flush=True
+        )
 
     row("fineweb-1024", load_tokenizer("fineweb-1024"), 0.0)
     for vocab_size in (512, 1024, 2048, 4096):
         for across_words in (False, True):
             began = time.perf_counter()
-            made = train_tokenizer(splits["train"], vocab_size=vocab_size, across_words=across_words)
+            made = train_tokenizer(
+                splits["train"], vocab_size=vocab_size, across_words=across_words
+            )
             kind = "across" if across_words else "within"
             row(f"trained, {vocab_size}, {kind} words", made, time.perf_counter() - began)
 
@@ -63,18 +69,23 @@ def wait() -> None:
         for number, path in enumerate(shards):
             write_shard(path, np.random.default_rng(number).integers(0, 1024, 100_000))
         for workers in (0, 1):
-            pipeline = Pipeline(shards, sequence_length=256, batch_sequences=32, seed=0, workers=workers)
+            pipeline = Pipeline(
+                shards, sequence_length=256, batch_sequences=32, seed=0, workers=workers
+            )
             pipeline.next()
             pipeline.wait_seconds, began = 0.0, time.perf_counter()
             for _ in range(60):
                 inputs, targets = (torch.from_numpy(array) for array in pipeline.next())
-                loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+                loss = torch.nn.functional.cross_entropy(
+                    model(inputs).flatten(0, 1), targets.flatten()
+                )
                 loss.backward()  # type: ignore[no-untyped-call]
             spent = time.perf_counter() - began
             pipeline.close()
             print(
-                f"{workers} workers: step {spent / 60 * 1000:.1f} ms for 8,192 tokens from up to 32 of 64 shards, "
-                f"waiting {pipeline.wait_seconds / 60 * 1000:.3f} ms = {100 * pipeline.wait_seconds / spent:.3f} %"
+                f"{workers} workers: step {spent / 60 * 1000:.1f} ms for 8,192 tokens from up to 32"
+                f" of 64 shards, waiting {pipeline.wait_seconds / 60 * 1000:.3f} ms ="
+                f" {100 * pipeline.wait_seconds / spent:.3f} %"
             )
 
 
@@ -98,16 +109,21 @@ def _draw(folder: Path) -> None:
 
 
 def memory() -> None:
-    """Peak memory of a fresh process that draws 26 M tokens, against the number of shards (Linux: reads /proc)."""
+    """Peak memory of a fresh process that draws 26 M tokens, against the number of shards (Linux:
+    reads /proc).
+    """
     for count in (1, 16, 64, 256, 1024):
         with tempfile.TemporaryDirectory() as folder:
             for number in range(count):
                 _sparse_shard(Path(folder) / f"{number:04d}.bin")
             command = [sys.executable, __file__, "--draw", folder]
-            result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            result = json.loads(
+                subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            )
         total = count * 2 * SHARD_TOKENS / 1e6
         print(
-            f"{count:5} shards, {total:8,.0f} MB on disk: peak memory {result['peak'] / 1e6:.1f} MB",
+            f"{count:5} shards, {total:8,.0f} MB on disk: peak memory"
+            f" {result['peak'] / 1e6:.1f} MB",
             flush=True,
         )
 

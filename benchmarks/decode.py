@@ -1,16 +1,20 @@
-"""Decoding speed at batch 1 and small batches; `python benchmarks/decode.py [--threads N] [--peers PYTHON] [--json]`
+"""Decoding speed at batch 1 and small batches; `python benchmarks/decode.py [--threads N] [--peers
+PYTHON] [--json]`
 
-`--model PATH` (repeatable) adds artifacts, checkpoints or run directories: what was really packed. `--check PATH`
-measures no speed but compares the native engine with the reference model (see decode_check.py).
+`--model PATH` (repeatable) adds artifacts, checkpoints or run directories: what was really packed.
+`--check PATH` measures no speed but compares the native engine with the reference model (see
+decode_check.py).
 
-For each full-size model: tokens/s and milliseconds per token (greedy choice included) of the engine behind
-`generate` at several context positions, of the reference engine, resident memory and state bytes; then, with
-`--peers` naming a Python that has transformers, llama-cpp-python and gguf, the same of a Llama-type model of
-equal parameter count in Hugging Face transformers and in llama.cpp (Q8_0 and Q6_K).
+For each full-size model: tokens/s and milliseconds per token (greedy choice included) of the engine
+behind `generate` at several context positions, of the reference engine, resident memory and state
+bytes; then, with `--peers` naming a Python that has transformers, llama-cpp-python and gguf, the
+same of a Llama-type model of equal parameter count in Hugging Face transformers and in llama.cpp
+(Q8_0 and Q6_K).
 
-Weights of recipes are random, rounded per row to the recipe's bits (`NAME:BITS`: matrices to so many). Each number is the best of `--repeats` runs of
-`--tokens` tokens. A position beyond the context is reached with a full context behind it (`--read-all` reads
-every token from position 0 instead). Every model runs in a process of its own.
+Weights of recipes are random, rounded per row to the recipe's bits (`NAME:BITS`: matrices to so
+many). Each number is the best of `--repeats` runs of `--tokens` tokens. A position beyond the
+context is reached with a full context behind it (`--read-all` reads every token from position 0
+instead). Every model runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +46,9 @@ def resident() -> int:
 
 
 def clock(options: argparse.Namespace) -> Any:
-    """Wall time; with `--cpu-time` this process's processor time, which other processes disturb less."""
+    """Wall time; with `--cpu-time` this process's processor time, which other processes disturb
+    less.
+    """
     return time.process_time if options.cpu_time else time.perf_counter
 
 
@@ -56,7 +62,9 @@ def open_plan(name: str) -> Any:
 
 
 def random_model(name: str, bits: str | None = None) -> Any:
-    """A full-size model with random weights, rounded per row to `bits` or those that the recipe names."""
+    """A full-size model with random weights, rounded per row to `bits` or those that the recipe
+    names.
+    """
     import torch
 
     from niblick.compression.rounding import round_trip, row_specs
@@ -65,7 +73,9 @@ def random_model(name: str, bits: str | None = None) -> Any:
     from niblick.plan import Init
     from niblick.recipe import load_recipe
 
-    asked = () if bits is None else (f"artifact.matrix_bits={bits}", f"artifact.embedding_bits={bits}")
+    asked = (
+        () if bits is None else (f"artifact.matrix_bits={bits}", f"artifact.embedding_bits={bits}")
+    )
     recipe = load_recipe(name, asked)
     model = LanguageModel(recipe.model, seed=None).eval()
     specs = row_specs(recipe, model.plan)
@@ -78,7 +88,11 @@ def random_model(name: str, bits: str | None = None) -> Any:
                 Init(kind="normal", value=parameter.shape[-1] ** -0.5 if parameter.shape else 1.0),
             )
             weight.copy_(
-                draw(parameter.shape, normal if parameter.name in specs else parameter.init, generator)
+                draw(
+                    parameter.shape,
+                    normal if parameter.name in specs else parameter.init,
+                    generator,
+                )
             )
             if parameter.name in specs:
                 weight.copy_(round_trip(weight, specs[parameter.name]))
@@ -136,7 +150,10 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         reference = ReferenceEngine(model)
         reference.read(0, [1] * 1000)
         slow = (
-            best_seconds(reference, argparse.Namespace(repeats=2, tokens=10, cpu_time=options.cpu_time)) * 1e3
+            best_seconds(
+                reference, argparse.Namespace(repeats=2, tokens=10, cpu_time=options.cpu_time)
+            )
+            * 1e3
         )
         del reference
     began = clock(options)()
@@ -190,22 +207,30 @@ def in_memory(row: dict[str, Any]) -> str:
 def show(result: dict[str, Any]) -> None:
     """The tables of the documentation."""
     kind = "processor" if result["options"]["cpu_time"] else "wall"
-    print(f"{result['processor']}, {result['threads']} threads; {kind} milliseconds per token (tokens/s)\n")
+    print(
+        f"{result['processor']}, {result['threads']} threads; {kind} milliseconds per token"
+        " (tokens/s)\n"
+    )
     positions = result["options"]["positions"]
     print(
-        "| model | memory | state | " + " | ".join(f"at {p:,}" for p in positions) + " | reading a prompt |"
+        "| model | memory | state | "
+        + " | ".join(f"at {p:,}" for p in positions)
+        + " | reading a prompt |"
     )
     print("|---|---|---|" + "---|" * (len(positions) + 1))
     for row in result["models"] + result["peers"]:
         at = {cell["position"]: cell for cell in row["positions"]}
         cells = [
-            f"{at[p]['ms']:.2f} ({at[p]['tokens_per_second']:,.0f})" if p in at else "-" for p in positions
+            f"{at[p]['ms']:.2f} ({at[p]['tokens_per_second']:,.0f})" if p in at else "-"
+            for p in positions
         ]
         reading = max(
-            (cell["read_per_second"] for cell in row["positions"] if cell["position"] >= 1000), default=0
+            (cell["read_per_second"] for cell in row["positions"] if cell["position"] >= 1000),
+            default=0,
         )
         print(
-            f"| {row['model']}, {row['engine']}{in_memory(row)} | {row['resident_bytes'] / 1e6:.0f} MB | {row['state_bytes'] / 1e6:.1f} MB | "
+            f"| {row['model']}, {row['engine']}{in_memory(row)} | {row['resident_bytes'] / 1e6:.0f}"
+            f" MB | {row['state_bytes'] / 1e6:.1f} MB | "
             + " | ".join(cells)
             + f" | {reading:,.0f}/s |"
         )
@@ -285,7 +310,8 @@ def main() -> None:
         *(["--cpu-time"] if options.cpu_time else []),
     ]
     models = [
-        run([sys.executable, __file__, "--one", name, *shared]) for name in [*options.models, *options.model]
+        run([sys.executable, __file__, "--one", name, *shared])
+        for name in [*options.models, *options.model]
     ]
     peers = []
     if options.peers:
@@ -296,7 +322,12 @@ def main() -> None:
             "cpu_time": options.cpu_time,
             "positions": options.peer_positions,
         }
-        for peer in ("transformers-float32", "transformers-bfloat16", "llama.cpp-Q8_0", "llama.cpp-Q6_K"):
+        for peer in (
+            "transformers-float32",
+            "transformers-bfloat16",
+            "llama.cpp-Q8_0",
+            "llama.cpp-Q6_K",
+        ):
             peers.append(run([options.peers, str(PEERS), peer, json.dumps(wanted)]))
     from niblick.runtime import describe_environment
 

@@ -1,9 +1,11 @@
-"""Does the native engine say what the reference model says? For `benchmarks/decode.py --check PATH [--text FILE]`.
+"""Does the native engine say what the reference model says? For `benchmarks/decode.py --check PATH
+[--text FILE]`.
 
-Both engines read the same prompt and the same greedy tokens, the reference model's, so that a difference of one token
-does not end the comparison: reported are the first token on which they differ, how many do, and how far apart the
-reference's two best logits lie there. With a text (a token shard, or plain text for the model's own tokenizer), bits
-per byte of both over it, token by token in the native engine and in parallel in the reference model.
+Both engines read the same prompt and the same greedy tokens, the reference model's, so that a
+difference of one token does not end the comparison: reported are the first token on which they
+differ, how many do, and how far apart the reference's two best logits lie there. With a text (a
+token shard, or plain text for the model's own tokenizer), bits per byte of both over it, token by
+token in the native engine and in parallel in the reference model.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def read_text(path: Path, loaded: Loaded) -> np.ndarray:
         return np.asarray(open_shard(path), dtype=np.int64)
     if loaded.tokenizer is None:
         raise SystemExit(f"{loaded.path} brings no tokenizer for {path}")
-    return np.asarray(loaded.tokenizer.encode_document(path.read_text(encoding="utf-8")), dtype=np.int64)
+    return np.asarray(
+        loaded.tokenizer.encode_document(path.read_text(encoding="utf-8")), dtype=np.int64
+    )
 
 
 def greedy(native: Engine, reference: Engine, prompt: list[int], count: int) -> dict[str, Any]:
@@ -92,7 +96,8 @@ def text_bits(native: Engine, loaded: Loaded, ids: np.ndarray) -> dict[str, Any]
     own = torch.stack(found)
     wanted = torch.from_numpy(ids[1:])
     bits = [
-        torch.nn.functional.cross_entropy(x, wanted, reduction="sum").item() / np.log(2) for x in (own, right)
+        torch.nn.functional.cross_entropy(x, wanted, reduction="sum").item() / np.log(2)
+        for x in (own, right)
     ]
     count = len(loaded.tokenizer.decode_bytes(ids.tolist())) if loaded.tokenizer else len(ids) - 1
     off = (own - right).abs().amax(1)
@@ -112,14 +117,21 @@ def show(found: dict[str, Any]) -> None:
     same = row["first"] is None
     print(
         f"{found['model']}: greedy, {row['tokens']:,} tokens: "
-        + ("all equal" if same else f"{row['differ']} differ, first token {row['first']:,} (best two logits ")
+        + (
+            "all equal"
+            if same
+            else f"{row['differ']} differ, first token {row['first']:,} (best two logits "
+        )
         + ("" if same else f"{row['gap_there']:.1e} apart there, {row['widest_gap']:.1e} at most)")
-        + f"; logits off by {row['median_logit_error']:.1e} in the median token, {row['worst_logit_error']:.1e} in the worst"
+        + f"; logits off by {row['median_logit_error']:.1e} in the median token,"
+        f" {row['worst_logit_error']:.1e} in the worst"
     )
     if "text" in found:
         row = found["text"]
         print(
-            f"text, {row['tokens']:,} tokens, {row['bytes']:,} bytes: {row['native_bits']:.7f} bits per byte, "
-            f"reference {row['reference_bits']:.7f} ({row['native_bits'] - row['reference_bits']:+.1e}); logits off by "
-            f"{row['median_logit_error']:.1e} in the median token, {row['worst_logit_error']:.1e} in the worst"
+            f"text, {row['tokens']:,} tokens, {row['bytes']:,} bytes: {row['native_bits']:.7f} bits"
+            f" per byte, reference {row['reference_bits']:.7f}"
+            f" ({row['native_bits'] - row['reference_bits']:+.1e}); logits off by"
+            f" {row['median_logit_error']:.1e} in the median token, {row['worst_logit_error']:.1e}"
+            " in the worst"
         )

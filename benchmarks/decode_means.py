@@ -1,8 +1,10 @@
-"""By which means? The matrix products of one token (104 matrices of 512 x 512, 27 M weights), one thread, batch 1.
+"""By which means? The matrix products of one token (104 matrices of 512 x 512, 27 M weights), one
+thread, batch 1.
 
-`python benchmarks/decode_means.py` compares PyTorch in float32 and with its int8 weights (a call per matrix), a numba
-kernel (where numba is installed) and the native engine's at 6 and 8 bits (one call): what a token costs at least. Processor time,
-best of several rounds in turn, so that another process on the machine disturbs all of them alike.
+`python benchmarks/decode_means.py` compares PyTorch in float32 and with its int8 weights (a call
+per matrix), a numba kernel (where numba is installed) and the native engine's at 6 and 8 bits (one
+call): what a token costs at least. Processor time, best of several rounds in turn, so that another
+process on the machine disturbs all of them alike.
 """
 
 from __future__ import annotations
@@ -68,12 +70,16 @@ def numba_int8() -> Callable[[], None]:
 
 
 def native(limit: int) -> Callable[[], None]:
-    """The engine's kernel over exact codes of up to `limit`, laid out as the engine lays them out."""
+    """The engine's kernel over exact codes of up to `limit`, laid out as the engine lays them
+    out.
+    """
     library = ENGINE.obtain()
     assert library is not None
     library.nb_floats.restype = ctypes.c_void_p
     draw = np.random.default_rng(0)
-    codes = encode((draw.integers(-limit, limit + 1, (COUNT * SIDE, SIDE)) * 0.01).astype(np.float32))
+    codes = encode(
+        (draw.integers(-limit, limit + 1, (COUNT * SIDE, SIDE)) * 0.01).astype(np.float32)
+    )
     memory = library.nb_floats(ctypes.c_int64(codes.data.nbytes // 4))
     ctypes.memmove(memory, codes.data.ctypes.data, codes.data.nbytes)
     matrix = matrix_of(codes)
@@ -83,9 +89,18 @@ def native(limit: int) -> Callable[[], None]:
 
     def run(kept: object = codes) -> None:
         library.nb_product(
-            ctypes.byref(matrix), pointer(x), ctypes.c_int64(0), pointer(out), ctypes.c_int64(0), 1, 0, rows, 0, zero,
+            ctypes.byref(matrix),
+            pointer(x),
+            ctypes.c_int64(0),
+            pointer(out),
+            ctypes.c_int64(0),
+            1,
+            0,
+            rows,
+            0,
+            zero,
             pointer(scratch),
-        )  # fmt: skip
+        )
 
     return run
 

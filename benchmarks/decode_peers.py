@@ -1,8 +1,8 @@
 """A Llama-type model of about 26.5 M parameters in other engines, for benchmarks/decode.py.
 
-`python decode_peers.py transformers-float32|transformers-bfloat16|llama.cpp-Q8_0|llama.cpp-Q6_K OPTIONS_JSON`
-prints one line of JSON. Runs in an environment of its own: it needs transformers and torch, or llama-cpp-python
-and gguf, and nothing of this project.
+`python decode_peers.py transformers-float32|transformers-bfloat16|llama.cpp-Q8_0|llama.cpp-Q6_K
+OPTIONS_JSON` prints one line of JSON. Runs in an environment of its own: it needs transformers and
+torch, or llama-cpp-python and gguf, and nothing of this project.
 """
 
 from __future__ import annotations
@@ -42,8 +42,12 @@ def clock(options: dict[str, Any]) -> Any:
     return time.process_time if options.get("cpu_time") else time.perf_counter
 
 
-def row(name: str, options: dict[str, Any], before: int, state: int, step: Any, read: Any) -> dict[str, Any]:
-    """Best speed at every position: `read(n)` reads n tokens and `step()` chooses and gives one more."""
+def row(
+    name: str, options: dict[str, Any], before: int, state: int, step: Any, read: Any
+) -> dict[str, Any]:
+    """Best speed at every position: `read(n)` reads n tokens and `step()` chooses and gives one
+    more.
+    """
     cells = []
     for position in options["positions"]:
         began = clock(options)()
@@ -75,7 +79,9 @@ def row(name: str, options: dict[str, Any], before: int, state: int, step: Any, 
 
 
 def transformers(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """`generate` with its default cache: every run of tokens is one call on the text so far, less its first token."""
+    """`generate` with its default cache: every run of tokens is one call on the text so far, less
+    its first token.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -174,11 +180,17 @@ def llama_cpp(name: str, options: dict[str, Any]) -> dict[str, Any]:
         plain, packed = Path(folder) / "f16.gguf", Path(folder) / "packed.gguf"
         write_gguf(plain)
         settings = api.llama_model_quantize_default_params()
-        settings.ftype = api.LLAMA_FTYPE_MOSTLY_Q8_0 if name.endswith("Q8_0") else api.LLAMA_FTYPE_MOSTLY_Q6_K
-        if api.llama_model_quantize(str(plain).encode(), str(packed).encode(), ctypes.byref(settings)):
+        settings.ftype = (
+            api.LLAMA_FTYPE_MOSTLY_Q8_0 if name.endswith("Q8_0") else api.LLAMA_FTYPE_MOSTLY_Q6_K
+        )
+        if api.llama_model_quantize(
+            str(plain).encode(), str(packed).encode(), ctypes.byref(settings)
+        ):
             raise SystemExit("llama.cpp could not quantize the model")
         before = resident()
-        model = api.llama_model_load_from_file(str(packed).encode(), api.llama_model_default_params())
+        model = api.llama_model_load_from_file(
+            str(packed).encode(), api.llama_model_default_params()
+        )
     if not model:
         raise SystemExit("llama.cpp could not load the model")
     settings = api.llama_context_default_params()
@@ -191,7 +203,9 @@ def llama_cpp(name: str, options: dict[str, Any]) -> dict[str, Any]:
         array = (api.llama_token * len(ids))(*ids)
         if api.llama_decode(context, api.llama_batch_get_one(array, len(ids))):
             raise SystemExit("llama.cpp could not decode")
-        last[0] = int(np.ctypeslib.as_array(api.llama_get_logits_ith(context, -1), shape=(VOCAB,)).argmax())
+        last[0] = int(
+            np.ctypeslib.as_array(api.llama_get_logits_ith(context, -1), shape=(VOCAB,)).argmax()
+        )
 
     def read(position: int) -> None:
         api.llama_memory_clear(api.llama_get_memory(context), True)

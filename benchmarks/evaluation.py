@@ -1,11 +1,12 @@
-"""Time and bits per byte of every evaluation mode, and what legal test-time training gains, in one run.
+"""Time and bits per byte of every evaluation mode, and what legal test-time training gains, in one
+run.
 
     python benchmarks/evaluation.py MODEL [--data DIR] [--context N] [--tokens N] [--repeat N]
-    python benchmarks/evaluation.py [--recipe NAME] [--set KEY=VALUE ...]      # trains a model first
+    python benchmarks/evaluation.py [--recipe NAME] [--set KEY=VALUE ...]  # trains one first
 
-Seconds are processor time of this process, the best of `--repeat` passes: on a machine that does other work too, wall
-time says little. Ends with exit code 1 where `streaming` costs more than a tenth of `sliding --stride 64`, or is worse by
-more than 0.002 bits per byte.
+Seconds are processor time of this process, the best of `--repeat` passes: on a machine that does
+other work too, wall time says little. Ends with exit code 1 where `streaming` costs more than a
+tenth of `sliding --stride 64`, or is worse by more than 0.002 bits per byte.
 """
 
 from __future__ import annotations
@@ -40,9 +41,13 @@ MODES = {
 LEARNING = {
     "streaming + SGD": EvaluationOptions(ttt=Adaptation(method="sgd")),
     "streaming + AdamW": EvaluationOptions(ttt=Adaptation(method="adamw")),
-    "streaming + SGD in 4 phases": EvaluationOptions(ttt=Adaptation(method="sgd", phases=4, epochs=2)),
+    "streaming + SGD in 4 phases": EvaluationOptions(
+        ttt=Adaptation(method="sgd", phases=4, epochs=2)
+    ),
     "document + adapters": EvaluationOptions(mode="document", ttt=Adaptation(method="lora")),
-    "leaky-ttt, 1 epoch (NOT A VALID SCORE)": EvaluationOptions(mode="leaky-ttt", leaky=LeakyTraining(epochs=1)),
+    "leaky-ttt, 1 epoch (NOT A VALID SCORE)": EvaluationOptions(
+        mode="leaky-ttt", leaky=LeakyTraining(epochs=1)
+    ),
 }
 
 
@@ -54,18 +59,30 @@ def main() -> int:
     context = options.context or model.recipe.context
     tokens = np.asarray(dataset.tokens("validation"))[: options.tokens]
     size = int(dataset.tokenizer.byte_table.count(tokens[1:], tokens[:-1]).sum())
-    print(f"{model.plan.parameter_count:,} parameters, context {context}, {len(tokens) - 1:,} tokens, {size:,} bytes\n")
+    print(
+        f"{model.plan.parameter_count:,} parameters, context {context}, {len(tokens) - 1:,} tokens,"
+        f" {size:,} bytes\n"
+    )
     print("| mode | bpb | processor seconds | tokens/s | against streaming |")
     print("|---|---|---|---|---|")
     found: dict[str, tuple[float, float]] = {}
     for name, settings in {**MODES, **({} if options.plain else LEARNING)}.items():
         stride = min(settings.stride, context)
-        chosen = EvaluationOptions(mode=settings.mode, context=context, stride=stride, ttt=settings.ttt, leaky=settings.leaky)
+        chosen = EvaluationOptions(
+            mode=settings.mode,
+            context=context,
+            stride=stride,
+            ttt=settings.ttt,
+            leaky=settings.leaky,
+        )
         seconds, bpb = measure(model, tokens, size, chosen, options.repeat)
         found[name] = seconds, bpb
         base = found.get("streaming")
         against = "-" if base is None else f"{seconds / base[0]:.2f} x, {bpb - base[1]:+.4f} bpb"
-        print(f"| {name} | {bpb:.4f} | {seconds:.2f} | {len(tokens) / seconds:,.0f} | {against} |", flush=True)
+        print(
+            f"| {name} | {bpb:.4f} | {seconds:.2f} | {len(tokens) / seconds:,.0f} | {against} |",
+            flush=True,
+        )
     return verdict(found["streaming"], found["sliding, stride 64"])
 
 
@@ -85,7 +102,10 @@ def measure(
 def verdict(streaming: tuple[float, float], sliding: tuple[float, float]) -> int:
     """Whether streaming costs at most a tenth of sliding and is no worse by more than 0.002."""
     share, gap = streaming[0] / sliding[0], streaming[1] - sliding[1]
-    print(f"\nstreaming costs {share:.3f} of sliding at stride 64 (at most 0.1) and differs by {gap:+.4f} bpb (at most +0.002)")
+    print(
+        f"\nstreaming costs {share:.3f} of sliding at stride 64 (at most 0.1) and differs by"
+        f" {gap:+.4f} bpb (at most +0.002)"
+    )
     return int(share > 0.1 or gap > 0.002)
 
 
@@ -97,20 +117,26 @@ def load(options: argparse.Namespace) -> tuple[LanguageModel, Dataset]:
     else:
         recipe, model = load_recipe(options.recipe, options.set), None
     dataset = (
-        open_dataset(options.data) if options.data
+        open_dataset(options.data)
+        if options.data
         else resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
     )
     if model is None:
         with tempfile.TemporaryDirectory() as folder:
             result = train(recipe, dataset, Path(folder) / "run", world=World())
-        print(f"trained {recipe.name} on {result.tokens:,} tokens in {result.seconds:.0f} s", flush=True)
+        print(
+            f"trained {recipe.name} on {result.tokens:,} tokens in {result.seconds:.0f} s",
+            flush=True,
+        )
         model = build_model(recipe, result.tensors)
     return model, dataset
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--recipe", default="token-shift-small")

@@ -1,13 +1,16 @@
 """The frontier of packing: one checkpoint through every codec, one table and one plot.
 
-    python benchmarks/pack.py CHECKPOINT [--data DIR] [--tokens 32768] [--bits 2.0 ...] [--sigma 12.85 ...] [--svg pack.svg]
+    python benchmarks/pack.py CHECKPOINT [--data DIR] [--tokens 32768] [--bits 2.0 ...] [--sigma
+    12.85 ...] [--svg pack.svg]
         [--nncodec PYTHON]
 
-Rows: the three published exports with their floors, int6 codes under Brotli-11, GPTQ with a clip at k standard
-deviations under Brotli-11 (the public frontier, given this package's Hessians and every matrix by role), NNCodec at the
-same bytes where an interpreter that has it is named, and this package's codecs, `rd` also at the bytes that the aims of the project name. Columns: bytes of everything that is needed
-to rebuild the weights, bits per parameter, bits per byte on the first tokens of the validation split, the loss against
-float weights, encode and decode in processor seconds.
+Rows: the three published exports with their floors, int6 codes under Brotli-11, GPTQ with a clip at
+k standard deviations under Brotli-11 (the public frontier, given this package's Hessians and every
+matrix by role), NNCodec at the same bytes where an interpreter that has it is named, and this
+package's codecs, `rd` also at the bytes that the aims of the project name. Columns: bytes of
+everything that is needed to rebuild the weights, bits per parameter, bits per byte on the first
+tokens of the validation split, the loss against float weights, encode and decode in processor
+seconds.
 """
 
 from __future__ import annotations
@@ -53,7 +56,14 @@ from niblick.report.calibrate import make_calibration
 from niblick.runtime import cache_folder
 
 LARGE = 65_536
-MARKERS = (("published", "s"), ("GPTQ", "^"), ("NNCodec", "P"), ("int6", "D"), ("niblick int", "v"), ("niblick rd", "o"))
+MARKERS = (
+    ("published", "s"),
+    ("GPTQ", "^"),
+    ("NNCodec", "P"),
+    ("int6", "D"),
+    ("niblick int", "v"),
+    ("niblick rd", "o"),
+)
 Weights = dict[str, Tensor]
 
 
@@ -87,7 +97,9 @@ Result = tuple[int, Weights, Callable[[], object]]
 
 
 def row_codes(weight: Tensor, limit: int, low: int, *, percentile: bool) -> tuple[Tensor, Tensor]:
-    """The published rounding: percentile or maximum of the row, scale with its floor of 1/limit in float16."""
+    """The published rounding: percentile or maximum of the row, scale with its floor of 1/limit in
+    float16.
+    """
     rows = weight.reshape(weight.shape[0], -1)
     clip = torch.quantile(rows.abs(), 0.9999984, dim=1) if percentile else rows.abs().amax(1)
     scale = (clip / limit).clamp_min(1 / limit)
@@ -103,13 +115,19 @@ def published(scene: Scene, kind: str) -> Result:
     for p in scene.plan.exported:
         weight = scene.weights[p.name]
         control = p.role in (Role.VECTOR, Role.SCALAR)
-        passes = p.size <= LARGE or p.role is Role.CONVOLUTION or (kind == "int8" and p.name == "tok_emb.weight")
+        passes = (
+            p.size <= LARGE
+            or p.role is Role.CONVOLUTION
+            or (kind == "int8" and p.name == "tok_emb.weight")
+        )
         if passes:
             kept = weight if control and kind == "int8" else weight.half()
             store[p.name], found[p.name] = kept, kept.float()
             continue
         wide = kind == "int8" or (kind == "mixed" and p.role is Role.EMBEDDING)
-        codes, scale = row_codes(weight, 127 if wide else 31, -127 if wide else -32, percentile=kind != "mixed" or wide)
+        codes, scale = row_codes(
+            weight, 127 if wide else 31, -127 if wide else -32, percentile=kind != "mixed" or wide
+        )
         store[p.name + ".q"], store[p.name + ".scale"] = codes, scale
         found[p.name] = dequantize(codes, scale, p.shape)
     buffer = io.BytesIO()
@@ -122,12 +140,22 @@ def published(scene: Scene, kind: str) -> Result:
     return len(packed), found, lambda: zlib.decompress(packed)
 
 
-def brotli_codes(scene: Scene, codes: dict[str, Tensor], scales: dict[str, Tensor], found: Weights) -> Result:
+def brotli_codes(
+    scene: Scene, codes: dict[str, Tensor], scales: dict[str, Tensor], found: Weights
+) -> Result:
     """Brotli-11 over all codes, and over scales and the rest in float16."""
     rest = [scene.weights[p.name].half() for p in scene.plan.exported if p.name not in codes]
-    found = found | {p.name: scene.weights[p.name].half().float() for p in scene.plan.exported if p.name not in codes}
-    one = brotli.compress(b"".join(t.numpy().tobytes() for t in codes.values()), quality=11, lgwin=24)
-    two = brotli.compress(b"".join(t.numpy().tobytes() for t in [*scales.values(), *rest]), quality=11)
+    found = found | {
+        p.name: scene.weights[p.name].half().float()
+        for p in scene.plan.exported
+        if p.name not in codes
+    }
+    one = brotli.compress(
+        b"".join(t.numpy().tobytes() for t in codes.values()), quality=11, lgwin=24
+    )
+    two = brotli.compress(
+        b"".join(t.numpy().tobytes() for t in [*scales.values(), *rest]), quality=11
+    )
     return len(one) + len(two), found, lambda: (brotli.decompress(one), brotli.decompress(two))
 
 
@@ -140,8 +168,12 @@ def int6_brotli(scene: Scene) -> Result:
     return brotli_codes(scene, codes, scales, found)
 
 
-def gptq(p: Parameter, weight: Tensor, sensitivity: Sensitivity, k: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, float16 row scales and weights: columns in turn with error feedback, clip at k sigma, int8 range."""
+def gptq(
+    p: Parameter, weight: Tensor, sensitivity: Sensitivity, k: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, float16 row scales and weights: columns in turn with error feedback, clip at k sigma,
+    int8 range.
+    """
     limit = 127 if p.role is Role.EMBEDDING else 31
     matrix = as_matrix(p, weight).double().numpy()
     upper, _ = factor(sensitivity.columns, 0.01, 1e-6)
@@ -161,7 +193,9 @@ def gptq_brotli(scene: Scene, k: float) -> Result:
     codes, scales, found = {}, {}, {}
     for p in scene.plan.exported:
         if p.role in (Role.MATRIX, Role.EMBEDDING):
-            codes[p.name], scales[p.name], found[p.name] = gptq(p, scene.weights[p.name], scene.sensitivities[p.name], k)
+            codes[p.name], scales[p.name], found[p.name] = gptq(
+                p, scene.weights[p.name], scene.sensitivities[p.name], k
+            )
     return brotli_codes(scene, codes, scales, found)
 
 
@@ -175,9 +209,14 @@ def nncodec(table: Table, python: str, limit: int) -> Row:
         command = [python, str(script), str(source), str(target), str(limit)]
         answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         with np.load(target) as file:
-            found = {name: torch.from_numpy(file[name]).view(weight.shape) for name, weight in weights.items()}
+            found = {
+                name: torch.from_numpy(file[name]).view(weight.shape)
+                for name, weight in weights.items()
+            }
     said = json.loads(answer.splitlines()[-1])
-    return table.enter(f"NNCodec, qp {said['qp']}", said["bytes"], found, said["encode"], said["decode"])
+    return table.enter(
+        f"NNCodec, qp {said['qp']}", said["bytes"], found, said["encode"], said["decode"]
+    )
 
 
 def as_array(weight: Tensor) -> NDArray[np.float32]:
@@ -193,7 +232,11 @@ def int_zlib(scene: Scene, bits: int | None = None) -> Result:
         recipe = recipe.model_copy(update={"artifact": changed})
     engine = CODECS["int-zlib"]
     encoded = engine.encode(Job(tensors=scene.weights, recipe=recipe, plan=scene.plan))
-    return len(encoded.payload), encoded.decoded, lambda: engine.decode(encoded.payload, recipe, scene.plan)
+    return (
+        len(encoded.payload),
+        encoded.decoded,
+        lambda: engine.decode(encoded.payload, recipe, scene.plan),
+    )
 
 
 def rate_distortion(scene: Scene, rounder: Rounder, budget: int) -> Result:
@@ -218,7 +261,11 @@ def bits_per_byte(scene: Scene, dataset: Dataset, weights: Weights, count: int) 
         for begin in range(0, len(tokens) - 1, length):
             piece = tokens[begin : begin + length + 1]
             logits = model.logits(torch.from_numpy(piece[None, :-1]))[0]
-            nats += float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(piece[1:]), reduction="sum"))
+            nats += float(
+                torch.nn.functional.cross_entropy(
+                    logits, torch.from_numpy(piece[1:]), reduction="sum"
+                )
+            )
             size += int(dataset.tokenizer.byte_table.count(piece[1:], piece[:-1]).sum())
     return nats / np.log(2) / size
 
@@ -257,8 +304,12 @@ def frontier(table: Table, bits: list[float], sigmas: list[float], python: str |
     int6 = table.add("published int6 + zlib", lambda: published(scene, "int6"))
     table.add("published mixed int6 + zstd-22", lambda: published(scene, "mixed"))
     table.add("int6 by role + Brotli-11", lambda: int6_brotli(scene))
-    frontiers = [table.add(f"GPTQ + {k:g} sigma + Brotli-11", partial(gptq_brotli, scene, k), scene.measuring)
-                 for k in sigmas]
+    frontiers = [
+        table.add(
+            f"GPTQ + {k:g} sigma + Brotli-11", partial(gptq_brotli, scene, k), scene.measuring
+        )
+        for k in sigmas
+    ]
     if python:
         for other in frontiers:
             nncodec(table, python, other.size)
@@ -267,24 +318,35 @@ def frontier(table: Table, bits: list[float], sigmas: list[float], python: str |
     rounder = Rounder(scene.plan, scene.weights, scene.sensitivities)
 
     def rd(name: str, size: int) -> Row:
-        return table.add(f"niblick rd, {name}", lambda: rate_distortion(scene, rounder, size), scene.measuring)
+        return table.add(
+            f"niblick rd, {name}", lambda: rate_distortion(scene, rounder, size), scene.measuring
+        )
 
     for rate in bits:
         rd(f"{rate:g} bits", round(rate * parameters / 8))
     said = []
     for other in frontiers:
-        same, fewer = rd(f"the bytes of {other.name}", other.size), rd(f"95 % of them ({other.name})", round(0.95 * other.size))
+        same, fewer = (
+            rd(f"the bytes of {other.name}", other.size),
+            rd(f"95 % of them ({other.name})", round(0.95 * other.size)),
+        )
         said.append(f"at the bytes of {other.name}: {same.bpb:.4f} against {other.bpb:.4f} bpb")
-        said.append(f"with 5 % fewer bytes than {other.name}: {fewer.bpb:.4f} against {other.bpb:.4f} bpb")
+        said.append(
+            f"with 5 % fewer bytes than {other.name}: {fewer.bpb:.4f} against {other.bpb:.4f} bpb"
+        )
     less = rd("60 % of published int6 + zlib", round(0.6 * int6.size))
-    said.append(f"with 40 % fewer bytes than {int6.name}: {less.bpb:.4f} against {int6.bpb:.4f} bpb")
+    said.append(
+        f"with 40 % fewer bytes than {int6.name}: {less.bpb:.4f} against {int6.bpb:.4f} bpb"
+    )
     return said
 
 
 def text(row: Row) -> str:
     """One line of the Markdown table."""
-    return (f"| {row.name} | {row.size:,} | {row.bits:.3f} | {row.bpb:.4f} | {row.tax:+.4f} | "
-            f"{row.encode_seconds:.1f} | {row.decode_seconds:.2f} |")
+    return (
+        f"| {row.name} | {row.size:,} | {row.bits:.3f} | {row.bpb:.4f} | {row.tax:+.4f} | "
+        f"{row.encode_seconds:.1f} | {row.decode_seconds:.2f} |"
+    )
 
 
 def draw(rows: list[Row], path: Path) -> None:
@@ -301,7 +363,9 @@ def draw(rows: list[Row], path: Path) -> None:
         joined = "-" if prefix in ("GPTQ", "NNCodec", "niblick rd") else ""
         if not chosen:
             continue
-        axes.plot([r.size / 1e6 for r in chosen], [r.bpb for r in chosen], joined + marker, label=prefix)
+        axes.plot(
+            [r.size / 1e6 for r in chosen], [r.bpb for r in chosen], joined + marker, label=prefix
+        )
     axes.axhline(rows[0].bpb, color="grey", lw=0.8, ls="--", label="float")
     axes.set_xlabel("megabytes")
     axes.set_ylabel("bits per byte")
@@ -315,16 +379,25 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--tokens", type=int, default=32_768)
-    parser.add_argument("--bits", type=float, action="append", help="rates of rd rows; may be repeated")
-    parser.add_argument("--sigma", type=float, action="append", help="clips of GPTQ rows; may be repeated")
-    parser.add_argument("--nncodec", metavar="PYTHON", help="an interpreter that has nncodec, for its rows")
+    parser.add_argument(
+        "--bits", type=float, action="append", help="rates of rd rows; may be repeated"
+    )
+    parser.add_argument(
+        "--sigma", type=float, action="append", help="clips of GPTQ rows; may be repeated"
+    )
+    parser.add_argument(
+        "--nncodec", metavar="PYTHON", help="an interpreter that has nncodec, for its rows"
+    )
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = read_checkpoint(find_weights(options.checkpoint))
     recipe = exported_recipe(found.recipe)
-    dataset = open_dataset(options.data) if options.data else resolve_dataset(
-        recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
+    dataset = (
+        open_dataset(options.data)
+        if options.data
+        else resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
+    )
     plan = make_plan(recipe.model)
     weights = exported_tensors(found.tensors, make_plan(found.recipe.model))
     calibration = make_calibration(recipe, dataset)
@@ -332,9 +405,17 @@ def main() -> None:
     sensitivities = measure(build_model(recipe, weights), calibration, seed=recipe.seed)
     scene = Scene(recipe, plan, weights, sensitivities, calibration, time.process_time() - started)
     print(f"{plan.parameter_count:,} parameters, first {options.tokens:,} validation tokens\n")
-    print("| codec | bytes | bits per parameter | bpb | tax | encode s | decode s |\n|---|---|---|---|---|---|---|")
+    print(
+        "| codec | bytes | bits per parameter | bpb | tax | encode s | decode s"
+        " |\n|---|---|---|---|---|---|---|"
+    )
     table = Table(scene, dataset, options.tokens)
-    said = frontier(table, options.bits or [1.5, 2.0, 2.5, 3.0, 4.0], options.sigma or [8.0, 12.85, 18.0], options.nncodec)
+    said = frontier(
+        table,
+        options.bits or [1.5, 2.0, 2.5, 3.0, 4.0],
+        options.sigma or [8.0, 12.85, 18.0],
+        options.nncodec,
+    )
     print("\n" + "\n".join(f"- {line}" for line in said))
     rows = table.rows
     if options.svg:

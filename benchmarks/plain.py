@@ -1,6 +1,8 @@
-"""What a good engineer writes first: the same models with nn.Linear, masked scaled_dot_product_attention and autocast.
+"""What a good engineer writes first: the same models with nn.Linear, masked
+scaled_dot_product_attention and autocast.
 
-The yardstick of benchmarks/training.py; it shares nothing with the package but the recipe and the plan.
+The yardstick of benchmarks/training.py; it shares nothing with the package but the recipe and the
+plan.
 """
 
 from __future__ import annotations
@@ -26,16 +28,26 @@ class Attention(nn.Module):
         super().__init__()
         self.m, self.layer = m, layer
         kv = m.attention.kv_heads * m.head_dim
-        self.q, self.k, self.v = nn.Linear(m.dim, m.dim, False), nn.Linear(m.dim, kv, False), nn.Linear(m.dim, kv, False)
+        self.q, self.k, self.v = (
+            nn.Linear(m.dim, m.dim, False),
+            nn.Linear(m.dim, kv, False),
+            nn.Linear(m.dim, kv, False),
+        )
         self.out = nn.Linear(m.dim, m.dim, False)
         self.q_gain = nn.Parameter(torch.full((m.attention.heads, 1), 1.5))
-        self.k_gain = nn.Parameter(torch.ones(m.attention.kv_heads, 1)) if m.attention.k_gain else None
-        self.local = nn.Parameter(torch.zeros(m.attention.heads, 1)) if m.attention.local_value else None
+        self.k_gain = (
+            nn.Parameter(torch.ones(m.attention.kv_heads, 1)) if m.attention.k_gain else None
+        )
+        self.local = (
+            nn.Parameter(torch.zeros(m.attention.heads, 1)) if m.attention.local_value else None
+        )
         self.shifts = nn.Parameter(torch.zeros(2, 1)) if m.attention.kv_shift else None
 
     def rotate(self, x: Tensor) -> Tensor:
         half = self.m.rope_dims // 2
-        angle = torch.arange(x.shape[1])[:, None] * 10000.0 ** (-2.0 * torch.arange(half) / self.m.rope_frequency_dims)
+        angle = torch.arange(x.shape[1])[:, None] * 10000.0 ** (
+            -2.0 * torch.arange(half) / self.m.rope_frequency_dims
+        )
         cos, sin = angle.cos()[:, None].to(x.dtype), angle.sin()[:, None].to(x.dtype)
         a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
         return torch.cat([a * cos + b * sin, b * cos - a * sin, rest], -1)
@@ -92,7 +104,11 @@ class Sidecar(nn.Module):
     def __init__(self, m: ModelRecipe) -> None:
         super().__init__()
         w = m.sidecar.width
-        self.gate, self.value, self.out = nn.Linear(m.dim, w, False), nn.Linear(m.dim, w, False), nn.Linear(w, m.dim, False)
+        self.gate, self.value, self.out = (
+            nn.Linear(m.dim, w, False),
+            nn.Linear(m.dim, w, False),
+            nn.Linear(w, m.dim, False),
+        )
         self.conv = nn.Conv1d(w, w, m.sidecar.kernel, groups=w, bias=False)
         self.scale = nn.Parameter(torch.zeros(len(m.sidecar.layers), m.dim))
 
@@ -116,7 +132,9 @@ class PlainModel(nn.Module):
             self.bigram_out = nn.Linear(m.bigram.width, m.dim, False)
         if m.value_embedding.enabled:
             self.values = nn.Embedding(m.vocab_size, m.value_embedding.width)
-            self.values_out = nn.Linear(m.value_embedding.width, m.attention.kv_heads * m.head_dim, False)
+            self.values_out = nn.Linear(
+                m.value_embedding.width, m.attention.kv_heads * m.head_dim, False
+            )
         self.smear = nn.Parameter(torch.zeros(m.dim)) if m.smear.enabled else None
         self.mixes = nn.Parameter(torch.stack([torch.ones(n, m.dim), torch.zeros(n, m.dim)], 1))
         self.scales = nn.Parameter(torch.ones(n, 2, m.dim))
@@ -147,7 +165,9 @@ class PlainModel(nn.Module):
             if layer.pop is not None:
                 x = x + self.skips[layer.pop] * kept.pop()
             x = mix[0] * x + mix[1] * x0
-            x = x + scale[0] * block.mixer(norm(x) * layer.scale, extra if layer.value_embedding else None)
+            x = x + scale[0] * block.mixer(
+                norm(x) * layer.scale, extra if layer.value_embedding else None
+            )
             x = x + scale[1] * block.mlp(norm(x) * layer.scale)
             if layer.sidecar_site is not None:
                 x = self.sidecar(x, layer.sidecar_site)
@@ -164,5 +184,3 @@ def optimizers(model: PlainModel) -> list[torch.optim.Optimizer]:
     known = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in known]
     return [torch.optim.Muon(matrices, lr=0.001), torch.optim.AdamW(rest, lr=0.001, fused=True)]
-
-

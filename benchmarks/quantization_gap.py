@@ -1,10 +1,12 @@
-"""Does rounding hurt a purely looped model more than a hybrid one? `python benchmarks/quantization_gap.py --out DIR`
+"""Does rounding hurt a purely looped model more than a hybrid one? `python
+benchmarks/quantization_gap.py --out DIR`
 
-Trains siblings of `depth-recurrent-small` with 8 virtual layers each and one budget in tokens, then scores every
-one from float weights and from rounded ones: int8 as published (scale = max(clip, 1) / 127), and 8 to 4 bits per
-row without that floor. Matrices are rounded whatever their size (the published export spares those of 65,536
-elements and fewer, which at this width are all of them); the tied embedding is stored in fp16, as published. The
-gap is bpb(rounded) - bpb(float) on the validation split. Finished trainings in DIR are reused.
+Trains siblings of `depth-recurrent-small` with 8 virtual layers each and one budget in tokens, then
+scores every one from float weights and from rounded ones: int8 as published (scale = max(clip, 1) /
+127), and 8 to 4 bits per row without that floor. Matrices are rounded whatever their size (the
+published export spares those of 65,536 elements and fewer, which at this width are all of them);
+the tied embedding is stored in fp16, as published. The gap is bpb(rounded) - bpb(float) on the
+validation split. Finished trainings in DIR are reused.
 """
 
 from __future__ import annotations
@@ -43,12 +45,16 @@ def published_int8(weight: Tensor) -> Tensor:
 
 
 def rounded(tensors: dict[str, Tensor], plan: Plan, bits: int | None) -> dict[str, Tensor]:
-    """Every matrix rounded (`bits` None: as published), the embedding in fp16, the rest as it is."""
+    """Every matrix rounded (`bits` None: as published), the embedding in fp16, the rest as it
+    is.
+    """
     roles = {p.name: p.role for p in plan.exported}
     found = {}
     for name, tensor in tensors.items():
         if roles[name] is Role.MATRIX:
-            found[name] = published_int8(tensor) if bits is None else round_trip(tensor, RoundingSpec(bits))
+            found[name] = (
+                published_int8(tensor) if bits is None else round_trip(tensor, RoundingSpec(bits))
+            )
         else:
             found[name] = tensor.half().float() if roles[name] is Role.EMBEDDING else tensor
     return found
@@ -58,10 +64,14 @@ def weights(recipe: Recipe, folder: Path) -> dict[str, Tensor]:
     """The trained weights of one sibling, from an earlier call where its file is there."""
     path = folder / "trained.safetensors"
     if not path.is_file():
-        dataset = resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
+        dataset = resolve_dataset(
+            recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder()
+        )
         resume = any((folder / "checkpoints").glob("step-*"))
         result = train(recipe, dataset, folder, world=World(), resume=resume)
-        save_checkpoint(path, tensors=result.tensors, recipe=recipe, tokenizer=dataset.tokenizer, meta={})
+        save_checkpoint(
+            path, tensors=result.tensors, recipe=recipe, tokenizer=dataset.tokenizer, meta={}
+        )
     return {name: t.detach() for name, t in open_model(path).model.state_dict().items()}
 
 
@@ -72,7 +82,9 @@ def measure(recipe: Recipe, folder: Path) -> list[float]:
     options = EvaluationOptions(mode="chunked")
 
     def score(values: dict[str, Tensor]) -> float:
-        return evaluate(build_model(recipe, values), dataset, split="validation", options=options).bpb
+        return evaluate(
+            build_model(recipe, values), dataset, split="validation", options=options
+        ).bpb
 
     base = score(tensors)
     return [base, *(score(rounded(tensors, plan, bits)) - base for bits in (None, *BITS))]
@@ -83,11 +95,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--duration", default="6e5 tokens", help="training budget of each sibling")
-    parser.add_argument("--only", help="train the siblings whose name contains this, and print no table")
+    parser.add_argument(
+        "--only", help="train the siblings whose name contains this, and print no table"
+    )
     parser.add_argument("--set", action="append", default=[], help="override a recipe key")
     options = parser.parse_args()
     common = [f'training.duration="{options.duration}"', "training.batch_tokens=2048", *options.set]
-    recipes = {name: load_recipe("depth-recurrent-small", [*common, *extra]) for name, extra in SIBLINGS.items()}
+    recipes = {
+        name: load_recipe("depth-recurrent-small", [*common, *extra])
+        for name, extra in SIBLINGS.items()
+    }
     places = {name: options.out / f"sibling-{number}" for number, name in enumerate(recipes)}
     if options.only is not None:
         for name in filter(lambda name: options.only in name, recipes):

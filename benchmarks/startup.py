@@ -2,9 +2,10 @@
 
     python benchmarks/startup.py [ARTIFACT] [--repeats 7] [--threads N] [--json]
 
-Every round starts each process once, so that a busy machine disturbs all alike. A process counts until the first byte
-that it prints, in wall seconds, and whole in processor seconds (user and system), which other processes disturb less;
-medians. Differences are taken within each round. The first row of each block is what the others are compared with.
+Every round starts each process once, so that a busy machine disturbs all alike. A process counts
+until the first byte that it prints, in wall seconds, and whole in processor seconds (user and
+system), which other processes disturb less; medians. Differences are taken within each round. The
+first row of each block is what the others are compared with.
 """
 
 from __future__ import annotations
@@ -31,7 +32,16 @@ def cases(artifact: str | None) -> dict[str, tuple[list[str], str | None]]:
         "niblick plan pocket": ([*CLI, "plan", "pocket"], first),
     }
     if artifact is not None:
-        tokens = ["generate", artifact, "--prompt", "The river", "--max-tokens", "1", "--temperature", "0"]
+        tokens = [
+            "generate",
+            artifact,
+            "--prompt",
+            "The river",
+            "--max-tokens",
+            "1",
+            "--temperature",
+            "0",
+        ]
         found[torch] = ([sys.executable, "-c", torch + SAY], None)
         found["first token"] = ([*CLI, *tokens], torch)
     return found
@@ -55,7 +65,9 @@ def run(command: list[str], environment: dict[str, str]) -> Times:
 def measure(options: argparse.Namespace) -> dict[str, dict[str, float | None]]:
     """Medians by case."""
     todo = cases(options.artifact)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}  # as installed
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }  # as installed
     if options.threads is not None:
         environment["OMP_NUM_THREADS"] = str(options.threads)
     rounds: list[dict[str, Times]] = []
@@ -76,7 +88,9 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float | None]]:
 
 def main() -> int:
     """Print one table or one JSON document."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("artifact", nargs="?", help="an artifact whose first token is timed")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, help="OMP_NUM_THREADS of the processes")
@@ -84,12 +98,19 @@ def main() -> int:
     options = parser.parse_args()
     found = measure(options)
     if options.json:
-        print(json.dumps({"repeats": options.repeats, "load": os.getloadavg()[0], "seconds": found}, indent=1))
+        print(
+            json.dumps(
+                {"repeats": options.repeats, "load": os.getloadavg()[0], "seconds": found}, indent=1
+            )
+        )
         return 0
     print(f"load {os.getloadavg()[0]:.1f}, medians of {options.repeats}\n")
     print("| process | wall s | more | processor s | more |\n|---|---|---|---|---|")
     for name, row in found.items():
-        cells = ("" if row[key] is None else f"{row[key]:.3f}" for key in ("wall", "wall_more", "processor", "processor_more"))
+        cells = (
+            "" if row[key] is None else f"{row[key]:.3f}"
+            for key in ("wall", "wall_more", "processor", "processor_more")
+        )
         print(f"| {name} | {' | '.join(cells)} |")
     return 0
 

@@ -1,11 +1,14 @@
 """Measures training speed on the CPU; `python benchmarks/training.py [RECIPE ...] [--json]`.
 
-For each recipe, in one run: tokens per second, share of the measured matrix rate (3 x the plan's forward operations; medians of
-steps and of 2048^3 products, in turn, because a shared machine changes from second to second),
-where the time goes (a recorded forward and backward are told apart in the proportion that they have unrecorded) and peak
-memory, for this package and for the plain implementation of benchmarks/plain.py at its best thread count. Every variant runs in a process of its own. Steps of more than `--tokens` are made of micro-batches, in both;
-full-size recipes, whose published steps have 524,288 tokens, are measured at `--tokens-per-step`: their optimizer weighs more here.
-On a machine that is busy with other work, `--cpu-time` measures one thread by the processor time it used.
+For each recipe, in one run: tokens per second, share of the measured matrix rate (3 x the plan's
+forward operations; medians of steps and of 2048^3 products, in turn, because a shared machine
+changes from second to second), where the time goes (a recorded forward and backward are told apart
+in the proportion that they have unrecorded) and peak memory, for this package and for the plain
+implementation of benchmarks/plain.py at its best thread count. Every variant runs in a process of
+its own. Steps of more than `--tokens` are made of micro-batches, in both; full-size recipes, whose
+published steps have 524,288 tokens, are measured at `--tokens-per-step`: their optimizer weighs
+more here. On a machine that is busy with other work, `--cpu-time` measures one thread by the
+processor time it used.
 """
 
 from __future__ import annotations
@@ -38,11 +41,22 @@ from niblick.training.compile import CompiledLoss
 from niblick.training.weights import Weights
 from plain import PlainModel, optimizers
 
-RECIPES = ("pocket", "token-shift-small", "sidecar-small", "depth-recurrent-small", "token-shift", "sidecar",
-           "depth-recurrent")
+RECIPES = (
+    "pocket",
+    "token-shift-small",
+    "sidecar-small",
+    "depth-recurrent-small",
+    "token-shift",
+    "sidecar",
+    "depth-recurrent",
+)
 CYCLE = 2  # micro-batches that are run for one update where a step has more
-Variant = tuple[Callable[["Laps", bool], None], Callable[["Laps"], None]]  # a micro-batch (is it the first?), an update
-PARTS = range(3, 12)  # micro-batches whose forward and backward are measured apart, after the first few
+Variant = tuple[
+    Callable[["Laps", bool], None], Callable[["Laps"], None]
+]  # a micro-batch (is it the first?), an update
+PARTS = range(
+    3, 12
+)  # micro-batches whose forward and backward are measured apart, after the first few
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CPU_TIME = "--cpu-time" in sys.argv
 
@@ -78,10 +92,14 @@ class Laps:
 
 
 class Products:
-    """Seconds of 2048^3 products of both precisions, taken in turn with the steps that are measured."""
+    """Seconds of 2048^3 products of both precisions, taken in turn with the steps that are
+    measured.
+    """
 
     def __init__(self) -> None:
-        self._pairs = {k: [torch.randn(2048, 2048).to(t) for _ in range(2)] for k, t in PRECISIONS.items()}
+        self._pairs = {
+            k: [torch.randn(2048, 2048).to(t) for _ in range(2)] for k, t in PRECISIONS.items()
+        }
         self._seconds: dict[str, list[float]] = {kind: [] for kind in PRECISIONS}
 
     def measure(self, seconds: float) -> None:
@@ -106,7 +124,12 @@ def batches(recipe: Recipe, folder: str, tokens: int) -> Pipeline:
     ids[::300] = recipe.model.bos_id
     write_shard(Path(folder) / "shard.bin", ids)
     length = recipe.training.sequence_length
-    return Pipeline([Path(folder) / "shard.bin"], sequence_length=length, batch_sequences=tokens // length, seed=0)
+    return Pipeline(
+        [Path(folder) / "shard.bin"],
+        sequence_length=length,
+        batch_sequences=tokens // length,
+        seed=0,
+    )
 
 
 def ours(recipe: Recipe, data: Pipeline, share: float) -> Variant:
@@ -115,7 +138,9 @@ def ours(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     model, training = LanguageModel(recipe.model, seed=0), recipe.training
     layout = Layout(model.plan.parameters)
     weights = Weights(model, layout, dtype=dtype, specs={})
-    optimizer = Optimizer(layout, weights.master, muon=training.muon, adam=training.adam, dtype=dtype)
+    optimizer = Optimizer(
+        layout, weights.master, muon=training.muon, adam=training.adam, dtype=dtype
+    )
     average = make_averager(training.averaging, weights.master)
     loss_of = CompiledLoss(training_loss, model, "auto", "cpu")
     optimizer.use(loss_of.kernels)
@@ -183,11 +208,13 @@ def plain(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     return batch, update
 
 
-def run(variant: Variant, micro: int, seconds: float, products: Products) -> tuple[float, dict[str, float]]:
+def run(
+    variant: Variant, micro: int, seconds: float, products: Products
+) -> tuple[float, dict[str, float]]:
     """Seconds of a step of `micro` micro-batches, and its phases' shares.
 
-    Cycles of at most CYCLE micro-batches, an update and the products are run; a step is `micro` median micro-batches and a
-    median update.
+    Cycles of at most CYCLE micro-batches, an update and the products are run; a step is `micro`
+    median micro-batches and a median update.
     """
     batch, update = variant
     batch(Laps(), True), update(Laps())  # to warm up
@@ -203,30 +230,49 @@ def run(variant: Variant, micro: int, seconds: float, products: Products) -> tup
     return step, {phase: time / step for phase, time in parts}
 
 
-def measure(name: str, variant: str, tokens: int, per_step: int, seconds: float, threads: int) -> dict[str, Any]:
+def measure(
+    name: str, variant: str, tokens: int, per_step: int, seconds: float, threads: int
+) -> dict[str, Any]:
     """One variant in this process."""
     torch.set_num_threads(threads)
     recipe = load_recipe(name)
     per_step = min(per_step, recipe.training.batch_tokens)
-    tokens = max(1, min(tokens, per_step) // recipe.training.sequence_length) * recipe.training.sequence_length
+    tokens = (
+        max(1, min(tokens, per_step) // recipe.training.sequence_length)
+        * recipe.training.sequence_length
+    )
     micro, products = max(1, per_step // tokens), Products()
     with tempfile.TemporaryDirectory() as folder:
         data = batches(recipe, folder, tokens)
-        best, phases = run({"ours": ours, "plain": plain}[variant](recipe, data, 1 / micro), micro, seconds, products)
+        best, phases = run(
+            {"ours": ours, "plain": plain}[variant](recipe, data, 1 / micro),
+            micro,
+            seconds,
+            products,
+        )
         data.close()
     rates = products.rates()
     operations = 3 * make_plan(recipe.model).flops_per_token * tokens * micro / best
     return {
-        "recipe": name, "variant": variant, "threads": threads, "tokens_per_step": tokens * micro, "micro_batches": micro,
-        "tokens_per_second": tokens * micro / best, "utilisation": {k: operations / rate for k, rate in rates.items()},
-        "gflops": operations / 1e9, "matrix_gflops": {k: rate / 1e9 for k, rate in rates.items()}, "share": phases,
+        "recipe": name,
+        "variant": variant,
+        "threads": threads,
+        "tokens_per_step": tokens * micro,
+        "micro_batches": micro,
+        "tokens_per_second": tokens * micro / best,
+        "utilisation": {k: operations / rate for k, rate in rates.items()},
+        "gflops": operations / 1e9,
+        "matrix_gflops": {k: rate / 1e9 for k, rate in rates.items()},
+        "share": phases,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
 def in_process(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", *arguments, *(["--cpu-time"] if CPU_TIME else [])]
-    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    found: dict[str, Any] = json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    )
     return found
 
 
@@ -235,8 +281,10 @@ def show(row: dict[str, Any], ratio: float | None) -> None:
     used = " ".join(f"{100 * part:.0f}% of {kind}" for kind, part in row["utilisation"].items())
     against = f" | {ratio:.2f}x plain" if ratio else ""
     print(
-        f"{row['recipe']:<22} {row['variant']:<6} {row['threads']} threads {row['tokens_per_step']:>6} a step {row['tokens_per_second']:>9,.0f} tok/s | "
-        f"{row['gflops']:.0f} GFLOP/s, {used} | {share} | {row['peak_mb']:.0f} MB{against}", flush=True
+        f"{row['recipe']:<22} {row['variant']:<6} {row['threads']} threads"
+        f" {row['tokens_per_step']:>6} a step {row['tokens_per_second']:>9,.0f} tok/s |"
+        f" {row['gflops']:.0f} GFLOP/s, {used} | {share} | {row['peak_mb']:.0f} MB{against}",
+        flush=True,
     )
 
 
@@ -246,23 +294,50 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     parser.add_argument("--seconds", type=float, default=5.0, help="measured time of each variant")
     parser.add_argument("--tokens", type=int, default=4096, help="most tokens per micro-batch")
-    parser.add_argument("--tokens-per-step", type=int, default=32768, help="most tokens per step; the recipe's if fewer")
-    parser.add_argument("--threads", type=int, nargs="*", default=None, help="thread counts to try; all, and half of them where a step is one micro-batch")
-    parser.add_argument("--cpu-time", action="store_true", help="one thread, processor time instead of the clock")
+    parser.add_argument(
+        "--tokens-per-step",
+        type=int,
+        default=32768,
+        help="most tokens per step; the recipe's if fewer",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="*",
+        default=None,
+        help="thread counts to try; all, and half of them where a step is one micro-batch",
+    )
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="one thread, processor time instead of the clock"
+    )
     parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         name, variant, tokens, per_step, seconds, threads = options.one
-        print(json.dumps(measure(name, variant, int(tokens), int(per_step), float(seconds), int(threads))))
+        print(
+            json.dumps(
+                measure(name, variant, int(tokens), int(per_step), float(seconds), int(threads))
+            )
+        )
         return
     most = torch.get_num_threads()
     rows = []
     for name in options.recipes or RECIPES:
-        few = [most] if load_recipe(name).training.batch_tokens > options.tokens else sorted({most, max(1, most // 2)})
+        few = (
+            [most]
+            if load_recipe(name).training.batch_tokens > options.tokens
+            else sorted({most, max(1, most // 2)})
+        )
         threads = [1] if CPU_TIME else options.threads or few
         settings = (str(options.tokens), str(options.tokens_per_step), str(options.seconds))
-        base = max((in_process(name, "plain", *settings, str(t)) for t in threads), key=lambda r: r["tokens_per_second"])
-        mine = max((in_process(name, "ours", *settings, str(t)) for t in threads), key=lambda r: r["tokens_per_second"])
+        base = max(
+            (in_process(name, "plain", *settings, str(t)) for t in threads),
+            key=lambda r: r["tokens_per_second"],
+        )
+        mine = max(
+            (in_process(name, "ours", *settings, str(t)) for t in threads),
+            key=lambda r: r["tokens_per_second"],
+        )
         mine["ratio"] = mine["tokens_per_second"] / base["tokens_per_second"]
         rows += [base, mine]
         if not options.json:

@@ -1,4 +1,6 @@
-"""Tiny runs for the tests of training: a few thousand bytes of text, a model of a few thousand parameters."""
+"""Tiny runs for the tests of training: a few thousand bytes of text, a model of a few thousand
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +34,32 @@ def tiny_recipe(**training: object) -> Recipe:
     """Three small layers, one of each mixer; `training` replaces keys of the training section."""
     tokenizer = load_tokenizer("bytes")
     settings: dict[str, object] = {
-        "duration": "12 steps", "sequence_length": 32, "batch_tokens": 128, "precision": "fp32", "threads": 1, "compile": "off",
-        "checkpoint_every": "5 steps", "validation": {"every": 0.25, "tokens": 512},
-        "muon": {"lr": 0.02, "momentum_warmup": "4 steps"}, "adam": {"embedding_lr": 0.02, "scalar_lr": 0.02},
+        "duration": "12 steps",
+        "sequence_length": 32,
+        "batch_tokens": 128,
+        "precision": "fp32",
+        "threads": 1,
+        "compile": "off",
+        "checkpoint_every": "5 steps",
+        "validation": {"every": 0.25, "tokens": 512},
+        "muon": {"lr": 0.02, "momentum_warmup": "4 steps"},
+        "adam": {"embedding_lr": 0.02, "scalar_lr": 0.02},
         "qat": {"start": 0.5},
     }
     model = {
-        "vocab_size": tokenizer.vocab_size, "bos_id": tokenizer.bos_id, "dim": 16, "context": 32,
-        "stack": [{"layers": ["token-shift", "window:8", "full"]}], "attention": {"heads": 2, "kv_heads": 1, "rope": {"dims": 4}},
-        "bigram": {"enabled": True, "buckets": 64, "width": 8}, "smear": {"enabled": True},
+        "vocab_size": tokenizer.vocab_size,
+        "bos_id": tokenizer.bos_id,
+        "dim": 16,
+        "context": 32,
+        "stack": [{"layers": ["token-shift", "window:8", "full"]}],
+        "attention": {"heads": 2, "kv_heads": 1, "rope": {"dims": 4}},
+        "bigram": {"enabled": True, "buckets": 64, "width": 8},
+        "smear": {"enabled": True},
     }
     data = {"tokenizer": "bytes", "workers": 0}
-    return recipe_from_dict({"name": "tiny", "data": data, "model": model, "training": settings | training})
+    return recipe_from_dict(
+        {"name": "tiny", "data": data, "model": model, "training": settings | training}
+    )
 
 
 def run(recipe: Recipe, dataset: Dataset, out: Path, *, resume: bool = False) -> TrainResult:

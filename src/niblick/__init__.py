@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 
 
 def load(path: str | Path) -> LanguageModel:
-    """The model in an artifact, a checkpoint or a run directory, in float32 on the CPU, ready to call.
+    """The model in an artifact, a checkpoint or a run directory, in float32 on the CPU, ready to
+    call.
 
     `logits, state = model(tokens, state=None)`: tokens (B, T) int64, logits (B, T, V) float32.
     Raises `niblick.errors.ArtifactError` for a file that is missing, damaged or foreign.

@@ -1,14 +1,17 @@
 """Errors a user can cause or cure.
 
-Every error that reaches the command line is a `NiblickError`: one line that names the offending value and what
-is accepted, and the exit code the command ends with. Anything else that escapes is a bug of this project.
+Every error that reaches the command line is a `NiblickError`: one line that names the offending
+value and what is accepted, and the exit code the command ends with. Anything else that escapes is a
+bug of this project.
 """
 
 from __future__ import annotations
 
 
 class NiblickError(Exception):
-    """Base of all expected errors; `exit_code` is what the command line returns (2: usage or bad input)."""
+    """Base of all expected errors; `exit_code` is what the command line returns (2: usage or bad
+    input).
+    """
 
     exit_code: int = 2
 

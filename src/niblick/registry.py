@@ -1,4 +1,6 @@
-"""Named choices: one registry per kind of thing, which refuses duplicates and lists what it holds."""
+"""Named choices: one registry per kind of thing, which refuses duplicates and lists what it
+holds.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """A mapping from a name to one implementation of `kind`.
 
-    Raises `NiblickError` for an unknown name (listing the known ones) and `ValueError` for a name taken twice.
+    Raises `NiblickError` for an unknown name (listing the known ones) and `ValueError` for a name
+    taken twice.
     """
 
     def __init__(self, kind: str) -> None:
@@ -35,7 +38,9 @@ class Registry(Generic[T]):
         try:
             return self._entries[name]
         except KeyError:
-            raise NiblickError(f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self._entries))}") from None
+            raise NiblickError(
+                f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self._entries))}"
+            ) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

@@ -1,4 +1,5 @@
-"""The edge to the machine: the one module that reads the launcher's environment and chooses devices.
+"""The edge to the machine: the one module that reads the launcher's environment and chooses
+devices.
 
 Guarantees: importing it touches neither torch nor the environment.
 """
@@ -17,7 +18,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among the launcher's: rank, number of processes, rank on this machine."""
+    """This process's place among the launcher's: rank, number of processes, rank on this
+    machine.
+    """
 
     rank: int = 0
     size: int = 1
@@ -49,7 +52,9 @@ def choose_device(world: World) -> str:
 
 @contextmanager
 def process_group(world: World, device: str) -> Iterator[None]:
-    """A default process group for the block, unless there is one process or the caller has made one already."""
+    """A default process group for the block, unless there is one process or the caller has made one
+    already.
+    """
     import torch
     import torch.distributed as dist
 
@@ -58,7 +63,9 @@ def process_group(world: World, device: str) -> Iterator[None]:
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", rank=world.rank, world_size=world.size)
+    dist.init_process_group(
+        "nccl" if device.startswith("cuda") else "gloo", rank=world.rank, world_size=world.size
+    )
     try:
         yield
     finally:
@@ -73,13 +80,19 @@ def choose_precision(wanted: str, device: str) -> str:
 
     if device.startswith("cuda"):
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+    return (
+        "bf16"
+        if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        else "fp32"
+    )
 
 
 def keep_freed_memory() -> bool:
-    """Have the C library reuse large freed blocks rather than return them to the system; whether it could.
+    """Have the C library reuse large freed blocks rather than return them to the system; whether it
+    could.
 
-    A training step frees and takes the same blocks again; fresh pages for each cost a tenth of its time.
+    A training step frees and takes the same blocks again; fresh pages for each cost a tenth of its
+    time.
     """
     threshold, trim, largest = -3, -1, 2**31 - 1  # glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
     try:

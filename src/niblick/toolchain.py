@@ -1,7 +1,8 @@
-"""Small C libraries compiled on demand: once per source, options and processor, kept in the cache folder.
+"""Small C libraries compiled on demand: once per source, options and processor, kept in the cache
+folder.
 
-Nothing is compiled on import. Where there is no C compiler, it fails, or the sources are not at hand (an exported
-submission has none), there is no library, and callers use their plain forms.
+Nothing is compiled on import. Where there is no C compiler, it fails, or the sources are not at
+hand (an exported submission has none), there is no library, and callers use their plain forms.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from pathlib import Path
 from niblick.runtime import cache_folder
 
 Tuning = tuple[str, ...]
-_ABSENT = (OSError, AttributeError)  # no such file; or modules that come from memory, which have no folder
+_ABSENT = (
+    OSError,
+    AttributeError,
+)  # no such file; or modules that come from memory, which have no folder
 TUNED: tuple[Tuning, ...] = (("-march=native",), ("-mcpu=native",), ())
 
 
@@ -28,8 +32,9 @@ TUNED: tuple[Tuning, ...] = (("-march=native",), ("-mcpu=native",), ())
 class CLibrary:
     """C files in a package (in its subfolder `folder`, where it has one) and how to compile them.
 
-    `names` are units and the headers they include; `tunings` are further options, of which the first that the compiler
-    takes is used. A library with tunings belongs to one kind of processor, and its file name says so.
+    `names` are units and the headers they include; `tunings` are further options, of which the
+    first that the compiler takes is used. A library with tunings belongs to one kind of processor,
+    and its file name says so.
     """
 
     package: str
@@ -60,7 +65,9 @@ class CLibrary:
             path, compiler = self.path(), self.compiler()
             if path.exists():
                 return True
-            return compiler is not None and any(self.compile(path, compiler, tuning) for tuning in self.tunings)
+            return compiler is not None and any(
+                self.compile(path, compiler, tuning) for tuning in self.tunings
+            )
         except (*_ABSENT, subprocess.SubprocessError):
             return False
 
@@ -73,14 +80,26 @@ class CLibrary:
         return next((found for found in map(shutil.which, self.compilers) if found), None)
 
     def compile(self, target: Path, compiler: str, options: Sequence[str]) -> bool:
-        """Compile to `target`, which appears whole or not at all; False where the compiler refuses `options`."""
+        """Compile to `target`, which appears whole or not at all; False where the compiler refuses
+        `options`.
+        """
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=target.parent) as name:
             folder, built = Path(name), Path(name) / "library.so"
             for file, text in self._sources().items():
                 (folder / file).write_bytes(text)
             units = [str(folder / file) for file in self.names if file.endswith(".c")]
-            command = [compiler, *self.flags, "-shared", "-fPIC", *options, *units, "-o", str(built), "-lm"]
+            command = [
+                compiler,
+                *self.flags,
+                "-shared",
+                "-fPIC",
+                *options,
+                *units,
+                "-o",
+                str(built),
+                "-lm",
+            ]
             if subprocess.run(command, check=False, capture_output=True, timeout=300).returncode:
                 return False
             built.replace(target)
@@ -98,4 +117,8 @@ def _processor() -> tuple[str, ...]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
     marks = ("model name", "flags", "Features", "CPU part")
-    return (platform.machine(), platform.system(), *sorted({line for line in lines if line.startswith(marks)}))
+    return (
+        platform.machine(),
+        platform.system(),
+        *sorted({line for line in lines if line.startswith(marks)}),
+    )

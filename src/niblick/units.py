@@ -1,4 +1,6 @@
-"""Quantities with a unit: durations of training and decimal byte counts, parsed once, typed ever after."""
+"""Quantities with a unit: durations of training and decimal byte counts, parsed once, typed ever
+after.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +36,16 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Read "600s", "10 min", "3500 steps" or "2e6 tokens"; raises `RecipeError` on anything else."""
-        match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?)\s*([a-z]+)\s*", text)
+        """Read "600s", "10 min", "3500 steps" or "2e6 tokens"; raises `RecipeError` on anything
+        else.
+        """
+        match = re.fullmatch(
+            r"\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE]\+?[0-9]{1,2})?)\s*([a-z]+)\s*", text
+        )
         if match is None or match[2] not in _SUFFIXES:
-            raise RecipeError(f'duration {text!r} is not like "600s", "10 min", "3500 steps" or "2e6 tokens"')
+            raise RecipeError(
+                f'duration {text!r} is not like "600s", "10 min", "3500 steps" or "2e6 tokens"'
+            )
         unit, factor = _SUFFIXES[match[2]]
         amount = float(match[1].replace("_", "")) * factor
         if amount <= 0:

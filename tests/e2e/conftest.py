@@ -1,4 +1,6 @@
-"""A tiny recipe on a corpus of a few kilobytes, for tests that go from the command line to files."""
+"""A tiny recipe on a corpus of a few kilobytes, for tests that go from the command line to
+files.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def write_corpus(folder: Path) -> Path:
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny recipe file; prepared data goes below the test's own folder, which is the working directory."""
+    """A tiny recipe file; prepared data goes below the test's own folder, which is the working
+    directory.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiny.toml"

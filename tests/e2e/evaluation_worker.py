@@ -1,4 +1,6 @@
-"""Run under torchrun by a test: scores one dataset in every mode and prints the per-document sums of each."""
+"""Run under torchrun by a test: scores one dataset in every mode and prints the per-document sums
+of each.
+"""
 
 import json
 import sys
@@ -14,7 +16,11 @@ def scores(folder, world):
     """Per-document nats by case."""
     dataset, model = make_dataset(folder, (30, 9, 41, 1, 25, 60)), make_model()
     return {
-        name: evaluate(model, dataset, split="validation", options=options, world=world).documents.nats
+        name: (
+            evaluate(
+                model, dataset, split="validation", options=options, world=world
+            ).documents.nats
+        )
         for name, options in CASES.items()
     }
 

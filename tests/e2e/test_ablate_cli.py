@@ -1,4 +1,6 @@
-"""`niblick ablate` on a folder of text: runs side by side, keeps what is finished, refuses what it cannot do."""
+"""`niblick ablate` on a folder of text: runs side by side, keeps what is finished, refuses what it
+cannot do.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,21 @@ import pytest
 from niblick.cli import main
 
 SETTINGS = [
-    "data.tokenizer=bytes", "model.vocab_size=260", "model.dim=16", "model.context=32", "model.bigram.buckets=64",
-    'model.stack.0.layers=["token-shift","full"]', "model.attention.heads=2", "model.attention.kv_heads=1",
-    "model.attention.rope.dims=4", "model.value_embedding.enabled=false", "model.value_embedding.layers=[]",
-    "training.sequence_length=32", "training.batch_tokens=128", "training.threads=1", "training.validation.tokens=64",
+    "data.tokenizer=bytes",
+    "model.vocab_size=260",
+    "model.dim=16",
+    "model.context=32",
+    "model.bigram.buckets=64",
+    'model.stack.0.layers=["token-shift","full"]',
+    "model.attention.heads=2",
+    "model.attention.kv_heads=1",
+    "model.attention.rope.dims=4",
+    "model.value_embedding.enabled=false",
+    "model.value_embedding.layers=[]",
+    "training.sequence_length=32",
+    "training.batch_tokens=128",
+    "training.threads=1",
+    "training.validation.tokens=64",
 ]
 
 
@@ -24,7 +37,10 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         for i in range(count):
             path = tmp_path / "text" / split / f"{i}.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{split} document {i}: the quick brown fox jumps over {i} lazy dogs and rests. " * 2)
+            path.write_text(
+                f"{split} document {i}: the quick brown fox jumps over {i} lazy dogs and rests. "
+                * 2
+            )
     settings = [*SETTINGS, f"data.corpus={tmp_path / 'text'}"]
     options = [part for item in settings for part in ("--set", item)]
     return ["ablate", "pocket", *options, "--seeds", "1", "--out", str(tmp_path / "out")]
@@ -53,9 +69,19 @@ def test_what_cannot_be_done_is_said_before_anything_runs(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     refused(arguments, "give --without NAME; pocket uses: bigram", capsys)
-    refused([*arguments, "--without", "sidecar"], "pocket does not use the technique 'sidecar'", capsys)
+    refused(
+        [*arguments, "--without", "sidecar"], "pocket does not use the technique 'sidecar'", capsys
+    )
     refused([*arguments, "--without", "smear", "--jobs", "2"], "in steps or tokens, not '", capsys)
-    wrong = [*arguments, "--without", "smear", "--duration", "3 steps", "--executor", "nowhere:pool"]
+    wrong = [
+        *arguments,
+        "--without",
+        "smear",
+        "--duration",
+        "3 steps",
+        "--executor",
+        "nowhere:pool",
+    ]
     refused(wrong, "--executor 'nowhere:pool'", capsys)
     assert not list((tmp_path / "out").glob("*/seed-0"))
 
@@ -63,7 +89,15 @@ def test_what_cannot_be_done_is_said_before_anything_runs(
 def test_a_failing_run_ends_it_with_the_runs_last_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = [*arguments, "--without", "smear", "--duration", "3 steps", "--set", "data.corpus=/nowhere/at/all"]
+    wrong = [
+        *arguments,
+        "--without",
+        "smear",
+        "--duration",
+        "3 steps",
+        "--set",
+        "data.corpus=/nowhere/at/all",
+    ]
     refused(wrong, "nowhere/at/all", capsys)
 
 

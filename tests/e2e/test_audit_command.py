@@ -113,12 +113,16 @@ def test_many_paths_give_one_json_list_and_files_in_every_format(
     assert files["html"].read_text().startswith("<!doctype html>")
 
 
-def test_several_paths_end_with_a_summary(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_paths_end_with_a_summary(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     audit(folders / "clean", folders / "torn", "--static")
     assert capsys.readouterr().out.count("import_fail") >= 2
 
 
-@pytest.mark.parametrize("arguments", [["nowhere"], ["--static", "--trust", "."], ["--no-such-option", "."]])
+@pytest.mark.parametrize(
+    "arguments", [["nowhere"], ["--static", "--trust", "."], ["--no-such-option", "."]]
+)
 def test_bad_usage_ends_with_two_and_one_line(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

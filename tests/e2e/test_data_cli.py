@@ -20,18 +20,23 @@ def niblick(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("corpus") / "c.jsonl"
-    lines = [json.dumps({"text": f"The {number}th hill of the land\nis high."}) for number in range(80)]
+    lines = [
+        json.dumps({"text": f"The {number}th hill of the land\nis high."}) for number in range(80)
+    ]
     path.write_text("\n".join(lines), "utf-8")
     return path
 
 
-def test_prepared_data_passes_the_check_and_damaged_data_does_not(corpus: Path, tmp_path: Path) -> None:
+def test_prepared_data_passes_the_check_and_damaged_data_does_not(
+    corpus: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "shards"
     made = niblick("prepare", corpus, "--out", out, "--vocab-size", 300, "--json")
     assert made.returncode == 0, made.stderr
     summary = json.loads(made.stdout)
     assert (
-        summary["vocab_size"] == 300 and sum(split["documents"] for split in summary["splits"].values()) == 80
+        summary["vocab_size"] == 300
+        and sum(split["documents"] for split in summary["splits"].values()) == 80
     )
     sound = niblick("check", out, "--json")
     assert sound.returncode == 0 and json.loads(sound.stdout)["ok"] is True

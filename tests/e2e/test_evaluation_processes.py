@@ -25,8 +25,17 @@ TESTS = Path(__file__).parents[1]
 def launch(*arguments):
     """Two processes of torchrun on this machine."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        *map(str, arguments),
+    ]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -59,16 +68,26 @@ def place(tmp_path_factory):
     for split in ("train", "validation"):
         (folder / "text" / split).mkdir(parents=True)
         for i in range(4):
-            (folder / "text" / split / f"{i}.txt").write_text(f"Some {split} text, number {i}: naïve café, 你好.\n" * 3)
+            (folder / "text" / split / f"{i}.txt").write_text(
+                f"Some {split} text, number {i}: naïve café, 你好.\n" * 3
+            )
     prepare(folder / "text", out=folder / "shards", tokenizer="bytes")
     model = make_model()
-    recipe = recipe_from_dict({
-        "name": "tiny", "model": model.recipe.model_dump(mode="json"),
-        "data": {"corpus": str(folder / "shards"), "tokenizer": "bytes"},
-        "evaluation": {"mode": "sliding", "stride": 8},
-    })
-    save_checkpoint(folder / "m.safetensors", tensors=dict(model.state_dict()), recipe=recipe,
-                    tokenizer=load_tokenizer("bytes"), meta={})
+    recipe = recipe_from_dict(
+        {
+            "name": "tiny",
+            "model": model.recipe.model_dump(mode="json"),
+            "data": {"corpus": str(folder / "shards"), "tokenizer": "bytes"},
+            "evaluation": {"mode": "sliding", "stride": 8},
+        }
+    )
+    save_checkpoint(
+        folder / "m.safetensors",
+        tensors=dict(model.state_dict()),
+        recipe=recipe,
+        tokenizer=load_tokenizer("bytes"),
+        meta={},
+    )
     return folder
 
 
@@ -82,7 +101,9 @@ def test_eval_scores_the_recipes_data_in_the_recipes_mode_and_writes_the_score(p
     assert run(place / "m.safetensors", "--json") == 0
     output = capsys.readouterr()
     found = json.loads(output.out)
-    assert found["mode"] == "sliding" and found["details"]["stride"] == 8 and "documents" not in found
+    assert (
+        found["mode"] == "sliding" and found["details"]["stride"] == 8 and "documents" not in found
+    )
     text = sum(len(path.read_bytes()) for path in (place / "text" / "validation").iterdir())
     assert found["bytes"] == text
     written = read_score(place / "m.validation-sliding.score.json")
@@ -91,16 +112,31 @@ def test_eval_scores_the_recipes_data_in_the_recipes_mode_and_writes_the_score(p
 
 def test_eval_proves_and_adapts_on_request(place, capsys):
     out = place / "ttt.json"
-    flags = ("--ttt", "lora", "--ttt-set", "chunk_tokens=8", "--ttt-set", "rank=2", "--prove", "--out", out)
+    flags = (
+        "--ttt",
+        "lora",
+        "--ttt-set",
+        "chunk_tokens=8",
+        "--ttt-set",
+        "rank=2",
+        "--prove",
+        "--out",
+        out,
+    )
     assert run(place / "m.safetensors", "--data", place / "shards", *flags) == 0
     text = capsys.readouterr().out
-    assert "adaptation        method lora" in text and f"distributions over {VOCAB} tokens sum to 1" in text
+    assert (
+        "adaptation        method lora" in text
+        and f"distributions over {VOCAB} tokens sum to 1" in text
+    )
     assert read_score(out).details["adaptation"]["rank"] == 2
 
 
 def test_a_leaky_evaluation_says_so_in_its_first_line(place, capsys):
     assert run(place / "m.safetensors", "--mode", "leaky-ttt", "--ttt-set", "epochs=1") == 0
-    assert capsys.readouterr().out.startswith("NOT A VALID SCORE: the weights were trained on the very tokens")
+    assert capsys.readouterr().out.startswith(
+        "NOT A VALID SCORE: the weights were trained on the very tokens"
+    )
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,22 @@ def folder(recipe: Path, capsys: pytest.CaptureFixture[str]) -> Path:
 
 def test_an_exported_folder_holds_what_reviewers_ask_for(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    expected = {"README.md", "submission.json", "requirements.txt", "artifact.nib", "train_gpt.py", "train_seed0.log"}
+    expected = {
+        "README.md",
+        "submission.json",
+        "requirements.txt",
+        "artifact.nib",
+        "train_gpt.py",
+        "train_seed0.log",
+    }
     assert names == expected
     claims = json.loads((folder / "submission.json").read_text())
     code, model = (folder / "train_gpt.py").stat().st_size, (folder / "artifact.nib").stat().st_size
-    assert (claims["bytes_code"], claims["bytes_model"], claims["bytes_total"]) == (code, model, code + model)
+    assert (claims["bytes_code"], claims["bytes_model"], claims["bytes_total"]) == (
+        code,
+        model,
+        code + model,
+    )
     assert sum(claims["ledger"].values()) == code + model
     assert claims["author"] == "Ada"
 
@@ -64,11 +75,18 @@ def test_the_script_trains_packs_and_scores_without_this_package(folder: Path) -
     wrapper = verify._WITHOUT_PACKAGE.replace('"--eval-only", ', "")
     arguments = [str(folder / "train_gpt.py"), places, "--duration", "3 steps", "--out", "again"]
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", wrapper, *arguments], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-S", "-c", wrapper, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["bpb"] > 0 and result["artifact_bytes"] == (folder / "again" / "artifact.nib").stat().st_size
+    assert (
+        result["bpb"] > 0
+        and result["artifact_bytes"] == (folder / "again" / "artifact.nib").stat().st_size
+    )
 
 
 def test_a_folder_that_was_changed_or_is_foreign_is_not_run(
@@ -84,7 +102,9 @@ def test_a_claim_that_the_artifact_does_not_keep_is_found_out(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     claims = json.loads((folder / "submission.json").read_text())
-    (folder / "submission.json").write_text(json.dumps({**claims, "artifact_bpb": claims["artifact_bpb"] - 0.01}))
+    (folder / "submission.json").write_text(
+        json.dumps({**claims, "artifact_bpb": claims["artifact_bpb"] - 0.01})
+    )
     assert run("verify", str(folder), "--trust") == 1
     assert "DIFFERENT" in capsys.readouterr().out
 
@@ -101,4 +121,6 @@ def test_unfinished_runs_and_occupied_folders_are_refused(
 def test_a_bundle_holds_only_what_its_entry_reaches() -> None:
     names = set(reachable("niblick.report.standalone"))
     assert "niblick.training.trainer" in names and "niblick" in names
-    assert not any(name.startswith(("niblick.audit", "niblick.cli", "niblick.generation")) for name in names)
+    assert not any(
+        name.startswith(("niblick.audit", "niblick.cli", "niblick.generation")) for name in names
+    )

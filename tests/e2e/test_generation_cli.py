@@ -1,4 +1,6 @@
-"""`niblick generate`: streams complete UTF-8, repeats with its seed, and says what is wrong in one line."""
+"""`niblick generate`: streams complete UTF-8, repeats with its seed, and says what is wrong in one
+line.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def models(tmp_path_factory):
     model = LanguageModel(recipe.model)
     generator = torch.Generator().manual_seed(2)
     tensors = {
-        k: v.detach() + 0.1 * torch.randn(v.shape, generator=generator) for k, v in model.named_parameters()
+        k: v.detach() + 0.1 * torch.randn(v.shape, generator=generator)
+        for k, v in model.named_parameters()
     }
     for name, tokenizer in (("whole", load_tokenizer("bytes")), ("bare", None)):
         path = folder / f"{name}.safetensors"
@@ -50,7 +53,9 @@ def generate(capfdbinary, *arguments: object) -> tuple[int, bytes, str]:
 
 @pytest.mark.parametrize("prompt", ["", "naïve 日本 🐎", "long " * 40])
 def test_text_is_complete_utf8_for_any_prompt(models, capfdbinary, prompt):
-    code, out, _ = generate(capfdbinary, models / "whole.safetensors", "--prompt", prompt, "--max-tokens", 12)
+    code, out, _ = generate(
+        capfdbinary, models / "whole.safetensors", "--prompt", prompt, "--max-tokens", 12
+    )
     assert code == 0
     assert out.decode().endswith("\n")
 
@@ -87,15 +92,22 @@ def test_a_model_without_tokenizer_asks_for_one_and_takes_it(models, capfdbinary
     code, _, err = generate(capfdbinary, models / "bare.safetensors", "--max-tokens", 3)
     assert code == 2
     assert "--tokenizer FILE" in err
-    code, _, _ = generate(capfdbinary, models / "bare.safetensors", "--tokenizer", "bytes", "--max-tokens", 3)
+    code, _, _ = generate(
+        capfdbinary, models / "bare.safetensors", "--tokenizer", "bytes", "--max-tokens", 3
+    )
     assert code == 0
 
 
 @pytest.mark.parametrize(
     ("option", "value", "said"),
-    [("--temperature", "-1", "temperature"), ("--top-p", "0", "top-p"), ("--max-tokens", "-2", "max-tokens"),
-     ("--tokenizer", "fineweb-1024", "1024"), ("--stop", "", "stop string")],
-)  # fmt: skip
+    [
+        ("--temperature", "-1", "temperature"),
+        ("--top-p", "0", "top-p"),
+        ("--max-tokens", "-2", "max-tokens"),
+        ("--tokenizer", "fineweb-1024", "1024"),
+        ("--stop", "", "stop string"),
+    ],
+)
 def test_bad_options_are_refused_in_one_line(models, capfdbinary, option, value, said):
     code, _, err = generate(capfdbinary, models / "whole.safetensors", option, value)
     assert code == 2

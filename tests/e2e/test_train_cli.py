@@ -23,13 +23,37 @@ def test_train_leaves_a_whole_run_directory_and_prints_its_card_as_json(
     assert run("train", str(recipe), "--out", "run", "--json") == 0
     card = json.loads(capsys.readouterr().out)
     folder = recipe.parent / "run"
-    for name in ("recipe.toml", "environment.json", "metrics.jsonl", "artifact.nib", "card.json", "card.md"):
+    for name in (
+        "recipe.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "artifact.nib",
+        "card.json",
+        "card.md",
+    ):
         assert (folder / name).is_file(), name
     assert list((folder / "checkpoints").iterdir()) and list((folder / "scores").glob("*.json"))
     assert card == json.loads((folder / "card.json").read_text())
-    for key in ("bpb", "nats_per_token", "tokens", "bytes", "seconds", "mode", "data_sha256", "artifact_sha256", "valid",
-                "recipe", "parameters", "artifact_bytes", "train_seconds", "train_tokens", "float_bpb", "packed_bpb",
-                "techniques", "baselines"):
+    for key in (
+        "bpb",
+        "nats_per_token",
+        "tokens",
+        "bytes",
+        "seconds",
+        "mode",
+        "data_sha256",
+        "artifact_sha256",
+        "valid",
+        "recipe",
+        "parameters",
+        "artifact_bytes",
+        "train_seconds",
+        "train_tokens",
+        "float_bpb",
+        "packed_bpb",
+        "techniques",
+        "baselines",
+    ):
         assert key in card, key
     assert card["artifact_bytes"] == (folder / "artifact.nib").stat().st_size
     assert card["train_tokens"] == 6 * 256
@@ -48,7 +72,17 @@ def test_a_scored_artifact_gives_the_same_score_again_from_the_file_alone(
 def test_several_seeds_are_summarised_and_finished_ones_are_kept(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("train", str(recipe), "--out", "runs", "--seeds", "2", "--duration", "2 steps", "--json")
+    arguments = (
+        "train",
+        str(recipe),
+        "--out",
+        "runs",
+        "--seeds",
+        "2",
+        "--duration",
+        "2 steps",
+        "--json",
+    )
     assert run(*arguments) == 0
     first = json.loads(capsys.readouterr().out)
     assert first["seeds"] == [0, 1] and len(first["figures"]["packed_bpb"]["values"]) == 2
@@ -76,7 +110,11 @@ def test_several_seeds_are_summarised_and_finished_ones_are_kept(
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line_and_an_exit_code(
-    arguments: tuple[str, ...], code: int, said: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...],
+    code: int,
+    said: str,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (recipe.parent / "empty").mkdir()
     assert run(*(argument.format(recipe=recipe) for argument in arguments)) == code

@@ -33,10 +33,19 @@ print(digest(result))
 """
 
 
-def _command(tmp_path: Path, launcher: list[str], out: Path, options: dict[str, object]) -> list[str]:
+def _command(
+    tmp_path: Path, launcher: list[str], out: Path, options: dict[str, object]
+) -> list[str]:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    return [sys.executable, *launcher, str(program), str(tmp_path / "shards"), str(out), repr(options)]
+    return [
+        sys.executable,
+        *launcher,
+        str(program),
+        str(tmp_path / "shards"),
+        str(out),
+        repr(options),
+    ]
 
 
 def _environment() -> dict[str, str]:
@@ -46,7 +55,9 @@ def _environment() -> dict[str, str]:
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, env=_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, env=_environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def _wait(process: subprocess.Popen[str]) -> str:
@@ -55,9 +66,15 @@ def _wait(process: subprocess.Popen[str]) -> str:
     return out.strip()
 
 
-def test_a_run_that_is_killed_again_and_again_ends_in_the_bits_of_an_unbroken_one(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_again_and_again_ends_in_the_bits_of_an_unbroken_one(
+    tmp_path: Path,
+) -> None:
     tiny_dataset(tmp_path / "shards")
-    options: dict[str, object] = {"duration": "60 steps", "checkpoint_every": "7 steps", "dropout": DROPOUT}
+    options: dict[str, object] = {
+        "duration": "60 steps",
+        "checkpoint_every": "7 steps",
+        "dropout": DROPOUT,
+    }
     whole = _start(_command(tmp_path, [], tmp_path / "whole", options))
     out, resume = tmp_path / "run", False
     for _ in range(2):
@@ -82,7 +99,11 @@ def _wait_for_checkpoints(process: subprocess.Popen[str], folder: Path) -> None:
 
 def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path) -> None:
     tiny_dataset(tmp_path / "shards")
-    options: dict[str, object] = {"duration": "10 steps", "qat": {"enabled": False}, "dropout": DROPOUT}
+    options: dict[str, object] = {
+        "duration": "10 steps",
+        "qat": {"enabled": False},
+        "dropout": DROPOUT,
+    }
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
     one = _start(_command(tmp_path, [], tmp_path / "one", options))
     two = _start(_command(tmp_path, launcher, tmp_path / "two", options))

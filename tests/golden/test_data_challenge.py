@@ -15,9 +15,15 @@ def test_the_challenge_s_tokenizer_is_the_published_file() -> None:
     data = (resources.files("niblick.data") / "assets" / "fineweb_1024_bpe.model").read_bytes()
     made = load_tokenizer("fineweb-1024")
     assert (
-        hashlib.sha256(data).hexdigest() == "4f5e8adb109c66b4886963bc75a7befd73bda36d27fd7102df8e9e66503b0e2a"
+        hashlib.sha256(data).hexdigest()
+        == "4f5e8adb109c66b4886963bc75a7befd73bda36d27fd7102df8e9e66503b0e2a"
     )
-    assert (made.name, made.vocab_size, made.bos_id, made.lossless) == ("fineweb-1024", 1024, 1, False)
+    assert (made.name, made.vocab_size, made.bos_id, made.lossless) == (
+        "fineweb-1024",
+        1024,
+        1,
+        False,
+    )
     assert load_tokenizer(data).sha256 == load_tokenizer(made.to_bytes()).sha256 == made.sha256
 
 

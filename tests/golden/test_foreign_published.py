@@ -31,8 +31,11 @@ def published(name: str, folder: Path) -> Path:
     if (DATA / f"{name}.ptz").exists():
         return DATA / f"{name}.ptz"
     with np.load(DATA / f"{name}.npz") as file:
-        state = {key.removeprefix("weight/"): torch.from_numpy(file[key]) for key in file.files
-                 if key.startswith("weight/")}
+        state = {
+            key.removeprefix("weight/"): torch.from_numpy(file[key])
+            for key in file.files
+            if key.startswith("weight/")
+        }
     torch.save(state, folder / f"{name}.pt")
     return folder / f"{name}.pt"
 

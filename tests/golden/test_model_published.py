@@ -1,4 +1,6 @@
-"""The three published models at full size: parameter counts, names and shapes, written out from the spec."""
+"""The three published models at full size: parameter counts, names and shapes, written out from the
+spec.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,20 @@ def mlp(prefix: str, dim: int, hidden: int) -> Shapes:
 
 
 def scalars(prefix: str, dim: int) -> Shapes:
-    return {f"{prefix}.attn_scale": (dim,), f"{prefix}.mlp_scale": (dim,), f"{prefix}.resid_mix": (2, dim)}
+    return {
+        f"{prefix}.attn_scale": (dim,),
+        f"{prefix}.mlp_scale": (dim,),
+        f"{prefix}.resid_mix": (2, dim),
+    }
 
 
 def embeddings(width: int) -> Shapes:
     return {
-        "tok_emb.weight": (1024, 512), "bigram.embed.weight": (2048, width), "bigram.proj.weight": (512, width),
-        "bigram.scale": (), "smear.gate": (512,),
+        "tok_emb.weight": (1024, 512),
+        "bigram.embed.weight": (2048, width),
+        "bigram.proj.weight": (512, width),
+        "bigram.scale": (),
+        "smear.gate": (512,),
     }
 
 
@@ -64,7 +73,8 @@ def sidecar() -> Shapes:
     found = embeddings(96) | {"skip_weights": (5, 512), "shared_sparse_scale": (3, 512)}
     found |= {f"shared_sparse.{name}.weight": (48, 512) for name in ("gate", "value")}
     found |= {
-        "shared_sparse.proj.weight": (512, 48), "shared_sparse.local.weight": (48, 1, 3),
+        "shared_sparse.proj.weight": (512, 48),
+        "shared_sparse.local.weight": (48, 1, 3),
         "shared_sparse.site_gate.weight": (3, 48),
     }
     for i in range(11):
@@ -97,7 +107,11 @@ def test_the_built_model_has_the_published_state_dict(name: str) -> None:
 
 def test_token_shift_attends_in_layers_4_7_and_10() -> None:
     layers = plan("token-shift").layers
-    assert {layer.index: layer.span for layer in layers if layer.mixer != "token-shift"} == {4: 129, 7: 129, 10: 1024}
+    assert {layer.index: layer.span for layer in layers if layer.mixer != "token-shift"} == {
+        4: 129,
+        7: 129,
+        10: 1024,
+    }
     assert [layer.index for layer in layers if layer.xsa] == [7, 10]
     assert [layer.index for layer in layers if layer.value_embedding] == [10]
     assert [layer.scale for layer in layers if layer.index in (0, 4)] == [1.0, 5**-0.5]
@@ -115,21 +129,49 @@ def test_depth_recurrent_visits_six_blocks_in_22_virtual_layers() -> None:
 
 def test_sidecar_has_three_sites_and_five_early_skips() -> None:
     layers = plan("sidecar").layers
-    assert {layer.index: layer.sidecar_site for layer in layers if layer.sidecar_site is not None} == {8: 0, 9: 1, 10: 2}
+    assert {
+        layer.index: layer.sidecar_site for layer in layers if layer.sidecar_site is not None
+    } == {8: 0, 9: 1, 10: 2}
     assert [layer.index for layer in layers if layer.push] == [0, 1, 2, 3, 4]
-    assert {layer.index: layer.pop for layer in layers if layer.pop is not None} == {5: 0, 6: 1, 7: 2, 8: 3, 9: 4}
+    assert {layer.index: layer.pop for layer in layers if layer.pop is not None} == {
+        5: 0,
+        6: 1,
+        7: 2,
+        8: 3,
+        9: 4,
+    }
     assert not any(layer.xsa for layer in layers)
     assert [round(layer.scale**-2) for layer in layers] == list(range(1, 12))
 
 
 def test_published_training_settings_are_the_recipes() -> None:
     shift, loops, side = (load_recipe(name).training for name in COUNTS)
-    assert (shift.muon.lr, shift.muon.momentum, shift.muon.momentum_warmup) == (0.04, (0.92, 0.99), "1500 steps")
+    assert (shift.muon.lr, shift.muon.momentum, shift.muon.momentum_warmup) == (
+        0.04,
+        (0.92, 0.99),
+        "1500 steps",
+    )
     assert (shift.adam.embedding_lr, shift.adam.scalar_lr, shift.clip) == (0.05, 0.04, 0.3)
-    assert (shift.batch_tokens, shift.schedule.warmdown, shift.averaging.decay) == (524_288, "3500 steps", 0.997)
+    assert (shift.batch_tokens, shift.schedule.warmdown, shift.averaging.decay) == (
+        524_288,
+        "3500 steps",
+        0.997,
+    )
     assert (shift.qat.enabled, shift.qat.start, shift.compile_warmup_steps) == (True, 0.15, 20)
-    assert (loops.muon.lr, loops.muon.momentum, loops.muon.momentum_warmup) == (0.03, (0.85, 0.95), "500 steps")
+    assert (loops.muon.lr, loops.muon.momentum, loops.muon.momentum_warmup) == (
+        0.03,
+        (0.85, 0.95),
+        "500 steps",
+    )
     assert (loops.muon.weight_decay, loops.adam.weight_decay, loops.clip) == (0.02, 0.01, 0)
-    assert (loops.adam.embedding_lr, loops.adam.scalar_lr, loops.schedule.warmdown) == (0.04, 0.03, "2500 steps")
+    assert (loops.adam.embedding_lr, loops.adam.scalar_lr, loops.schedule.warmdown) == (
+        0.04,
+        0.03,
+        "2500 steps",
+    )
     assert (side.muon.lr, side.adam.embedding_lr, side.adam.scalar_lr) == (0.025, 0.035, 0.025)
-    assert (side.sequence_length, side.batch_tokens, side.schedule.warmdown) == (2048, 786_432, "3000 steps")
+    assert (side.sequence_length, side.batch_tokens, side.schedule.warmdown) == (
+        2048,
+        786_432,
+        "3000 steps",
+    )

@@ -28,7 +28,9 @@ def test_a_small_sibling_has_every_part_of_the_full_recipe(name: str) -> None:
     assert parts(full) == parts(small)
     assert {layer.mixer for layer in full.layers} == {layer.mixer for layer in small.layers}
     for used in ("xsa", "value_embedding", "push"):
-        assert any(getattr(x, used) for x in full.layers) == any(getattr(x, used) for x in small.layers)
+        assert any(getattr(x, used) for x in full.layers) == any(
+            getattr(x, used) for x in small.layers
+        )
     assert len({x.sidecar_site for x in full.layers}) == len({x.sidecar_site for x in small.layers})
     assert (small.weight_blocks < len(small.layers)) == (full.weight_blocks < len(full.layers))
 

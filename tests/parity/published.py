@@ -1,4 +1,6 @@
-"""Reads the published numbers kept in tests/golden/data, and states each as a model section of this package."""
+"""Reads the published numbers kept in tests/golden/data, and states each as a model section of this
+package.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,25 @@ def read(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray], np.ndarray, 
 def section(name: str, config: dict[str, Any]) -> dict[str, Any]:
     """The model section that a published configuration amounts to."""
     rope = {"dims": config["rope_dims"], "frequency_dims": config["rope_frequency_dim"]}
-    attention: dict[str, Any] = {"heads": config["heads"], "kv_heads": config["kv_heads"], "rope": rope}
+    attention: dict[str, Any] = {
+        "heads": config["heads"],
+        "kv_heads": config["kv_heads"],
+        "rope": rope,
+    }
     common = {
-        "vocab_size": config["vocab"], "dim": config["model_dim"], "context": config.get("train_length", 1024),
-        "document_mask": False, "attention": attention,
+        "vocab_size": config["vocab"],
+        "dim": config["model_dim"],
+        "context": config.get("train_length", 1024),
+        "document_mask": False,
+        "attention": attention,
     }
     if name.startswith("depth_recurrent"):
         return common | _depth_recurrent(config)
-    common["bigram"] = {"enabled": True, "buckets": config["bigram_buckets"], "width": config["bigram_dim"]}
+    common["bigram"] = {
+        "enabled": True,
+        "buckets": config["bigram_buckets"],
+        "width": config["bigram_dim"],
+    }
     common["smear"] = {"enabled": True}
     attention["xsa_layers"] = config["xsa_layers"]
     if name.startswith("token_shift"):
@@ -53,7 +66,11 @@ def _token_shift(config: dict[str, Any]) -> dict[str, Any]:
     embedded = [i for i in config["value_embedding_layers"] if i in config["attention_layers"]]
     return {
         "stack": [{"layers": layers}],
-        "value_embedding": {"enabled": True, "layers": embedded, "width": config["value_embedding_dim"]},
+        "value_embedding": {
+            "enabled": True,
+            "layers": embedded,
+            "width": config["value_embedding_dim"],
+        },
     }
 
 
@@ -61,7 +78,11 @@ def _depth_recurrent(config: dict[str, Any]) -> dict[str, Any]:
     return {
         "stack": [
             {"name": "entry_blocks", "layers": [f"full*{config['entry']}"]},
-            {"name": "shared_blocks", "loops": config["loops"], "layers": [f"full*{config['shared']}"]},
+            {
+                "name": "shared_blocks",
+                "loops": config["loops"],
+                "layers": [f"full*{config['shared']}"],
+            },
             {"name": "exit_blocks", "layers": [f"full*{config['exit']}"]},
         ],
         "scalars": "virtual",
@@ -76,5 +97,9 @@ def _sidecar(config: dict[str, Any]) -> dict[str, Any]:
         "stack": [{"layers": [f"full*{config['layers']}"]}],
         "skips": {"enabled": True},
         "mlp": {"width": config["mlp_mult"], "activation": "relu-squared"},
-        "sidecar": {"enabled": True, "layers": config["sidecar_layers"], "width": config["sidecar_dim"]},
+        "sidecar": {
+            "enabled": True,
+            "layers": config["sidecar_layers"],
+            "width": config["sidecar_dim"],
+        },
     }

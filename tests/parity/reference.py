@@ -1,8 +1,10 @@
-"""The three published models written once more, slowly: float64 NumPy, one position and one head at a time.
+"""The three published models written once more, slowly: float64 NumPy, one position and one head at
+a time.
 
-Takes a model section as plain values (what TOML holds, defaults filled in) and weights by published name, and
-shares no code with the package: its own expansion of the stack, its own masks, its own rotation. `prev` of a
-position is None where nothing precedes it: at the start, and at a BOS when documents are masked.
+Takes a model section as plain values (what TOML holds, defaults filled in) and weights by published
+name, and shares no code with the package: its own expansion of the stack, its own masks, its own
+rotation. `prev` of a position is None where nothing precedes it: at the start, and at a BOS when
+documents are masked.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ EPS = float(np.finfo(np.float32).eps)  # the default eps of an RMS norm over flo
 
 @dataclass
 class Visit:
-    """One virtual layer: weight block, mixer, window (None: the whole context), prefix of its scalars."""
+    """One virtual layer: weight block, mixer, window (None: the whole context), prefix of its
+    scalars.
+    """
 
     block: str
     mixer: str
@@ -30,7 +34,9 @@ class Visit:
 
 @dataclass
 class Call:
-    """The sequence being read: tokens, where each position's predecessor and document lie, and the settings."""
+    """The sequence being read: tokens, where each position's predecessor and document lie, and the
+    settings.
+    """
 
     model: dict[str, Any]
     weights: dict[str, Array]
@@ -56,7 +62,9 @@ class Call:
         return max(first, 0)
 
 
-def logits(model: dict[str, Any], weights: dict[str, Array], tokens: list[int], context: int | None = None) -> Array:
+def logits(
+    model: dict[str, Any], weights: dict[str, Array], tokens: list[int], context: int | None = None
+) -> Array:
     """(T, V) logits of one sequence."""
     call = Call(model, weights, list(tokens), context or max(len(tokens), model["context"]))
     visits = expand(model)
@@ -121,7 +129,9 @@ def embedding(call: Call) -> Array:
         e = w["tok_emb.weight"][token].copy()
         if model["bigram"]["enabled"]:
             p = call.prev(t)
-            bucket = bigram_bucket(token, None if p is None else call.tokens[p], model["bigram"]["buckets"])
+            bucket = bigram_bucket(
+                token, None if p is None else call.tokens[p], model["bigram"]["buckets"]
+            )
             e += w["bigram.scale"] * (w["bigram.proj.weight"] @ w["bigram.embed.weight"][bucket])
         rows.append(rms(e))
     if not model["smear"]["enabled"]:
@@ -151,7 +161,9 @@ def layer(call: Call, visit: Visit, index: int, layers: int, x: Array, x0: Array
 
 def token_shift(call: Call, visit: Visit, u: Array) -> Array:
     w = {name: call.weights[f"{visit.block}.mixer.{name}"] for name in ("mix_r", "mix_k")}
-    maps = {name: call.weights[f"{visit.block}.mixer.{name}.weight"] for name in ("W_r", "W_k", "W_v")}
+    maps = {
+        name: call.weights[f"{visit.block}.mixer.{name}.weight"] for name in ("W_r", "W_k", "W_v")
+    }
     s_r, s_k = sigmoid(w["mix_r"]), sigmoid(w["mix_k"])
     out = []
     for t in range(len(u)):
@@ -165,7 +177,10 @@ def mlp(call: Call, visit: Visit, u: Array) -> Array:
     options = call.model["mlp"]
     slope = options["slope"] if options["activation"] == "leaky-relu-squared" else 0.0
     hidden = u @ call.weights[f"{visit.block}.mlp.fc.weight"].T
-    return np.where(hidden > 0, hidden, slope * hidden) ** 2 @ call.weights[f"{visit.block}.mlp.proj.weight"].T
+    return (
+        np.where(hidden > 0, hidden, slope * hidden) ** 2
+        @ call.weights[f"{visit.block}.mlp.proj.weight"].T
+    )
 
 
 def rotary_width(model: dict[str, Any], head: int) -> int:
@@ -200,7 +215,9 @@ def keys_values(call: Call, visit: Visit, index: int, u: Array) -> tuple[Array, 
     extra = call.model["value_embedding"]
     if extra["enabled"] and index in extra["layers"]:
         for t, token in enumerate(call.tokens):
-            v[t] = v[t] + w[f"ve_scales.{index}"][0] * (w["ve_proj.weight"] @ w["ve_embed.weight"][token])
+            v[t] = v[t] + w[f"ve_scales.{index}"][0] * (
+                w["ve_proj.weight"] @ w["ve_embed.weight"][token]
+            )
     k, v = (x.reshape(len(u), options["kv_heads"], -1) for x in (k, v))
     if options["kv_shift"]:
         mixes = (w[f"{prefix}.k_shift_mix"][:, None], w[f"{prefix}.v_shift_mix"][:, None])

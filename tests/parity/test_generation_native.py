@@ -1,4 +1,6 @@
-"""The native engine gives the reference model's numbers for every family of plans, in any batch, cut and threads."""
+"""The native engine gives the reference model's numbers for every family of plans, in any batch,
+cut and threads.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,10 @@ WIDE_HEADS = ["model.dim=128", "model.attention.heads=2", "model.attention.kv_he
 PLANS = {
     "two layers": ("token-shift", SMALL),
     "token-shift": ("token-shift", SMALL),
-    "token-shift, masked, wide heads": ("token-shift", [*SMALL, *WIDE_HEADS, "model.document_mask=true"]),
+    "token-shift, masked, wide heads": (
+        "token-shift",
+        [*SMALL, *WIDE_HEADS, "model.document_mask=true"],
+    ),
     "depth-recurrent": ("depth-recurrent", [*SMALL, "model.attention.rope.dims=12"]),
     "sidecar": ("sidecar", [*SMALL, "model.attention.xsa_last=2"]),
     "sidecar, masked, rescaled": (
@@ -90,7 +95,9 @@ def library(tmp_path_factory):
 
 
 def made(plan: str, *, levels: int | None = 31, columns: bool = False) -> LanguageModel:
-    """A model with every parameter away from its start; matrices on a grid of `levels` steps either way."""
+    """A model with every parameter away from its start; matrices on a grid of `levels` steps either
+    way.
+    """
     name, overrides = PLANS[plan]
     values = load_recipe(name, overrides).model_dump(mode="json")
     if plan == "two layers":
@@ -104,7 +111,9 @@ def made(plan: str, *, levels: int | None = 31, columns: bool = False) -> Langua
             if levels and parameter.dim() == 2:
                 step = parameter.abs().amax(1, keepdim=True) / levels
                 if columns:
-                    step = 0.06 * 2 ** (torch.randint(-4, 4, (parameter.shape[1],), generator=generator) / 4)
+                    step = 0.06 * 2 ** (
+                        torch.randint(-4, 4, (parameter.shape[1],), generator=generator) / 4
+                    )
                 parameter.copy_((parameter / step).round() * step)
     return model
 
@@ -132,7 +141,9 @@ def test_logits_equal_the_reference_after_prompts_and_steps(library, plan):
 
 @pytest.fixture(scope="session", params=[(), ("-march=x86-64-v3",)], ids=["baseline", "AVX2"])
 def portable(library, request, tmp_path_factory):
-    """The library without what is written for one instruction set, for the oldest processors and with AVX2."""
+    """The library without what is written for one instruction set, for the oldest processors and
+    with AVX2.
+    """
     target = tmp_path_factory.mktemp("portable") / "engine.so"
     if request.param and platform.machine() != "x86_64":
         pytest.skip("AVX2 is a matter of x86-64")
@@ -167,13 +178,26 @@ def test_every_width_of_codes_gives_the_reference_logits(library, levels):
 
 def product(library: ctypes.CDLL, codes: Codes, x: np.ndarray) -> np.ndarray:
     """The engine's product of a matrix with each row of `x`."""
-    out, scratch = np.zeros((len(x), codes.rows), dtype=np.float32), np.zeros(1 << 18, dtype=np.float32)
+    out, scratch = (
+        np.zeros((len(x), codes.rows), dtype=np.float32),
+        np.zeros(1 << 18, dtype=np.float32),
+    )
     wide = np.pad(x, ((0, 0), (0, 64)))
     matrix, zero = matrix_of(codes), ctypes.c_float(0)
     at_x, at_out, at_scratch = (ctypes.c_void_p(a.ctypes.data) for a in (wide, out, scratch))
     strides = [ctypes.c_int64(a.shape[1]) for a in (wide, out)]
     library.nb_product(
-        ctypes.byref(matrix), at_x, strides[0], at_out, strides[1], len(x), 0, codes.rows, 0, zero, at_scratch
+        ctypes.byref(matrix),
+        at_x,
+        strides[0],
+        at_out,
+        strides[1],
+        len(x),
+        0,
+        codes.rows,
+        0,
+        zero,
+        at_scratch,
     )
     return out
 
@@ -232,7 +256,10 @@ def test_steps_per_column_give_the_reference_logits(library):
 def test_cuts_batches_and_threads_change_no_bit(library, plan):
     model = made(plan)
     prompts = [tokens(count, seed=count) for count in (3, 70, 20)]
-    many, one = NativeEngine(model, library, slots=3, threads=2), NativeEngine(model, library, threads=1)
+    many, one = (
+        NativeEngine(model, library, slots=3, threads=2),
+        NativeEngine(model, library, threads=1),
+    )
     for slot, prompt in enumerate(prompts):
         many.read(slot, prompt)
     for token in range(5, 30):

@@ -21,10 +21,15 @@ STACKS = {
 def model_recipe(stack="mixed", **changes):
     """A model of a few thousand parameters over the byte alphabet, with every kind of memory."""
     values = {
-        "vocab_size": VOCAB, "bos_id": BOS, "dim": 16, "context": CONTEXT,
+        "vocab_size": VOCAB,
+        "bos_id": BOS,
+        "dim": 16,
+        "context": CONTEXT,
         "stack": [{"layers": list(STACKS[stack])}],
         "attention": {"heads": 2, "kv_heads": 1, "kv_shift": True, "rope": {"dims": 4}},
-        "bigram": {"enabled": True, "buckets": 64, "width": 8}, "smear": {"enabled": True}, "mlp": {"width": 2},
+        "bigram": {"enabled": True, "buckets": 64, "width": 8},
+        "smear": {"enabled": True},
+        "mlp": {"width": 2},
         **changes,
     }
     return ModelRecipe.model_validate(values)
@@ -43,7 +48,9 @@ def make_model(stack="mixed", kind=LanguageModel, **changes):
 def make_tokens(lengths, seed=0):
     """Documents of the given lengths (BOS included) of random printable bytes."""
     random = np.random.default_rng(seed)
-    parts = [np.concatenate([[BOS], random.integers(4 + 97, 4 + 122, length - 1)]) for length in lengths]
+    parts = [
+        np.concatenate([[BOS], random.integers(4 + 97, 4 + 122, length - 1)]) for length in lengths
+    ]
     return np.concatenate(parts).astype(np.uint16)
 
 

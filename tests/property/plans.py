@@ -21,7 +21,11 @@ def model_recipes(draw: st.DrawFn, **fixed: Any) -> ModelRecipe:
     """A model section with 1 to about 9 virtual layers; `fixed` sets top-level keys."""
     heads, groups = draw(st.sampled_from([(1, 1), (2, 1), (2, 2), (4, 2)]))
     head = draw(st.sampled_from([4, 6]))
-    flags = draw(st.fixed_dictionaries({name: st.booleans() for name in ("bigram", "smear", "skips", "mask", "mix")}))
+    flags = draw(
+        st.fixed_dictionaries(
+            {name: st.booleans() for name in ("bigram", "smear", "skips", "mask", "mix")}
+        )
+    )
     stack = draw(stacks())
     values: dict[str, Any] = {
         "vocab_size": VOCAB,
@@ -52,7 +56,9 @@ def activations() -> st.SearchStrategy[str]:
 def stacks() -> st.SearchStrategy[list[dict[str, Any]]]:
     """One looped segment, alone or between an entry and an exit."""
     layers = st.lists(st.sampled_from(LAYERS), min_size=1, max_size=2)
-    middle = st.builds(lambda x, n: {"name": "shared_blocks", "loops": n, "layers": x}, layers, st.integers(1, 2))
+    middle = st.builds(
+        lambda x, n: {"name": "shared_blocks", "loops": n, "layers": x}, layers, st.integers(1, 2)
+    )
     ends = st.sampled_from([None, "token-shift", "window:3", "full"])
 
     def join(first: str | None, segment: dict[str, Any], last: str | None) -> list[dict[str, Any]]:
@@ -71,9 +77,15 @@ def attentions(heads: int, groups: int, head: int) -> st.SearchStrategy[dict[str
     }
     return st.fixed_dictionaries(
         {
-            "heads": st.just(heads), "kv_heads": st.just(groups), "qk_norm": st.booleans(),
-            "q_gain": st.sampled_from([None, 1.5]), "k_gain": st.booleans(), "kv_shift": st.booleans(),
-            "local_value": st.booleans(), "xsa_last": st.integers(0, 9), "rope": st.fixed_dictionaries(rope),
+            "heads": st.just(heads),
+            "kv_heads": st.just(groups),
+            "qk_norm": st.booleans(),
+            "q_gain": st.sampled_from([None, 1.5]),
+            "k_gain": st.booleans(),
+            "kv_shift": st.booleans(),
+            "local_value": st.booleans(),
+            "xsa_last": st.integers(0, 9),
+            "rope": st.fixed_dictionaries(rope),
         }
     )
 
@@ -86,8 +98,15 @@ def extras(draw: st.DrawFn, stack: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     sites = draw(st.lists(st.sampled_from(range(len(mixers))), unique=True, max_size=3))
     if sites:
-        found["sidecar"] = {"enabled": True, "layers": sites, "width": 5, "kernel": draw(st.integers(2, 4))}
-    chosen = draw(st.lists(st.sampled_from(attention), unique=True, max_size=2)) if attention else []
+        found["sidecar"] = {
+            "enabled": True,
+            "layers": sites,
+            "width": 5,
+            "kernel": draw(st.integers(2, 4)),
+        }
+    chosen = (
+        draw(st.lists(st.sampled_from(attention), unique=True, max_size=2)) if attention else []
+    )
     if chosen:
         found["value_embedding"] = {"enabled": True, "layers": chosen, "width": 3}
     return found
@@ -97,7 +116,11 @@ def mixer_names(stack: list[dict[str, Any]]) -> list[str]:
     """The mixers of the virtual layers, read off the notation."""
     names = []
     for segment in stack:
-        blocks = [text.split("*")[0].split(":")[0] for text in segment["layers"] for _ in range(_count(text))]
+        blocks = [
+            text.split("*")[0].split(":")[0]
+            for text in segment["layers"]
+            for _ in range(_count(text))
+        ]
         names += blocks * segment.get("loops", 1)
     return names
 

@@ -1,4 +1,6 @@
-"""The compiled decoder gives the reference's numbers bit for bit, and its errors, for sound and for damaged streams."""
+"""The compiled decoder gives the reference's numbers bit for bit, and its errors, for sound and for
+damaged streams.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from niblick.plan import Init, Parameter, Role
 
 LIBRARY = native_stream(build=True)
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no C compiler")
-SHAPES = st.sampled_from([(1, 1), (1, 9), (7, 1), (3, 4), (31, 5), (32, 3), (70, 9), (257, 2), (600, 3), (0, 4), (4, 0)])
+SHAPES = st.sampled_from(
+    [(1, 1), (1, 9), (7, 1), (3, 4), (31, 5), (32, 3), (70, 9), (257, 2), (600, 3), (0, 4), (4, 0)]
+)
 ROLES = st.sampled_from([Role.MATRIX, Role.EMBEDDING, Role.VECTOR])
 
 
@@ -33,7 +37,11 @@ def tensors(draw: st.DrawFn) -> tuple[Parameter, Grid, Any]:
     rows, columns = draw(SHAPES)
     role = draw(ROLES) if rows and columns else Role.MATRIX
     largest = draw(st.sampled_from([0, 1, 3, 40, 2000, 1 << 20]))
-    symbols = draw(npst.arrays(np.int64, (rows, columns), elements=st.integers(-largest, largest), fill=st.nothing()))
+    symbols = draw(
+        npst.arrays(
+            np.int64, (rows, columns), elements=st.integers(-largest, largest), fill=st.nothing()
+        )
+    )
     generator = np.random.default_rng(draw(st.integers(0, 99)))
     reach = draw(st.sampled_from([0, 2, 15]))
 
@@ -42,12 +50,16 @@ def tensors(draw: st.DrawFn) -> tuple[Parameter, Grid, Any]:
         found = generator.integers(-4 * reach // step, 4 * reach // step + 1, count) * step
         return found if count > 1 else np.zeros(count, dtype=np.int64)
 
-    grid = Grid(int(generator.integers(-400, 400)), exponents(rows, columns), exponents(columns, rows))
+    grid = Grid(
+        int(generator.integers(-400, 400)), exponents(rows, columns), exponents(columns, rows)
+    )
     return parameter(rows, columns, role), grid, symbols
 
 
 def outcome(decoder: Decoder | NativeDecoder, members: list[Parameter], delta: float) -> list[Any]:
-    """What a decoder gives for tensors in turn and at its end: bytes of values, or an error's text."""
+    """What a decoder gives for tensors in turn and at its end: bytes of values, or an error's
+    text.
+    """
     found: list[Any] = []
     try:
         for member in members:
@@ -87,7 +99,9 @@ def coded(members: list[tuple[Parameter, Grid, Any]]) -> tuple[bytes, bytes]:
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(tensors(), min_size=1, max_size=3), st.sampled_from([1e-3, 1.0, 1e30]))
-def test_both_decoders_give_the_same_bits(members: list[tuple[Parameter, Grid, Any]], delta: float) -> None:
+def test_both_decoders_give_the_same_bits(
+    members: list[tuple[Parameter, Grid, Any]], delta: float
+) -> None:
     stream, escapes = coded(members)
     found = both([member for member, _, _ in members], stream, escapes, delta)
     assert len(found) == len(members) and not isinstance(found[-1], str)

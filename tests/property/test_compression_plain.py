@@ -1,4 +1,6 @@
-"""Repetitive symbols: never larger than general compressors make them, and refused where damaged."""
+"""Repetitive symbols: never larger than general compressors make them, and refused where
+damaged.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,21 @@ def plan_of(members: tuple[Parameter, ...]) -> Plan:
 
 
 def parameters(shapes: tuple[tuple[int, int], ...] = SHAPES) -> tuple[Parameter, ...]:
-    return tuple(Parameter(name=f"w{i}", shape=shape, role=Role.MATRIX, init=Init(kind="normal"), component="test")
-                 for i, shape in enumerate(shapes))
+    return tuple(
+        Parameter(
+            name=f"w{i}", shape=shape, role=Role.MATRIX, init=Init(kind="normal"), component="test"
+        )
+        for i, shape in enumerate(shapes)
+    )
 
 
 def candidate(symbols: list[np.ndarray]) -> Candidate:
     """Symbols on a flat grid, as the rounder would hand them on."""
     members = parameters(tuple(entry.shape for entry in symbols))
-    grids = {p.name: Grid(0, np.zeros(p.shape[0], dtype=np.int64), np.zeros(p.shape[1], dtype=np.int64)) for p in members}
+    grids = {
+        p.name: Grid(0, np.zeros(p.shape[0], dtype=np.int64), np.zeros(p.shape[1], dtype=np.int64))
+        for p in members
+    }
     tensors = {}
     for p, entry in zip(members, symbols, strict=True):
         machine = machine_of(p)
@@ -62,22 +71,38 @@ def regular(kind: str, shape: tuple[int, int], seed: int) -> np.ndarray:
     if kind == "periodic":
         return np.resize(generator.integers(-60, 61, generator.integers(1, 40)), shape)
     if kind == "blocks":
-        return np.repeat(generator.integers(-5, 6, (rows, -(-columns // 8))), 8, axis=1)[:, :columns]
+        return np.repeat(generator.integers(-5, 6, (rows, -(-columns // 8))), 8, axis=1)[
+            :, :columns
+        ]
     return np.rint(generator.normal(size=shape) * 2).astype(np.int64)
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.sampled_from(["constant", "rows", "periodic", "blocks", "noise"]), min_size=5, max_size=5),
-       st.integers(0, 999), st.booleans())
-def test_no_general_compressor_makes_the_same_codes_smaller(kinds: list[str], seed: int, tied: bool) -> None:
-    symbols = [regular(kind, shape, seed + i).astype(np.int64) for i, (kind, shape) in enumerate(zip(kinds, SHAPES, strict=True))]
+@given(
+    st.lists(
+        st.sampled_from(["constant", "rows", "periodic", "blocks", "noise"]), min_size=5, max_size=5
+    ),
+    st.integers(0, 999),
+    st.booleans(),
+)
+def test_no_general_compressor_makes_the_same_codes_smaller(
+    kinds: list[str], seed: int, tied: bool
+) -> None:
+    symbols = [
+        regular(kind, shape, seed + i).astype(np.int64)
+        for i, (kind, shape) in enumerate(zip(kinds, SHAPES, strict=True))
+    ]
     if tied:
         symbols[1] = symbols[0].copy()
     made = candidate(symbols)
     written = write_payload(made)
     side = sum(bits.scales + bits.models for bits in written.bits.values()) / 8
     raw = b"".join(as_bytes(entry)[1] for entry in symbols)
-    rivals = (brotli.compress(raw, quality=11, lgwin=24), lzma.compress(raw, preset=9), zstandard.compress(raw, 22))
+    rivals = (
+        brotli.compress(raw, quality=11, lgwin=24),
+        lzma.compress(raw, preset=9),
+        zstandard.compress(raw, 22),
+    )
     # The stream's last word, the list of plain tensors and their widths are side information too.
     assert len(written.payload) - HEAD_BYTES - side <= min(map(len, rivals)) + 12 + 1 + len(symbols)
     decoded = read_payload(written.payload, plan_of(made.parameters))
@@ -86,7 +111,9 @@ def test_no_general_compressor_makes_the_same_codes_smaller(kinds: list[str], se
 
 def test_a_tensor_that_repeats_another_costs_next_to_nothing() -> None:
     noise = regular("noise", (64, 200), 1)
-    one, two = (len(write_payload(candidate(symbols)).payload) for symbols in ([noise], [noise, noise]))
+    one, two = (
+        len(write_payload(candidate(symbols)).payload) for symbols in ([noise], [noise, noise])
+    )
     assert two < 1.4 * one
 
 
@@ -94,11 +121,16 @@ def test_a_tensor_that_repeats_another_costs_next_to_nothing() -> None:
 @given(st.data())
 def test_plain_symbols_come_back_exactly(data: st.DataObject) -> None:
     largest = data.draw(st.sampled_from([0, 3, 127, 128, 40_000, 1 << 20]))
-    shapes = data.draw(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=4))
+    shapes = data.draw(
+        st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=4)
+    )
     generator = np.random.default_rng(data.draw(st.integers(0, 99)))
     symbols = [generator.integers(-largest, largest + 1, shape) for shape in shapes]
     found = read_plain(write_plain(symbols), shapes)
-    assert all((one == two).all() and one.shape == two.shape for one, two in zip(symbols, found, strict=True))
+    assert all(
+        (one == two).all() and one.shape == two.shape
+        for one, two in zip(symbols, found, strict=True)
+    )
 
 
 @pytest.mark.parametrize("kind", ["constant", "periodic", "noise"])
@@ -106,7 +138,14 @@ def test_damaged_plain_symbols_are_refused_or_have_the_declared_size(kind: str) 
     shape = (64, 24)
     section = write_plain([regular(kind, shape, 4).astype(np.int64)])
     generator = np.random.default_rng(0)
-    cases = [section[:0], section[:1], section[:-1], section + b"x", bytes([9]) + section[1:], section[:1] + b"\x09" + section[2:]]
+    cases = [
+        section[:0],
+        section[:1],
+        section[:-1],
+        section + b"x",
+        bytes([9]) + section[1:],
+        section[:1] + b"\x09" + section[2:],
+    ]
     for place in generator.integers(0, len(section), 60).tolist():
         cases.append(section[:place] + bytes([section[place] ^ 0x55]) + section[place + 1 :])
     for case in cases:

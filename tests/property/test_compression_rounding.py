@@ -10,8 +10,11 @@ from hypothesis.extra import numpy as npst
 
 from niblick.compression.rounding import RoundingSpec, dequantize, quantize, round_trip
 
-MATRICES = npst.arrays(np.float32, npst.array_shapes(min_dims=2, max_dims=3, max_side=9),
-                       elements=st.floats(-1e4, 1e4, width=32))
+MATRICES = npst.arrays(
+    np.float32,
+    npst.array_shapes(min_dims=2, max_dims=3, max_side=9),
+    elements=st.floats(-1e4, 1e4, width=32),
+)
 
 
 @settings(max_examples=80, deadline=None)
@@ -19,8 +22,11 @@ MATRICES = npst.arrays(np.float32, npst.array_shapes(min_dims=2, max_dims=3, max
 def test_training_rounds_exactly_as_the_export_does(weights: np.ndarray, bits: int) -> None:
     weight, spec = torch.from_numpy(weights), RoundingSpec(bits)
     codes, scale = quantize(weight, spec)
-    stored = dequantize(codes.clone(), torch.frombuffer(bytearray(scale.numpy().tobytes()), dtype=torch.float16),
-                        tuple(weight.shape))
+    stored = dequantize(
+        codes.clone(),
+        torch.frombuffer(bytearray(scale.numpy().tobytes()), dtype=torch.float16),
+        tuple(weight.shape),
+    )
     assert torch.equal(round_trip(weight, spec), stored)
     assert int(codes.abs().max()) <= spec.limit
 

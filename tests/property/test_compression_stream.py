@@ -1,4 +1,6 @@
-"""Entropy coding and the trellis are exact for any integers, and no larger than general compressors."""
+"""Entropy coding and the trellis are exact for any integers, and no larger than general
+compressors.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,31 @@ from niblick.compression.grid import Grid
 from niblick.compression.native import native_trellis
 from niblick.compression.stream import new_tables, read_tensor, write_tensor
 from niblick.compression.symbols import Decoder, Encoder
-from niblick.compression.trellis import SCALAR, TRELLIS, Machine, quantizers, reference_search, search
+from niblick.compression.trellis import (
+    SCALAR,
+    TRELLIS,
+    Machine,
+    quantizers,
+    reference_search,
+    search,
+)
 from niblick.errors import ArtifactError
 from niblick.plan import Init, Parameter, Role
 
 
 def parameter(rows: int, columns: int, role: Role = Role.MATRIX) -> Parameter:
-    return Parameter(name="w", shape=(rows, columns), role=role, init=Init(kind="normal"), component="test")
+    return Parameter(
+        name="w", shape=(rows, columns), role=role, init=Init(kind="normal"), component="test"
+    )
 
 
 def grid_for(rows: int, columns: int, seed: int) -> Grid:
     generator = np.random.default_rng(seed)
-    return Grid(int(generator.integers(-300, 300)), 4 * generator.integers(-4, 5, rows) if rows > 1 else np.zeros(1, int),
-                4 * generator.integers(-4, 5, columns) if columns > 1 else np.zeros(1, int))
+    return Grid(
+        int(generator.integers(-300, 300)),
+        4 * generator.integers(-4, 5, rows) if rows > 1 else np.zeros(1, int),
+        4 * generator.integers(-4, 5, columns) if columns > 1 else np.zeros(1, int),
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -39,7 +53,9 @@ def grid_for(rows: int, columns: int, seed: int) -> Grid:
 def test_any_symbols_come_back_exactly(data: st.DataObject) -> None:
     rows, columns = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 9))
     largest = data.draw(st.sampled_from([0, 1, 3, 40, 1 << 19]))
-    symbols = data.draw(npst.arrays(np.int64, (rows, columns), elements=st.integers(-largest, largest)))
+    symbols = data.draw(
+        npst.arrays(np.int64, (rows, columns), elements=st.integers(-largest, largest))
+    )
     grid, tensor = grid_for(rows, columns, data.draw(st.integers(0, 99))), parameter(rows, columns)
     encoder = Encoder(new_tables())
     write_tensor(encoder, tensor, grid, symbols)
@@ -47,14 +63,20 @@ def test_any_symbols_come_back_exactly(data: st.DataObject) -> None:
     decoder = Decoder(new_tables(), stream, escapes)
     found, levels = read_tensor(decoder, tensor)
     decoder.finish()
-    assert found.tensor == grid.tensor and (found.rows == grid.rows).all() and (found.columns == grid.columns).all()
+    assert (
+        found.tensor == grid.tensor
+        and (found.rows == grid.rows).all()
+        and (found.columns == grid.columns).all()
+    )
     machine = TRELLIS if rows >= 32 else SCALAR
     assert (levels == machine.level(symbols, quantizers(machine, symbols))).all()
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=64), st.binary(max_size=8))
-def test_noise_never_decodes_into_anything_but_an_error_or_integers(stream: bytes, escapes: bytes) -> None:
+def test_noise_never_decodes_into_anything_but_an_error_or_integers(
+    stream: bytes, escapes: bytes
+) -> None:
     try:
         decoder = Decoder(new_tables(), stream, escapes)
         _, levels = read_tensor(decoder, parameter(6, 5))
@@ -65,9 +87,16 @@ def test_noise_never_decodes_into_anything_but_an_error_or_integers(stream: byte
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "sparse", "wide", "columns"])
-def test_coded_symbols_are_near_their_entropy_and_smaller_than_general_compressors(kind: str) -> None:
+def test_coded_symbols_are_near_their_entropy_and_smaller_than_general_compressors(
+    kind: str,
+) -> None:
     generator = np.random.default_rng(3)
-    scale = {"gaussian": 1.0, "sparse": 0.3, "wide": 9.0, "columns": 2.0 ** generator.uniform(-3, 2, 64)}[kind]
+    scale = {
+        "gaussian": 1.0,
+        "sparse": 0.3,
+        "wide": 9.0,
+        "columns": 2.0 ** generator.uniform(-3, 2, 64),
+    }[kind]
     symbols = np.rint(generator.normal(size=(512, 64)) * scale).astype(np.int64)
     encoder = Encoder(new_tables())
     grid = Grid(0, np.zeros(512, dtype=np.int64), np.zeros(64, dtype=np.int64))
@@ -76,7 +105,11 @@ def test_coded_symbols_are_near_their_entropy_and_smaller_than_general_compresso
     size = len(stream) + len(escapes)
     assert 8 * size < 1.001 * encoder.bits + 64 and abs(bits.total - encoder.bits) < 1
     raw = symbols.astype(np.int8).tobytes()
-    rivals = (brotli.compress(raw, quality=11), lzma.compress(raw, preset=9), zstandard.compress(raw, 22))
+    rivals = (
+        brotli.compress(raw, quality=11),
+        lzma.compress(raw, preset=9),
+        zstandard.compress(raw, 22),
+    )
     assert bits.symbols / 8 < min(map(len, rivals))
 
 
@@ -87,23 +120,37 @@ def test_the_search_finds_the_cheapest_path(machine: Machine) -> None:
     bits = np.abs(np.arange(20))[None, None, :].repeat(2, axis=1) * 0.7
     symbols, levels = search(machine, target, bits, np.zeros((4, 3), dtype=np.int64), 0.3)
     assert (levels == machine.level(symbols, quantizers(machine, symbols))).all()
-    options = np.stack(np.meshgrid(*[np.arange(-6, 7)] * 4, indexing="ij"), axis=-1).reshape(-1, 4).T
+    options = (
+        np.stack(np.meshgrid(*[np.arange(-6, 7)] * 4, indexing="ij"), axis=-1).reshape(-1, 4).T
+    )
     reached = machine.level(options, quantizers(machine, options))
     for path in range(3):
         cost = ((target[:, path, None] - reached) ** 2 + 0.3 * 0.7 * np.abs(options)).sum(axis=0)
-        own = ((target[:, path] - levels[:, path]) ** 2 + 0.3 * 0.7 * np.abs(symbols[:, path])).sum()
+        own = (
+            (target[:, path] - levels[:, path]) ** 2 + 0.3 * 0.7 * np.abs(symbols[:, path])
+        ).sum()
         assert own <= cost.min() + 1e-9
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 9), st.sampled_from([0.1, 1.0, 7.0, 500.0]), st.integers(0, 999))
-def test_the_compiled_search_equals_the_reference_bit_for_bit(length: int, paths: int, scale: float, seed: int) -> None:
+@given(
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.sampled_from([0.1, 1.0, 7.0, 500.0]),
+    st.integers(0, 999),
+)
+def test_the_compiled_search_equals_the_reference_bit_for_bit(
+    length: int, paths: int, scale: float, seed: int
+) -> None:
     native = native_trellis()
     if native is None:
         pytest.skip("no C compiler")
     generator = np.random.default_rng(seed)
     target = np.round(generator.normal(size=(length, paths)) * scale, int(generator.integers(0, 9)))
-    bits, kinds = np.abs(generator.normal(size=(5, 2, 12))) * 3, generator.integers(0, 5, (length, paths))
+    bits, kinds = (
+        np.abs(generator.normal(size=(5, 2, 12))) * 3,
+        generator.integers(0, 5, (length, paths)),
+    )
     one = native(target, bits, kinds, TRELLIS.branches()[1], 0.04)
     two = reference_search(TRELLIS, target, bits, kinds, 0.04)
     assert (one[0] == two[0]).all() and (one[1] == two[1]).all()
@@ -114,7 +161,9 @@ def test_a_trellis_needs_fewer_bits_than_plain_rounding_for_the_same_error() -> 
 
     def bits_and_error(machine: Machine, step: float) -> tuple[float, float]:
         free = np.zeros((1, 2, 50))
-        symbols, levels = search(machine, target / step, free, np.zeros(target.shape, dtype=np.int64), 0.0)
+        symbols, levels = search(
+            machine, target / step, free, np.zeros(target.shape, dtype=np.int64), 0.0
+        )
         kinds, total = quantizers(machine, symbols), 0.0
         for kind in np.unique(kinds):
             _, counts = np.unique(symbols[kinds == kind], return_counts=True)
@@ -135,7 +184,9 @@ def test_error_feedback_lowers_the_cost_it_is_made_for() -> None:
     feedback, conditional = factor(cost, 1e-6, 1e-6)
     losses = []
     for upper in (np.zeros((16, 16)), feedback):
-        _, levels, _ = round_columns(weight, step, upper[None], SCALAR, 1, np.zeros((1, 2, 50)), kinds, 0.0)
+        _, levels, _ = round_columns(
+            weight, step, upper[None], SCALAR, 1, np.zeros((1, 2, 50)), kinds, 0.0
+        )
         error = weight[0] - levels[0] * 0.4
         losses.append(float(np.trace(error @ cost @ error.T)))
     assert losses[1] < 0.6 * losses[0]

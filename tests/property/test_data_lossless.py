@@ -14,7 +14,10 @@ from niblick.data.tokenizer import Tokenizer, load_tokenizer
 from niblick.errors import DataError
 
 PROSE = [
-    "The quick brown fox jumps over the lazy dog.\nThe dog sleeps.\n\n  Then it wakes, and the fox is gone.",
+    (
+        "The quick brown fox jumps over the lazy dog.\nThe dog sleeps.\n\n  Then it wakes, and the"
+        " fox is gone."
+    ),
     "Café über naïve: 1994, 1995 and 1996 — “quoted” text, and the fox of the north of the town.",
     "the cat of the house\tand the dog of the house and the cat of the town of the north",
 ]
@@ -52,7 +55,9 @@ def test_any_text_comes_back_and_its_bytes_are_counted(kind: str, text: str) -> 
 @pytest.mark.parametrize("kind", KINDS)
 @given(documents=st.lists(texts, min_size=1, max_size=4))
 @settings(max_examples=50, deadline=None)
-def test_documents_in_one_stream_count_and_decode_as_they_do_alone(kind: str, documents: list[str]) -> None:
+def test_documents_in_one_stream_count_and_decode_as_they_do_alone(
+    kind: str, documents: list[str]
+) -> None:
     made = tokenizer(kind)
     stream = np.concatenate([made.encode_document(text) for text in documents])
     assert made.decode(stream.tolist()) == "".join(documents)
@@ -64,7 +69,9 @@ def test_documents_in_one_stream_count_and_decode_as_they_do_alone(kind: str, do
 @settings(max_examples=60, deadline=None)
 def test_any_token_sequence_counts_the_bytes_it_decodes_to(kind: str, data: st.DataObject) -> None:
     made = tokenizer(kind)
-    ids = np.array(data.draw(st.lists(st.integers(0, made.vocab_size - 1), min_size=1, max_size=30)))
+    ids = np.array(
+        data.draw(st.lists(st.integers(0, made.vocab_size - 1), min_size=1, max_size=30))
+    )
     stream = np.concatenate([[made.bos_id], ids])
     assert counted(made, stream) == len(made.decode_bytes(stream.tolist()))
 

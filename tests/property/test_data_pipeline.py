@@ -15,7 +15,9 @@ from niblick.data.sampler import Mix, Rows, Sampler
 from niblick.data.shards import ShardError, write_shard
 from niblick.errors import DataError
 
-sizes_of_shards = st.lists(st.integers(0, 90), min_size=1, max_size=12).filter(lambda sizes: max(sizes) > 9)
+sizes_of_shards = st.lists(st.integers(0, 90), min_size=1, max_size=12).filter(
+    lambda sizes: max(sizes) > 9
+)
 MIX = Mix(shards=(2, 5), alpha=(0.9, 0.5))
 
 
@@ -23,7 +25,12 @@ def draws(sampler: Sampler, batches: int) -> list[Rows]:
     return [sampler.draw() for _ in range(batches)]
 
 
-@given(sizes=sizes_of_shards, length=st.integers(1, 9), batch=st.integers(1, 7), seed=st.integers(0, 2**63))
+@given(
+    sizes=sizes_of_shards,
+    length=st.integers(1, 9),
+    batch=st.integers(1, 7),
+    seed=st.integers(0, 2**63),
+)
 @settings(max_examples=80, deadline=None)
 def test_every_block_is_drawn_exactly_once_a_pass(
     sizes: list[int], length: int, batch: int, seed: int
@@ -39,10 +46,16 @@ def test_every_block_is_drawn_exactly_once_a_pass(
         assert len(set(whole)) == expected
         for shard, size in enumerate(sizes):
             starts = sorted(start for owner, start in whole if owner == shard)
-            assert starts == list(range(starts[0], size - length, length)) if starts else size <= length
+            assert (
+                starts == list(range(starts[0], size - length, length))
+                if starts
+                else size <= length
+            )
             assert not starts or starts[0] <= length
         if sampler.passes != number + 1:
-            return  # the pass ended with a batch, or a batch held more than a pass: its size is not known any more
+            # the pass ended with a batch, or a batch held more than a pass: its size is not known
+            # any more
+            return
 
 
 @given(
@@ -113,7 +126,9 @@ def test_targets_are_the_inputs_one_token_on(shards: list[Path]) -> None:
         assert np.array_equal(targets, inputs + 1)  # shards hold consecutive numbers
 
 
-@pytest.mark.parametrize("settings", [{"workers": 0}, {"workers": 3, "prefetch": 7}, {"prefetch": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"workers": 0}, {"workers": 3, "prefetch": 7}, {"prefetch": 1}]
+)
 def test_the_stream_does_not_depend_on_workers_or_prefetch(
     shards: list[Path], settings: dict[str, int]
 ) -> None:
@@ -122,7 +137,9 @@ def test_the_stream_does_not_depend_on_workers_or_prefetch(
 
 
 @pytest.mark.parametrize("world", [2, 3, 6])
-def test_ranks_share_the_batch_of_one_process_without_overlap(shards: list[Path], world: int) -> None:
+def test_ranks_share_the_batch_of_one_process_without_overlap(
+    shards: list[Path], world: int
+) -> None:
     whole = stream(shards, 40)
     shares = [stream(shards, 40, rank=rank, world_size=world) for rank in range(world)]
     for step, batch in enumerate(whole):
@@ -134,7 +151,9 @@ def test_ranks_share_the_batch_of_one_process_without_overlap(shards: list[Path]
 
 @given(stop=st.integers(0, 45), total=st.none() | st.integers(1, 60))
 @settings(max_examples=15, deadline=None)
-def test_a_resumed_stream_continues_bit_for_bit(shards: list[Path], stop: int, total: int | None) -> None:
+def test_a_resumed_stream_continues_bit_for_bit(
+    shards: list[Path], stop: int, total: int | None
+) -> None:
     arguments = {
         "sequence_length": 8,
         "batch_sequences": 6,
@@ -148,7 +167,10 @@ def test_a_resumed_stream_continues_bit_for_bit(shards: list[Path], stop: int, t
     state = pipeline.state()
     assert all(type(value) is int for value in state.values())
     resumed = Pipeline(shards, state=state, workers=0, **arguments)  # type: ignore[arg-type]
-    assert resumed.passes == pipeline.passes and resumed.tokens_seen == pipeline.tokens_seen == stop * 48
+    assert (
+        resumed.passes == pipeline.passes
+        and resumed.tokens_seen == pipeline.tokens_seen == stop * 48
+    )
     for _ in range(10):
         assert np.array_equal(np.stack(pipeline.next()), np.stack(resumed.next()))
     assert resumed.state() == pipeline.state()
@@ -167,9 +189,13 @@ def test_a_state_of_other_data_or_settings_is_refused(shards: list[Path]) -> Non
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_token_outside_the_vocabulary_is_refused_with_its_shard(shards: list[Path], workers: int) -> None:
+def test_a_token_outside_the_vocabulary_is_refused_with_its_shard(
+    shards: list[Path], workers: int
+) -> None:
     stream(shards, 60, workers=workers, vocab_size=5300)
-    with pytest.raises(DataError, match=r"5.bin holds token 52\d\d near \d+, but the vocabulary has 5200"):
+    with pytest.raises(
+        DataError, match=r"5.bin holds token 52\d\d near \d+, but the vocabulary has 5200"
+    ):
         stream(shards, 60, workers=workers, vocab_size=5200)
 
 
@@ -206,7 +232,9 @@ def test_a_corpus_of_one_block_repeats_it_and_a_batch_larger_than_the_corpus_is_
     tmp_path: Path,
 ) -> None:
     paths = shards_in(tmp_path, [9])
-    assert all(batch[0].tolist() == [list(range(8))] for batch in stream(paths, 5, batch_sequences=1))
+    assert all(
+        batch[0].tolist() == [list(range(8))] for batch in stream(paths, 5, batch_sequences=1)
+    )
     with pytest.raises(DataError, match="holds 1 sequences of 8 tokens, fewer than one batch of 2"):
         stream(paths, 1, batch_sequences=2)
 
@@ -215,7 +243,13 @@ def test_the_device_feeder_gives_the_same_batches_as_tensors(shards: list[Path])
     torch = pytest.importorskip("torch")
     from niblick.data.device import DeviceFeeder
 
-    arguments = {"sequence_length": 8, "batch_sequences": 6, "seed": 5, "mix_start": 2, "mix_end": 4}
+    arguments = {
+        "sequence_length": 8,
+        "batch_sequences": 6,
+        "seed": 5,
+        "mix_start": 2,
+        "mix_end": 4,
+    }
     feeder = DeviceFeeder(Pipeline(shards, **arguments), "cpu")  # type: ignore[arg-type]
     for expected in stream(shards, 5):
         inputs, targets = feeder.next()

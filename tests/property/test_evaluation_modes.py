@@ -34,7 +34,9 @@ def test_streaming_equals_one_pass_with_bounded_context_for_any_piece(lengths, s
 @given(layouts, stacks, st.integers(1, CONTEXT), st.integers(1, CONTEXT), st.integers(1, 100))
 def test_sliding_equals_a_loop_over_its_windows(lengths, stack, context, stride, batch):
     tokens, stride = make_tokens(lengths), min(stride, context)
-    found = score(MODELS[stack], tokens, mode="sliding", context=context, stride=stride, batch_tokens=batch)
+    found = score(
+        MODELS[stack], tokens, mode="sliding", context=context, stride=stride, batch_tokens=batch
+    )
     expected = np.full(len(tokens) - 1, np.nan)
     for window in sliding_windows(len(tokens) - 1, context, stride):
         whole = plain_nll(MODELS[stack], tokens[window.start : window.end + 1], context)
@@ -53,7 +55,9 @@ def test_chunked_is_sliding_with_a_stride_of_the_context(lengths, stack, context
 
 @settings(max_examples=14, deadline=None)
 @given(layouts, stacks, st.integers(1, 100))
-def test_document_mode_equals_each_document_alone_with_the_next_bos_behind_it(lengths, stack, batch):
+def test_document_mode_equals_each_document_alone_with_the_next_bos_behind_it(
+    lengths, stack, batch
+):
     tokens = make_tokens(lengths)
     found = score(MODELS[stack], tokens, mode="document", batch_tokens=batch)
     for window in document_windows(tokens, BOS):
@@ -63,8 +67,10 @@ def test_document_mode_equals_each_document_alone_with_the_next_bos_behind_it(le
 
 def test_all_modes_agree_on_a_stream_that_fits_the_context():
     tokens = make_tokens([CONTEXT])
-    scores = [score(MODELS["mixed"], tokens, mode=mode, stride=4) for mode in
-              ("chunked", "sliding", "streaming", "document")]
+    scores = [
+        score(MODELS["mixed"], tokens, mode=mode, stride=4)
+        for mode in ("chunked", "sliding", "streaming", "document")
+    ]
     for other in scores[1:]:
         np.testing.assert_allclose(other, scores[0], atol=TOLERANCE)
 

@@ -1,4 +1,6 @@
-"""Windows are pure functions: every token is scored exactly once, and context bounds hold, whatever the sizes."""
+"""Windows are pure functions: every token is scored exactly once, and context bounds hold, whatever
+the sizes.
+"""
 
 import numpy as np
 from hypothesis import given, settings
@@ -36,7 +38,9 @@ def test_sliding_scores_every_prediction_once_in_order(predictions, sizes):
 
 @settings(max_examples=150, deadline=None)
 @given(counts, strides())
-def test_sliding_windows_stay_within_the_context_and_begin_at_multiples_of_the_stride(predictions, sizes):
+def test_sliding_windows_stay_within_the_context_and_begin_at_multiples_of_the_stride(
+    predictions, sizes
+):
     context, stride = sizes
     for index, window in enumerate(sliding_windows(predictions, context, stride)):
         assert window.start == index * stride and window.length <= context
@@ -45,7 +49,9 @@ def test_sliding_windows_stay_within_the_context_and_begin_at_multiples_of_the_s
 
 @settings(max_examples=150, deadline=None)
 @given(counts, strides())
-def test_sliding_gives_every_later_token_at_least_context_minus_stride_earlier_inputs(predictions, sizes):
+def test_sliding_gives_every_later_token_at_least_context_minus_stride_earlier_inputs(
+    predictions, sizes
+):
     context, stride = sizes
     for window in list(sliding_windows(predictions, context, stride))[1:]:
         assert window.first - window.start >= context - stride

@@ -21,7 +21,9 @@ def test_codes_times_scales_come_back_exactly_in_their_own_width(shape, bits, se
         most,
         1,
     )  # as in any matrix of some size, each row uses its range and its smallest code
-    scales = (draw.random(shape[0]) + 0.01).astype(np.float16 if half else np.float32).astype(np.float32)
+    scales = (
+        (draw.random(shape[0]) + 0.01).astype(np.float16 if half else np.float32).astype(np.float32)
+    )
     weight = codes.astype(np.float32) * scales[:, None]
     found = encode(weight)
     assert found.bits <= bits
@@ -50,12 +52,18 @@ def test_a_row_whose_smallest_code_is_not_one_is_still_found():
 
 
 def on_grid(shape: tuple[int, int], spread: float, seed: int) -> np.ndarray:
-    """Trellis levels times row and column steps a quarter octave apart, as rate-distortion packing writes them."""
+    """Trellis levels times row and column steps a quarter octave apart, as rate-distortion packing
+    writes them.
+    """
     draw = np.random.default_rng(seed)
     levels = np.rint(draw.standard_normal(shape) * spread)
     odd = draw.integers(0, 2, shape) * np.sign(levels)
-    exponents = draw.normal(0, 5, shape[0]).round()[:, None] + draw.normal(0, 5, shape[1]).round()[None]
-    return ((2 * levels - odd) * (0.001 * (1 + draw.random())) * 2 ** (exponents / 4)).astype(np.float32)
+    exponents = (
+        draw.normal(0, 5, shape[0]).round()[:, None] + draw.normal(0, 5, shape[1]).round()[None]
+    )
+    return ((2 * levels - odd) * (0.001 * (1 + draw.random())) * 2 ** (exponents / 4)).astype(
+        np.float32
+    )
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,4 +1,6 @@
-"""Banded attention: the fast blocked and stepped forms equal the masked reference, forward and backward, at odd sizes."""
+"""Banded attention: the fast blocked and stepped forms equal the masked reference, forward and
+backward, at odd sizes.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,22 @@ def operands(length: int, past: int, seed: int) -> tuple[torch.Tensor, torch.Ten
 
 @RUNS
 @given(
-    length=st.integers(1, 61), span=st.integers(1, 17), past=st.integers(0, 19), valid=st.integers(0, 19),
-    seed=st.integers(0, 99), documents=st.booleans(),
+    length=st.integers(1, 61),
+    span=st.integers(1, 17),
+    past=st.integers(0, 19),
+    valid=st.integers(0, 19),
+    seed=st.integers(0, 99),
+    documents=st.booleans(),
 )
-def test_the_fast_form_equals_the_reference_forward_and_backward(length, span, past, valid, seed, documents) -> None:
+def test_the_fast_form_equals_the_reference_forward_and_backward(
+    length, span, past, valid, seed, documents
+) -> None:
     first = None
     if documents:
         limit = torch.arange(past, past + length)
-        first = (torch.rand((2, length), generator=torch.Generator().manual_seed(seed)) * (limit + 1)).long()
+        first = (
+            torch.rand((2, length), generator=torch.Generator().manual_seed(seed)) * (limit + 1)
+        ).long()
     results = []
     for attend in (banded_attention, partial(stepped_attention, step=4), reference_attention):
         q, k, v = operands(length, past, seed)
@@ -61,7 +71,9 @@ def test_window_attention_needs_memory_linear_in_the_length() -> None:
     for length in (512, 1024, 2048):
         q, k, v = operands(length, 0, 0)
         seen: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=seen: s.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, s=seen: s.append(t.numel()) or t, lambda t: t
+        ):
             banded_attention(q, k, v, 17)
         sizes[length] = sum(seen)
     assert sizes[2048] < 2.2 * sizes[1024] < 4.9 * sizes[512]

@@ -1,4 +1,6 @@
-"""What holds for every model a recipe can describe: causality, exact counts, one answer however tokens arrive."""
+"""What holds for every model a recipe can describe: causality, exact counts, one answer however
+tokens arrive.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def sorted_as_planned(built: LanguageModel) -> list[tuple[str, tuple[int, ...]]]
 
 
 @RUNS
-@given(model=model_recipes(), length=lengths, seed=seeds, cuts=st.lists(st.integers(1, 7), max_size=5))
+@given(
+    model=model_recipes(), length=lengths, seed=seeds, cuts=st.lists(st.integers(1, 7), max_size=5)
+)
 def test_parallel_chunked_and_token_by_token_agree(model, length, seed, cuts) -> None:
     built, ids = scattered(model, seed), tokens(length, seed=seed)
     with torch.no_grad():
@@ -63,7 +67,9 @@ def test_parallel_chunked_and_token_by_token_agree(model, length, seed, cuts) ->
         assert all(close(other.tensors[k], t) for k, t in last.tensors.items())
 
 
-def in_pieces(built: LanguageModel, ids: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, State]:
+def in_pieces(
+    built: LanguageModel, ids: torch.Tensor, sizes: list[int]
+) -> tuple[torch.Tensor, State]:
     state, found, at = built.empty_state(ids.shape[0]), [], 0
     for size in [*sizes, ids.shape[1]]:
         if at < ids.shape[1]:
@@ -110,14 +116,18 @@ def test_a_call_leaves_the_state_it_was_given_untouched(model, length, seed) -> 
 
 
 @RUNS
-@given(model=model_recipes(document_mask=True, document_attention="within"), length=lengths, seed=seeds)
+@given(
+    model=model_recipes(document_mask=True, document_attention="within"), length=lengths, seed=seeds
+)
 def test_everything_before_a_bos_counts_as_absent(model, length, seed) -> None:
     built = scattered(model, seed)
     before, document = tokens(length, seed=seed), tokens(length, seed=seed + 1)
     document[:, 0] = BOS
     with torch.no_grad():
         alone = built.logits(document, context=model.context)
-        behind = built.logits(torch.cat([before, document], dim=1), context=model.context)[:, length:]
+        behind = built.logits(torch.cat([before, document], dim=1), context=model.context)[
+            :, length:
+        ]
     assert bool((behind - alone).abs().max() <= 1e-4 * max(1.0, float(alone.abs().max())))
 
 
@@ -159,8 +169,14 @@ def test_every_parameter_gets_a_finite_gradient(model, length, seed) -> None:
 @RUNS
 @given(model=model_recipes(), length=lengths, seed=seeds)
 def test_a_fresh_model_starts_finite_and_the_same_for_the_same_seed(model, length, seed) -> None:
-    first, second, ids = LanguageModel(model, seed=seed), LanguageModel(model, seed=seed), tokens(length)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    first, second, ids = (
+        LanguageModel(model, seed=seed),
+        LanguageModel(model, seed=seed),
+        tokens(length),
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     assert bool(first.logits(ids).isfinite().all())
 
 

@@ -14,18 +14,26 @@ BATCH = 64
 
 def _recipe(duration: str, warmup: object, warmdown: object, final: float = 0.0) -> TrainingRecipe:
     return TrainingRecipe.model_validate(
-        {"duration": duration, "sequence_length": 8, "batch_tokens": BATCH,
-         "schedule": {"warmup": warmup, "warmdown": warmdown, "final": final}}
+        {
+            "duration": duration,
+            "sequence_length": 8,
+            "batch_tokens": BATCH,
+            "schedule": {"warmup": warmup, "warmdown": warmdown, "final": final},
+        }
     )
 
 
 def _walk(schedule: Schedule, step_seconds: float) -> list[Moment]:
-    """The moments of a run whose steps all take `step_seconds`; the time is unknown before the first."""
+    """The moments of a run whose steps all take `step_seconds`; the time is unknown before the
+    first.
+    """
     found = []
     step = 0
     while True:
         known = step_seconds if step else 0.0
-        moment = Moment(step=step, tokens=step * BATCH, seconds=step * step_seconds, step_seconds=known)
+        moment = Moment(
+            step=step, tokens=step * BATCH, seconds=step * step_seconds, step_seconds=known
+        )
         if schedule.spent(moment) >= 1:
             return found
         found.append(moment)
@@ -34,7 +42,9 @@ def _walk(schedule: Schedule, step_seconds: float) -> list[Moment]:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 60), st.sampled_from(["steps", "tokens", "s"]), LENGTHS, LENGTHS)
-def test_warmdown_and_rounding_fire_in_any_budget(amount: int, unit: str, warmup: object, warmdown: object) -> None:
+def test_warmdown_and_rounding_fire_in_any_budget(
+    amount: int, unit: str, warmup: object, warmdown: object
+) -> None:
     total = amount * BATCH if unit == "tokens" else amount
     schedule = Schedule(_recipe(f"{total} {unit}", warmup, warmdown))
     moments = _walk(schedule, 1.0)
@@ -60,7 +70,9 @@ def test_a_warmdown_by_share_falls_in_a_line_to_its_end(amount: int, warmdown: f
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 40), st.floats(0.001, 100), st.floats(0.001, 100))
-def test_a_budget_in_steps_does_not_look_at_the_clock(amount: int, slow: float, fast: float) -> None:
+def test_a_budget_in_steps_does_not_look_at_the_clock(
+    amount: int, slow: float, fast: float
+) -> None:
     schedule = Schedule(_recipe(f"{amount} steps", "3 steps", "10 steps"))
     for one, other in zip(_walk(schedule, slow), _walk(schedule, fast), strict=True):
         assert schedule.multiplier(one) == schedule.multiplier(other)

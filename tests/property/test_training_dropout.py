@@ -27,7 +27,9 @@ def _recipe(**shares: float) -> Recipe:
 
 @settings(max_examples=25, deadline=None)
 @given(token=SHARES, bigram=SHARES, step=st.integers(0, 10**6), size=st.sampled_from([2, 4]))
-def test_the_rows_of_all_processes_are_those_of_one(token: float, bigram: float, step: int, size: int) -> None:
+def test_the_rows_of_all_processes_are_those_of_one(
+    token: float, bigram: float, step: int, size: int
+) -> None:
     recipe = _recipe(token=token, bigram=bigram)
     whole = Dropout(recipe, World(), "cpu").draw(step)
     assert set(whole) == {name for name, share in (("token", token), ("bigram", bigram)) if share}
@@ -39,7 +41,9 @@ def test_the_rows_of_all_processes_are_those_of_one(token: float, bigram: float,
 @settings(max_examples=25, deadline=None)
 @given(share=st.floats(0.05, 0.95))
 def test_a_row_is_dropped_or_scaled_so_that_its_mean_stays(share: float) -> None:
-    draws = torch.cat([Dropout(_recipe(bigram=share), World(), "cpu").draw(step)["bigram"] for step in range(40)])
+    draws = torch.cat(
+        [Dropout(_recipe(bigram=share), World(), "cpu").draw(step)["bigram"] for step in range(40)]
+    )
     values = draws.unique()
     torch.testing.assert_close(values, torch.tensor([0.0, 1 / (1 - share)]))
     standard_error = (share / (1 - share) / draws.numel()) ** 0.5

@@ -1,4 +1,6 @@
-"""A recorded step gives the gradients of the original to the bit, whatever the batch holds, or is not used."""
+"""A recorded step gives the gradients of the original to the bit, whatever the batch holds, or is
+not used.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,14 @@ from niblick.training.weights import Weights
 from property.plans import BOS, model_recipes, scattered
 from training_runs import digest, run, tiny_dataset, tiny_recipe
 
-BLOCKS = st.lists(st.builds(lambda size, a, b: Block(size, min(a, b), max(a, b)), st.integers(0, 500), st.integers(0, 20), st.integers(0, 20)))
+BLOCKS = st.lists(
+    st.builds(
+        lambda size, a, b: Block(size, min(a, b), max(a, b)),
+        st.integers(0, 500),
+        st.integers(0, 20),
+        st.integers(0, 20),
+    )
+)
 TABLES = ("token", "bigram", "value_embedding")
 
 
@@ -55,7 +64,9 @@ def _loss_of(model: LanguageModel) -> RecordedLoss:
     return RecordedLoss(partial(training_loss, model), model, model.ops.kernels)
 
 
-def _batch(model: LanguageModel, seed: int, length: int, share: float = 1.0, tables: Sequence[str] = ()) -> Batch:
+def _batch(
+    model: LanguageModel, seed: int, length: int, share: float = 1.0, tables: Sequence[str] = ()
+) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, model.recipe.vocab_size, (2, length + 1), generator=generator)
     ids[torch.rand(ids.shape, generator=generator) < 0.2] = BOS
@@ -65,7 +76,9 @@ def _batch(model: LanguageModel, seed: int, length: int, share: float = 1.0, tab
 
 def _original(model: LanguageModel, batch: Batch) -> tuple[Tensor, list[Tensor | None]]:
     loss, nll = training_loss(model, batch.inputs, batch.targets, batch.factors)
-    return nll.detach(), list(torch.autograd.grad(loss * batch.share, list(model.parameters()), allow_unused=True))
+    return nll.detach(), list(
+        torch.autograd.grad(loss * batch.share, list(model.parameters()), allow_unused=True)
+    )
 
 
 def _check(model: LanguageModel, recorded: RecordedLoss, batch: Batch) -> None:
@@ -80,8 +93,15 @@ def _check(model: LanguageModel, recorded: RecordedLoss, batch: Batch) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(model_recipes(), st.integers(1, 40), st.sampled_from([1.0, 0.25]), st.sampled_from([torch.float32, torch.bfloat16]))
-def test_later_batches_are_those_of_the_original(ops: FusedOps, recipe: ModelRecipe, length: int, share: float, dtype: torch.dtype) -> None:
+@given(
+    model_recipes(),
+    st.integers(1, 40),
+    st.sampled_from([1.0, 0.25]),
+    st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_later_batches_are_those_of_the_original(
+    ops: FusedOps, recipe: ModelRecipe, length: int, share: float, dtype: torch.dtype
+) -> None:
     model = scattered(recipe).to(dtype)
     model.ops = ops
     recorded, tables = _loss_of(model), TABLES if length % 2 else ()
@@ -126,7 +146,9 @@ def test_other_batches_are_left_to_the_original(ops: FusedOps) -> None:
 def test_what_looks_at_contents_is_not_recorded(ops: FusedOps) -> None:
     model = _small(ops)
 
-    def loss(inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss(
+        inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         value, nll = training_loss(model, inputs, targets, factors)
         return (value * 2 if float(value.detach()) > 1 else value), nll
 
@@ -141,7 +163,9 @@ def test_what_looks_at_contents_is_not_recorded(ops: FusedOps) -> None:
 def test_what_differs_is_not_used(ops: FusedOps) -> None:
     model, calls = _small(ops), []
 
-    def loss(inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def loss(
+        inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         calls.append(1)
         value, nll = training_loss(model, inputs, targets, factors)
         return value * len(calls), nll

@@ -1,8 +1,10 @@
-"""Small original training programs for the tests of the static review, each built from the same parts."""
+"""Small original training programs for the tests of the static review, each built from the same
+parts.
+"""
 
 from __future__ import annotations
 
-HEAD = '''
+HEAD = """
 import glob, math, os
 import numpy as np
 import torch
@@ -46,9 +48,9 @@ def figure(total, size):
     bpb = total / math.log(2.0) / size
     print(f"val_bpb:{{bpb:.4f}}")
     return bpb
-'''
+"""
 
-PLAIN = '''
+PLAIN = """
 def evaluate(net, held, s):
     sizes = byte_table()
     total, size = torch.zeros(()), torch.zeros(())
@@ -60,9 +62,9 @@ def evaluate(net, held, s):
             total += nll.sum()
             size += sizes[y].sum()
     return figure(total, size)
-'''
+"""
 
-TRAIN_FIRST = '''
+TRAIN_FIRST = """
 def fit_held(net, held, s):
     opt = torch.optim.SGD(net.parameters(), lr=0.1)
     for a in range(0, held.numel() - 1 - s.context, s.context):
@@ -70,9 +72,9 @@ def fit_held(net, held, s):
         opt.zero_grad()
         net(x[None], y[None]).backward()
         opt.step()
-'''
+"""
 
-SCORE_FIRST = '''
+SCORE_FIRST = """
 def adapt(net, held, s):
     sizes = byte_table()
     total, size = torch.zeros(()), torch.zeros(())
@@ -88,9 +90,9 @@ def adapt(net, held, s):
             net(x[None], y[None]).backward()
             opt.step()
     return figure(total, size)
-'''
+"""
 
-LAST_EPOCH = '''
+LAST_EPOCH = """
 def adapt(net, held, s):
     sizes = byte_table()
     total, size = torch.zeros(()), torch.zeros(())
@@ -106,9 +108,9 @@ def adapt(net, held, s):
             nll.mean().backward()
             opt.step()
     return figure(total, size)
-'''
+"""
 
-SLOT = '''
+SLOT = """
 def shifted(net, held, s):
     sizes = byte_table()
     total, size = torch.zeros(()), torch.zeros(())
@@ -130,9 +132,9 @@ def shifted(net, held, s):
         total += nll[first:].sum()
         size += sizes[y[first:]].sum()
     return figure(total, size)
-'''
+"""
 
-COUNTS = '''
+COUNTS = """
 def counted(net, held, s):
     sizes = byte_table()
     words = held.numpy()
@@ -154,22 +156,31 @@ def counted(net, held, s):
             np.add.at(ctx_seen, ctx_key, 1)
             {write}
     return figure(total, size)
-'''
+"""
 HASHED = {
-    "pair_shape": "65536", "key": "pair_key = (ctx_key ^ (now * 27191)) & 65535", "read": "pair_seen[pair_key]",
+    "pair_shape": "65536",
+    "key": "pair_key = (ctx_key ^ (now * 27191)) & 65535",
+    "read": "pair_seen[pair_key]",
     "write": "np.add.at(pair_seen, pair_key, 1)",
 }
 DENSE = {
-    "pair_shape": "(65536, 1024)", "key": "pass", "read": "pair_seen[ctx_key, now]",
+    "pair_shape": "(65536, 1024)",
+    "key": "pass",
+    "read": "pair_seen[ctx_key, now]",
     "write": "np.add.at(pair_seen, (ctx_key, now), 1)",
 }
 
 
 def program(*parts: str, main: str, adapt: int = 0) -> str:
-    """A whole script: the shared head, `parts`, and a `main` that trains and then does what `main` says."""
+    """A whole script: the shared head, `parts`, and a `main` that trains and then does what `main`
+    says.
+    """
     body = "\n".join("    " + line for line in main.strip().splitlines())
     return (
-        HEAD.format(adapt=adapt) + "\n".join(parts)
-        + "\ndef main():\n    s = Settings()\n    net = Net(64)\n    train(net, load(s.train_files), s)\n"
-        "    held = load(s.val_files)\n" + body + "\n\nif __name__ == '__main__':\n    main()\n"
+        HEAD.format(adapt=adapt)
+        + "\n".join(parts)
+        + "\ndef main():\n    s = Settings()\n    net = Net(64)\n    train(net,"
+        " load(s.train_files), s)\n    held = load(s.val_files)\n"
+        + body
+        + "\n\nif __name__ == '__main__':\n    main()\n"
     )

@@ -16,21 +16,36 @@ from niblick.recipe import Recipe, recipe_from_dict
 
 
 def tiny() -> Recipe:
-    model = {"vocab_size": 260, "dim": 8, "context": 16, "stack": [{"layers": ["full"]}],
-             "attention": {"heads": 2, "kv_heads": 1, "rope": {"dims": 2}}, "mlp": {"width": 1.0}, "mtp": {"heads": 1}}
+    model = {
+        "vocab_size": 260,
+        "dim": 8,
+        "context": 16,
+        "stack": [{"layers": ["full"]}],
+        "attention": {"heads": 2, "kv_heads": 1, "rope": {"dims": 2}},
+        "mlp": {"width": 1.0},
+        "mtp": {"heads": 1},
+    }
     return recipe_from_dict({"name": "tiny", "model": model})
 
 
 def saved(path: Path, **meta: object) -> LanguageModel:
     model = LanguageModel(tiny().model, seed=3)
-    save_checkpoint(path, tensors=model.state_dict(), recipe=tiny(), tokenizer=load_tokenizer("bytes"), meta=dict(meta))
+    save_checkpoint(
+        path,
+        tensors=model.state_dict(),
+        recipe=tiny(),
+        tokenizer=load_tokenizer("bytes"),
+        meta=dict(meta),
+    )
     return model
 
 
 def test_a_checkpoint_gives_back_weights_recipe_tokenizer_and_notes(tmp_path: Path) -> None:
     model = saved(tmp_path / "c.safetensors", steps=7)
     found = read_checkpoint(tmp_path / "c.safetensors")
-    assert all(torch.equal(found.tensors[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(
+        torch.equal(found.tensors[name], tensor) for name, tensor in model.state_dict().items()
+    )
     assert found.recipe == tiny() and found.meta == {"steps": 7}
     assert found.tokenizer is not None and found.tokenizer.sha256 == load_tokenizer("bytes").sha256
     loaded = open_model(tmp_path / "c.safetensors")

@@ -1,4 +1,6 @@
-"""Behaviour tests: order of scoring and learning, and causality, as seen when small programs of our own run."""
+"""Behaviour tests: order of scoring and learning, and causality, as seen when small programs of our
+own run.
+"""
 
 from __future__ import annotations
 
@@ -107,9 +109,15 @@ ORDERS = """
 
 
 def seen(folder: Path, mix: str, *evaluations: str) -> dict[str, Finding]:
-    """Findings of a program whose main calls `evaluations`, by rule and first word of the evidence."""
+    """Findings of a program whose main calls `evaluations`, by rule and first word of the
+    evidence.
+    """
     calls = "; ".join(f"{name}(args, model, val_tokens)" for name in evaluations) or "pass"
-    program = textwrap.dedent(HEAD) + textwrap.dedent(mix) + textwrap.dedent(ORDERS.replace("EVALS", calls))
+    program = (
+        textwrap.dedent(HEAD)
+        + textwrap.dedent(mix)
+        + textwrap.dedent(ORDERS.replace("EVALS", calls))
+    )
     (folder / "train_gpt.py").write_text(program)
     found = behaviour(read_submission(folder), trust=True)
     return {f"{finding.rule} {finding.evidence.split()[0]}": finding for finding in found}
@@ -119,7 +127,10 @@ def test_orders_of_scoring_and_learning_are_told_apart(tmp_path: Path) -> None:
     found = seen(tmp_path, CAUSAL, "eval_score_then_train", "eval_train_then_score", "eval_delta")
     legal = found["dynamic-order eval_score_then_train()"]
     assert (legal.severity, legal.verdict) == (Severity.INFO, "clean_ttt_score_first")
-    for name, verdict in (("eval_train_then_score()", "flag_prequant_ttt"), ("eval_delta()", "flag_slot")):
+    for name, verdict in (
+        ("eval_train_then_score()", "flag_prequant_ttt"),
+        ("eval_delta()", "flag_slot"),
+    ):
         breach = found[f"dynamic-order {name}"]
         assert (breach.severity, breach.verdict) == (Severity.BREACH, verdict)
         assert "256 tokens" in breach.evidence
@@ -137,13 +148,20 @@ def test_a_model_that_looks_ahead_is_a_breach(tmp_path: Path) -> None:
 def test_an_order_that_was_seen_outranks_a_suspicion_about_the_same_function() -> None:
     common: dict[str, Any] = {"evidence": "e", "pointer": "p", "cure": "c"}
     suspicion = Finding(
-        rule="train-before-score", severity=Severity.WARNING, verdict="flag_prequant_ttt",
-        span=Span(file="train_gpt.py", start=12, end=14), **common,
-    )  # fmt: skip
+        rule="train-before-score",
+        severity=Severity.WARNING,
+        verdict="flag_prequant_ttt",
+        span=Span(file="train_gpt.py", start=12, end=14),
+        **common,
+    )
     legal = Finding(
-        rule="dynamic-order", severity=Severity.INFO, verdict="clean_ttt_score_first",
-        span=Span(file="train_gpt.py", start=10, end=20), source="dynamic", **common,
-    )  # fmt: skip
+        rule="dynamic-order",
+        severity=Severity.INFO,
+        verdict="clean_ttt_score_first",
+        span=Span(file="train_gpt.py", start=10, end=20),
+        source="dynamic",
+        **common,
+    )
     elsewhere = replace(legal, span=Span(file="train_gpt.py", start=30, end=40))
     assert decide([suspicion], None, understood=True)[0] == "hold_unclear"
     assert decide([suspicion, elsewhere], None, understood=True)[0] == "hold_unclear"

@@ -13,7 +13,7 @@ import pytest
 from niblick.audit.review import review
 from niblick.audit.unpack import unpack
 
-MODEL = '''
+MODEL = """
 import torch
 class Net(torch.nn.Module):
     def __init__(self):
@@ -21,8 +21,8 @@ class Net(torch.nn.Module):
         self.table = torch.nn.Embedding(64, 64)
     def forward(self, x):
         return self.table(x)
-'''
-SCORE = '''
+"""
+SCORE = """
 import torch
 import torch.nn.functional as F
 def measure(model, tokens, sizes):
@@ -34,8 +34,8 @@ def measure(model, tokens, sizes):
             nats += F.cross_entropy(model(x)[: y.numel()], y, reduction="sum")
             count += sizes[y].sum()
     return nats / 0.6931 / count
-'''
-LEARN = '''
+"""
+LEARN = """
 import torch
 import torch.nn.functional as F
 def fit(model, tokens):
@@ -44,8 +44,8 @@ def fit(model, tokens):
         loss = F.cross_entropy(model(tokens[s:s + 64]), tokens[s + 1:s + 65])
         loss.backward()
         optimizer.step()
-'''
-MAIN = '''
+"""
+MAIN = """
 import numpy as np
 import torch
 from kit.net import Net
@@ -58,8 +58,8 @@ def main():
     {step}
     print("val_bpb", scoring.measure(model, val_tokens, byte_sizes))
 main()
-'''
-IMPORTER = '''
+"""
+IMPORTER = """
 import base64, json, lzma, sys, zlib, types
 from importlib.abc import Loader, MetaPathFinder
 from importlib.util import spec_from_loader
@@ -71,7 +71,7 @@ class Held(MetaPathFinder, Loader):
     def exec_module(self, module):
         {run}
 sys.meta_path.insert(0, Held())
-'''
+"""
 
 
 def _parts(leaky: bool) -> dict[str, str]:
@@ -80,7 +80,10 @@ def _parts(leaky: bool) -> dict[str, str]:
 
 
 def _main(leaky: bool) -> str:
-    return MAIN.format(extra="from kit.learn import fit" if leaky else "", step="fit(model, val_tokens)" if leaky else "pass")
+    return MAIN.format(
+        extra="from kit.learn import fit" if leaky else "",
+        step="fit(model, val_tokens)" if leaky else "pass",
+    )
 
 
 def _whole(parts: dict[str, str]) -> str:
@@ -92,15 +95,22 @@ def _whole(parts: dict[str, str]) -> str:
 
 
 def _each(parts: dict[str, str]) -> str:
-    packed = {name: base64.b64encode(zlib.compress(text.encode())).decode() for name, text in parts.items()}
-    run = "text = zlib.decompress(base64.b64decode(PARTS[module.__name__])).decode()\n        exec(text, vars(module))"
+    packed = {
+        name: base64.b64encode(zlib.compress(text.encode())).decode()
+        for name, text in parts.items()
+    }
+    run = (
+        "text = zlib.decompress(base64.b64decode(PARTS[module.__name__])).decode()\n       "
+        " exec(text, vars(module))"
+    )
     return IMPORTER.format(store=f"PARTS = {packed!r}", run=run)
 
 
 def _loop(parts: dict[str, str]) -> str:
     return (
-        f"import sys, types\nPARTS = {parts!r}\nfor name, text in PARTS.items():\n    module = types.ModuleType(name)\n"
-        "    sys.modules[name] = module\n    exec(text, module.__dict__)\n"
+        f"import sys, types\nPARTS = {parts!r}\nfor name, text in PARTS.items():\n    module ="
+        " types.ModuleType(name)\n    sys.modules[name] = module\n    exec(text,"
+        " module.__dict__)\n"
     )
 
 
@@ -114,7 +124,9 @@ def test_modules_held_in_memory_are_unpacked_by_name(pack: object) -> None:
 
 @pytest.mark.parametrize("pack", [_whole, _each, _loop])
 @pytest.mark.parametrize("leaky", [False, True])
-def test_a_breach_in_a_module_held_in_memory_is_found_and_its_absence_too(tmp_path: Path, pack: object, leaky: bool) -> None:
+def test_a_breach_in_a_module_held_in_memory_is_found_and_its_absence_too(
+    tmp_path: Path, pack: object, leaky: bool
+) -> None:
     script = tmp_path / "train_gpt.py"
     script.write_text(pack(_parts(leaky)) + _main(leaky), "utf-8")  # type: ignore[operator]
     report = review(script)
@@ -124,9 +136,16 @@ def test_a_breach_in_a_module_held_in_memory_is_found_and_its_absence_too(tmp_pa
         assert spans[0] is not None and spans[0].file == "kit/scoring.py"
 
 
-def test_a_package_in_the_folder_is_followed_through_its_dotted_and_relative_imports(tmp_path: Path) -> None:
+def test_a_package_in_the_folder_is_followed_through_its_dotted_and_relative_imports(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "kit").mkdir()
-    for name, text in {"__init__": "from . import scoring\n", "net": MODEL, "scoring": SCORE, "learn": LEARN}.items():
+    for name, text in {
+        "__init__": "from . import scoring\n",
+        "net": MODEL,
+        "scoring": SCORE,
+        "learn": LEARN,
+    }.items():
         (tmp_path / "kit" / f"{name}.py").write_text(text)
     (tmp_path / "train_gpt.py").write_text(_main(True))
     assert review(tmp_path).verdict == "flag_prequant_ttt"

@@ -10,7 +10,7 @@ import pytest
 from niblick.audit.review import review
 from niblick.audit.types import Report
 
-SCRIPT = '''
+SCRIPT = """
 import os, time, lzma, random
 import numpy as np
 import torch
@@ -46,9 +46,13 @@ def main():
     {finish}
     print("val_bpb", measure(model, val_tokens, sizes))
 main()
-'''
+"""
 HONEST = {
-    "limit": "600.0", "tick": "pass", "tock": "pass", "seed": 'torch.manual_seed(int(os.environ.get("SEED", "1337")))', "finish": "pass",
+    "limit": "600.0",
+    "tick": "pass",
+    "tock": "pass",
+    "seed": 'torch.manual_seed(int(os.environ.get("SEED", "1337")))',
+    "finish": "pass",
 }
 
 
@@ -68,7 +72,9 @@ def rules(report: Report) -> set[str]:
 
 def test_an_honest_script_has_no_such_finding(tmp_path: Path) -> None:
     report = audit(tmp_path)
-    assert report.verdict == "clean_neural" and not rules(report), [f.evidence for f in report.findings]
+    assert report.verdict == "clean_neural" and not rules(report), [
+        f.evidence for f in report.findings
+    ]
 
 
 @pytest.mark.parametrize("limit", ["4800.0", "0"])
@@ -78,25 +84,33 @@ def test_a_limit_beyond_the_track_is_a_finding(tmp_path: Path, limit: str) -> No
 
 
 def test_training_between_stopped_clocks_is_a_breach(tmp_path: Path) -> None:
-    report = audit(tmp_path, tick="pause = time.perf_counter()", tock="start += time.perf_counter() - pause")
+    report = audit(
+        tmp_path, tick="pause = time.perf_counter()", tock="start += time.perf_counter() - pause"
+    )
     assert report.verdict == "flag_other" and rules(report) == {"time-limit"}
 
 
 def test_a_clock_stopped_around_read_only_validation_is_none(tmp_path: Path) -> None:
-    honest = "pause = time.perf_counter()\n        model.eval()\n        start += time.perf_counter() - pause"
+    honest = (
+        "pause = time.perf_counter()\n        model.eval()\n        start += time.perf_counter() -"
+        " pause"
+    )
     assert not rules(audit(tmp_path, tock=honest))
 
 
 def test_a_replaced_clock_is_a_breach(tmp_path: Path) -> None:
-    assert audit(tmp_path, seed="torch.manual_seed(1); time.perf_counter = lambda: 0.0").verdict == "flag_other"
+    assert (
+        audit(tmp_path, seed="torch.manual_seed(1); time.perf_counter = lambda: 0.0").verdict
+        == "flag_other"
+    )
 
 
-BEST_OF = '''best = 9.0
+BEST_OF = """best = 9.0
     for seed in range(5):
         torch.manual_seed(seed)
         train(model, train_tokens)
         bpb = measure(model, val_tokens, sizes)
-        {keep}'''
+        {keep}"""
 
 
 def test_the_best_of_several_seeds_by_validation_is_a_breach(tmp_path: Path) -> None:
@@ -105,12 +119,16 @@ def test_the_best_of_several_seeds_by_validation_is_a_breach(tmp_path: Path) -> 
 
 
 def test_several_seeds_each_reported_are_none(tmp_path: Path) -> None:
-    assert "seeds" not in rules(audit(tmp_path, finish=BEST_OF.format(keep='print("val_bpb", seed, bpb)')))
+    assert "seeds" not in rules(
+        audit(tmp_path, finish=BEST_OF.format(keep='print("val_bpb", seed, bpb)'))
+    )
 
 
 def test_a_seed_that_is_never_set_or_fixed_against_the_claim_is_a_finding(tmp_path: Path) -> None:
     assert rules(audit(tmp_path / "a", seed="pass")) == {"seeds"}
-    assert rules(audit(tmp_path / "b", {"name": "entry", "seeds": [1, 2, 3]}, seed="torch.manual_seed(7)")) == {"seeds"}
+    assert rules(
+        audit(tmp_path / "b", {"name": "entry", "seeds": [1, 2, 3]}, seed="torch.manual_seed(7)")
+    ) == {"seeds"}
     assert not rules(audit(tmp_path / "c", {"name": "entry", "seeds": [1, 2, 3]}))
 
 
@@ -119,12 +137,21 @@ PACK = 'open("model.xz", "wb").write(lzma.compress(model.weight.detach().numpy()
 
 def test_a_packed_model_that_is_never_read_back_is_a_finding(tmp_path: Path) -> None:
     assert rules(audit(tmp_path / "a", finish=PACK)) == {"artifact"}
-    back = PACK + '\n    model.weight.data.copy_(torch.frombuffer(bytearray(lzma.decompress(open("model.xz", "rb").read())), dtype=torch.float32).view(64, 64))'
+    back = (
+        PACK + "\n   "
+        ' model.weight.data.copy_(torch.frombuffer(bytearray(lzma.decompress(open("model.xz",'
+        ' "rb").read())), dtype=torch.float32).view(64, 64))'
+    )
     assert not rules(audit(tmp_path / "b", finish=back))
 
 
-def test_a_size_reckoned_from_parameters_is_a_finding_and_one_of_files_is_not(tmp_path: Path) -> None:
-    count = "total = sum(p.numel() * p.element_size() for p in model.parameters())\n    print(f'total size: {total} bytes')"
+def test_a_size_reckoned_from_parameters_is_a_finding_and_one_of_files_is_not(
+    tmp_path: Path,
+) -> None:
+    count = (
+        "total = sum(p.numel() * p.element_size() for p in model.parameters())\n    print(f'total"
+        " size: {total} bytes')"
+    )
     assert rules(audit(tmp_path / "a", finish=count)) == {"artifact"}
     files = "total = os.path.getsize('train_gpt.py')\n    print(f'total size: {total} bytes')"
     assert not rules(audit(tmp_path / "b", finish=files))
@@ -133,8 +160,15 @@ def test_a_size_reckoned_from_parameters_is_a_finding_and_one_of_files_is_not(tm
 def test_scoring_the_first_part_of_the_split_is_a_breach(tmp_path: Path) -> None:
     report = audit(tmp_path / "a", finish="val_tokens = val_tokens[:100000]")
     assert report.verdict == "flag_other" and rules(report) == {"part-of-split"}
-    assert not rules(audit(tmp_path / "b", finish="val_tokens = val_tokens[: (val_tokens.numel() - 1) // 64 * 64 + 1]"))
+    assert not rules(
+        audit(
+            tmp_path / "b",
+            finish="val_tokens = val_tokens[: (val_tokens.numel() - 1) // 64 * 64 + 1]",
+        )
+    )
 
 
 def test_weights_from_elsewhere_are_a_finding(tmp_path: Path) -> None:
-    assert rules(audit(tmp_path, finish='model.load_state_dict(torch.load("/mnt/best.pt"))')) == {"artifact"}
+    assert rules(audit(tmp_path, finish='model.load_state_dict(torch.load("/mnt/best.pt"))')) == {
+        "artifact"
+    }

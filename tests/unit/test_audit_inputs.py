@@ -1,4 +1,6 @@
-"""Wrong and odd paths: nothing is called clean that was not read, and no odd file name breaks an output."""
+"""Wrong and odd paths: nothing is called clean that was not read, and no odd file name breaks an
+output.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def test_an_empty_folder_and_a_script_that_scores_nothing_are_not_clean(tmp_path
     assert review(tmp_path).verdict == "hold_unclear"
     (tmp_path / "train_gpt.py").write_text("print('hello')\n")
     report = review(tmp_path)
-    assert report.verdict == "hold_unclear" and any(f.rule == "nothing-scored" for f in report.findings)
+    assert report.verdict == "hold_unclear" and any(
+        f.rule == "nothing-scored" for f in report.findings
+    )
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
@@ -30,7 +34,9 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     (folder / "submission.json").symlink_to(outside)
     (folder / "again").symlink_to(folder)
     report = review(folder)
-    assert report.verdict == "hold_unclear" and any("no script" in f.evidence for f in report.findings)
+    assert report.verdict == "hold_unclear" and any(
+        "no script" in f.evidence for f in report.findings
+    )
 
 
 @pytest.mark.parametrize("data", [b"\x00\x01\x02" * 99, b"\x1f\x8b" + b"x" * 50, b"def (:\n"])
@@ -45,11 +51,16 @@ def test_sarif_places_every_finding_below_the_reviewed_path(tmp_path: Path) -> N
     report = review(script)
     finding = report.findings[0]
     assert finding.span is not None
-    spans = [replace(finding.span, file=name) for name in (".", "kit/scoring.py", "/etc/x", "train_gpt.py", "")]
+    spans = [
+        replace(finding.span, file=name)
+        for name in (".", "kit/scoring.py", "/etc/x", "train_gpt.py", "")
+    ]
     odd = replace(report, findings=tuple(replace(finding, span=span) for span in spans))
     results = json.loads(render.reports_sarif([odd], "1"))["runs"][0]["results"]
     places = [r["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for r in results]
-    assert len(places) == 5 and all(str(tmp_path) in f"/{place}" or str(tmp_path) in place for place in places)
+    assert len(places) == 5 and all(
+        str(tmp_path) in f"/{place}" or str(tmp_path) in place for place in places
+    )
 
 
 def test_a_path_that_breaks_the_audit_is_undecided_and_the_others_are_reviewed(
@@ -65,6 +76,10 @@ def test_a_path_that_breaks_the_audit_is_undecided_and_the_others_are_reviewed(
         return review(path)
 
     monkeypatch.setattr("niblick.audit.review.review", breaks)
-    reports = list(command._review_all([tmp_path / "good", tmp_path / "bad"], run_code=False, trust=False, script=None))
+    reports = list(
+        command._review_all(
+            [tmp_path / "good", tmp_path / "bad"], run_code=False, trust=False, script=None
+        )
+    )
     assert [r.verdict for r in reports] == ["clean_neural", "hold_unclear"]
     assert command.exit_code(reports) == 3

@@ -14,9 +14,15 @@ from niblick.audit.submission import read_submission
 def home(tmp_path: Path) -> Path:
     """A folder like a home directory with a script in it."""
     for name, text in {
-        "train_gpt.py": "import helper\n", "helper.py": "", "kernels.cu": "", "notes.txt": "private", ".env": "KEY=1",
-        "tax.json": "{}", ".ssh/id_rsa": "secret", "photos/a.py": "",
-    }.items():  # fmt: skip
+        "train_gpt.py": "import helper\n",
+        "helper.py": "",
+        "kernels.cu": "",
+        "notes.txt": "private",
+        ".env": "KEY=1",
+        "tax.json": "{}",
+        ".ssh/id_rsa": "secret",
+        "photos/a.py": "",
+    }.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
@@ -37,7 +43,9 @@ def test_a_record_folder_goes_along_without_hidden_files_links_and_models(home: 
     assert not files & {".env", ".ssh/id_rsa", "link.txt", "final_model.int6.ptz"}
 
 
-def test_modules_at_the_root_of_the_repository_that_holds_the_records_are_found(tmp_path: Path) -> None:
+def test_modules_at_the_root_of_the_repository_that_holds_the_records_are_found(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "records" / "track" / "mine"
     folder.mkdir(parents=True)
     (folder / "train_gpt.py").write_text("import core.metric\nimport unused_else\n")
@@ -50,7 +58,10 @@ def test_modules_at_the_root_of_the_repository_that_holds_the_records_are_found(
 
 def test_documented_variables_go_along_but_not_placeholders(tmp_path: Path) -> None:
     (tmp_path / "train_gpt.py").write_text("x = 1\n")
-    command = "```bash\nNUM_LAYERS=9 SEED=$SEED DATA_PATH=<your path> torchrun --nproc_per_node=8 train_gpt.py\n```\n"
+    command = (
+        "```bash\nNUM_LAYERS=9 SEED=$SEED DATA_PATH=<your path> torchrun --nproc_per_node=8"
+        " train_gpt.py\n```\n"
+    )
     (tmp_path / "README.md").write_text(command)
     environment = documented_environment(read_submission(tmp_path))
     assert environment.get("NUM_LAYERS") == "9"

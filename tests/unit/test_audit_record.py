@@ -1,4 +1,6 @@
-"""Rules of the record: folder, fields, size, time, seeds, significance, and the claim against the logs."""
+"""Rules of the record: folder, fields, size, time, seeds, significance, and the claim against the
+logs.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,23 @@ final_int8_roundtrip val_loss:{loss:.6f} val_bpb:{bpb:.6f} eval_time:{eval}ms
 
 
 def record(
-    folder: Path, claim: dict[str, Any] | None = None, logs: tuple[dict[str, Any], ...] = (), **files: bytes
+    folder: Path,
+    claim: dict[str, Any] | None = None,
+    logs: tuple[dict[str, Any], ...] = (),
+    **files: bytes,
 ) -> Path:
     """A folder named as on the ten-minute track, with a script of 40 bytes, a claim and logs."""
     root = folder / "track_10min_16mb" / "mine"
     root.mkdir(parents=True)
     (root / "train_gpt.py").write_bytes(b"x = 1\n".ljust(40, b"#"))
     (root / "README.md").write_text("# mine\n")
-    full = {"name": "mine", "author": "me", "date": "2026-01-01", "val_bpb": 1.25, "bytes_total": 15_900_000}
+    full = {
+        "name": "mine",
+        "author": "me",
+        "date": "2026-01-01",
+        "val_bpb": 1.25,
+        "bytes_total": 15_900_000,
+    }
     (root / "submission.json").write_text(json.dumps(full | (claim or {})))
     for number, values in enumerate(logs):
         filled = {
@@ -56,9 +67,20 @@ def record(
 def found(root: Path, parameters: int | None = None) -> dict[str, Finding]:
     """Findings by rule."""
     smoke = Smoke(
-        status="SMOKE_TEST_PASS", seconds=0.1, dim=8, layers=1, vocab=16, parameters=parameters, code_bytes=40,
-        python="3.11.7", error=None, missing=None, own_fault=None, cure=None, isolation="namespaces",
-    )  # fmt: skip
+        status="SMOKE_TEST_PASS",
+        seconds=0.1,
+        dim=8,
+        layers=1,
+        vocab=16,
+        parameters=parameters,
+        code_bytes=40,
+        python="3.11.7",
+        error=None,
+        missing=None,
+        own_fault=None,
+        cure=None,
+        isolation="namespaces",
+    )
     return {finding.rule: finding for finding in record_findings(read_submission(root), smoke)[1]}
 
 
@@ -72,7 +94,9 @@ def test_missing_files_and_fields_are_notes_and_never_flags(tmp_path: Path) -> N
     findings = found(root)
     assert {"record-missing-file", "record-missing-field", "record-seeds"} <= findings.keys()
     assert "README.md, training logs" in findings["record-missing-file"].evidence
-    assert all(each.severity is Severity.NOTE and each.verdict is None for each in findings.values())
+    assert all(
+        each.severity is Severity.NOTE and each.verdict is None for each in findings.values()
+    )
 
 
 def test_a_lone_script_only_lacks_a_record(tmp_path: Path) -> None:
@@ -97,9 +121,9 @@ def test_a_claim_over_the_cap_alone_asks_the_author(tmp_path: Path) -> None:
 
 
 def test_training_past_ten_minutes_in_every_log_is_a_breach(tmp_path: Path) -> None:
-    finding = found(record(tmp_path, logs=({"train": 700_000}, {"train": 701_000}, {"train": 702_000})))[
-        "record-time"
-    ]
+    finding = found(
+        record(tmp_path, logs=({"train": 700_000}, {"train": 701_000}, {"train": 702_000}))
+    )["record-time"]
     assert (finding.severity, finding.verdict) == (Severity.BREACH, "flag_other")
     assert "702.0 s" in finding.evidence
 
@@ -125,9 +149,13 @@ def test_a_claimed_mean_of_the_seeds_agrees(tmp_path: Path) -> None:
     assert "record-score" not in found(record(tmp_path, claim={"val_bpb": 1.26}, logs=logs))
 
 
-@pytest.mark.parametrize("claim", ["1.2500", {"1337": 1.24, "42": "1.26"}, {"mean": 1.25, "std": 0.1}])
+@pytest.mark.parametrize(
+    "claim", ["1.2500", {"1337": 1.24, "42": "1.26"}, {"mean": 1.25, "std": 0.1}]
+)
 def test_a_claim_may_be_quoted_or_given_by_seed(tmp_path: Path, claim: object) -> None:
-    data, _ = record_findings(read_submission(record(tmp_path, claim={"val_bpb": claim}, logs=({}, {}, {}))))
+    data, _ = record_findings(
+        read_submission(record(tmp_path, claim={"val_bpb": claim}, logs=({}, {}, {})))
+    )
     assert data["claimed_bpb"] == pytest.approx(1.25)
 
 
@@ -145,7 +173,11 @@ def test_a_log_of_another_model_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_an_improvement_that_is_too_small_or_uncertain_is_named(tmp_path: Path) -> None:
-    logs = ({"bpb": 1.249, "loss": 2.098}, {"bpb": 1.25, "loss": 2.1}, {"bpb": 1.251, "loss": 2.102})
+    logs = (
+        {"bpb": 1.249, "loss": 2.098},
+        {"bpb": 1.25, "loss": 2.1},
+        {"bpb": 1.251, "loss": 2.102},
+    )
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     close = found(record(tmp_path / "a", claim={"comparison_baseline_bpb": 1.2515}, logs=logs))
@@ -155,7 +187,9 @@ def test_an_improvement_that_is_too_small_or_uncertain_is_named(tmp_path: Path) 
 
 
 def test_the_record_describes_claim_and_logs(tmp_path: Path) -> None:
-    data, _ = record_findings(read_submission(record(tmp_path, logs=({"bpb": 1.24}, {"bpb": 1.26}))))
+    data, _ = record_findings(
+        read_submission(record(tmp_path, logs=({"bpb": 1.24}, {"bpb": 1.26})))
+    )
     assert (data["claimed_bpb"], data["mean_bpb"], data["seeds"]) == (1.25, 1.25, [0, 1])
     assert json.loads(json.dumps(data)) == data
 

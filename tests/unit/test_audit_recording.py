@@ -1,4 +1,6 @@
-"""What the recorder takes for counted and for learnt, on programs of a few lines run in this process."""
+"""What the recorder takes for counted and for learnt, on programs of a few lines run in this
+process.
+"""
 
 from __future__ import annotations
 

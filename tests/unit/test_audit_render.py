@@ -1,4 +1,6 @@
-"""Reports in every format: their shape, and that nothing from a submission acts where it is shown."""
+"""Reports in every format: their shape, and that nothing from a submission acts where it is
+shown.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +14,47 @@ from niblick.audit import render
 from niblick.audit.render import escape
 from niblick.audit.types import Finding, Report, Severity, Smoke, Span
 
-HOSTILE = "\x1b]0;owned\x07\x1b[2J<script>alert(1)</script> [x](javascript:y) ![i](http://z) `a` | \u202e @all\r\nPASS"
+HOSTILE = (
+    "\x1b]0;owned\x07\x1b[2J<script>alert(1)</script> [x](javascript:y) ![i](http://z) `a` | \u202e"
+    " @all\r\nPASS"
+)
 
 
 def report(text: str = "plain") -> Report:
     """A report that holds `text` wherever a submission could put some."""
     finding = Finding(
-        rule="slot", severity=Severity.BREACH, verdict="flag_slot", span=Span(file=f"{text}.py", start=3, end=9),
-        evidence=f"saw {text}", pointer="Conditions C3", cure=f"no {text}", source="dynamic",
-    )  # fmt: skip
+        rule="slot",
+        severity=Severity.BREACH,
+        verdict="flag_slot",
+        span=Span(file=f"{text}.py", start=3, end=9),
+        evidence=f"saw {text}",
+        pointer="Conditions C3",
+        cure=f"no {text}",
+        source="dynamic",
+    )
     smoke = Smoke(
-        status="SMOKE_TEST_PASS", seconds=0.031, dim=768, layers=22, vocab=1024, parameters=24_455_688,
-        code_bytes=58154, python="3.12.1", error=None, missing=text, own_fault=None, cure=None, isolation="namespaces",
-    )  # fmt: skip
+        status="SMOKE_TEST_PASS",
+        seconds=0.031,
+        dim=768,
+        layers=22,
+        vocab=1024,
+        parameters=24_455_688,
+        code_bytes=58154,
+        python="3.12.1",
+        error=None,
+        missing=text,
+        own_fault=None,
+        cure=None,
+        isolation="namespaces",
+    )
     return Report(
-        path=f"records/{text}", verdict="flag_slot", recommendation="DO NOT ACCEPT", findings=(finding,), smoke=smoke,
+        path=f"records/{text}",
+        verdict="flag_slot",
+        recommendation="DO NOT ACCEPT",
+        findings=(finding,),
+        smoke=smoke,
         record={"name": text, "claimed_bpb": 1.2252},
-    )  # fmt: skip
+    )
 
 
 def test_the_text_report_has_the_shape_of_a_review() -> None:
@@ -43,7 +69,8 @@ def test_the_text_report_has_the_shape_of_a_review() -> None:
     ]
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=False))
     smoke = (
-        "import OK in 0.03s, dim=768, layers=22, vocab=1024, params=24,455,688, code=58154 B, SMOKE_TEST_PASS"
+        "import OK in 0.03s, dim=768, layers=22, vocab=1024, params=24,455,688, code=58154 B,"
+        " SMOKE_TEST_PASS"
     )
     assert smoke in lines[-3]
     assert lines[-2:] == ["Verdict: flag_slot", "Recommendation: DO NOT ACCEPT"]
@@ -65,7 +92,20 @@ def test_markdown_from_a_submission_is_inert() -> None:
     text = render.reports_markdown([report(HOSTILE), report()])
     page = MarkdownIt("commonmark").enable("table").render(text)
     tags = {part.split(">")[0].split()[0].strip("/") for part in page.split("<")[1:]}
-    assert tags <= {"h2", "p", "strong", "code", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}
+    assert tags <= {
+        "h2",
+        "p",
+        "strong",
+        "code",
+        "ul",
+        "li",
+        "table",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+    }
 
 
 def test_html_from_a_submission_is_inert() -> None:

@@ -1,7 +1,9 @@
-"""Attacks on the sandbox: each program tries one thing that a hostile submission might, and must not get it.
+"""Attacks on the sandbox: each program tries one thing that a hostile submission might, and must
+not get it.
 
-None of them needs torch, so the whole file takes a few seconds. Where a machine offers no isolation the attacks
-that only walls can stop are skipped with that reason; limits and the result channel are tested everywhere.
+None of them needs torch, so the whole file takes a few seconds. Where a machine offers no isolation
+the attacks that only walls can stop are skipped with that reason; limits and the result channel are
+tested everywhere.
 """
 
 from __future__ import annotations
@@ -20,10 +22,18 @@ from niblick.audit.sandbox.isolation import Isolation
 from niblick.errors import AuditError
 
 SMALL = Limits(
-    cpu_seconds=5, wall_seconds=8.0, memory_bytes=300_000_000, address_bytes=3_000_000_000, scratch_bytes=20_000_000,
-    file_bytes=10_000_000, processes=40, output_bytes=2_000_000,
-)  # fmt: skip
-walls = pytest.mark.skipif(not detect().contained, reason=f"no isolation on this machine: {detect().detail}")
+    cpu_seconds=5,
+    wall_seconds=8.0,
+    memory_bytes=300_000_000,
+    address_bytes=3_000_000_000,
+    scratch_bytes=20_000_000,
+    file_bytes=10_000_000,
+    processes=40,
+    output_bytes=2_000_000,
+)
+walls = pytest.mark.skipif(
+    not detect().contained, reason=f"no isolation on this machine: {detect().detail}"
+)
 
 
 def attack(program: str, limits: Limits = SMALL, **files: str) -> Outcome:
@@ -32,7 +42,9 @@ def attack(program: str, limits: Limits = SMALL, **files: str) -> Outcome:
         name: text.encode() for name, text in files.items()
     }
     return run(
-        Job(task="import", arguments={"script": "attack.py"}, files=content), trust=True, limits=limits
+        Job(task="import", arguments={"script": "attack.py"}, files=content),
+        trust=True,
+        limits=limits,
     )
 
 
@@ -51,7 +63,11 @@ def test_a_failing_script_is_described_by_type_message_and_line() -> None:
     outcome = attack("x = 1\nraise ValueError('no such thing')\n")
     assert outcome.result is not None
     failure = outcome.result["failure"]
-    assert (failure["type"], failure["message"], failure["line"]) == ("ValueError", "no such thing", 2)
+    assert (failure["type"], failure["message"], failure["line"]) == (
+        "ValueError",
+        "no such thing",
+        2,
+    )
 
 
 def test_printing_a_verdict_is_only_output() -> None:
@@ -313,7 +329,10 @@ def test_attempts_at_network_and_programs_are_noted_with_their_line() -> None:
             pass
     """)
     assert outcome.result is not None
-    assert any(note.startswith("attack.py:4: starts another program") for note in outcome.result["attempts"])
+    assert any(
+        note.startswith("attack.py:4: starts another program")
+        for note in outcome.result["attempts"]
+    )
 
 
 def test_without_isolation_code_is_refused_unless_trusted(monkeypatch: pytest.MonkeyPatch) -> None:

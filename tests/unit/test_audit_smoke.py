@@ -1,4 +1,6 @@
-"""The smoke test: what imports, what does not, and whose fault that is. Programs here are our own and tiny."""
+"""The smoke test: what imports, what does not, and whose fault that is. Programs here are our own
+and tiny.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ MODEL = """
 
 
 def smoke(folder: Path, program: str, **files: str) -> Smoke:
-    """Writes a folder with `train_gpt.py` and `files` (dots for underscores in names) and smoke-tests it."""
+    """Writes a folder with `train_gpt.py` and `files` (dots for underscores in names) and
+    smoke-tests it.
+    """
     (folder / "train_gpt.py").write_text(textwrap.dedent(program))
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(textwrap.dedent(text))
@@ -78,7 +82,9 @@ def smoke(folder: Path, program: str, **files: str) -> Smoke:
 
 def test_a_gpu_script_imports_on_a_cpu_and_is_measured(tmp_path: Path) -> None:
     seen = smoke(
-        tmp_path, MODEL, README__md="```\nVOCAB_SIZE=128 torchrun --nproc_per_node=8 train_gpt.py\n```\n"
+        tmp_path,
+        MODEL,
+        README__md="```\nVOCAB_SIZE=128 torchrun --nproc_per_node=8 train_gpt.py\n```\n",
     )
     assert seen.error is None
     assert seen.status == "SMOKE_TEST_PASS"
@@ -100,7 +106,9 @@ def test_a_sibling_module_is_found_when_it_ships_and_missed_as_the_authors_fault
 
 
 def test_a_package_from_requirements_that_is_absent_gets_a_stand_in(tmp_path: Path) -> None:
-    program = "import obscure_package_q7\nfrom obscure_package_q7.sub import thing\nthing.call(1)[2]\n"
+    program = (
+        "import obscure_package_q7\nfrom obscure_package_q7.sub import thing\nthing.call(1)[2]\n"
+    )
     seen = smoke(tmp_path, program, requirements__txt="torch\nobscure-package-q7>=1\n")
     assert (seen.status, seen.missing) == ("SMOKE_TEST_PASS", "obscure_package_q7")
 
@@ -147,7 +155,9 @@ def test_leaving_or_looping_at_import_is_the_authors_fault(tmp_path: Path) -> No
 
 
 def test_a_script_that_hands_over_to_another_program_is_not_at_fault(tmp_path: Path) -> None:
-    seen = smoke(tmp_path, "import os, sys\nos.execv(sys.executable, [sys.executable, 'other.py'])\n")
+    seen = smoke(
+        tmp_path, "import os, sys\nos.execv(sys.executable, [sys.executable, 'other.py'])\n"
+    )
     assert (seen.status, seen.own_fault) == ("ENVIRONMENT", False)
     assert "other.py" in (seen.error or "")
 
@@ -155,18 +165,24 @@ def test_a_script_that_hands_over_to_another_program_is_not_at_fault(tmp_path: P
 def test_a_packed_script_runs_its_packing(tmp_path: Path) -> None:
     inner = "class Hyperparameters:\n    vocab_size = 77\n    model_dim = 8\n"
     packed = base64.b85encode(lzma.compress(inner.encode())).decode()
-    seen = smoke(tmp_path, f"import lzma, base64\nexec(lzma.decompress(base64.b85decode('{packed}')))\n")
+    seen = smoke(
+        tmp_path, f"import lzma, base64\nexec(lzma.decompress(base64.b85decode('{packed}')))\n"
+    )
     assert (seen.status, seen.vocab, seen.dim) == ("SMOKE_TEST_PASS", 77, 8)
 
 
 def test_nested_quotes_of_newer_pythons_and_byte_order_marks_are_no_fault(tmp_path: Path) -> None:
-    program = "d = {'a': 1}\nassert f'{d['a']}' == '1'\nexec(\"e = f'{d['a']}'\")\nassert e == '1'\n"
+    program = (
+        "d = {'a': 1}\nassert f'{d['a']}' == '1'\nexec(\"e = f'{d['a']}'\")\nassert e == '1'\n"
+    )
     (tmp_path / "train_gpt.py").write_bytes(b"\xef\xbb\xbf" + program.encode())
     assert smoke_test(read_submission(tmp_path), trust=True).status == "SMOKE_TEST_PASS"
 
 
 def test_the_result_says_what_ran_it(tmp_path: Path) -> None:
-    seen = smoke(tmp_path, "import sys\nassert __name__ != '__main__' and __name__ in sys.modules\n")
+    seen = smoke(
+        tmp_path, "import sys\nassert __name__ != '__main__' and __name__ in sys.modules\n"
+    )
     assert seen.status == "SMOKE_TEST_PASS"
     assert seen.python.count(".") == 2
     assert seen.isolation in {"namespaces", "bubblewrap", "bare"}

@@ -27,43 +27,67 @@ def _found(report: Report) -> dict[str, Severity]:
     return {f.rule: f.severity for f in report.findings}
 
 
-@pytest.mark.parametrize(("tokens", "million", "flagged"), [(62_021_632, 151.08, False), (62_363_648, 182.8, True), (9_000_000, 33.0, False)])
+@pytest.mark.parametrize(
+    ("tokens", "million", "flagged"),
+    [(62_021_632, 151.08, False), (62_363_648, 182.8, True), (9_000_000, 33.0, False)],
+)
 def test_a_log_that_implies_more_bytes_than_the_text_has_shows_a_miscount(
     tmp_path: Path, tokens: int, million: float, flagged: bool
 ) -> None:
     lines = [f"val_loader:shards pattern=fineweb_val_*.bin tokens:{tokens}"]
     for loss in (4.1, 2.9, 2.6, 2.55):
-        lines.append(f"step:10/99 val_loss:{loss:.4f} val_bpb:{loss / math.log(2) * tokens / million / 1e6:.4f}")
+        lines.append(
+            f"step:10/99 val_loss:{loss:.4f}"
+            f" val_bpb:{loss / math.log(2) * tokens / million / 1e6:.4f}"
+        )
     (tmp_path / "train.log").write_text("\n".join(lines))
     report = _review(tmp_path, CLEAN)
     assert ("byte-total" in _found(report)) is flagged
     assert report.verdict == ("flag_other" if flagged else "clean_neural")
 
 
-TABLE = '''
+TABLE = """
 def stored_table(path):
     with np.load(path) as table:
         return torch.from_numpy(np.asarray(table["bytes_of_token"]))
-'''
+"""
 
 
-@pytest.mark.parametrize(("vocabulary", "verdict"), [("TokenMonster", "flag_other"), ("SentencePiece", "clean_neural")])
+@pytest.mark.parametrize(
+    ("vocabulary", "verdict"), [("TokenMonster", "flag_other"), ("SentencePiece", "clean_neural")]
+)
 def test_a_fixed_byte_table_does_not_fit_a_vocabulary_that_rewrites_the_text(
     tmp_path: Path, vocabulary: str, verdict: str
 ) -> None:
-    text = program(TABLE, PLAIN.replace("byte_table()", "stored_table('table.npz')"), main="evaluate(net, held, s)")
-    assert _review(tmp_path, text, f"# Run\n\nA {vocabulary} vocabulary of 998 tokens.\n").verdict == verdict
+    text = program(
+        TABLE,
+        PLAIN.replace("byte_table()", "stored_table('table.npz')"),
+        main="evaluate(net, held, s)",
+    )
+    assert (
+        _review(tmp_path, text, f"# Run\n\nA {vocabulary} vocabulary of 998 tokens.\n").verdict
+        == verdict
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "verdict"),
-    [("on casefolded text", "hold_unclear"), ("on case-folded text with lossless marks", "clean_neural"), ("on text", "clean_neural")],
+    [
+        ("on casefolded text", "hold_unclear"),
+        ("on case-folded text with lossless marks", "clean_neural"),
+        ("on text", "clean_neural"),
+    ],
 )
-def test_text_that_is_changed_for_good_before_it_is_scored_is_held(tmp_path: Path, words: str, verdict: str) -> None:
+def test_text_that_is_changed_for_good_before_it_is_scored_is_held(
+    tmp_path: Path, words: str, verdict: str
+) -> None:
     assert _review(tmp_path, CLEAN, f"# Run\n\nTrained and scored {words}.\n").verdict == verdict
 
 
-TWICE = 'first = adapt(net, held, s)\nprint(f"adapted figure:{first:.5f}")\nsecond = evaluate(net, held, s)\nprint(f"last figure:{second:.5f}")'
+TWICE = (
+    'first = adapt(net, held, s)\nprint(f"adapted figure:{first:.5f}")\nsecond = evaluate(net,'
+    ' held, s)\nprint(f"last figure:{second:.5f}")'
+)
 
 
 @pytest.mark.parametrize(
@@ -83,18 +107,36 @@ def test_a_second_pass_with_adapted_weights_counts_unless_the_claim_is_the_first
     assert _review(tmp_path, program(PLAIN, SCORE_FIRST, main=TWICE)).verdict == verdict
 
 
-def test_every_way_to_a_place_must_share_a_condition_before_a_log_line_proves_it(tmp_path: Path) -> None:
-    saved = '\ndef save(net):\n    print("saving the small artifact")\n    torch.save(net.state_dict(), "m.pt")\n'
-    main = "if s.adapt:\n    fit_held(net, held, s)\n    save(net)\nelse:\n    save(net)\nevaluate(net, held, s)"
+def test_every_way_to_a_place_must_share_a_condition_before_a_log_line_proves_it(
+    tmp_path: Path,
+) -> None:
+    saved = (
+        '\ndef save(net):\n    print("saving the small artifact")\n    torch.save(net.state_dict(),'
+        ' "m.pt")\n'
+    )
+    main = (
+        "if s.adapt:\n    fit_held(net, held, s)\n    save(net)\nelse:\n   "
+        " save(net)\nevaluate(net, held, s)"
+    )
     (tmp_path / "train.log").write_text("saving the small artifact\n")
-    assert _review(tmp_path, program(PLAIN, TRAIN_FIRST, saved, main=main)).verdict == "clean_neural"
+    assert (
+        _review(tmp_path, program(PLAIN, TRAIN_FIRST, saved, main=main)).verdict == "clean_neural"
+    )
 
 
-def test_where_the_first_command_scores_nothing_another_documented_one_is_followed(tmp_path: Path) -> None:
-    main = 'if os.environ.get("MODE") == "score":\n    fit_held(net, held, s)\n    evaluate(net, held, s)'
+def test_where_the_first_command_scores_nothing_another_documented_one_is_followed(
+    tmp_path: Path,
+) -> None:
+    main = (
+        'if os.environ.get("MODE") == "score":\n    fit_held(net, held, s)\n    evaluate(net,'
+        " held, s)"
+    )
     (tmp_path / "run.sh").write_text("MODE=score torchrun --nproc_per_node=8 train_gpt.py\n")
     readme = "# Run\n\n```bash\nSELF_TEST=1 torchrun --nproc_per_node=8 train_gpt.py\n```\n"
-    assert _review(tmp_path, program(PLAIN, TRAIN_FIRST, main=main), readme).verdict == "flag_prequant_ttt"
+    assert (
+        _review(tmp_path, program(PLAIN, TRAIN_FIRST, main=main), readme).verdict
+        == "flag_prequant_ttt"
+    )
 
 
 def test_a_command_after_another_on_one_line_keeps_its_variables(tmp_path: Path) -> None:
@@ -106,14 +148,19 @@ def test_a_command_after_another_on_one_line_keeps_its_variables(tmp_path: Path)
 
 def test_documented_commands_come_with_the_most_telling_first(tmp_path: Path) -> None:
     (tmp_path / "run.sh").write_text("C=3 python train_gpt.py\n")
-    readme = "```bash\npython train_gpt.py\n```\n```bash\nA=1 torchrun --nproc_per_node=8 train_gpt.py\n```\n"
+    readme = (
+        "```bash\npython train_gpt.py\n```\n```bash\nA=1 torchrun --nproc_per_node=8"
+        " train_gpt.py\n```\n"
+    )
     found = list(documented_commands(tmp_path, "train_gpt.py", readme, None))
     assert [c.environment for c in found] == [{"A": "1"}, {}, {"C": "3"}]
 
 
 @pytest.mark.parametrize(("default", "verdict"), [("False", "import_fail"), ("0", "clean_neural")])
-def test_a_setting_that_its_own_conversion_refuses_is_an_import_failure(tmp_path: Path, default: str, verdict: str) -> None:
-    setting = f'''
+def test_a_setting_that_its_own_conversion_refuses_is_an_import_failure(
+    tmp_path: Path, default: str, verdict: str
+) -> None:
+    setting = f"""
 def setting(name, default, kind):
     text = os.environ.get(name, str(default))
     if kind == bool:
@@ -123,16 +170,24 @@ def setting(name, default, kind):
 class More:
     width = setting("WIDTH", 64, int)
     wide = setting("WIDE", {default}, bool)
-'''
-    assert _review(tmp_path, program(setting, PLAIN, main="evaluate(net, held, s)")).verdict == verdict
+"""
+    assert (
+        _review(tmp_path, program(setting, PLAIN, main="evaluate(net, held, s)")).verdict == verdict
+    )
 
 
 def test_a_refused_setting_that_is_caught_or_never_reached_is_none(tmp_path: Path) -> None:
-    caught = '\ntry:\n    width = int("wide")\nexcept ValueError:\n    width = 3\n\ndef never():\n    return int("x")\n'
-    assert _review(tmp_path, program(caught, PLAIN, main="evaluate(net, held, s)")).verdict == "clean_neural"
+    caught = (
+        '\ntry:\n    width = int("wide")\nexcept ValueError:\n    width = 3\n\ndef never():\n   '
+        ' return int("x")\n'
+    )
+    assert (
+        _review(tmp_path, program(caught, PLAIN, main="evaluate(net, held, s)")).verdict
+        == "clean_neural"
+    )
 
 
-EXTRA = '''
+EXTRA = """
 def hang(net):
     net.low = nn.Parameter(torch.zeros(4, 64))
 
@@ -155,7 +210,7 @@ def adapt_low(net, held, s):
         opt.step()
     {after}
     return figure(total, size)
-'''
+"""
 
 
 @pytest.mark.parametrize(
@@ -166,12 +221,17 @@ def adapt_low(net, held, s):
         ("fit_held(net, held, s)\n", "take_off(net)", "flag_prequant_ttt"),
     ],
 )
-def test_what_adapters_have_learnt_goes_when_they_are_taken_off(tmp_path: Path, before: str, after: str, verdict: str) -> None:
+def test_what_adapters_have_learnt_goes_when_they_are_taken_off(
+    tmp_path: Path, before: str, after: str, verdict: str
+) -> None:
     main = before + "adapt_low(net, held, s)\nevaluate(net, held, s)"
-    assert _review(tmp_path, program(PLAIN, TRAIN_FIRST, EXTRA.format(after=after), main=main)).verdict == verdict
+    assert (
+        _review(tmp_path, program(PLAIN, TRAIN_FIRST, EXTRA.format(after=after), main=main)).verdict
+        == verdict
+    )
 
 
-CHOSEN = '''
+CHOSEN = """
 def adapt_hard(net, held, s):
     sizes = byte_table()
     total, size = torch.zeros(()), torch.zeros(())
@@ -186,11 +246,11 @@ def adapt_hard(net, held, s):
         net(held[b:b + s.context][None], held[b + 1:b + s.context + 1][None]).backward()
         opt.step()
     return total, size
-'''
-SCORED = '''with torch.no_grad():
+"""
+SCORED = """with torch.no_grad():
             nll = F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="none")
         total += nll.sum()
-        size += sizes[y].sum()'''
+        size += sizes[y].sum()"""
 
 
 def test_learning_at_places_nothing_is_known_of_is_judged_by_its_order(tmp_path: Path) -> None:
@@ -199,20 +259,30 @@ def test_learning_at_places_nothing_is_known_of_is_judged_by_its_order(tmp_path:
     later.mkdir()
     text = program(CHOSEN.format(score=SCORED), main="figure(*adapt_hard(net, held, s))")
     assert _review(first, text).verdict == "clean_ttt_score_first"
-    text = program(PLAIN, CHOSEN.format(score="pass"), main="adapt_hard(net, held, s)\nevaluate(net, held, s)")
+    text = program(
+        PLAIN, CHOSEN.format(score="pass"), main="adapt_hard(net, held, s)\nevaluate(net, held, s)"
+    )
     assert _review(later, text).verdict == "flag_prequant_ttt"
 
 
 def test_byte_weights_in_a_training_loss_are_no_figure(tmp_path: Path) -> None:
     weighted = SCORE_FIRST.replace(
         "net(x[None], y[None]).backward()",
-        '(F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="none") * sizes[y]).mean().backward()',
+        '(F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="none") *'
+        " sizes[y]).mean().backward()",
     )
-    assert _review(tmp_path, program(weighted, main="adapt(net, held, s)")).verdict == "clean_ttt_score_first"
+    assert (
+        _review(tmp_path, program(weighted, main="adapt(net, held, s)")).verdict
+        == "clean_ttt_score_first"
+    )
 
 
-@pytest.mark.parametrize(("name", "verdict"), [("held_tokens", "hold_unclear"), ("chunk", "clean_neural")])
-def test_where_no_score_could_be_followed_learning_from_held_out_tokens_is_held(tmp_path: Path, name: str, verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "verdict"), [("held_tokens", "hold_unclear"), ("chunk", "clean_neural")]
+)
+def test_where_no_score_could_be_followed_learning_from_held_out_tokens_is_held(
+    tmp_path: Path, name: str, verdict: str
+) -> None:
     text = f"""
 def step_a(net, {name}):
     net.loss({name}).backward()

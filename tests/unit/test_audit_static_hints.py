@@ -11,7 +11,7 @@ from niblick.audit.review import review
 from niblick.audit.types import Report, Severity
 from unit.audit_programs import program
 
-HINTED = '''
+HINTED = """
 class Guesser:
     def __init__(self):
         self.seen, self.best = {{}}, {{}}
@@ -53,9 +53,9 @@ def tilted(net, held, s):
             total += nll.sum()
             size += sizes[y].sum()
     return figure(total, size)
-'''
+"""
 
-SOURCE = '''
+SOURCE = """
 #include <stdint.h>
 #include <stdlib.h>
 /* guesses the next word; "out[i] = x[t]" in a comment is not code */
@@ -76,9 +76,9 @@ int walk(void *ptr, const uint16_t *words, int64_t n, const uint8_t *opens, uint
     }}
     return 0;
 }}
-'''
+"""
 
-NATIVE = '''
+NATIVE = """
 import ctypes
 import subprocess
 
@@ -101,7 +101,7 @@ def tilted(net, held, s):
             total += nll.sum()
             size += sizes[y].sum()
     return figure(total, size)
-'''
+"""
 
 
 def _rules(report: Report) -> set[str]:
@@ -109,7 +109,8 @@ def _rules(report: Report) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("looked", "threshold", "flagged"), [("t", "0.5", True), ("self.last", "0.5", False), ("t", "99.0", False)]
+    ("looked", "threshold", "flagged"),
+    [("t", "0.5", True), ("self.last", "0.5", False), ("t", "99.0", False)],
 )
 def test_a_hint_may_depend_on_the_past_but_not_on_the_token_it_is_for(
     tmp_path: Path, looked: str, threshold: str, flagged: bool
@@ -122,12 +123,15 @@ def test_a_hint_may_depend_on_the_past_but_not_on_the_token_it_is_for(
 
 
 @pytest.mark.parametrize(
-    ("looked", "threshold", "flagged"), [("t", "0.5", True), ("s->last", "0.5", False), ("t", "99.0", False)]
+    ("looked", "threshold", "flagged"),
+    [("t", "0.5", True), ("s->last", "0.5", False), ("t", "99.0", False)],
 )
 def test_a_hint_from_compiled_code_is_judged_by_its_source(
     tmp_path: Path, looked: str, threshold: str, flagged: bool
 ) -> None:
-    (tmp_path / "train_gpt.py").write_text(program(NATIVE.format(threshold=threshold), main="tilted(net, held, s)"))
+    (tmp_path / "train_gpt.py").write_text(
+        program(NATIVE.format(threshold=threshold), main="tilted(net, held, s)")
+    )
     (tmp_path / "walk.c").write_text(SOURCE.format(looked=looked))
     assert ("hint-gate" in _rules(review(tmp_path))) is flagged
 
@@ -137,12 +141,14 @@ def test_gated_outputs_are_named_by_their_place_and_facts_about_the_token_itself
     assert gated_outputs(SOURCE.format(looked="s->last")) == {}
 
 
-@pytest.mark.parametrize("text", ["", "int f(int *a) {", "}}}((", "for (;;) x[i]=", "int f(", "#define A(x) x[\n/* "])
+@pytest.mark.parametrize(
+    "text", ["", "int f(int *a) {", "}}}((", "for (;;) x[i]=", "int f(", "#define A(x) x[\n/* "]
+)
 def test_any_text_is_read_without_an_error(text: str) -> None:
     assert gated_outputs(text) == {}
 
 
-COUNTED = '''
+COUNTED = """
 def widths(words, spaced, names):
     out = np.zeros(words.size)
     for i, t in enumerate(words):
@@ -161,7 +167,7 @@ def sized(net, held, s):
             x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
             total += F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="none").sum()
     return figure(total, size.sum())
-'''
+"""
 
 
 def test_facts_about_a_token_computed_in_a_loop_are_no_hints(tmp_path: Path) -> None:

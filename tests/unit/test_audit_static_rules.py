@@ -41,7 +41,9 @@ def test_a_program_that_only_evaluates_on_validation_data_is_clean(tmp_path: Pat
 
 
 def test_training_on_validation_tokens_before_scoring_them_is_flagged(tmp_path: Path) -> None:
-    report = _review(tmp_path, program(PLAIN, TRAIN_FIRST, main="fit_held(net, held, s)\nevaluate(net, held, s)"))
+    report = _review(
+        tmp_path, program(PLAIN, TRAIN_FIRST, main="fit_held(net, held, s)\nevaluate(net, held, s)")
+    )
     assert report.verdict == "flag_prequant_ttt"
     finding = next(f for f in report.findings if f.rule == "train-before-score")
     assert finding.span is not None and finding.span.file == "train_gpt.py"
@@ -63,7 +65,9 @@ def test_training_before_the_weights_are_saved_and_loaded_again_is_flagged(tmp_p
 
 
 def test_training_a_copy_that_is_never_scored_is_clean(tmp_path: Path) -> None:
-    main = "import copy\nother = copy.deepcopy(net)\nfit_held(other, held, s)\nevaluate(net, held, s)"
+    main = (
+        "import copy\nother = copy.deepcopy(net)\nfit_held(other, held, s)\nevaluate(net, held, s)"
+    )
     report = _review(tmp_path, program(PLAIN, TRAIN_FIRST, main=main))
     assert "train-before-score" not in _breaches(report)
 
@@ -75,7 +79,10 @@ def test_scoring_each_chunk_before_training_on_it_is_legal(tmp_path: Path) -> No
 
 
 def test_scoring_only_in_the_last_epoch_is_flagged(tmp_path: Path) -> None:
-    assert _review(tmp_path, program(LAST_EPOCH, main="adapt(net, held, s)")).verdict == "flag_prequant_ttt"
+    assert (
+        _review(tmp_path, program(LAST_EPOCH, main="adapt(net, held, s)")).verdict
+        == "flag_prequant_ttt"
+    )
 
 
 def test_a_bias_fitted_to_the_window_it_scores_is_flagged(tmp_path: Path) -> None:
@@ -90,7 +97,10 @@ def test_a_bias_fitted_only_to_tokens_already_scored_is_not_flagged(tmp_path: Pa
 
 
 def test_a_count_keyed_by_context_and_target_is_flagged(tmp_path: Path) -> None:
-    assert _review(tmp_path, program(COUNTS.format(**HASHED), main="counted(net, held, s)")).verdict == "flag_ngram"
+    assert (
+        _review(tmp_path, program(COUNTS.format(**HASHED), main="counted(net, held, s)")).verdict
+        == "flag_ngram"
+    )
 
 
 def test_a_row_of_counts_normalised_over_the_vocabulary_is_not_flagged(tmp_path: Path) -> None:
@@ -99,7 +109,9 @@ def test_a_row_of_counts_normalised_over_the_vocabulary_is_not_flagged(tmp_path:
 
 
 def test_a_count_table_that_the_run_never_reaches_is_not_flagged(tmp_path: Path) -> None:
-    report = _review(tmp_path, program(PLAIN, COUNTS.format(**HASHED), main="evaluate(net, held, s)"))
+    report = _review(
+        tmp_path, program(PLAIN, COUNTS.format(**HASHED), main="evaluate(net, held, s)")
+    )
     assert report.verdict == "clean_neural"
 
 
@@ -123,23 +135,55 @@ def test_a_switch_counts_as_the_documented_command_sets_it(
     assert _review(tmp_path, text, readme).verdict == expected
 
 
-def test_a_log_that_only_the_switched_part_can_have_written_turns_the_switch_on(tmp_path: Path) -> None:
-    noisy = TRAIN_FIRST.replace("    opt =", '    print(f"fitting held-out text of {held.numel()} tokens")\n    opt =', 1)
-    (tmp_path / "train.log").write_text("step 1\nfitting held-out text of 62021846 tokens\nval_bpb:1.01\n")
+def test_a_log_that_only_the_switched_part_can_have_written_turns_the_switch_on(
+    tmp_path: Path,
+) -> None:
+    noisy = TRAIN_FIRST.replace(
+        "    opt =", '    print(f"fitting held-out text of {held.numel()} tokens")\n    opt =', 1
+    )
+    (tmp_path / "train.log").write_text(
+        "step 1\nfitting held-out text of 62021846 tokens\nval_bpb:1.01\n"
+    )
     assert _review(tmp_path, program(PLAIN, noisy, main=SWITCHED)).verdict == "flag_prequant_ttt"
 
 
-@pytest.mark.parametrize("kind", ["flag_prequant_ttt", "clean_ttt_score_first", "flag_slot", "flag_ngram"])
+@pytest.mark.parametrize(
+    "kind", ["flag_prequant_ttt", "clean_ttt_score_first", "flag_slot", "flag_ngram"]
+)
 def test_renamed_variables_and_functions_make_no_difference(tmp_path: Path, kind: str) -> None:
     text = {
-        "flag_prequant_ttt": program(PLAIN, TRAIN_FIRST, main="fit_held(net, held, s)\nevaluate(net, held, s)"),
+        "flag_prequant_ttt": program(
+            PLAIN, TRAIN_FIRST, main="fit_held(net, held, s)\nevaluate(net, held, s)"
+        ),
         "clean_ttt_score_first": program(SCORE_FIRST, main="adapt(net, held, s)"),
-        "flag_slot": program(SLOT.format(stride=128, fit=":", skip="pass"), main="shifted(net, held, s)"),
+        "flag_slot": program(
+            SLOT.format(stride=128, fit=":", skip="pass"), main="shifted(net, held, s)"
+        ),
         "flag_ngram": program(COUNTS.format(**HASHED), main="counted(net, held, s)"),
     }[kind]
     for i, name in enumerate(
-        ("held", "evaluate", "fit_held", "adapt", "shifted", "counted", "nll", "opt", "bias", "ctx_key", "pair_key", "now",
-         "past", "total", "size", "sizes", "net", "words", "pair_seen", "ctx_seen")
+        (
+            "held",
+            "evaluate",
+            "fit_held",
+            "adapt",
+            "shifted",
+            "counted",
+            "nll",
+            "opt",
+            "bias",
+            "ctx_key",
+            "pair_key",
+            "now",
+            "past",
+            "total",
+            "size",
+            "sizes",
+            "net",
+            "words",
+            "pair_seen",
+            "ctx_seen",
+        )
     ):
         text = re.sub(rf"(?<![\w.]){name}\b(?!\s*=\s*bool)", f"q{i}z", text)
     assert _review(tmp_path, text).verdict == kind
@@ -148,30 +192,43 @@ def test_renamed_variables_and_functions_make_no_difference(tmp_path: Path, kind
 def test_a_packed_script_gets_the_verdict_of_what_it_holds(tmp_path: Path) -> None:
     inner = program(PLAIN, TRAIN_FIRST, main="fit_held(net, held, s)\nevaluate(net, held, s)")
     payload = base64.b85encode(lzma.compress(inner.encode())).decode()
-    report = _review(tmp_path, f"import lzma as L,base64 as B\nexec(L.decompress(B.b85decode({payload!r})))\n")
+    report = _review(
+        tmp_path, f"import lzma as L,base64 as B\nexec(L.decompress(B.b85decode({payload!r})))\n"
+    )
     assert report.verdict == "flag_prequant_ttt"
     finding = next(f for f in report.findings if f.rule == "train-before-score")
     assert finding.span is not None and finding.span.unpacked
 
 
-def test_calibrating_on_validation_tokens_is_flagged_and_on_training_tokens_is_not(tmp_path: Path) -> None:
-    collect = '''
+def test_calibrating_on_validation_tokens_is_flagged_and_on_training_tokens_is_not(
+    tmp_path: Path,
+) -> None:
+    collect = """
 def calibrate(net, stream, s):
     hook = net.table.register_forward_hook(lambda m, a, b: None)
     net.register_forward_hook(lambda m, a, b: None)
     for a in range(0, 4 * s.context, s.context):
         net.hidden(stream[a:a + s.context][None])
-'''
+"""
     bad, good = tmp_path / "bad", tmp_path / "good"
     bad.mkdir()
     good.mkdir()
-    assert _review(bad, program(PLAIN, collect, main="calibrate(net, held, s)\nevaluate(net, held, s)")).verdict == "flag_other"
-    text = program(PLAIN, collect, main="calibrate(net, load(s.train_files), s)\nevaluate(net, held, s)")
+    assert (
+        _review(
+            bad, program(PLAIN, collect, main="calibrate(net, held, s)\nevaluate(net, held, s)")
+        ).verdict
+        == "flag_other"
+    )
+    text = program(
+        PLAIN, collect, main="calibrate(net, load(s.train_files), s)\nevaluate(net, held, s)"
+    )
     assert _review(good, text).verdict == "clean_neural"
 
 
 def test_a_training_pattern_that_matches_validation_shards_is_flagged(tmp_path: Path) -> None:
-    text = program(PLAIN, main="evaluate(net, held, s)").replace("fineweb_train_*.bin", "fineweb_*.bin")
+    text = program(PLAIN, main="evaluate(net, held, s)").replace(
+        "fineweb_train_*.bin", "fineweb_*.bin"
+    )
     assert _review(tmp_path, text).verdict.startswith("flag_")
 
 

@@ -60,8 +60,8 @@ def test_raw_lzma_with_filters_is_undone() -> None:
     filters = [{"id": lzma.FILTER_LZMA2}]
     payload = lzma.compress(PROGRAM.encode(), format=lzma.FORMAT_RAW, filters=filters)
     text = (
-        "import lzma as L\n"
-        f"exec(L.decompress({payload!r}, format=L.FORMAT_RAW, filters=[{{'id': L.FILTER_LZMA2}}]))\n"
+        f"import lzma as L\nexec(L.decompress({payload!r}, format=L.FORMAT_RAW, filters=[{{'id':"
+        " L.FILTER_LZMA2}]))\n"
     )
     assert _unpacked(text) == PROGRAM
 
@@ -70,7 +70,9 @@ def test_layers_inside_layers_are_followed_to_the_program() -> None:
     text = PROGRAM
     for _ in range(4):
         payload = base64.b64encode(zlib.compress(text.encode())).decode()
-        text = f"import zlib, base64\nexec(zlib.decompress(base64.b64decode({payload!r})).decode())\n"
+        text = (
+            f"import zlib, base64\nexec(zlib.decompress(base64.b64decode({payload!r})).decode())\n"
+        )
     assert _unpacked(text) == PROGRAM
 
 
@@ -78,10 +80,10 @@ def test_payloads_in_variables_helpers_and_pieces_are_found() -> None:
     packed = base64.a85encode(zlib.compress(PROGRAM.encode())).decode()
     half = len(packed) // 2
     text = (
-        "import zlib as q\nfrom base64 import a85decode as d\n"
-        f"parts = [{packed[:half]!r}, {packed[half:]!r}]\n"
-        "def restore(items, sep=''):\n    joined = sep.join(items)\n    return q.decompress(d(joined))\n"
-        "if __name__ == '__main__':\n    code = compile(restore(parts), 'x', 'exec')\n    exec(code, globals())\n"
+        f"import zlib as q\nfrom base64 import a85decode as d\nparts = [{packed[:half]!r},"
+        f" {packed[half:]!r}]\ndef restore(items, sep=''):\n    joined = sep.join(items)\n   "
+        " return q.decompress(d(joined))\nif __name__ == '__main__':\n    code ="
+        " compile(restore(parts), 'x', 'exec')\n    exec(code, globals())\n"
     )
     assert PROGRAM in _unpacked(text)
 
@@ -143,13 +145,17 @@ def test_a_loader_that_never_ends_is_stopped() -> None:
 
 def test_bytecode_is_left_as_it_is() -> None:
     payload = marshal.dumps(compile(PROGRAM, "x", "exec"))
-    source = unpack(f"import marshal\nexec(marshal.loads({payload!r}))\n".encode(), "train.py").source
+    source = unpack(
+        f"import marshal\nexec(marshal.loads({payload!r}))\n".encode(), "train.py"
+    ).source
     assert source.error is None and "marshal.loads" in source.text
 
 
 def test_a_damaged_payload_is_an_error_that_names_the_decoder() -> None:
     payload = zlib.compress(PROGRAM.encode())[:-9]
-    source = unpack(f"import zlib\nexec(zlib.decompress({payload!r}))\n".encode(), "train.py").source
+    source = unpack(
+        f"import zlib\nexec(zlib.decompress({payload!r}))\n".encode(), "train.py"
+    ).source
     assert source.error is not None and "zlib" in source.error
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from niblick.audit.review import review
 
-PLAIN = '''
+PLAIN = """
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,11 +27,13 @@ def main():
             nats += F.cross_entropy(model(x)[: y.numel()], y, reduction="sum")
             count += sizes[y].sum()
     print("val_bpb", nats / 0.6931 / count)
-'''
+"""
 CODE = marshal.dumps(compile("print(1)", "x", "exec"))
 SEALED = base64.b64encode(zlib.compress(b"print(1)")).decode()
 UNREADABLE = {
-    "network": "import urllib.request\nexec(urllib.request.urlopen('https://example.org/x.py').read())\n",
+    "network": (
+        "import urllib.request\nexec(urllib.request.urlopen('https://example.org/x.py').read())\n"
+    ),
     "network in a function": (
         "import requests\ndef fetch():\n    return requests.get('https://example.org/x').text\n"
         "def start():\n    text = fetch()\n    exec(text)\nstart()\n"
@@ -39,9 +41,17 @@ UNREADABLE = {
     "absent file": "exec(open('engine.txt').read())\n",
     "absent file run by path": "import runpy\nrunpy.run_path('engine.py')\n",
     "bytecode": f"import marshal\nexec(marshal.loads({CODE!r}))\n",
-    "encryption": f"import os\nfrom cryptography.fernet import Fernet\nexec(Fernet(os.environ['KEY']).decrypt({SEALED!r}))\n",
-    "unknown codec": f"import codecs, own\nexec(codecs.decode({SEALED!r}, 'own-codec'))\n".replace(", own", ""),
-    "outside state": "import secrets\nclass Loader:\n    def exec_module(self, module):\n        exec(self.payload, module.__dict__)\n",
+    "encryption": (
+        "import os\nfrom cryptography.fernet import"
+        f" Fernet\nexec(Fernet(os.environ['KEY']).decrypt({SEALED!r}))\n"
+    ),
+    "unknown codec": f"import codecs, own\nexec(codecs.decode({SEALED!r}, 'own-codec'))\n".replace(
+        ", own", ""
+    ),
+    "outside state": (
+        "import secrets\nclass Loader:\n    def exec_module(self, module):\n       "
+        " exec(self.payload, module.__dict__)\n"
+    ),
 }
 READABLE = {
     "none": "",
@@ -49,8 +59,12 @@ READABLE = {
     "short template": "for name in ('a', 'b'):\n    exec(f'{name}_size = 1')\n",
     "setting": "import os\nBETAS = eval(os.environ.get('BETAS', '(0.9, 0.95)'))\n",
     "evaluation mode": "import torch\ntorch.nn.Linear(2, 2).eval()\n",
-    "compiled model": "import re, torch\nPATTERN = re.compile('a')\nnet = torch.compile(torch.nn.Linear(2, 2))\n",
-    "never reached": "import requests\ndef unused():\n    exec(requests.get('https://example.org/x').text)\n",
+    "compiled model": (
+        "import re, torch\nPATTERN = re.compile('a')\nnet = torch.compile(torch.nn.Linear(2, 2))\n"
+    ),
+    "never reached": (
+        "import requests\ndef unused():\n    exec(requests.get('https://example.org/x').text)\n"
+    ),
 }
 
 
@@ -79,4 +93,6 @@ def test_a_text_file_of_code_in_the_folder_is_read(tmp_path: Path) -> None:
 
 def test_a_packed_file_of_code_in_the_folder_is_read_too(tmp_path: Path) -> None:
     (tmp_path / "engine.dat").write_bytes(zlib.compress(b"import torch\nSIZE = 3\n"))
-    assert _verdict(tmp_path, "import zlib\nexec(zlib.decompress(open('engine.dat', 'rb').read()))\n") == ("clean_neural", [])
+    assert _verdict(
+        tmp_path, "import zlib\nexec(zlib.decompress(open('engine.dat', 'rb').read()))\n"
+    ) == ("clean_neural", [])

@@ -1,4 +1,6 @@
-"""What the command line imports before it knows what is asked, and what it says without a command."""
+"""What the command line imports before it knows what is asked, and what it says without a
+command.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def test_the_version_and_the_commands_are_told(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("arguments", [["nope"], ["--nope"], ["plan", "--nope"], ["plan"]])
-def test_misuse_is_one_line_and_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_misuse_is_one_line_and_exit_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as end:
         main(arguments)
     captured = capsys.readouterr()

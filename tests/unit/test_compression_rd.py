@@ -26,18 +26,27 @@ from niblick.recipe import Recipe, recipe_from_dict
 
 def small(**changes: object) -> Recipe:
     model = {
-        "vocab_size": 260, "dim": 16, "context": 16, "stack": [{"layers": ["token-shift", "full"]}],
-        "attention": {"heads": 2, "kv_heads": 1, "rope": {"dims": 4}}, "mlp": {"width": 2.0},
-        "bigram": {"enabled": True, "buckets": 32, "width": 8}, "smear": {"enabled": True},
+        "vocab_size": 260,
+        "dim": 16,
+        "context": 16,
+        "stack": [{"layers": ["token-shift", "full"]}],
+        "attention": {"heads": 2, "kv_heads": 1, "rope": {"dims": 4}},
+        "mlp": {"width": 2.0},
+        "bigram": {"enabled": True, "buckets": 32, "width": 8},
+        "smear": {"enabled": True},
     }
-    return recipe_from_dict({"name": "small", "model": {**model, **changes}, "data": {"tokenizer": "bytes"}})
+    return recipe_from_dict(
+        {"name": "small", "model": {**model, **changes}, "data": {"tokenizer": "bytes"}}
+    )
 
 
 def weights(recipe: Recipe, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     model = LanguageModel(recipe.model, seed=seed)
-    return {name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
-            for name, tensor in model.state_dict().items()}
+    return {
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def calibration(sequences: int = 2) -> Calibration:
@@ -45,25 +54,44 @@ def calibration(sequences: int = 2) -> Calibration:
     return Calibration([tokens], bytes_per_token=1.0)
 
 
-def packed(out: Path, tensors: dict[str, torch.Tensor], recipe: Recipe, **options: object) -> Packed:
-    return pack(tensors, recipe, load_tokenizer("bytes"), out, codec="rd", calibration=calibration(), **options)
+def packed(
+    out: Path, tensors: dict[str, torch.Tensor], recipe: Recipe, **options: object
+) -> Packed:
+    return pack(
+        tensors,
+        recipe,
+        load_tokenizer("bytes"),
+        out,
+        codec="rd",
+        calibration=calibration(),
+        **options,
+    )
 
 
-def test_decoding_gives_the_encoders_tensors_bit_for_bit_also_in_a_fresh_process(tmp_path: Path) -> None:
+def test_decoding_gives_the_encoders_tensors_bit_for_bit_also_in_a_fresh_process(
+    tmp_path: Path,
+) -> None:
     recipe, out = small(), tmp_path / "a.nib"
     result = packed(out, weights(recipe), recipe)
     decoded = open_model(out).model.state_dict()
     for name, tensor in result.tensors.items():
         assert torch.equal(decoded[name], tensor), name
-    script = ("import sys, torch, hashlib; from niblick.artifact import open_model; m = open_model(sys.argv[1]).model; "
-              "print(hashlib.sha256(m.logits(torch.arange(40).view(1, -1)).detach().numpy().tobytes()).hexdigest())")
-    run = subprocess.run([sys.executable, "-c", script, str(out)], capture_output=True, text=True, check=True)
+    script = (
+        "import sys, torch, hashlib; from niblick.artifact import open_model; m ="
+        " open_model(sys.argv[1]).model; print(hashlib.sha256(m.logits(torch.arange(40).view(1,"
+        " -1)).detach().numpy().tobytes()).hexdigest())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(out)], capture_output=True, text=True, check=True
+    )
     logits = open_model(out).model.logits(torch.arange(40).view(1, -1)).detach()
     assert run.stdout.strip() == hashlib.sha256(logits.numpy().tobytes()).hexdigest()
 
 
 @pytest.mark.parametrize("budget", [2_600, 4_000])
-def test_a_budget_is_met_from_below_within_a_tenth_of_a_percent(tmp_path: Path, budget: int) -> None:
+def test_a_budget_is_met_from_below_within_a_tenth_of_a_percent(
+    tmp_path: Path, budget: int
+) -> None:
     recipe = small()
     result = packed(tmp_path / "a.nib", weights(recipe), recipe, max_bytes=budget)
     assert result.size == (tmp_path / "a.nib").stat().st_size == sum(result.ledger.parts.values())
@@ -78,7 +106,9 @@ def test_any_budget_and_any_weights_end_at_most_at_the_budget(budget: int, kind:
     generator = torch.Generator().manual_seed(budget)
     for name, tensor in tensors.items() if kind != "normal" else []:
         if kind == "outliers":
-            tensors[name] = torch.where(torch.rand(tensor.shape, generator=generator) < 0.02, 1e6 * tensor, tensor)
+            tensors[name] = torch.where(
+                torch.rand(tensor.shape, generator=generator) < 0.02, 1e6 * tensor, tensor
+            )
         else:
             tensors[name] = tensor * (0.0 if kind == "zero" else 1e-41)
     with TemporaryDirectory() as folder:
@@ -109,7 +139,9 @@ def test_a_looped_blocks_cost_grows_with_its_visits() -> None:
         model = LanguageModel(recipe.model, seed=0).eval()
         model.load_state_dict(weights(recipe))
         found = measure(model, Calibration([tokens]), seed=0)
-        traces.append(next(entry.trace for name, entry in found.items() if name.endswith("mlp.fc.weight")))
+        traces.append(
+            next(entry.trace for name, entry in found.items() if name.endswith("mlp.fc.weight"))
+        )
     assert traces[1] > 1.5 * traces[0]
 
 
@@ -131,7 +163,9 @@ def test_more_bytes_never_give_a_worse_fit(tmp_path: Path) -> None:
     assert errors[0] > errors[1] > errors[2]
 
 
-def test_a_cap_below_the_smallest_file_names_the_minimum_and_one_above_the_largest_says_so(tmp_path: Path) -> None:
+def test_a_cap_below_the_smallest_file_names_the_minimum_and_one_above_the_largest_says_so(
+    tmp_path: Path,
+) -> None:
     recipe = small()
     with pytest.raises(CapacityError, match="the smallest this codec can make"):
         packed(tmp_path / "a.nib", weights(recipe), recipe, max_bytes=400)
@@ -180,11 +214,20 @@ def test_infinities_are_refused_by_name(tmp_path: Path) -> None:
 
 def test_without_calibration_the_model_writes_its_own_text(tmp_path: Path) -> None:
     recipe = small()
-    result = pack(weights(recipe), recipe, load_tokenizer("bytes"), tmp_path / "a.nib", codec="rd", max_bytes=3_500)
+    result = pack(
+        weights(recipe),
+        recipe,
+        load_tokenizer("bytes"),
+        tmp_path / "a.nib",
+        codec="rd",
+        max_bytes=3_500,
+    )
     assert result.size <= 3_500 and result.calibration_seconds == 0.0
 
 
-def test_the_ledger_accounts_for_every_byte_and_the_coder_is_within_a_thousandth_of_its_model(tmp_path: Path) -> None:
+def test_the_ledger_accounts_for_every_byte_and_the_coder_is_within_a_thousandth_of_its_model(
+    tmp_path: Path,
+) -> None:
     recipe = small(dim=32)
     result = packed(tmp_path / "a.nib", weights(recipe), recipe, max_bytes=9_000)
     document = result.ledger.to_json()
@@ -201,7 +244,14 @@ def test_damaged_payloads_are_refused(tmp_path: Path) -> None:
     from niblick.artifact import container
 
     payload = container.read(tmp_path / "a.nib").payload
-    damaged = [payload[:-1], payload[:10], b"", payload + bytes(4), bytes(len(payload)), b"\xff" * len(payload)]
+    damaged = [
+        payload[:-1],
+        payload[:10],
+        b"",
+        payload + bytes(4),
+        bytes(len(payload)),
+        b"\xff" * len(payload),
+    ]
     generator = torch.Generator().manual_seed(1)
     for place in torch.randint(0, len(payload), (40,), generator=generator).tolist():
         damaged.append(payload[:place] + bytes([payload[place] ^ 0x40]) + payload[place + 1 :])

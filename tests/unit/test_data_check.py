@@ -19,7 +19,9 @@ TEXTS = [f"The {number}th tree of the wood\nis  green in {number % 9} é." for n
 
 @pytest.fixture
 def data(tmp_path: Path) -> Dataset:
-    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS), "utf-8")
+    (tmp_path / "c.jsonl").write_text(
+        "\n".join(json.dumps({"text": text}) for text in TEXTS), "utf-8"
+    )
     return prepare(tmp_path / "c.jsonl", out=tmp_path / "d", vocab_size=300)
 
 
@@ -34,7 +36,11 @@ def test_a_prepared_folder_is_sound_and_fully_accounted_for(data: Dataset) -> No
     assert report.problems == []
     for split, found in report.splits.items():
         entry = data.manifest.splits[split]  # type: ignore[union-attr]
-        assert (found.documents, found.tokens, found.bytes) == (entry.documents, entry.tokens, entry.bytes)
+        assert (found.documents, found.tokens, found.bytes) == (
+            entry.documents,
+            entry.tokens,
+            entry.bytes,
+        )
         assert found.accounted == found.documents
     assert json.loads(json.dumps(report.to_json()))["ok"] is True
 
@@ -69,11 +75,18 @@ def test_a_held_out_document_in_training_is_found_in_a_folder_without_manifest(
     train, validation = data.tokens("train").tolist(), data.tokens("validation").tolist()
     assert check(bare(data, tmp_path / "clean", train, validation)).ok
     assert "1 train documents are also in a held-out split" in problems(
-        bare(data, tmp_path / "leak", train + validation[: next(data.documents("validation"))[1]], validation)
+        bare(
+            data,
+            tmp_path / "leak",
+            train + validation[: next(data.documents("validation"))[1]],
+            validation,
+        )
     )
 
 
-def test_an_id_outside_the_vocabulary_is_found_wherever_it_is(data: Dataset, tmp_path: Path) -> None:
+def test_an_id_outside_the_vocabulary_is_found_wherever_it_is(
+    data: Dataset, tmp_path: Path
+) -> None:
     validation = data.tokens("validation").tolist()
     assert "token id 300" in problems(bare(data, tmp_path / "b", [*validation, 1, 300], validation))
 
@@ -87,13 +100,17 @@ def test_byte_accounting_is_compared_with_the_tokenizer_library(
 
 
 def test_bytes_that_are_not_utf8_are_found(tmp_path: Path) -> None:
-    (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS), "utf-8")
+    (tmp_path / "c.jsonl").write_text(
+        "\n".join(json.dumps({"text": text}) for text in TEXTS), "utf-8"
+    )
     data = prepare(tmp_path / "c.jsonl", out=tmp_path / "d", tokenizer="bytes")
     tokens = np.array(data.tokens("validation"))
     tokens[np.flatnonzero(tokens == 0xC3 + 4)[0]] = 0xFF + 4
     write_shard(data.shards("validation")[0], tokens)
     manifest = json.loads((data.folder / "manifest.json").read_text())
-    manifest["splits"]["validation"]["shards"][0]["sha256"] = sha256_file(data.shards("validation")[0])
+    manifest["splits"]["validation"]["shards"][0]["sha256"] = sha256_file(
+        data.shards("validation")[0]
+    )
     (data.folder / "manifest.json").write_text(json.dumps(manifest))
     assert "does not decode to valid UTF-8" in problems(data.folder)
 

@@ -39,7 +39,9 @@ def test_the_three_file_formats_give_the_same_documents(tmp_path: Path) -> None:
     expected = load_corpus(folder_of(tmp_path / "txt", MANY))
     lines = "\n".join(json.dumps({"text": text, "other": 1}) for text in MANY)
     (tmp_path / "a.jsonl").write_text(lines + "\n\n", "utf-8")
-    parquet.write_table(pyarrow.table({"text": MANY, "n": list(range(len(MANY)))}), tmp_path / "a.parquet")
+    parquet.write_table(
+        pyarrow.table({"text": MANY, "n": list(range(len(MANY)))}), tmp_path / "a.parquet"
+    )
     for file in ("a.jsonl", "a.parquet"):
         assert load_corpus(tmp_path / file).sha256() == expected.sha256()
 

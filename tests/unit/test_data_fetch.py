@@ -1,4 +1,6 @@
-"""Fetching shards: from a stand-in for a repository, and through the real client against a local server."""
+"""Fetching shards: from a stand-in for a repository, and through the real client against a local
+server.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class LocalHub:
         place = self.root / folder
         return [
             RemoteFile(
-                f"{folder}/{file.name}", file.stat().st_size, hashlib.sha256(file.read_bytes()).hexdigest()
+                f"{folder}/{file.name}",
+                file.stat().st_size,
+                hashlib.sha256(file.read_bytes()).hexdigest(),
             )
             for file in (place.iterdir() if place.is_dir() else ())
         ]
@@ -51,7 +55,8 @@ def hub(tmp_path: Path) -> LocalHub:
     root = tmp_path / "remote"
     for number in range(3):
         write_shard(
-            root / REMOTE / f"fineweb_train_{number:06d}.bin", tokenizer.encode_document(f"train {number}")
+            root / REMOTE / f"fineweb_train_{number:06d}.bin",
+            tokenizer.encode_document(f"train {number}"),
         )
     write_shard(root / REMOTE / "fineweb_val_000000.bin", tokenizer.encode_document("validation"))
     (root / "datasets/tokenizers").mkdir()
@@ -60,7 +65,9 @@ def hub(tmp_path: Path) -> LocalHub:
     return LocalHub(root)
 
 
-def test_a_fetch_brings_all_validation_and_the_first_training_shards(hub: LocalHub, tmp_path: Path) -> None:
+def test_a_fetch_brings_all_validation_and_the_first_training_shards(
+    hub: LocalHub, tmp_path: Path
+) -> None:
     lines: list[str] = []
     folder = fetch_fineweb(out=tmp_path / "data", train_shards=2, hub=hub, report=lines.append)
     data = open_dataset(folder)
@@ -68,7 +75,9 @@ def test_a_fetch_brings_all_validation_and_the_first_training_shards(hub: LocalH
         "fineweb_train_000000.bin",
         "fineweb_train_000001.bin",
     ]
-    assert list(data.texts("validation")) == ["validation"] and data.tokenizer.name == "fineweb-1024"
+    assert (
+        list(data.texts("validation")) == ["validation"] and data.tokenizer.name == "fineweb-1024"
+    )
     assert "manifest.json" not in hub.served and len(lines) == 4
 
 
@@ -159,7 +168,9 @@ def test_the_real_client_lists_and_downloads(
     endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("huggingface_hub")
-    folder = fetch_fineweb(out=tmp_path / "data", hub=HuggingFaceHub("someone/repository", endpoint=endpoint))
+    folder = fetch_fineweb(
+        out=tmp_path / "data", hub=HuggingFaceHub("someone/repository", endpoint=endpoint)
+    )
     assert list(open_dataset(folder).texts("train")) == ["train 0"]
 
 

@@ -17,7 +17,10 @@ from niblick.data.shards import write_shard
 from niblick.data.tokenizer import load_tokenizer
 from niblick.errors import DataError
 
-TEXTS = [f"The {number}th house of the town\nstands by  the {number % 7} rivers." for number in range(120)]
+TEXTS = [
+    f"The {number}th house of the town\nstands by  the {number % 7} rivers."
+    for number in range(120)
+]
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ def test_prepared_shards_hold_every_document_of_every_split(
     for split, texts in load_corpus(corpus).splits.items():
         entry = data.manifest.splits[split]  # type: ignore[union-attr]
         tokens, table = data.tokens(split), data.tokenizer.byte_table
-        assert [data.tokenizer.decode(tokens[a:b].tolist()) for a, b in data.documents(split)] == list(
-            data.texts(split)
-        )
+        assert [
+            data.tokenizer.decode(tokens[a:b].tolist()) for a, b in data.documents(split)
+        ] == list(data.texts(split))
         if data.tokenizer.lossless:
             assert list(data.texts(split)) == list(texts)
             assert table.count(tokens[1:], tokens[:-1]).sum() == entry.bytes
@@ -82,9 +85,13 @@ def test_preparing_again_reuses_the_folder_and_other_settings_replace_it(
     assert [entry.name for entry in tmp_path.iterdir()] == ["d"]
 
 
-def test_processes_that_prepare_the_same_data_at_once_all_get_it(corpus: Path, tmp_path: Path) -> None:
+def test_processes_that_prepare_the_same_data_at_once_all_get_it(
+    corpus: Path, tmp_path: Path
+) -> None:
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: prepare(corpus, out=tmp_path / "d", tokenizer="bytes"), range(4)))
+        made = list(
+            pool.map(lambda _: prepare(corpus, out=tmp_path / "d", tokenizer="bytes"), range(4))
+        )
     assert len({data.sha256("train") for data in made}) == 1
     assert [entry.name for entry in tmp_path.iterdir()] == ["d"]
 
@@ -138,10 +145,14 @@ def test_a_recipe_resolves_to_text_shards_or_an_error(corpus: Path, tmp_path: Pa
     with pytest.raises(DataError, match=r"300 ids.*vocab_size is 512"):
         resolve_dataset(Settings(str(made.folder)), vocab_size=512, cache=tmp_path / "cache")
     with pytest.raises(DataError, match="written with tokenizer"):
-        resolve_dataset(Settings(str(made.folder), "fineweb-1024"), vocab_size=1024, cache=tmp_path / "cache")
+        resolve_dataset(
+            Settings(str(made.folder), "fineweb-1024"), vocab_size=1024, cache=tmp_path / "cache"
+        )
 
 
-def test_a_bare_folder_in_the_challenge_s_layout_opens_with_the_challenge_s_tokenizer(tmp_path: Path) -> None:
+def test_a_bare_folder_in_the_challenge_s_layout_opens_with_the_challenge_s_tokenizer(
+    tmp_path: Path,
+) -> None:
     tokenizer = load_tokenizer("fineweb-1024")
     tokens = np.concatenate([tokenizer.encode_document(text) for text in TEXTS])
     write_shard(tmp_path / "fineweb_train_000000.bin", tokens[:500])
@@ -159,7 +170,9 @@ def test_rows_are_read_across_shards(corpus: Path, tmp_path: Path) -> None:
     data = prepare(corpus, out=tmp_path / "d", tokenizer="bytes", shard_tokens=64)
     tokens = np.array(data.tokens("train"))
     starts = [0, 1, 60, 64, len(tokens) - 150]
-    assert np.array_equal(data.rows("train", starts, 150), [tokens[start : start + 150] for start in starts])
+    assert np.array_equal(
+        data.rows("train", starts, 150), [tokens[start : start + 150] for start in starts]
+    )
     for bad in (-1, len(tokens) - 149):
         with pytest.raises(DataError, match="outside"):
             data.rows("train", [bad], 150)
@@ -173,7 +186,9 @@ def test_shards_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path, train_tokenizer(TEXTS, vocab_size=300))
 
 
-def test_a_truncated_shard_and_a_changed_tokenizer_are_found_on_opening(corpus: Path, tmp_path: Path) -> None:
+def test_a_truncated_shard_and_a_changed_tokenizer_are_found_on_opening(
+    corpus: Path, tmp_path: Path
+) -> None:
     data = prepare(corpus, out=tmp_path / "d", vocab_size=300)
     shard = data.shards("validation")[0]
     whole = shard.read_bytes()

@@ -30,7 +30,9 @@ def test_the_bytes_are_the_challenge_s_format(tmp_path: Path) -> None:
     assert not any(data[12:1024]) and data[1024:] == b"\x01\x00\x03\x02"
 
 
-@pytest.mark.parametrize("change", ["short", "long", "magic", "version", "header", "text", "negative"])
+@pytest.mark.parametrize(
+    "change", ["short", "long", "magic", "version", "header", "text", "negative"]
+)
 def test_a_damaged_shard_is_refused(tmp_path: Path, change: str) -> None:
     path = tmp_path / "a.bin"
     write_shard(path, range(10))
@@ -59,7 +61,9 @@ def test_ids_that_do_not_fit_and_missing_files_are_refused(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_write_leaves_the_old_shard_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_shard_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.bin"
     write_shard(path, [1, 2, 3])
 

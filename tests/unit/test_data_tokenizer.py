@@ -75,7 +75,9 @@ def test_a_model_without_dummy_prefix_counts_a_document_s_leading_space() -> Non
     model = spmodel.lossless_bpe(["\u2581a", "\u2581"], 300).with_dummy_prefix(False)
     made = SentencePieceTokenizer(model)
     ids = made.encode_document(" a b")
-    assert made.lossless and made.decode(ids.tolist()) == made.reference_decode(ids.tolist()) == " a b"
+    assert (
+        made.lossless and made.decode(ids.tolist()) == made.reference_decode(ids.tolist()) == " a b"
+    )
     assert made.byte_table.count(ids[1:], ids[:-1]).sum() == 4
 
 
@@ -83,7 +85,10 @@ def test_published_accounting_bugs_do_not_occur() -> None:
     made = train_tokenizer(TEXTS, vocab_size=1000)
     table, bos = made.byte_table, made.bos_id
     the = made.encode("the")[0]
-    assert [int(table.count([the], [before])[0]) for before in (bos, the)] == [3, 4]  # one space, not two
+    assert [int(table.count([the], [before])[0]) for before in (bos, the)] == [
+        3,
+        4,
+    ]  # one space, not two
     byte = int(made.encode("Q")[-1])
     assert table.count([byte], [the])[0] == 1  # a byte piece is one byte, not three
     assert table.count([bos, 0, 999], [the] * 3).tolist() == [0, 0, 0]

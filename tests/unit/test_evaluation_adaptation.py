@@ -1,4 +1,6 @@
-"""Test-time training is score-first by construction, resets where it says, and earns its keep on repetitive text."""
+"""Test-time training is score-first by construction, resets where it says, and earns its keep on
+repetitive text.
+"""
 
 import itertools
 from dataclasses import replace
@@ -8,7 +10,14 @@ import pytest
 import torch
 
 from niblick.errors import ScoreError
-from niblick.evaluation import Adaptation, EvaluationOptions, LeakyTraining, adaptation, adapters, evaluate
+from niblick.evaluation import (
+    Adaptation,
+    EvaluationOptions,
+    LeakyTraining,
+    adaptation,
+    adapters,
+    evaluate,
+)
 from niblick.evaluation.evaluate import make_scorer, score_tokens
 from niblick.evaluation.leaky import rate
 from niblick.evaluation.options import OptionsError, parse_settings
@@ -38,7 +47,10 @@ def test_every_adaptation_learns_something_and_proves_causal(tmp_path, name):
     found = evaluate(model, dataset, split="validation", options=options, prove=True)
     assert found.valid and found.details["proof"]["cuts"] >= 4
     assert found.details["adaptation"]["method"] == ttt.method
-    assert found.nats_per_token != plain(dataset.tokens("validation"), ttt.mode, batch_tokens=64).mean()
+    assert (
+        found.nats_per_token
+        != plain(dataset.tokens("validation"), ttt.mode, batch_tokens=64).mean()
+    )
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -99,7 +111,9 @@ def test_only_a_tally_hands_out_tokens_to_learn_and_only_scored_ones():
 
 def test_an_update_slice_one_token_too_long_is_refused(monkeypatch):
     honest = adaptation.row_spans
-    monkeypatch.setattr(adaptation, "row_spans", lambda job, settings, a, b: honest(job, settings, a, b + 1))
+    monkeypatch.setattr(
+        adaptation, "row_spans", lambda job, settings, a, b: honest(job, settings, a, b + 1)
+    )
     with pytest.raises(ScoreError, match="not all scored"):
         score(make_tokens(LENGTHS), ADAPTATIONS["sgd"])
 
@@ -109,13 +123,19 @@ def test_a_learner_that_gets_past_the_tally_is_caught_by_the_proof(monkeypatch):
         (start, end), *_ = spans
         inputs, targets = tokens[None, start : end + 2], tokens[None, start + 1 : end + 3]
         size = targets.shape[1]
-        return type("Stolen", (), {"inputs": inputs[:, :size], "targets": targets, "mask": torch.ones(1, size)})()
+        return type(
+            "Stolen",
+            (),
+            {"inputs": inputs[:, :size], "targets": targets, "mask": torch.ones(1, size)},
+        )()
 
     monkeypatch.setattr(Tally, "scored", careless)
     ttt = replace(ADAPTATIONS["sgd"], sequence_length=64)
     scorer = make_scorer(make_model(), EvaluationOptions(mode="streaming", ttt=ttt))
     with pytest.raises(ProofError, match="not causal"):
-        prove_causal(scorer, make_tokens([100]).astype(np.int64), alphabet=260, cuts=[32], keep=None, seed=0)
+        prove_causal(
+            scorer, make_tokens([100]).astype(np.int64), alphabet=260, cuts=[32], keep=None, seed=0
+        )
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "sgd in phases"])
@@ -134,8 +154,15 @@ def test_adapters_lower_the_score_of_a_long_repetitive_document():
 def test_once_the_time_is_over_the_rest_is_scored_without_learning(tmp_path):
     dataset = make_dataset(tmp_path, LENGTHS)
     ttt = replace(ADAPTATIONS["sgd"], seconds=0.0)
-    found = evaluate(make_model(), dataset, split="validation", options=EvaluationOptions(ttt=ttt, batch_tokens=32))
-    assert found.details["adaptation"]["stopped_by_time"] and found.details["adaptation"]["steps"] == 0
+    found = evaluate(
+        make_model(),
+        dataset,
+        split="validation",
+        options=EvaluationOptions(ttt=ttt, batch_tokens=32),
+    )
+    assert (
+        found.details["adaptation"]["stopped_by_time"] and found.details["adaptation"]["steps"] == 0
+    )
     still = plain(dataset.tokens("validation"), "streaming", batch_tokens=32)
     assert found.nats_per_token == np.sum(still, dtype=np.float64) / len(still)
 
@@ -143,9 +170,13 @@ def test_once_the_time_is_over_the_rest_is_scored_without_learning(tmp_path):
 def test_frozen_parameters_stay_and_the_rest_trains():
     model = make_model()
     kept = adaptation.trainable(model, ("blocks.0", "tok_emb"))
-    names = {name for name, weight in model.named_parameters() if any(weight is other for other in kept)}
+    names = {
+        name for name, weight in model.named_parameters() if any(weight is other for other in kept)
+    }
     assert names and not any(name.startswith(("blocks.0.", "tok_emb.")) for name in names)
-    with pytest.raises(OptionsError, match=r"freeze 'blocks.9' names no parameter; they begin: .*blocks"):
+    with pytest.raises(
+        OptionsError, match=r"freeze 'blocks.9' names no parameter; they begin: .*blocks"
+    ):
         adaptation.trainable(model, ("blocks.9",))
     with pytest.raises(OptionsError, match="leaves nothing to train"):
         adaptation.trainable(model, tuple(name for name, _ in model.named_parameters()))
@@ -164,9 +195,13 @@ def test_phases_hold_whole_documents_in_order():
 
 def test_training_before_scoring_lowers_the_score_is_never_valid_and_does_not_prove(tmp_path):
     dataset = make_dataset(tmp_path, LENGTHS)
-    options = EvaluationOptions(mode="leaky-ttt", stride=4, leaky=LeakyTraining(lr=0.01, epochs=6, batch_rows=4))
+    options = EvaluationOptions(
+        mode="leaky-ttt", stride=4, leaky=LeakyTraining(lr=0.01, epochs=6, batch_rows=4)
+    )
     found = evaluate(make_model(), dataset, split="validation", options=options)
-    honest = evaluate(make_model(), dataset, split="validation", options=replace(options, mode="sliding"))
+    honest = evaluate(
+        make_model(), dataset, split="validation", options=replace(options, mode="sliding")
+    )
     assert found.bpb < honest.bpb and not found.valid and "C3" in found.details["reason"]
     with pytest.raises(ProofError, match="not causal"):
         evaluate(make_model(), dataset, split="validation", options=options, prove=True)
@@ -199,9 +234,21 @@ def test_an_adaptation_goes_with_its_own_mode_only():
 
 
 def test_settings_are_read_in_the_types_of_their_fields():
-    found = parse_settings(Adaptation, ["lr=1e-3", "epochs=3", "cosine=false", "freeze=tok_emb,blocks.0", "seconds=60"])
-    assert found == {"lr": 1e-3, "epochs": 3, "cosine": False, "freeze": ("tok_emb", "blocks.0"), "seconds": 60.0}
-    for bad, message in (("lr", "not key=value"), ("foo=1", "not key=value"), ("epochs=x", "'x' is not a number"),
-                         ("cosine=1", "true and false")):
+    found = parse_settings(
+        Adaptation, ["lr=1e-3", "epochs=3", "cosine=false", "freeze=tok_emb,blocks.0", "seconds=60"]
+    )
+    assert found == {
+        "lr": 1e-3,
+        "epochs": 3,
+        "cosine": False,
+        "freeze": ("tok_emb", "blocks.0"),
+        "seconds": 60.0,
+    }
+    for bad, message in (
+        ("lr", "not key=value"),
+        ("foo=1", "not key=value"),
+        ("epochs=x", "'x' is not a number"),
+        ("cosine=1", "true and false"),
+    ):
         with pytest.raises(OptionsError, match=message):
             parse_settings(Adaptation, [bad])

@@ -1,4 +1,6 @@
-"""A new score of a run's artifact reaches the run's card; an invalid one gets a card that says so first."""
+"""A new score of a run's artifact reaches the run's card; an invalid one gets a card that says so
+first.
+"""
 
 import json
 from dataclasses import replace
@@ -12,23 +14,53 @@ from niblick.recipe import load_recipe
 from niblick.report.card import make_card, write_card
 from niblick.report.score import score_text, update_card
 
-PROOF = {"tokens": 900, "cuts": 7, "compared": 1234, "alphabet": 260, "distributions": 48, "largest_deviation": 2e-7,
-         "bytes": 30}
+PROOF = {
+    "tokens": 900,
+    "cuts": 7,
+    "compared": 1234,
+    "alphabet": 260,
+    "distributions": 48,
+    "largest_deviation": 2e-7,
+    "bytes": 30,
+}
 
 
 def make(mode="streaming", *, valid=True, **details):
     values = {"split": "validation", "context": 256, "adaptation": None, **details}
-    return make_score(np.ones(10, np.float32), np.full(10, 3), [(0, 11)], seconds=1.0, mode=mode, data_sha256="d" * 64,
-                      artifact_sha256="a" * 64, valid=valid, details=values)
+    return make_score(
+        np.ones(10, np.float32),
+        np.full(10, 3),
+        [(0, 11)],
+        seconds=1.0,
+        mode=mode,
+        data_sha256="d" * 64,
+        artifact_sha256="a" * 64,
+        valid=valid,
+        details=values,
+    )
 
 
 @pytest.fixture
 def run(tmp_path):
     recipe, score = load_recipe("token-shift-small"), make()
     card = make_card(
-        recipe, make_plan(recipe.model), floating=score, packed=score, baselines={}, environment={},
-        artifact={"bytes": 1000, "choice": {}, "ledger": {
-            "total": 1000, "parameters": 9, "bits_per_parameter": 8.0, "parts": {"payload": 1000}, "tensors": {}}},
+        recipe,
+        make_plan(recipe.model),
+        floating=score,
+        packed=score,
+        baselines={},
+        environment={},
+        artifact={
+            "bytes": 1000,
+            "choice": {},
+            "ledger": {
+                "total": 1000,
+                "parameters": 9,
+                "bits_per_parameter": 8.0,
+                "parts": {"payload": 1000},
+                "tensors": {},
+            },
+        },
         training={"seconds": 1.0, "tokens": 2, "steps": 3, "passes": None, "qat": None},
         data={"corpus": "x", "attribution": "", "tokenizer": "t", "lossless": True},
     )
@@ -71,6 +103,17 @@ def test_a_score_of_another_file_does_not_touch_the_card(run):
 
 
 def test_a_score_in_words_names_mode_data_adaptation_and_proof():
-    text = score_text(make("sliding", stride=64, adaptation={"method": "sgd", "lr": 0.1, "seconds": None}, proof=PROOF))
-    for part in ("context 256, stride 64", "method sgd, lr 0.1\n", "48 distributions over 260 tokens sum to 1 within 2.0e-07"):
+    text = score_text(
+        make(
+            "sliding",
+            stride=64,
+            adaptation={"method": "sgd", "lr": 0.1, "seconds": None},
+            proof=PROOF,
+        )
+    )
+    for part in (
+        "context 256, stride 64",
+        "method sgd, lr 0.1\n",
+        "48 distributions over 260 tokens sum to 1 within 2.0e-07",
+    ):
         assert part in text

@@ -17,7 +17,17 @@ from niblick.report.page import comparison_page
 DOCUMENTS, LENGTH = 40, 25
 
 
-def write_run(folder, shift=0.0, *, seed=0, mode="streaming", valid=True, data="d" * 64, extra=0, part="payload"):
+def write_run(
+    folder,
+    shift=0.0,
+    *,
+    seed=0,
+    mode="streaming",
+    valid=True,
+    data="d" * 64,
+    extra=0,
+    part="payload",
+):
     """A run directory with a score, a card and metrics; `shift` in nats per token."""
     random = np.random.default_rng(seed)
     base = np.random.default_rng(99).gamma(2, 1, DOCUMENTS * LENGTH)
@@ -26,15 +36,34 @@ def write_run(folder, shift=0.0, *, seed=0, mode="streaming", valid=True, data="
     counts[0] += extra
     spans = [(i * LENGTH, (i + 1) * LENGTH) for i in range(DOCUMENTS)]
     score = make_score(
-        nll, counts, spans, seconds=1.0, mode=mode, data_sha256=data, artifact_sha256="a" * 64, valid=valid,
+        nll,
+        counts,
+        spans,
+        seconds=1.0,
+        mode=mode,
+        data_sha256=data,
+        artifact_sha256="a" * 64,
+        valid=valid,
         details={"split": "validation"},
     )
     score.write(folder / "scores" / f"validation-{mode}-artifact.json")
-    card = {"artifact_sha256": "a" * 64, "mode": mode, "artifact_bytes": 900_000 + seed, "train_seconds": 600.0,
-            "ledger": {"parts": {part: 800_000, "header": 100_000}}}
+    card = {
+        "artifact_sha256": "a" * 64,
+        "mode": mode,
+        "artifact_bytes": 900_000 + seed,
+        "train_seconds": 600.0,
+        "ledger": {"parts": {part: 800_000, "header": 100_000}},
+    }
     (folder / "card.json").write_text(json.dumps(card))
-    rows = [{"step": i, "seconds": i * 1.5, "tokens": i * 512, "loss": 7 - i * 0.01} for i in range(1, 300)]
-    lines = [json.dumps(row) for row in rows] + ['{"step": 3, "validation_bpb": 2.0}', '{"loss": NaN}', "broken"]
+    rows = [
+        {"step": i, "seconds": i * 1.5, "tokens": i * 512, "loss": 7 - i * 0.01}
+        for i in range(1, 300)
+    ]
+    lines = [json.dumps(row) for row in rows] + [
+        '{"step": 3, "validation_bpb": 2.0}',
+        '{"loss": NaN}',
+        "broken",
+    ]
     (folder / "metrics.jsonl").write_text("\n".join(lines))
     return folder
 
@@ -67,15 +96,20 @@ def test_one_run_alone_is_summarised(tmp_path):
 
 
 def test_score_files_compare_without_a_run(tmp_path):
-    files = [write_run(tmp_path / name, shift) / "scores" / "validation-streaming-artifact.json"
-             for name, shift in (("a", 0.0), ("b", 0.1))]
+    files = [
+        write_run(tmp_path / name, shift) / "scores" / "validation-streaming-artifact.json"
+        for name, shift in (("a", 0.0), ("b", 0.1))
+    ]
     found = compare(read(*files), resamples=300)
     assert found["comparisons"][0]["bpb_difference"] > 0
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"data": "e" * 64}, "different data: "), ({"extra": 1}, "different byte counts: .*3,000.*3,001")],
+    [
+        ({"data": "e" * 64}, "different data: "),
+        ({"extra": 1}, "different byte counts: .*3,000.*3,001"),
+    ],
 )
 def test_different_data_and_byte_counts_are_refused(tmp_path, settings, message):
     runs = write_run(tmp_path / "a"), write_run(tmp_path / "b", **settings)
@@ -119,11 +153,15 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.found.append(tag)
-        self.links += [v for k, v in attributes if k in ("src", "href", "xlink:href") and not (v or "").startswith("#")]
+        self.links += [
+            v
+            for k, v in attributes
+            if k in ("src", "href", "xlink:href") and not (v or "").startswith("#")
+        ]
         assert not any(name.startswith("on") for name, _ in attributes)
 
 
-HOSTILE = "<script>alert(1)</script> $\\frac{1$ & \"x\" _y"
+HOSTILE = '<script>alert(1)</script> $\\frac{1$ & "x" _y'
 
 
 def test_the_page_holds_all_plots_and_loads_and_runs_nothing(tmp_path):
@@ -132,7 +170,13 @@ def test_the_page_holds_all_plots_and_loads_and_runs_nothing(tmp_path):
     tags = Tags(page)
     assert tags.found.count("svg") == 5 and "script" not in tags.found and "link" not in tags.found
     assert tags.links == []
-    for text in ("seconds of training", "tokens of training", "artifact (bytes)", "difference (bits per byte)", "payload"):
+    for text in (
+        "seconds of training",
+        "tokens of training",
+        "artifact (bytes)",
+        "difference (bits per byte)",
+        "payload",
+    ):
         assert text in page
     for svg in page.split("<svg")[1:]:
         ET.fromstring("<svg" + svg[: svg.index("</svg>")] + "</svg>")
@@ -156,7 +200,18 @@ def test_the_page_is_the_same_for_the_same_runs(tmp_path):
 def test_the_command_prints_one_json_document_and_writes_the_page(tmp_path, capsys):
     old, new = write_run(tmp_path / "old"), write_run(tmp_path / "new", 0.01)
     with pytest.raises(SystemExit) as done:
-        main(["compare", str(old), str(new), "--json", "--html", str(tmp_path / "page.html"), "--resamples", "200"])
+        main(
+            [
+                "compare",
+                str(old),
+                str(new),
+                "--json",
+                "--html",
+                str(tmp_path / "page.html"),
+                "--resamples",
+                "200",
+            ]
+        )
     assert done.value.code == 0
     assert json.loads(capsys.readouterr().out)["comparisons"][0]["new"] == "new"
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")

@@ -40,7 +40,13 @@ class BatchStatistics(LanguageModel):
 @pytest.mark.parametrize("mode", ["chunked", "sliding", "streaming", "document"])
 def test_an_honest_model_passes_in_every_mode_with_its_evidence_in_the_score(tmp_path, mode):
     options = EvaluationOptions(mode=mode, stride=4, batch_tokens=48)
-    score = evaluate(make_model(), make_dataset(tmp_path, LENGTHS), split="validation", options=options, prove=True)
+    score = evaluate(
+        make_model(),
+        make_dataset(tmp_path, LENGTHS),
+        split="validation",
+        options=options,
+        prove=True,
+    )
     proof = score.details["proof"]
     assert proof["cuts"] >= 4 and proof["compared"] > 20 and proof["alphabet"] == VOCAB
     assert proof["distributions"] > 5 and proof["largest_deviation"] < 1e-5
@@ -52,7 +58,13 @@ def test_an_honest_model_passes_in_every_mode_with_its_evidence_in_the_score(tmp
 def test_a_model_that_sees_the_future_is_caught_in_every_mode(tmp_path, mode, kind):
     options = EvaluationOptions(mode=mode, stride=4, batch_tokens=48)
     with pytest.raises(ProofError, match="not causal"):
-        evaluate(make_model(kind=kind), make_dataset(tmp_path, LENGTHS), split="validation", options=options, prove=True)
+        evaluate(
+            make_model(kind=kind),
+            make_dataset(tmp_path, LENGTHS),
+            split="validation",
+            options=options,
+            prove=True,
+        )
 
 
 def scorer(model):
@@ -66,7 +78,9 @@ def test_a_scorer_that_normalises_over_a_subset_is_caught():
         with torch.no_grad():
             logits = model.logits(torch.from_numpy(tokens)[None, :-1], context=CONTEXT)[0]
         subset = logits[:, : VOCAB // 2].logsumexp(-1)
-        return torch.stack([subset - logits.gather(1, row[1:, None])[:, 0] for row in torch.from_numpy(asked)]).numpy()
+        return torch.stack(
+            [subset - logits.gather(1, row[1:, None])[:, 0] for row in torch.from_numpy(asked)]
+        ).numpy()
 
     with pytest.raises(ProofError, match=f"probabilities of all {VOCAB} tokens add up to"):
         prove(over_subset, make_tokens([30]), alphabet=VOCAB, cuts=[5, 17])
@@ -88,7 +102,9 @@ def test_a_count_table_read_with_the_scored_token_is_caught():
     def boosted(tokens, asked):
         nll = honest(tokens, asked)
         seen = {(tokens[i], tokens[i + 1]) for i in range(len(tokens) - 1)}
-        hits = np.array([[(tokens[i], row[i + 1]) in seen for i in range(len(tokens) - 1)] for row in asked])
+        hits = np.array(
+            [[(tokens[i], row[i + 1]) in seen for i in range(len(tokens) - 1)] for row in asked]
+        )
         return np.where(hits, -np.log(0.5 * np.exp(-nll) + 0.5), nll).astype(np.float32)
 
     with pytest.raises(ProofError, match=r"not (causal|normalised)"):
@@ -108,7 +124,12 @@ def test_a_scorer_that_looks_at_the_last_token_alone_is_caught():
 def test_a_scorer_that_knows_the_length_of_the_stream_is_caught():
     honest = scorer(make_model())
     with pytest.raises(ProofError, match="cutting the stream off"):
-        prove(lambda t, a: honest(t, a) + np.float32(0.01 * len(t)), make_tokens([60]), alphabet=VOCAB, cuts=[5, 17])
+        prove(
+            lambda t, a: honest(t, a) + np.float32(0.01 * len(t)),
+            make_tokens([60]),
+            alphabet=VOCAB,
+            cuts=[5, 17],
+        )
 
 
 def test_scores_that_are_not_entries_of_their_distributions_are_caught():

@@ -28,7 +28,13 @@ from property.evaluators import (
 )
 
 MODES = ["chunked", "sliding", "streaming", "document"]
-FIELDS = {"seconds": 1.0, "mode": "chunked", "data_sha256": "ab", "artifact_sha256": None, "valid": True}
+FIELDS = {
+    "seconds": 1.0,
+    "mode": "chunked",
+    "data_sha256": "ab",
+    "artifact_sha256": None,
+    "valid": True,
+}
 
 
 def test_bits_per_byte_of_a_tiny_case_are_the_ones_computed_by_hand():
@@ -49,12 +55,16 @@ def test_a_document_of_the_last_bos_alone_has_nothing_to_score():
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_counts_the_same_tokens_and_bytes_and_documents(tmp_path, mode):
     dataset = make_dataset(tmp_path)
-    score = evaluate(make_model(), dataset, split="validation", options=EvaluationOptions(mode=mode, stride=3))
+    score = evaluate(
+        make_model(), dataset, split="validation", options=EvaluationOptions(mode=mode, stride=3)
+    )
     tokens = dataset.tokens("validation")
     assert score.tokens == len(tokens) - 1
     assert score.bytes == int((tokens != BOS).sum())  # one byte a token, none for a BOS
     assert score.documents.tokens == (20, 7, 33, 1, 11)
-    assert sum(score.documents.nats) == pytest.approx(score.nats_per_token * score.tokens, rel=1e-12)
+    assert sum(score.documents.nats) == pytest.approx(
+        score.nats_per_token * score.tokens, rel=1e-12
+    )
     assert score.valid and score.mode == mode and score.split == "validation"
 
 
@@ -63,29 +73,46 @@ def test_a_model_that_knows_nothing_pays_log2_of_the_alphabet_for_each_token(tmp
     model = make_model()
     with torch.no_grad():
         model.tok_emb.weight.zero_()
-    score = evaluate(model, make_dataset(tmp_path, (11,)), split="validation", options=EvaluationOptions(mode=mode, stride=3))
+    score = evaluate(
+        model,
+        make_dataset(tmp_path, (11,)),
+        split="validation",
+        options=EvaluationOptions(mode=mode, stride=3),
+    )
     assert score.bpb == pytest.approx(math.log2(260), rel=1e-6)  # ten tokens of one byte each
 
 
 def test_a_fineweb_folder_is_scored_with_the_challenges_tokenizer_as_it_is(tmp_path):
     tokenizer = load_tokenizer("fineweb-1024")
     texts = ["One document, of some words.", "Another; with 5 ünusual wörds."]
-    write_shard(tmp_path / "fineweb_val_000000.bin", np.concatenate([tokenizer.encode_document(t) for t in texts]))
+    write_shard(
+        tmp_path / "fineweb_val_000000.bin",
+        np.concatenate([tokenizer.encode_document(t) for t in texts]),
+    )
     model = make_model(vocab_size=1024)
     score = evaluate(model, open_dataset(tmp_path), split="validation", options=EvaluationOptions())
-    assert score.bytes == sum(len(text.encode()) for text in texts) and len(score.documents.nats) == 2
+    assert (
+        score.bytes == sum(len(text.encode()) for text in texts) and len(score.documents.nats) == 2
+    )
 
 
 def test_progress_ends_at_the_whole(tmp_path):
     shares = []
-    evaluate(make_model(), make_dataset(tmp_path), split="validation", options=EvaluationOptions(batch_tokens=20),
-             on_progress=shares.append)
+    evaluate(
+        make_model(),
+        make_dataset(tmp_path),
+        split="validation",
+        options=EvaluationOptions(batch_tokens=20),
+        on_progress=shares.append,
+    )
     assert shares == sorted(shares) and shares[-1] == 1.0 and len(shares) > 2
 
 
 def test_sums_are_taken_in_double_precision(tmp_path):
     dataset = make_dataset(tmp_path)
-    score = evaluate(make_model(), dataset, split="test", options=EvaluationOptions(mode="streaming"))
+    score = evaluate(
+        make_model(), dataset, split="test", options=EvaluationOptions(mode="streaming")
+    )
     expected = plain_nll(make_model(), dataset.tokens("test")).astype(np.float64).sum()
     assert score.nats_per_token * score.tokens == pytest.approx(expected, rel=1e-6)
 
@@ -101,7 +128,12 @@ def test_evaluation_leaves_the_model_as_it_was(tmp_path):
 def test_half_precision_stays_close_and_says_so(tmp_path):
     dataset = make_dataset(tmp_path)
     full, half = (
-        evaluate(make_model(), dataset, split="validation", options=EvaluationOptions(precision=precision))
+        evaluate(
+            make_model(),
+            dataset,
+            split="validation",
+            options=EvaluationOptions(precision=precision),
+        )
         for precision in ("fp32", "bf16")
     )
     assert half.details["precision"] == "bf16"
@@ -109,10 +141,13 @@ def test_half_precision_stays_close_and_says_so(tmp_path):
 
 
 def test_a_score_file_reads_back_equal(tmp_path):
-    score = evaluate(make_model(), make_dataset(tmp_path / "d"), split="validation", options=EvaluationOptions())
+    score = evaluate(
+        make_model(), make_dataset(tmp_path / "d"), split="validation", options=EvaluationOptions()
+    )
     score.write(tmp_path / "new" / "score.json")
-    assert read_score(tmp_path / "new" / "score.json") == replace(score, details=read_score(
-        tmp_path / "new" / "score.json").details)
+    assert read_score(tmp_path / "new" / "score.json") == replace(
+        score, details=read_score(tmp_path / "new" / "score.json").details
+    )
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["score.json"]
 
 
@@ -129,7 +164,9 @@ def test_a_score_file_reads_back_equal(tmp_path):
     ],
 )
 def test_a_score_file_that_was_changed_is_refused(tmp_path, change, message):
-    score = evaluate(make_model(), make_dataset(tmp_path / "d"), split="validation", options=EvaluationOptions())
+    score = evaluate(
+        make_model(), make_dataset(tmp_path / "d"), split="validation", options=EvaluationOptions()
+    )
     path = tmp_path / "score.json"
     path.write_text(json.dumps(json.loads(score.to_json()) | change))
     with pytest.raises(ScoreError, match=message):
@@ -155,7 +192,9 @@ def prepared(folder):
     for split in ("train", "validation"):
         (texts / split).mkdir(parents=True)
         for i in range(3):
-            (texts / split / f"{i}.txt").write_text(f"{split} text number {i}, with some words: été.")
+            (texts / split / f"{i}.txt").write_text(
+                f"{split} text number {i}, with some words: été."
+            )
     return prepare(texts, out=folder / "shards", tokenizer="bytes")
 
 
@@ -201,15 +240,21 @@ def test_altered_tokens_are_refused(tmp_path):
 def test_a_changed_byte_count_is_refused(tmp_path):
     dataset = prepared(tmp_path)
     entry = dataset.manifest.splits["validation"]
-    manifest = replace(dataset.manifest, splits={"validation": replace(entry, bytes=entry.bytes + 1)})
-    with pytest.raises(ScoreError, match=f"add up to {entry.bytes:,}; the manifest of 'validation' counts"):
+    manifest = replace(
+        dataset.manifest, splits={"validation": replace(entry, bytes=entry.bytes + 1)}
+    )
+    with pytest.raises(
+        ScoreError, match=f"add up to {entry.bytes:,}; the manifest of 'validation' counts"
+    ):
         load(replace(dataset, manifest=manifest))
 
 
 def test_a_byte_table_that_disagrees_with_the_decoded_text_is_refused(tmp_path, monkeypatch):
     dataset = make_dataset(tmp_path)
     table = dataset.tokenizer.byte_table
-    monkeypatch.setitem(dataset.tokenizer.__dict__, "byte_table", replace(table, base=table.base * 3))
+    monkeypatch.setitem(
+        dataset.tokenizer.__dict__, "byte_table", replace(table, base=table.base * 3)
+    )
     with pytest.raises(ScoreError, match="token bytes add up to 2"):
         load(dataset)
 

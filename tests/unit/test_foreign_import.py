@@ -23,11 +23,21 @@ from niblick.plan import make_plan
 from niblick.recipe import load_recipe
 
 SMALL = {
-    "token-shift": ("model.dim=64", "model.attention.heads=4", "model.attention.kv_heads=2",
-                    'model.stack.0.layers=["token-shift","window:128","full"]', "model.value_embedding.layers=[2]"),
+    "token-shift": (
+        "model.dim=64",
+        "model.attention.heads=4",
+        "model.attention.kv_heads=2",
+        'model.stack.0.layers=["token-shift","window:128","full"]',
+        "model.value_embedding.layers=[2]",
+    ),
     "depth-recurrent": ("model.dim=48", "model.attention.heads=4", "model.attention.kv_heads=2"),
-    "sidecar": ("model.dim=64", "model.attention.heads=4", "model.attention.kv_heads=2",
-                'model.stack.0.layers=["full*4"]', "model.sidecar.layers=[2,3]"),
+    "sidecar": (
+        "model.dim=64",
+        "model.attention.heads=4",
+        "model.attention.kv_heads=2",
+        'model.stack.0.layers=["full*4"]',
+        "model.sidecar.layers=[2,3]",
+    ),
 }
 
 
@@ -43,7 +53,10 @@ def write(path: Path, content: Any) -> Path:
 @pytest.mark.parametrize("family", SMALL)
 def test_sizes_are_inferred_from_the_tensors(family: str, tmp_path: Path) -> None:
     found = import_state_dict(write(tmp_path / "m.pt", state(family)), family)
-    assert make_plan(found.recipe.model).layers == make_plan(load_recipe(family, SMALL[family]).model).layers
+    assert (
+        make_plan(found.recipe.model).layers
+        == make_plan(load_recipe(family, SMALL[family]).model).layers
+    )
     assert found.tokenizer is not None and found.tokenizer.name == "fineweb-1024"
 
 
@@ -56,8 +69,11 @@ def test_an_unused_value_scale_is_dropped_and_a_compiled_prefix_understood(tmp_p
 
 def test_missing_extra_and_misshapen_tensors_are_refused_by_name(tmp_path: Path) -> None:
     for name, change in (
-        ("blocks.1.attn.proj.weight", None), ("surprise.weight", torch.zeros(2)),
-        ("blocks.0.mixer.mix_r", torch.zeros(5)), ("tok_emb.weight", None), ("blocks.0.mixer.W_r.weight", "text"),
+        ("blocks.1.attn.proj.weight", None),
+        ("surprise.weight", torch.zeros(2)),
+        ("blocks.0.mixer.mix_r", torch.zeros(5)),
+        ("tok_emb.weight", None),
+        ("blocks.0.mixer.W_r.weight", "text"),
     ):
         content: dict[str, Any] = state("token-shift")
         if change is None:
@@ -85,7 +101,10 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path: Path) -> None:
     (tmp_path / "packed.ptz").write_bytes(zlib.compress(raw))
     buffer = io.BytesIO()
     torch.save({"tok_emb.weight": torch.zeros(2, 2)}, buffer)
-    with zipfile.ZipFile(io.BytesIO(buffer.getvalue())) as source, zipfile.ZipFile(tmp_path / "zip.pt", "w") as target:
+    with (
+        zipfile.ZipFile(io.BytesIO(buffer.getvalue())) as source,
+        zipfile.ZipFile(tmp_path / "zip.pt", "w") as target,
+    ):
         for item in source.namelist():
             target.writestr(item, raw if item.endswith("data.pkl") else source.read(item))
     for name in ("plain.pt", "packed.ptz", "zip.pt"):
@@ -112,7 +131,9 @@ def test_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
         import_state_dict(write(tmp_path / "m.pt", state("sidecar")), "gpt")
 
 
-def test_the_command_writes_a_checkpoint_that_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_checkpoint_that_opens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write(tmp_path / "m.pt", state("sidecar"))
     import_command(source, "sidecar", tmp_path / "c.safetensors", None, ["model.softcap=20"], False)
     loaded = open_model(tmp_path / "c.safetensors")

@@ -19,7 +19,9 @@ LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.25, 0.2], dtype=np.float32))
 
 def drawn(count: int = 2000, **options: float) -> np.ndarray:
     sampling = Sampling(**options)
-    return np.bincount([choose(LOGITS, sampling, draw) for draw in range(count)], minlength=5) / count
+    return (
+        np.bincount([choose(LOGITS, sampling, draw) for draw in range(count)], minlength=5) / count
+    )
 
 
 def test_temperature_zero_takes_the_first_of_the_best_tokens():
@@ -54,7 +56,13 @@ def test_uniform_numbers_are_those_of_splitmix64():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}],
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+    ],
 )
 def test_values_out_of_range_are_refused_by_name(wrong):
     (key,) = wrong
@@ -63,8 +71,14 @@ def test_values_out_of_range_are_refused_by_name(wrong):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.data())
-def test_a_stop_filter_gives_the_text_before_the_first_stop_string_however_it_is_cut(text, stops, data):
+@given(
+    st.text("abc", max_size=30),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    st.data(),
+)
+def test_a_stop_filter_gives_the_text_before_the_first_stop_string_however_it_is_cut(
+    text, stops, data
+):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     hold = StopFilter(stops)
     out = "".join(hold.push(text[a:b]) for a, b in pairwise([0, *cuts, len(text)]))

@@ -1,4 +1,6 @@
-"""What an `rd` file says of its matrices' steps reaches the engine, which believes it only as far as it holds."""
+"""What an `rd` file says of its matrices' steps reaches the engine, which believes it only as far
+as it holds.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +17,43 @@ from niblick.model import LanguageModel
 from niblick.plan import Role
 from niblick.recipe import recipe_from_dict
 
-MODEL = {"vocab_size": 260, "dim": 32, "context": 16, "stack": [{"layers": ["token-shift", "full"]}],
-         "attention": {"heads": 2, "kv_heads": 1, "rope": {"dims": 4}}, "mlp": {"width": 2.0}}
+MODEL = {
+    "vocab_size": 260,
+    "dim": 32,
+    "context": 16,
+    "stack": [{"layers": ["token-shift", "full"]}],
+    "attention": {"heads": 2, "kv_heads": 1, "rope": {"dims": 4}},
+    "mlp": {"width": 2.0},
+}
 
 
 def opened(folder: Path) -> LanguageModel:
     recipe = recipe_from_dict({"name": "small", "model": MODEL, "data": {"tokenizer": "bytes"}})
     model = LanguageModel(recipe.model, seed=0)
     generator = torch.Generator().manual_seed(1)
-    tensors = {name: t + 0.1 * torch.randn(t.shape, generator=generator) for name, t in model.state_dict().items()}
+    tensors = {
+        name: t + 0.1 * torch.randn(t.shape, generator=generator)
+        for name, t in model.state_dict().items()
+    }
     tokens = torch.randint(4, 260, (2, 32), generator=generator)
-    pack(tensors, recipe, load_tokenizer("bytes"), folder / "a.nib", codec="rd", calibration=Calibration([tokens]),
-         max_bytes=20_000)
+    pack(
+        tensors,
+        recipe,
+        load_tokenizer("bytes"),
+        folder / "a.nib",
+        codec="rd",
+        calibration=Calibration([tokens]),
+        max_bytes=20_000,
+    )
     return open_model(folder / "a.nib").model
 
 
 def test_every_matrix_is_made_of_whole_multiples_of_the_steps_told(tmp_path: Path) -> None:
     model = opened(tmp_path)
     matrices = model.state_dict()
-    assert set(model.steps) == {p.name for p in model.plan.exported if p.role in (Role.MATRIX, Role.EMBEDDING)}
+    assert set(model.steps) == {
+        p.name for p in model.plan.exported if p.role in (Role.MATRIX, Role.EMBEDDING)
+    }
     for name, (rows, columns) in model.steps.items():
         weight = matrices[name].numpy()
         count = weight / rows[:, None] / columns[None, :]

@@ -8,7 +8,14 @@ import torch
 
 from niblick.data.tokenizer import load_tokenizer
 from niblick.errors import NiblickError
-from niblick.generation import GREEDY, ReferenceEngine, Sampling, continue_batch, continue_tokens, start_text
+from niblick.generation import (
+    GREEDY,
+    ReferenceEngine,
+    Sampling,
+    continue_batch,
+    continue_tokens,
+    start_text,
+)
 from niblick.generation.engine import Engine
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe
@@ -57,14 +64,21 @@ class Script(Engine):
 
 def play(data: bytes, *, end: int = 1, **options) -> tuple[list[str], str]:
     engine = Script([byte + 4 for byte in data] + [end] * 8)
-    text = start_text(engine, load_tokenizer("bytes"), "", GREEDY, max_tokens=len(data) + 4, **options)
+    text = start_text(
+        engine, load_tokenizer("bytes"), "", GREEDY, max_tokens=len(data) + 4, **options
+    )
     return list(text), text.finish
 
 
 @pytest.mark.parametrize("prompt", ["", "plain", "naïve café 日本語 🐎", "\u0000\r\n\t", "x" * 200])
 def test_any_unicode_prompt_of_any_length_gives_a_continuation(model, prompt):
     text = start_text(
-        ReferenceEngine(model), load_tokenizer("bytes"), prompt, GREEDY, max_tokens=5, across_documents=True
+        ReferenceEngine(model),
+        load_tokenizer("bytes"),
+        prompt,
+        GREEDY,
+        max_tokens=5,
+        across_documents=True,
     )
     pieces = list(text)
     assert "".join(pieces) == text.text
@@ -96,7 +110,9 @@ def test_a_seed_repeats_its_text_and_another_seed_does_not(model):
 
 def test_a_batch_gives_what_its_prompts_give_alone(model):
     prompts = [[1, 9], [1, 50, 60, 70, 80], [1]]
-    batch = continue_batch(ReferenceEngine(model, slots=3), prompts, Sampling(seed=5), max_tokens=12)
+    batch = continue_batch(
+        ReferenceEngine(model, slots=3), prompts, Sampling(seed=5), max_tokens=12
+    )
     alone = [
         list(continue_tokens(ReferenceEngine(model), prompt, Sampling(seed=5 + i), max_tokens=12))
         for i, prompt in enumerate(prompts)
@@ -131,7 +147,9 @@ def test_generation_goes_on_across_documents_when_asked():
 
 def test_a_tokenizer_larger_than_the_model_is_refused(model):
     with pytest.raises(NiblickError, match="1024 tokens but the model only 260"):
-        start_text(ReferenceEngine(model), load_tokenizer("fineweb-1024"), "a", GREEDY, max_tokens=1)
+        start_text(
+            ReferenceEngine(model), load_tokenizer("fineweb-1024"), "a", GREEDY, max_tokens=1
+        )
 
 
 def test_an_empty_prompt_of_tokens_and_foreign_ids_are_refused(model):

@@ -13,7 +13,10 @@ from niblick.model import LanguageModel
 from niblick.recipe.model import ModelRecipe
 
 BASE: dict[str, Any] = {
-    "vocab_size": 96, "dim": 128, "context": 16, "stack": [{"layers": ["token-shift", "full*3"]}],
+    "vocab_size": 96,
+    "dim": 128,
+    "context": 16,
+    "stack": [{"layers": ["token-shift", "full*3"]}],
     "attention": {"heads": 2, "kv_heads": 1},
 }
 
@@ -34,7 +37,13 @@ def is_torch_default(weight: torch.Tensor, fan_in: int) -> bool:
 
 def test_linear_maps_with_both_sides_of_64_start_orthogonal() -> None:
     weights = build()
-    for name in ("blocks.0.mixer.W_r", "blocks.0.mixer.W_k", "blocks.1.attn.c_q", "blocks.1.attn.c_k", "blocks.0.mlp.fc"):
+    for name in (
+        "blocks.0.mixer.W_r",
+        "blocks.0.mixer.W_k",
+        "blocks.1.attn.c_q",
+        "blocks.1.attn.c_k",
+        "blocks.0.mlp.fc",
+    ):
         assert is_orthogonal(weights[f"{name}.weight"]), name
 
 
@@ -49,9 +58,13 @@ def test_output_projections_and_control_tensors_start_at_their_constants() -> No
     for name in ("blocks.0.mixer.W_v", "blocks.1.attn.proj", "blocks.1.mlp.proj"):
         assert not weights[f"{name}.weight"].any(), name
     assert not weights["smear.gate"].any()
-    assert (weights["blocks.0.mixer.mix_r"] == 0.5).all() and (weights["blocks.1.attn.q_gain"] == 1.5).all()
+    assert (weights["blocks.0.mixer.mix_r"] == 0.5).all() and (
+        weights["blocks.1.attn.q_gain"] == 1.5
+    ).all()
     assert (weights["blocks.0.attn_scale"] == 1).all() and (weights["skip_weights"] == 1).all()
-    assert (weights["blocks.0.resid_mix"][0] == 1).all() and not weights["blocks.0.resid_mix"][1].any()
+    assert (weights["blocks.0.resid_mix"][0] == 1).all() and not weights["blocks.0.resid_mix"][
+        1
+    ].any()
 
 
 def test_the_bigram_projection_starts_orthogonal_times_one_over_root_two_layers() -> None:
@@ -73,7 +86,10 @@ def test_the_sidecar_starts_as_pytorch_does_with_silent_sites() -> None:
     assert is_torch_default(weights["shared_sparse.gate.weight"], 128)
     assert is_torch_default(weights["shared_sparse.proj.weight"], 100)
     assert is_torch_default(weights["shared_sparse.local.weight"], 3)
-    assert not weights["shared_sparse_scale"].any() and not weights["shared_sparse.site_gate.weight"].any()
+    assert (
+        not weights["shared_sparse_scale"].any()
+        and not weights["shared_sparse.site_gate.weight"].any()
+    )
 
 
 def test_a_recipe_can_ask_for_pytorch_defaults_everywhere() -> None:
@@ -94,12 +110,16 @@ def test_the_plain_embedding_is_normal_with_the_recipes_spread() -> None:
 
 def test_phase_initialises_each_virtual_layers_mix_by_depth() -> None:
     weights = build(
-        residual_mix={"init": "phase"}, scalars="virtual", stack=[{"layers": ["full*2"], "loops": 2}],
+        residual_mix={"init": "phase"},
+        scalars="virtual",
+        stack=[{"layers": ["full*2"], "loops": 2}],
     )
     for i in range(4):
         p = 1 / (1 + exp(-3 * (i / 3 - 0.5)))
         mix = weights[f"vlayers.{i}.resid_mix"]
-        assert mix[0].tolist() == pytest.approx([p] * 128) and mix[1].tolist() == pytest.approx([1 - p] * 128)
+        assert mix[0].tolist() == pytest.approx([p] * 128) and mix[1].tolist() == pytest.approx(
+            [1 - p] * 128
+        )
 
 
 def test_multi_token_heads_start_at_zero_and_are_not_part_of_the_exported_model() -> None:
@@ -132,13 +152,20 @@ def test_tokens_that_do_not_fit_are_refused_by_name() -> None:
 
 def test_causality_is_bit_exact_at_the_width_of_a_real_model() -> None:
     model = LanguageModel(
-        ModelRecipe.model_validate(BASE | {"stack": [{"layers": ["window:32", "token-shift", "full"]}]}), seed=0
+        ModelRecipe.model_validate(
+            BASE | {"stack": [{"layers": ["window:32", "token-shift", "full"]}]}
+        ),
+        seed=0,
     )
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+            parameter.add_(
+                0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+            )
         ids = torch.randint(0, 96, (2, 301), generator=torch.Generator().manual_seed(3))
         other = ids.clone()
         other[:, 257] = (other[:, 257] + 1) % 96
         first, second = model.logits(ids), model.logits(other)
-    assert torch.equal(first[:, :257], second[:, :257]) and not torch.equal(first[:, 257], second[:, 257])
+    assert torch.equal(first[:, :257], second[:, :257]) and not torch.equal(
+        first[:, 257], second[:, 257]
+    )

@@ -19,7 +19,10 @@ from property.plans import BOS, VOCAB, scattered, tokens
 DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 RECIPE = ModelRecipe.model_validate(
     {
-        "vocab_size": VOCAB, "dim": 12, "context": 8, "stack": [{"layers": ["running-mean*2", "full"], "loops": 2}],
+        "vocab_size": VOCAB,
+        "dim": 12,
+        "context": 8,
+        "stack": [{"layers": ["running-mean*2", "full"], "loops": 2}],
         "attention": {"heads": 2, "kv_heads": 1, "rope": {"dims": 2}},
     }
 )

@@ -1,4 +1,6 @@
-"""Muon over stacks: orthogonal updates, equal to one matrix at a time, and shareable between processes."""
+"""Muon over stacks: orthogonal updates, equal to one matrix at a time, and shareable between
+processes.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def test_a_layout_holds_every_parameter_once_and_groups_are_contiguous(name: str
 
 
 @pytest.mark.parametrize("shape", [(3, 24, 24), (2, 16, 48), (2, 48, 16), (1, 1, 8)])
-def test_updates_are_nearly_orthogonal_whichever_side_is_longer(shape: tuple[int, int, int]) -> None:
+def test_updates_are_nearly_orthogonal_whichever_side_is_longer(
+    shape: tuple[int, int, int],
+) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     values = torch.linalg.svdvals(newton_schulz(x, 5, torch.float32))
     assert float(values.min()) > 0.3
@@ -60,7 +64,9 @@ def test_it_moves_weights_as_the_muon_of_torch_does() -> None:
     weights, momentum = _flat(layout, 1) * 0.05, torch.zeros(layout.segment(Group.MUON).stop)
     slots = [slot for slot in layout.slots if slot.group is Group.MUON]
     theirs = [torch.nn.Parameter(slot.view(weights).clone()) for slot in slots]
-    peer = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=True, ns_steps=5)
+    peer = torch.optim.Muon(
+        theirs, lr=0.02, weight_decay=0.1, momentum=0.9, nesterov=True, ns_steps=5
+    )
     ours = _muon(layout)
     for seed in (2, 3):
         gradients = _flat(layout, seed)
@@ -85,5 +91,7 @@ def test_processes_that_share_the_work_reach_the_same_bits_as_one() -> None:
     _muon(layout, share=(0, 3), gather=lambda t: t.copy_(summed)).step(
         together, gradients.clone(), torch.zeros_like(start), lr=0.1, beta=0.9, decay=0.0
     )
-    _muon(layout).step(alone, gradients.clone(), torch.zeros_like(start), lr=0.1, beta=0.9, decay=0.0)
+    _muon(layout).step(
+        alone, gradients.clone(), torch.zeros_like(start), lr=0.1, beta=0.9, decay=0.0
+    )
     assert torch.equal(together, alone)

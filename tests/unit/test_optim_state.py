@@ -14,7 +14,9 @@ from niblick.recipe.schema import AdamRecipe, AveragingRecipe, MuonRecipe
 def _optimizer(seed: int = 0) -> Optimizer:
     layout = Layout(make_plan(load_recipe("pocket").model).parameters)
     weights = torch.randn(layout.total, generator=torch.Generator().manual_seed(seed)) * 0.1
-    return Optimizer(layout, weights, muon=MuonRecipe(), adam=AdamRecipe(weight_decay=0.1), dtype=torch.float32)
+    return Optimizer(
+        layout, weights, muon=MuonRecipe(), adam=AdamRecipe(weight_decay=0.1), dtype=torch.float32
+    )
 
 
 def _noise(optimizer: Optimizer, seed: int) -> torch.Tensor:
@@ -28,7 +30,9 @@ def test_it_moves_embeddings_and_scalars_as_the_adamw_of_torch_does(group: Group
     recipe = ours.adam_recipe
     lr = recipe.embedding_lr if group is Group.EMBEDDING else recipe.scalar_lr
     theirs = torch.nn.Parameter(ours.weights[part].clone())
-    peer = torch.optim.AdamW([theirs], lr=lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay)
+    peer = torch.optim.AdamW(
+        [theirs], lr=lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay
+    )
     for seed in (1, 2, 3):
         gradients = _noise(ours, seed)
         ours.gradients.copy_(gradients)
@@ -78,7 +82,9 @@ def test_swa_samples_from_its_start_on_and_at_least_once(steps: int, samples: in
     assert averager is not None
     taken = []
     for step in range(1, steps + 1):
-        averager.update(torch.full((1,), float(step)), step=step, remaining=1 - step / steps, last=step == steps)
+        averager.update(
+            torch.full((1,), float(step)), step=step, remaining=1 - step / steps, last=step == steps
+        )
         if averager.last_sample == step:
             taken.append(float(step))
     assert averager.count == samples

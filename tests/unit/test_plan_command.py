@@ -1,4 +1,6 @@
-"""`niblick plan` and `niblick recipes`: complete JSON, readable tables, one-line errors, no torch."""
+"""`niblick plan` and `niblick recipes`: complete JSON, readable tables, one-line errors, no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,13 @@ from niblick.cli import main
 from niblick.recipe import list_recipes
 
 KEYS = (
-    "parameters", "virtual_layers", "weight_blocks", "flops_per_token", "decode_state_bytes",
-    "artifact_bytes_bound", "artifact_bytes_estimate",
+    "parameters",
+    "virtual_layers",
+    "weight_blocks",
+    "flops_per_token",
+    "decode_state_bytes",
+    "artifact_bytes_bound",
+    "artifact_bytes_estimate",
 )
 PROGRAM = """
 import contextlib, sys
@@ -23,7 +30,8 @@ from niblick.cli import main
 for arguments in (["--help"], ["recipes"], ["plan", "token-shift"], ["plan", "sidecar", "--json"]):
     with contextlib.suppress(SystemExit):
         main(arguments)
-    print(*(name for name in ("torch", "numpy", "sentencepiece") if name in sys.modules), file=sys.stderr)
+    print(*(name for name in ("torch", "numpy", "sentencepiece") if name in sys.modules),
+        file=sys.stderr)
 """
 
 
@@ -48,7 +56,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
 
 
 def test_help_recipes_and_plan_never_import_torch() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120, check=True
+    )
     assert "Commands" in done.stdout and "26,999,322" in done.stdout
     assert done.stderr.split("\n") == [""] * 5
 
@@ -57,9 +67,16 @@ def test_plan_json_holds_every_total_and_a_row_per_virtual_layer(run: Callable[.
     done = run("plan", "depth-recurrent", "--json")
     document = json.loads(done.stdout)
     assert all(isinstance(document[key], int) for key in KEYS)
-    assert (document["parameters"], document["virtual_layers"], document["weight_blocks"]) == (24_455_688, 22, 6)
+    assert (document["parameters"], document["virtual_layers"], document["weight_blocks"]) == (
+        24_455_688,
+        22,
+        6,
+    )
     assert len(document["layers"]) == 22
-    assert sum(row["decode_state_bytes"] for row in document["layers"]) == document["decode_state_bytes"]
+    assert (
+        sum(row["decode_state_bytes"] for row in document["layers"])
+        == document["decode_state_bytes"]
+    )
     assert 0 < document["artifact_bytes_estimate"] <= document["artifact_bytes_bound"]
 
 

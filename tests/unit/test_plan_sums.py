@@ -17,8 +17,12 @@ D, V, G, E, H, W, HIDDEN = 12, 20, 1, 6, 2, 3, 24
 
 def plan(**changes: Any) -> Plan:
     values: dict[str, Any] = {
-        "vocab_size": V, "dim": D, "context": 10, "stack": [{"layers": ["token-shift", f"window:{W}", "full"]}],
-        "attention": {"heads": H, "kv_heads": G, "rope": {"dims": 2}}, "mlp": {"width": 2},
+        "vocab_size": V,
+        "dim": D,
+        "context": 10,
+        "stack": [{"layers": ["token-shift", f"window:{W}", "full"]}],
+        "attention": {"heads": H, "kv_heads": G, "rope": {"dims": 2}},
+        "mlp": {"width": 2},
     }
     return make_plan(ModelRecipe.model_validate(values | changes))
 
@@ -36,7 +40,11 @@ def test_flops_of_a_loop_are_those_of_its_visits_while_parameters_count_once() -
     head = 2 * V * D
     assert twice.flops_per_token - head == 2 * (once.flops_per_token - head)
     assert twice.parameter_count == once.parameter_count
-    assert twice.weight_blocks == 2 and len(twice.layers) == 4 and twice.visits() == {"blocks.0": 2, "blocks.1": 2}
+    assert (
+        twice.weight_blocks == 2
+        and len(twice.layers) == 4
+        and twice.visits() == {"blocks.0": 2, "blocks.1": 2}
+    )
     assert twice.decode_state_bytes() == 2 * once.decode_state_bytes()
 
 
@@ -44,7 +52,9 @@ def test_decode_state_is_rings_of_window_plus_one_and_vectors_for_shifts() -> No
     assert plan().decode_state_bytes() == 4 * (D + 2 * G * E * (W + 1) + 2 * G * E * 10)
     assert plan().decode_state_bytes("bfloat16") == 2 * (D + 2 * G * E * (W + 1) + 2 * G * E * 10)
     extra = plan(
-        bigram={"enabled": True}, smear={"enabled": True}, document_attention="within",
+        bigram={"enabled": True},
+        smear={"enabled": True},
+        document_attention="within",
         sidecar={"enabled": True, "layers": [0, 2], "width": 5},
         attention={"heads": H, "kv_heads": G, "kv_shift": True, "rope": {"dims": 2}},
     )
@@ -63,7 +73,9 @@ def test_every_optional_part_adds_exactly_its_parameters() -> None:
         V * 5 + G * E * 5 + 2: {"value_embedding": {"enabled": True, "layers": [1, 2], "width": 5}},
         V * D: {"tied": False},
         3 * D * 4 + 4 * 3 + D + 4: {"sidecar": {"enabled": True, "layers": [1], "width": 4}},
-        2 * (G + 2 * G + H): {"attention": heads | {"k_gain": True, "kv_shift": True, "local_value": True}},
+        2 * (G + 2 * G + H): {
+            "attention": heads | {"k_gain": True, "kv_shift": True, "local_value": True}
+        },
         -2 * H: {"attention": heads | {"q_gain": None}},
         -3 * 2 * D: {"residual_mix": {"enabled": False}},
         0: {"mtp": {"heads": 3}},
@@ -75,15 +87,26 @@ def test_every_optional_part_adds_exactly_its_parameters() -> None:
 def test_scalars_per_virtual_layer_follow_the_visits() -> None:
     looped = plan(stack=[{"layers": ["full"], "loops": 3}], scalars="virtual")
     names = [p.name for p in looped.parameters if p.component in ("scales", "residual_mix")]
-    assert names == [f"vlayers.{i}.{n}" for i in range(3) for n in ("attn_scale", "mlp_scale", "resid_mix")]
-    assert [p.name for p in looped.parameters if "q_gain" in p.name] == [f"vlayers.{i}.q_gain" for i in range(3)]
+    assert names == [
+        f"vlayers.{i}.{n}" for i in range(3) for n in ("attn_scale", "mlp_scale", "resid_mix")
+    ]
+    assert [p.name for p in looped.parameters if "q_gain" in p.name] == [
+        f"vlayers.{i}.q_gain" for i in range(3)
+    ]
 
 
 @pytest.mark.parametrize(
     ("layers", "pop", "pushed", "popped"),
-    [(5, "early", [0, 1], [2, 3]), (5, "late", [0, 1], [3, 4]), (4, "early", [0, 1], [2, 3]), (1, "late", [], [])],
+    [
+        (5, "early", [0, 1], [2, 3]),
+        (5, "late", [0, 1], [3, 4]),
+        (4, "early", [0, 1], [2, 3]),
+        (1, "late", [], []),
+    ],
 )
-def test_skips_pair_the_first_half_with_the_second(layers: int, pop: str, pushed: list[int], popped: list[int]) -> None:
+def test_skips_pair_the_first_half_with_the_second(
+    layers: int, pop: str, pushed: list[int], popped: list[int]
+) -> None:
     found = plan(stack=[{"layers": [f"full*{layers}"]}], skips={"enabled": True, "pop": pop}).layers
     assert [layer.index for layer in found if layer.push] == pushed
     assert [layer.index for layer in found if layer.pop is not None] == popped
@@ -98,12 +121,21 @@ def test_sites_are_numbered_by_depth_whatever_order_they_are_listed_in() -> None
 def test_xsa_reaches_the_attention_layers_among_the_last_n() -> None:
     heads = {"heads": H, "kv_heads": G, "rope": {"dims": 2}}
     stack = [{"layers": ["full", "token-shift", "full", "token-shift"]}]
-    assert [layer.xsa for layer in plan(stack=stack, attention=heads | {"xsa_last": 3}).layers] == [0, 0, 1, 0]
-    assert [layer.xsa for layer in plan(stack=stack, attention=heads | {"xsa_layers": [0]}).layers] == [1, 0, 0, 0]
+    assert [layer.xsa for layer in plan(stack=stack, attention=heads | {"xsa_last": 3}).layers] == [
+        0,
+        0,
+        1,
+        0,
+    ]
+    assert [
+        layer.xsa for layer in plan(stack=stack, attention=heads | {"xsa_layers": [0]}).layers
+    ] == [1, 0, 0, 0]
 
 
 def test_an_unknown_mixer_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(RecipeError, match=r"unknown mixer 'mamba' in blocks\.0; known: full, token-shift, window"):
+    with pytest.raises(
+        RecipeError, match=r"unknown mixer 'mamba' in blocks\.0; known: full, token-shift, window"
+    ):
         plan(stack=[{"layers": ["mamba"]}])
 
 
@@ -111,13 +143,21 @@ def test_an_unknown_mixer_is_refused_with_the_known_ones() -> None:
 @given(model=model_recipes())
 def test_totals_are_the_sums_over_tables_and_names_are_unique(model: ModelRecipe) -> None:
     found = make_plan(model)
-    assert [layer.mixer for layer in found.layers] == mixer_names(model.model_dump(mode="json")["stack"])
+    assert [layer.mixer for layer in found.layers] == mixer_names(
+        model.model_dump(mode="json")["stack"]
+    )
     names = [p.name for p in found.parameters]
     assert len(set(names)) == len(names)
     assert len({entry.name for entry in found.state}) == len(found.state)
     assert found.parameter_count == sum(p.size for p in found.parameters if p.role is not Role.HEAD)
     per_layer = [layer_table(model, layer, len(found.layers)) for layer in found.layers]
-    assert sum(product.flops for table in per_layer for product in table.products) < found.flops_per_token
+    assert (
+        sum(product.flops for table in per_layer for product in table.products)
+        < found.flops_per_token
+    )
     assert found.decode_state_bytes("float16") <= found.decode_state_bytes("float32")
-    pushes, pops = sum(layer.push for layer in found.layers), sum(layer.pop is not None for layer in found.layers)
+    pushes, pops = (
+        sum(layer.push for layer in found.layers),
+        sum(layer.pop is not None for layer in found.layers),
+    )
     assert pushes == pops == (len(found.layers) // 2 if model.skips.enabled else 0)

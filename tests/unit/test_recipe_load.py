@@ -16,7 +16,9 @@ from property.plans import model_recipes
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_each_shipped_recipe_loads_plans_and_survives_its_own_toml(name: str, tmp_path: Path) -> None:
+def test_each_shipped_recipe_loads_plans_and_survives_its_own_toml(
+    name: str, tmp_path: Path
+) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name and recipe.description
     assert make_plan(recipe.model).parameter_count > 0
@@ -34,7 +36,9 @@ def test_full_published_recipes_mix_across_documents_and_the_others_do_not() -> 
 
 @settings(max_examples=30, deadline=None)
 @given(model=model_recipes())
-def test_any_recipe_survives_toml_and_json(model: ModelRecipe, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_recipe_survives_toml_and_json(
+    model: ModelRecipe, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     recipe = Recipe(name="any", description='quotes " and \\ and\nnewlines é', model=model)
     path = tmp_path_factory.mktemp("recipe") / "any.toml"
     path.write_text(recipe_to_toml(recipe), "utf-8")
@@ -55,7 +59,10 @@ def test_any_recipe_survives_toml_and_json(model: ModelRecipe, tmp_path_factory:
         ("model.attention.kv_heads=3", ["heads 8", "kv_heads 3"]),
         ("model.attention.rope.dims=7", ["rope.dims 7", "even"]),
         ("model.attention.rope.dims=200", ["rope.dims 200", "head width 64"]),
-        ("model.attention.xsa_layers=[3]", ["xsa_layers", "3 is not an attention layer", "[4, 7, 10]"]),
+        (
+            "model.attention.xsa_layers=[3]",
+            ["xsa_layers", "3 is not an attention layer", "[4, 7, 10]"],
+        ),
         ("model.value_embedding.layers=[]", ["value_embedding.layers is empty"]),
         ("model.value_embedding.layers=[10, 10]", ["names a layer twice"]),
         ("model.sidecar.layers=[11]", ["sidecar.layers", "11 is not a layer"]),
@@ -84,7 +91,9 @@ def test_any_recipe_survives_toml_and_json(model: ModelRecipe, tmp_path_factory:
         ("model.dim.x=2", ["model.dim is a value"]),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_names_key_value_and_what_is_accepted(override: str, words: list[str]) -> None:
+def test_a_wrong_setting_is_one_line_that_names_key_value_and_what_is_accepted(
+    override: str, words: list[str]
+) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe("token-shift", [override])
     for word in words:
@@ -110,8 +119,16 @@ def test_text_that_is_not_toml_is_refused(tmp_path: Path) -> None:
 def test_overrides_apply_in_order_and_take_bare_words_toml_values_and_null() -> None:
     recipe = load_recipe(
         "token-shift",
-        ["seed=3", "seed=4", "data.tokenizer=bytes", "model.softcap=null", "model.stack.0.layers=['full*11']",
-         "training.duration=2e6 tokens", "training.schedule.warmdown=0.3", "model.smear.enabled=false"],
+        [
+            "seed=3",
+            "seed=4",
+            "data.tokenizer=bytes",
+            "model.softcap=null",
+            "model.stack.0.layers=['full*11']",
+            "training.duration=2e6 tokens",
+            "training.schedule.warmdown=0.3",
+            "model.smear.enabled=false",
+        ],
     )
     assert recipe.seed == 4 and recipe.data.tokenizer == "bytes" and recipe.model.softcap is None
     assert len(recipe.model.stack[0].blocks) == 11 and recipe.training.duration == "2e6 tokens"
@@ -124,8 +141,14 @@ def test_recipes_are_frozen() -> None:
 
 
 def test_durations_are_read_with_their_unit_and_printed_so_that_they_read_back() -> None:
-    wanted = {"600s": (600, "seconds"), "10 min": (600, "seconds"), "0.5h": (1800, "seconds"),
-              "3500 steps": (3500, "steps"), "1 step": (1, "steps"), "2e6 tokens": (2_000_000, "tokens")}
+    wanted = {
+        "600s": (600, "seconds"),
+        "10 min": (600, "seconds"),
+        "0.5h": (1800, "seconds"),
+        "3500 steps": (3500, "steps"),
+        "1 step": (1, "steps"),
+        "2e6 tokens": (2_000_000, "tokens"),
+    }
     for text, (amount, unit) in wanted.items():
         duration = Duration.parse(text)
         assert (duration.amount, duration.unit) == (amount, unit)
@@ -133,7 +156,9 @@ def test_durations_are_read_with_their_unit_and_printed_so_that_they_read_back()
     assert Duration.parse("10 steps").fraction(seconds=1, steps=5, tokens=7) == 0.5
 
 
-@pytest.mark.parametrize("text", ["", "600", "s", "-5s", "0s", "1.5 steps", "5 parsecs", "1e999s", "inf s"])
+@pytest.mark.parametrize(
+    "text", ["", "600", "s", "-5s", "0s", "1.5 steps", "5 parsecs", "1e999s", "inf s"]
+)
 def test_what_is_not_a_duration_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="duration"):
         Duration.parse(text)

@@ -10,11 +10,21 @@ from niblick.recipe import Recipe, list_recipes, load_recipe
 from niblick.recipe.techniques import TECHNIQUES, used_techniques, without
 
 EVERYTHING = [
-    "model.attention.k_gain=true", "model.attention.kv_shift=true", "model.attention.local_value=true",
-    "model.attention.rope.train_length=512", "model.document_mask=true", "model.document_attention=within",
-    "model.embedding.init=overtone", "model.residual_mix.init=phase", "model.mtp.heads=1", "model.skips.enabled=true",
-    "model.sidecar.layers=[3]", "model.sidecar.enabled=true", "model.stack.0.loops=2",
-    "model.value_embedding.layers=[10]", "training.dropout.bigram=0.3",
+    "model.attention.k_gain=true",
+    "model.attention.kv_shift=true",
+    "model.attention.local_value=true",
+    "model.attention.rope.train_length=512",
+    "model.document_mask=true",
+    "model.document_attention=within",
+    "model.embedding.init=overtone",
+    "model.residual_mix.init=phase",
+    "model.mtp.heads=1",
+    "model.skips.enabled=true",
+    "model.sidecar.layers=[3]",
+    "model.sidecar.enabled=true",
+    "model.stack.0.loops=2",
+    "model.value_embedding.layers=[10]",
+    "training.dropout.bigram=0.3",
 ]
 
 
@@ -24,7 +34,9 @@ def everything() -> Recipe:
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)
-def test_each_technique_can_be_taken_out_once_and_still_gives_a_plan(name: str, everything: Recipe) -> None:
+def test_each_technique_can_be_taken_out_once_and_still_gives_a_plan(
+    name: str, everything: Recipe
+) -> None:
     after = without(everything, name)
     assert after != everything
     assert make_plan(after.model).parameter_count > 0
@@ -35,7 +47,11 @@ def test_each_technique_can_be_taken_out_once_and_still_gives_a_plan(name: str, 
 def test_what_is_taken_out_is_no_longer_among_the_used(everything: Recipe) -> None:
     assert used_techniques(everything) == list(TECHNIQUES)
     after = without(everything, "bigram+smear+xsa")
-    assert set(used_techniques(everything)) - set(used_techniques(after)) == {"bigram", "smear", "xsa"}
+    assert set(used_techniques(everything)) - set(used_techniques(after)) == {
+        "bigram",
+        "smear",
+        "xsa",
+    }
 
 
 @pytest.mark.parametrize("recipe", list_recipes())
@@ -58,5 +74,8 @@ def test_layers_are_replaced_not_dropped() -> None:
 
 
 def test_an_unknown_technique_is_refused_with_those_the_recipe_uses() -> None:
-    with pytest.raises(RecipeError, match=r"unknown technique 'magic'; token-shift uses: bigram, smear, token-shift"):
+    with pytest.raises(
+        RecipeError,
+        match=r"unknown technique 'magic'; token-shift uses: bigram, smear, token-shift",
+    ):
         without(load_recipe("token-shift"), "bigram+magic")

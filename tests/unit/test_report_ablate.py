@@ -13,8 +13,13 @@ from niblick.report.ablate import ablation_markdown, difference_interval, summar
 
 def card(seed: int, bpb: float) -> dict[str, Any]:
     return {
-        "seed": seed, "valid": True, "parameters": 1000, "artifact_bytes": 900, "packed_bpb": bpb,
-        "float_bpb": bpb - 0.01, "train_tokens": 5,
+        "seed": seed,
+        "valid": True,
+        "parameters": 1000,
+        "artifact_bytes": 900,
+        "packed_bpb": bpb,
+        "float_bpb": bpb - 0.01,
+        "train_tokens": 5,
     }
 
 
@@ -32,7 +37,10 @@ def test_one_seed_gives_a_difference_without_an_interval() -> None:
 
 
 def test_the_table_shows_the_whole_recipe_first_and_each_variant_against_it() -> None:
-    cards = {"baseline": [card(s, 1.5 + s / 1000) for s in range(3)], "without-smear": [card(s, 1.6) for s in range(3)]}
+    cards = {
+        "baseline": [card(s, 1.5 + s / 1000) for s in range(3)],
+        "without-smear": [card(s, 1.6) for s in range(3)],
+    }
     found = summarise_ablation("pocket", cards)
     assert json.loads(json.dumps(found)) == found
     assert [row["variant"] for row in found["variants"]] == ["baseline", "without-smear"]

@@ -83,7 +83,9 @@ def test_the_detectable_effect_is_found_as_often_as_promised():
     effect = detectable_effect(0.01, 4, 0.01, 4, alpha=0.05, power=0.8)
     random = np.random.default_rng(0)
     a, b = random.normal(-effect, 0.01, (4000, 4)), random.normal(0, 0.01, (4000, 4))
-    share = (stats.ttest_ind(a, b, axis=1, equal_var=False, alternative="less").pvalue < 0.05).mean()
+    share = (
+        stats.ttest_ind(a, b, axis=1, equal_var=False, alternative="less").pvalue < 0.05
+    ).mean()
     assert 0.75 < share < 0.87
 
 

@@ -50,7 +50,9 @@ def test_a_damaged_checkpoint_is_refused_and_the_earlier_one_named(
     assert digest(resumed) == digest(run(recipe, dataset, tmp_path / "whole"))
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left")]
+)
 def test_a_full_disk_is_one_clear_error_and_leaves_the_earlier_checkpoint(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
@@ -61,7 +63,9 @@ def test_a_full_disk_is_one_clear_error_and_leaves_the_earlier_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", full)
-        with pytest.raises(TrainingError, match=r"cannot write checkpoint.*No space left.*step-00000008 is intact"):
+        with pytest.raises(
+            TrainingError, match=r"cannot write checkpoint.*No space left.*step-00000008 is intact"
+        ):
             run(tiny_recipe(validation={"every": 0}), dataset, tmp_path / "run", resume=True)
     assert checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints") == kept
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
@@ -76,7 +80,9 @@ def test_a_shard_that_vanishes_ends_the_run_with_its_name(dataset: Dataset, tmp_
 
     with pytest.raises(DataError, match="tiny_train"):
         train(tiny_recipe(), dataset, tmp_path / "run", world=World(), on_progress=report)
-    assert [path.name for path in checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000005"]
+    assert [
+        path.name for path in checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")
+    ] == ["step-00000005"]
 
 
 def test_there_must_be_something_to_resume(dataset: Dataset, tmp_path: Path) -> None:
@@ -90,7 +96,9 @@ def test_a_run_is_never_overwritten(dataset: Dataset, tmp_path: Path) -> None:
         run(tiny_recipe(), dataset, tmp_path / "run")
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(
+    dataset: Dataset, tmp_path: Path
+) -> None:
     whole = run(tiny_recipe(), dataset, tmp_path / "whole")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.toml").write_text((tmp_path / "whole" / "recipe.toml").read_text())
@@ -104,7 +112,9 @@ def test_another_recipe_cannot_continue_a_run(dataset: Dataset, tmp_path: Path) 
         run(tiny_recipe(clip=0.5), dataset, tmp_path / "run", resume=True)
 
 
-def test_a_tokenizer_that_does_not_fit_the_model_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(
+    dataset: Dataset, tmp_path: Path
+) -> None:
     recipe = tiny_recipe()
     wide = recipe.model_copy(update={"model": recipe.model.model_copy(update={"vocab_size": 300})})
     with pytest.raises(TrainingError, match=r"model.vocab_size = 300"):
@@ -112,7 +122,9 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(dataset: Dataset, tm
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_breaks_ends_the_run(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_breaks_ends_the_run(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "niblick.training.trainer.training_loss",
         lambda model, x, y, factors: (model.logits(x).sum() * torch.nan,) * 2,

@@ -1,4 +1,6 @@
-"""A run's results: reproducible, resumable to the bit, unmoved by validation, checkpoints or micro-batches."""
+"""A run's results: reproducible, resumable to the bit, unmoved by validation, checkpoints or
+micro-batches.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,9 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
         torch.testing.assert_close(tensor, whole[name], atol=2e-4, rtol=1e-3)
 
 
-def test_the_newest_checkpoint_is_the_model_that_training_returned(dataset: Dataset, tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_the_model_that_training_returned(
+    dataset: Dataset, tmp_path: Path
+) -> None:
     result = run(tiny_recipe(), dataset, tmp_path / "run")
     loaded = open_model(tmp_path / "run").model.state_dict()
     assert set(loaded) == set(result.tensors)
@@ -106,7 +110,9 @@ def test_rounding_and_averaging_happen_in_the_shortest_runs(
     recipe = tiny_recipe(duration=duration, averaging={"kind": kind})
     train(recipe, dataset, tmp_path / "run", world=World(), on_progress=seen.append)
     assert seen[-1].rounding
-    numbers = json.loads(next((tmp_path / "run" / "checkpoints").glob("*/trainer.json")).read_text())
+    numbers = json.loads(
+        next((tmp_path / "run" / "checkpoints").glob("*/trainer.json")).read_text()
+    )
     assert numbers["average_count"] >= 1
     assert numbers["validations"] or duration == "0.01s"
 
@@ -117,7 +123,9 @@ def test_rounded_weights_are_the_exports_and_their_gradients_reach_the_masters()
     layout = Layout(model.plan.parameters)
     specs = rounding_specs(recipe, model.plan)
     weights = Weights(model, layout, dtype=torch.float32, specs=specs)
-    weights.master.add_(torch.randn(layout.total, generator=torch.Generator().manual_seed(0)) * 0.01)
+    weights.master.add_(
+        torch.randn(layout.total, generator=torch.Generator().manual_seed(0)) * 0.01
+    )
     weights.refresh(rounded=True)
     masters = layout.views(weights.master)
     for name, parameter in model.named_parameters():
@@ -125,7 +133,11 @@ def test_rounded_weights_are_the_exports_and_their_gradients_reach_the_masters()
         assert torch.equal(parameter.detach(), expected), name
     tokens = torch.arange(64).view(2, 32)
     model.logits(tokens).square().sum().backward()
-    slopes = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    slopes = {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
     gathered = torch.full((layout.total,), 7.0)
     weights.collect(gathered, add=False)
     for name, view in layout.views(gathered).items():

@@ -9,7 +9,9 @@ from niblick.errors import ArtifactError, DataError
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path` through a temporary file beside it; `ArtifactError` when the disk refuses."""
+    """Put `data` at `path` through a temporary file beside it; `ArtifactError` when the disk
+    refuses.
+    """
     try:
         write_atomically(path, [data])
     except DataError as error:

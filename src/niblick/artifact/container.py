@@ -1,12 +1,13 @@
-"""The artifact container: magic, version, header, tokenizer, payload, digest; nothing else and nothing executable.
+"""The artifact container: magic, version, header, tokenizer, payload, digest; nothing else and
+nothing executable.
 
     0   4  magic 93 4E 49 42            13  4  payload bytes
     4   1  version                      17  .. header (see `header`), tokenizer, payload
     5   4  header bytes                 -16 16 BLAKE2b-128 of everything before
     9   4  tokenizer bytes
 
-Lengths must add up to the size of the file, so a truncated or extended one is refused before it is read, and an
-altered byte anywhere before anything is interpreted. Opening a file opens no other.
+Lengths must add up to the size of the file, so a truncated or extended one is refused before it is
+read, and an altered byte anywhere before anything is interpreted. Opening a file opens no other.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ FIXED_BYTES = _PREFIX.size + _DIGEST
 
 @dataclass(frozen=True)
 class Container:
-    """An artifact's sections: the header's JSON object, the tokenizer's bytes and the codec's payload."""
+    """An artifact's sections: the header's JSON object, the tokenizer's bytes and the codec's
+    payload.
+    """
 
     header: dict[str, Any]
     tokenizer: bytes
@@ -52,7 +55,9 @@ def is_artifact(path: Path) -> bool:
 
 
 def read(path: Path) -> Container:
-    """Read and verify the artifact at `path`; `ArtifactError` says what is wrong with any other file."""
+    """Read and verify the artifact at `path`; `ArtifactError` says what is wrong with any other
+    file.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -62,7 +67,9 @@ def read(path: Path) -> Container:
         raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror}") from None
     prefix = _PREFIX.pack(MAGIC, VERSION, *lengths)
     if len(body) != size - _PREFIX.size or _digest(prefix + body[:-_DIGEST]) != body[-_DIGEST:]:
-        raise ArtifactError(f"artifact {str(path)!r} is damaged: its checksum does not match its content")
+        raise ArtifactError(
+            f"artifact {str(path)!r} is damaged: its checksum does not match its content"
+        )
     first, second = lengths[0], lengths[0] + lengths[1]
     return Container(decode_header(body[:first]), body[first:second], body[second:-_DIGEST])
 
@@ -73,15 +80,23 @@ def _digest(body: bytes) -> bytes:
 
 def _check_prefix(path: Path, prefix: bytes, size: int) -> tuple[int, int, int]:
     if prefix[: len(MAGIC)] != MAGIC:
-        raise ArtifactError(f"{str(path)!r} is not a niblick artifact: it begins with {prefix[:4]!r}")
+        raise ArtifactError(
+            f"{str(path)!r} is not a niblick artifact: it begins with {prefix[:4]!r}"
+        )
     if len(prefix) < _PREFIX.size:
         raise ArtifactError(f"artifact {str(path)!r} is truncated: {size:,} bytes")
     _, version, header, tokenizer, payload = _PREFIX.unpack(prefix)
     if version != VERSION:
-        raise ArtifactError(f"artifact {str(path)!r} has container version {version}; this build reads {VERSION}")
+        raise ArtifactError(
+            f"artifact {str(path)!r} has container version {version}; this build reads {VERSION}"
+        )
     if header > MAX_HEADER or tokenizer > MAX_TOKENIZER:
-        raise ArtifactError(f"artifact {str(path)!r} declares a header or tokenizer beyond what is accepted")
+        raise ArtifactError(
+            f"artifact {str(path)!r} declares a header or tokenizer beyond what is accepted"
+        )
     expected = FIXED_BYTES + header + tokenizer + payload
     if expected != size:
-        raise ArtifactError(f"artifact {str(path)!r} has {size:,} bytes where its lengths say {expected:,}")
+        raise ArtifactError(
+            f"artifact {str(path)!r} has {size:,} bytes where its lengths say {expected:,}"
+        )
     return header, tokenizer, payload

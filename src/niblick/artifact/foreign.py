@@ -1,7 +1,9 @@
-"""Foreign checkpoints: a published state dict becomes a checkpoint of this package with an inferred recipe.
+"""Foreign checkpoints: a published state dict becomes a checkpoint of this package with an inferred
+recipe.
 
-Sizes come from the tensors. What tensors cannot tell (windows, XSA layers, rotary width, softcap, context) takes the
-published value of systems.md sections 1-3 unless an override says otherwise; document masking is off, as published.
+Sizes come from the tensors. What tensors cannot tell (windows, XSA layers, rotary width, softcap,
+context) takes the published value of systems.md sections 1-3 unless an override says otherwise;
+document masking is off, as published.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Shapes:
     by_name: dict[str, tuple[int, ...]]
 
     def need(self, name: str, dims: int) -> tuple[int, ...]:
-        """The shape of a tensor that the family always has, of `dims` axes none of which is empty."""
+        """The shape of a tensor that the family always has, of `dims` axes none of which is
+        empty.
+        """
         shape = self.by_name.get(name)
         if shape is None:
             raise ArtifactError(f"tensor {name!r} is missing from the state dict")
@@ -43,14 +47,18 @@ class Shapes:
         return shape
 
     def count(self, prefix: str) -> int:
-        """How many blocks `prefix.0`, `prefix.1`, ... there are; a gap in the numbers is an error."""
+        """How many blocks `prefix.0`, `prefix.1`, ... there are; a gap in the numbers is an
+        error.
+        """
         found = sorted(self._numbers(prefix))
         if not found or found != list(range(len(found))):
             raise ArtifactError(f"tensors {prefix}.N count {found}, not 0, 1, 2, ...")
         return len(found)
 
     def _numbers(self, prefix: str) -> set[int]:
-        matches = (re.match(rf"{re.escape(prefix)}\.([0-9]{{1,4}})\.", name) for name in self.by_name)
+        matches = (
+            re.match(rf"{re.escape(prefix)}\.([0-9]{{1,4}})\.", name) for name in self.by_name
+        )
         return {int(match[1]) for match in matches if match}
 
     def has(self, prefix: str) -> bool:
@@ -61,12 +69,15 @@ class Shapes:
 def import_state_dict(
     path: Path, family: str, *, tokenizer: Tokenizer | None = None, overrides: Sequence[str] = ()
 ) -> Checkpoint:
-    """Read the published state dict at `path` as one of `FAMILIES`, with `key=value` recipe overrides.
+    """Read the published state dict at `path` as one of `FAMILIES`, with `key=value` recipe
+    overrides.
 
-    `tokenizer` defaults to the challenge's at V = 1024. Raises `ArtifactError` naming the first tensor that is
-    missing, extra or misshapen.
+    `tokenizer` defaults to the challenge's at V = 1024. Raises `ArtifactError` naming the first
+    tensor that is missing, extra or misshapen.
     """
-    tensors = {name: t for name, t in read_state_dict(path).items() if not name.startswith("mtp_heads.")}
+    tensors = {
+        name: t for name, t in read_state_dict(path).items() if not name.startswith("mtp_heads.")
+    }
     recipe = infer_recipe(tensors, family, overrides)
     attends = {layer.index for layer in make_plan(recipe.model).layers if layer.span}
     kept = {name: t for name, t in tensors.items() if not _unused(name, attends)}
@@ -75,10 +86,12 @@ def import_state_dict(
         tokenizer = load_tokenizer(CHALLENGE)
     if tokenizer is not None and tokenizer.vocab_size != recipe.model.vocab_size:
         raise ArtifactError(
-            f"the tokenizer has {tokenizer.vocab_size} pieces, the model {recipe.model.vocab_size}; "
-            "name the tokenizer it was trained with"
+            f"the tokenizer has {tokenizer.vocab_size} pieces, the model {recipe.model.vocab_size};"
+            " name the tokenizer it was trained with"
         )
-    return Checkpoint(checked, recipe, tokenizer, {"imported_as": family, "imported_from": path.name})
+    return Checkpoint(
+        checked, recipe, tokenizer, {"imported_as": family, "imported_from": path.name}
+    )
 
 
 def infer_recipe(tensors: dict[str, Tensor], family: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -94,7 +107,9 @@ def infer_recipe(tensors: dict[str, Tensor], family: str, overrides: Sequence[st
 
 
 def _unused(name: str, attends: Iterable[int]) -> bool:
-    """A value-embedding scale of a layer that has no attention to use it (the published model holds one)."""
+    """A value-embedding scale of a layer that has no attention to use it (the published model holds
+    one).
+    """
     match = re.fullmatch(r"ve_scales\.([0-9]{1,4})", name)
     return match is not None and int(match[1]) not in set(attends)
 
@@ -112,7 +127,9 @@ def _heads(shapes: Shapes, gain: str, key: str) -> dict[str, Any]:
     (heads,) = shapes.need(gain, 1)
     rows, dim = shapes.need(key, 2)
     if dim % heads or rows % (dim // heads):
-        raise ArtifactError(f"{heads} heads ({gain}) and {rows} rows ({key}) do not fit a width of {dim}")
+        raise ArtifactError(
+            f"{heads} heads ({gain}) and {rows} rows ({key}) do not fit a width of {dim}"
+        )
     return {"heads": heads, "kv_heads": rows // (dim // heads)}
 
 
@@ -123,7 +140,10 @@ def _mlp_width(shapes: Shapes, name: str) -> dict[str, Any]:
 
 def _embedding_parts(shapes: Shapes) -> dict[str, Any]:
     """Bigram and smear: present or not, and how large."""
-    found: dict[str, Any] = {"bigram": {"enabled": False}, "smear": {"enabled": shapes.has("smear.")}}
+    found: dict[str, Any] = {
+        "bigram": {"enabled": False},
+        "smear": {"enabled": shapes.has("smear.")},
+    }
     if shapes.has("bigram."):
         buckets, width = shapes.need("bigram.embed.weight", 2)
         found["bigram"] = {"enabled": True, "buckets": buckets, "width": width}
@@ -136,7 +156,9 @@ def _token_shift(shapes: Shapes) -> dict[str, Any]:
     layers = shapes.count("blocks")
     attends = [i for i in range(layers) if shapes.has(f"blocks.{i}.attn.")]
     if not attends:
-        raise ArtifactError("no block of the state dict has attention; the token-shift family needs one")
+        raise ArtifactError(
+            "no block of the state dict has attention; the token-shift family needs one"
+        )
     stack = ["token-shift"] * layers
     for i in attends:
         stack[i] = "full" if i == attends[-1] else f"window:{_PUBLISHED_WINDOW}"
@@ -161,12 +183,17 @@ def _depth_recurrent(shapes: Shapes) -> dict[str, Any]:
     virtual = shapes.count("vlayers")
     if (virtual - entry - leave) % shared or virtual - entry - leave < shared:
         raise ArtifactError(
-            f"{virtual} virtual layers do not fit {entry} entry, {shared} shared and {leave} exit blocks"
+            f"{virtual} virtual layers do not fit {entry} entry, {shared} shared and {leave} exit"
+            " blocks"
         )
     return {
         "stack": [
             {"name": "entry_blocks", "layers": [f"full*{entry}"]},
-            {"name": "shared_blocks", "loops": (virtual - entry - leave) // shared, "layers": [f"full*{shared}"]},
+            {
+                "name": "shared_blocks",
+                "loops": (virtual - entry - leave) // shared,
+                "layers": [f"full*{shared}"],
+            },
             {"name": "exit_blocks", "layers": [f"full*{leave}"]},
         ],
         "attention": _heads(shapes, "vlayers.0.q_gain", "entry_blocks.0.attn.c_k.weight"),

@@ -1,7 +1,9 @@
-"""The header of an artifact: a JSON object, deflated with a preset dictionary so that a recipe costs few bytes.
+"""The header of an artifact: a JSON object, deflated with a preset dictionary so that a recipe
+costs few bytes.
 
-The dictionary is part of container version 1: it may never change. It affects size only; any JSON object round-trips.
-Reading is bounded: a header that would expand beyond `MAX_HEADER` or is not a JSON object is refused.
+The dictionary is part of container version 1: it may never change. It affects size only; any JSON
+object round-trips. Reading is bounded: a header that would expand beyond `MAX_HEADER` or is not a
+JSON object is refused.
 """
 
 from __future__ import annotations
@@ -32,21 +34,27 @@ _DICTIONARY = (
     b':{"betas":[0.9,0.95],"embedding_lr":0.05,"eps":1e-08,"scalar_lr":0.04,"weight_decay":0.04},"averagin'
     b'g":{"decay":0.997,"every":200,"kind":"ema","start":0.5,"warmup":true},"batch_tokens":524288,"checkpo'
     b'int_every":"60s","clip":0.3,"compile":"auto","compile_warmup_steps":20,"duration":"600s","micro_batc'
-    b'h_tokens":null,"muon":{"lr":0.04,"momentum":[0.92,0.99],"momentum_warmup":"1500 steps","nesterov":tr'
+    b'h_tokens":null,"muon":{"lr":0.04,"momentum":[0.92,0.99],"momentum_warmup":"1500'
+    b' steps","nesterov":tr'
     b'ue,"newton_schulz_steps":5,"weight_decay":0.04},"precision":"auto","qat":{"enabled":true,"start":0.1'
-    b'5},"schedule":{"final":0.0,"warmdown":"3500 steps","warmup":0.0},"sequence_length":1024,"threads":nu'
+    b'5},"schedule":{"final":0.0,"warmdown":"3500'
+    b' steps","warmup":0.0},"sequence_length":1024,"threads":nu'
     b'll,"validation":{"every":0.1,"tokens":32768}}},"tokenizer":"sentencepiece"}'
 )
 
 
 def encode_header(values: dict[str, Any]) -> bytes:
-    """Compact, sorted JSON of `values`, deflated; `ArtifactError` when it is too long to be read back."""
+    """Compact, sorted JSON of `values`, deflated; `ArtifactError` when it is too long to be read
+    back.
+    """
     try:
         raw = json.dumps(values, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"the artifact's metadata is not plain JSON: {error}") from None
     if len(raw) > MAX_HEADER:
-        raise ArtifactError(f"the header of {len(raw):,} bytes is longer than {MAX_HEADER:,}; shorten the metadata")
+        raise ArtifactError(
+            f"the header of {len(raw):,} bytes is longer than {MAX_HEADER:,}; shorten the metadata"
+        )
     packer = zlib.compressobj(9, zlib.DEFLATED, -15, 9, zdict=_DICTIONARY)
     return packer.compress(raw) + packer.flush()
 

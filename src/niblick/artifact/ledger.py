@@ -35,10 +35,18 @@ class Ledger:
         """Plain values: total, bits per parameter all-in, parts, and a row per tensor."""
         rows = {}
         for name, row in self.tensors.items():
-            rows[name] = {"bytes": row.bytes, "parameters": row.parameters,
-                          "bits_per_parameter": round(row.bits_per_parameter, 4)}
+            rows[name] = {
+                "bytes": row.bytes,
+                "parameters": row.parameters,
+                "bits_per_parameter": round(row.bits_per_parameter, 4),
+            }
             if row.entropy_bits is not None:
                 rows[name]["entropy_bits"] = round(row.entropy_bits, 1)
         each = 8 * self.total / max(self.parameters, 1)
-        return {"total": self.total, "parameters": self.parameters, "bits_per_parameter": round(each, 4),
-                "parts": dict(self.parts), "tensors": rows}
+        return {
+            "total": self.total,
+            "parameters": self.parameters,
+            "bits_per_parameter": round(each, 4),
+            "parts": dict(self.parts),
+            "tensors": rows,
+        }

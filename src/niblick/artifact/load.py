@@ -1,7 +1,7 @@
 """Opening a model: an artifact, a checkpoint or a run folder becomes a LanguageModel ready to use.
 
-Everything comes from the one file: recipe, tokenizer, weights. Sizes are bounded by what the file can hold before
-the model is allocated.
+Everything comes from the one file: recipe, tokenizer, weights. Sizes are bounded by what the file
+can hold before the model is allocated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _FREE_PARAMETERS, _PARAMETERS_PER_BYTE = 1 << 22, 1024
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in eval mode (float32, CPU) with everything the file says about it; `sha256` is the file's."""
+    """A model in eval mode (float32, CPU) with everything the file says about it; `sha256` is the
+    file's.
+    """
 
     model: LanguageModel
     recipe: Recipe
@@ -42,10 +44,14 @@ class Loaded:
 
 
 def open_model(path: Path | str) -> Loaded:
-    """Open an artifact, a checkpoint (file or folder) or a run folder (its artifact, else its newest checkpoint)."""
+    """Open an artifact, a checkpoint (file or folder) or a run folder (its artifact, else its
+    newest checkpoint).
+    """
     path = Path(path)
     if not path.exists():
-        raise ArtifactError(f"no model at {str(path)!r}; give an artifact, a checkpoint or a run folder")
+        raise ArtifactError(
+            f"no model at {str(path)!r}; give an artifact, a checkpoint or a run folder"
+        )
     if path.is_dir():
         path = _inside(path)
     return _open_artifact(path) if not _is_safetensors(path) else _open_checkpoint(path)
@@ -53,7 +59,9 @@ def open_model(path: Path | str) -> Loaded:
 
 def exported_recipe(recipe: Recipe) -> Recipe:
     """`recipe` without training-only heads: what a packed or loaded model is built from."""
-    model = recipe.model.model_copy(update={"mtp": recipe.model.mtp.model_copy(update={"heads": 0})})
+    model = recipe.model.model_copy(
+        update={"mtp": recipe.model.mtp.model_copy(update={"heads": 0})}
+    )
     return recipe.model_copy(update={"model": model})
 
 
@@ -62,8 +70,12 @@ def capacity(payload: int) -> int:
     return _FREE_PARAMETERS + _PARAMETERS_PER_BYTE * payload
 
 
-def build_model(recipe: Recipe, tensors: dict[str, Tensor], steps: Steps | None = None) -> LanguageModel:
-    """A LanguageModel of the exported recipe holding `tensors`, in eval mode; `steps` as its codec told them."""
+def build_model(
+    recipe: Recipe, tensors: dict[str, Tensor], steps: Steps | None = None
+) -> LanguageModel:
+    """A LanguageModel of the exported recipe holding `tensors`, in eval mode; `steps` as its codec
+    told them.
+    """
     model = LanguageModel(exported_recipe(recipe).model, seed=None)
     model.load_state_dict(tensors)
     model.steps = steps or {}
@@ -78,7 +90,9 @@ def _inside(folder: Path) -> Path:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Artifacts are told by their first bytes; of the rest, only the suffix promises a checkpoint."""
+    """Artifacts are told by their first bytes; of the rest, only the suffix promises a
+    checkpoint.
+    """
     try:
         return not container.is_artifact(path) and path.suffix == ".safetensors"
     except OSError as error:
@@ -90,7 +104,9 @@ def _open_checkpoint(path: Path) -> Loaded:
     _check_layers(found.recipe)
     tensors = exported_tensors(found.tensors, make_plan(found.recipe.model))
     model = build_model(found.recipe, tensors)
-    return Loaded(model, found.recipe, found.tokenizer, "checkpoint", path, sha256_file(path), found.meta)
+    return Loaded(
+        model, found.recipe, found.tokenizer, "checkpoint", path, sha256_file(path), found.meta
+    )
 
 
 def _open_artifact(path: Path) -> Loaded:
@@ -101,7 +117,9 @@ def _open_artifact(path: Path) -> Loaded:
         tokenizer = load_tokenizer(found.tokenizer) if found.tokenizer else None
         if tokenizer is not None and tokenizer.vocab_size > recipe.model.vocab_size:
             size = recipe.model.vocab_size
-            raise ArtifactError(f"a tokenizer of {tokenizer.vocab_size} pieces with a model of {size}")
+            raise ArtifactError(
+                f"a tokenizer of {tokenizer.vocab_size} pieces with a model of {size}"
+            )
         codec = found.header.get("codec")
         if not isinstance(codec, str) or codec not in CODECS:
             raise ArtifactError(f"unknown codec {codec!r}; this build reads {', '.join(CODECS)}")
@@ -110,8 +128,15 @@ def _open_artifact(path: Path) -> Loaded:
     except NiblickError as error:
         raise ArtifactError(f"artifact {str(path)!r} is refused: {error}") from None
     meta = found.header.get("meta")
-    return Loaded(build_model(recipe, tensors, steps), recipe, tokenizer, "artifact", path, sha256_file(path),
-                  meta if isinstance(meta, dict) else {})
+    return Loaded(
+        build_model(recipe, tensors, steps),
+        recipe,
+        tokenizer,
+        "artifact",
+        path,
+        sha256_file(path),
+        meta if isinstance(meta, dict) else {},
+    )
 
 
 def _recipe(path: Path, header: dict[str, Any]) -> Recipe:
@@ -120,7 +145,9 @@ def _recipe(path: Path, header: dict[str, Any]) -> Recipe:
         raise ArtifactError(f"artifact {str(path)!r} holds no recipe")
     stack = values.get("model", {}).get("stack") if isinstance(values.get("model"), dict) else None
     if isinstance(stack, list) and len(stack) > 64:
-        raise ArtifactError(f"artifact {str(path)!r} declares {len(stack)} stack segments; at most 64 are accepted")
+        raise ArtifactError(
+            f"artifact {str(path)!r} declares {len(stack)} stack segments; at most 64 are accepted"
+        )
     try:
         return recipe_from_dict(values)
     except (NiblickError, RecursionError) as error:
@@ -130,13 +157,19 @@ def _recipe(path: Path, header: dict[str, Any]) -> Recipe:
 def _check_layers(recipe: Recipe) -> None:
     layers = sum(segment.loops * len(segment.blocks) for segment in recipe.model.stack)
     if layers > MAX_LAYERS:
-        raise ArtifactError(f"a recipe of {layers:,} virtual layers; at most {MAX_LAYERS:,} are accepted")
+        raise ArtifactError(
+            f"a recipe of {layers:,} virtual layers; at most {MAX_LAYERS:,} are accepted"
+        )
 
 
 def _bounded_plan(recipe: Recipe, payload: int) -> Plan:
-    """The plan of the exported model, refused where it declares more parameters than the payload can hold."""
+    """The plan of the exported model, refused where it declares more parameters than the payload
+    can hold.
+    """
     _check_layers(recipe)
     plan = make_plan(exported_recipe(recipe).model)
     if plan.parameter_count > capacity(payload):
-        raise ArtifactError(f"{plan.parameter_count:,} parameters declared for a payload of {payload:,} bytes")
+        raise ArtifactError(
+            f"{plan.parameter_count:,} parameters declared for a payload of {payload:,} bytes"
+        )
     return plan

@@ -1,6 +1,8 @@
-"""Reading published state dicts: plain `.pt` files, and the int8 / int6 / mixed dictionaries of systems.md 1-3.
+"""Reading published state dicts: plain `.pt` files, and the int8 / int6 / mixed dictionaries of
+systems.md 1-3.
 
-Files are unpickled weights-only, so a hostile pickle cannot run, and decompression is bounded by the file's size.
+Files are unpickled weights-only, so a hostile pickle cannot run, and decompression is bounded by
+the file's size.
 """
 
 from __future__ import annotations
@@ -22,13 +24,26 @@ from niblick.errors import ArtifactError
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _FREE_BYTES, _LARGEST = 1 << 26, 1 << 30
 # What torch's reader raises on files that are no state dict.
-_UNREADABLE = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, OSError, EOFError, ArithmeticError,
-               AssertionError, MemoryError, struct.error)
+_UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    OSError,
+    EOFError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+)
 _WRAPPERS = ("_orig_mod.", "module.")
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The float32 tensors of a published file, dequantized, by name; `ArtifactError` for anything else."""
+    """The float32 tensors of a published file, dequantized, by name; `ArtifactError` for anything
+    else.
+    """
     content = _unpickle(path, _inflate(path, _read(path)))
     if not isinstance(content, Mapping):
         raise ArtifactError(f"{str(path)!r} holds a {type(content).__name__}, not a state dict")
@@ -62,7 +77,9 @@ def _inflate(path: Path, data: bytes) -> bytes:
     except (zlib.error, zstandard.ZstdError) as error:
         raise ArtifactError(f"{str(path)!r} cannot be decompressed: {error}") from None
     if len(raw) > limit:
-        raise ArtifactError(f"{str(path)!r} expands from {len(data):,} to more than {limit:,} bytes")
+        raise ArtifactError(
+            f"{str(path)!r} expands from {len(data):,} to more than {limit:,} bytes"
+        )
     return raw
 
 
@@ -74,7 +91,9 @@ def _unpickle(path: Path, raw: bytes) -> Any:
         raise ArtifactError(f"{str(path)!r} is refused by weights-only loading: {reason}") from None
     except _UNREADABLE as error:
         reason = (str(error).splitlines() or [""])[0][:160]
-        raise ArtifactError(f"{str(path)!r} is no state dict that torch can read: {reason}") from None
+        raise ArtifactError(
+            f"{str(path)!r} is no state dict that torch can read: {reason}"
+        ) from None
 
 
 def _rows(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +105,9 @@ def _rows(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mixed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Section 3: `m` says for each name whether `w` holds the tensor itself or its codes and scale."""
+    """Section 3: `m` says for each name whether `w` holds the tensor itself or its codes and
+    scale.
+    """
     weights, found = content["w"], {}
     for name, kind in content["m"].items():
         if isinstance(kind, Mapping):
@@ -103,7 +124,9 @@ def _dequantize(name: str, codes: Any, scale: Any) -> Tensor:
     if wide.dim() == 0:
         return codes.float() * wide
     if wide.dim() != 1 or codes.dim() < 1 or wide.shape[0] != codes.shape[0]:
-        raise ArtifactError(f"scales {tuple(scale.shape)} do not fit the rows of {name!r} {tuple(codes.shape)}")
+        raise ArtifactError(
+            f"scales {tuple(scale.shape)} do not fit the rows of {name!r} {tuple(codes.shape)}"
+        )
     return codes.float() * wide.view(-1, *[1] * (codes.dim() - 1))
 
 

@@ -1,7 +1,9 @@
-"""Behaviour tests: the script's own model and evaluation, run small on a CPU in the sandbox, and what they show.
+"""Behaviour tests: the script's own model and evaluation, run small on a CPU in the sandbox, and
+what they show.
 
-These findings rest on what was seen, and say so (`source="dynamic"`). A breach is given only where a run of the
-script surely comes to the function that showed it; elsewhere the same sight is a remark.
+These findings rest on what was seen, and say so (`source="dynamic"`). A breach is given only where
+a run of the script surely comes to the function that showed it; elsewhere the same sight is a
+remark.
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from niblick.audit.types import Finding, Severity, Span, Submission
 _LIMITS = Limits(cpu_seconds=120, wall_seconds=150, memory_bytes=6_000_000_000)
 _LEAK, _NOISE = 0.02, 1e-3  # of the logits' standard deviation
 _ENOUGH = 0.5  # part of the stream that must have been scored for the order to count
-_C1 = "Conditions C1: the distribution for a token depends only on the artifact and on tokens before it"
+_C1 = (
+    "Conditions C1: the distribution for a token depends only on the artifact and on tokens"
+    " before it"
+)
 _C2 = "Conditions C2: a full distribution exists before the token is looked at"
 _C3 = "Conditions C3: a token is scored before any update that has seen it"
 
@@ -34,17 +39,22 @@ def behaviour(submission: Submission, *, trust: bool = False) -> tuple[Finding, 
 
 
 def findings_from(result: dict[str, Any], submission: Submission) -> Iterator[Finding]:
-    """The findings that a worker's report gives rise to; it describes foreign code and may hold anything."""
+    """The findings that a worker's report gives rise to; it describes foreign code and may hold
+    anything.
+    """
     source = submission.source
     unpacked = bool(source and source.layers)
     file = submission.script.name if submission.script else "."
     attempts = result.get("attempts")
     for attempt in attempts[:10] if isinstance(attempts, list) else ():
         yield _finding(
-            "dynamic-import-effects", Severity.NOTE, f"while being imported it {_after_place(attempt)}",
-            "Limits and evidence: nothing but the artifact at evaluation", "do this in main, before the clock starts",
+            "dynamic-import-effects",
+            Severity.NOTE,
+            f"while being imported it {_after_place(attempt)}",
+            "Limits and evidence: nothing but the artifact at evaluation",
+            "do this in main, before the clock starts",
             _span(file, attempt, unpacked),
-        )  # fmt: skip
+        )
     probe = result.get("probe")
     if isinstance(probe, dict) and "unusable" not in probe:
         yield from _probe_findings(probe, file, unpacked)
@@ -60,24 +70,44 @@ def _after_place(attempt: object) -> str:
 
 def _span(file: str, attempt: object, unpacked: bool) -> Span | None:
     line = str(attempt).partition(": ")[0].rpartition(":")[2]
-    return Span(file=file, start=int(line), end=int(line), unpacked=unpacked) if line.isdigit() else None
+    return (
+        Span(file=file, start=int(line), end=int(line), unpacked=unpacked)
+        if line.isdigit()
+        else None
+    )
 
 
 def _finding(
-    rule: str, severity: Severity, evidence: str, pointer: str, cure: str, span: Span | None, verdict: str | None = None
-) -> Finding:  # fmt: skip
+    rule: str,
+    severity: Severity,
+    evidence: str,
+    pointer: str,
+    cure: str,
+    span: Span | None,
+    verdict: str | None = None,
+) -> Finding:
     return Finding(
-        rule=rule, severity=severity, verdict=verdict, span=span, evidence=evidence, pointer=pointer, cure=cure,
+        rule=rule,
+        severity=severity,
+        verdict=verdict,
+        span=span,
+        evidence=evidence,
+        pointer=pointer,
+        cure=cure,
         source="dynamic",
-    )  # fmt: skip
+    )
 
 
 def _unfinished(submission: Submission, why: str) -> Finding:
     file = submission.script.name if submission.script else "."
     return _finding(
-        "dynamic-unfinished", Severity.INFO, f"the behaviour tests gave no result ({why}); the verdict rests on reading",
-        "Behaviour", "none is needed", Span(file=file, start=1, end=1),
-    )  # fmt: skip
+        "dynamic-unfinished",
+        Severity.INFO,
+        f"the behaviour tests gave no result ({why}); the verdict rests on reading",
+        "Behaviour",
+        "none is needed",
+        Span(file=file, start=1, end=1),
+    )
 
 
 def _number(values: dict[str, Any], name: str) -> float:
@@ -92,26 +122,52 @@ def _probe_findings(probe: dict[str, Any], file: str, unpacked: bool) -> Iterato
     scale = max(_number(probe, "scale"), 1e-6)
     name = plain(probe.get("model"))
     where = f"{name} with random weights, {int(_number(probe, 'length'))} tokens"
-    repeat, future, targets = (_number(probe, key) / scale for key in ("repeat", "future", "targets"))
+    repeat, future, targets = (
+        _number(probe, key) / scale for key in ("repeat", "future", "targets")
+    )
     if repeat > _NOISE:
         said = f"two runs on the same tokens differ by {repeat:.3f} of the logits' spread ({where})"
-        yield _finding("dynamic-determinism", Severity.NOTE, said, _C1, "make evaluation deterministic", span)
-    if future > _LEAK and future > 4 * repeat:
-        said = f"changing later tokens moves earlier logits by {future:.3f} of their spread ({where})"
         yield _finding(
-            "dynamic-causality", Severity.BREACH, said, _C1, "mask what comes later", span, "flag_other"
+            "dynamic-determinism", Severity.NOTE, said, _C1, "make evaluation deterministic", span
+        )
+    if future > _LEAK and future > 4 * repeat:
+        said = (
+            f"changing later tokens moves earlier logits by {future:.3f} of their spread ({where})"
+        )
+        yield _finding(
+            "dynamic-causality",
+            Severity.BREACH,
+            said,
+            _C1,
+            "mask what comes later",
+            span,
+            "flag_other",
         )
     elif targets > _LEAK and targets > 4 * repeat:
-        said = f"changing the targets alone moves the logits by {targets:.3f} of their spread ({where})"
+        said = (
+            f"changing the targets alone moves the logits by {targets:.3f} of their spread"
+            f" ({where})"
+        )
         yield _finding(
-            "dynamic-targets", Severity.BREACH, said, _C1, "keep targets out of the model", span, "flag_other"
+            "dynamic-targets",
+            Severity.BREACH,
+            said,
+            _C1,
+            "keep targets out of the model",
+            span,
+            "flag_other",
         )
     elif repeat <= _NOISE:
         across = _number(probe, "across_bos") / scale
         crossing = (
-            f"sees tokens before a BOS ({across:.2f})" if across > _NOISE else "sees nothing before a BOS"
+            f"sees tokens before a BOS ({across:.2f})"
+            if across > _NOISE
+            else "sees nothing before a BOS"
         )
-        said = f"no logit depends on later tokens or on targets, runs repeat exactly; a document {crossing} ({where})"
+        said = (
+            "no logit depends on later tokens or on targets, runs repeat exactly; a document"
+            f" {crossing} ({where})"
+        )
         yield _finding("dynamic-causality", Severity.INFO, said, _C1, "none is needed", span)
 
 
@@ -128,7 +184,10 @@ def _order_findings(seen: dict[str, Any], file: str, unpacked: bool) -> Iterator
     sure = seen.get("reached") == "yes"
     if counted < _ENOUGH * scoreable:
         if learnt:
-            said = f"{name} learnt from {learnt} of {scoreable} validation tokens and reported no score for them first"
+            said = (
+                f"{name} learnt from {learnt} of {scoreable} validation tokens and reported no"
+                " score for them first"
+            )
             yield _finding("dynamic-order", Severity.NOTE, said, _C3, "score before learning", span)
         return
     how = f"{counted} of {scoreable} tokens of a synthetic stream scored"
@@ -139,10 +198,18 @@ def _order_findings(seen: dict[str, Any], file: str, unpacked: bool) -> Iterator
         breach = "flag_slot" if slot else "flag_prequant_ttt"
         severity, verdict = (Severity.BREACH, breach) if sure else (Severity.NOTE, None)
         yield _finding(
-            "dynamic-order", severity, said, _C3, "score each token before learning from it", span, verdict
+            "dynamic-order",
+            severity,
+            said,
+            _C3,
+            "score each token before learning from it",
+            span,
+            verdict,
         )
     elif learnt > 0:
-        said = f"{name} scored every token before learning from it ({how}, {learnt} learnt from later)"
+        said = (
+            f"{name} scored every token before learning from it ({how}, {learnt} learnt from later)"
+        )
         verdict = "clean_ttt_score_first" if sure else None
         yield _finding("dynamic-order", Severity.INFO, said, _C3, "none is needed", span, verdict)
     else:
@@ -155,12 +222,15 @@ def _sum_findings(seen: dict[str, Any], name: str, span: Span) -> Iterator[Findi
     """Whether what a function reported is the mean loss of its model's own distributions."""
     own, returned = _number(seen, "own"), seen.get("returned")
     reported = [
-        float(value) for value in returned or () if isinstance(value, int | float) and math.isfinite(value)
+        float(value)
+        for value in returned or ()
+        if isinstance(value, int | float) and math.isfinite(value)
     ]
     if not own or not reported or min(abs(value - own) for value in reported) < 0.02 * own:
         return
     said = (
-        f"{name} reports {reported[0]:.4f}; the mean loss of the model's own distributions was {own:.4f} nats"
+        f"{name} reports {reported[0]:.4f}; the mean loss of the model's own distributions was"
+        f" {own:.4f} nats"
     )
     cure = "show that what is mixed in keeps the distribution normalised"
     yield _finding("dynamic-own-loss", Severity.NOTE, said, _C2, cure, span)

@@ -1,4 +1,6 @@
-"""Whose fault a failed import is: the submission's own, or something that the reviewing machine lacks."""
+"""Whose fault a failed import is: the submission's own, or something that the reviewing machine
+lacks.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,26 @@ from niblick.audit.types import Submission
 
 VARIABLE = "environment variable "
 _LIMITS = {
-    "cpu": "the CPU time limit", "wall": "the time limit", "memory": "the memory limit",
-    "processes": "the limit on processes", "output": "the limit on output",
-}  # fmt: skip
+    "cpu": "the CPU time limit",
+    "wall": "the time limit",
+    "memory": "the memory limit",
+    "processes": "the limit on processes",
+    "output": "the limit on output",
+}
 _NEEDS_DEVICE = re.compile(
     r"cuda|nvidia|nccl|\bgpu\b|hip\b|cudnn|triton|device-side|libdevice|nvcc|metal|\bmps\b|stand-in|standin",
     re.IGNORECASE,
 )
-_DATA = re.compile(r"\.bin\b|fineweb|datasets?/|\.model\b|tokenizer|shard|val_\*|train_\*", re.IGNORECASE)
+_DATA = re.compile(
+    r"\.bin\b|fineweb|datasets?/|\.model\b|tokenizer|shard|val_\*|train_\*", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Blame:
-    """`own` is True for the submission's fault; `error` and `missing` hold the submission's text, unescaped."""
+    """`own` is True for the submission's fault; `error` and `missing` hold the submission's text,
+    unescaped.
+    """
 
     own: bool
     error: str
@@ -34,26 +43,39 @@ class Blame:
     cure: str | None = None
 
 
-def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declared: set[str]) -> Blame:
+def blame(
+    submission: Submission, outcome: Outcome, stood_in: list[str], declared: set[str]
+) -> Blame:
     """Decides from the worker's report, or from how the run ended where there is none."""
     if outcome.tampered:
         return Blame(
-            own=True, error="the script wrote to the reviewer's result channel", cure="remove that code"
+            own=True,
+            error="the script wrote to the reviewer's result channel",
+            cure="remove that code",
         )
     if outcome.result is None:
         return _blame_end(outcome)
     if "harness" in outcome.result:
         last = str(outcome.result["harness"]).strip().rpartition("\n")[2]
-        return Blame(own=False, error=f"the smoke test itself failed: {last}", missing="a working smoke test")
+        return Blame(
+            own=False, error=f"the smoke test itself failed: {last}", missing="a working smoke test"
+        )
     failure = outcome.result.get("failure") or {}
     kind, message = str(failure.get("type", "Error")), str(failure.get("message", ""))
-    place = f" ({failure['file']}:{failure['line']})" if failure.get("file") and failure.get("line") else ""
+    place = (
+        f" ({failure['file']}:{failure['line']})"
+        if failure.get("file") and failure.get("line")
+        else ""
+    )
     error = f"{kind}: {message}{place}"
     bases = set(failure.get("bases") or ())
     if kind == "HandedOver":
         said = f"the script replaces itself by another program ({message})"
         return Blame(
-            own=False, error=said, missing="what it hands over to", cure="review that program with --script"
+            own=False,
+            error=said,
+            missing="what it hands over to",
+            cure="review that program with --script",
         )
     if "ImportError" in bases or failure.get("missing"):
         return _blame_import(failure, error, declared)
@@ -83,12 +105,18 @@ def blame(submission: Submission, outcome: Outcome, stood_in: list[str], declare
     }:
         return Blame(own=False, error=error, missing="a GPU", cure="import on a machine with a GPU")
     if "MemoryError" in bases:
-        return Blame(own=False, error=error, missing="memory", cure="review on a machine with more memory")
-    return Blame(own=True, error=error, cure="make the script importable: fix the line named in the error")
+        return Blame(
+            own=False, error=error, missing="memory", cure="review on a machine with more memory"
+        )
+    return Blame(
+        own=True, error=error, cure="make the script importable: fix the line named in the error"
+    )
 
 
 def _foreign_place(failure: dict[str, Any], message: str) -> str | None:
-    """The installed package that raised the failure or lacks what the script asks of it, or None."""
+    """The installed package that raised the failure or lacks what the script asks of it, or
+    None.
+    """
     raised_in = re.search(r"-packages/([A-Za-z0-9_]+)", str(failure.get("last")))
     if raised_in or "/stand_ins/" in str(failure.get("last")):
         return raised_in[1] if raised_in else "a GPU package"
@@ -97,11 +125,14 @@ def _foreign_place(failure: dict[str, Any], message: str) -> str | None:
 
 
 def _required_variable(kind: str, message: str, last: str) -> str | None:
-    """The variable whose absence a script complains of: looked up in `os.environ`, or asked for in words."""
+    """The variable whose absence a script complains of: looked up in `os.environ`, or asked for in
+    words.
+    """
     if kind == "KeyError" and last.endswith(("/os.py", "<frozen os>")):
         return message.strip("'\"")
     asked = re.search(
-        r"\b([A-Z][A-Z0-9_]{2,})\b.{0,40}\b(?:required|must be set|not set|is unset|missing)\b", message
+        r"\b([A-Z][A-Z0-9_]{2,})\b.{0,40}\b(?:required|must be set|not set|is unset|missing)\b",
+        message,
     )
     return asked[1] if asked and re.search(r"env|variable|\$", message, re.IGNORECASE) else None
 
@@ -109,10 +140,15 @@ def _required_variable(kind: str, message: str, last: str) -> str | None:
 def _blame_end(outcome: Outcome) -> Blame:
     """There was no report: a limit, the sandbox itself, or the script ended the process."""
     if outcome.reason == "sandbox":
-        return Blame(own=False, error=f"sandbox: {outcome.error or 'no report'}", missing="a working sandbox")
+        return Blame(
+            own=False, error=f"sandbox: {outcome.error or 'no report'}", missing="a working sandbox"
+        )
     if outcome.reason is not None:
         error = f"importing the script broke {_LIMITS.get(outcome.reason, outcome.reason)}"
-        if outcome.reason in {"wall", "memory"}:  # a busy or small machine does the same to an honest script
+        if outcome.reason in {
+            "wall",
+            "memory",
+        }:  # a busy or small machine does the same to an honest script
             return Blame(
                 own=False,
                 error=error,
@@ -121,7 +157,9 @@ def _blame_end(outcome: Outcome) -> Blame:
             )
         return Blame(own=True, error=error, cure="keep work behind a __main__ guard")
     if outcome.exit is not None and outcome.exit < 0:
-        return Blame(own=True, error=f"the script's process died of signal {-outcome.exit} while importing")
+        return Blame(
+            own=True, error=f"the script's process died of signal {-outcome.exit} while importing"
+        )
     return Blame(
         own=True,
         error=f"the script ended its process while being imported (exit code {outcome.exit})",
@@ -152,10 +190,15 @@ def _blame_import(failure: dict[str, Any], error: str, declared: set[str]) -> Bl
         return _needs(error, name)
     if top in sys.stdlib_module_names:
         return Blame(
-            own=False, error=error, missing=name, cure="use the Python that the submission was run with"
+            own=False,
+            error=error,
+            missing=name,
+            cure="use the Python that the submission was run with",
         )
     if failure.get("importing") and _installed(top):
-        return Blame(own=False, error=error, missing=name, cure=f"install the version of {top} it wants")
+        return Blame(
+            own=False, error=error, missing=name, cure=f"install the version of {top} it wants"
+        )
     return Blame(
         own=True,
         error=error,
@@ -170,28 +213,51 @@ def _installed(top: str) -> bool:
 
 
 def _blame_syntax(submission: Submission, error: str) -> Blame:
-    """A text that the audit's own reader can parse (it knows newer grammar) fails only on this Python."""
-    if submission.source is not None and submission.source.tree is not None and not submission.source.layers:
-        return Blame(own=False, error=error, missing="Python 3.12", cure="import with Python 3.12 or later")
+    """A text that the audit's own reader can parse (it knows newer grammar) fails only on this
+    Python.
+    """
+    if (
+        submission.source is not None
+        and submission.source.tree is not None
+        and not submission.source.layers
+    ):
+        return Blame(
+            own=False, error=error, missing="Python 3.12", cure="import with Python 3.12 or later"
+        )
     return Blame(own=True, error=error, cure="ship a script that parses")
 
 
 def _blame_program(failure: dict[str, Any], error: str) -> Blame:
-    """Another program that is not here, or that cannot do its work (compile, install, look for a GPU) here."""
+    """Another program that is not here, or that cannot do its work (compile, install, look for a
+    GPU) here.
+    """
     program = str(failure.get("path") or "") or "a program that it runs"
     return Blame(
-        own=False, error=error, missing=program, cure="ship what the program builds, or name it in the README"
+        own=False,
+        error=error,
+        missing=program,
+        cure="ship what the program builds, or name it in the README",
     )
 
 
 def _blame_file(failure: dict[str, Any], error: str) -> Blame:
     path = str(failure.get("path") or "")
-    if path and ((path.startswith(("/", "~")) and not path.startswith("/submission/")) or _DATA.search(path)):
-        return Blame(own=False, error=error, missing=path, cure="fetch the data set and tokenizer beforehand")
+    if path and (
+        (path.startswith(("/", "~")) and not path.startswith("/submission/")) or _DATA.search(path)
+    ):
+        return Blame(
+            own=False, error=error, missing=path, cure="fetch the data set and tokenizer beforehand"
+        )
     if _DATA.search(str(failure.get("message", ""))):
         return Blame(
-            own=False, error=error, missing="data set", cure="fetch the data set and tokenizer beforehand"
+            own=False,
+            error=error,
+            missing="data set",
+            cure="fetch the data set and tokenizer beforehand",
         )
     return Blame(
-        own=True, error=error, missing=path.removeprefix("/submission/") or None, cure="ship the missing file"
+        own=True,
+        error=error,
+        missing=path.removeprefix("/submission/") or None,
+        cure="ship the missing file",
     )

@@ -1,7 +1,8 @@
 """The documented run command of a submission, read from its README, shell scripts or logs.
 
-A command names the script, sets variables, and may start several processes; the last block that launches the
-script counts, later assignments win, and nothing is ever run or expanded beyond plain `NAME=value` words.
+A command names the script, sets variables, and may start several processes; the last block that
+launches the script counts, later assignments win, and nothing is ever run or expanded beyond plain
+`NAME=value` words.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from pathlib import Path
 
 from niblick.audit.types import RunCommand
 
-_FENCE = re.compile(r"^\s*(?:```|~~~)([\w+-]*)[^\n]*\n(.*?)^\s*(?:```|~~~)", re.DOTALL | re.MULTILINE)
-_LAUNCH = re.compile(r"torchrun|torch\.distributed\.(?:run|launch)|python\d?|accelerate\s+launch|mpirun|uv\s+run")
+_FENCE = re.compile(
+    r"^\s*(?:```|~~~)([\w+-]*)[^\n]*\n(.*?)^\s*(?:```|~~~)", re.DOTALL | re.MULTILINE
+)
+_LAUNCH = re.compile(
+    r"torchrun|torch\.distributed\.(?:run|launch)|python\d?|accelerate\s+launch|mpirun|uv\s+run"
+)
 _ASSIGN = re.compile(r"^(?:export\s+|set\s+|-e\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.DOTALL)
 _PREFIXES = frozenset({"export", "env", "sudo", "nohup", "time", "set", "do", "then", "exec", "("})
 _BETWEEN = frozenset({"", "&&", "||", "|", "&"})
@@ -23,7 +28,9 @@ _DEFAULT = re.compile(r"\$\{([A-Za-z_]\w*):?[-=]([^}]*)\}")
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
 
 
-def find_command(root: Path, script: str, readme: str | None, metadata: dict[str, object] | None) -> RunCommand | None:
+def find_command(
+    root: Path, script: str, readme: str | None, metadata: dict[str, object] | None
+) -> RunCommand | None:
     """The best documented command for `script` (a file name) in folder `root`, or None."""
     return next(documented_commands(root, script, readme, metadata), None)
 
@@ -31,15 +38,23 @@ def find_command(root: Path, script: str, readme: str | None, metadata: dict[str
 def documented_commands(
     root: Path, script: str, readme: str | None, metadata: dict[str, object] | None
 ) -> Iterator[RunCommand]:
-    """Every documented command for `script`, the most telling first: README and metadata, then shell scripts."""
+    """Every documented command for `script`, the most telling first: README and metadata, then
+    shell scripts.
+    """
     candidates = list(_blocks(readme)) if readme else []
     found = [c for c in (_parse(text, script, "README") for text in candidates) if c]
     if metadata:
         for key in ("command", "run_command", "train_command", "cmd"):
-            if isinstance(metadata.get(key), str) and (parsed := _parse(str(metadata[key]), script, "submission.json")):
+            if isinstance(metadata.get(key), str) and (
+                parsed := _parse(str(metadata[key]), script, "submission.json")
+            ):
                 found.append(parsed)
-    yield from sorted(found, key=lambda c: (c.world_size or 0, len(c.environment), -found.index(c)), reverse=True)
-    for path in sorted(root.glob("*.sh"), key=lambda p: (not p.name.startswith(("run", "train")), p.name)):
+    yield from sorted(
+        found, key=lambda c: (c.world_size or 0, len(c.environment), -found.index(c)), reverse=True
+    )
+    for path in sorted(
+        root.glob("*.sh"), key=lambda p: (not p.name.startswith(("run", "train")), p.name)
+    ):
         if path.stat().st_size < 200_000 and (
             parsed := _parse(path.read_text("utf-8", "replace"), script, path.name)
         ):

@@ -1,7 +1,8 @@
 """Switches that a folder's logs show to have been on, although no documented command sets them.
 
-A log line that only a switched-off part of the script can have printed is evidence that the switch was on; so is
-a dump of settings. Lines of the script itself, which some logs begin with, are no evidence.
+A log line that only a switched-off part of the script can have printed is evidence that the switch
+was on; so is a dump of settings. Lines of the script itself, which some logs begin with, are no
+evidence.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ _MAX_LOG = 3_000_000
 _MAX_LOGS = 8
 _DUMP = re.compile(r"(?<![\w.\-/])([A-Za-z_]\w*)\s?[:=]\s?([^\s,;(){}\[\]]+)")
 _PRINTS = re.compile(r"print|log|write|echo|info|warn|report|say|emit", re.IGNORECASE)
-_LAUNCHER = frozenset({"RANK", "LOCAL_RANK", "RUN_ID", "SEED", "DATA_PATH", "DATA_DIR", "TOKENIZER_PATH"})
+_LAUNCHER = frozenset(
+    {"RANK", "LOCAL_RANK", "RUN_ID", "SEED", "DATA_PATH", "DATA_DIR", "TOKENIZER_PATH"}
+)
 _OFF = frozenset({"", "0", "0.0", "false", "False", "none", "None", "no", "off"})
 _MIN_LITERAL = 8
 
@@ -30,7 +33,9 @@ class Guard:
 
 
 def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str]:
-    """Environment variables, by name, that the logs in `root` show to have differed from the defaults."""
+    """Environment variables, by name, that the logs in `root` show to have differed from the
+    defaults.
+    """
     lines = log_lines(root, text)
     if not lines:
         return {}
@@ -50,14 +55,25 @@ def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str
 
 
 def log_lines(root: Path, text: str) -> list[str]:
-    """The lines of the logs in a folder, without those of the script `text` that some logs begin with."""
+    """The lines of the logs in a folder, without those of the script `text` that some logs begin
+    with.
+    """
     source = set(map(str.strip, text.splitlines()))
-    paths = sorted([*root.glob("*.log"), *root.glob("*log*.txt"), *root.glob("*train*.txt"), *root.glob("logs/*")])
+    paths = sorted(
+        [
+            *root.glob("*.log"),
+            *root.glob("*log*.txt"),
+            *root.glob("*train*.txt"),
+            *root.glob("logs/*"),
+        ]
+    )
     out: list[str] = []
     for path in [p for p in paths if p.is_file() and not p.is_symlink()][:_MAX_LOGS]:
         with path.open("rb") as handle:
             text = handle.read(_MAX_LOG).decode("utf-8", "replace")
-        out.extend(line for line in text.splitlines() if line.strip() and line.strip() not in source)
+        out.extend(
+            line for line in text.splitlines() if line.strip() and line.strip() not in source
+        )
     return out
 
 
@@ -76,7 +92,9 @@ def _dumped(lines: list[str], scan: Scan) -> dict[str, str]:
 
 
 class Scan:
-    """Where a script prints what, under which conditions, and which names come from the environment."""
+    """Where a script prints what, under which conditions, and which names come from the
+    environment.
+    """
 
     def __init__(self, tree: ast.Module) -> None:
         self.variables: dict[str, tuple[str, str | None]] = {}
@@ -111,7 +129,13 @@ class Scan:
     def _assignment(self, node: ast.Assign | ast.AnnAssign) -> None:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         for target in targets:
-            name = target.id if isinstance(target, ast.Name) else target.attr if isinstance(target, ast.Attribute) else None
+            name = (
+                target.id
+                if isinstance(target, ast.Name)
+                else target.attr
+                if isinstance(target, ast.Attribute)
+                else None
+            )
             if name is None or node.value is None:
                 continue
             read = next(_environment_reads(node.value), None)
@@ -126,7 +150,13 @@ class Scan:
             self._expression(node.orelse, (*guards, Guard(node.test, False)), function)
             return
         if isinstance(node, ast.Call):
-            name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            name = (
+                node.func.id
+                if isinstance(node.func, ast.Name)
+                else node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else ""
+            )
             self.calls.setdefault(name, []).append((guards, function))
             if _PRINTS.search(name):
                 self._printed(node, guards, function)
@@ -203,21 +233,38 @@ class Scan:
             self.satisfy(Guard(self.aliases[name], wanted), found, depth + 1)
 
     def variable(self, node: ast.expr) -> tuple[str, str | None] | None:
-        """(environment variable, default) behind a name or attribute, if it was read from the environment."""
+        """(environment variable, default) behind a name or attribute, if it was read from the
+        environment.
+        """
         name = _name(node)
         return self.variables.get(name) if name else None
 
 
 def _name(node: ast.expr) -> str:
-    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+    return (
+        node.id
+        if isinstance(node, ast.Name)
+        else node.attr
+        if isinstance(node, ast.Attribute)
+        else ""
+    )
 
 
 def _environment_reads(node: ast.expr) -> Iterator[tuple[str, str | None]]:
-    """(variable, default) of each environment read inside an expression, direct or through a helper."""
+    """(variable, default) of each environment read inside an expression, direct or through a
+    helper.
+    """
     for call in ast.walk(node):
         if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
             key = call.args[0].value
             if isinstance(key, str) and re.fullmatch(r"[A-Z][A-Z0-9_]+", key):
                 default = call.args[1] if len(call.args) > 1 else None
                 value = default.value if isinstance(default, ast.Constant) else None
-                yield key, None if value is None else str(int(value) if isinstance(value, bool) else value)
+                yield (
+                    key,
+                    (
+                        None
+                        if value is None
+                        else str(int(value) if isinstance(value, bool) else value)
+                    ),
+                )

@@ -1,7 +1,9 @@
-"""What of a submission goes into the sandbox: the script, the files it may import or read, its environment.
+"""What of a submission goes into the sandbox: the script, the files it may import or read, its
+environment.
 
-Files reach the sandbox as copies, so nothing there can touch the originals. Hidden files, links and very large
-files stay out, and a lone script takes only the code beside it along, never the rest of its folder.
+Files reach the sandbox as copies, so nothing there can touch the originals. Hidden files, links and
+very large files stay out, and a lone script takes only the code beside it along, never the rest of
+its folder.
 """
 
 from __future__ import annotations
@@ -63,9 +65,13 @@ def job_for(submission: Submission, task: str) -> Job:
 
 
 def documented_environment(submission: Submission) -> dict[str, str]:
-    """Variables of the documented run command, those aside that a shell or a reader was meant to fill in."""
+    """Variables of the documented run command, those aside that a shell or a reader was meant to
+    fill in.
+    """
     given = submission.command.environment if submission.command else {}
-    return {name: value for name, value in given.items() if not re.search(r"[$`<>{}]|\.\.\.", value)}
+    return {
+        name: value for name, value in given.items() if not re.search(r"[$`<>{}]|\.\.\.", value)
+    }
 
 
 def declared_packages(*places: Path) -> set[str]:
@@ -92,7 +98,9 @@ def _within_bounds(pairs: Iterator[tuple[str, Path]]) -> Iterator[tuple[str, Pat
 
 def _beside(base: Path, script: Path) -> Iterator[tuple[str, Path]]:
     """Files of a record folder, or the code beside a lone script and the packages it imports."""
-    is_record = any((base / name).is_file() for name in ("submission.json", "README.md", "requirements.txt"))
+    is_record = any(
+        (base / name).is_file() for name in ("submission.json", "README.md", "requirements.txt")
+    )
     if is_record:
         for path in _walk(base):
             if path != script and path.suffix not in _UNREAD:
@@ -104,7 +112,9 @@ def _beside(base: Path, script: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _from_repository(submission: Submission, base: Path) -> Iterator[tuple[str, Path]]:
-    """Modules the script imports from the repository whose `records` folder holds the submission."""
+    """Modules the script imports from the repository whose `records` folder holds the
+    submission.
+    """
     parents = [parent for parent in base.parents if parent.name == "records"]
     imported = _imported(submission)
     for root in [base, *(parent.parent for parent in parents)]:
@@ -131,12 +141,16 @@ def _imported(submission: Submission) -> set[str]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Plain files below `folder`, four levels deep, none hidden, not more than a bounded number looked at."""
+    """Plain files below `folder`, four levels deep, none hidden, not more than a bounded number
+    looked at.
+    """
     seen = 0
     for place, inner, names in os.walk(folder):
         depth = len(Path(place).relative_to(folder).parts)
         inner[:] = sorted(
-            name for name in inner if not name.startswith(".") and name not in _SKIPPED and depth < 4
+            name
+            for name in inner
+            if not name.startswith(".") and name not in _SKIPPED and depth < 4
         )
         for name in sorted(names):
             seen += 1

@@ -1,6 +1,8 @@
-"""The review of one path: read it, follow its documented run, apply the rules, run it if asked, decide.
+"""The review of one path: read it, follow its documented run, apply the rules, run it if asked,
+decide.
 
-`review` never runs a submission's code itself; with `run_code` the sandbox of `niblick.audit.smoke` does.
+`review` never runs a submission's code itself; with `run_code` the sandbox of `niblick.audit.smoke`
+does.
 """
 
 from __future__ import annotations
@@ -25,17 +27,22 @@ from niblick.audit.unpack import parse, unpack_file
 from niblick.audit.verdict import decide
 
 _WORLD_SIZE = "2"
-"""Stands for every run of several processes: rank 0 of two sees what each of eight does, over more of the stream."""
+"""Stands for every run of several processes: rank 0 of two sees what each of eight does."""
 _MAX_MODULE = 600_000
 _MORE_COMMANDS = 2
 _NATIVE = frozenset({".c", ".cc", ".cpp", ".cu"})
-_HELD_OUT = re.compile(r"^_?(?:val|valid|validation|eval|test|held|holdout)_?(?:tokens?|data|ids|stream|toks|bytes|text)", re.IGNORECASE)
+_HELD_OUT = re.compile(
+    r"^_?(?:val|valid|validation|eval|test|held|holdout)_?(?:tokens?|data|ids|stream|toks|bytes|text)",
+    re.IGNORECASE,
+)
 _SECONDS = 2.6
-"""Processor time for following a program under all its commands; steps run out first on nearly every script."""
+"""Processor time for following a program under all its commands; steps mostly run out first."""
 _LOOP = re.compile(r"\bfor\s*\([^;()]*;[^;]*;[^)]*\)")
 
 
-def review(path: str | Path, *, run_code: bool = False, trust: bool = False, script: str | None = None) -> Report:
+def review(
+    path: str | Path, *, run_code: bool = False, trust: bool = False, script: str | None = None
+) -> Report:
     """The report on a script or record folder; `AuditError` if there is nothing to read there."""
     from niblick.audit.record import record_findings
 
@@ -43,45 +50,69 @@ def review(path: str | Path, *, run_code: bool = False, trust: bool = False, scr
     case = build_case(found)
     findings = list(apply(case))
     smoke: Smoke | None = None
-    if run_code and found.submission.source is not None and found.submission.source.tree is not None:
+    if (
+        run_code
+        and found.submission.source is not None
+        and found.submission.source.tree is not None
+    ):
         smoke, dynamic = _run(found, trust)
         findings.extend(dynamic)
     record, more = record_findings(found.submission, smoke)
     findings.extend(more)
     verdict, recommendation = decide(findings, smoke, understood=_understood(case))
     return Report(
-        path=str(path), verdict=verdict, recommendation=recommendation, findings=tuple(findings), smoke=smoke,
+        path=str(path),
+        verdict=verdict,
+        recommendation=recommendation,
+        findings=tuple(findings),
+        smoke=smoke,
         record=record,
     )
 
 
 def _understood(case: Case) -> bool:
-    """Whether the evaluation was followed, or the program is too plain to hide anything from a reader."""
+    """Whether the evaluation was followed, or the program is too plain to hide anything from a
+    reader.
+    """
     if case.tree is None or scored(case.trace):
         return case.submission.source is None or bool(scored(case.trace))
-    return not any(_learns_from_held_out(function) for function in case.functions if function.name != "main")
+    return not any(
+        _learns_from_held_out(function) for function in case.functions if function.name != "main"
+    )
 
 
 def _learns_from_held_out(function: ast.FunctionDef) -> bool:
-    """Whether a function computes gradients and names held-out tokens, as far as a look at its words tells."""
+    """Whether a function computes gradients and names held-out tokens, as far as a look at its
+    words tells.
+    """
     nodes = list(ast.walk(function))
     learning = any(
-        isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in {"backward", "grad"} for n in nodes
+        isinstance(n, ast.Call)
+        and isinstance(n.func, ast.Attribute)
+        and n.func.attr in {"backward", "grad"}
+        for n in nodes
     )
     return learning and any(
-        _HELD_OUT.match(n.id if isinstance(n, ast.Name) else n.arg if isinstance(n, ast.arg) else n.attr)
-        for n in nodes if isinstance(n, (ast.Name, ast.arg, ast.Attribute))
+        _HELD_OUT.match(
+            n.id if isinstance(n, ast.Name) else n.arg if isinstance(n, ast.arg) else n.attr
+        )
+        for n in nodes
+        if isinstance(n, (ast.Name, ast.arg, ast.Attribute))
     )
 
 
 def build_case(found: Read) -> Case:
-    """The case of a submission: its program followed under the documented command that reaches its evaluation."""
+    """The case of a submission: its program followed under the documented command that reaches its
+    evaluation.
+    """
     submission = found.submission
     until = time.process_time() + _SECONDS
     case = _followed(found, submission.command, _SECONDS)
     if case.tree is None or scored(case.trace) or submission.script is None:
         return case
-    others = documented_commands(submission.root, submission.script.name, submission.readme, submission.metadata)
+    others = documented_commands(
+        submission.root, submission.script.name, submission.readme, submission.metadata
+    )
     for command in (*islice((c for c in others if c != submission.command), _MORE_COMMANDS), None):
         left = until - time.process_time()
         if left <= 0:
@@ -107,11 +138,18 @@ def _followed(found: Read, command: RunCommand | None, seconds: float) -> Case:
         shown = settings_from_logs(source.tree, source.text, submission.root)
         stated = prose_settings(submission.readme) if command is None else {}
         environment = {**shown, **stated, **environment}
-    environment["WORLD_SIZE"] = "1" if (world or environment.get("WORLD_SIZE")) in (1, "1") else _WORLD_SIZE
+    environment["WORLD_SIZE"] = (
+        "1" if (world or environment.get("WORLD_SIZE")) in (1, "1") else _WORLD_SIZE
+    )
     if source is not None and source.tree is not None:
         trace = flow.run(
-            source.tree, file=source.path, environment=environment, arguments=arguments, modules=_modules(found),
-            native=_native(found), seconds=seconds,
+            source.tree,
+            file=source.path,
+            environment=environment,
+            arguments=arguments,
+            modules=_modules(found),
+            native=_native(found),
+            seconds=seconds,
         )
     return Case(submission=submission, trace=trace, carried=found.carried, environment=environment)
 
@@ -126,13 +164,17 @@ def _run(found: Read, trust: bool) -> tuple[Smoke, tuple[Finding, ...]]:
 
 
 def _modules(found: Read) -> dict[str, tuple[str, ast.Module]]:
-    """Python modules that ship with the script: dotted name, and plain name where it is unique -> (file, tree)."""
+    """Python modules that ship with the script: dotted name, and plain name where it is unique ->
+    (file, tree).
+    """
     script = found.submission.script
     texts = {name: text for name, text in found.carried.items() if name.endswith(".py")}
     for path in found.submission.context:
         inside = script is not None and script.parent in path.parents and path.suffix == ".py"
         if inside and script is not None and path.stat().st_size < _MAX_MODULE:
-            texts.setdefault(path.relative_to(script.parent).as_posix(), unpack_file(path).source.text)
+            texts.setdefault(
+                path.relative_to(script.parent).as_posix(), unpack_file(path).source.text
+            )
     out: dict[str, tuple[str, ast.Module]] = {}
     for file, text in sorted(texts.items(), key=lambda item: item[0].count("/")):
         try:
@@ -146,7 +188,9 @@ def _modules(found: Read) -> dict[str, tuple[str, ast.Module]]:
 
 
 def _native(found: Read) -> dict[str, frozenset[int]]:
-    """Functions of C sources, in files or in strings of the script, whose outputs depend on the token they are for."""
+    """Functions of C sources, in files or in strings of the script, whose outputs depend on the
+    token they are for.
+    """
     out: dict[str, frozenset[int]] = {}
     for path in found.submission.context:
         if path.suffix in _NATIVE and path.stat().st_size < _MAX_MODULE:
@@ -156,7 +200,11 @@ def _native(found: Read) -> dict[str, frozenset[int]]:
             out.update(gated_outputs(text))
     tree = found.submission.source.tree if found.submission.source else None
     for node in ast.walk(tree) if tree is not None else ():
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and _LOOP.search(node.value):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and _LOOP.search(node.value)
+        ):
             out.update(gated_outputs(node.value))
     return out
 

@@ -1,8 +1,9 @@
-"""The smoke test: does the script import on a CPU, what does it define, and if it fails, whose fault is it.
+"""The smoke test: does the script import on a CPU, what does it define, and if it fails, whose
+fault is it.
 
-Runs the script in the sandbox only. A failure is the submission's own (`IMPORT_FAIL`) or the machine's
-(`ENVIRONMENT`): a package, a GPU feature, a data file or a newer Python that is not here. `missing` names it and
-`cure` says what would help.
+Runs the script in the sandbox only. A failure is the submission's own (`IMPORT_FAIL`) or the
+machine's (`ENVIRONMENT`): a package, a GPU feature, a data file or a newer Python that is not here.
+`missing` names it and `cure` says what would help.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def smoke_test(submission: Submission, *, trust: bool = False) -> Smoke:
         return _not_run(code, isolation.kind, "there is no script")
     if not isolation.contained and not trust:
         return _not_run(
-            code, "none", f"no isolation on this machine ({isolation.detail}); --trust runs it anyway"
+            code,
+            "none",
+            f"no isolation on this machine ({isolation.detail}); --trust runs it anyway",
         )
     job = job_for(submission, "smoke")
     for _ in range(_MOST_VARIABLES):
@@ -51,9 +54,20 @@ def _with_variable(job: Job, name: str) -> Job:
 
 def _not_run(code: int, isolation: str, why: str) -> Smoke:
     return Smoke(
-        status="NOT_RUN", seconds=None, dim=None, layers=None, vocab=None, parameters=None, code_bytes=code,
-        python=_python(), error=why, missing=None, own_fault=None, cure=None, isolation=isolation,
-    )  # fmt: skip
+        status="NOT_RUN",
+        seconds=None,
+        dim=None,
+        layers=None,
+        vocab=None,
+        parameters=None,
+        code_bytes=code,
+        python=_python(),
+        error=why,
+        missing=None,
+        own_fault=None,
+        cure=None,
+        isolation=isolation,
+    )
 
 
 def _python() -> str:
@@ -65,7 +79,13 @@ def _judge(submission: Submission, outcome: Outcome, code: int) -> Smoke:
     measured = result.get("measured") or {}
     stood_in = [str(name) for name in result.get("stood_in", ())]
     if result.get("ok"):
-        status, error, missing, own, cure = "SMOKE_TEST_PASS", None, ", ".join(stood_in) or None, None, None
+        status, error, missing, own, cure = (
+            "SMOKE_TEST_PASS",
+            None,
+            ", ".join(stood_in) or None,
+            None,
+            None,
+        )
     else:
         fault = blame(submission, outcome, stood_in, declared_packages(*folders(submission)))
         own, error, missing, cure = fault.own, fault.error, fault.missing, fault.cure
@@ -88,7 +108,9 @@ def _judge(submission: Submission, outcome: Outcome, code: int) -> Smoke:
 
 
 def _number(value: Any, kind: type) -> Any:
-    """A number of the worker's report, or None where it is not one: the report describes foreign code."""
+    """A number of the worker's report, or None where it is not one: the report describes foreign
+    code.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return kind(value) if abs(value) < 1e15 else None

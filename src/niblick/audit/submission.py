@@ -1,7 +1,8 @@
-"""Any path seen as a submission: which script is under review, how it is run, and what lies beside it.
+"""Any path seen as a submission: which script is under review, how it is run, and what lies beside
+it.
 
-Reading is bounded and follows no link out of the folder. Where a folder holds several scripts the one its
-README runs is chosen, else train_gpt.py; `script=` overrides.
+Reading is bounded and follows no link out of the folder. Where a folder holds several scripts the
+one its README runs is chosen, else train_gpt.py; `script=` overrides.
 """
 
 from __future__ import annotations
@@ -18,8 +19,13 @@ from niblick.errors import AuditError
 
 _MAX_TEXT = 4_000_000
 _MAX_FILES = 400
-_CODE = frozenset({".py", ".c", ".cc", ".cpp", ".cu", ".h", ".hpp", ".sh", ".rs", ".go", ".js", ".ts"})
-_HELPER = re.compile(r"(?:^|_)(?:test|setup|prepare|plot|analy|download|retoken|verify|ablat|sweep|probe)", re.IGNORECASE)
+_CODE = frozenset(
+    {".py", ".c", ".cc", ".cpp", ".cu", ".h", ".hpp", ".sh", ".rs", ".go", ".js", ".ts"}
+)
+_HELPER = re.compile(
+    r"(?:^|_)(?:test|setup|prepare|plot|analy|download|retoken|verify|ablat|sweep|probe)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +46,22 @@ def read(path: Path, script: str | None = None) -> Read:
     """`read_submission`, with what the loader carries."""
     path = Path(path)
     if not path.exists():
-        raise AuditError(f"{path}: no such file or folder; expected a training script or a record folder")
+        raise AuditError(
+            f"{path}: no such file or folder; expected a training script or a record folder"
+        )
     root = path if path.is_dir() else path.parent
     readme = _text(_first(root, ("README.md", "readme.md", "README.txt", "README", "Readme.md")))
     metadata = _metadata(root)
     chosen = _choose(root, path, script, readme, metadata)
     unpacked = unpack_file(chosen) if chosen else None
     submission = Submission(
-        root=root, script=chosen, source=unpacked.source if unpacked else _no_source(root),
+        root=root,
+        script=chosen,
+        source=unpacked.source if unpacked else _no_source(root),
         context=_context(root, chosen) if path.is_dir() or script is None else (),
         command=find_command(root, chosen.name, readme, metadata) if chosen else None,
-        readme=readme, metadata=metadata,
+        readme=readme,
+        metadata=metadata,
     )
     return _with_carried(submission, unpacked)
 
@@ -58,7 +69,9 @@ def read(path: Path, script: str | None = None) -> Read:
 def _with_carried(submission: Submission, unpacked: Unpacked | None) -> Read:
     if unpacked is None:
         return Read(submission=submission)
-    return Read(submission=submission, carried=unpacked.files, loader_environment=unpacked.environment)
+    return Read(
+        submission=submission, carried=unpacked.files, loader_environment=unpacked.environment
+    )
 
 
 def _no_source(root: Path) -> Source | None:
@@ -97,7 +110,11 @@ def _metadata(root: Path) -> dict[str, object] | None:
 
 
 def _choose(
-    root: Path, path: Path, script: str | None, readme: str | None, metadata: dict[str, object] | None
+    root: Path,
+    path: Path,
+    script: str | None,
+    readme: str | None,
+    metadata: dict[str, object] | None,
 ) -> Path | None:
     """The script under review; None where the folder holds no Python at all."""
     if script is not None:
@@ -115,13 +132,18 @@ def _choose(
             return candidate
         return run[0]
     run = [p for p in scripts if find_command(root, p.name, readme, metadata)]
-    training = [p for p in scripts if p.name.startswith("train")] or [p for p in scripts if not _HELPER.search(p.stem)]
+    training = [p for p in scripts if p.name.startswith("train")] or [
+        p for p in scripts if not _HELPER.search(p.stem)
+    ]
     return next(iter(run or training or scripts), None)
 
 
 def _scripts(root: Path) -> list[Path]:
     """Python files of a folder, nearest first: training scripts before the rest."""
-    flat = sorted((p for p in root.glob("*.py") if _own(root, p)), key=lambda p: (not p.name.startswith("train"), bool(_HELPER.search(p.stem)), p.name))
+    flat = sorted(
+        (p for p in root.glob("*.py") if _own(root, p)),
+        key=lambda p: (not p.name.startswith("train"), bool(_HELPER.search(p.stem)), p.name),
+    )
     return flat or [p for p in sorted(root.glob("*/*.py")) if _own(root, p)][:50]
 
 

@@ -1,7 +1,9 @@
-"""The nouns of an audit: a submission as read, what a rule found, what a smoke test saw, and the report.
+"""The nouns of an audit: a submission as read, what a rule found, what a smoke test saw, and the
+report.
 
-Every value is frozen and holds plain data, so a report can be compared, printed or written as JSON without
-running anything. No module of `niblick.audit` imports torch outside the sandboxed child process.
+Every value is frozen and holds plain data, so a report can be compared, printed or written as JSON
+without running anything. No module of `niblick.audit` imports torch outside the sandboxed child
+process.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """Lines `start`..`end` (1-based, inclusive) of `file`; `unpacked` means lines of the unpacked text."""
+    """Lines `start`..`end` (1-based, inclusive) of `file`; `unpacked` means lines of the unpacked
+    text.
+    """
 
     file: str
     start: int
@@ -33,10 +37,11 @@ class Span:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing a rule saw: where, the evidence in a sentence, the rule it touches and what would cure it.
+    """One thing a rule saw: where, the evidence in a sentence, the rule it touches and what would
+    cure it.
 
-    `verdict` names the verdict this finding argues for, if any. `source` is "static" (read), "dynamic" (run)
-    or "record" (the folder's files and logs).
+    `verdict` names the verdict this finding argues for, if any. `source` is "static" (read),
+    "dynamic" (run) or "record" (the folder's files and logs).
     """
 
     rule: str
@@ -53,9 +58,9 @@ class Finding:
 class Source:
     """One script after unpacking: `text` is what would run, `layers` the packing it was wrapped in.
 
-    `shipped_bytes` is the size of the file on disk, `unpacked_bytes` that of `text` in UTF-8. `tree` is None
-    when the text does not parse, and `error` then says why. `resolved` are the calls (as text, with their number)
-    that would run text which was read.
+    `shipped_bytes` is the size of the file on disk, `unpacked_bytes` that of `text` in UTF-8.
+    `tree` is None when the text does not parse, and `error` then says why. `resolved` are the calls
+    (as text, with their number) that would run text which was read.
     """
 
     path: str
@@ -70,7 +75,9 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class RunCommand:
-    """The documented way to run a script: command text, variables it sets, processes, and where it was read."""
+    """The documented way to run a script: command text, variables it sets, processes, and where it
+    was read.
+    """
 
     text: str
     environment: dict[str, str]
@@ -80,7 +87,9 @@ class RunCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """A folder seen as a submission: the script under review, the files beside it and what documents it."""
+    """A folder seen as a submission: the script under review, the files beside it and what
+    documents it.
+    """
 
     root: Path
     script: Path | None
@@ -95,8 +104,9 @@ class Submission:
 class Smoke:
     """What importing the script in the sandbox showed.
 
-    `status` is "SMOKE_TEST_PASS", "IMPORT_FAIL", "ENVIRONMENT" or "NOT_RUN"; `own_fault` tells a failure of the
-    submission from one of the machine, `missing` names what was not there. Unknown numbers are None.
+    `status` is "SMOKE_TEST_PASS", "IMPORT_FAIL", "ENVIRONMENT" or "NOT_RUN"; `own_fault` tells a
+    failure of the submission from one of the machine, `missing` names what was not there. Unknown
+    numbers are None.
     """
 
     status: str

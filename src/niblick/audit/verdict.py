@@ -1,7 +1,7 @@
 """From findings to one verdict and a recommendation.
 
-Precedence: an import failure of the submission's own, then flags, then clean, then `hold_unclear`. Only a
-`BREACH` decides; findings from running the code outrank suspicions from reading it.
+Precedence: an import failure of the submission's own, then flags, then clean, then `hold_unclear`.
+Only a `BREACH` decides; findings from running the code outrank suspicions from reading it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ FLAGS = ("flag_ngram", "flag_prequant_ttt", "flag_slot", "flag_other")
 VERDICTS = ("import_fail", *FLAGS, "clean_ttt_score_first", "clean_neural", "hold_unclear")
 
 
-def decide(findings: Iterable[Finding], smoke: Smoke | None, *, understood: bool) -> tuple[str, str]:
-    """(verdict, recommendation). `understood` tells whether the evaluation could be followed at all."""
+def decide(
+    findings: Iterable[Finding], smoke: Smoke | None, *, understood: bool
+) -> tuple[str, str]:
+    """(verdict, recommendation). `understood` tells whether the evaluation could be followed at
+    all.
+    """
     findings = tuple(findings)
     breaches = {f.verdict for f in findings if f.severity is Severity.BREACH and f.verdict}
-    if "import_fail" in breaches or (smoke is not None and smoke.status == "IMPORT_FAIL" and smoke.own_fault):
+    if "import_fail" in breaches or (
+        smoke is not None and smoke.status == "IMPORT_FAIL" and smoke.own_fault
+    ):
         return "import_fail", "NEEDS AUTHOR ACTION: the script does not import"
     for flag in FLAGS:
         if flag in breaches:
@@ -29,7 +35,10 @@ def decide(findings: Iterable[Finding], smoke: Smoke | None, *, understood: bool
         if f.severity is Severity.WARNING and f.verdict and not _seen_in_order(f, findings)
     }
     if suspected & {*FLAGS, "hold_unclear"} or not understood:
-        return "hold_unclear", "HOLD: the evidence does not decide, a person should read the places named"
+        return (
+            "hold_unclear",
+            "HOLD: the evidence does not decide, a person should read the places named",
+        )
     verdict = "clean_ttt_score_first" if _learns(findings) else "clean_neural"
     if any(f.severity is Severity.WARNING for f in findings):
         return verdict, "NEEDS AUTHOR ACTION: looks clean, but evidence is missing or inconsistent"
@@ -41,9 +50,15 @@ def _learns(findings: tuple[Finding, ...]) -> bool:
 
 
 def _seen_in_order(suspicion: Finding, findings: tuple[Finding, ...]) -> bool:
-    """Whether a run of the very function a suspicion points into showed every token scored before learning."""
+    """Whether a run of the very function a suspicion points into showed every token scored before
+    learning.
+    """
     here = suspicion.span
-    if here is None or suspicion.source == "dynamic" or suspicion.verdict not in {"flag_prequant_ttt", "flag_slot"}:
+    if (
+        here is None
+        or suspicion.source == "dynamic"
+        or suspicion.verdict not in {"flag_prequant_ttt", "flag_slot"}
+    ):
         return False
     return any(
         f.rule == "dynamic-order"

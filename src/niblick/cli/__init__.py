@@ -1,7 +1,8 @@
-"""The command line: `niblick COMMAND ...`; each command is a small module that is imported only when it runs.
+"""The command line: `niblick COMMAND ...`; each command is a small module that is imported only
+when it runs.
 
-Errors a user can cause become one line on standard error and the exit code of the error: 0 done, 1 the work
-found something wrong, 2 usage or bad input, 3 undecided (audit).
+Errors a user can cause become one line on standard error and the exit code of the error: 0 done, 1
+the work found something wrong, 2 usage or bad input, 3 undecided (audit).
 """
 
 from __future__ import annotations
@@ -22,23 +23,47 @@ from niblick.errors import NiblickError
 # name -> (module:function or module:app, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "recipes": ("niblick.cli.plan:recipes_command", "List the shipped recipes."),
-    "plan": ("niblick.cli.plan:plan_command", "Show what a recipe builds, and its sizes, before anything is built."),
+    "plan": (
+        "niblick.cli.plan:plan_command",
+        "Show what a recipe builds, and its sizes, before anything is built.",
+    ),
     "data": ("niblick.cli.data:app", "Prepare, check and fetch training data."),
-    "train": ("niblick.cli.train:train_command", "Train a recipe, pack it, score it from the file, print its card."),
-    "pack": ("niblick.cli.pack:pack_command", "Pack a checkpoint into one artifact under a byte cap."),
+    "train": (
+        "niblick.cli.train:train_command",
+        "Train a recipe, pack it, score it from the file, print its card.",
+    ),
+    "pack": (
+        "niblick.cli.pack:pack_command",
+        "Pack a checkpoint into one artifact under a byte cap.",
+    ),
     "eval": ("niblick.cli.eval:eval_command", "Score a model on a held-out split."),
     "compare": ("niblick.cli.compare:compare_command", "Compare runs with statistics."),
-    "ablate": ("niblick.cli.ablate:ablate_command", "Train variants of a recipe without named techniques."),
+    "ablate": (
+        "niblick.cli.ablate:ablate_command",
+        "Train variants of a recipe without named techniques.",
+    ),
     "generate": ("niblick.cli.generate:generate_command", "Continue a prompt."),
-    "import": ("niblick.cli.foreign:import_command", "Read a published state dict into a checkpoint."),
+    "import": (
+        "niblick.cli.foreign:import_command",
+        "Read a published state dict into a checkpoint.",
+    ),
     "export": ("niblick.cli.export:export_command", "Write a run as a submission folder."),
-    "verify": ("niblick.cli.export:verify_command", "Re-score an exported submission without this package."),
-    "audit": ("niblick.cli.audit:audit_command", "Review somebody's submission: is its score valid?"),
+    "verify": (
+        "niblick.cli.export:verify_command",
+        "Re-score an exported submission without this package.",
+    ),
+    "audit": (
+        "niblick.cli.audit:audit_command",
+        "Review somebody's submission: is its score valid?",
+    ),
     "card": ("niblick.cli.card:card_command", "Print the card of a run."),
 }
 
-# Recent versions of typer carry a click of their own, older ones use click itself: theirs is taken, whichever it is.
-USAGE_ERROR: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+# Recent versions of typer carry a click of their own, older ones use click itself: theirs is taken,
+# whichever it is.
+USAGE_ERROR: Any = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
 
 
 class LazyGroup(TyperGroup):
@@ -77,10 +102,15 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(cls=LazyGroup, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]})
+@app.callback(
+    cls=LazyGroup, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Train, pack, score, audit and run the best language model that fits a byte budget."""
@@ -88,10 +118,13 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `niblick` command: runs it and exits with its code."""
-    # pydantic would read what every installed distribution offers, as long as building all of our validators takes
+    # pydantic would read what every installed distribution offers, as long as building all of our
+    # validators takes
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
-        code = typer.main.get_command(app).main(args=arguments, prog_name="niblick", standalone_mode=False)
+        code = typer.main.get_command(app).main(
+            args=arguments, prog_name="niblick", standalone_mode=False
+        )
     except NiblickError as error:
         code = _fail(str(error), error.exit_code)
     except typer.Exit as error:

@@ -1,7 +1,9 @@
-"""`niblick ablate`: train a recipe and its variants without named techniques, and show what each is worth.
+"""`niblick ablate`: train a recipe and its variants without named techniques, and show what each is
+worth.
 
-Every run is a process of its own (`python -m niblick train`) in OUT/VARIANT/seed-N. What is finished is kept and
-what was begun is resumed, so the same command continues after any interruption.
+Every run is a process of its own (`python -m niblick train`) in OUT/VARIANT/seed-N. What is
+finished is kept and what was begun is resumed, so the same command continues after any
+interruption.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: the recipe's file, the run directory and the seed; plain values, so that any executor can carry it."""
+    """One run: the recipe's file, the run directory and the seed; plain values, so that any
+    executor can carry it.
+    """
 
     recipe: str
     folder: str
@@ -46,21 +50,36 @@ def ablate_command(
     recipe: RecipeArgument,
     leave_out: Annotated[
         list[str] | None,
-        typer.Option("--without", metavar="NAME", help='A technique to leave out, or several: "a+b". Repeatable.'),
+        typer.Option(
+            "--without",
+            metavar="NAME",
+            help='A technique to leave out, or several: "a+b". Repeatable.',
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs per variant, with consecutive seeds.")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Runs per variant, with consecutive seeds.")
+    ] = 3,
     overrides: SetOption = None,
     duration: DurationOption = None,
     max_bytes: MaxBytesOption = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the runs; else runs/RECIPE-ablation.")] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side (durations in steps or tokens only).")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; else runs/RECIPE-ablation.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs side by side (durations in steps or tokens only).")
+    ] = 1,
     executor: Annotated[
         str | None,
-        typer.Option(metavar="MODULE:NAME", help="A concurrent.futures executor to run on, e.g. one of a cluster."),
+        typer.Option(
+            metavar="MODULE:NAME",
+            help="A concurrent.futures executor to run on, e.g. one of a cluster.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train RECIPE as it is and without each named technique; print bpb differences with confidence intervals."""
+    """Train RECIPE as it is and without each named technique; print bpb differences with confidence
+    intervals.
+    """
     from niblick.report.ablate import ablation_markdown, summarise_ablation
 
     chosen = read_recipe(recipe, overrides, duration=duration, max_bytes=max_bytes)
@@ -70,20 +89,28 @@ def ablate_command(
     work = {name: make_jobs(variant, folder / name, seeds) for name, variant in variants.items()}
     with _executor(jobs, executor) as pool:
         run_jobs([job for batch in work.values() for job in batch], pool)
-    found = summarise_ablation(chosen.name, {name: [read_card(job) for job in batch] for name, batch in work.items()})
+    found = summarise_ablation(
+        chosen.name, {name: [read_card(job) for job in batch] for name, batch in work.items()}
+    )
     text = ablation_markdown(found)
-    (folder / "ablation.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8")
+    (folder / "ablation.json").write_text(
+        json.dumps(found, indent=1, allow_nan=False) + "\n", "utf-8"
+    )
     (folder / "ablation.md").write_text(text, "utf-8")
     print(json.dumps(found, allow_nan=False) if as_json else text)
 
 
 def make_variants(recipe: Recipe, leave_out: list[str]) -> dict[str, Recipe]:
-    """Variant name -> recipe, the whole one first; `NiblickError` where nothing is left out or a name is wrong."""
+    """Variant name -> recipe, the whole one first; `NiblickError` where nothing is left out or a
+    name is wrong.
+    """
     from niblick.recipe.techniques import used_techniques, without
     from niblick.report.ablate import BASELINE
 
     if not leave_out:
-        raise NiblickError(f"give --without NAME; {recipe.name} uses: {', '.join(used_techniques(recipe))}")
+        raise NiblickError(
+            f"give --without NAME; {recipe.name} uses: {', '.join(used_techniques(recipe))}"
+        )
     return {BASELINE: recipe, **{f"without-{name}": without(recipe, name) for name in leave_out}}
 
 
@@ -96,17 +123,24 @@ def make_jobs(recipe: Recipe, folder: Path, seeds: int) -> list[Job]:
 
     path = folder / "recipe.toml"
     if path.is_file() and load_recipe(path) != recipe:
-        raise TrainingError(f"{str(folder)!r} holds runs of another recipe; choose another --out or remove it")
+        raise TrainingError(
+            f"{str(folder)!r} holds runs of another recipe; choose another --out or remove it"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(recipe_to_toml(recipe), "utf-8")
     except OSError as error:
         raise TrainingError(f"cannot write {str(path)!r}: {error.strerror}") from None
-    return [Job(str(path), str(folder / f"seed-{s}"), s) for s in range(recipe.seed, recipe.seed + seeds)]
+    return [
+        Job(str(path), str(folder / f"seed-{s}"), s)
+        for s in range(recipe.seed, recipe.seed + seeds)
+    ]
 
 
 def run_jobs(jobs: list[Job], pool: Executor | None) -> None:
-    """Run what is not finished, in order here or side by side on `pool`; the first failure ends it."""
+    """Run what is not finished, in order here or side by side on `pool`; the first failure ends
+    it.
+    """
     left = [job for job in jobs if not _card_path(job).is_file()]
     for number, job in enumerate(left, 1):
         print(f"[{number}/{len(left)}] {job.folder}", file=sys.stderr)
@@ -123,7 +157,9 @@ def run_jobs(jobs: list[Job], pool: Executor | None) -> None:
 
 
 def run_job(job: Job) -> None:
-    """Train one run in a process of its own, resuming it if it was begun; its output goes to FOLDER/log.txt."""
+    """Train one run in a process of its own, resuming it if it was begun; its output goes to
+    FOLDER/log.txt.
+    """
     folder = Path(job.folder)
     if any((folder / "checkpoints").glob("step-*")):
         arguments = ["--resume", job.folder]
@@ -133,7 +169,10 @@ def run_job(job: Job) -> None:
     log = folder / "log.txt"
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "niblick", "train", *arguments], stdin=subprocess.DEVNULL, stdout=file, stderr=file
+            [sys.executable, "-m", "niblick", "train", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
         )
         try:
             code = process.wait()
@@ -142,7 +181,9 @@ def run_job(job: Job) -> None:
             raise
     if code:
         lines = log.read_text("utf-8", "replace").strip().splitlines()
-        raise TrainingError(f"{job.folder} failed with exit code {code}: {lines[-1] if lines else 'no output'}")
+        raise TrainingError(
+            f"{job.folder} failed with exit code {code}: {lines[-1] if lines else 'no output'}"
+        )
 
 
 def read_card(job: Job) -> dict[str, Any]:
@@ -164,14 +205,16 @@ def _check_clock(recipe: Recipe, *, side_by_side: bool) -> None:
 
     if side_by_side and Duration.parse(recipe.training.duration).unit == "seconds":
         raise NiblickError(
-            f"runs side by side slow each other down: give --duration in steps or tokens, not "
+            "runs side by side slow each other down: give --duration in steps or tokens, not "
             f"{recipe.training.duration!r}, or leave --jobs and --executor out"
         )
 
 
 @contextmanager
 def _executor(jobs: int, name: str | None) -> Iterator[Executor | None]:
-    """None to run here one after another, threads that wait for processes, or the executor that NAME makes."""
+    """None to run here one after another, threads that wait for processes, or the executor that
+    NAME makes.
+    """
     if name is None:
         with ThreadPoolExecutor(jobs) if jobs > 1 else nullcontext() as pool:
             yield pool
@@ -180,6 +223,8 @@ def _executor(jobs: int, name: str | None) -> Iterator[Executor | None]:
     try:
         make = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise NiblickError(f'--executor {name!r} is not like "concurrent.futures:ProcessPoolExecutor": {error}') from None
+        raise NiblickError(
+            f'--executor {name!r} is not like "concurrent.futures:ProcessPoolExecutor": {error}'
+        ) from None
     with make() as pool:
         yield pool

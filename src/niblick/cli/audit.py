@@ -1,6 +1,8 @@
-"""`niblick audit PATH...`: reviews submissions and says, with evidence, whether their scores are valid.
+"""`niblick audit PATH...`: reviews submissions and says, with evidence, whether their scores are
+valid.
 
-Exit codes: 0 all clean; 1 one is flagged or does not import; 2 usage; 3 one is undecided and none is flagged.
+Exit codes: 0 all clean; 1 one is flagged or does not import; 2 usage; 3 one is undecided and none
+is flagged.
 """
 
 from __future__ import annotations
@@ -34,19 +36,24 @@ def audit_command(
         str | None, typer.Option(help="The script to review, where a folder holds several.")
     ] = None,
     trust: Annotated[
-        bool, typer.Option("--trust", help="Run the code even where this machine cannot isolate it.")
+        bool,
+        typer.Option("--trust", help="Run the code even where this machine cannot isolate it."),
     ] = False,
     static: Annotated[bool, typer.Option("--static", help="Only read; run nothing.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show remarks without weight too.")
     ] = False,
 ) -> None:
-    """Review submissions: unpack, read, smoke-test in a sandbox, check the record, give a verdict."""
+    """Review submissions: unpack, read, smoke-test in a sandbox, check the record, give a
+    verdict.
+    """
     if trust and static:
         raise AuditError("--trust and --static exclude each other: --static runs nothing")
     for path in paths:
         if not path.exists():
-            raise AuditError(f"{path}: no such file or folder; expected a training script or a record folder")
+            raise AuditError(
+                f"{path}: no such file or folder; expected a training script or a record folder"
+            )
     for target in (sarif, markdown, html):
         if target is not None and not target.resolve().parent.is_dir():
             raise AuditError(f"{target}: its folder does not exist")
@@ -64,8 +71,12 @@ def exit_code(reports: list[Report]) -> int:
     return 0 if all(verdict.startswith("clean_") for verdict in verdicts) else _UNDECIDED
 
 
-def _review_all(paths: list[Path], *, run_code: bool, trust: bool, script: str | None) -> Iterator[Report]:
-    """Reports in the order of `paths`; where code runs, a few at a time, each in a process of its own."""
+def _review_all(
+    paths: list[Path], *, run_code: bool, trust: bool, script: str | None
+) -> Iterator[Report]:
+    """Reports in the order of `paths`; where code runs, a few at a time, each in a process of its
+    own.
+    """
     from niblick.audit.review import review
 
     def one(path: Path) -> Report:
@@ -87,15 +98,27 @@ def _review_all(paths: list[Path], *, run_code: bool, trust: bool, script: str |
 
 def _failed(path: Path, error: Exception) -> Report:
     """The report on a path that the audit itself broke down on: undecided, and says so."""
-    said = f"The audit broke down on this path ({type(error).__name__}: {str(error)[:200]}); nothing is decided."
+    said = (
+        f"The audit broke down on this path ({type(error).__name__}: {str(error)[:200]}); nothing"
+        " is decided."
+    )
     finding = Finding(
-        rule="audit-failure", severity=Severity.WARNING, verdict="hold_unclear", span=None, evidence=said,
-        pointer="records: the script runs inside its folder", cure="Report this as an error of the audit, and read the script.",
-    )  # fmt: skip
+        rule="audit-failure",
+        severity=Severity.WARNING,
+        verdict="hold_unclear",
+        span=None,
+        evidence=said,
+        pointer="records: the script runs inside its folder",
+        cure="Report this as an error of the audit, and read the script.",
+    )
     return Report(
-        path=str(path), verdict="hold_unclear", recommendation="HOLD: the audit failed here, a person should read the script",
-        findings=(finding,), smoke=None, record={},
-    )  # fmt: skip
+        path=str(path),
+        verdict="hold_unclear",
+        recommendation="HOLD: the audit failed here, a person should read the script",
+        findings=(finding,),
+        smoke=None,
+        record={},
+    )
 
 
 @contextmanager
@@ -114,7 +137,9 @@ def _progress(total: int) -> Iterator[Any]:
         yield lambda: bar.advance(task)
 
 
-def _write_files(reports: list[Report], sarif: Path | None, markdown: Path | None, html: Path | None) -> None:
+def _write_files(
+    reports: list[Report], sarif: Path | None, markdown: Path | None, html: Path | None
+) -> None:
     from niblick import __version__
     from niblick.audit import render
 
@@ -144,11 +169,15 @@ def _print_summary(reports: list[Report]) -> None:
 
     from niblick.audit.render.escape import plain
 
-    table = Table("path", "verdict", "breaches", "smoke", "recommendation", box=None, header_style="bold")
+    table = Table(
+        "path", "verdict", "breaches", "smoke", "recommendation", box=None, header_style="bold"
+    )
     for report in reports:
         breaches = sum(finding.severity.value == "breach" for finding in report.findings)
         smoke = report.smoke.status if report.smoke else "NOT_RUN"
-        near = Path(*Path(report.path).parts[-2:])  # a full path would push the verdict out of sight
+        near = Path(
+            *Path(report.path).parts[-2:]
+        )  # a full path would push the verdict out of sight
         cells = (near, report.verdict, breaches, smoke, report.recommendation.partition(":")[0])
         table.add_row(*(Text(plain(cell)) for cell in cells))
     sys.stdout.write("\n")

@@ -14,7 +14,9 @@ from niblick.errors import NiblickError
 
 
 def card_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or one of several seeds.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run directory, or one of several seeds.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Print RUN's card as Markdown, or as JSON."""
@@ -22,14 +24,18 @@ def card_command(
     try:
         card = json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise NiblickError(f"no card in {str(run)!r}: {error.strerror}; a run has one once it is scored") from None
+        raise NiblickError(
+            f"no card in {str(run)!r}: {error.strerror}; a run has one once it is scored"
+        ) from None
     except ValueError as error:
         raise NiblickError(f"{str(path)!r} is damaged: {error}") from None
     show_card(card, as_json)
 
 
 def show_card(card: dict[str, Any], as_json: bool) -> None:
-    """Print a run's card, or the one over several seeds: JSON, Markdown, or on a terminal drawn Markdown."""
+    """Print a run's card, or the one over several seeds: JSON, Markdown, or on a terminal drawn
+    Markdown.
+    """
     from niblick.report.card import card_markdown
     from niblick.report.seeds import seeds_markdown
 

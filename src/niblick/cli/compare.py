@@ -1,4 +1,6 @@
-"""`niblick compare`: statistics of runs against the first of them, as text, JSON and one HTML page."""
+"""`niblick compare`: statistics of runs against the first of them, as text, JSON and one HTML
+page.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,22 @@ import typer
 
 def compare_command(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run directories, folders of seeds, or score files.")
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run directories, folders of seeds, or score files."),
     ],
     split: Annotated[str, typer.Option(help="validation or test.")] = "validation",
-    mode: Annotated[str | None, typer.Option(help="Mode of the scores; else one that all have.")] = None,
-    resamples: Annotated[int, typer.Option(help="Bootstrap resamples.", min=100, max=1_000_000)] = 10_000,
-    html: Annotated[Path | None, typer.Option(help="Write one self-contained HTML page with plots.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the statistics as one JSON document.")] = False,
+    mode: Annotated[
+        str | None, typer.Option(help="Mode of the scores; else one that all have.")
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option(help="Bootstrap resamples.", min=100, max=1_000_000)
+    ] = 10_000,
+    html: Annotated[
+        Path | None, typer.Option(help="Write one self-contained HTML page with plots.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the statistics as one JSON document.")
+    ] = False,
 ) -> None:
     """Compare RUNs: the first is what the others are held against."""
     import json

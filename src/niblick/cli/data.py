@@ -45,33 +45,45 @@ def _show(dataset: Dataset, as_json: bool) -> None:
         typer.echo(json.dumps(summary, indent=1))
         return
     lossless = "lossless" if summary["lossless"] else "lossy: it normalises text"
-    typer.echo(f"{summary['folder']}: {summary['corpus']}, tokenizer {summary['tokenizer']} ({lossless})")
+    typer.echo(
+        f"{summary['folder']}: {summary['corpus']}, tokenizer {summary['tokenizer']} ({lossless})"
+    )
     for split, counts in summary["splits"].items():
-        typer.echo(f"  {split:<10} " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
+        typer.echo(
+            f"  {split:<10} " + ", ".join(f"{value:,} {name}" for name, value in counts.items())
+        )
     if summary["attribution"]:
         typer.echo(f"  {summary['attribution']}")
 
 
 @app.command("prepare")
 def prepare_command(
-    corpus: Annotated[str, typer.Argument(help="wiki-vital, or a folder of .txt, .jsonl or .parquet files.")],
+    corpus: Annotated[
+        str, typer.Argument(help="wiki-vital, or a folder of .txt, .jsonl or .parquet files.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write the shards to.")],
     tokenizer: Annotated[
         str,
         typer.Option(
-            "--tokenizer", help='"train", "train-within-words", "bytes", "fineweb-1024" or a .model file.'
+            "--tokenizer",
+            help='"train", "train-within-words", "bytes", "fineweb-1024" or a .model file.',
         ),
     ] = "train",
     vocab_size: Annotated[
-        int | None, typer.Option("--vocab-size", help="Size of a trained vocabulary; 1024 unless given.")
+        int | None,
+        typer.Option("--vocab-size", help="Size of a trained vocabulary; 1024 unless given."),
     ] = None,
     shard_tokens: Annotated[
         int, typer.Option("--shard-tokens", help="Tokens in a shard, at most.")
     ] = 100_000_000,
     as_json: Json = False,
 ) -> None:
-    """Tokenize a corpus into shards; training a tokenizer on its training split unless told otherwise."""
-    dataset = prepare(corpus, out=out, tokenizer=tokenizer, vocab_size=vocab_size, shard_tokens=shard_tokens)
+    """Tokenize a corpus into shards; training a tokenizer on its training split unless told
+    otherwise.
+    """
+    dataset = prepare(
+        corpus, out=out, tokenizer=tokenizer, vocab_size=vocab_size, shard_tokens=shard_tokens
+    )
     _show(dataset, as_json)
 
 
@@ -83,7 +95,9 @@ def check_command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Verify shards: headers, sizes, ids, byte accounting, separation of splits. Exit code 1 on problems."""
+    """Verify shards: headers, sizes, ids, byte accounting, separation of splits. Exit code 1 on
+    problems.
+    """
     if not folder.is_dir():
         raise DataError(f"data folder {str(folder)!r} does not exist")
     report = check(folder, load_tokenizer(tokenizer) if tokenizer else None)
@@ -92,8 +106,8 @@ def check_command(
     else:
         for split, found in report.splits.items():
             typer.echo(
-                f"{split}: {found.documents:,} documents, {found.tokens:,} tokens, {found.bytes:,} bytes; "
-                f"bytes compared with the decoded text in {found.accounted:,} documents"
+                f"{split}: {found.documents:,} documents, {found.tokens:,} tokens, {found.bytes:,}"
+                f" bytes; bytes compared with the decoded text in {found.accounted:,} documents"
             )
         for problem in report.problems:
             typer.echo(f"problem: {problem}")
@@ -108,16 +122,22 @@ def fetch_command(
     variant: Annotated[
         str, typer.Option("--variant", help="Tokenizer family: sp1024, or byte260.")
     ] = "sp1024",
-    train_shards: Annotated[int, typer.Option("--train-shards", help="How many training shards.")] = 1,
-    out: Annotated[Path, typer.Option("--out", help="Folder that gets datasets/ and tokenizers/.")] = Path(
-        "data"
-    ),
-    repository: Annotated[str, typer.Option("--repo", help="Hugging Face dataset repository.")] = REPOSITORY,
+    train_shards: Annotated[
+        int, typer.Option("--train-shards", help="How many training shards.")
+    ] = 1,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder that gets datasets/ and tokenizers/.")
+    ] = Path("data"),
+    repository: Annotated[
+        str, typer.Option("--repo", help="Hugging Face dataset repository.")
+    ] = REPOSITORY,
     root: Annotated[str, typer.Option("--root", help="Folder inside the repository.")] = ROOT,
     prefix: Annotated[
         str, typer.Option("--prefix", help="First part of the shards' file names.")
     ] = "fineweb",
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Download FineWeb shards in the challenge's format; resumable, every file verified."""

@@ -20,23 +20,41 @@ if TYPE_CHECKING:
 
 
 def eval_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An artifact, a checkpoint or a run directory.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of shards; else the recipe's own corpus.")] = None,
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="An artifact, a checkpoint or a run directory.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of shards; else the recipe's own corpus.")
+    ] = None,
     split: Annotated[str, typer.Option(help="validation or test.")] = "validation",
     mode: Annotated[
-        str | None, typer.Option(help="chunked, sliding, streaming, document or leaky-ttt; else the recipe's.")
+        str | None,
+        typer.Option(help="chunked, sliding, streaming, document or leaky-ttt; else the recipe's."),
     ] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens of context; else the recipe's.")] = None,
-    stride: Annotated[int | None, typer.Option(help="Tokens scored per window, for sliding.")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of context; else the recipe's.")
+    ] = None,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens scored per window, for sliding.")
+    ] = None,
     batch_tokens: Annotated[int | None, typer.Option(help="Tokens of one forward pass.")] = None,
     precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
-    prove: Annotated[bool, typer.Option("--prove", help="Prove causality and normalisation too.")] = False,
-    ttt: Annotated[str | None, typer.Option(help="Score-first test-time training: sgd, adamw or lora.")] = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Prove causality and normalisation too.")
+    ] = False,
+    ttt: Annotated[
+        str | None, typer.Option(help="Score-first test-time training: sgd, adamw or lora.")
+    ] = None,
     ttt_set: Annotated[
-        list[str] | None, typer.Option(help="key=value of the test-time training, such as lr=0.01 or freeze=tok_emb.")
+        list[str] | None,
+        typer.Option(
+            help="key=value of the test-time training, such as lr=0.01 or freeze=tok_emb."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the score file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the score as one JSON document.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the score as one JSON document.")
+    ] = False,
 ) -> None:
     """Score MODEL: every token of the split but the first, exactly once, in bits per byte."""
     with importing():
@@ -49,7 +67,13 @@ def eval_command(
     world = read_world()
     loaded = open_model(model)
     options = _options(
-        loaded.recipe, ttt, ttt_set or [], mode=mode, context=context, stride=stride, batch_tokens=batch_tokens,
+        loaded.recipe,
+        ttt,
+        ttt_set or [],
+        mode=mode,
+        context=context,
+        stride=stride,
+        batch_tokens=batch_tokens,
         precision=precision,
     )
     device = choose_device(world)
@@ -57,14 +81,22 @@ def eval_command(
         dataset = find_dataset(loaded.recipe, world, data)
         check_tokenizer(loaded.tokenizer, dataset)
         score = evaluate(
-            loaded.model.to(device), dataset, split=split, options=options, world=world,
-            artifact_sha256=loaded.sha256, prove=prove, on_progress=report,
+            loaded.model.to(device),
+            dataset,
+            split=split,
+            options=options,
+            world=world,
+            artifact_sha256=loaded.sha256,
+            prove=prove,
+            on_progress=report,
         )
     if world.is_main:
         _report(loaded, score, out, as_json)
 
 
-def _options(recipe: Recipe, ttt: str | None, settings: list[str], **changes: Any) -> EvaluationOptions:
+def _options(
+    recipe: Recipe, ttt: str | None, settings: list[str], **changes: Any
+) -> EvaluationOptions:
     """The recipe's evaluation section, with what the command line says on top."""
     from niblick.evaluation import Adaptation, EvaluationOptions, LeakyTraining
     from niblick.evaluation.options import METHODS, OptionsError, parse_settings
@@ -76,7 +108,9 @@ def _options(recipe: Recipe, ttt: str | None, settings: list[str], **changes: An
     elif given.get("mode") == "leaky-ttt":
         given["leaky"] = LeakyTraining(**parse_settings(LeakyTraining, settings))
     elif settings:
-        raise OptionsError(f"--ttt-set {settings[0]} needs --ttt with a method: {', '.join(METHODS)}")
+        raise OptionsError(
+            f"--ttt-set {settings[0]} needs --ttt with a method: {', '.join(METHODS)}"
+        )
     return EvaluationOptions.from_recipe(recipe, **given)
 
 
@@ -96,12 +130,17 @@ def _progress(world: World, options: EvaluationOptions) -> Iterator[Callable[[fl
 
 
 def _report(loaded: Loaded, score: Score, out: Path | None, as_json: bool) -> None:
-    """Write the score (into `scores/` of the run that holds the model, else beside the model) and print it."""
+    """Write the score (into `scores/` of the run that holds the model, else beside the model) and
+    print it.
+    """
     import json
 
     from niblick.report.score import score_text, update_card
 
-    run = next((folder for folder in list(loaded.path.parents)[:3] if (folder / "recipe.toml").is_file()), None)
+    run = next(
+        (folder for folder in list(loaded.path.parents)[:3] if (folder / "recipe.toml").is_file()),
+        None,
+    )
     if run is not None:
         path = out or run / "scores" / f"{score.label}-{loaded.kind}.json"
     else:

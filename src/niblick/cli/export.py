@@ -1,4 +1,6 @@
-"""`niblick export` and `niblick verify`: a run as a submission folder, and its score without this package."""
+"""`niblick export` and `niblick verify`: a run as a submission folder, and its score without this
+package.
+"""
 
 from __future__ import annotations
 
@@ -14,42 +16,75 @@ from niblick.errors import NiblickError
 
 
 def export_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, or the folder of several seeds.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A finished run, or the folder of several seeds.")
+    ],
     to: Annotated[str, typer.Option(help="What to write: submission.")] = "submission",
     out: Annotated[Path, typer.Option(help="The new folder.")] = Path("submission"),
     author: Annotated[str, typer.Option(help="Author's name for submission.json.")] = "anonymous",
-    name: Annotated[str | None, typer.Option(help="The submission's name; else the recipe's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The submission's name; else the recipe's.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write RUN as a folder with README, submission.json, logs, artifact and one self-contained train_gpt.py."""
+    """Write RUN as a folder with README, submission.json, logs, artifact and one self-contained
+    train_gpt.py.
+    """
     if to != "submission":
         raise NiblickError(f"cannot export to {to!r}; accepted: submission")
     from niblick.report.submission import export_submission
 
     done = export_submission(run, out, author=author, name=name)
-    facts = {"folder": str(done.folder), "bpb": done.bpb, "bytes_code": done.code_bytes,
-             "bytes_model": done.artifact_bytes, "bytes_total": done.code_bytes + done.artifact_bytes}
+    facts = {
+        "folder": str(done.folder),
+        "bpb": done.bpb,
+        "bytes_code": done.code_bytes,
+        "bytes_model": done.artifact_bytes,
+        "bytes_total": done.code_bytes + done.artifact_bytes,
+    }
     if as_json:
         print(json.dumps(facts))
         return
-    print(f"{done.folder}: {done.bpb:.6f} bpb, code {done.code_bytes:,} + artifact {done.artifact_bytes:,} = "
-          f"{facts['bytes_total']:,} bytes")
+    print(
+        f"{done.folder}: {done.bpb:.6f} bpb, code {done.code_bytes:,} + artifact"
+        f" {done.artifact_bytes:,} = {facts['bytes_total']:,} bytes"
+    )
     print(f"check it with: niblick verify {done.folder}", file=sys.stderr)
 
 
 def verify_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `niblick export` wrote.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of shards; else the submission's own corpus.")] = None,
-    trust: Annotated[bool, typer.Option("--trust", help="Run the folder's code though it was not exported here.")] = False,
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder that `niblick export` wrote.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of shards; else the submission's own corpus.")
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Run the folder's code though it was not exported here.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score DIR's artifact by its own script, where this package cannot be imported; exit code 1 if it differs."""
+    """Score DIR's artifact by its own script, where this package cannot be imported; exit code 1 if
+    it differs.
+    """
     from niblick.report.submission import verify_submission
 
     found = verify_submission(folder, trust=trust, data=data)
     if as_json:
-        print(json.dumps({"claimed": found.claimed, "found": found.found, "agrees": found.agrees, "score": found.score}))
+        print(
+            json.dumps(
+                {
+                    "claimed": found.claimed,
+                    "found": found.found,
+                    "agrees": found.agrees,
+                    "score": found.score,
+                }
+            )
+        )
     else:
-        print(f"claimed {found.claimed:.6f}, found {found.found:.6f} bpb: {'the same' if found.agrees else 'DIFFERENT'}")
+        print(
+            f"claimed {found.claimed:.6f}, found {found.found:.6f} bpb:"
+            f" {'the same' if found.agrees else 'DIFFERENT'}"
+        )
     if not found.agrees:
         raise typer.Exit(1)

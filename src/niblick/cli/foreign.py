@@ -1,4 +1,6 @@
-"""`niblick import`: a published state dict becomes a checkpoint that eval, pack and generate accept."""
+"""`niblick import`: a published state dict becomes a checkpoint that eval, pack and generate
+accept.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,20 @@ import typer
 
 
 def import_command(
-    file: Annotated[Path, typer.Argument(help="A .pt or .ptz state dict with the published names.")],
+    file: Annotated[
+        Path, typer.Argument(help="A .pt or .ptz state dict with the published names.")
+    ],
     family: Annotated[str, typer.Option("--as", help="token-shift, depth-recurrent or sidecar.")],
     out: Annotated[Path, typer.Option("--out", help="The checkpoint to write (.safetensors).")],
     tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", help="The tokenizer's .model (default at V = 1024: the challenge's).")
+        str | None,
+        typer.Option(
+            "--tokenizer", help="The tokenizer's .model (default at V = 1024: the challenge's)."
+        ),
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="What tensors cannot tell: model.softcap=30. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="What tensors cannot tell: model.softcap=30. Repeatable."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -32,13 +40,27 @@ def import_command(
         raise ArtifactError(f"--out {str(out)!r} must end in .safetensors")
     chosen = load_tokenizer(tokenizer) if tokenizer is not None else None
     found = import_state_dict(file, family, tokenizer=chosen, overrides=set_ or ())
-    save_checkpoint(out, tensors=found.tensors, recipe=found.recipe, tokenizer=found.tokenizer, meta=found.meta)
+    save_checkpoint(
+        out, tensors=found.tensors, recipe=found.recipe, tokenizer=found.tokenizer, meta=found.meta
+    )
     parameters = sum(tensor.numel() for tensor in found.tensors.values())
     if as_json:
-        json.dump({"checkpoint": str(out), "parameters": parameters, "tensors": len(found.tensors),
-                   "tokenizer": found.tokenizer.name if found.tokenizer else None,
-                   "recipe": found.recipe.model_dump(mode="json")}, sys.stdout, indent=1)
+        json.dump(
+            {
+                "checkpoint": str(out),
+                "parameters": parameters,
+                "tensors": len(found.tensors),
+                "tokenizer": found.tokenizer.name if found.tokenizer else None,
+                "recipe": found.recipe.model_dump(mode="json"),
+            },
+            sys.stdout,
+            indent=1,
+        )
         sys.stdout.write("\n")
         return
-    named = f"tokenizer {found.tokenizer.name}" if found.tokenizer else "no tokenizer (name one to eval or generate)"
+    named = (
+        f"tokenizer {found.tokenizer.name}"
+        if found.tokenizer
+        else "no tokenizer (name one to eval or generate)"
+    )
     print(f"{out}: {parameters:,} parameters in {len(found.tensors)} tensors as {family}, {named}")

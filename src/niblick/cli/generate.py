@@ -29,12 +29,15 @@ def generate_command(
         float, typer.Option(help="Draw among the likeliest tokens that hold this probability.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text. Repeatable.")
+    ] = None,
     across_documents: Annotated[
         bool, typer.Option("--across-documents", help="Go on where the model ends its document.")
     ] = False,
     tokenizer: Annotated[
-        str | None, typer.Option(help="A .model file, fineweb-1024 or bytes, for models that bring none.")
+        str | None,
+        typer.Option(help="A .model file, fineweb-1024 or bytes, for models that bring none."),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Processor threads; all that torch would use if not given.")
@@ -74,7 +77,9 @@ def generate_command(
         sys.stdout.buffer.write(b"\n")
         sys.stdout.buffer.flush()
     if is_building():
-        print("niblick: finishing to compile the fast engine, once on this machine", file=sys.stderr)
+        print(
+            "niblick: finishing to compile the fast engine, once on this machine", file=sys.stderr
+        )
 
 
 def _tokenizer(loaded: Loaded, wanted: str | None) -> Tokenizer:
@@ -84,7 +89,9 @@ def _tokenizer(loaded: Loaded, wanted: str | None) -> Tokenizer:
     if wanted is not None:
         return load_tokenizer(wanted)
     if loaded.tokenizer is None:
-        raise NiblickError(f"{str(loaded.path)!r} brings no tokenizer; give one with --tokenizer FILE")
+        raise NiblickError(
+            f"{str(loaded.path)!r} brings no tokenizer; give one with --tokenizer FILE"
+        )
     return loaded.tokenizer
 
 

@@ -9,18 +9,27 @@ import typer
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
 
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable.")
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")
 ]
-DurationOption = Annotated[str | None, typer.Option(help='Training budget: "600s", "3500 steps" or "2e6 tokens".')]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable."),
+]
+DurationOption = Annotated[
+    str | None, typer.Option(help='Training budget: "600s", "3500 steps" or "2e6 tokens".')
+]
 MaxBytesOption = Annotated[int | None, typer.Option(help="Cap of the artifact in bytes (decimal).")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
 def read_recipe(
-    source: str, overrides: list[str] | None, *, duration: str | None = None, max_bytes: int | None = None,
+    source: str,
+    overrides: list[str] | None,
+    *,
+    duration: str | None = None,
+    max_bytes: int | None = None,
     seed: int | None = None,
 ) -> Recipe:
     """The recipe with `--set` overrides and the flags that stand for one, flags last."""

@@ -1,4 +1,6 @@
-"""`niblick pack`: a checkpoint becomes the best artifact under a cap, or the smallest within a loss."""
+"""`niblick pack`: a checkpoint becomes the best artifact under a cap, or the smallest within a
+loss.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,24 @@ if TYPE_CHECKING:
 def pack_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint or a run folder.")],
     out: Annotated[Path, typer.Option(help="The artifact to write.")] = Path("artifact.nib"),
-    max_bytes: Annotated[int | None, typer.Option(help="Cap in bytes (decimal); else the recipe's.")] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option(help="Cap in bytes (decimal); else the recipe's.")
+    ] = None,
     target_tax: Annotated[
-        float | None, typer.Option(help="Instead: the smallest file that loses at most so many bits per byte.")
+        float | None,
+        typer.Option(help="Instead: the smallest file that loses at most so many bits per byte."),
     ] = None,
     codec: Annotated[str | None, typer.Option(help="rd or int-zlib; else the recipe's.")] = None,
-    code_bytes: Annotated[int, typer.Option(help="Bytes of code that count under the cap too.")] = 0,
-    data: Annotated[Path | None, typer.Option(help="Folder of shards to calibrate on; else the recipe's corpus.")] = None,
+    code_bytes: Annotated[
+        int, typer.Option(help="Bytes of code that count under the cap too.")
+    ] = 0,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of shards to calibrate on; else the recipe's corpus."),
+    ] = None,
     self_calibrate: Annotated[
-        bool, typer.Option("--self-calibrate", help="Calibrate on text that the model writes itself.")
+        bool,
+        typer.Option("--self-calibrate", help="Calibrate on text that the model writes itself."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -45,8 +56,16 @@ def pack_command(
     calibration = None if name != "rd" or self_calibrate else _calibration(checkpoint, data)
     cap = max_bytes if max_bytes is not None else checkpoint.recipe.artifact.max_bytes
     packed = pack(
-        checkpoint.tensors, checkpoint.recipe, checkpoint.tokenizer, out, max_bytes=cap, codec=name,
-        calibration=calibration, target_tax=target_tax, extra_bytes=code_bytes, meta=checkpoint.meta,
+        checkpoint.tensors,
+        checkpoint.recipe,
+        checkpoint.tokenizer,
+        out,
+        max_bytes=cap,
+        codec=name,
+        calibration=calibration,
+        target_tax=target_tax,
+        extra_bytes=code_bytes,
+        meta=checkpoint.meta,
     )
     if as_json:
         json.dump(describe(packed), sys.stdout, indent=1)
@@ -69,16 +88,21 @@ def _calibration(checkpoint: Checkpoint, data: Path | None) -> Calibration:
         raise DataError(f"{error}; name shards with --data, or pass --self-calibrate") from None
     if checkpoint.tokenizer is not None and checkpoint.tokenizer.sha256 != dataset.tokenizer.sha256:
         raise DataError(
-            f"the checkpoint's tokenizer {checkpoint.tokenizer.name} is not the data's {dataset.tokenizer.name}; "
-            "name its own data with --data, or pass --self-calibrate"
+            f"the checkpoint's tokenizer {checkpoint.tokenizer.name} is not the data's"
+            f" {dataset.tokenizer.name}; name its own data with --data, or pass --self-calibrate"
         )
     return make_calibration(recipe, dataset)
 
 
 def describe(packed: Packed) -> dict[str, Any]:
     """What was written, as plain values."""
-    return {"path": str(packed.path), "bytes": packed.size, "choice": packed.choice,
-            "calibration_seconds": round(packed.calibration_seconds, 3), "ledger": packed.ledger.to_json()}
+    return {
+        "path": str(packed.path),
+        "bytes": packed.size,
+        "choice": packed.choice,
+        "calibration_seconds": round(packed.calibration_seconds, 3),
+        "ledger": packed.ledger.to_json(),
+    }
 
 
 def _print(packed: Packed) -> None:
@@ -87,17 +111,29 @@ def _print(packed: Packed) -> None:
 
     console = Console()
     each = 8 * packed.size / max(packed.ledger.parameters, 1)
-    console.print(f"{packed.path}: {packed.size:,} B, {each:.3f} bits per parameter all-in", highlight=False)
+    console.print(
+        f"{packed.path}: {packed.size:,} B, {each:.3f} bits per parameter all-in", highlight=False
+    )
     parts = Table("part", "bytes", box=None, header_style="bold")
     for name, size in packed.ledger.parts.items():
         parts.add_row(name, f"{size:,}")
     console.print(parts)
-    rows = Table("tensor", "parameters", "bytes", "bits each", "order-0 bits", box=None, header_style="bold")
+    rows = Table(
+        "tensor", "parameters", "bytes", "bits each", "order-0 bits", box=None, header_style="bold"
+    )
     for name, row in sorted(packed.ledger.tensors.items(), key=lambda item: -item[1].bytes)[:12]:
-        entropy = "" if row.entropy_bits is None else f"{row.entropy_bits / max(row.parameters, 1):.3f}"
-        rows.add_row(name, f"{row.parameters:,}", f"{row.bytes:,}", f"{row.bits_per_parameter:.3f}", entropy)
+        entropy = (
+            "" if row.entropy_bits is None else f"{row.entropy_bits / max(row.parameters, 1):.3f}"
+        )
+        rows.add_row(
+            name, f"{row.parameters:,}", f"{row.bytes:,}", f"{row.bits_per_parameter:.3f}", entropy
+        )
     console.print(rows)
     if packed.choice.get("limit") == "largest":
         console.print("This is the largest file the codec can make; more bytes would not help.")
-    told = ", ".join(f"{key} {value}" for key, value in packed.choice.items() if not isinstance(value, dict))
-    console.print(f"chosen: {told}; calibration {packed.calibration_seconds:.1f} s", highlight=False)
+    told = ", ".join(
+        f"{key} {value}" for key, value in packed.choice.items() if not isinstance(value, dict)
+    )
+    console.print(
+        f"chosen: {told}; calibration {packed.calibration_seconds:.1f} s", highlight=False
+    )

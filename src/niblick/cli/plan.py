@@ -1,4 +1,6 @@
-"""`niblick plan` and `niblick recipes`: what a recipe builds and costs, before anything is built. No torch."""
+"""`niblick plan` and `niblick recipes`: what a recipe builds and costs, before anything is built.
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,12 @@ from niblick.units import format_bytes
 
 
 def plan_command(
-    recipe: Annotated[str, typer.Argument(help="Name of a shipped recipe, or the path of a TOML file.")],
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change one key: a.b=value. Repeatable.")] = None,
+    recipe: Annotated[
+        str, typer.Argument(help="Name of a shipped recipe, or the path of a TOML file.")
+    ],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one key: a.b=value. Repeatable.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Show a recipe's virtual layers, parameters, FLOPs, decode state and artifact bytes."""
@@ -39,12 +45,17 @@ def recipes_command(
         json.dump(rows, sys.stdout, indent=1)
         sys.stdout.write("\n")
         return
-    cells = [[r["name"], f"{r['parameters']:,}", format_bytes(r["max_bytes"]), r["description"]] for r in rows]
+    cells = [
+        [r["name"], f"{r['parameters']:,}", format_bytes(r["max_bytes"]), r["description"]]
+        for r in rows
+    ]
     _write_table(["recipe", "parameters", "cap", "description"], cells, right=range(1, 3))
 
 
 def plan_totals(recipe: Recipe, plan: Plan) -> dict[str, Any]:
-    """The Plan JSON of the design: counts, FLOPs per token forward, state bytes in float32, artifact bytes."""
+    """The Plan JSON of the design: counts, FLOPs per token forward, state bytes in float32,
+    artifact bytes.
+    """
     bound, estimate = artifact_sizes(recipe, plan)
     return {
         "recipe": recipe.name,
@@ -70,10 +81,17 @@ def layer_rows(plan: Plan) -> list[dict[str, Any]]:
         counted.update(p.name for p in new)
         rows.append(
             {
-                "layer": layer.index, "block": layer.block, "mixer": layer.mixer,
-                "window": layer.span - 1 if layer.mixer == "window" else None, "scale": layer.scale,
-                "xsa": layer.xsa, "value_embedding": layer.value_embedding, "sidecar_site": layer.sidecar_site,
-                "push": layer.push, "pop": layer.pop, "parameters": sum(p.size for p in new),
+                "layer": layer.index,
+                "block": layer.block,
+                "mixer": layer.mixer,
+                "window": layer.span - 1 if layer.mixer == "window" else None,
+                "scale": layer.scale,
+                "xsa": layer.xsa,
+                "value_embedding": layer.value_embedding,
+                "sidecar_site": layer.sidecar_site,
+                "push": layer.push,
+                "pop": layer.pop,
+                "parameters": sum(p.size for p in new),
                 "flops_per_token": sum(product.flops for product in table.products),
                 "decode_state_bytes": sum(entry.bytes(4) for entry in table.state),
             }
@@ -96,26 +114,42 @@ def _print(recipe: Recipe, plan: Plan, totals: dict[str, Any]) -> None:
     cells = []
     for layer, row in zip(plan.layers, rows, strict=True):
         mixer = f"{layer.mixer}:{row['window']}" if row["window"] else layer.mixer
-        numbers = [f"{row[key]:,}" for key in ("parameters", "flops_per_token", "decode_state_bytes")]
+        numbers = [
+            f"{row[key]:,}" for key in ("parameters", "flops_per_token", "decode_state_bytes")
+        ]
         cells.append([str(layer.index), layer.block, mixer, _extras(layer), *numbers])
     keys = ("parameters", "flops_per_token", "decode_state_bytes")
     rest = [f"{totals[key] - sum(row[key] for row in rows):,}" for key in keys]
     cells.append(["", "", "", "outside the layers", *rest])
-    cells.append(["", f"{totals['weight_blocks']} blocks", "", "total", *(f"{totals[key]:,}" for key in keys)])
+    cells.append(
+        [
+            "",
+            f"{totals['weight_blocks']} blocks",
+            "",
+            "total",
+            *(f"{totals[key]:,}" for key in keys),
+        ]
+    )
     sys.stdout.write(f"{recipe.name}: {len(plan.layers)} virtual layers\n")
     names = ["layer", "block", "mixer", "with", "parameters", "FLOPs/token", "state bytes"]
     _write_table(names, cells, right=range(4, 7))
     sys.stdout.write(
-        f"artifact: estimated {format_bytes(totals['artifact_bytes_estimate'])}, at most "
-        f"{format_bytes(totals['artifact_bytes_bound'])}; cap {format_bytes(totals['artifact_max_bytes'])}\n"
+        f"artifact: estimated {format_bytes(totals['artifact_bytes_estimate'])}, at most"
+        f" {format_bytes(totals['artifact_bytes_bound'])}; cap"
+        f" {format_bytes(totals['artifact_max_bytes'])}\n"
     )
 
 
 def _write_table(names: list[str], rows: list[list[str]], right: range) -> None:
-    """Columns as wide as their longest cell, those of `right` aligned to the right. No rich: half the start-up time."""
+    """Columns as wide as their longest cell, those of `right` aligned to the right. No rich: half
+    the start-up time.
+    """
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
     for row in (names, *rows):
-        cells = (cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        cells = (
+            cell.rjust(w) if i in right else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         sys.stdout.write("  ".join(cells).rstrip() + "\n")
 
 

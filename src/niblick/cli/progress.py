@@ -19,23 +19,35 @@ _EVERY_LINES = 30  # seconds between plain lines where there is no terminal
 
 
 @contextmanager
-def progress_bar(plan: Plan, recipe: Recipe, *, enabled: bool) -> Iterator[Callable[[Report], None] | None]:
-    """A callback for the trainer that draws on standard error (plain lines where it is no terminal)."""
+def progress_bar(
+    plan: Plan, recipe: Recipe, *, enabled: bool
+) -> Iterator[Callable[[Report], None] | None]:
+    """A callback for the trainer that draws on standard error (plain lines where it is no
+    terminal).
+    """
     if not enabled:
         yield None
         return
     console = Console(stderr=True)
     console.print(
-        f"training {recipe.name}: {plan.parameter_count:,} parameters for {recipe.training.duration} "
-        f"(seed {recipe.seed})", highlight=False,
+        f"training {recipe.name}: {plan.parameter_count:,} parameters for"
+        f" {recipe.training.duration} (seed {recipe.seed})",
+        highlight=False,
     )
     if not console.is_terminal:
         yield _line_writer()
         return
-    bar = Progress(BarColumn(bar_width=24), TaskProgressColumn(), TextColumn("{task.description}"), console=console)
+    bar = Progress(
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        TextColumn("{task.description}"),
+        console=console,
+    )
     task = bar.add_task("starting", total=1.0)
     with bar:
-        yield lambda report: bar.update(task, completed=report.fraction, description=describe(report))
+        yield lambda report: bar.update(
+            task, completed=report.fraction, description=describe(report)
+        )
 
 
 def describe(report: Report) -> str:
@@ -56,6 +68,8 @@ def _line_writer() -> Callable[[Report], None]:
         nonlocal last
         if report.seconds - last >= _EVERY_LINES or report.validation_bpb is not None:
             last = report.seconds
-            print(f"{100 * report.fraction:5.1f} %  {describe(report)}", file=sys.stderr, flush=True)
+            print(
+                f"{100 * report.fraction:5.1f} %  {describe(report)}", file=sys.stderr, flush=True
+            )
 
     return write

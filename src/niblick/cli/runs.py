@@ -1,4 +1,6 @@
-"""One run from recipe to card, and several seeds of it: the order of work behind `niblick train`."""
+"""One run from recipe to card, and several seeds of it: the order of work behind `niblick
+train`.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Options:
 
 
 def run_once(recipe: Recipe, folder: Path, options: Options) -> Card | None:
-    """Train, pack, score and write the card in `folder`; None in processes other than the main one."""
+    """Train, pack, score and write the card in `folder`; None in processes other than the main
+    one.
+    """
     with importing():
         from niblick.cli.card import show_card
         from niblick.cli.progress import progress_bar
@@ -94,15 +98,25 @@ def _card(recipe: Recipe, folder: Path, outcome: Outcome) -> Card:
         baselines = compressor_baselines(texts[0], texts[1], cache_folder())
     tokenizer = dataset.tokenizer
     card = make_card(
-        recipe, make_plan(recipe.model), floating=outcome.floating, packed=outcome.scored,
+        recipe,
+        make_plan(recipe.model),
+        floating=outcome.floating,
+        packed=outcome.scored,
         artifact={"bytes": packed.size, "ledger": packed.ledger.to_json(), "choice": packed.choice},
         training={
-            "seconds": result.seconds + packed.calibration_seconds, "tokens": result.tokens, "steps": result.steps,
+            "seconds": result.seconds + packed.calibration_seconds,
+            "tokens": result.tokens,
+            "steps": result.steps,
             "passes": result.tokens / max(dataset.token_count("train"), 1),
         },
-        data={"corpus": dataset.name, "attribution": dataset.attribution, "tokenizer": tokenizer.name,
-              "lossless": tokenizer.lossless},
-        baselines=baselines, environment=describe_environment(),
+        data={
+            "corpus": dataset.name,
+            "attribution": dataset.attribution,
+            "tokenizer": tokenizer.name,
+            "lossless": tokenizer.lossless,
+        },
+        baselines=baselines,
+        environment=describe_environment(),
     )
     write_card(card, folder)
     return card
@@ -113,7 +127,8 @@ def _say(message: str) -> None:
 
 
 def _check_packing(recipe: Recipe, options: Options) -> list[str]:
-    """What to warn of before training; `CapacityError` where the artifact would exceed its cap by far.
+    """What to warn of before training; `CapacityError` where the artifact would exceed its cap by
+    far.
 
     A run that is being resumed is let go on: its float weights can be packed with another codec.
     """
@@ -124,11 +139,20 @@ def _check_packing(recipe: Recipe, options: Options) -> list[str]:
     _, estimate = artifact_sizes(recipe, make_plan(recipe.model))
     limit, found = recipe.artifact.max_bytes, []
     if estimate > limit:
-        cure = "a smaller model" if recipe.artifact.codec == "rd" else "--set artifact.codec=rd, which fills the cap"
-        said = f"the artifact, estimated at {estimate:,} bytes, exceeds the cap of {limit:,}; cure: {cure}, or --max-bytes"
+        cure = (
+            "a smaller model"
+            if recipe.artifact.codec == "rd"
+            else "--set artifact.codec=rd, which fills the cap"
+        )
+        said = (
+            f"the artifact, estimated at {estimate:,} bytes, exceeds the cap of {limit:,}; cure:"
+            f" {cure}, or --max-bytes"
+        )
         if estimate > _HOPELESS * limit and not options.resume:
             raise CapacityError(said)
         found.append(said)
     if recipe.training.qat.enabled and recipe.artifact.codec == "rd":
-        found.append("training.qat has no effect with codec rd, whose grid is measured after training")
+        found.append(
+            "training.qat has no effect with codec rd, whose grid is measured after training"
+        )
     return found

@@ -1,4 +1,6 @@
-"""`niblick train`: train a recipe, pack it, score it from the file, print its card; one seed or several."""
+"""`niblick train`: train a recipe, pack it, score it from the file, print its card; one seed or
+several.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from niblick.cli.options import DurationOption, JsonOption, MaxBytesOption, SeedOption, SetOption, read_recipe
+from niblick.cli.options import (
+    DurationOption,
+    JsonOption,
+    MaxBytesOption,
+    SeedOption,
+    SetOption,
+    read_recipe,
+)
 from niblick.errors import NiblickError
 
 if TYPE_CHECKING:
@@ -23,20 +32,29 @@ def train_command(
     duration: DurationOption = None,
     max_bytes: MaxBytesOption = None,
     seed: SeedOption = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Train this many seeds and summarise them.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory; else a new one under runs/.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Train this many seeds and summarise them.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory; else a new one under runs/.")
+    ] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN", help="Continue the run in this directory where it stopped.")
+        Path | None,
+        typer.Option(metavar="RUN", help="Continue the run in this directory where it stopped."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train RECIPE, pack it under its byte cap, score it from the packed file and print its card."""
+    """Train RECIPE, pack it under its byte cap, score it from the packed file and print its
+    card.
+    """
     from niblick.cli.runs import Options, run_once, run_seeds
 
     if resume is not None:
         given = (recipe, overrides, duration, max_bytes, seed, seeds, out)
         if any(value is not None for value in given):
-            raise NiblickError("--resume RUN takes everything from the run: give no recipe and no other setting")
+            raise NiblickError(
+                "--resume RUN takes everything from the run: give no recipe and no other setting"
+            )
         run_once(_resumed(resume), resume, Options(resume=True, as_json=as_json))
         return
     if recipe is None:
@@ -58,7 +76,9 @@ def _resumed(folder: Path) -> Recipe:
 
 
 def _new_folder(name: str) -> Path:
-    """The first of runs/NAME-1, runs/NAME-2, ... that is free, the same for every process of a launch."""
+    """The first of runs/NAME-1, runs/NAME-2, ... that is free, the same for every process of a
+    launch.
+    """
     number = 1
     while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1

@@ -1,7 +1,7 @@
 """From float tensors to few bytes and back: rounding, calibration, allocation, entropy coding.
 
-Decoding is bit-identical on any machine: symbols come from integer frequency tables, weights from products of
-float32 numbers that are stored or built by exact arithmetic.
+Decoding is bit-identical on any machine: symbols come from integer frequency tables, weights from
+products of float32 numbers that are stored or built by exact arithmetic.
 """
 
 from niblick.compression.calibration import Calibration
@@ -10,5 +10,17 @@ from niblick.compression.intzlib import IntZlib
 from niblick.compression.rd import RateDistortion
 from niblick.compression.rounding import RoundingSpec, round_trip, rounding_specs
 
-__all__ = ["CODECS", "Calibration", "Codec", "Encoded", "IntZlib", "Job", "RateDistortion", "RoundingSpec", "TensorRow", "get_codec", "round_trip",
-           "rounding_specs"]
+__all__ = [
+    "CODECS",
+    "Calibration",
+    "Codec",
+    "Encoded",
+    "IntZlib",
+    "Job",
+    "RateDistortion",
+    "RoundingSpec",
+    "TensorRow",
+    "get_codec",
+    "round_trip",
+    "rounding_specs",
+]

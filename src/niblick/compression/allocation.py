@@ -1,7 +1,7 @@
 """Finding the one number that trades bytes for loss: fill a byte budget from below, or meet a loss.
 
-All tensors share it: the grids already hold what each tensor, row and column is worth, so equal slopes everywhere is
-the optimal allocation, and the search is over a single delta.
+All tensors share it: the grids already hold what each tensor, row and column is worth, so equal
+slopes everywhere is the optimal allocation, and the search is over a single delta.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ Size = Callable[[Candidate], tuple[int, Tables]]
 
 @dataclass
 class _Search:
-    """Points tried so far, as (log delta, bytes); the first two teach the prices that later rounding weighs."""
+    """Points tried so far, as (log delta, bytes); the first two teach the prices that later
+    rounding weighs.
+    """
 
     rounder: Rounder
     size: Size
@@ -58,7 +60,8 @@ def guess(rounder: Rounder, budget: int) -> float:
 def fill_budget(rounder: Rounder, budget: int, size: Size) -> tuple[Candidate, dict[str, Any]]:
     """The candidate that comes closest to `budget` bytes from below, and what was chosen.
 
-    Where even the smallest file is larger, or the largest smaller, that one is given and the choice says so.
+    Where even the smallest file is larger, or the largest smaller, that one is given and the choice
+    says so.
     """
     search, best = _Search(rounder, size), None
     lowest, highest = rounder.smallest_delta(), rounder.largest_delta()
@@ -72,12 +75,21 @@ def fill_budget(rounder: Rounder, budget: int, size: Size) -> tuple[Candidate, d
             break
         delta = min(max(_next(search.tried, FILL * budget, rounder), lowest), highest)
     used, candidate = best or search.attempt(highest)
-    limit = "smallest" if used > budget else "largest" if candidate.delta <= lowest * 1.0001 else "none"
-    return candidate, {"aim": "budget", "budget": budget, "limit": limit, "attempts": len(search.tried)}
+    limit = (
+        "smallest" if used > budget else "largest" if candidate.delta <= lowest * 1.0001 else "none"
+    )
+    return candidate, {
+        "aim": "budget",
+        "budget": budget,
+        "limit": limit,
+        "attempts": len(search.tried),
+    }
 
 
 def _next(tried: list[tuple[float, int]], aim: float, rounder: Rounder) -> float:
-    """Interpolate log delta between the tightest bracket, else follow the last slope or the closed form's."""
+    """Interpolate log delta between the tightest bracket, else follow the last slope or the closed
+    form's.
+    """
     above = [point for point in tried[1:] or tried if point[1] > aim]
     below = [point for point in tried[1:] or tried if point[1] <= aim]
     if above and below:
@@ -91,9 +103,15 @@ def _next(tried: list[tuple[float, int]], aim: float, rounder: Rounder) -> float
 
 
 def meet_tax(
-    rounder: Rounder, tax: Callable[[dict[str, Tensor]], float], target: float, budget: int | None, size: Size
+    rounder: Rounder,
+    tax: Callable[[dict[str, Tensor]], float],
+    target: float,
+    budget: int | None,
+    size: Size,
 ) -> tuple[Candidate, dict[str, Any]]:
-    """The smallest candidate whose measured tax is at most `target` bits per byte (and which fits `budget`)."""
+    """The smallest candidate whose measured tax is at most `target` bits per byte (and which fits
+    `budget`).
+    """
     search = _Search(rounder, size)
     lowest, highest = rounder.smallest_delta(), rounder.largest_delta()
     low, high = lowest, highest
@@ -117,7 +135,10 @@ def meet_tax(
     choice: dict[str, Any] = {"aim": "tax", "target": target, "attempts": len(search.tried)}
     if best is None:
         candidate = rounder.round(lowest)
-        return candidate, choice | {"limit": "largest", "measured": round(tax(candidate.tensors), 6)}
+        return candidate, choice | {
+            "limit": "largest",
+            "measured": round(tax(candidate.tensors), 6),
+        }
     if budget is not None and best[0] > budget:
         return fill_budget(rounder, budget, size)
     return best[2], choice | {"limit": "none", "measured": round(best[1], 6)}

@@ -1,4 +1,5 @@
-"""Calibration: token batches that sensitivities and losses are measured on, and the time spent reading them.
+"""Calibration: token batches that sensitivities and losses are measured on, and the time spent
+reading them.
 
 The caller hands in batches of *training* text; where there is none, the model writes its own.
 """
@@ -18,7 +19,8 @@ from niblick.model import LanguageModel
 
 @dataclass
 class Calibration:
-    """Batches of tokens, each (B, T) int64, drawn once; `seconds` is what reading and using them took.
+    """Batches of tokens, each (B, T) int64, drawn once; `seconds` is what reading and using them
+    took.
 
     `bytes_per_token` of the text turns nats per token into bits per byte; a target tax needs it.
     """
@@ -39,13 +41,17 @@ class Calibration:
 
 @torch.no_grad()
 def mean_nll(model: LanguageModel, calibration: Calibration) -> float:
-    """Mean negative log-likelihood per token in nats on the batches, first tokens aside; adds to the seconds."""
+    """Mean negative log-likelihood per token in nats on the batches, first tokens aside; adds to
+    the seconds.
+    """
     batches = list(calibration)
     started = perf_counter()
     total, count = 0.0, 0
     for batch in batches:
         logits = model.logits(batch[:, :-1])
-        total += float(F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"))
+        total += float(
+            F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
+        )
         count += batch[:, 1:].numel()
     calibration.seconds += perf_counter() - started
     return total / max(count, 1)
@@ -55,7 +61,9 @@ def mean_nll(model: LanguageModel, calibration: Calibration) -> float:
 def self_generated(
     model: LanguageModel, *, seed: int, sequences: int = 64, length: int = 256
 ) -> Iterator[Tensor]:
-    """Text that the model writes itself at temperature 1, all sequences side by side from BOS: (8, T) batches."""
+    """Text that the model writes itself at temperature 1, all sequences side by side from BOS: (8,
+    T) batches.
+    """
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.full((sequences, 1), model.recipe.bos_id, dtype=torch.int64)
     written, state = [tokens], None

@@ -1,7 +1,7 @@
 """What every codec of an artifact's tensors offers, and the registry of codecs.
 
-A codec turns the exported tensors of a plan into one self-delimiting payload. It accounts for every byte of it,
-by part and by tensor, and returns the tensors exactly as decoding will give them.
+A codec turns the exported tensors of a plan into one self-delimiting payload. It accounts for every
+byte of it, by part and by tensor, and returns the tensors exactly as decoding will give them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor's line of the ledger: its bytes of the payload and the order-0 entropy of its symbols."""
+    """One tensor's line of the ledger: its bytes of the payload and the order-0 entropy of its
+    symbols.
+    """
 
     bytes: int
     parameters: int
@@ -39,7 +41,9 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A payload, its bytes by part (they sum to its length) and by tensor, and the tensors as decoded."""
+    """A payload, its bytes by part (they sum to its length) and by tensor, and the tensors as
+    decoded.
+    """
 
     payload: bytes
     parts: dict[str, int]
@@ -52,9 +56,10 @@ class Encoded:
 class Job:
     """What a codec is asked to encode, and within which limits.
 
-    `tensors` are float32 on the CPU, one for each exported parameter of the plan. `budget` is the most bytes
-    the payload may take, None for the codec's default quality; `target_tax` asks for the smallest payload within
-    that loss in bits per byte instead. Codecs whose rounding depends on data need `calibration`.
+    `tensors` are float32 on the CPU, one for each exported parameter of the plan. `budget` is the
+    most bytes the payload may take, None for the codec's default quality; `target_tax` asks for the
+    smallest payload within that loss in bits per byte instead. Codecs whose rounding depends on
+    data need `calibration`.
     """
 
     tensors: dict[str, Tensor]
@@ -73,7 +78,6 @@ class Codec(Protocol):
         """What recipes and headers call it."""
         ...
 
-
     def encode(self, job: Job) -> Encoded:
         """The payload for `job`; deterministic."""
         ...
@@ -83,7 +87,8 @@ class Codec(Protocol):
     ) -> dict[str, Tensor]:
         """Exactly `Encoded.decoded`; `ArtifactError` for a payload that is no such thing.
 
-        `steps`, where given, receives what the matrices are whole multiples of, if the payload says so.
+        `steps`, where given, receives what the matrices are whole multiples of, if the payload says
+        so.
         """
         ...
 
@@ -97,24 +102,31 @@ def get_codec(name: str) -> Codec:
 
 
 def exported_tensors(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-    """The plan's exported parameters out of `tensors`, float32 and contiguous on the CPU; heads are dropped.
+    """The plan's exported parameters out of `tensors`, float32 and contiguous on the CPU; heads are
+    dropped.
 
     Raises `ArtifactError` naming the first missing, extra, misshapen or non-finite tensor.
     """
     known = {p.name for p in plan.parameters}
     extra = sorted(set(tensors) - known)
     if extra:
-        raise ArtifactError(f"tensor {extra[0]!r} is no parameter of this recipe ({len(extra)} such)")
+        raise ArtifactError(
+            f"tensor {extra[0]!r} is no parameter of this recipe ({len(extra)} such)"
+        )
     found: dict[str, Tensor] = {}
     for parameter in plan.exported:
         tensor = tensors.get(parameter.name)
         if tensor is None:
             raise ArtifactError(f"tensor {parameter.name!r} {parameter.shape} is missing")
         if tuple(tensor.shape) != parameter.shape:
-            raise ArtifactError(f"tensor {parameter.name!r} has shape {tuple(tensor.shape)}, not {parameter.shape}")
+            raise ArtifactError(
+                f"tensor {parameter.name!r} has shape {tuple(tensor.shape)}, not {parameter.shape}"
+            )
         tensor = tensor.detach().to("cpu", torch.float32).contiguous()
         if not bool(torch.isfinite(tensor).all()):
-            raise ArtifactError(f"tensor {parameter.name!r} holds infinities or NaN and cannot be packed")
+            raise ArtifactError(
+                f"tensor {parameter.name!r} holds infinities or NaN and cannot be packed"
+            )
         found[parameter.name] = tensor
     return found
 

@@ -1,8 +1,10 @@
-"""Which frequency table codes a symbol: the expected magnitude of its column, row and quantizer, in integers.
+"""Which frequency table codes a symbol: the expected magnitude of its column, row and quantizer, in
+integers.
 
-The expected magnitude of symbol (r, c) is the mean over the rows above it in its column, weighted by the rows' steps,
-times its row's stored correction. It is quantized to half octaves; each half octave and quantizer has one table for
-the whole file. Everything is computed in integers, so encoder and decoder agree on any machine.
+The expected magnitude of symbol (r, c) is the mean over the rows above it in its column, weighted
+by the rows' steps, times its row's stored correction. It is quantized to half octaves; each half
+octave and quantizer has one table for the whole file. Everything is computed in integers, so
+encoder and decoder agree on any machine.
 """
 
 from __future__ import annotations
@@ -38,8 +40,12 @@ def table_limits() -> Ints:
 class ColumnContext:
     """The running statistics of one tensor's columns, fed with its rows from above to below."""
 
-    def __init__(self, *, mean: int, rows: Ints, columns: Ints, corrections: Ints, scalar: bool) -> None:
-        """`mean`: expected magnitude at step exponents 0, in quarter octaves; exponents (R,), (C,), (R,)."""
+    def __init__(
+        self, *, mean: int, rows: Ints, columns: Ints, corrections: Ints, scalar: bool
+    ) -> None:
+        """`mean`: expected magnitude at step exponents 0, in quarter octaves; exponents (R,), (C,),
+        (R,).
+        """
         self.scale = fixed_powers(np.clip(rows, -40, 40), DIGITS)
         self.lift = fixed_powers(2 * corrections, DIGITS)
         start = fixed_powers(np.clip(mean - columns, -40, 60), DIGITS)

@@ -1,9 +1,10 @@
-"""Successive quantization with error feedback: each column absorbs what the columns before it got wrong.
+"""Successive quantization with error feedback: each column absorbs what the columns before it got
+wrong.
 
-For a cost tr(L E A E^T) with A = (U + I) D (U + I)^T, U strictly upper triangular, column k is rounded to
-w_k + sum_{j<k} e_j U_jk (GPTQ in the form of LDLQ); what remains is sum_k D_k |rounding error_k|^2. The rate is then
-spent best when the step of column k is proportional to D_k^(-1/2) (water-filling, as in WaterSIC), that of row r to
-L_rr^(-1/2).
+For a cost tr(L E A E^T) with A = (U + I) D (U + I)^T, U strictly upper triangular, column k is
+rounded to w_k + sum_{j<k} e_j U_jk (GPTQ in the form of LDLQ); what remains is sum_k D_k |rounding
+error_k|^2. The rate is then spent best when the step of column k is proportional to D_k^(-1/2)
+(water-filling, as in WaterSIC), that of row r to L_rr^(-1/2).
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ _BLOCK = 32  # columns whose errors are fed to all later ones at once
 
 
 def factor(columns: Floats, damping: float, floor: float) -> tuple[Floats, Floats]:
-    """(U, D) of A with correlations damped: strictly upper feedback (C, C) and conditional costs (C,).
+    """(U, D) of A with correlations damped: strictly upper feedback (C, C) and conditional costs
+    (C,).
 
-    `damping` is added in proportion to each diagonal entry, so that channels of little weight keep their place, and
-    `floor` times their mean to all: without it, channels that calibration hardly saw would absorb errors without bound.
+    `damping` is added in proportion to each diagonal entry, so that channels of little weight keep
+    their place, and `floor` times their mean to all: without it, channels that calibration hardly
+    saw would absorb errors without bound.
     """
     size = len(columns)
     diagonal = np.diagonal(columns)
@@ -36,13 +39,21 @@ def factor(columns: Floats, damping: float, floor: float) -> tuple[Floats, Float
 
 
 def round_columns(
-    weight: Floats, step: Floats, feedback: Floats, machine: Machine, paths: int, bits: Floats, kinds: Ints,
+    weight: Floats,
+    step: Floats,
+    feedback: Floats,
+    machine: Machine,
+    paths: int,
+    bits: Floats,
+    kinds: Ints,
     multiplier: float,
 ) -> tuple[Ints, Ints, float]:
-    """(symbols, levels, squared error) for B matrices of one shape: `weight`, `step`, `kinds` (B, R, C), `feedback` (B, C, C).
+    """(symbols, levels, squared error) for B matrices of one shape: `weight`, `step`, `kinds` (B,
+    R, C), `feedback` (B, C, C).
 
-    Symbols and levels are (B, R, C); the squared error is of the rounding alone, in units of steps, over everything.
-    Each column's rows form `paths` interleaved trellis paths: row r belongs to path r mod `paths`.
+    Symbols and levels are (B, R, C); the squared error is of the rounding alone, in units of steps,
+    over everything. Each column's rows form `paths` interleaved trellis paths: row r belongs to
+    path r mod `paths`.
     """
     batch, rows, columns = weight.shape
     # Columns first, so that each is contiguous.
@@ -53,9 +64,15 @@ def round_columns(
     for begin in range(0, columns, _BLOCK):
         end = min(begin + _BLOCK, columns)
         for k in range(begin, end):
-            target = pending[:, k] + np.matmul(feedback[:, None, begin:k, k], error[:, begin:k])[:, 0]
+            target = (
+                pending[:, k] + np.matmul(feedback[:, None, begin:k, k], error[:, begin:k])[:, 0]
+            )
             found, level = search(
-                machine, interleave(target / step[:, k], paths), bits, interleave(kinds[:, k], paths), multiplier
+                machine,
+                interleave(target / step[:, k], paths),
+                bits,
+                interleave(kinds[:, k], paths),
+                multiplier,
             )
             symbols[:, k] = deinterleave(found, batch, rows, paths)
             levels[:, k] = deinterleave(level, batch, rows, paths)
@@ -78,4 +95,8 @@ def interleave(values: NDArray[Any], paths: int) -> NDArray[Any]:
 def deinterleave(values: Ints, batch: int, rows: int, paths: int) -> Ints:
     """Undo `interleave`."""
     length = len(values)
-    return values.reshape(length, batch, paths).transpose(1, 0, 2).reshape(batch, length * paths)[:, :rows]
+    return (
+        values.reshape(length, batch, paths)
+        .transpose(1, 0, 2)
+        .reshape(batch, length * paths)[:, :rows]
+    )

@@ -1,7 +1,9 @@
-"""Integer arithmetic behind every table that decoding depends on: powers of two in quarter octaves, and priors.
+"""Integer arithmetic behind every table that decoding depends on: powers of two in quarter octaves,
+and priors.
 
-Only Python's exact integers and products of float64 numbers that are exactly rounded are used, so that encoder and
-decoder agree on any machine; no logarithm, exponential or root of the floating-point library takes part.
+Only Python's exact integers and products of float64 numbers that are exactly rounded are used, so
+that encoder and decoder agree on any machine; no logarithm, exponential or root of the
+floating-point library takes part.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ def fixed_powers(quarters: NDArray[np.int64], digits: int) -> NDArray[np.int64]:
 
 
 def prior(mean: int, limit: int, weight: int) -> NDArray[np.int64]:
-    """Counts of the symbols -limit..limit with expected magnitude `mean` / 256, each at least 1, about `weight` in all.
+    """Counts of the symbols -limit..limit with expected magnitude `mean` / 256, each at least 1,
+    about `weight` in all.
 
     Small magnitudes follow a two-sided geometric law; from 1 on, three quarters are Gaussian.
     """
@@ -66,7 +69,12 @@ def prior(mean: int, limit: int, weight: int) -> NDArray[np.int64]:
     half = [0] * (limit + 1)
     for parts, law in laws:
         total = law[0] + 2 * sum(law[1:])
-        half = [sum(pair) for pair in zip(half, [weight * parts * value // (share * total) for value in law], strict=True)]
+        half = [
+            sum(pair)
+            for pair in zip(
+                half, [weight * parts * value // (share * total) for value in law], strict=True
+            )
+        ]
     half = [max(value, 1) for value in half]
     return np.array([*half[:0:-1], *half], dtype=np.int64)
 

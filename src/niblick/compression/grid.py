@@ -1,7 +1,9 @@
-"""The quantization grid of each tensor: step exponents by tensor, row and column, from sensitivities.
+"""The quantization grid of each tensor: step exponents by tensor, row and column, from
+sensitivities.
 
-Steps are delta * 2^((tensor + row + column) / 4): within a quarter octave of the water-filling optimum, where an error
-of one step costs the same wherever it is made. Exponents of short rows are coarser, since each costs its own bits.
+Steps are delta * 2^((tensor + row + column) / 4): within a quarter octave of the water-filling
+optimum, where an error of one step costs the same wherever it is made. Exponents of short rows are
+coarser, since each costs its own bits.
 """
 
 from __future__ import annotations
@@ -41,7 +43,6 @@ class Grid:
         found: Floats = base * powers(self.rows)[:, None] * powers(self.columns)[None, :]
         return found
 
-
     def sides(self, delta: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Steps of the rows (R,) and factors of the columns (C,), to float32's accuracy."""
         with np.errstate(over="ignore"):
@@ -50,7 +51,9 @@ class Grid:
 
 
 def machine_of(parameter: Parameter) -> Machine:
-    """The trellis for matrices and embeddings with room for it, plain rounding for everything small."""
+    """The trellis for matrices and embeddings with room for it, plain rounding for everything
+    small.
+    """
     large = parameter.role in (Role.MATRIX, Role.EMBEDDING) and matrix_shape(parameter)[0] >= 32
     return TRELLIS if large else SCALAR
 
@@ -76,7 +79,14 @@ def make_grid(parameter: Parameter, sensitivity: Sensitivity) -> tuple[Grid, Flo
     row_middle, column_middle = float(np.median(row_log)), float(np.median(column_log))
     total = row_middle + column_middle + 2 * np.log2(max(sensitivity.trace, 1e-30))
     tensor = int(np.clip(round(total), -_LARGEST_TENSOR_EXPONENT, _LARGEST_TENSOR_EXPONENT))
-    return Grid(tensor, _coarse(row_log - row_middle, columns), _coarse(column_log - column_middle, rows)), feedback
+    return (
+        Grid(
+            tensor,
+            _coarse(row_log - row_middle, columns),
+            _coarse(column_log - column_middle, rows),
+        ),
+        feedback,
+    )
 
 
 def _coarse(logs: Floats, length: int) -> Ints:

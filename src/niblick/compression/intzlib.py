@@ -1,7 +1,9 @@
-"""The codec "int-zlib": rounding to nearest per row by role, codes in zlib; everything else float16.
+"""The codec "int-zlib": rounding to nearest per row by role, codes in zlib; everything else
+float16.
 
-Matrices take `artifact.matrix_bits`, embeddings `artifact.embedding_bits`; convolutions, vectors and scalars are
-float16. Each quantized tensor is one zlib stream of codes and its rows' scales; the rest is one stream.
+Matrices take `artifact.matrix_bits`, embeddings `artifact.embedding_bits`; convolutions, vectors
+and scalars are float16. Each quantized tensor is one zlib stream of codes and its rows' scales; the
+rest is one stream.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _LENGTH = struct.Struct("<I")
 
 
 class _Reader:
-    """Takes length-prefixed zlib streams off a payload; every declared size is checked before it is used."""
+    """Takes length-prefixed zlib streams off a payload; every declared size is checked before it is
+    used.
+    """
 
     def __init__(self, payload: bytes) -> None:
         self._payload, self._at = payload, 0
@@ -62,7 +66,9 @@ def _stream(raw: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class IntZlib:
-    """Round to nearest per row and zlib: simple, needs no data, and exactly what late QAT trains for."""
+    """Round to nearest per row and zlib: simple, needs no data, and exactly what late QAT trains
+    for.
+    """
 
     name: str = "int-zlib"
 
@@ -102,7 +108,9 @@ class IntZlib:
         shapes = {p.name: p for p in plan.exported}
         found = {name: _read_rows(reader, shapes[name], spec) for name, spec in specs.items()}
         rest = [p for p in plan.exported if p.name not in specs]
-        raw = np.frombuffer(reader.stream(2 * sum(p.size for p in rest), "the float16 values"), dtype="<f2")
+        raw = np.frombuffer(
+            reader.stream(2 * sum(p.size for p in rest), "the float16 values"), dtype="<f2"
+        )
         reader.finish()
         at = 0
         for parameter in rest:

@@ -1,7 +1,9 @@
-"""Every parameter as a matrix (R, C) whose columns are coded in turn: the one view that the codec works on.
+"""Every parameter as a matrix (R, C) whose columns are coded in turn: the one view that the codec
+works on.
 
-Matrices and embeddings are as they are; a depthwise filter (channels, 1, width) is (channels, width); control
-vectors are (channels, rows), so that each of their rows becomes a column with statistics of its own.
+Matrices and embeddings are as they are; a depthwise filter (channels, 1, width) is (channels,
+width); control vectors are (channels, rows), so that each of their rows becomes a column with
+statistics of its own.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def from_matrix(parameter: Parameter, matrix: Tensor) -> Tensor:
 
 
 def start(parameter: Parameter) -> Tensor:
-    """What control vectors and scalars are coded as differences from: about where training began; for others a 0.
+    """What control vectors and scalars are coded as differences from: about where training began;
+    for others a 0.
 
     A phase is rounded to 1/64, so that no library's exponential function takes part in decoding.
     """

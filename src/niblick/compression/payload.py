@@ -1,7 +1,8 @@
-"""The payload of the codec "rd": step, symbol stream, escapes, and where it pays a section of plainly compressed symbols.
+"""The payload of the codec "rd": step, symbol stream, escapes, and where it pays a section of
+plainly compressed symbols.
 
-Reading checks every length and range before it is used, and a checksum over the decoded tensors guards against a
-decoder that would differ.
+Reading checks every length and range before it is used, and a checksum over the decoded tensors
+guards against a decoder that would differ.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from niblick.model import Steps
 from niblick.plan import Parameter, Plan, Role
 
 Ints = NDArray[np.int64]
-# Step (below 0: a section of plainly compressed symbols follows the streams), bytes of two streams, checksum.
+# Step (below 0: a section of plainly compressed symbols follows the streams), bytes of two streams,
+# checksum.
 _HEAD = struct.Struct("<fIII")
 HEAD_BYTES = _HEAD.size
 
@@ -35,8 +37,9 @@ HEAD_BYTES = _HEAD.size
 class Written:
     """A candidate after entropy coding.
 
-    `bits` are prices by tensor, `escapes` and `plain` bytes of those sections; `distance` is the share by which the
-    coder's stream exceeds its model's entropy, `tables` what the coder has learnt.
+    `bits` are prices by tensor, `escapes` and `plain` bytes of those sections; `distance` is the
+    share by which the coder's stream exceeds its model's entropy, `tables` what the coder has
+    learnt.
     """
 
     payload: bytes
@@ -48,11 +51,17 @@ class Written:
 
 
 def write_payload(candidate: Candidate, *, thorough: bool = True) -> Written:
-    """Through the tables; then, where plain compression is smaller for some tensors or for all, once more with it."""
+    """Through the tables; then, where plain compression is smaller for some tensors or for all,
+    once more with it.
+    """
     adaptive = _write_with(candidate, [False] * len(candidate.parameters))
     symbols = [candidate.symbols[p.name] for p in candidate.parameters]
-    prices = [adaptive.bits[p.name].symbols + adaptive.bits[p.name].models for p in candidate.parameters]
-    others = [_write_with(candidate, chosen) for chosen in choices(symbols, prices, thorough=thorough)]
+    prices = [
+        adaptive.bits[p.name].symbols + adaptive.bits[p.name].models for p in candidate.parameters
+    ]
+    others = [
+        _write_with(candidate, chosen) for chosen in choices(symbols, prices, thorough=thorough)
+    ]
     return min([adaptive, *others], key=lambda written: len(written.payload))
 
 
@@ -69,11 +78,21 @@ def _write_with(candidate: Candidate, plain: list[bool]) -> Written:
         section += write_plain([candidate.symbols[p.name] for p in members])
         for p, size in zip(members, share(len(section), [p.size for p in members]), strict=True):
             bits[p.name] = replace(bits[p.name], symbols=8.0 * size)
-    head = _HEAD.pack(-candidate.delta if section else candidate.delta, len(stream), len(escapes),
-                      _checksum(candidate.tensors))
+    head = _HEAD.pack(
+        -candidate.delta if section else candidate.delta,
+        len(stream),
+        len(escapes),
+        _checksum(candidate.tensors),
+    )
     coded = 8 * (len(stream) + len(escapes))
-    return Written(head + stream + escapes + section, bits, len(escapes), len(section),
-                    coded / max(encoder.bits, 1.0) - 1, encoder.tables)
+    return Written(
+        head + stream + escapes + section,
+        bits,
+        len(escapes),
+        len(section),
+        coded / max(encoder.bits, 1.0) - 1,
+        encoder.tables,
+    )
 
 
 def read_payload(payload: bytes, plan: Plan, steps: Steps | None = None) -> dict[str, Tensor]:
@@ -85,7 +104,11 @@ def read_payload(payload: bytes, plan: Plan, steps: Steps | None = None) -> dict
         raise ArtifactError("the payload ends before its head")
     delta, stream, escapes, checksum = _HEAD.unpack_from(payload)
     first, second = _HEAD.size + stream, _HEAD.size + stream + escapes
-    if second > len(payload) or (delta > 0) != (second == len(payload)) or not 0 < abs(delta) < 1e30:
+    if (
+        second > len(payload)
+        or (delta > 0) != (second == len(payload))
+        or not 0 < abs(delta) < 1e30
+    ):
         raise ArtifactError("the payload's lengths or its step are out of range")
     plain = _read_plain(payload[second:], plan) if delta < 0 else {}
     decoder = open_decoder(payload[_HEAD.size : first], payload[first:second], plan.parameter_count)
@@ -116,7 +139,9 @@ def _read_plain(section: bytes, plan: Plan) -> dict[str, Ints]:
 
 
 def restore(parameter: Parameter, values: NDArray[np.float32]) -> Tensor:
-    """The tensor of a parameter from its dequantized matrix; `ArtifactError` for infinities and NaN."""
+    """The tensor of a parameter from its dequantized matrix; `ArtifactError` for infinities and
+    NaN.
+    """
     if not np.isfinite(values).all():
         raise ArtifactError(f"tensor {parameter.name!r} decodes to values beyond float32")
     return from_matrix(parameter, torch.from_numpy(values)).add_(start(parameter))

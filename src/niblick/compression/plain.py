@@ -1,8 +1,10 @@
-"""Plain compression of symbols, for tensors so regular that no adaptive table can follow: constant, repeated, periodic.
+"""Plain compression of symbols, for tensors so regular that no adaptive table can follow: constant,
+repeated, periodic.
 
-A section holds the symbols of chosen tensors, row by row, as integers of 1, 2 or 4 bytes under the smallest of
-LZMA, Brotli and Zstandard. With all tensors in it the payload cannot be larger than general compressors make the same codes,
-but for the section's list of tensors. What a section expands to is bounded before it is expanded.
+A section holds the symbols of chosen tensors, row by row, as integers of 1, 2 or 4 bytes under the
+smallest of LZMA, Brotli and Zstandard. With all tensors in it the payload cannot be larger than
+general compressors make the same codes, but for the section's list of tensors. What a section
+expands to is bounded before it is expanded.
 """
 
 from __future__ import annotations
@@ -19,10 +21,14 @@ from niblick.errors import ArtifactError
 Ints = NDArray[np.int64]
 _WIDTHS = (1, 2, 4)
 _LARGEST_WINDOW = 1 << 26
-_BYTES, _WORDS = {"lc": 0, "lp": 0, "pb": 0}, {"lc": 3, "lp": 0, "pb": 2}  # two ways LZMA can look at its input
+_BYTES, _WORDS = (
+    {"lc": 0, "lp": 0, "pb": 0},
+    {"lc": 3, "lp": 0, "pb": 2},
+)  # two ways LZMA can look at its input
 _STEP = 64  # Brotli is fed in pieces, each of which can expand by a bounded amount.
-# The adaptive tables beat the best general compressor by 4 to 29 % on trained weights. A tensor whose quick form is
-# further from its price is left to them untried; a search for a size, which writes many times, looks less closely.
+# The adaptive tables beat the best general compressor by 4 to 29 % on trained weights. A tensor
+# whose quick form is further from its price is left to them untried; a search for a size, which
+# writes many times, looks less closely.
 _UNLIKELY, _HOPELESS = 1.04, 0.98
 _SMALL = 1 << 15  # bytes of symbols below which everything is tried
 
@@ -33,7 +39,9 @@ def smallest(raw: bytes) -> bytes:
 
 
 def quick(raw: bytes) -> int:
-    """About what `smallest` would give, a few percent to a quarter more, in a fraction of its time."""
+    """About what `smallest` would give, a few percent to a quarter more, in a fraction of its
+    time.
+    """
     import brotli
 
     return len(brotli.compress(raw, quality=5, lgwin=24))
@@ -48,41 +56,54 @@ def as_bytes(symbols: Ints) -> tuple[int, bytes]:
 
 
 def write_plain(symbols: list[Ints]) -> bytes:
-    """A section with the tensors given: their integers' widths, then all of them compressed as one."""
+    """A section with the tensors given: their integers' widths, then all of them compressed as
+    one.
+    """
     forms = [as_bytes(entry) for entry in symbols]
     return bytes(width for width, _ in forms) + smallest(b"".join(raw for _, raw in forms))
 
 
 def read_plain(section: bytes, shapes: list[tuple[int, int]]) -> list[Ints]:
-    """Undo `write_plain`, given the tensors' shapes (R, C); `ArtifactError` for any other section."""
+    """Undo `write_plain`, given the tensors' shapes (R, C); `ArtifactError` for any other
+    section.
+    """
     widths = list(section[: len(shapes)])
     if len(section) <= len(shapes) or not set(widths) <= set(_WIDTHS):
         raise ArtifactError("the plain symbols are damaged: their head is out of range")
     sizes = [width * rows * columns for width, (rows, columns) in zip(widths, shapes, strict=True)]
     kind, data, total = section[len(shapes)], section[len(shapes) + 1 :], sum(sizes)
     if kind >= len(_UNPACKERS):
-        raise ArtifactError(f"the plain symbols have compression {kind}; this build reads 0 to {len(_UNPACKERS) - 1}")
+        raise ArtifactError(
+            f"the plain symbols have compression {kind}; this build reads 0 to"
+            f" {len(_UNPACKERS) - 1}"
+        )
     raw = _UNPACKERS[kind](data, total)
     if len(raw) != total:
         raise ArtifactError(f"the plain symbols do not expand to {total:,} bytes")
     found, at = [], 0
     for width, size, shape in zip(widths, sizes, shapes, strict=True):
-        found.append(np.frombuffer(raw[at : at + size], dtype=f"<i{width}").astype(np.int64).reshape(shape))
+        found.append(
+            np.frombuffer(raw[at : at + size], dtype=f"<i{width}").astype(np.int64).reshape(shape)
+        )
         at += size
     return found
 
 
 def choices(symbols: list[Ints], prices: list[float], *, thorough: bool) -> list[list[bool]]:
-    """Which tensors it may pay to put in a plain section, given what the tables charge for each in bits; often none.
+    """Which tensors it may pay to put in a plain section, given what the tables charge for each in
+    bits; often none.
 
-    One choice are the tensors that are smaller one by one, another all of them, so that one may repeat another.
+    One choice are the tensors that are smaller one by one, another all of them, so that one may
+    repeat another.
     """
     raws = [as_bytes(entry)[1] for entry in symbols]
     limit = _UNLIKELY if thorough else _HOPELESS
     if thorough and sum(map(len, raws)) < _SMALL:
         limit = inf
-    each = [quick(raw) < limit * price / 8 and len(smallest(raw)) < price / 8
-            for raw, price in zip(raws, prices, strict=True)]
+    each = [
+        quick(raw) < limit * price / 8 and len(smallest(raw)) < price / 8
+        for raw, price in zip(raws, prices, strict=True)
+    ]
     every = quick(b"".join(raws)) < limit * sum(prices) / 8
     return ([each] if any(each) else []) + ([[True] * len(raws)] if every and not all(each) else [])
 
@@ -90,7 +111,9 @@ def choices(symbols: list[Ints], prices: list[float], *, thorough: bool) -> list
 def _pack_lzma(raw: bytes, view: dict[str, int]) -> bytes:
     # The encoder's memory is a multiple of its window.
     window = min(max(1 << len(raw).bit_length(), 4096), _LARGEST_WINDOW)
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window, **view}]
+    filters = [
+        {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window, **view}
+    ]
     return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=filters)
 
 
@@ -117,7 +140,9 @@ def _unpack_lzma(data: bytes, limit: int, view: dict[str, int]) -> bytes:
     except (lzma.LZMAError, EOFError) as error:
         raise ArtifactError(f"the plain symbols are damaged: {error}") from None
     if not decoder.eof or decoder.unused_data:
-        raise ArtifactError("the plain symbols are damaged: their stream has no end, or something behind it")
+        raise ArtifactError(
+            "the plain symbols are damaged: their stream has no end, or something behind it"
+        )
     return raw
 
 
@@ -149,9 +174,14 @@ def _unpack_zstd(data: bytes, limit: int) -> bytes:
 
 
 _PACKERS: tuple[Callable[[bytes], bytes], ...] = (
-    lambda raw: _pack_lzma(raw, _BYTES), lambda raw: _pack_lzma(raw, _WORDS), _pack_brotli, _pack_zstd,
+    lambda raw: _pack_lzma(raw, _BYTES),
+    lambda raw: _pack_lzma(raw, _WORDS),
+    _pack_brotli,
+    _pack_zstd,
 )
 _UNPACKERS: tuple[Callable[[bytes, int], bytes], ...] = (
-    lambda data, limit: _unpack_lzma(data, limit, _BYTES), lambda data, limit: _unpack_lzma(data, limit, _WORDS),
-    _unpack_brotli, _unpack_zstd,
+    lambda data, limit: _unpack_lzma(data, limit, _BYTES),
+    lambda data, limit: _unpack_lzma(data, limit, _WORDS),
+    _unpack_brotli,
+    _unpack_zstd,
 )

@@ -1,8 +1,10 @@
-"""The codec "rd": water-filled steps, error feedback, trellis-coded rounding, adaptive entropy coding.
+"""The codec "rd": water-filled steps, error feedback, trellis-coded rounding, adaptive entropy
+coding.
 
-Every parameter is coded by role, vectors and scalars included. Steps come from the Fisher information measured on
-calibration batches, rounding weighs error against the coder's own prices, and one number, delta, trades bytes for
-loss over the whole model; the solver finds the delta that fills a byte budget or meets a loss.
+Every parameter is coded by role, vectors and scalars included. Steps come from the Fisher
+information measured on calibration batches, rounding weighs error against the coder's own prices,
+and one number, delta, trades bytes for loss over the whole model; the solver finds the delta that
+fills a byte budget or meets a loss.
 """
 
 from __future__ import annotations
@@ -37,12 +39,16 @@ def _size(candidate: Candidate) -> tuple[int, Tables]:
 
 @dataclass(frozen=True)
 class RateDistortion:
-    """Fits a byte budget from below, or a loss; needs calibration batches, or writes its own text."""
+    """Fits a byte budget from below, or a loss; needs calibration batches, or writes its own
+    text.
+    """
 
     name: str = "rd"
 
     def encode(self, job: Job) -> Encoded:
-        """Measure, round and code until the payload fills the budget (default: half a byte per parameter)."""
+        """Measure, round and code until the payload fills the budget (default: half a byte per
+        parameter).
+        """
         model = _model(job)
         calibration = job.calibration or Calibration(self_generated(model, seed=job.recipe.seed))
         rounder = Rounder(job.plan, job.tensors, measure(model, calibration, seed=job.recipe.seed))
@@ -50,7 +56,11 @@ class RateDistortion:
             tax = _tax(model, calibration, job.tensors)
             candidate, choice = meet_tax(rounder, tax, job.target_tax, job.budget, _size)
         else:
-            budget = job.budget if job.budget is not None else round(DEFAULT_BITS * job.plan.parameter_count / 8)
+            budget = (
+                job.budget
+                if job.budget is not None
+                else round(DEFAULT_BITS * job.plan.parameter_count / 8)
+            )
             candidate, choice = fill_budget(rounder, budget, _size)
         return _encoded(candidate, write_payload(candidate), choice, job)
 
@@ -88,16 +98,26 @@ def _tax(
 def _encoded(candidate: Candidate, written: Written, choice: dict[str, Any], job: Job) -> Encoded:
     body = len(written.payload) - HEAD_BYTES
     order = list(written.bits)
-    kinds = [round(1000 * sum(getattr(bits, kind) for bits in written.bits.values()))
-             for kind in ("symbols", "scales", "models")]
+    kinds = [
+        round(1000 * sum(getattr(bits, kind) for bits in written.bits.values()))
+        for kind in ("symbols", "scales", "models")
+    ]
     symbols, scales, models = share(body, kinds)
     parts = {"symbols": symbols, "scales": scales, "models": models, "payload_head": HEAD_BYTES}
     sizes = share(body, [round(1000 * written.bits[name].total) for name in order])
-    rows = {name: TensorRow(size, job.tensors[name].numel(), order0_bits(candidate.symbols[name]))
-            for name, size in zip(order, sizes, strict=True)}
-    told = {**choice, "delta": candidate.delta, "coder_excess": round(written.distance, 6),
-            "predicted_tax_nats": round(candidate.predicted, 6), "escape_bytes": written.escapes, "plain_bytes": written.plain,
-            "bits_by_role": _by_role(job.plan, rows)}
+    rows = {
+        name: TensorRow(size, job.tensors[name].numel(), order0_bits(candidate.symbols[name]))
+        for name, size in zip(order, sizes, strict=True)
+    }
+    told = {
+        **choice,
+        "delta": candidate.delta,
+        "coder_excess": round(written.distance, 6),
+        "predicted_tax_nats": round(candidate.predicted, 6),
+        "escape_bytes": written.escapes,
+        "plain_bytes": written.plain,
+        "bits_by_role": _by_role(job.plan, rows),
+    }
     return Encoded(written.payload, parts, rows, candidate.tensors, told)
 
 

@@ -30,7 +30,9 @@ _PRICED, LARGEST_SYMBOL = 64, 1 << 20
 
 @dataclass(frozen=True)
 class Candidate:
-    """One rounding of the model: grids, symbols (R, C) and tensors by name, and the loss predicted in nats."""
+    """One rounding of the model: grids, symbols (R, C) and tensors by name, and the loss predicted
+    in nats.
+    """
 
     delta: float
     parameters: tuple[Parameter, ...]
@@ -55,7 +57,9 @@ class _Group:
 class Rounder:
     """Holds what does not depend on delta: grids, feedback and weights, grouped by shape."""
 
-    def __init__(self, plan: Plan, tensors: dict[str, Tensor], sensitivities: dict[str, Sensitivity]) -> None:
+    def __init__(
+        self, plan: Plan, tensors: dict[str, Tensor], sensitivities: dict[str, Sensitivity]
+    ) -> None:
         self.parameters = plan.exported
         self.tables: Tables = new_tables()
         self._groups: dict[tuple[int, int, int], list[Parameter]] = {}
@@ -78,7 +82,9 @@ class Rounder:
         return 4 * found
 
     def bits(self, delta: float) -> float:
-        """A closed-form guess at the model's bits: geometric symbols of each row's and column's magnitude."""
+        """A closed-form guess at the model's bits: geometric symbols of each row's and column's
+        magnitude.
+        """
         total = 0.0
         for means, stands_for in self._samples:
             mean = means / delta + 1e-9
@@ -99,10 +105,18 @@ class Rounder:
             for i, parameter in enumerate(group.parameters):
                 grids[parameter.name], symbols[parameter.name] = group.grids[i], found[i]
                 values = (levels[i] * group.grids[i].steps(delta)).astype(np.float32)
-                decoded[parameter.name] = start(parameter) + from_matrix(parameter, torch.from_numpy(values))
+                decoded[parameter.name] = start(parameter) + from_matrix(
+                    parameter, torch.from_numpy(values)
+                )
         order = [p.name for p in self.parameters]
-        return Candidate(delta, self.parameters, {n: grids[n] for n in order}, {n: symbols[n] for n in order},
-                         {n: decoded[n] for n in order}, predicted)
+        return Candidate(
+            delta,
+            self.parameters,
+            {n: grids[n] for n in order},
+            {n: symbols[n] for n in order},
+            {n: decoded[n] for n in order},
+            predicted,
+        )
 
 
 def _group(
@@ -119,7 +133,9 @@ def _group(
 
 
 def _samples(group: _Group) -> list[tuple[Floats, int]]:
-    """For each tensor the expected magnitudes at delta = 1 of some of its elements, and how many they stand for."""
+    """For each tensor the expected magnitudes at delta = 1 of some of its elements, and how many
+    they stand for.
+    """
     found = []
     for weight, grid in zip(group.weight, group.grids, strict=True):
         expected = _expected(weight, grid.steps(1.0) * group.machine.stride).ravel()
@@ -128,7 +144,9 @@ def _samples(group: _Group) -> list[tuple[Floats, int]]:
 
 
 def _floor(group: _Group, index: int) -> float:
-    """The delta at which a matrix's mean magnitude would be 250 symbols, or any largest magnitude beyond reach."""
+    """The delta at which a matrix's mean magnitude would be 250 symbols, or any largest magnitude
+    beyond reach.
+    """
     steps = group.grids[index].steps(1.0) * group.machine.stride
     ratio = np.abs(group.weight[index]) / steps
     mean = float(ratio.mean()) / 250 if group.machine.states > 1 else 0.0
@@ -160,13 +178,19 @@ def _prices(tables: Tables, machine: Machine) -> Floats:
 
 def _round_group(group: _Group, delta: float, tables: Tables) -> tuple[Ints, Ints, float]:
     steps = np.stack([grid.steps(delta) for grid in group.grids])
-    expected = np.stack([
-        _expected(w, s * group.machine.stride) for w, s in zip(group.weight, steps, strict=True)
-    ])
+    expected = np.stack(
+        [_expected(w, s * group.machine.stride) for w, s in zip(group.weight, steps, strict=True)]
+    )
     fixed = np.minimum(expected * 256, 1e9).astype(np.int64)
     kinds = np.searchsorted(THRESHOLDS, fixed, side="right")
     symbols, levels, residual = round_columns(
-        group.weight, steps, group.feedback, group.machine, group.paths, _prices(tables, group.machine), kinds,
+        group.weight,
+        steps,
+        group.feedback,
+        group.machine,
+        group.paths,
+        _prices(tables, group.machine),
+        kinds,
         MULTIPLIER[group.machine.states],
     )
     widen = 2 ** (_SCALAR_QUARTERS / 2) if group.machine.states == 1 else 1.0

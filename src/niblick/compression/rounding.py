@@ -1,7 +1,9 @@
-"""Uniform rounding per row: the one function that late quantization-aware training and the export both use.
+"""Uniform rounding per row: the one function that late quantization-aware training and the export
+both use.
 
-Row r of a weight (R, C) becomes code * scale[r] with codes in -m..m, m = 2^(bits-1) - 1, and scale the row's
-largest magnitude over m, stored as float16. There is no floor on the scale, so small rows keep their resolution.
+Row r of a weight (R, C) becomes code * scale[r] with codes in -m..m, m = 2^(bits-1) - 1, and scale
+the row's largest magnitude over m, stored as float16. There is no floor on the scale, so small rows
+keep their resolution.
 """
 
 from __future__ import annotations
@@ -30,25 +32,35 @@ class RoundingSpec:
 
 def row_specs(recipe: Recipe, plan: Plan) -> dict[str, RoundingSpec]:
     """Per-row rounding of every matrix and embedding, by name, with the recipe's bits."""
-    bits = {Role.MATRIX: recipe.artifact.matrix_bits, Role.EMBEDDING: recipe.artifact.embedding_bits}
+    bits = {
+        Role.MATRIX: recipe.artifact.matrix_bits,
+        Role.EMBEDDING: recipe.artifact.embedding_bits,
+    }
     return {p.name: RoundingSpec(bits[p.role]) for p in plan.exported if p.role in bits}
 
 
 def rounding_specs(recipe: Recipe, plan: Plan) -> dict[str, RoundingSpec]:
     """The parameters that late quantization-aware training rounds, as the recipe's codec will.
 
-    The codec "rd" has none: its grid depends on data measured after training, so there is nothing to share.
+    The codec "rd" has none: its grid depends on data measured after training, so there is nothing
+    to share.
     """
     return {} if recipe.artifact.codec == "rd" else row_specs(recipe, plan)
 
 
 def quantize(weight: Tensor, spec: RoundingSpec) -> tuple[Tensor, Tensor]:
-    """Codes (R, C) int8 and scales (R,) float16 of `weight` (R, ...), float32; rows of zeros get scale 0."""
+    """Codes (R, C) int8 and scales (R,) float16 of `weight` (R, ...), float32; rows of zeros get
+    scale 0.
+    """
     rows = weight.detach().reshape(weight.shape[0], -1).float()
     largest = rows.abs().amax(dim=1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
     scale = (largest / spec.limit).to(torch.float16)
     wide = scale.float().unsqueeze(1)
-    codes = torch.where(wide > 0, rows / wide, torch.zeros_like(rows)).round_().clamp_(-spec.limit, spec.limit)
+    codes = (
+        torch.where(wide > 0, rows / wide, torch.zeros_like(rows))
+        .round_()
+        .clamp_(-spec.limit, spec.limit)
+    )
     return codes.to(torch.int8), scale
 
 
@@ -58,7 +70,9 @@ def dequantize(codes: Tensor, scale: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def round_trip(weight: Tensor, spec: RoundingSpec) -> Tensor:
-    """`dequantize(quantize(weight))`, bit for bit what the file gives back; same shape and device, float32."""
+    """`dequantize(quantize(weight))`, bit for bit what the file gives back; same shape and device,
+    float32.
+    """
     codes, scale = quantize(weight, spec)
     return dequantize(codes, scale, tuple(weight.shape))
 
@@ -68,5 +82,7 @@ def to_float16(name: str, tensor: Tensor) -> Tensor:
     half = tensor.to(torch.float16)
     if not bool(torch.isfinite(half).all()):
         worst = float(tensor.abs().max())
-        raise ArtifactError(f"tensor {name!r} holds {worst:g}, beyond what float16 can store (65504)")
+        raise ArtifactError(
+            f"tensor {name!r} holds {worst:g}, beyond what float16 can store (65504)"
+        )
     return half

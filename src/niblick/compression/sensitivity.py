@@ -1,8 +1,10 @@
-"""How much each parameter's error costs: Kronecker factors of the Fisher information, from training batches.
+"""How much each parameter's error costs: Kronecker factors of the Fisher information, from training
+batches.
 
-Labels are drawn from the model's own predictions, so that the gradient of a whole sequence is an unbiased sample of
-the Fisher information of all its tokens: positions are independent and their scores have mean zero. No hooks are
-needed, tied, looped and looked-up parameters come out right, and a block visited often counts as often.
+Labels are drawn from the model's own predictions, so that the gradient of a whole sequence is an
+unbiased sample of the Fisher information of all its tokens: positions are independent and their
+scores have mean zero. No hooks are needed, tied, looped and looked-up parameters come out right,
+and a block visited often counts as often.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ Array = NDArray[np.float64]
 
 @dataclass
 class Sensitivity:
-    """Fisher factors of one tensor in its (R, C) layout, per token, in nats per squared unit of weight.
+    """Fisher factors of one tensor in its (R, C) layout, per token, in nats per squared unit of
+    weight.
 
-    The cost of an error E is about 1/2 tr(L E A E^T) / t with t = tr L = tr A; `rows` is L's diagonal.
+    The cost of an error E is about 1/2 tr(L E A E^T) / t with t = tr L = tr A; `rows` is L's
+    diagonal.
     """
 
     rows: Array
@@ -41,7 +45,9 @@ class Sensitivity:
 
 
 def measure(model: LanguageModel, calibration: Calibration, *, seed: int) -> dict[str, Sensitivity]:
-    """Fisher factors of every exported parameter from the calibration batches; adds to `calibration.seconds`."""
+    """Fisher factors of every exported parameter from the calibration batches; adds to
+    `calibration.seconds`.
+    """
     started, before = perf_counter(), calibration.seconds
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Sensitivity] = {}
@@ -51,7 +57,9 @@ def measure(model: LanguageModel, calibration: Calibration, *, seed: int) -> dic
             _accumulate(model, found, sequence, generator)
             tokens += sequence.numel()
     if not tokens:
-        raise NiblickError("no calibration tokens were given; this codec needs batches of training tokens")
+        raise NiblickError(
+            "no calibration tokens were given; this codec needs batches of training tokens"
+        )
     for entry in found.values():
         entry.rows /= tokens
         entry.columns /= tokens
@@ -60,7 +68,10 @@ def measure(model: LanguageModel, calibration: Calibration, *, seed: int) -> dic
 
 
 def _accumulate(
-    model: LanguageModel, found: dict[str, Sensitivity], sequence: Tensor, generator: torch.Generator
+    model: LanguageModel,
+    found: dict[str, Sensitivity],
+    sequence: Tensor,
+    generator: torch.Generator,
 ) -> None:
     """Add one sequence's gradient to the factors."""
     logits = model.logits(sequence).flatten(0, 1)
@@ -69,7 +80,9 @@ def _accumulate(
     loss = F.cross_entropy(logits, labels, reduction="sum")
     gradients = torch.autograd.grad(loss, [tensor for _, tensor in named], allow_unused=True)
     for (parameter, tensor), gradient in zip(named, gradients, strict=True):
-        matrix = as_matrix(parameter, gradient if gradient is not None else torch.zeros_like(tensor))
+        matrix = as_matrix(
+            parameter, gradient if gradient is not None else torch.zeros_like(tensor)
+        )
         right = (matrix.T @ matrix).double().numpy()
         rows = matrix.square().sum(1).double().numpy()
         entry = found.get(parameter.name)

@@ -1,4 +1,6 @@
-"""The payload's symbol stream: for each tensor its grid, its rows' corrections, then its symbols row by row."""
+"""The payload's symbol stream: for each tensor its grid, its rows' corrections, then its symbols
+row by row.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ _SPREADS = (0.9, 2.2, 5.0)
 
 @dataclass(frozen=True)
 class Bits:
-    """Price of one tensor in bits: its symbols, its exponents, and the numbers that steer its model."""
+    """Price of one tensor in bits: its symbols, its exponents, and the numbers that steer its
+    model.
+    """
 
     symbols: float
     scales: float
@@ -54,7 +58,9 @@ def new_tables() -> Tables:
 def write_tensor(
     encoder: Encoder, parameter: Parameter, grid: Grid, symbols: Ints, *, plain: bool = False
 ) -> Bits:
-    """Encode one tensor's grid and symbols (R, C); the grid alone where the symbols are `plain`, kept elsewhere."""
+    """Encode one tensor's grid and symbols (R, C); the grid alone where the symbols are `plain`,
+    kept elsewhere.
+    """
     rows, columns = matrix_shape(parameter)
     mean, corrections = _describe(grid, symbols)
     numbers = encoder.put(np.array([grid.tensor, mean]), np.full(2, NUMBER_KIND))
@@ -76,30 +82,46 @@ def write_tensor(
 
 
 def open_decoder(stream: bytes, escapes: bytes, symbols: int) -> AnyDecoder:
-    """A decoder of about so many symbols: the compiled one, where there is one or compiling it pays, or the reference."""
+    """A decoder of about so many symbols: the compiled one, where there is one or compiling it
+    pays, or the reference.
+    """
     library = native_stream(build=symbols >= _WORTH_COMPILING)
-    return Decoder(new_tables(), stream, escapes) if library is None else NativeDecoder(library, new_tables(), stream, escapes)
+    return (
+        Decoder(new_tables(), stream, escapes)
+        if library is None
+        else NativeDecoder(library, new_tables(), stream, escapes)
+    )
 
 
 def read_values(
     decoder: AnyDecoder, parameter: Parameter, delta: float, plain: Ints | None = None
 ) -> tuple[Grid, NDArray[np.float32]]:
-    """Undo `write_tensor`: the grid, and levels times its steps for `delta`, (R, C); infinite or NaN beyond float32.
+    """Undo `write_tensor`: the grid, and levels times its steps for `delta`, (R, C); infinite or
+    NaN beyond float32.
 
     `plain` are the symbols of a tensor whose grid alone was written.
     """
     if isinstance(decoder, NativeDecoder) and plain is None:
         grid, mean = _read_grid(decoder, parameter)
         context, machine = _read_context(decoder, parameter, grid, mean), machine_of(parameter)
-        height, step = _height(machine, len(grid.rows), paths_of(parameter)), delta * power_of_two(grid.tensor)
-        return grid, decoder.values(context, machine, height, step, powers(grid.rows), powers(grid.columns))
+        height, step = (
+            _height(machine, len(grid.rows), paths_of(parameter)),
+            delta * power_of_two(grid.tensor),
+        )
+        return grid, decoder.values(
+            context, machine, height, step, powers(grid.rows), powers(grid.columns)
+        )
     grid, levels = read_tensor(decoder, parameter, plain)
     with np.errstate(over="ignore", invalid="ignore"):
         return grid, (levels * grid.steps(delta)).astype(np.float32)
 
 
-def read_tensor(decoder: AnyDecoder, parameter: Parameter, plain: Ints | None = None) -> tuple[Grid, Ints]:
-    """What `read_values` reads, by the reference: the grid, and the levels (R, C), multiples of its steps."""
+def read_tensor(
+    decoder: AnyDecoder, parameter: Parameter, plain: Ints | None = None
+) -> tuple[Grid, Ints]:
+    """What `read_values` reads, by the reference: the grid, and the levels (R, C), multiples of its
+    steps.
+    """
     grid, mean = _read_grid(decoder, parameter)
     rows, columns = matrix_shape(parameter)
     machine = machine_of(parameter)
@@ -131,16 +153,22 @@ def _read_grid(decoder: AnyDecoder, parameter: Parameter) -> tuple[Grid, int]:
     return Grid(int(numbers[0]), row_exponents, column_exponents), int(numbers[1])
 
 
-def _read_context(decoder: AnyDecoder, parameter: Parameter, grid: Grid, mean: int) -> ColumnContext:
+def _read_context(
+    decoder: AnyDecoder, parameter: Parameter, grid: Grid, mean: int
+) -> ColumnContext:
     rows, _ = matrix_shape(parameter)
-    corrections = decoder.take(np.full(rows, CORRECTION_KIND)) if rows > 1 else np.zeros(rows, dtype=np.int64)
+    corrections = (
+        decoder.take(np.full(rows, CORRECTION_KIND)) if rows > 1 else np.zeros(rows, dtype=np.int64)
+    )
     if rows and int(np.abs(corrections).max()) > _LARGEST_CORRECTION:
         raise ArtifactError(f"the corrections of {parameter.name!r} are out of range")
     return _context(parameter, grid, mean, corrections)
 
 
 def _height(machine: Machine, rows: int, paths: int) -> int:
-    """Rows of a block: one per trellis path; without a trellis the blocks only pace the adaptation."""
+    """Rows of a block: one per trellis path; without a trellis the blocks only pace the
+    adaptation.
+    """
     return paths if machine.states > 1 else max(1, -(-rows // 64))
 
 
@@ -167,11 +195,15 @@ class _Walk:
 
 def _context(parameter: Parameter, grid: Grid, mean: int, corrections: Ints) -> ColumnContext:
     scalar = machine_of(parameter).states == 1
-    return ColumnContext(mean=mean, rows=grid.rows, columns=grid.columns, corrections=corrections, scalar=scalar)
+    return ColumnContext(
+        mean=mean, rows=grid.rows, columns=grid.columns, corrections=corrections, scalar=scalar
+    )
 
 
 def _describe(grid: Grid, symbols: Ints) -> tuple[int, Ints]:
-    """The mean magnitude at exponents 0, in quarter octaves, and each row's correction in half octaves."""
+    """The mean magnitude at exponents 0, in quarter octaves, and each row's correction in half
+    octaves.
+    """
     rows, columns = symbols.shape
     if not symbols.size:
         return 0, np.zeros(rows, dtype=np.int64)
@@ -206,7 +238,9 @@ def _read_exponents(decoder: AnyDecoder, count: int) -> Ints:
         return np.zeros(count, dtype=np.int64)
     spread = int(decoder.take(np.array([NUMBER_KIND]))[0])
     if not 0 <= spread <= len(_SPREADS):
-        raise ArtifactError(f"exponent table {spread} does not exist; there are {len(_SPREADS) + 1}")
+        raise ArtifactError(
+            f"exponent table {spread} does not exist; there are {len(_SPREADS) + 1}"
+        )
     exponents = decoder.take(np.full(count, EXPONENT_KIND + spread))
     if int(np.abs(exponents).max()) > 64:
         raise ArtifactError("step exponents are out of range")

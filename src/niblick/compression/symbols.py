@@ -1,8 +1,10 @@
-"""Entropy coding of integers with constriction: adaptive integer frequency tables over an ANS stream.
+"""Entropy coding of integers with constriction: adaptive integer frequency tables over an ANS
+stream.
 
-A symbol's table is named by its kind. A table starts from a law built by integer arithmetic and adds what
-was coded, block by block; it is rebuilt only once it has grown by an eighth, so encoder and decoder stay in step
-and both are fast. Magnitudes beyond a table's limit are an escape, their excess is coded in Elias gamma beside it.
+A symbol's table is named by its kind. A table starts from a law built by integer arithmetic and
+adds what was coded, block by block; it is rebuilt only once it has grown by an eighth, so encoder
+and decoder stay in step and both are fast. Magnitudes beyond a table's limit are an escape, their
+excess is coded in Elias gamma beside it.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Table:
 
     @classmethod
     def start(cls, mean: int, limit: int) -> Table:
-        """A law whose magnitudes have the expected value `mean` / 256, worth a few dozen symbols."""
+        """A law whose magnitudes have the expected value `mean` / 256, worth a few dozen
+        symbols.
+        """
         counts = np.append(_prior(mean, limit), 1)
         return cls(limit, counts, int(counts.sum()))
 
@@ -64,7 +68,9 @@ class Table:
         return np.bincount(indices, minlength=len(self.counts))
 
     def add(self, histogram: Ints, symbols: int) -> None:
-        """Learn from so many coded symbols; sixteen parts each, so that the prior can have fractions of one."""
+        """Learn from so many coded symbols; sixteen parts each, so that the prior can have
+        fractions of one.
+        """
         self.counts += 16 * histogram
         self.fresh += 16 * symbols
         self.total += 16 * symbols
@@ -75,7 +81,9 @@ class Table:
     def _rebuild(self) -> None:
         self.fresh = 0
         # Sums stay under 2^24, so float32 holds every count exactly.
-        self._model = constriction.stream.model.Categorical(self.counts.astype(np.float32), perfect=False)
+        self._model = constriction.stream.model.Categorical(
+            self.counts.astype(np.float32), perfect=False
+        )
         self._bits = np.log2(float(self.total)) - np.log2(self.counts)
 
 
@@ -103,7 +111,10 @@ def _groups(kinds: Ints) -> list[tuple[int, Ints]]:
     sorted_kinds = kinds[order]
     cuts = np.flatnonzero(sorted_kinds[1:] != sorted_kinds[:-1]) + 1
     starts = [0, *cuts.tolist()]
-    return [(int(sorted_kinds[a]), order[a:b]) for a, b in zip(starts, [*starts[1:], len(order)], strict=True)]
+    return [
+        (int(sorted_kinds[a]), order[a:b])
+        for a, b in zip(starts, [*starts[1:], len(order)], strict=True)
+    ]
 
 
 class Encoder:
@@ -146,7 +157,11 @@ class Encoder:
             coder.encode_reverse(indices, model)
         values = np.concatenate(self._escapes).tolist() if self._escapes else []
         digits = "".join("0" * (value.bit_length() - 1) + f"{value:b}" for value in values)
-        packed = np.packbits(np.frombuffer(digits.encode(), dtype=np.uint8) - ord("0")) if digits else np.zeros(0, "u1")
+        packed = (
+            np.packbits(np.frombuffer(digits.encode(), dtype=np.uint8) - ord("0"))
+            if digits
+            else np.zeros(0, "u1")
+        )
         return coder.get_compressed().astype("<u4").tobytes(), packed.tobytes()
 
 
@@ -195,14 +210,18 @@ class Decoder:
 def read_words(stream: bytes) -> NDArray[np.uint32]:
     """The words of an ANS stream, of which the last is never zero."""
     if len(stream) % 4:
-        raise ArtifactError(f"the symbol stream of {len(stream):,} bytes is not made of whole words")
+        raise ArtifactError(
+            f"the symbol stream of {len(stream):,} bytes is not made of whole words"
+        )
     if stream and not any(stream[-4:]):
         raise ArtifactError("the symbol stream is damaged: it ends in a word of zeros")
     return np.frombuffer(stream, dtype="<u4").astype(np.uint32)
 
 
 def check_ends(empty: bool, left: int, ones: bool) -> None:
-    """Refuse streams that hold more than was taken: symbols, or bits of escapes that are no padding of a byte."""
+    """Refuse streams that hold more than was taken: symbols, or bits of escapes that are no padding
+    of a byte.
+    """
     if not empty:
         raise ArtifactError("the symbol stream holds more than its tensors")
     if left >= 8 or ones:

@@ -1,10 +1,12 @@
-"""Dependent (trellis-coded) scalar quantization: which multiples of the step a symbol can mean depends on its past.
+"""Dependent (trellis-coded) scalar quantization: which multiples of the step a symbol can mean
+depends on its past.
 
-Two quantizers share the multiples n of a step: Q0 has the even ones, n = 2k; Q1 the odd ones and zero, n = 2k - sgn k.
-A state machine driven by the parity of k picks one for each symbol, and the encoder finds the best path with the
-Viterbi algorithm under distortion + multiplier * bits (as in ISO/IEC 15938-17 and VVC, here with 8 states of the
-Ungerboeck kind). At 2.5 bits this needs about 0.11 bit less than uniform scalar quantization for the same error.
-A scalar quantizer is the machine with one state and n = k.
+Two quantizers share the multiples n of a step: Q0 has the even ones, n = 2k; Q1 the odd ones and
+zero, n = 2k - sgn k. A state machine driven by the parity of k picks one for each symbol, and the
+encoder finds the best path with the Viterbi algorithm under distortion + multiplier * bits (as in
+ISO/IEC 15938-17 and VVC, here with 8 states of the Ungerboeck kind). At 2.5 bits this needs about
+0.11 bit less than uniform scalar quantization for the same error. A scalar quantizer is the machine
+with one state and n = k.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Machine:
         return found
 
     def branches(self) -> tuple[Ints, Ints]:
-        """For each state its two predecessors (2, S), and the subset 2 * quantizer + parity each comes by."""
+        """For each state its two predecessors (2, S), and the subset 2 * quantizer + parity each
+        comes by.
+        """
         arrivals: list[list[tuple[int, int]]] = [[] for _ in range(self.states)]
         for state, (even, odd) in enumerate(self.following.tolist()):
             arrivals[even].append((state, 0))
@@ -74,10 +78,12 @@ def quantizers(machine: Machine, symbols: Ints) -> Ints:
 def search(
     machine: Machine, target: Floats, bits: Floats, kinds: Ints, multiplier: float
 ) -> tuple[Ints, Ints]:
-    """The cheapest symbols (L, N), and the levels they mean, for `target` (L, N) along N independent paths.
+    """The cheapest symbols (L, N), and the levels they mean, for `target` (L, N) along N
+    independent paths.
 
-    Targets are in units of the step; `bits` (kinds, 2, K+1) prices each magnitude under each quantizer; `kinds` (L, N) chooses the row. Minimises
-    sum (target - level)^2 + multiplier * bits. Compiled where it can be, with the same result bit for bit.
+    Targets are in units of the step; `bits` (kinds, 2, K+1) prices each magnitude under each
+    quantizer; `kinds` (L, N) chooses the row. Minimises sum (target - level)^2 + multiplier * bits.
+    Compiled where it can be, with the same result bit for bit.
     """
     native = native_trellis() if machine.states > 1 else None
     if native is not None:
@@ -102,7 +108,9 @@ def reference_search(
 def _candidates(
     machine: Machine, size: Floats, bits: Floats, kinds: Ints, multiplier: float
 ) -> tuple[Floats, Ints]:
-    """For each subset (quantizer, parity) the cheaper of its two nearest magnitudes towards zero: (4, L, N)."""
+    """For each subset (quantizer, parity) the cheaper of its two nearest magnitudes towards zero:
+    (4, L, N).
+    """
     last = bits.shape[2] - 1
     subsets = 4 if machine.states > 1 else 2
     cost = np.empty((subsets, *size.shape))
@@ -110,7 +118,10 @@ def _candidates(
     for subset in range(subsets):
         quantizer, parity = divmod(subset, 2)
         prices = bits[:, quantizer]
-        near = 2 * np.rint(((size + quantizer) / machine.stride - parity) / 2).astype(np.int64) + parity
+        near = (
+            2 * np.rint(((size + quantizer) / machine.stride - parity) / 2).astype(np.int64)
+            + parity
+        )
         near = np.maximum(near, parity)
         below = np.maximum(near - 2, parity)
         options = []
@@ -127,11 +138,14 @@ def _candidates(
 def _viterbi(machine: Machine, cost: Floats, magnitude: Ints) -> tuple[Ints, Ints]:
     """Magnitudes and quantizers (L, N) along the cheapest paths from state 0.
 
-    States 2j and 2j + 1 are reached from j and j + S/2 alone, so one step is two additions and a minimum on views.
+    States 2j and 2j + 1 are reached from j and j + S/2 alone, so one step is two additions and a
+    minimum on views.
     """
     before, subset = machine.branches()
     half = machine.states // 2
-    assert (before == np.stack([np.arange(machine.states) // 2, np.arange(machine.states) // 2 + half])).all()
+    assert (
+        before == np.stack([np.arange(machine.states) // 2, np.arange(machine.states) // 2 + half])
+    ).all()
     _, length, paths = cost.shape
     total = np.full((machine.states, paths), 1e30)
     total[0] = 0.0
@@ -147,7 +161,10 @@ def _viterbi(machine: Machine, cost: Floats, magnitude: Ints) -> tuple[Ints, Int
     flat = upper.reshape(length, machine.states * paths).view(np.uint8)
     column = np.arange(paths)
     state = total.argmin(axis=0)
-    states, picks = np.empty((length, paths), dtype=np.int64), np.empty((length, paths), dtype=np.int64)
+    states, picks = (
+        np.empty((length, paths), dtype=np.int64),
+        np.empty((length, paths), dtype=np.int64),
+    )
     for i in range(length - 1, -1, -1):
         states[i] = state
         picks[i] = pick = flat[i].take(state * paths + column)

@@ -1,4 +1,6 @@
-"""How many UTF-8 bytes a token stands for, given the token before it (section 0 of the specification)."""
+"""How many UTF-8 bytes a token stands for, given the token before it (section 0 of the
+specification).
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 class ByteTable:
     """Three arrays of length V that turn token ids into byte counts.
 
-    `base` is the bytes of a token without the space its leading U+2581 stands for, `leading_space` says whether
-    it has one, `boundary` says whether a token is control, unknown or unused: after such a token no leading
-    space is emitted. Summed over a document, `count` equals the UTF-8 length of the decoded text.
+    `base` is the bytes of a token without the space its leading U+2581 stands for, `leading_space`
+    says whether it has one, `boundary` says whether a token is control, unknown or unused: after
+    such a token no leading space is emitted. Summed over a document, `count` equals the UTF-8
+    length of the decoded text.
     """
 
     base: NDArray[np.int32]

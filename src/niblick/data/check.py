@@ -1,7 +1,9 @@
-"""Is a folder of shards sound? Headers, sizes, counts, ids, byte accounting, and no held-out text in training.
+"""Is a folder of shards sound? Headers, sizes, counts, ids, byte accounting, and no held-out text
+in training.
 
-The byte accounting is compared with the tokenizer library's own decoding, which knows nothing of our table. Very
-large training splits are sampled for that one check; the report says how many documents it covered.
+The byte accounting is compared with the tokenizer library's own decoding, which knows nothing of
+our table. Very large training splits are sampled for that one check; the report says how many
+documents it covered.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _ACCOUNTED_TOKENS = 20_000_000
 
 @dataclass
 class SplitReport:
-    """What a split holds; `accounted` counts the documents whose bytes were compared with their decoded text."""
+    """What a split holds; `accounted` counts the documents whose bytes were compared with their
+    decoded text.
+    """
 
     documents: int = 0
     tokens: int = 0
@@ -86,7 +90,9 @@ def _check_files(folder: Path, report: CheckReport) -> None:
     for shard in entries:
         path = folder / shard.file
         if path.is_file() and sha256_file(path) != shard.sha256:
-            report.problems.append(f"shard {shard.file} has changed since it was prepared (SHA-256 differs)")
+            report.problems.append(
+                f"shard {shard.file} has changed since it was prepared (SHA-256 differs)"
+            )
 
 
 def _collect(report: CheckReport, paths: list[Path]) -> None:
@@ -119,20 +125,28 @@ def _check_split(dataset: Dataset, split: str, report: CheckReport) -> None:
 
 
 def _check_bytes(
-    dataset: Dataset, split: str, number: int, tokens: NDArray[np.uint16], counted: int, report: CheckReport
+    dataset: Dataset,
+    split: str,
+    number: int,
+    tokens: NDArray[np.uint16],
+    counted: int,
+    report: CheckReport,
 ) -> None:
     ids = tokens.tolist()
     try:
         dataset.tokenizer.decode_bytes(ids).decode("utf-8")
     except UnicodeDecodeError:
         if ids[0] != dataset.tokenizer.bos_id or dataset.manifest is None:
-            return  # a stream that was cut mid-document, as the challenge's are, may begin or end inside a character
+            # a stream that was cut mid-document, as the challenge's are, may begin or end inside a
+            # character
+            return
         report.problems.append(f"{split} document {number} does not decode to valid UTF-8")
         return
     decoded = len(dataset.tokenizer.reference_decode(ids).encode())
     if decoded != counted:
         report.problems.append(
-            f"{split} document {number}: its tokens count {counted} bytes, its decoded text has {decoded}"
+            f"{split} document {number}: its tokens count {counted} bytes, its decoded text has"
+            f" {decoded}"
         )
 
 

@@ -1,9 +1,10 @@
 """Corpora: named or user-supplied texts, split into training, validation and test documents.
 
-The split of a document is decided by its own content: h = SHA-256 of its UTF-8 text as a big-endian integer mod 20;
-h = 0 is validation, h = 1 test, the rest trains. Files under folders named train, validation and test are taken as
-sorted by hand instead. No document of a held-out split is also in training: an exact duplicate stays in the
-held-out one. Training documents are put in an order that depends on their content alone.
+The split of a document is decided by its own content: h = SHA-256 of its UTF-8 text as a big-endian
+integer mod 20; h = 0 is validation, h = 1 test, the rest trains. Files under folders named train,
+validation and test are taken as sorted by hand instead. No document of a held-out split is also in
+training: an exact duplicate stays in the held-out one. Training documents are put in an order that
+depends on their content alone.
 """
 
 from __future__ import annotations
@@ -75,7 +76,8 @@ def _separated(splits: dict[str, list[str]]) -> dict[str, Sequence[str]]:
 
 
 def load_corpus(source: str | Path) -> Corpus:
-    """The corpus named `source`, or the .txt, .jsonl (field `text`) and .parquet files at that path.
+    """The corpus named `source`, or the .txt, .jsonl (field `text`) and .parquet files at that
+    path.
 
     Raises `DataError` for an unknown name, no documents, or nothing to train on.
     """
@@ -84,17 +86,21 @@ def load_corpus(source: str | Path) -> Corpus:
     path = Path(source)
     if not path.exists():
         raise DataError(
-            f"corpus {str(source)!r} is neither a path nor one of the embedded corpora: {', '.join(corpora)}; "
-            "`niblick data fetch fineweb` brings FineWeb shards into data/datasets"
+            f"corpus {str(source)!r} is neither a path nor one of the embedded corpora:"
+            f" {', '.join(corpora)}; `niblick data fetch fineweb` brings FineWeb shards into"
+            " data/datasets"
         )
     by_hand, others = read_folder(path, SPLITS)
     splits = _separated(by_hand) if by_hand else split_documents(others)
     if not any(splits.values()):
         raise DataError(
-            f"corpus {str(path)!r} has no documents; expected non-empty .txt, .jsonl or .parquet files"
+            f"corpus {str(path)!r} has no documents; expected non-empty .txt, .jsonl or .parquet"
+            " files"
         )
     if not splits["train"]:
-        raise DataError(f"corpus {str(path)!r} has no training documents, only held-out ones; add more text")
+        raise DataError(
+            f"corpus {str(path)!r} has no training documents, only held-out ones; add more text"
+        )
     return Corpus(path.resolve().name, splits)
 
 

@@ -1,8 +1,9 @@
 """A folder of shards with its tokenizer: what training and evaluation read.
 
-Two kinds of folder open alike: one that `prepare` wrote, with a manifest, and a bare one in the challenge's layout
-(`*_train_*.bin`, `*_val_*.bin`). Shard headers and sizes are verified when a folder opens, so a truncated shard or
-a tokenizer that is not the shards' own is an error before any work begins.
+Two kinds of folder open alike: one that `prepare` wrote, with a manifest, and a bare one in the
+challenge's layout (`*_train_*.bin`, `*_val_*.bin`). Shard headers and sizes are verified when a
+folder opens, so a truncated shard or a tokenizer that is not the shards' own is an error before any
+work begins.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _BARE_NAMES = {"train": "*_train_*.bin", "validation": "*_val_*.bin", "test": "*
 
 @dataclass(frozen=True)
 class Dataset:
-    """Shards by split, and the tokenizer they were written with; `manifest` is None for a bare folder."""
+    """Shards by split, and the tokenizer they were written with; `manifest` is None for a bare
+    folder.
+    """
 
     folder: Path
     tokenizer: Tokenizer
@@ -57,20 +60,24 @@ class Dataset:
         tokens = maps[0] if len(maps) == 1 else np.concatenate(maps)
         if len(tokens) and int(tokens.max()) >= self.tokenizer.vocab_size:
             raise DataError(
-                f"{split} shards in {str(self.folder)!r} hold token id {int(tokens.max())}, outside the vocabulary "
-                f"of {self.tokenizer.vocab_size}; they were written with another tokenizer"
+                f"{split} shards in {str(self.folder)!r} hold token id {int(tokens.max())}, outside"
+                f" the vocabulary of {self.tokenizer.vocab_size}; they were written with another"
+                " tokenizer"
             )
         return tokens
 
     def rows(self, split: str, starts: Sequence[int], length: int) -> NDArray[np.uint16]:
-        """`length` tokens from each of `starts`, positions in the whole of `split`; only these are read."""
+        """`length` tokens from each of `starts`, positions in the whole of `split`; only these are
+        read.
+        """
         maps = [open_shard(path) for path in self.shards(split)]
         firsts = np.cumsum([0, *map(len, maps)])
         rows = np.empty((len(starts), length), dtype=np.uint16)
         for row, start in zip(rows, starts, strict=True):
             if not 0 <= start <= firsts[-1] - length:
                 raise DataError(
-                    f"{length} tokens from {start} are outside the {firsts[-1]:,} of split {split!r}"
+                    f"{length} tokens from {start} are outside the {firsts[-1]:,} of split"
+                    f" {split!r}"
                 )
             filled = 0
             while filled < length:
@@ -85,7 +92,9 @@ class Dataset:
         return sum(map(count_tokens, self.shards(split)))
 
     def sha256(self, split: str) -> str:
-        """Hash of the tokens of `split` as little-endian uint16, however they are cut into shards."""
+        """Hash of the tokens of `split` as little-endian uint16, however they are cut into
+        shards.
+        """
         digest = hashlib.sha256()
         for path in self.shards(split):
             digest.update(open_shard(path).tobytes())
@@ -118,17 +127,24 @@ class Dataset:
 
 
 def open_dataset(folder: Path | str, tokenizer: Tokenizer | None = None) -> Dataset:
-    """Open a folder of shards; `tokenizer`, where given, must be the one the shards were written with.
+    """Open a folder of shards; `tokenizer`, where given, must be the one the shards were written
+    with.
 
-    A bare folder's tokenizer is a single `.model` in it or in a `tokenizers` folder beside its parent (the
-    challenge's layout), else the challenge's own. Raises `DataError`.
+    A bare folder's tokenizer is a single `.model` in it or in a `tokenizers` folder beside its
+    parent (the challenge's layout), else the challenge's own. Raises `DataError`.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"data folder {str(folder)!r} does not exist")
     manifest = manifests.load_manifest(folder)
-    dataset = _open_bare(folder, tokenizer) if manifest is None else _open_prepared(folder, manifest)
-    if manifest is not None and tokenizer is not None and tokenizer.sha256 != dataset.tokenizer.sha256:
+    dataset = (
+        _open_bare(folder, tokenizer) if manifest is None else _open_prepared(folder, manifest)
+    )
+    if (
+        manifest is not None
+        and tokenizer is not None
+        and tokenizer.sha256 != dataset.tokenizer.sha256
+    ):
         raise DataError(
             f"data in {str(folder)!r} was written with tokenizer {dataset.tokenizer.name} "
             f"({dataset.tokenizer.sha256[:12]}), not {tokenizer.name} ({tokenizer.sha256[:12]})"
@@ -140,7 +156,8 @@ def _open_prepared(folder: Path, manifest: Manifest) -> Dataset:
     tokenizer = load_tokenizer(folder / manifest.tokenizer_file)
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise DataError(
-            f"the tokenizer in {str(folder)!r} is not the one of its manifest; prepare the data again"
+            f"the tokenizer in {str(folder)!r} is not the one of its manifest; prepare the data"
+            " again"
         )
     files = {}
     for split, entry in manifest.splits.items():
@@ -158,7 +175,8 @@ def _open_bare(folder: Path, tokenizer: Tokenizer | None) -> Dataset:
     files = find_files(folder)
     if not files:
         raise DataError(
-            f"{str(folder)!r} holds neither a manifest nor shards named *_train_*.bin or *_val_*.bin"
+            f"{str(folder)!r} holds neither a manifest nor shards named *_train_*.bin or"
+            " *_val_*.bin"
         )
     dataset = Dataset(folder, tokenizer or _bare_tokenizer(folder), None, files)
     for path in (path for paths in files.values() for path in paths):
@@ -185,7 +203,9 @@ def _check_first_tokens(dataset: Dataset, split: str, path: Path) -> None:
 
 
 def tokenizer_pattern(folder_name: str) -> str:
-    """What the tokenizer of a folder such as `fineweb10B_sp1024` is called in the challenge's layout."""
+    """What the tokenizer of a folder such as `fineweb10B_sp1024` is called in the challenge's
+    layout.
+    """
     match = re.search(r"_sp(\d+)(\w*)$", folder_name)
     return f"*_{match[1]}_bpe{match[2]}.model" if match else "no tokenizer"
 

@@ -1,4 +1,6 @@
-"""Batches as tensors on a device: on CUDA through pinned memory and a side stream, one batch ahead of the step."""
+"""Batches as tensors on a device: on CUDA through pinned memory and a side stream, one batch ahead
+of the step.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 class DeviceFeeder:
     """Hands out the batches of a `Pipeline` as int64 tensors (B, T) on `device`, in the same order.
 
-    On CUDA the copy of the next batch runs on its own stream while the step computes. `state()` is that of the
-    batches handed out, whatever is in flight.
+    On CUDA the copy of the next batch runs on its own stream while the step computes. `state()` is
+    that of the batches handed out, whatever is in flight.
     """
 
     def __init__(self, pipeline: Pipeline, device: str | torch.device) -> None:
@@ -52,9 +54,15 @@ class DeviceFeeder:
     def _tensors(self) -> Tensors:
         inputs, targets = self.pipeline.next()
         to_device = self._device
-        return self._torch.from_numpy(inputs).to(to_device), self._torch.from_numpy(targets).to(to_device)
+        return self._torch.from_numpy(inputs).to(to_device), self._torch.from_numpy(targets).to(
+            to_device
+        )
 
     def _copy(self, stream: torch.cuda.Stream) -> Tensors:
-        inputs, targets = (self._torch.from_numpy(array).pin_memory() for array in self.pipeline.next())
+        inputs, targets = (
+            self._torch.from_numpy(array).pin_memory() for array in self.pipeline.next()
+        )
         with self._torch.cuda.stream(stream):
-            return inputs.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
+            return inputs.to(self._device, non_blocking=True), targets.to(
+                self._device, non_blocking=True
+            )

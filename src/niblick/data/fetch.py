@@ -1,8 +1,10 @@
-"""Fetching FineWeb shards in the challenge's layout from a Hugging Face dataset repository (extra `hub`).
+"""Fetching FineWeb shards in the challenge's layout from a Hugging Face dataset repository (extra
+`hub`).
 
-The repository's file listing decides what there is to fetch; a manifest in it, which may be stale, is not consulted.
-Every file is verified (size and SHA-256 of the listing, header and token count of a shard) before it takes its final
-name, so an interrupted fetch continues where it stopped and a damaged file is fetched again.
+The repository's file listing decides what there is to fetch; a manifest in it, which may be stale,
+is not consulted. Every file is verified (size and SHA-256 of the listing, header and token count of
+a shard) before it takes its final name, so an interrupted fetch continues where it stopped and a
+damaged file is fetched again.
 """
 
 from __future__ import annotations
@@ -38,12 +40,16 @@ class Hub(Protocol):
         """Files directly in `folder`; empty where there is no such folder."""
 
     def download(self, path: str, into: Path) -> Path:
-        """Fetch one file to somewhere under `into`, continuing a part that is there; gives its place."""
+        """Fetch one file to somewhere under `into`, continuing a part that is there; gives its
+        place.
+        """
 
 
 @dataclass(frozen=True)
 class HuggingFaceHub:
-    """A dataset repository on the Hugging Face hub (or at another endpoint of its kind), at a revision."""
+    """A dataset repository on the Hugging Face hub (or at another endpoint of its kind), at a
+    revision.
+    """
 
     repository: str
     revision: str | None = None
@@ -61,7 +67,10 @@ class HuggingFaceHub:
             return []
         except _failures() as error:
             raise self._failure(folder, error) from None
-        return [RemoteFile(file.path, file.size, file.lfs.sha256 if file.lfs else None) for file in files]
+        return [
+            RemoteFile(file.path, file.size, file.lfs.sha256 if file.lfs else None)
+            for file in files
+        ]
 
     def download(self, path: str, into: Path) -> Path:
         """See `Hub`."""
@@ -74,7 +83,9 @@ class HuggingFaceHub:
 
     def _failure(self, path: str, error: Exception) -> DataError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return DataError(f"cannot fetch {path!r} from dataset repository {self.repository!r}: {reason}")
+        return DataError(
+            f"cannot fetch {path!r} from dataset repository {self.repository!r}: {reason}"
+        )
 
 
 def _library() -> Any:
@@ -88,7 +99,9 @@ def _library() -> Any:
 
 
 def _failures() -> tuple[type[Exception], ...]:
-    """What a fetch can fail with; `HTTPError` is the base of whichever transport the library's release uses."""
+    """What a fetch can fail with; `HTTPError` is the base of whichever transport the library's
+    release uses.
+    """
     errors = _library().errors
     return errors.HfHubHTTPError, errors.HTTPError, OSError, ValueError
 
@@ -97,7 +110,8 @@ def dataset_folder(variant: str) -> str:
     """The repository's folder name of a tokenizer family: `sp1024` and the like, or `byte260`."""
     if not re.fullmatch(r"byte260|sp[1-9]\d*(_\w+)?", variant):
         raise DataError(
-            f"unknown FineWeb variant {variant!r}; expected byte260 or sp followed by a size, as sp1024"
+            f"unknown FineWeb variant {variant!r}; expected byte260 or sp followed by a size, as"
+            " sp1024"
         )
     return f"fineweb10B_{variant}"
 
@@ -114,11 +128,12 @@ def fetch_fineweb(
     hub: Hub | None = None,
     report: Callable[[str], None] = lambda line: None,
 ) -> Path:
-    """Fetch all validation shards, the first `train_shards` training shards and the tokenizer into `out`.
+    """Fetch all validation shards, the first `train_shards` training shards and the tokenizer into
+    `out`.
 
-    Gives the folder of shards, `out/datasets/fineweb10B_<variant>`, which `open_dataset` reads. Files are
-    `<root>/datasets/fineweb10B_<variant>/<prefix>_train_000000.bin` and so on in `repository`. What is complete on
-    disk is not fetched again. Raises `DataError`.
+    Gives the folder of shards, `out/datasets/fineweb10B_<variant>`, which `open_dataset` reads.
+    Files are `<root>/datasets/fineweb10B_<variant>/<prefix>_train_000000.bin` and so on in
+    `repository`. What is complete on disk is not fetched again. Raises `DataError`.
     """
     if train_shards < 0:
         raise DataError(f"{train_shards} training shards; expected 0 or more")
@@ -142,12 +157,15 @@ def _join(*parts: str) -> str:
     return "/".join(part.strip("/") for part in parts if part.strip("/"))
 
 
-def _choose(listed: Sequence[RemoteFile], prefix: str, train_shards: int, place: str) -> list[RemoteFile]:
+def _choose(
+    listed: Sequence[RemoteFile], prefix: str, train_shards: int, place: str
+) -> list[RemoteFile]:
     training = [file for file in listed if Path(file.path).match(f"{prefix}_train_*.bin")]
     validation = [file for file in listed if Path(file.path).match(f"{prefix}_val_*.bin")]
     if not validation:
         raise DataError(
-            f"{place} lists no {prefix}_val_*.bin shards; give --repo, --root or --variant that has them"
+            f"{place} lists no {prefix}_val_*.bin shards; give --repo, --root or --variant that has"
+            " them"
         )
     if train_shards > len(training):
         raise DataError(f"{train_shards} training shards asked for; {place} has {len(training)}")

@@ -13,7 +13,9 @@ from niblick.errors import DataError
 
 
 def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write `chunks` to `path` through a temporary file beside it; `DataError` when the disk refuses."""
+    """Write `chunks` to `path` through a temporary file beside it; `DataError` when the disk
+    refuses.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""The manifest of a prepared dataset: what it was made from, and what each of its files must hold."""
+"""The manifest of a prepared dataset: what it was made from, and what each of its files must
+hold.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class SplitEntry:
-    """One split: counts of documents, UTF-8 bytes and tokens, and the SHA-256 of its token content."""
+    """One split: counts of documents, UTF-8 bytes and tokens, and the SHA-256 of its token
+    content.
+    """
 
     documents: int
     bytes: int
@@ -56,7 +60,9 @@ class Manifest:
 
 
 def load_manifest(folder: Path) -> Manifest | None:
-    """The manifest of `folder`, None where it has none of ours; `DataError` where ours is damaged."""
+    """The manifest of `folder`, None where it has none of ours; `DataError` where ours is
+    damaged.
+    """
     path = folder / FILE_NAME
     if not path.is_file():
         return None
@@ -64,7 +70,9 @@ def load_manifest(folder: Path) -> Manifest | None:
     if document.pop("format", None) != _FORMAT:
         return None
     if (version := document.pop("version", None)) != _VERSION:
-        raise DataError(f"{str(path)!r} has version {version!r}; this release reads version {_VERSION}")
+        raise DataError(
+            f"{str(path)!r} has version {version!r}; this release reads version {_VERSION}"
+        )
     try:
         splits = {name: _split(entry) for name, entry in document.pop("splits").items()}
         return Manifest(**document, splits=splits)

@@ -1,9 +1,9 @@
 """Batches in the background: shards in, (inputs, targets) out, in an order set by the seed alone.
 
-The order does not depend on the number of workers or ranks, and a few integers (`state`) resume it exactly. The
-rows of all ranks at one step are the rows one process would get. What fails in a worker is raised by `next`.
-Blocks are read by position from files that stay on disk, so memory does not grow with the number of shards and a shard
-that shrinks under a run is an error, not a crash.
+The order does not depend on the number of workers or ranks, and a few integers (`state`) resume it
+exactly. The rows of all ranks at one step are the rows one process would get. What fails in a
+worker is raised by `next`. Blocks are read by position from files that stay on disk, so memory does
+not grow with the number of shards and a shard that shrinks under a run is an error, not a crash.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class Pipeline:
-    """Endless batches of `batch_sequences` sequences of `sequence_length` tokens, shared between `world_size` ranks.
+    """Endless batches of `batch_sequences` sequences of `sequence_length` tokens, shared between
+    `world_size` ranks.
 
-    `next()` gives this rank's share: inputs and targets of shape (batch_sequences / world_size, sequence_length),
-    int64, targets one token further on. `workers` threads build up to `prefetch` batches ahead; with 0 workers each
-    batch is built when asked for. `total_batches` is the planned length of training, over which the shard mix grows
-    from `mix_start` to `mix_end` shards a batch and the exponent of the odds falls from `alpha_start` to
-    `alpha_end`; without it they move over the first pass. `state` resumes where `state()` was taken. A token that is
-    not below `vocab_size` is a `DataError` of the batch that it would be in.
+    `next()` gives this rank's share: inputs and targets of shape (batch_sequences / world_size,
+    sequence_length), int64, targets one token further on. `workers` threads build up to `prefetch`
+    batches ahead; with 0 workers each batch is built when asked for. `total_batches` is the planned
+    length of training, over which the shard mix grows from `mix_start` to `mix_end` shards a batch
+    and the exponent of the odds falls from `alpha_start` to `alpha_end`; without it they move over
+    the first pass. `state` resumes where `state()` was taken. A token that is not below
+    `vocab_size` is a `DataError` of the batch that it would be in.
     """
 
     def __init__(
@@ -61,19 +63,27 @@ class Pipeline:
             or not 0 <= rank < world_size
         ):
             raise DataError(
-                f"{batch_sequences} sequences of {sequence_length} tokens cannot be shared by rank {rank} of "
-                f"{world_size}: the number of sequences must be a positive multiple of the number of ranks"
+                f"{batch_sequences} sequences of {sequence_length} tokens cannot be shared by rank"
+                f" {rank} of {world_size}: the number of sequences must be a positive multiple of"
+                " the number of ranks"
             )
         self._shards = tuple(shards)
         self._sizes = [count_tokens(path) for path in self._shards]
         self._length, self._sequences = sequence_length, batch_sequences
         self._seed, self._rank, self._world, self._words = seed, rank, world_size, vocab_size
         self._total = (
-            total_batches if state is None or state.get("total_batches", -1) < 0 else state["total_batches"]
+            total_batches
+            if state is None or state.get("total_batches", -1) < 0
+            else state["total_batches"]
         )
         mix = Mix(shards=(mix_start, mix_end), alpha=(alpha_start, alpha_end))
         self._sampler = Sampler(
-            self._sizes, length=sequence_length, batch=batch_sequences, seed=seed, mix=mix, total=self._total
+            self._sizes,
+            length=sequence_length,
+            batch=batch_sequences,
+            seed=seed,
+            mix=mix,
+            total=self._total,
         )
         self._refuse_small_data()
         self._batches = self._passes = 0
@@ -89,8 +99,9 @@ class Pipeline:
         held = self._sampler.pass_blocks
         if held < self._sequences:
             raise DataError(
-                f"training data of {sum(self._sizes):,} tokens holds {held} sequences of {self._length} tokens, "
-                f"fewer than one batch of {self._sequences}; use more text, shorter sequences or smaller batches"
+                f"training data of {sum(self._sizes):,} tokens holds {held} sequences of"
+                f" {self._length} tokens, fewer than one batch of {self._sequences}; use more text,"
+                " shorter sequences or smaller batches"
             )
 
     def _identity(self) -> dict[str, int]:
@@ -112,7 +123,8 @@ class Pipeline:
         for key, value in self._identity().items():
             if key != "total_batches" and state.get(key) != value:
                 raise DataError(
-                    f"the data cannot be resumed: {key} is {value}, in the saved state {state.get(key)}"
+                    f"the data cannot be resumed: {key} is {value}, in the saved state"
+                    f" {state.get(key)}"
                 )
         self._batches = state["batches"]
         self._sampler.skip(self._batches)
@@ -129,12 +141,16 @@ class Pipeline:
         return self._batches * self._sequences * self._length
 
     def next(self) -> Batch:
-        """The next batch of this rank; raises what went wrong in building it, and is closed from then on."""
+        """The next batch of this rank; raises what went wrong in building it, and is closed from
+        then on.
+        """
         if self._closed:
             raise DataError("the data pipeline is closed")
         began = time.perf_counter()
         try:
-            batch, self._passes = self._build_now() if self._pool is None else self._from_pool(self._pool)
+            batch, self._passes = (
+                self._build_now() if self._pool is None else self._from_pool(self._pool)
+            )
         except BaseException:
             self.close()
             raise
@@ -147,13 +163,18 @@ class Pipeline:
 
     def _from_pool(self, pool: ThreadPoolExecutor) -> tuple[Batch, int]:
         while len(self._waiting) <= self._ahead:
-            self._waiting.append((pool.submit(self._assemble, self._sampler.draw()), self._sampler.passes))
+            self._waiting.append(
+                (pool.submit(self._assemble, self._sampler.draw()), self._sampler.passes)
+            )
         future, passes = self._waiting.popleft()
         return future.result(), passes
 
     def _assemble(self, rows: Rows) -> Batch:
         """Read this rank's rows; blocks that lie side by side in a shard are read as one."""
-        shards, starts = rows.shards[self._rank :: self._world], rows.starts[self._rank :: self._world]
+        shards, starts = (
+            rows.shards[self._rank :: self._world],
+            rows.starts[self._rank :: self._world],
+        )
         inputs = np.empty((len(shards), self._length), dtype=np.int64)
         targets = np.empty_like(inputs)
         order = np.lexsort((starts, shards))
@@ -164,7 +185,10 @@ class Pipeline:
             start, path = int(starts[run[0]]), self._shards[int(shards[run[0]])]
             span = read_tokens(path, start, len(run) * self._length + 1)
             if self._words is not None and span.max() >= self._words:
-                raise DataError(f"{path} holds token {span.max()} near {start}, but the vocabulary has {self._words}")
+                raise DataError(
+                    f"{path} holds token {span.max()} near {start}, but the vocabulary has"
+                    f" {self._words}"
+                )
             inputs[run] = span[:-1].reshape(len(run), self._length)
             targets[run] = span[1:].reshape(len(run), self._length)
         return inputs, targets

@@ -1,7 +1,8 @@
-"""From a corpus to a folder of shards: train or take a tokenizer, encode, write, and say what was written.
+"""From a corpus to a folder of shards: train or take a tokenizer, encode, write, and say what was
+written.
 
-The folder appears whole or not at all, and preparing the same inputs again reuses it. The tokenizer is trained on
-the training split only.
+The folder appears whole or not at all, and preparing the same inputs again reuses it. The tokenizer
+is trained on the training split only.
 """
 
 from __future__ import annotations
@@ -50,11 +51,12 @@ def prepare(
     vocab_size: int | None = None,
     shard_tokens: int = 100_000_000,
 ) -> Dataset:
-    """Write `corpus` as shards of at most `shard_tokens` tokens into `out`, or reuse `out` if it holds them already.
+    """Write `corpus` as shards of at most `shard_tokens` tokens into `out`, or reuse `out` if it
+    holds them already.
 
-    `tokenizer` is "train" or "train-within-words" (of exactly `vocab_size` ids, by default 1,024), "bytes",
-    "fineweb-1024" or the path of a `.model`.
-    Raises `DataError`; a folder that this project did not write is never replaced.
+    `tokenizer` is "train" or "train-within-words" (of exactly `vocab_size` ids, by default 1,024),
+    "bytes", "fineweb-1024" or the path of a `.model`. Raises `DataError`; a folder that this
+    project did not write is never replaced.
     """
     if shard_tokens < 1:
         raise DataError(f"shards of {shard_tokens} tokens; at least 1 is needed")
@@ -93,7 +95,8 @@ def _reuse(out: Path, key: str) -> Dataset | None:
     except DataError:
         return None
     raise DataError(
-        f"output {str(out)!r} is not empty and holds no data prepared by niblick; choose another folder"
+        f"output {str(out)!r} is not empty and holds no data prepared by niblick; choose another"
+        " folder"
     )
 
 
@@ -113,7 +116,9 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, shard_tokens: int, out: Path, k
 
 
 def _put_in_place(work: Path, out: Path, key: str) -> Dataset:
-    """Make `work` the folder `out`, unless another process has put the same data there in the meantime."""
+    """Make `work` the folder `out`, unless another process has put the same data there in the
+    meantime.
+    """
     work.chmod(0o777 & ~_umask())
     if (present := _reuse(out, key)) is not None:
         return present
@@ -189,7 +194,8 @@ def _chunks(texts: Sequence[str], tokenizer: Tokenizer, size: int) -> Iterator[N
 
 
 def resolve_dataset(data: DataSettings, *, vocab_size: int, cache: Path) -> Dataset:
-    """The dataset a recipe asks for: opened where `data.corpus` is a folder of shards, else prepared into `cache`.
+    """The dataset a recipe asks for: opened where `data.corpus` is a folder of shards, else
+    prepared into `cache`.
 
     The tokenizer must have exactly the model's `vocab_size` ids; `DataError` says so otherwise.
     """
@@ -209,7 +215,9 @@ def _refuse_other_size(tokenizer: Tokenizer, vocab_size: int) -> None:
         )
 
 
-def _open_or_prepare(data: DataSettings, fixed: Tokenizer | None, vocab_size: int, cache: Path) -> Dataset:
+def _open_or_prepare(
+    data: DataSettings, fixed: Tokenizer | None, vocab_size: int, cache: Path
+) -> Dataset:
     path = Path(data.corpus)
     if (
         data.corpus not in corpora
@@ -219,7 +227,9 @@ def _open_or_prepare(data: DataSettings, fixed: Tokenizer | None, vocab_size: in
         return open_dataset(path, fixed)
     tokenizer = f"{data.tokenizer}-{vocab_size}" if fixed is None else fixed.sha256[:12]
     place = (
-        hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12] if data.corpus not in corpora else ""
+        hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+        if data.corpus not in corpora
+        else ""
     )
     out = cache / "-".join(filter(None, (path.name or "corpus", place, tokenizer)))
     return prepare(data.corpus, out=out, tokenizer=data.tokenizer, vocab_size=vocab_size)

@@ -1,6 +1,7 @@
 """The little of the protocol-buffer wire format that a SentencePiece `.model` file needs.
 
-Reading is bounds-checked: a truncated or nonsensical message raises `DataError`, never reads past its end.
+Reading is bounds-checked: a truncated or nonsensical message raises `DataError`, never reads past
+its end.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def decode_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def read_fields(data: bytes) -> Iterator[Field]:
-    """(number, wire type, value) of each field of one message; an int for varints, bytes otherwise."""
+    """(number, wire type, value) of each field of one message; an int for varints, bytes
+    otherwise.
+    """
     at = 0
     while at < len(data):
         key, at = decode_varint(data, at)

@@ -1,9 +1,11 @@
-"""Which blocks make up which batch: a pure function of a seed, the shard sizes and the batch number.
+"""Which blocks make up which batch: a pure function of a seed, the shard sizes and the batch
+number.
 
 Each pass cuts every shard into blocks of T tokens at a random phase and visits them in the order
-(start + j * stride) mod n with stride coprime to n, so every block comes once per pass. A batch draws from a number
-of shards that grows over training, chosen without replacement in proportion to (blocks left) ** alpha. Nothing
-depends on threads, ranks or time, so any batch can be reached again by replaying the draws (no token is read).
+(start + j * stride) mod n with stride coprime to n, so every block comes once per pass. A batch
+draws from a number of shards that grows over training, chosen without replacement in proportion to
+(blocks left) ** alpha. Nothing depends on threads, ranks or time, so any batch can be reached again
+by replaying the draws (no token is read).
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """How many shards a batch draws from, and how flat their odds are, from the start to the end of training."""
+    """How many shards a batch draws from, and how flat their odds are, from the start to the end of
+    training.
+    """
 
     shards: tuple[float, float] = (8, 32)
     alpha: tuple[float, float] = (0.9, 0.5)
@@ -43,14 +47,23 @@ class Rows:
 
 
 class Sampler:
-    """Draws batches of `batch` blocks of `length` tokens (each needs one token more, as the last target).
+    """Draws batches of `batch` blocks of `length` tokens (each needs one token more, as the last
+    target).
 
-    `total` is the number of batches that training is planned to draw, over which the mix moves from its first to
-    its last values; without it, it moves over the first pass. Raises `DataError` where no shard holds a block.
+    `total` is the number of batches that training is planned to draw, over which the mix moves from
+    its first to its last values; without it, it moves over the first pass. Raises `DataError` where
+    no shard holds a block.
     """
 
     def __init__(
-        self, sizes: Sequence[int], *, length: int, batch: int, seed: int, mix: Mix, total: int | None = None
+        self,
+        sizes: Sequence[int],
+        *,
+        length: int,
+        batch: int,
+        seed: int,
+        mix: Mix,
+        total: int | None = None,
     ) -> None:
         self._sizes = np.array(sizes, dtype=np.int64)
         self._length, self._batch, self._seed = length, batch, seed
@@ -59,14 +72,17 @@ class Sampler:
         self.passes = 0
         if not len(self._sizes) or int(self._sizes.max()) < length + 1:
             raise DataError(
-                f"training data of {int(self._sizes.sum())} tokens in {len(self._sizes)} shards is too small: "
-                f"no shard holds one sequence of {length} tokens and its last target; use more text or shorter ones"
+                f"training data of {int(self._sizes.sum())} tokens in {len(self._sizes)} shards is"
+                f" too small: no shard holds one sequence of {length} tokens and its last target;"
+                " use more text or shorter ones"
             )
         self._per_pass = int(((self._sizes - 1) // length).clip(0).sum())
         self._begin_pass()
 
     def _random(self, stream: int, number: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=[self._seed & (2**64 - 1), stream << 56 | number]))
+        return np.random.Generator(
+            np.random.Philox(key=[self._seed & (2**64 - 1), stream << 56 | number])
+        )
 
     def _begin_pass(self) -> None:
         """Choose phase, start and stride of every shard for pass number `self.passes`."""
@@ -77,7 +93,9 @@ class Sampler:
         self._blocks: Ints = (usable - self._phase) // self._length
         blocks = self._blocks.clip(1)
         self._start = (draws[1] * blocks).astype(np.int64)
-        strides = [_coprime(int(wish * n), int(n)) for wish, n in zip(draws[2], blocks, strict=True)]
+        strides = [
+            _coprime(int(wish * n), int(n)) for wish, n in zip(draws[2], blocks, strict=True)
+        ]
         self._stride = np.array(strides, dtype=np.int64)
         self._visited = np.zeros_like(self._blocks)
 
@@ -91,7 +109,9 @@ class Sampler:
         return min(1.0, self.batches / max(1.0, whole))
 
     def draw(self) -> Rows:
-        """The next batch. Rows of one shard follow each other; a pass that ends inside a batch is followed by the next."""
+        """The next batch. Rows of one shard follow each other; a pass that ends inside a batch is
+        followed by the next.
+        """
         count, alpha = self._mix.at(self._progress())
         random = self._random(2, self.batches)
         wanted, parts = self._batch, []
@@ -102,9 +122,13 @@ class Sampler:
             parts.append(self._draw_some(wanted, count, alpha, random))
             wanted -= len(parts[-1].shards)
         self.batches += 1
-        return Rows(np.concatenate([p.shards for p in parts]), np.concatenate([p.starts for p in parts]))
+        return Rows(
+            np.concatenate([p.shards for p in parts]), np.concatenate([p.starts for p in parts])
+        )
 
-    def _draw_some(self, wanted: int, count: int, alpha: float, random: np.random.Generator) -> Rows:
+    def _draw_some(
+        self, wanted: int, count: int, alpha: float, random: np.random.Generator
+    ) -> Rows:
         """At most `wanted` blocks from at most `count` shards of the current pass."""
         left = self._blocks - self._visited
         weights = np.where(left > 0, left.astype(np.float64) ** alpha, 0.0)
@@ -114,7 +138,11 @@ class Sampler:
         count = min(count, int((left > 0).sum()), wanted)
         chosen = np.sort(np.argsort(-keys, kind="stable")[:count])
         takes = _share(wanted, weights[chosen], left[chosen])
-        rows = [self._take(int(shard), int(take)) for shard, take in zip(chosen, takes, strict=True) if take]
+        rows = [
+            self._take(int(shard), int(take))
+            for shard, take in zip(chosen, takes, strict=True)
+            if take
+        ]
         return Rows(np.repeat(chosen, takes), np.concatenate(rows))
 
     def _take(self, shard: int, count: int) -> Ints:
@@ -139,8 +167,12 @@ def _coprime(wish: int, n: int) -> int:
 
 
 def _share(wanted: int, weights: NDArray[np.float64], left: Ints) -> Ints:
-    """How many of `wanted` blocks each shard gives: by weight, never more than it has left, at least one."""
-    takes: Ints = np.minimum(left, np.maximum(1, np.floor(wanted * weights / weights.sum()).astype(np.int64)))
+    """How many of `wanted` blocks each shard gives: by weight, never more than it has left, at
+    least one.
+    """
+    takes: Ints = np.minimum(
+        left, np.maximum(1, np.floor(wanted * weights / weights.sum()).astype(np.int64))
+    )
     while (missing := min(wanted, int(left.sum())) - int(takes.sum())) > 0:
         room = np.flatnonzero(takes < left)
         order = room[np.argsort(-weights[room], kind="stable")]

@@ -1,8 +1,10 @@
-"""A SentencePiece model as plain data: parsed, reduced to what decides its behaviour, and serialised.
+"""A SentencePiece model as plain data: parsed, reduced to what decides its behaviour, and
+serialised.
 
-`canonical` drops what does not change a single token (training paths, self tests), so that equal tokenizers have
-equal bytes. `pack` and `unpack` turn the canonical form into the few bytes an artifact carries: a vocabulary that
-niblick trained is only its list of pieces (about 2 kB at 1,024), any other is the canonical form compressed.
+`canonical` drops what does not change a single token (training paths, self tests), so that equal
+tokenizers have equal bytes. `pack` and `unpack` turn the canonical form into the few bytes an
+artifact carries: a vocabulary that niblick trained is only its list of pieces (about 2 kB at
+1,024), any other is the canonical form compressed.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """What decides how a SentencePiece model encodes: pieces, training settings that matter, normalizer."""
+    """What decides how a SentencePiece model encodes: pieces, training settings that matter,
+    normalizer.
+    """
 
     pieces: tuple[Piece, ...]
     trainer: tuple[wire.Field, ...] = ()
@@ -57,7 +61,9 @@ class SentencePieceModel:
 
     @property
     def byte_fallback(self) -> bool:
-        """Whether characters outside the vocabulary become byte pieces rather than the unknown piece."""
+        """Whether characters outside the vocabulary become byte pieces rather than the unknown
+        piece.
+        """
         return bool(self._number(self.trainer, _BYTE_FALLBACK, 0))
 
     @property
@@ -82,19 +88,25 @@ class SentencePieceModel:
     def lossless(self) -> bool:
         """Whether decoding undoes encoding for every Unicode text."""
         texts = {piece.text for piece in self.pieces if piece.kind == NORMAL}
-        bytes_present = {piece.text for piece in self.pieces if piece.kind == BYTE} >= set(BYTE_PIECES)
+        bytes_present = {piece.text for piece in self.pieces if piece.kind == BYTE} >= set(
+            BYTE_PIECES
+        )
         return self.identity and self.byte_fallback and bytes_present and SPACE in texts
 
     def with_dummy_prefix(self, on: bool) -> SentencePieceModel:
         """The same model with the space in front of the text switched on or off."""
         kept = tuple(entry for entry in self.normalizer if entry[0] != _DUMMY_PREFIX)
-        return replace(self, normalizer=tuple(sorted((*kept, (_DUMMY_PREFIX, wire.VARINT, int(on))))))
+        return replace(
+            self, normalizer=tuple(sorted((*kept, (_DUMMY_PREFIX, wire.VARINT, int(on)))))
+        )
 
     def serialize(self) -> bytes:
         """The model as SentencePiece reads it."""
         out = [wire.write_field(_PIECES, wire.BYTES, _write_piece(piece)) for piece in self.pieces]
         for number, fields in ((_TRAINER, self.trainer), (_NORMALIZER, self.normalizer)):
-            out.append(wire.write_field(number, wire.BYTES, b"".join(wire.write_field(*f) for f in fields)))
+            out.append(
+                wire.write_field(number, wire.BYTES, b"".join(wire.write_field(*f) for f in fields))
+            )
         if self.denormalizer:
             out.append(wire.write_field(_DENORMALIZER, wire.BYTES, self.denormalizer))
         return b"".join(out)
@@ -116,13 +128,17 @@ def _read_piece(data: bytes) -> Piece:
         elif number == 3 and isinstance(value, int):
             kind = value
     if kind == BYTE and text not in BYTE_PIECES:
-        raise DataError(f"the tokenizer has byte piece {text!r}; byte pieces are written <0x00> to <0xFF>")
+        raise DataError(
+            f"the tokenizer has byte piece {text!r}; byte pieces are written <0x00> to <0xFF>"
+        )
     return Piece(text, score, kind)
 
 
 def _kept(data: bytes, numbers: set[int]) -> tuple[wire.Field, ...]:
     return tuple(
-        sorted((entry for entry in wire.read_fields(data) if entry[0] in numbers), key=lambda f: f[0])
+        sorted(
+            (entry for entry in wire.read_fields(data) if entry[0] in numbers), key=lambda f: f[0]
+        )
     )
 
 
@@ -143,22 +159,29 @@ def parse(data: bytes) -> SentencePieceModel:
             elif number == _TRAINER:
                 trainer = _kept(value, _KEPT_TRAINER_FIELDS)
             elif number == _NORMALIZER:
-                normalizer = _kept(value, {_CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES, _ESCAPE_SPACES})
-            elif number == _DENORMALIZER and any(entry[0] == _CHARSMAP for entry in wire.read_fields(value)):
+                normalizer = _kept(
+                    value, {_CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES, _ESCAPE_SPACES}
+                )
+            elif number == _DENORMALIZER and any(
+                entry[0] == _CHARSMAP for entry in wire.read_fields(value)
+            ):
                 denormalizer = value
     except UnicodeDecodeError:
         raise DataError(
             "the tokenizer has a piece that is not UTF-8; it is not a SentencePiece model"
         ) from None
     if not 2 <= len(pieces) <= 65536:
-        raise DataError(f"the tokenizer has {len(pieces)} pieces; a SentencePiece model here has 2 to 65,536")
+        raise DataError(
+            f"the tokenizer has {len(pieces)} pieces; a SentencePiece model here has 2 to 65,536"
+        )
     return SentencePieceModel(tuple(pieces), trainer, normalizer, denormalizer)
 
 
 def lossless_bpe(texts: list[str], vocab_size: int) -> SentencePieceModel:
     """The lossless model whose learned pieces are `texts`, best first, padded with unused pieces.
 
-    Ids: 0 unknown, 1 `<s>`, 2 to 257 the bytes, then `texts`, then `<unused0>` and so on up to `vocab_size`.
+    Ids: 0 unknown, 1 `<s>`, 2 to 257 the bytes, then `texts`, then `<unused0>` and so on up to
+    `vocab_size`.
     """
     head = [Piece("<unk>", 0.0, UNKNOWN), Piece("<s>", 0.0, CONTROL)]
     head += [Piece(text, 0.0, BYTE) for text in BYTE_PIECES]
@@ -180,7 +203,9 @@ def pack(model: SentencePieceModel) -> bytes:
     if max(map(len, learned), default=0) < 256:
         rebuilt = lossless_bpe([text.decode() for text in learned], len(model.pieces))
         if rebuilt == model:
-            body = struct.pack("<HH", len(model.pieces) - 1, len(learned)) + bytes(map(len, learned))
+            body = struct.pack("<HH", len(model.pieces) - 1, len(learned)) + bytes(
+                map(len, learned)
+            )
             return _LISTED + zlib.compress(body + b"".join(learned), 9)
     return _COMPRESSED + lzma.compress(model.serialize(), preset=9 | lzma.PRESET_EXTREME)
 
@@ -202,7 +227,9 @@ def _inflate(data: bytes) -> bytes:
 def unpack(data: bytes) -> SentencePieceModel:
     """Undo `pack`, or read the bytes of a `.model` file; `DataError` for anything else."""
     if len(data) > MAX_MODEL_BYTES:
-        raise DataError(f"a tokenizer of {len(data):,} bytes; at most {MAX_MODEL_BYTES:,} are accepted")
+        raise DataError(
+            f"a tokenizer of {len(data):,} bytes; at most {MAX_MODEL_BYTES:,} are accepted"
+        )
     if not data.startswith((_LISTED, _COMPRESSED)):
         return parse(data)
     raw = _inflate(data)

@@ -1,7 +1,8 @@
 """Reading a user's documents from .txt, .jsonl (field `text`) and .parquet (column `text`) files.
 
-One .txt file is one document, unless it is longer than 16 KiB: then it is cut at blank lines into documents of at
-least 4 KiB, so that a book can be split into training and held-out parts. Files are read in order of their path.
+One .txt file is one document, unless it is longer than 16 KiB: then it is cut at blank lines into
+documents of at least 4 KiB, so that a book can be split into training and held-out parts. Files are
+read in order of their path.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ _BLANK_LINES = re.compile(r"\n[ \t\r]*\n\s*")
 
 
 def cut_text(text: str) -> list[str]:
-    """`text` as documents: itself if short, else parts that end at blank lines and join to the whole."""
+    """`text` as documents: itself if short, else parts that end at blank lines and join to the
+    whole.
+    """
     if len(text) <= _LONG:
         return [text]
     parts, start = [], 0
@@ -54,7 +57,9 @@ def _jsonl(path: Path) -> Iterator[str]:
             raise DataError(f"{str(path)!r} line {number} is not JSON: {line[:40]!r}") from None
         text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str):
-            raise DataError(f"{str(path)!r} line {number} has no text in a field 'text': {line[:40]!r}")
+            raise DataError(
+                f"{str(path)!r} line {number} has no text in a field 'text': {line[:40]!r}"
+            )
         yield text
 
 
@@ -70,14 +75,20 @@ def _parquet(path: Path) -> Iterator[str]:
                 names = ", ".join(file.schema_arrow.names)
                 raise DataError(f"{str(path)!r} has no column 'text'; its columns: {names}")
             for batch in file.iter_batches(columns=["text"]):
-                yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
+                yield from (
+                    str(value) for value in batch.column(0).to_pylist() if value is not None
+                )
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(
             f"{str(path)!r} is not a readable Parquet file: {str(error).splitlines()[0]}"
         ) from None
 
 
-_READERS: dict[str, Callable[[Path], Iterator[str]]] = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
+_READERS: dict[str, Callable[[Path], Iterator[str]]] = {
+    ".txt": _txt,
+    ".jsonl": _jsonl,
+    ".parquet": _parquet,
+}
 
 
 def _hidden(path: Path, root: Path) -> bool:
@@ -85,9 +96,11 @@ def _hidden(path: Path, root: Path) -> bool:
 
 
 def read_folder(root: Path, splits: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
-    """Documents under `root` (a folder or one file): those in folders named as `splits`, and all others.
+    """Documents under `root` (a folder or one file): those in folders named as `splits`, and all
+    others.
 
-    Raises `DataError` where some files are sorted by hand and others are not, or none is of a known kind.
+    Raises `DataError` where some files are sorted by hand and others are not, or none is of a known
+    kind.
     """
     files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
     files = [path for path in files if path.suffix in _READERS and not _hidden(path, root)]
@@ -100,5 +113,7 @@ def read_folder(root: Path, splits: tuple[str, ...]) -> tuple[dict[str, list[str
         target = by_hand.setdefault(split, []) if split in splits else others
         target.extend(_READERS[path.suffix](path))
     if by_hand and others:
-        raise DataError(f"{str(root)!r} has documents both inside and outside of {', '.join(splits)} folders")
+        raise DataError(
+            f"{str(root)!r} has documents both inside and outside of {', '.join(splits)} folders"
+        )
     return by_hand, others

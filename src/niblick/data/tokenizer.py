@@ -1,8 +1,9 @@
 """Tokenizers: text to uint16 ids and back, with the exact bytes each id stands for.
 
-Every tokenizer is rebuilt from its own bytes alone and is immutable. Decoding is defined here by one table of
-byte strings for all kinds, so that the bytes counted and the bytes decoded cannot differ; for SentencePiece models
-the result equals the library's own decoding. Text that is not valid Unicode (lone surrogates) is refused.
+Every tokenizer is rebuilt from its own bytes alone and is immutable. Decoding is defined here by
+one table of byte strings for all kinds, so that the bytes counted and the bytes decoded cannot
+differ; for SentencePiece models the result equals the library's own decoding. Text that is not
+valid Unicode (lone surrogates) is refused.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def refuse_surrogates(text: str, what: str = "text") -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{what} holds a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}; "
-            "only valid Unicode can be tokenized"
+            f"{what} holds a lone surrogate U+{ord(text[error.start]):04X} at character"
+            f" {error.start}; only valid Unicode can be tokenized"
         ) from None
 
 
@@ -64,8 +65,9 @@ class DecodeStream:
 class Tokenizer(ABC):
     """A frozen mapping between text and ids below `vocab_size`.
 
-    `lossless` says whether `decode(encode(text)) == text` for every text; `sha256` identifies the mapping, whatever
-    form it was stored in; `to_bytes` is the smallest such form and `load_tokenizer` reads it back.
+    `lossless` says whether `decode(encode(text)) == text` for every text; `sha256` identifies the
+    mapping, whatever form it was stored in; `to_bytes` is the smallest such form and
+    `load_tokenizer` reads it back.
     """
 
     kind: str
@@ -131,7 +133,10 @@ class Tokenizer(ABC):
         skip = (table.leading_space[tokens] & starts).tolist()
         surfaces = self._surface_list
         return b"".join(
-            [surfaces[t][1:] if s else surfaces[t] for t, s in zip(tokens.tolist(), skip, strict=True)]
+            [
+                surfaces[t][1:] if s else surfaces[t]
+                for t, s in zip(tokens.tolist(), skip, strict=True)
+            ]
         )
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -139,7 +144,9 @@ class Tokenizer(ABC):
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_stream(self, after: int | None = None) -> DecodeStream:
-        """A decoder for tokens that arrive one by one, the first of them following `after` (None: a new text)."""
+        """A decoder for tokens that arrive one by one, the first of them following `after` (None: a
+        new text).
+        """
         return DecodeStream(self, after)
 
     def _check(self, lowest: int, highest: int) -> None:
@@ -149,7 +156,9 @@ class Tokenizer(ABC):
 
 
 class BytesTokenizer(Tokenizer):
-    """One token per UTF-8 byte, in the challenge's layout: 0 pad, 1 BOS, 2 EOS, 3 unknown, then the 256 bytes."""
+    """One token per UTF-8 byte, in the challenge's layout: 0 pad, 1 BOS, 2 EOS, 3 unknown, then the
+    256 bytes.
+    """
 
     kind = "bytes"
     name = "bytes"
@@ -164,7 +173,9 @@ class BytesTokenizer(Tokenizer):
         """Every byte token counts 1, the four others 0."""
         ids = np.arange(self.vocab_size)
         return ByteTable(
-            (ids >= self._FIRST).astype(np.int32), np.zeros(self.vocab_size, bool), ids < self._FIRST
+            (ids >= self._FIRST).astype(np.int32),
+            np.zeros(self.vocab_size, bool),
+            ids < self._FIRST,
         )
 
     def to_bytes(self) -> bytes:
@@ -177,7 +188,9 @@ class BytesTokenizer(Tokenizer):
 
     def reference_decode(self, ids: Sequence[int]) -> str:
         """The bytes of `ids`, read as UTF-8."""
-        return bytes(token - self._FIRST for token in ids if token >= self._FIRST).decode("utf-8", "replace")
+        return bytes(token - self._FIRST for token in ids if token >= self._FIRST).decode(
+            "utf-8", "replace"
+        )
 
     def _surfaces(self) -> list[bytes]:
         return [b""] * self._FIRST + [bytes([value]) for value in range(256)]
@@ -187,9 +200,11 @@ class BytesTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model; encoding is the library's, around which literal U+2581 is spelled in bytes.
+    """A SentencePiece model; encoding is the library's, around which literal U+2581 is spelled in
+    bytes.
 
-    A model that normalises its input (the challenge's) is used as it is and is marked `lossless = False`.
+    A model that normalises its input (the challenge's) is used as it is and is marked `lossless =
+    False`.
     """
 
     kind = "sentencepiece"
@@ -205,12 +220,22 @@ class SentencePieceTokenizer(Tokenizer):
         self.lossless = model.lossless
         self.sha256 = hashlib.sha256(canonical).hexdigest()
         self.bos_id = self._find_bos()
-        self._engine = _processor(model.with_dummy_prefix(False).serialize() if self.lossless else canonical)
+        self._engine = _processor(
+            model.with_dummy_prefix(False).serialize() if self.lossless else canonical
+        )
         byte_ids = {
-            piece.text: index for index, piece in enumerate(model.pieces) if piece.kind == spmodel.BYTE
+            piece.text: index
+            for index, piece in enumerate(model.pieces)
+            if piece.kind == spmodel.BYTE
         }
-        self._space_bytes = [byte_ids.get(spmodel.BYTE_PIECES[value], -1) for value in SPACE.encode()]
-        self.name = CHALLENGE if self.sha256 == _CHALLENGE_SHA256 else f"{model.kind_name}-{self.vocab_size}"
+        self._space_bytes = [
+            byte_ids.get(spmodel.BYTE_PIECES[value], -1) for value in SPACE.encode()
+        ]
+        self.name = (
+            CHALLENGE
+            if self.sha256 == _CHALLENGE_SHA256
+            else f"{model.kind_name}-{self.vocab_size}"
+        )
 
     def _find_bos(self) -> int:
         for index, piece in enumerate(self._model.pieces):
@@ -220,17 +245,23 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def byte_table(self) -> ByteTable:
-        """Section 0's rule; without a dummy prefix a leading space is always emitted, so it is part of `base`."""
+        """Section 0's rule; without a dummy prefix a leading space is always emitted, so it is part
+        of `base`.
+        """
         surfaces = self._surface_list
         texts = [piece.text for piece in self._model.pieces]
         boundary = np.array([p.kind in _SILENT for p in self._model.pieces], dtype=bool)
-        plain = np.array([p.kind not in {*_SILENT, spmodel.BYTE} for p in self._model.pieces], dtype=bool)
+        plain = np.array(
+            [p.kind not in {*_SILENT, spmodel.BYTE} for p in self._model.pieces], dtype=bool
+        )
         leading = (
             np.array([text.startswith(SPACE) for text in texts], dtype=bool)
             & plain
             & self._model.dummy_prefix
         )
-        return ByteTable(np.array([len(s) for s in surfaces], dtype=np.int32) - leading, leading, boundary)
+        return ByteTable(
+            np.array([len(s) for s in surfaces], dtype=np.int32) - leading, leading, boundary
+        )
 
     def to_bytes(self) -> bytes:
         """The packed form of `spmodel.pack`."""
@@ -271,7 +302,9 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     try:
         processor.LoadFromSerializedProto(model)
     except (RuntimeError, OSError) as error:
-        raise DataError(f"sentencepiece refuses the tokenizer: {str(error).splitlines()[0]}") from None
+        raise DataError(
+            f"sentencepiece refuses the tokenizer: {str(error).splitlines()[0]}"
+        ) from None
     return processor
 
 
@@ -291,7 +324,8 @@ def _challenge_file() -> bytes:
 
 
 def load_tokenizer(spec: str | Path | bytes, *, kind: str | None = None) -> Tokenizer:
-    """The tokenizer `spec` names: "bytes", "fineweb-1024", the path of a `.model`, or the bytes of `to_bytes`.
+    """The tokenizer `spec` names: "bytes", "fineweb-1024", the path of a `.model`, or the bytes of
+    `to_bytes`.
 
     `kind` ("sentencepiece" or "bytes") is checked where given. Raises `DataError`.
     """
@@ -301,7 +335,11 @@ def load_tokenizer(spec: str | Path | bytes, *, kind: str | None = None) -> Toke
         data = spec
     else:
         data = _read_model(Path(spec))
-    tokenizer = BytesTokenizer() if data == _BYTES_TOKENIZER else SentencePieceTokenizer(spmodel.unpack(data))
+    tokenizer = (
+        BytesTokenizer()
+        if data == _BYTES_TOKENIZER
+        else SentencePieceTokenizer(spmodel.unpack(data))
+    )
     if kind is not None and kind != tokenizer.kind:
         raise DataError(f"tokenizer kind {kind!r} does not fit: this one is {tokenizer.kind!r}")
     return tokenizer
@@ -312,5 +350,6 @@ def _read_model(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DataError(
-            f"tokenizer {str(path)!r} cannot be read ({error.strerror}); give bytes, {CHALLENGE}, or a .model file"
+            f"tokenizer {str(path)!r} cannot be read ({error.strerror}); give bytes, {CHALLENGE},"
+            " or a .model file"
         ) from None

@@ -1,4 +1,6 @@
-"""Evaluation that cannot cheat: windows, streaming, score-first adaptation, proofs, statistics, Scores."""
+"""Evaluation that cannot cheat: windows, streaming, score-first adaptation, proofs, statistics,
+Scores.
+"""
 
 from niblick.evaluation.evaluate import evaluate
 from niblick.evaluation.options import Adaptation, EvaluationOptions, LeakyTraining

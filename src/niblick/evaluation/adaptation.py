@@ -1,7 +1,8 @@
-"""Score-first test-time training of the weights: each chunk is scored, entered, and only then learnt.
+"""Score-first test-time training of the weights: each chunk is scored, entered, and only then
+learnt.
 
-The stream is read once, statefully. What training accepts is `Scored`, which a tally makes from entered predictions
-alone. The caller's model is never touched: a copy learns.
+The stream is read once, statefully. What training accepts is `Scored`, which a tally makes from
+entered predictions alone. The caller's model is never touched: a copy learns.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from niblick.model import LanguageModel
 
 
 def adapt_weights(job: Job, settings: Adaptation) -> tuple[Tally, dict[str, Any]]:
-    """Score the stream chunk by chunk, learning each one after it is scored; the tally and what was learnt.
+    """Score the stream chunk by chunk, learning each one after it is scored; the tally and what was
+    learnt.
 
-    All processes score everything and share the work of learning. Nothing is learnt after the last chunk, whose
-    lesson no score could use.
+    All processes score everything and share the work of learning. Nothing is learnt after the last
+    chunk, whose lesson no score could use.
     """
     job = replace(job, model=deepcopy(job.model))
     tally = Tally(len(job.asked), job.predictions, whole=True, report=job.on_progress)
@@ -39,7 +41,9 @@ def adapt_weights(job: Job, settings: Adaptation) -> tuple[Tally, dict[str, Any]
         with torch.no_grad(), autocast(job):
             state = stream(job, tally, state, start, end)
         if index + 1 < len(cuts) and learner.may_learn():
-            learner.learn(tally.scored(job.tokens, row_spans(job, settings, start, end)), index / len(cuts))
+            learner.learn(
+                tally.scored(job.tokens, row_spans(job, settings, start, end)), index / len(cuts)
+            )
     return tally, learner.facts()
 
 
@@ -55,17 +59,24 @@ def row_spans(job: Job, settings: Adaptation, start: int, end: int) -> list[tupl
 
 
 class Learner:
-    """An optimizer over a model's weights that learns from `Scored` tokens and from nothing else."""
+    """An optimizer over a model's weights that learns from `Scored` tokens and from nothing
+    else.
+    """
 
     def __init__(self, job: Job, settings: Adaptation, *, rate: float, method: str) -> None:
         self._job, self._settings, self._rate = job, settings, rate
         self._weights = trainable(job.model, settings.freeze)
         self._optimizer: torch.optim.Optimizer
         if method == "adamw":
-            self._optimizer = torch.optim.AdamW(self._weights, lr=rate, weight_decay=settings.weight_decay)
+            self._optimizer = torch.optim.AdamW(
+                self._weights, lr=rate, weight_decay=settings.weight_decay
+            )
         else:
             self._optimizer = torch.optim.SGD(
-                self._weights, lr=rate, momentum=settings.momentum, weight_decay=settings.weight_decay
+                self._weights,
+                lr=rate,
+                momentum=settings.momentum,
+                weight_decay=settings.weight_decay,
             )
         self._began, self._steps, self._tokens, self._stopped = time.perf_counter(), 0, 0, False
 
@@ -77,8 +88,12 @@ class Learner:
         return not self._stopped
 
     def learn(self, scored: Scored, progress: float) -> None:
-        """Train on scored rows, every epoch in their order; `progress` in [0, 1) places the cosine of the rate."""
-        rate = self._rate * (0.5 * (1 + math.cos(math.pi * progress)) if self._settings.cosine else 1.0)
+        """Train on scored rows, every epoch in their order; `progress` in [0, 1) places the cosine
+        of the rate.
+        """
+        rate = self._rate * (
+            0.5 * (1 + math.cos(math.pi * progress)) if self._settings.cosine else 1.0
+        )
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         for _ in range(self._settings.epochs):
@@ -89,7 +104,11 @@ class Learner:
 
     def facts(self) -> dict[str, Any]:
         """What was done, for the score."""
-        return {"steps": self._steps, "learnt_tokens": self._tokens, "stopped_by_time": self._stopped}
+        return {
+            "steps": self._steps,
+            "learnt_tokens": self._tokens,
+            "stopped_by_time": self._stopped,
+        }
 
     def _batches(self, scored: Scored) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for i in range(0, len(scored.inputs), self._settings.batch_rows):
@@ -98,10 +117,15 @@ class Learner:
 
 
 def train_step(
-    job: Job, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer, rows: tuple[Tensor, Tensor, Tensor],
+    job: Job,
+    weights: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    rows: tuple[Tensor, Tensor, Tensor],
     clip: float,
 ) -> None:
-    """One step on the mean nats of (inputs, targets, mask) rows, shared between the processes row by row."""
+    """One step on the mean nats of (inputs, targets, mask) rows, shared between the processes row
+    by row.
+    """
     inputs, targets, mask = rows
     mine = slice(job.world.rank, None, job.world.size)
     gradients = [torch.zeros_like(weight) for weight in weights]
@@ -111,7 +135,9 @@ def train_step(
             nll = head_nll(job.model, hidden, targets[None, mine])[0]
             loss = (nll * mask[mine]).sum() / mask.sum()
         found = torch.autograd.grad(loss, weights, allow_unused=True)
-        gradients = [zero if new is None else new for zero, new in zip(gradients, found, strict=True)]
+        gradients = [
+            zero if new is None else new for zero, new in zip(gradients, found, strict=True)
+        ]
     sum_tensors(gradients, job.world)
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.grad = gradient
@@ -127,8 +153,14 @@ def trainable(model: LanguageModel, freeze: tuple[str, ...]) -> list[nn.Paramete
     for entry in freeze:
         if not any(covers(entry, name) for name in names):
             tops = sorted({name.split(".")[0] for name in names})
-            raise OptionsError(f"freeze {entry!r} names no parameter; they begin: {', '.join(tops)}")
-    kept = [p for name, p in model.named_parameters() if not any(covers(entry, name) for entry in freeze)]
+            raise OptionsError(
+                f"freeze {entry!r} names no parameter; they begin: {', '.join(tops)}"
+            )
+    kept = [
+        p
+        for name, p in model.named_parameters()
+        if not any(covers(entry, name) for entry in freeze)
+    ]
     if not kept:
         raise OptionsError(f"freeze {', '.join(freeze)} leaves nothing to train")
     return kept

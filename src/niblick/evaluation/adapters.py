@@ -1,7 +1,9 @@
-"""Per-document low-rank adapters: score a piece of a document, then learn from it, and forget all at the next BOS.
+"""Per-document low-rank adapters: score a piece of a document, then learn from it, and forget all
+at the next BOS.
 
-Documents of similar length are adapted side by side, each by its own weights: a document's scores depend on that
-document (and, with phases, on documents that were scored before) and never on the others of its batch.
+Documents of similar length are adapted side by side, each by its own weights: a document's scores
+depend on that document (and, with phases, on documents that were scored before) and never on the
+others of its batch.
 """
 
 from __future__ import annotations
@@ -27,13 +29,16 @@ HEAD = "head"
 
 
 class Adapters(nn.Module):
-    """Low-rank additions B_d A_d x to chosen linear maps, one pair of factors for each of `rows` documents.
+    """Low-rank additions B_d A_d x to chosen linear maps, one pair of factors for each of `rows`
+    documents.
 
-    A starts at the same random values for every document, B at zero, so that fresh adapters change nothing. The
-    target "head" is a D -> D map on the final state.
+    A starts at the same random values for every document, B at zero, so that fresh adapters change
+    nothing. The target "head" is a D -> D map on the final state.
     """
 
-    def __init__(self, model: LanguageModel, settings: Adaptation, rows: int, device: torch.device) -> None:
+    def __init__(
+        self, model: LanguageModel, settings: Adaptation, rows: int, device: torch.device
+    ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.maps = chosen_maps(model, settings.targets)
@@ -43,8 +48,12 @@ class Adapters(nn.Module):
         self.factors = nn.ParameterDict()
         for name, (out, inner) in shapes.items():
             first = torch.randn(settings.rank, inner, generator=generator) / inner**0.5
-            self.factors[_key(name) + "/a"] = nn.Parameter(first.to(device).expand(rows, -1, -1).clone())
-            self.factors[_key(name) + "/b"] = nn.Parameter(torch.zeros(rows, out, settings.rank, device=device))
+            self.factors[_key(name) + "/a"] = nn.Parameter(
+                first.to(device).expand(rows, -1, -1).clone()
+            )
+            self.factors[_key(name) + "/b"] = nn.Parameter(
+                torch.zeros(rows, out, settings.rank, device=device)
+            )
 
     def add(self, name: str, x: Tensor, out: Tensor) -> Tensor:
         """out (B, T, out) plus each document's own low-rank map of x (B, T, in)."""
@@ -56,7 +65,9 @@ class Adapters(nn.Module):
     def attached(self) -> Iterator[None]:
         """The adapters act on the model inside the block."""
         handles = [
-            module.register_forward_hook(lambda _, args, out, name=name: self.add(name, args[0], out))
+            module.register_forward_hook(
+                lambda _, args, out, name=name: self.add(name, args[0], out)
+            )
             for name, module in self.maps.items()
         ]
         try:
@@ -68,16 +79,25 @@ class Adapters(nn.Module):
 
 def chosen_maps(model: LanguageModel, targets: Sequence[str]) -> dict[str, Linear]:
     """The model's linear maps whose last name is in `targets`."""
-    found = {name: module for name, module in model.named_modules()
-             if isinstance(module, Linear) and hasattr(module, "weight") and name.rpartition(".")[2] in targets
-             and module.weight.dim() == 2}
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Linear)
+        and hasattr(module, "weight")
+        and name.rpartition(".")[2] in targets
+        and module.weight.dim() == 2
+    }
     if not found and HEAD not in targets:
-        raise OptionsError(f"targets {', '.join(targets)} name no linear map of the model; {HEAD!r} always exists")
+        raise OptionsError(
+            f"targets {', '.join(targets)} name no linear map of the model; {HEAD!r} always exists"
+        )
     return found
 
 
 def adapt_documents(job: Job, settings: Adaptation) -> tuple[Tally, dict[str, Any]]:
-    """Score all documents, each with adapters of its own; between phases the weights below learn too."""
+    """Score all documents, each with adapters of its own; between phases the weights below learn
+    too.
+    """
     if settings.phases > 1:
         job = replace(job, model=deepcopy(job.model))
     tally = Tally(len(job.asked), job.predictions, report=job.on_progress)
@@ -101,15 +121,23 @@ def phase_groups(windows: Sequence[Window], phases: int) -> list[list[Window]]:
     total = windows[-1].end if windows else 0
     groups: dict[int, list[Window]] = {}
     for window in windows:
-        groups.setdefault(min(phases - 1, window.start * phases // max(total, 1)), []).append(window)
+        groups.setdefault(min(phases - 1, window.start * phases // max(total, 1)), []).append(
+            window
+        )
     return list(groups.values())
 
 
-def _adapt_batch(job: Job, settings: Adaptation, tally: Tally, batch: Sequence[Window], clock: Learner) -> int:
-    """Score a batch of documents piece by piece, learning after each; returns the number of updates."""
+def _adapt_batch(
+    job: Job, settings: Adaptation, tally: Tally, batch: Sequence[Window], clock: Learner
+) -> int:
+    """Score a batch of documents piece by piece, learning after each; returns the number of
+    updates.
+    """
     adapters = Adapters(job.model, settings, len(batch), job.device)
     weights = list(adapters.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=settings.rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        weights, lr=settings.rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+    )
     state, updates = job.model.empty_state(len(batch), context=job.context), 0
     cuts = pieces(max(window.length for window in batch), settings.chunk)
     with adapters.attached():
@@ -117,18 +145,34 @@ def _adapt_batch(job: Job, settings: Adaptation, tally: Tally, batch: Sequence[W
             before, state = state, _score_piece(job, adapters, state, tally, batch, start, end)
             if index + 1 < len(cuts) and clock.may_learn():
                 spans = [_span(window, start, end) for window in batch]
-                _learn(job, settings, adapters, weights, optimizer, tally.scored(job.tokens, spans), before)
+                _learn(
+                    job,
+                    settings,
+                    adapters,
+                    weights,
+                    optimizer,
+                    tally.scored(job.tokens, spans),
+                    before,
+                )
                 updates += settings.epochs
     return updates
 
 
 def _span(window: Window, start: int, end: int) -> tuple[int, int]:
-    """Predictions start .. end-1 of a document as predictions of the stream; empty behind its end."""
+    """Predictions start .. end-1 of a document as predictions of the stream; empty behind its
+    end.
+    """
     return min(window.start + start, window.end), min(window.start + end, window.end)
 
 
 def _score_piece(
-    job: Job, adapters: Adapters, state: State, tally: Tally, batch: Sequence[Window], start: int, end: int
+    job: Job,
+    adapters: Adapters,
+    state: State,
+    tally: Tally,
+    batch: Sequence[Window],
+    start: int,
+    end: int,
 ) -> State:
     """Enter predictions start .. end-1 of each document, before anything is learnt from them."""
     spans = [_span(window, start, end) for window in batch]
@@ -145,7 +189,9 @@ def _score_piece(
     return after
 
 
-def _nll(job: Job, adapters: Adapters, state: State, inputs: Tensor, targets: Tensor) -> tuple[Tensor, State]:
+def _nll(
+    job: Job, adapters: Adapters, state: State, inputs: Tensor, targets: Tensor
+) -> tuple[Tensor, State]:
     hidden, after = job.model.hidden(inputs, state, keep=True)
     assert after is not None
     if f"{HEAD}/a" in adapters.factors:
@@ -154,10 +200,17 @@ def _nll(job: Job, adapters: Adapters, state: State, inputs: Tensor, targets: Te
 
 
 def _learn(
-    job: Job, settings: Adaptation, adapters: Adapters, weights: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer, scored: Scored, before: State,
+    job: Job,
+    settings: Adaptation,
+    adapters: Adapters,
+    weights: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scored: Scored,
+    before: State,
 ) -> None:
-    """Train the adapters on what was scored, from the state before it: each document on the mean of its own nats."""
+    """Train the adapters on what was scored, from the state before it: each document on the mean of
+    its own nats.
+    """
     share = scored.mask / scored.mask.sum(dim=1, keepdim=True).clamp(min=1)
     for _ in range(settings.epochs):
         with torch.enable_grad(), autocast(job):

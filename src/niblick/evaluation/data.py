@@ -1,4 +1,6 @@
-"""What is scored, checked before anything is computed: whole, unaltered, with the right tokenizer and byte counts."""
+"""What is scored, checked before anything is computed: whole, unaltered, with the right tokenizer
+and byte counts.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _PIECE = 1_000_000  # tokens decoded at once
 
 @dataclass(frozen=True)
 class Target:
-    """A split that passed: its tokens (n,), bytes of tokens 1 .. n-1, documents as token ranges, content hash."""
+    """A split that passed: its tokens (n,), bytes of tokens 1 .. n-1, documents as token ranges,
+    content hash.
+    """
 
     split: str
     tokens: NDArray[np.uint16]
@@ -27,7 +31,9 @@ class Target:
 
 
 def load_target(dataset: Dataset, split: str, *, vocab_size: int, bos_id: int) -> Target:
-    """Read and check `split`; `ScoreError` if it is not what its manifest says or not the model's alphabet."""
+    """Read and check `split`; `ScoreError` if it is not what its manifest says or not the model's
+    alphabet.
+    """
     tokenizer = dataset.tokenizer
     if (tokenizer.vocab_size, tokenizer.bos_id) != (vocab_size, bos_id):
         raise ScoreError(
@@ -37,7 +43,9 @@ def load_target(dataset: Dataset, split: str, *, vocab_size: int, bos_id: int) -
     _check_numbering(dataset, split)
     tokens = dataset.tokens(split)
     if len(tokens) < 2:
-        raise ScoreError(f"split {split!r} has {len(tokens)} tokens; at least 2 are needed to score one")
+        raise ScoreError(
+            f"split {split!r} has {len(tokens)} tokens; at least 2 are needed to score one"
+        )
     counts = tokenizer.byte_table.count(tokens[1:], tokens[:-1])
     sha256 = dataset.sha256(split)
     _check_manifest(dataset, split, len(tokens), sha256)
@@ -50,8 +58,9 @@ def check_tokenizer(model: Tokenizer | None, dataset: Dataset) -> None:
     theirs = dataset.tokenizer
     if model is not None and model.sha256 != theirs.sha256:
         raise ScoreError(
-            f"the data was written with tokenizer {theirs.name} ({theirs.sha256[:12]}), "
-            f"the model speaks {model.name} ({model.sha256[:12]}); prepare the text with the model's tokenizer"
+            f"the data was written with tokenizer {theirs.name} ({theirs.sha256[:12]}), the model"
+            f" speaks {model.name} ({model.sha256[:12]}); prepare the text with the model's"
+            " tokenizer"
         )
 
 
@@ -61,7 +70,10 @@ def _check_numbering(dataset: Dataset, split: str) -> None:
     found = sorted(int(number[1]) for number in numbers if number)
     if found and found != list(range(len(found))):
         missing = min(set(range(found[-1] + 1)) - set(found))
-        raise ScoreError(f"split {split!r} in {str(dataset.folder)!r} is not whole: shard number {missing} is missing")
+        raise ScoreError(
+            f"split {split!r} in {str(dataset.folder)!r} is not whole: shard number {missing} is"
+            " missing"
+        )
 
 
 def _check_manifest(dataset: Dataset, split: str, tokens: int, sha256: str) -> None:
@@ -69,23 +81,36 @@ def _check_manifest(dataset: Dataset, split: str, tokens: int, sha256: str) -> N
         return
     entry = dataset.manifest.splits[split]
     if tokens != entry.tokens:
-        raise ScoreError(f"split {split!r} has {tokens:,} tokens; its manifest says {entry.tokens:,}: it is truncated")
+        raise ScoreError(
+            f"split {split!r} has {tokens:,} tokens; its manifest says {entry.tokens:,}: it is"
+            " truncated"
+        )
     if sha256 != entry.sha256:
-        raise ScoreError(f"split {split!r} is not the one its manifest describes: its tokens were altered")
+        raise ScoreError(
+            f"split {split!r} is not the one its manifest describes: its tokens were altered"
+        )
 
 
 def _check_bytes(
     dataset: Dataset, split: str, tokens: NDArray[np.uint16], counts: NDArray[np.int64]
 ) -> None:
-    """Counted bytes against the decoded text, and where nothing is lost against the text that was prepared."""
+    """Counted bytes against the decoded text, and where nothing is lost against the text that was
+    prepared.
+    """
     tokenizer, counted = dataset.tokenizer, int(counts.sum())
-    decoded = sum(_decoded(tokenizer, tokens[i : i + _PIECE + 1]) for i in range(0, len(tokens) - 1, _PIECE))
+    decoded = sum(
+        _decoded(tokenizer, tokens[i : i + _PIECE + 1]) for i in range(0, len(tokens) - 1, _PIECE)
+    )
     if counted != decoded:
-        raise ScoreError(f"token bytes add up to {counted:,}, the decoded text of {split!r} has {decoded:,}")
+        raise ScoreError(
+            f"token bytes add up to {counted:,}, the decoded text of {split!r} has {decoded:,}"
+        )
     if dataset.manifest is not None and dataset.manifest.lossless:
         expected = dataset.manifest.splits[split].bytes
         if counted != expected:
-            raise ScoreError(f"token bytes add up to {counted:,}; the manifest of {split!r} counts {expected:,}")
+            raise ScoreError(
+                f"token bytes add up to {counted:,}; the manifest of {split!r} counts {expected:,}"
+            )
 
 
 def _decoded(tokenizer: Tokenizer, tokens: NDArray[np.uint16]) -> int:

@@ -25,16 +25,23 @@ from niblick.runtime import World
 
 
 def evaluate(
-    model: LanguageModel, dataset: Dataset, *, split: str, options: EvaluationOptions, world: World | None = None,
-    artifact_sha256: str | None = None, prove: bool = False,
+    model: LanguageModel,
+    dataset: Dataset,
+    *,
+    split: str,
+    options: EvaluationOptions,
+    world: World | None = None,
+    artifact_sha256: str | None = None,
+    prove: bool = False,
     on_progress: Report | None = None,
 ) -> Score:
     """Score `split` with `model` on the device the model is on; the model is left as it was.
 
-    Every process of `world` must call this (with a process group where there are several) and gets the same
-    Score (the evidence of the proof aside, which the main process takes). Raises `ScoreError` where the data is not whole or not the model's, and with `prove` where the pass is
-    caught reading ahead or not normalised; `seconds` leaves the proof out. `on_progress` is told the
-    share of the split that this process has scored.
+    Every process of `world` must call this (with a process group where there are several) and gets
+    the same Score (the evidence of the proof aside, which the main process takes). Raises
+    `ScoreError` where the data is not whole or not the model's, and with `prove` where the pass is
+    caught reading ahead or not normalised; `seconds` leaves the proof out. `on_progress` is told
+    the share of the split that this process has scored.
     """
     world = world or World()
     recipe = model.recipe
@@ -42,15 +49,24 @@ def evaluate(
     training = model.training
     model.eval()
     began = time.perf_counter()
-    nll, facts = _score(replace(make_job(model, target.tokens, options, world), on_progress=on_progress))
+    nll, facts = _score(
+        replace(make_job(model, target.tokens, options, world), on_progress=on_progress)
+    )
     seconds = time.perf_counter() - began
     details = _details(model, dataset, target, options, world, facts)
     if prove and world.is_main:
         details["proof"] = _prove(model, target, options)
     model.train(training)
     return make_score(
-        nll[0], target.counts, target.documents, seconds=seconds, mode=options.mode, data_sha256=target.sha256,
-        artifact_sha256=artifact_sha256, valid=options.mode != "leaky-ttt", details=details,
+        nll[0],
+        target.counts,
+        target.documents,
+        seconds=seconds,
+        mode=options.mode,
+        data_sha256=target.sha256,
+        artifact_sha256=artifact_sha256,
+        valid=options.mode != "leaky-ttt",
+        details=details,
     )
 
 
@@ -63,7 +79,9 @@ def score_tokens(
 
 
 def make_scorer(model: LanguageModel, options: EvaluationOptions) -> Scorer:
-    """The pass of `evaluate` as proofs see it: streams and asked tokens in, nats out, in this process alone."""
+    """The pass of `evaluate` as proofs see it: streams and asked tokens in, nats out, in this
+    process alone.
+    """
     return lambda tokens, asked: _score(make_job(model, tokens, options, World(), asked))[0]
 
 
@@ -86,12 +104,21 @@ def _prove(model: LanguageModel, target: Target, options: EvaluationOptions) -> 
     recipe, context = model.recipe, options.context or model.recipe.context
     small = proof_options(options, context)
     return prove_target(
-        make_scorer(model, small), target, small, context=context, alphabet=recipe.vocab_size, bos_id=recipe.bos_id
+        make_scorer(model, small),
+        target,
+        small,
+        context=context,
+        alphabet=recipe.vocab_size,
+        bos_id=recipe.bos_id,
     )
 
 
 def _details(
-    model: LanguageModel, dataset: Dataset, target: Target, options: EvaluationOptions, world: World,
+    model: LanguageModel,
+    dataset: Dataset,
+    target: Target,
+    options: EvaluationOptions,
+    world: World,
     learnt: dict[str, Any],
 ) -> dict[str, Any]:
     details: dict[str, Any] = {

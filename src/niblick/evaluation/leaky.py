@@ -1,6 +1,8 @@
-"""The published full test-time training (systems.md section 3): it learns the split before it scores it.
+"""The published full test-time training (systems.md section 3): it learns the split before it
+scores it.
 
-Kept to reproduce published numbers; no score of it is valid, and every score, card and table says so.
+Kept to reproduce published numbers; no score of it is valid, and every score, card and table says
+so.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ REASON = "the weights were trained on the very tokens that were scored afterward
 
 
 def learn_before_scoring(job: Job, settings: LeakyTraining) -> tuple[Job, dict[str, Any]]:
-    """Train a copy for `epochs` over the whole stream in rows of the context; the job to score with it."""
+    """Train a copy for `epochs` over the whole stream in rows of the context; the job to score with
+    it.
+    """
     job = replace(job, model=deepcopy(job.model))
     weights = list(job.model.parameters())
     optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -45,4 +49,6 @@ def rate(step: int, per_epoch: int, settings: LeakyTraining) -> float:
     if step < warmup:
         return settings.lr * max(0.1, (step + 1) / warmup)
     progress = (step - warmup) / max(1.0, settings.epochs * per_epoch - warmup)
-    return settings.final_lr + 0.5 * (settings.lr - settings.final_lr) * (1 + math.cos(math.pi * progress))
+    return settings.final_lr + 0.5 * (settings.lr - settings.final_lr) * (
+        1 + math.cos(math.pi * progress)
+    )

@@ -35,13 +35,14 @@ def _positive(**values: float | None) -> None:
 class Adaptation:
     """Score-first test-time training.
 
-    `sgd` and `adamw` train the weights themselves (`freeze`: names or dotted prefixes that stay as they are) on
-    each chunk of `chunk_tokens` once it is scored, `epochs` times over in rows of `sequence_length`, `batch_rows`
-    rows a step; the rate follows a cosine over chunks. `lora` gives each document its own adapters of `rank`
-    on the linear maps whose last name is in `targets` (`head`: on the final state), reset at each BOS and trained after each
-    `chunk_tokens` of the document. `phases` > 1 splits the stream: with `sgd`/`adamw` the phase is the chunk;
-    with `lora` the weights below the adapters also train by SGD (`base_lr`) on each phase once all of it is scored.
-    After `seconds` of evaluation nothing more is learnt and the rest is only scored.
+    `sgd` and `adamw` train the weights themselves (`freeze`: names or dotted prefixes that stay as
+    they are) on each chunk of `chunk_tokens` once it is scored, `epochs` times over in rows of
+    `sequence_length`, `batch_rows` rows a step; the rate follows a cosine over chunks. `lora` gives
+    each document its own adapters of `rank` on the linear maps whose last name is in `targets`
+    (`head`: on the final state), reset at each BOS and trained after each `chunk_tokens` of the
+    document. `phases` > 1 splits the stream: with `sgd`/`adamw` the phase is the chunk; with `lora`
+    the weights below the adapters also train by SGD (`base_lr`) on each phase once all of it is
+    scored. After `seconds` of evaluation nothing more is learnt and the rest is only scored.
     """
 
     method: Method
@@ -64,13 +65,30 @@ class Adaptation:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise OptionsError(f"test-time training {self.method!r} is unknown; accepted: {', '.join(METHODS)}")
-        _positive(epochs=self.epochs, chunk_tokens=self.chunk_tokens, sequence_length=self.sequence_length,
-                  batch_rows=self.batch_rows, documents=self.documents, phases=self.phases, rank=self.rank)
+            raise OptionsError(
+                f"test-time training {self.method!r} is unknown; accepted: {', '.join(METHODS)}"
+            )
+        _positive(
+            epochs=self.epochs,
+            chunk_tokens=self.chunk_tokens,
+            sequence_length=self.sequence_length,
+            batch_rows=self.batch_rows,
+            documents=self.documents,
+            phases=self.phases,
+            rank=self.rank,
+        )
         if self.phases > 1 and self.method != "lora" and self.chunk_tokens is not None:
-            raise OptionsError(f"give phases ({self.phases}) or chunk_tokens ({self.chunk_tokens}), not both")
-        for name, value in (("lr", self.lr), ("base_lr", self.base_lr), ("momentum", self.momentum),
-                            ("weight_decay", self.weight_decay), ("clip", self.clip), ("seconds", self.seconds)):
+            raise OptionsError(
+                f"give phases ({self.phases}) or chunk_tokens ({self.chunk_tokens}), not both"
+            )
+        for name, value in (
+            ("lr", self.lr),
+            ("base_lr", self.base_lr),
+            ("momentum", self.momentum),
+            ("weight_decay", self.weight_decay),
+            ("clip", self.clip),
+            ("seconds", self.seconds),
+        ):
             if value is not None and not 0 <= value < float("inf"):
                 raise OptionsError(f"{name} {value} must be 0 or more")
 
@@ -80,14 +98,34 @@ class Adaptation:
         return "document" if self.method == "lora" else "streaming"
 
     def settings(self) -> dict[str, Any]:
-        """What decides the result, for scores and cards: the fields that this method uses, defaults filled in."""
-        common = {"method": self.method, "lr": self.rate, "epochs": self.epochs, "phases": self.phases,
-                  "weight_decay": self.weight_decay, "seconds": self.seconds}
-        weights = {"sequence_length": self.sequence_length, "batch_rows": self.batch_rows, "clip": self.clip,
-                   "cosine": self.cosine, "freeze": list(self.freeze), "momentum": self.momentum}
+        """What decides the result, for scores and cards: the fields that this method uses, defaults
+        filled in.
+        """
+        common = {
+            "method": self.method,
+            "lr": self.rate,
+            "epochs": self.epochs,
+            "phases": self.phases,
+            "weight_decay": self.weight_decay,
+            "seconds": self.seconds,
+        }
+        weights = {
+            "sequence_length": self.sequence_length,
+            "batch_rows": self.batch_rows,
+            "clip": self.clip,
+            "cosine": self.cosine,
+            "freeze": list(self.freeze),
+            "momentum": self.momentum,
+        }
         if self.method == "lora":
             base = {"base_lr": self.base_lr, **weights} if self.phases > 1 else {}
-            return {**common, "chunk_tokens": self.chunk, "rank": self.rank, "targets": list(self.targets), **base}
+            return {
+                **common,
+                "chunk_tokens": self.chunk,
+                "rank": self.rank,
+                "targets": list(self.targets),
+                **base,
+            }
         if self.method == "adamw":
             del weights["momentum"]
         return {**common, **weights, "chunk_tokens": None if self.phases > 1 else self.chunk}
@@ -95,7 +133,9 @@ class Adaptation:
     @property
     def rate(self) -> float:
         """The peak learning rate: `lr`, or the method's default."""
-        return {"sgd": 0.02, "adamw": 5e-5, "lora": 0.01}[self.method] if self.lr is None else self.lr
+        return (
+            {"sgd": 0.02, "adamw": 5e-5, "lora": 0.01}[self.method] if self.lr is None else self.lr
+        )
 
     @property
     def chunk(self) -> int:
@@ -105,7 +145,9 @@ class Adaptation:
 
 @dataclass(frozen=True, kw_only=True)
 class LeakyTraining:
-    """The published full test-time training, which learns the validation set before scoring it: never valid."""
+    """The published full test-time training, which learns the validation set before scoring it:
+    never valid.
+    """
 
     lr: float = 5e-4
     final_lr: float = 2e-5
@@ -121,10 +163,11 @@ class LeakyTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """What `evaluate` does. `context` and `stride` are in tokens; None for context takes the recipe's.
+    """What `evaluate` does. `context` and `stride` are in tokens; None for context takes the
+    recipe's.
 
-    `batch_tokens` bounds the tokens of one forward pass (and is the piece in which `streaming` reads); on a CPU
-    passes are never longer than suits its caches.
+    `batch_tokens` bounds the tokens of one forward pass (and is the piece in which `streaming`
+    reads); on a CPU passes are never longer than suits its caches.
     """
 
     mode: Mode = "streaming"
@@ -138,13 +181,19 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise OptionsError(f"evaluation mode {self.mode!r} is unknown; accepted: {', '.join(MODES)}")
+            raise OptionsError(
+                f"evaluation mode {self.mode!r} is unknown; accepted: {', '.join(MODES)}"
+            )
         if self.precision not in get_args(Precision):
-            raise OptionsError(f"precision {self.precision!r} is unknown; accepted: {', '.join(get_args(Precision))}")
+            raise OptionsError(
+                f"precision {self.precision!r} is unknown; accepted:"
+                f" {', '.join(get_args(Precision))}"
+            )
         _positive(context=self.context, stride=self.stride, batch_tokens=self.batch_tokens)
         if self.ttt is not None and self.mode != self.ttt.mode:
             raise OptionsError(
-                f"test-time training by {self.ttt.method} goes with mode {self.ttt.mode}, not {self.mode}"
+                f"test-time training by {self.ttt.method} goes with mode {self.ttt.mode}, not"
+                f" {self.mode}"
             )
 
     @classmethod
@@ -153,19 +202,30 @@ class EvaluationOptions:
         return cls(**{**recipe.evaluation.model_dump(), **changes})
 
     def check_sizes(self, context: int) -> None:
-        """Refuse a stride longer than the context: tokens between two windows would have no window."""
+        """Refuse a stride longer than the context: tokens between two windows would have no
+        window.
+        """
         if self.mode in ("sliding", "leaky-ttt") and self.stride > context:
-            raise OptionsError(f"stride {self.stride} is longer than the context {context}; accepted: 1 to {context}")
+            raise OptionsError(
+                f"stride {self.stride} is longer than the context {context}; accepted: 1 to"
+                f" {context}"
+            )
 
 
-def parse_settings(kind: type[Adaptation | LeakyTraining], settings: Sequence[str]) -> dict[str, Any]:
-    """`key=value` settings of an adaptation, in the types of its fields; lists are written with commas."""
+def parse_settings(
+    kind: type[Adaptation | LeakyTraining], settings: Sequence[str]
+) -> dict[str, Any]:
+    """`key=value` settings of an adaptation, in the types of its fields; lists are written with
+    commas.
+    """
     kinds = {field.name: str(field.type) for field in fields(kind) if field.name != "method"}
     found: dict[str, Any] = {}
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator or key not in kinds:
-            raise OptionsError(f"setting {setting!r} is not key=value with a key of: {', '.join(kinds)}")
+            raise OptionsError(
+                f"setting {setting!r} is not key=value with a key of: {', '.join(kinds)}"
+            )
         found[key] = _parse(kinds[key], text, setting)
     return found
 
@@ -180,4 +240,6 @@ def _parse(kind: str, text: str, setting: str) -> Any:
     try:
         return int(text) if kind.startswith("int") else float(text)
     except ValueError:
-        raise OptionsError(f"setting {setting!r}: {text!r} is not a number of kind {kind.partition(' ')[0]}") from None
+        raise OptionsError(
+            f"setting {setting!r}: {text!r} is not a number of kind {kind.partition(' ')[0]}"
+        ) from None

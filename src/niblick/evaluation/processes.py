@@ -1,4 +1,6 @@
-"""Several processes, one score: a common process group, sums over it, and decisions that all of them share."""
+"""Several processes, one score: a common process group, sums over it, and decisions that all of
+them share.
+"""
 
 from __future__ import annotations
 

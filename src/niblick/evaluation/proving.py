@@ -14,18 +14,29 @@ from niblick.objective.proof import Scorer, prove
 
 
 def prove_target(
-    score: Scorer, target: Target, options: EvaluationOptions, *, context: int, alphabet: int, bos_id: int
+    score: Scorer,
+    target: Target,
+    options: EvaluationOptions,
+    *,
+    context: int,
+    alphabet: int,
+    bos_id: int,
 ) -> dict[str, Any]:
-    """Evidence about `score` (the very pass that `options` asks for) on the first tokens of the split.
+    """Evidence about `score` (the very pass that `options` asks for) on the first tokens of the
+    split.
 
     The byte sums were compared when the target was loaded. Raises `ProofError`.
     """
     step = proof_step(options, context)
     tokens = target.tokens[: 2 * step + context // 2 + 9]
     evidence = prove(
-        score, tokens, alphabet=alphabet, cuts=proof_cuts(tokens, step, options, context, bos_id),
+        score,
+        tokens,
+        alphabet=alphabet,
+        cuts=proof_cuts(tokens, step, options, context, bos_id),
         keep=bos_id if options.mode == "document" else None,
-        length_free=options.ttt is None and options.mode != "leaky-ttt", seed=options.seed,
+        length_free=options.ttt is None and options.mode != "leaky-ttt",
+        seed=options.seed,
     )
     return {**asdict(evidence), "bytes": int(target.counts.sum())}
 
@@ -36,7 +47,9 @@ def proof_options(options: EvaluationOptions, context: int) -> EvaluationOptions
 
 
 def proof_step(options: EvaluationOptions, context: int) -> int:
-    """The period after which the pass does something new: a window, a piece, or a chunk that is learnt."""
+    """The period after which the pass does something new: a window, a piece, or a chunk that is
+    learnt.
+    """
     if options.ttt is not None and options.ttt.method != "lora":
         return options.ttt.chunk
     return options.batch_tokens if options.mode in ("streaming", "document") else context
@@ -46,7 +59,12 @@ def proof_cuts(
     tokens: NDArray[np.integer], step: int, options: EvaluationOptions, context: int, bos_id: int
 ) -> list[int]:
     """Around the first borders of windows, pieces, chunks and documents, and at random places."""
-    borders = [context, step, context + options.stride, *np.flatnonzero(tokens == bos_id)[1:3].tolist()]
+    borders = [
+        context,
+        step,
+        context + options.stride,
+        *np.flatnonzero(tokens == bos_id)[1:3].tolist(),
+    ]
     if options.ttt is not None:
         borders.append(options.ttt.chunk)
     near = [border + shift for border in borders for shift in (-1, 0)]

@@ -1,6 +1,8 @@
-"""Scores: what an evaluation measured, on what, how, with hashes; a JSON file that other tools only read.
+"""Scores: what an evaluation measured, on what, how, with hashes; a JSON file that other tools only
+read.
 
-A score read from a file is checked: its numbers must be finite and its bits per byte must follow from its sums.
+A score read from a file is checked: its numbers must be finite and its bits per byte must follow
+from its sums.
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ class DocumentSums:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One measurement. `seconds` is the wall time of scoring and adaptation; hashes are SHA-256 in hex.
+    """One measurement. `seconds` is the wall time of scoring and adaptation; hashes are SHA-256 in
+    hex.
 
-    `details` says how (context, stride, split, adaptation, proof, ...); `documents` serves the paired bootstrap.
+    `details` says how (context, stride, split, adaptation, proof, ...); `documents` serves the
+    paired bootstrap.
     """
 
     bpb: float
@@ -86,7 +90,9 @@ class Score:
 def make_score(
     nll: NDArray[np.float32], counts: NDArray[np.int64], spans: list[tuple[int, int]], **fields: Any
 ) -> Score:
-    """Sum up, in float64: `nll` and `counts` hold nats and bytes of tokens 1 .. n-1, `spans` the documents."""
+    """Sum up, in float64: `nll` and `counts` hold nats and bytes of tokens 1 .. n-1, `spans` the
+    documents.
+    """
     nats, size = float(np.sum(nll, dtype=np.float64)), int(counts.sum())
     if not math.isfinite(nats):
         bad = int(np.flatnonzero(~np.isfinite(nll))[0]) + 1
@@ -94,15 +100,21 @@ def make_score(
     if not size:
         raise ScoreError("the scored tokens hold no bytes at all; bits per byte are undefined")
     return Score(
-        bpb=nats / LN2 / size, nats_per_token=nats / len(nll), tokens=len(nll), bytes=size,
-        documents=document_sums(nll, counts, spans), **fields,
+        bpb=nats / LN2 / size,
+        nats_per_token=nats / len(nll),
+        tokens=len(nll),
+        bytes=size,
+        documents=document_sums(nll, counts, spans),
+        **fields,
     )
 
 
 def document_sums(
     nll: NDArray[np.float32], counts: NDArray[np.int64], spans: list[tuple[int, int]]
 ) -> DocumentSums:
-    """Sums over prediction ranges: the document of tokens [start, end) owns predictions start .. end-1."""
+    """Sums over prediction ranges: the document of tokens [start, end) owns predictions start ..
+    end-1.
+    """
     n = len(nll)
     ranges = [(start, min(end, n)) for start, end in spans if start < min(end, n)]
     return DocumentSums(
@@ -118,7 +130,9 @@ def read_score(path: Path) -> Score:
         values = json.loads(path.read_text("utf-8"))
         documents = values.pop("documents", None)
         if documents is not None:
-            documents = DocumentSums(*(tuple(documents[key]) for key in ("nats", "bytes", "tokens")))
+            documents = DocumentSums(
+                *(tuple(documents[key]) for key in ("nats", "bytes", "tokens"))
+            )
         score = Score(**values, documents=documents)
         _check(score)
     except OSError as error:

@@ -1,7 +1,7 @@
 """Negative log-likelihood of every token of a stream, by each mode, from full distributions.
 
-Scoring hands the model inputs only; the target is looked up afterwards in a distribution over the whole alphabet.
-No gradient is ever taken here, and the model is not changed.
+Scoring hands the model inputs only; the target is looked up afterwards in a distribution over the
+whole alphabet. No gradient is ever taken here, and the model is not changed.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ _CPU_TOKENS = 4096  # a longer pass leaves a processor's caches and costs more f
 
 @dataclass(frozen=True)
 class Job:
-    """One stream to score, and how: `tokens` (n,) int64 on the model's device are what the model reads.
+    """One stream to score, and how: `tokens` (n,) int64 on the model's device are what the model
+    reads.
 
-    `asked` (K, n) are the tokens whose likelihood is wanted: one row, the stream itself, but for proofs, which ask
-    what a distribution gives to other tokens. Prediction i reads tokens 0 .. i and scores asked token i + 1.
+    `asked` (K, n) are the tokens whose likelihood is wanted: one row, the stream itself, but for
+    proofs, which ask what a distribution gives to other tokens. Prediction i reads tokens 0 .. i
+    and scores asked token i + 1.
     """
 
     model: LanguageModel
@@ -73,13 +75,22 @@ class Job:
 
 
 def make_job(
-    model: LanguageModel, tokens: NDArray[np.integer], options: EvaluationOptions, world: World,
+    model: LanguageModel,
+    tokens: NDArray[np.integer],
+    options: EvaluationOptions,
+    world: World,
     asked: NDArray[np.integer] | None = None,
 ) -> Job:
-    """Put a token stream (n,) on the model's device; `asked` (K, n) is the stream itself where not given."""
+    """Put a token stream (n,) on the model's device; `asked` (K, n) is the stream itself where not
+    given.
+    """
     device = next(model.parameters()).device
     ids = torch.from_numpy(np.asarray(tokens).astype(np.int64)).to(device)
-    wanted = ids[None] if asked is None else torch.from_numpy(np.asarray(asked).astype(np.int64)).to(device)
+    wanted = (
+        ids[None]
+        if asked is None
+        else torch.from_numpy(np.asarray(asked).astype(np.int64)).to(device)
+    )
     return Job(model, ids, wanted, options, world)
 
 
@@ -92,7 +103,9 @@ def score_stream(job: Job) -> Tally:
 
 
 def _chunked(job: Job, tally: Tally) -> None:
-    _score_windows(job, list(equal_batches(chunked_windows(job.predictions, job.context), job.piece)), tally)
+    _score_windows(
+        job, list(equal_batches(chunked_windows(job.predictions, job.context), job.piece)), tally
+    )
 
 
 def _sliding(job: Job, tally: Tally) -> None:
@@ -101,7 +114,9 @@ def _sliding(job: Job, tally: Tally) -> None:
 
 
 def _score_windows(job: Job, batches: Sequence[tuple[Window, ...]], tally: Tally) -> None:
-    """Every process takes every n-th batch: what a batch holds does not depend on the number of processes."""
+    """Every process takes every n-th batch: what a batch holds does not depend on the number of
+    processes.
+    """
     for batch in batches[job.world.rank :: job.world.size]:
         skipped = batch[0].first - batch[0].start
         inputs, targets = gather(job, batch)
@@ -128,8 +143,10 @@ def _document(job: Job, tally: Tally) -> None:
 
 
 def _streaming(job: Job, tally: Tally) -> None:
-    """One pass in pieces. Each process takes consecutive pieces of the same cut, and first reads, unscored, as many
-    pieces before its own as the model can remember: its state is then the one that a single pass would have."""
+    """One pass in pieces. Each process takes consecutive pieces of the same cut, and first reads,
+    unscored, as many pieces before its own as the model can remember: its state is then the one
+    that a single pass would have.
+    """
     size = job.piece
     cuts = pieces(job.predictions, size)
     mine = share(len(cuts), job.world.rank, job.world.size)
@@ -148,7 +165,9 @@ def stream(job: Job, tally: Tally, state: State, start: int, end: int) -> State:
     """Score predictions [start, end) in pieces from `state`; returns the state after them."""
     for begin, stop in ((start + a, start + b) for a, b in pieces(end - start, job.piece)):
         hidden, after = job.model.hidden(job.tokens[None, begin:stop], state, keep=True)
-        tally.enter(begin, head_nll(job.model, hidden, job.asked[:, None, begin + 1 : stop + 1])[:, 0])
+        tally.enter(
+            begin, head_nll(job.model, hidden, job.asked[:, None, begin + 1 : stop + 1])[:, 0]
+        )
         assert after is not None
         state = after
     return state
@@ -157,7 +176,8 @@ def stream(job: Job, tally: Tally, state: State, start: int, end: int) -> State:
 def receptive_field(plan: Plan, context: int) -> int | None:
     """How many earlier tokens can touch a prediction, None if there is no bound.
 
-    Every attention layer reaches back its span, every shift and filter a step or two; along a path they add up.
+    Every attention layer reaches back its span, every shift and filter a step or two; along a path
+    they add up.
     """
     model = plan.model
     reach = int(model.smear.enabled) + int(model.bigram.enabled)
@@ -172,7 +192,9 @@ def receptive_field(plan: Plan, context: int) -> int | None:
 
 
 def gather(job: Job, batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
-    """Inputs (B, T) and targets (K, B, T) of windows; shorter ones are padded behind with token 0."""
+    """Inputs (B, T) and targets (K, B, T) of windows; shorter ones are padded behind with token
+    0.
+    """
     length = max(window.length for window in batch)
     inputs = job.tokens.new_zeros(len(batch), length)
     targets = job.tokens.new_zeros(len(job.asked), len(batch), length)
@@ -183,12 +205,16 @@ def gather(job: Job, batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
 
 
 def head_nll(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Nats (K, B, T) of targets (K, B, T) from hidden (B, T, D), a bounded number of logits at a time."""
+    """Nats (K, B, T) of targets (K, B, T) from hidden (B, T, D), a bounded number of logits at a
+    time.
+    """
     step = max(1, _LOGITS // (model.recipe.vocab_size * hidden.shape[0]))
     parts = []
     for i in range(0, hidden.shape[1], step):
         logits = model.head(hidden[:, i : i + step])
-        parts.append(torch.stack([token_nll(logits, asked) for asked in targets[:, :, i : i + step]]))
+        parts.append(
+            torch.stack([token_nll(logits, asked) for asked in targets[:, :, i : i + step]])
+        )
     return torch.cat(parts, dim=2)
 
 

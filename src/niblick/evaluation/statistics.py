@@ -1,7 +1,8 @@
-"""How sure a comparison is: Student's t, Welch's test, paired bootstrap, the record rule, detectable effects.
+"""How sure a comparison is: Student's t, Welch's test, paired bootstrap, the record rule,
+detectable effects.
 
-Pure functions of numbers, in float64; the distribution functions are computed here (continued fraction of the
-incomplete beta function) and agree with scipy's to 1e-9 or better.
+Pure functions of numbers, in float64; the distribution functions are computed here (continued
+fraction of the incomplete beta function) and agree with scipy's to 1e-9 or better.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def t_quantile(p: float, df: float) -> float:
 
 
 def summarise(values: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
-    """Count, mean, standard deviation (n - 1) and the t interval of the mean; None where one value allows none."""
+    """Count, mean, standard deviation (n - 1) and the t interval of the mean; None where one value
+    allows none.
+    """
     data = np.asarray(values, dtype=np.float64)
     if not len(data) or not np.isfinite(data).all():
         raise ScoreError(f"statistics need finite values, not {list(values)}")
@@ -60,7 +63,9 @@ def summarise(values: Sequence[float], confidence: float = 0.95) -> dict[str, An
 
 @dataclass(frozen=True)
 class Welch:
-    """Welch's t-test of a difference of means a - b. `p_two` two-sided, `p_less` for "a is smaller"."""
+    """Welch's t-test of a difference of means a - b. `p_two` two-sided, `p_less` for "a is
+    smaller".
+    """
 
     difference: float
     t: float
@@ -88,7 +93,9 @@ def welch(a: Sequence[float], b: Sequence[float], shift: float = 0.0) -> Welch |
 
 @dataclass(frozen=True)
 class Record:
-    """The record rule: the mean gain in nats per token, the p-value of "at least `RECORD_NATS`", and the verdict."""
+    """The record rule: the mean gain in nats per token, the p-value of "at least `RECORD_NATS`",
+    and the verdict.
+    """
 
     gain: float
     p: float | None
@@ -96,7 +103,8 @@ class Record:
 
 
 def record_rule(new: Sequence[float], old: Sequence[float]) -> Record:
-    """Whether `new` nats per token beat `old` by >= 0.005 at p < 0.01 (one-sided Welch against old - 0.005).
+    """Whether `new` nats per token beat `old` by >= 0.005 at p < 0.01 (one-sided Welch against old
+    - 0.005).
 
     Fewer than two seeds on either side cannot hold: the gain is shown, without a p-value.
     """
@@ -109,7 +117,8 @@ def record_rule(new: Sequence[float], old: Sequence[float]) -> Record:
 def detectable_effect(
     sd_a: float, n_a: int, sd_b: float, n_b: int, *, alpha: float = RECORD_P, power: float = 0.8
 ) -> float | None:
-    """The smallest true difference that a one-sided Welch test at `alpha` finds with `power`, at this spread.
+    """The smallest true difference that a one-sided Welch test at `alpha` finds with `power`, at
+    this spread.
 
     (t_{1-alpha} + t_{power}) standard errors; None with fewer than two values on a side.
     """
@@ -124,7 +133,9 @@ def detectable_effect(
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """Paired bootstrap of bpb(a) - bpb(b) over documents: estimate, interval, two-sided p, number of documents."""
+    """Paired bootstrap of bpb(a) - bpb(b) over documents: estimate, interval, two-sided p, number
+    of documents.
+    """
 
     difference: float
     low: float
@@ -135,16 +146,25 @@ class Bootstrap:
 
 
 def paired_bootstrap(
-    nats_a: Sequence[float], nats_b: Sequence[float], sizes: Sequence[int], *, resamples: int = 10_000,
-    confidence: float = 0.95, seed: int = 0,
+    nats_a: Sequence[float],
+    nats_b: Sequence[float],
+    sizes: Sequence[int],
+    *,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> Bootstrap:
-    """Resample whole documents, the same ones for both; `sizes` are bytes of each document, above 0 in total.
+    """Resample whole documents, the same ones for both; `sizes` are bytes of each document, above 0
+    in total.
 
     p is twice the smaller share of resamples on one side of zero, never under 1 / (resamples + 1).
     """
     a, b, size = (np.asarray(x, dtype=np.float64) for x in (nats_a, nats_b, sizes))
     if not len(a) == len(b) == len(size) >= 2:
-        raise ScoreError(f"a paired bootstrap needs the same 2 or more documents, not {len(a)}, {len(b)}, {len(size)}")
+        raise ScoreError(
+            f"a paired bootstrap needs the same 2 or more documents, not {len(a)}, {len(b)},"
+            f" {len(size)}"
+        )
     gap = (a - b) / math.log(2)
     draws = _resampled_ratios(gap, size, resamples, seed)
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -162,7 +182,9 @@ def _resampled_ratios(
     for start in range(0, resamples, rows):
         picks = random.integers(0, len(gap), (min(rows, resamples - start), len(gap)))
         totals = size[picks].sum(axis=1)
-        found.append(np.divide(gap[picks].sum(axis=1), totals, out=np.zeros(len(totals)), where=totals > 0))
+        found.append(
+            np.divide(gap[picks].sum(axis=1), totals, out=np.zeros(len(totals)), where=totals > 0)
+        )
     return np.concatenate(found)
 
 
@@ -170,7 +192,9 @@ def _incomplete_beta(a: float, b: float, x: float) -> float:
     """Regularised incomplete beta function I_x(a, b)."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
-    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    log_front = (
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    )
     if x < (a + 1) / (a + b + 2):
         return math.exp(log_front) * _beta_fraction(a, b, x) / a
     return 1 - math.exp(log_front) * _beta_fraction(b, a, 1 - x) / b
@@ -182,8 +206,10 @@ def _beta_fraction(a: float, b: float, x: float) -> float:
     c, d = 1.0, 1 / max(1 - (a + b) * x / (a + 1), tiny)
     value = d
     for m in range(1, 100_000):
-        for step in (m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
-                     -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))):
+        for step in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
             d = 1 + step * d
             c = 1 + step / c
             d, c = 1 / (d if abs(d) > tiny else tiny), (c if abs(c) > tiny else tiny)

@@ -1,7 +1,9 @@
-"""The book of scores: every prediction is entered exactly once, and only what is entered may be learnt from.
+"""The book of scores: every prediction is entered exactly once, and only what is entered may be
+learnt from.
 
-Adding zeros to a number does not change it, so the table that several processes fill in together is bit for bit the
-one a single process would hold, wherever the numbers themselves do not depend on who computes them.
+Adding zeros to a number does not change it, so the table that several processes fill in together is
+bit for bit the one a single process would hold, wherever the numbers themselves do not depend on
+who computes them.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ _SEAL = object()
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Spans of predictions whose scores stand in a tally: the one thing that test-time training accepts.
+    """Spans of predictions whose scores stand in a tally: the one thing that test-time training
+    accepts.
 
-    inputs and targets (B, T) int64, `mask` (B, T) float32 is 0 on padding. Only `Tally.scored` makes one, from
-    spans that are entered; there is no other way to hand tokens to training.
+    inputs and targets (B, T) int64, `mask` (B, T) float32 is 0 on padding. Only `Tally.scored`
+    makes one, from spans that are entered; there is no other way to hand tokens to training.
     """
 
     inputs: Tensor
@@ -37,17 +40,23 @@ class Scored:
 
     def __post_init__(self) -> None:
         if self.seal is not _SEAL:
-            raise ScoreError("only tokens that are scored may be learnt from; a tally hands them out")
+            raise ScoreError(
+                "only tokens that are scored may be learnt from; a tally hands them out"
+            )
 
 
 class Tally:
-    """Negative log-likelihoods (nats, float32) of the predictions of one stream, each entered exactly once.
+    """Negative log-likelihoods (nats, float32) of the predictions of one stream, each entered
+    exactly once.
 
-    `rows` is K, the number of tokens asked for at each prediction. With `whole` every process enters everything.
-    `report` is told, at each entry, the share of the predictions that this process has entered.
+    `rows` is K, the number of tokens asked for at each prediction. With `whole` every process
+    enters everything. `report` is told, at each entry, the share of the predictions that this
+    process has entered.
     """
 
-    def __init__(self, rows: int, predictions: int, *, whole: bool = False, report: Report | None = None) -> None:
+    def __init__(
+        self, rows: int, predictions: int, *, whole: bool = False, report: Report | None = None
+    ) -> None:
         self._nll = torch.zeros(rows, predictions)
         self._times = torch.zeros(predictions, dtype=torch.uint8)
         self._known = self._times
@@ -64,17 +73,24 @@ class Tally:
             self._report(self._entered / max(1, len(self._times)))
 
     def exchange(self, world: World, device: torch.device) -> None:
-        """Learn which predictions the other processes have entered by now; all processes must call this."""
+        """Learn which predictions the other processes have entered by now; all processes must call
+        this.
+        """
         known = self._times.clone().to(device)
         if not self._whole:
             sum_tensors([known], world)
         self._known = known.cpu()
 
     def scored(self, tokens: Tensor, spans: Sequence[tuple[int, int]]) -> Scored:
-        """Inputs and targets of predictions [start, end) of each span; `ScoreError` if one is not entered yet."""
+        """Inputs and targets of predictions [start, end) of each span; `ScoreError` if one is not
+        entered yet.
+        """
         for start, end in spans:
             if not bool(((self._times[start:end] > 0) | (self._known[start:end] > 0)).all()):
-                raise ScoreError(f"predictions {start} to {end - 1} are not all scored; nothing may be learnt from them")
+                raise ScoreError(
+                    f"predictions {start} to {end - 1} are not all scored; nothing may be learnt"
+                    " from them"
+                )
         length = max(end - start for start, end in spans)
         inputs, targets = tokens.new_zeros(len(spans), length), tokens.new_zeros(len(spans), length)
         mask = torch.zeros(len(spans), length, device=tokens.device)

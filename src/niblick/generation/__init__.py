@@ -1,4 +1,6 @@
-"""Generation: engines that run a model with constant state, sampling, and streams of tokens and text."""
+"""Generation: engines that run a model with constant state, sampling, and streams of tokens and
+text.
+"""
 
 from niblick.generation.engine import Engine, ReferenceEngine
 from niblick.generation.native import NativeEngine, open_engine

@@ -1,4 +1,6 @@
-"""The native engine's shared library, compiled on demand; also beside other work, so that nobody waits for it."""
+"""The native engine's shared library, compiled on demand; also beside other work, so that nobody
+waits for it.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,23 @@ ENGINE = CLibrary(
     package="niblick.generation",
     folder="native",
     names=("api.c", "attention.c", "forward.c", "pool.c", "product.c", "vector.c", "engine.h"),
-    flags=("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-pthread"),
+    flags=(
+        "-std=gnu11",
+        "-O3",
+        "-ffp-contract=fast",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-pthread",
+    ),
     tunings=TUNED,
 )
 _BUILDER = "niblick-engine-build"
 
 
 def build_in_background() -> threading.Thread:
-    """Compile beside other work; the process waits for it before it ends, so the next one has the library."""
+    """Compile beside other work; the process waits for it before it ends, so the next one has the
+    library.
+    """
     thread = threading.Thread(target=ENGINE.build, name=_BUILDER)
     thread.start()
     return thread

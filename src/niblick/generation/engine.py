@@ -1,7 +1,8 @@
-"""Engines: what turns tokens into the next token's logits, one slot per sequence, state kept between calls.
+"""Engines: what turns tokens into the next token's logits, one slot per sequence, state kept
+between calls.
 
-Every engine gives the same tokens: greedy output equals the reference model's, or first differs where the two best
-logits are within 1e-3 of each other.
+Every engine gives the same tokens: greedy output equals the reference model's, or first differs
+where the two best logits are within 1e-3 of each other.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ CHUNK = 256  # prompt tokens read per call: bounds memory for prompts of any len
 class Engine(ABC):
     """`slots` independent sequences over one set of weights.
 
-    `name` says which implementation runs; `state_bytes` and `weight_bytes` are what it holds in memory.
+    `name` says which implementation runs; `state_bytes` and `weight_bytes` are what it holds in
+    memory.
     """
 
     name: str
@@ -38,21 +40,29 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, tokens: Sequence[int]) -> None:
-        """Give one more token to each of the slots 0 .. len(tokens) - 1, which must have read a prompt."""
+        """Give one more token to each of the slots 0 .. len(tokens) - 1, which must have read a
+        prompt.
+        """
 
     @abstractmethod
     def logits(self, slot: int) -> NDArray[np.float32]:
         """Logits (V,) after the newest token of `slot`; valid until its next `read` or `step`."""
 
     def choose(self, slot: int, sampling: Sampling, draw: int, vocab: int | None = None) -> int:
-        """The next token of `slot`, among the first `vocab` ids: draw number `draw` of the sampling's seed."""
+        """The next token of `slot`, among the first `vocab` ids: draw number `draw` of the
+        sampling's seed.
+        """
         return choose(self.logits(slot)[:vocab], sampling, draw)
 
     def _check(self, slot: int, tokens: NDArray[np.int64]) -> None:
         if not 0 <= slot < self.slots:
-            raise NiblickError(f"slot {slot} does not exist; this engine has slots 0..{self.slots - 1}")
+            raise NiblickError(
+                f"slot {slot} does not exist; this engine has slots 0..{self.slots - 1}"
+            )
         if not len(tokens):
-            raise NiblickError("a prompt needs at least one token; an empty text starts from the BOS token")
+            raise NiblickError(
+                "a prompt needs at least one token; an empty text starts from the BOS token"
+            )
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.vocab_size:
             bad = low if low < 0 else high

@@ -1,9 +1,11 @@
-"""Finding the grid of a matrix again: integers times a step per row times a factor per column, a quarter octave apart.
+"""Finding the grid of a matrix again: integers times a step per row times a factor per column, a
+quarter octave apart.
 
-Rate-distortion packing writes w = n * base * 2^((row + column) / 4) with whole n, row and column. The floats alone
-give all of it back. Powers of two among the n are common enough to show the base; a weight divided by the right
-quarter of an octave is a short binary number, which shows the phases; and the factors of two in what is left show
-the octaves. What is found is checked against every weight.
+Rate-distortion packing writes w = n * base * 2^((row + column) / 4) with whole n, row and column.
+The floats alone give all of it back. Powers of two among the n are common enough to show the base;
+a weight divided by the right quarter of an octave is a short binary number, which shows the phases;
+and the factors of two in what is left show the octaves. What is found is checked against every
+weight.
 """
 
 from __future__ import annotations
@@ -30,16 +32,21 @@ _ENOUGH = 12  # weights to read an exponent off
 
 
 def find_base(samples: Iterable[Floats]) -> float | None:
-    """Where in a quarter octave, 0 to 1, the grid of a model lies: as its clearest matrix shows; None if none does."""
+    """Where in a quarter octave, 0 to 1, the grid of a model lies: as its clearest matrix shows;
+    None if none does.
+    """
     shares = [_share(sample) for sample in samples]
     best, base = max(shares, default=(0.0, 0.0))
     return base if best >= _SHARE else None
 
 
-def find_grid(weight: Floats, base: float | None = None) -> tuple[NDArray[np.int32], Floats, Floats] | None:
+def find_grid(
+    weight: Floats, base: float | None = None
+) -> tuple[NDArray[np.int32], Floats, Floats] | None:
     """Codes (R, C), row steps (R,) and column factors (C,) that give `weight` exactly, or None.
 
-    Columns are read off a sample of rows, rows off a sample of columns; then every weight has its say.
+    Columns are read off a sample of rows, rows off a sample of columns; then every weight has its
+    say.
     """
     if base is None:
         base = find_base([weight[:8]])
@@ -57,11 +64,15 @@ def find_grid(weight: Floats, base: float | None = None) -> tuple[NDArray[np.int
     columns[~known] = _exponents(weight[:, ~known].T, base, rows)[0]
     weak = count < _ENOUGH
     rows[weak] = _exponents(weight[weak], base, columns)[0]
-    return settle(weight, _power(base + rows).astype(np.float32), _power(columns).astype(np.float32))
+    return settle(
+        weight, _power(base + rows).astype(np.float32), _power(columns).astype(np.float32)
+    )
 
 
 def _exponents(weight: Floats, base: float, columns: Ints) -> tuple[Ints, Ints]:
-    """Exponents of the rows where those of the columns are known, and how many weights each rests on."""
+    """Exponents of the rows where those of the columns are known, and how many weights each rests
+    on.
+    """
     phase, sure = _phase(weight, base)
     rows = _commonest((phase - columns[None, :]) % 4, sure, 1, 4)
     twos, clear = _twos(_shrunk(weight, base, rows, columns))
@@ -71,7 +82,9 @@ def _exponents(weight: Floats, base: float, columns: Ints) -> tuple[Ints, Ints]:
 def _spread(values: Any, axis: int) -> Any:
     """At most `_SAMPLE` evenly spread entries along an axis."""
     count = values.shape[axis]
-    return np.take(values, np.unique(np.linspace(0, count - 1, _SAMPLE).astype(np.int64)), axis=axis)
+    return np.take(
+        values, np.unique(np.linspace(0, count - 1, _SAMPLE).astype(np.int64)), axis=axis
+    )
 
 
 def _shrunk(weight: Floats, base: float, rows: Ints, columns: Ints) -> Doubles:
@@ -81,7 +94,9 @@ def _shrunk(weight: Floats, base: float, rows: Ints, columns: Ints) -> Doubles:
 
 
 def _phase(weight: Floats, base: float) -> tuple[Ints, Flags]:
-    """Which of the four quarters of an octave makes each weight a short binary number, and where exactly one does."""
+    """Which of the four quarters of an octave makes each weight a short binary number, and where
+    exactly one does.
+    """
     size = np.abs(weight).astype(np.float64)
     short = np.stack([_twos(size / _power(base + quarter))[1] for quarter in range(4)])
     return np.argmax(short, axis=0).astype(np.int64), short.sum(axis=0) == 1
@@ -106,7 +121,9 @@ def _share(sample: Floats) -> tuple[float, float]:
 
 
 def _phases(phase: Ints, sure: Flags) -> tuple[Ints, Ints]:
-    """Row and column phases modulo 4 whose sums are the sure entries'; from the row that knows most columns."""
+    """Row and column phases modulo 4 whose sums are the sure entries'; from the row that knows most
+    columns.
+    """
     first = int(np.argmax(sure.sum(axis=1)))
     columns = np.where(sure[first], phase[first], 0)
     known = sure & sure[first]
@@ -120,12 +137,16 @@ def _phases(phase: Ints, sure: Flags) -> tuple[Ints, Ints]:
 
 def _commonest(values: Ints, where: Flags, axis: int, count: int) -> Ints:
     """The commonest of 0 .. count - 1 along an axis, among the marked entries."""
-    found: Ints = np.argmax(np.stack([((values == v) & where).sum(axis=axis) for v in range(count)]), axis=0)
+    found: Ints = np.argmax(
+        np.stack([((values == v) & where).sum(axis=axis) for v in range(count)]), axis=0
+    )
     return found
 
 
 def _twos(size: Doubles) -> tuple[Ints, Flags]:
-    """Factors of two in numbers, and which of these are short: of few significant bits, to float32's accuracy."""
+    """Factors of two in numbers, and which of these are short: of few significant bits, to
+    float32's accuracy.
+    """
     mantissa, exponent = np.frexp(size)
     scaled = mantissa * (1 << _BITS)
     digits = np.rint(scaled).astype(np.int64)
@@ -160,18 +181,21 @@ def _mode(values: Ints, where: Flags, axis: int) -> Ints:
 def settle(
     weight: Floats, row_steps: Floats, factors: Floats, most: int = 32767
 ) -> tuple[NDArray[np.int32], Floats, Floats] | None:
-    """Codes, steps and factors: those given, lowered by octaves until all codes are whole; None unless they give
-    every weight back in a code of at most `most`."""
+    """Codes, steps and factors: those given, lowered by octaves until all codes are whole; None
+    unless they give every weight back in a code of at most `most`.
+    """
     row_steps, factors = row_steps.copy(), factors.copy()
     for _ in range(_ROUNDS * 2):
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # steps may be beyond float32
+        with np.errstate(
+            divide="ignore", invalid="ignore", over="ignore"
+        ):  # steps may be beyond float32
             ratio = weight / row_steps[:, None] / factors[None, :]
             codes = np.rint(ratio)
             wrong = np.abs(ratio - codes) > _EXACT * np.abs(ratio)
         if not wrong.any():
-            fits = bool(np.abs(codes).max(initial=0) <= most) and np.count_nonzero(codes) == np.count_nonzero(
-                weight
-            )
+            fits = bool(np.abs(codes).max(initial=0) <= most) and np.count_nonzero(
+                codes
+            ) == np.count_nonzero(weight)
             return _halved(codes.astype(np.int32), row_steps, factors) if fits else None
         bad_rows = wrong.mean(axis=1) > _SHARE
         row_steps[bad_rows] /= 2

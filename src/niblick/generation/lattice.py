@@ -1,8 +1,9 @@
 """Weights as integer codes times scales, in the fewest bits that lose nothing that could be seen.
 
-A matrix made of whole multiples of one step per row, or of row steps times column factors (what packing writes), is
-kept exactly, in 2 to 16 bits per weight; any other is rounded to 24 bits, as fine as float32 for a row's largest.
-Few codes are large: they are cut off at the range of fewer bits, and what is missing of each stands in a list.
+A matrix made of whole multiples of one step per row, or of row steps times column factors (what
+packing writes), is kept exactly, in 2 to 16 bits per weight; any other is rounded to 24 bits, as
+fine as float32 for a row's largest. Few codes are large: they are cut off at the range of fewer
+bits, and what is missing of each stands in a list.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ BLOCK = 64  # columns are padded to runs of 64; codes are laid out 64 at a time,
 ROWS, GROUP = 32, 4  # half as many rows and so many columns
 UNIT = 8 * ROWS
 _EXACT = 3e-7  # relative to the row's largest value: float32 rounding of code * scale
-_RANGES = {bits: (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bits in (2, 4, 6, 8, 10, 12, 16, 24)}
+_RANGES = {
+    bits: (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bits in (2, 4, 6, 8, 10, 12, 16, 24)
+}
 _FINEST = (1 << 23) - 256  # leaves room for rounding
 _PROBE = 4  # rows looked at before the whole matrix is
 _TAIL = 40  # codes of 8 bits that are multiplied in the time of one entry of a tail
@@ -30,10 +33,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Codes:
-    """A matrix (rows, cols): `data` (blocks of 32 rows, bytes) as the engine reads it, `scales` (rows,) float32.
+    """A matrix (rows, cols): `data` (blocks of 32 rows, bytes) as the engine reads it, `scales`
+    (rows,) float32.
 
-    `columns` (cols padded to 64,) float32 multiplies the columns, where there is such a factor. `tail` (entries,) is
-    what codes lack, and `tail_at` int32 where that of every sixteen rows begins; both None where none lacks any.
+    `columns` (cols padded to 64,) float32 multiplies the columns, where there is such a factor.
+    `tail` (entries,) is what codes lack, and `tail_at` int32 where that of every sixteen rows
+    begins; both None where none lacks any.
     """
 
     data: NDArray[np.uint8]
@@ -61,8 +66,9 @@ def encode(
 ) -> Codes:
     """Codes of a float32 matrix (rows, cols); with `exact` off, always 8 bits by nearest rounding.
 
-    `base`: where the grid of this matrix's model lies, if that is known (`grids.find_base`). `steps`: of rows and
-    columns, as far as the model's file says; where they do not explain every weight, others are looked for.
+    `base`: where the grid of this matrix's model lies, if that is known (`grids.find_base`).
+    `steps`: of rows and columns, as far as the model's file says; where they do not explain every
+    weight, others are looked for.
     """
     weight = np.ascontiguousarray(weight, dtype=np.float32)
     return store(*(_factors(weight, base, steps) if exact else _rounded(weight, 127)))
@@ -71,7 +77,8 @@ def encode(
 def store(
     codes: NDArray[np.int32], steps: Floats, factors: Floats | None = None, *, tails: bool = True
 ) -> Codes:
-    """Whole numbers (rows, cols) of at most 24 bits times row steps and column factors, as the engine reads them.
+    """Whole numbers (rows, cols) of at most 24 bits times row steps and column factors, as the
+    engine reads them.
 
     `tails` off gives every code the bits of the largest: the same numbers, read more slowly.
     """
@@ -82,7 +89,13 @@ def store(
     if factors is not None:
         factors = np.pad(factors.astype(np.float32), (0, -cols % BLOCK))
     return Codes(
-        _lay_out(padded, bits), steps.astype(np.float32), factors, rows, cols, bits, *_tail(codes - kept)
+        _lay_out(padded, bits),
+        steps.astype(np.float32),
+        factors,
+        rows,
+        cols,
+        bits,
+        *_tail(codes - kept),
     )
 
 
@@ -100,9 +113,12 @@ def _cheapest(codes: NDArray[np.int32], tails: bool) -> int:
     return min(costs, key=lambda bits: costs[bits])
 
 
-def _tail(rest: NDArray[np.int32]) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | tuple[None, None]:
-    """Entries (nb_tail) of what is not zero, by sixteen rows, and where those of every sixteen rows begin; what no entry
-    can hold takes several."""
+def _tail(
+    rest: NDArray[np.int32],
+) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | tuple[None, None]:
+    """Entries (nb_tail) of what is not zero, by sixteen rows, and where those of every sixteen rows
+    begin; what no entry can hold takes several.
+    """
     rows, columns = np.nonzero(rest)
     if not len(rows):
         return None, None
@@ -114,7 +130,9 @@ def _tail(rest: NDArray[np.int32]) -> tuple[NDArray[np.uint32], NDArray[np.int32
     parts = np.repeat(np.sign(left) * _REST, times)
     parts[last] = left - np.sign(left) * _REST * (times - 1)
     entries = (rows % 16 | columns << 4 | parts << 16).astype(np.uint32)
-    starts = np.searchsorted(rows // 16, np.arange(-(-len(rest) // ROWS) * ROWS // 16 + 1)).astype(np.int32)
+    starts = np.searchsorted(rows // 16, np.arange(-(-len(rest) // ROWS) * ROWS // 16 + 1)).astype(
+        np.int32
+    )
     return entries, starts
 
 
@@ -149,7 +167,9 @@ def decode(codes: Codes) -> Floats:
     tiled = values.reshape(blocks, -1, ROWS, GROUP)
     whole = tiled.swapaxes(1, 2).reshape(blocks * ROWS, -1)[: codes.rows, : codes.cols]
     if codes.tail is not None and codes.tail_at is not None:
-        rows = np.repeat(16 * np.arange(len(codes.tail_at) - 1), np.diff(codes.tail_at)) + (codes.tail & 15)
+        rows = np.repeat(16 * np.arange(len(codes.tail_at) - 1), np.diff(codes.tail_at)) + (
+            codes.tail & 15
+        )
         np.add.at(whole, (rows, codes.tail >> 4 & 4095), codes.tail.view(np.int32) >> 16)
     weight: Floats = whole.astype(np.float32) * codes.scales[:, None]
     return weight if codes.columns is None else weight * codes.columns[: codes.cols]
@@ -161,14 +181,18 @@ def _round(weight: Floats, steps: Floats) -> NDArray[np.int32]:
 
 
 def _steps(weight: Floats) -> Floats | None:
-    """The step of every row, or None where some row is not made of whole multiples of one, -128 .. 127 of them."""
+    """The step of every row, or None where some row is not made of whole multiples of one, -128 ..
+    127 of them.
+    """
     if _row_steps(weight[:_PROBE]) is None:
         return None
     return _row_steps(weight)
 
 
 def _row_steps(weight: Floats) -> Floats | None:
-    """The smallest value of a row is 1, 2, 3 ... steps: the first count at which the row fits is taken."""
+    """The smallest value of a row is 1, 2, 3 ... steps: the first count at which the row fits is
+    taken.
+    """
     size = np.abs(weight)
     top = size.max(axis=1, initial=0)
     least = np.where(size > 0, size, np.float32(np.inf)).min(axis=1, initial=np.inf)
@@ -208,7 +232,9 @@ def _lay_out(codes: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
 
 
 def _pack(quarters: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
-    """The low `bits`, 2, 4, 6 or 8, of quarters (blocks, units, 4, 64) in (blocks, units, 32 * bits) bytes."""
+    """The low `bits`, 2, 4, 6 or 8, of quarters (blocks, units, 4, 64) in (blocks, units, 32 *
+    bits) bytes.
+    """
     low = (quarters & ((1 << bits) - 1)).astype(np.uint8)
     one, two, three, four = np.moveaxis(low, 2, 0)
     if bits == 8:
@@ -229,5 +255,7 @@ def _unpack(data: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
         one, two, three = (part >> 6 for part in parts)
         quarters = [*(part & 63 for part in parts), one << 4 | two << 2 | three]
     else:
-        quarters = [part >> shift & ((1 << bits) - 1) for part in parts for shift in range(0, 8, bits)]
+        quarters = [
+            part >> shift & ((1 << bits) - 1) for part in parts for shift in range(0, 8, bits)
+        ]
     return np.concatenate(quarters, axis=2).astype(np.int32)

@@ -1,6 +1,8 @@
-"""A model laid out for the native engine: its C structures, quantized matrices and places in the state.
+"""A model laid out for the native engine: its C structures, quantized matrices and places in the
+state.
 
-Mirrors native/engine.h field by field; `Layout` keeps alive every array that a structure points into.
+Mirrors native/engine.h field by field; `Layout` keeps alive every array that a structure points
+into.
 """
 
 from __future__ import annotations
@@ -45,7 +47,10 @@ class Layer(ctypes.Structure):
     _fields_ = [
         *((n, c_int32) for n in ("mixer", "span", "xsa", "push", "pop", "site")),
         *((n, c_float) for n in ("scale", "value_scale")),
-        *((n, POINTER(c_float)) for n in ("attn_scale", "mlp_scale", "mix", "carry", "mix_r", "mix_k")),
+        *(
+            (n, POINTER(c_float))
+            for n in ("attn_scale", "mlp_scale", "mix", "carry", "mix_r", "mix_k")
+        ),
         *((n, POINTER(c_float)) for n in ("q_gain", "k_gain", "k_shift", "v_shift", "local_v")),
         *(
             (n, c_int64)
@@ -70,18 +75,39 @@ class PlanStruct(ctypes.Structure):
     _fields_ = [
         *(
             (n, c_int32)
-            for n in ("dim", "heads", "groups", "head", "vocab", "hidden", "half", "layers", "pushes")
+            for n in (
+                "dim",
+                "heads",
+                "groups",
+                "head",
+                "vocab",
+                "hidden",
+                "half",
+                "layers",
+                "pushes",
+            )
         ),
         *(
             (n, c_int32)
-            for n in ("bos", "document_mask", "within", "qk_norm", "buckets", "side_width", "side_kernel")
+            for n in (
+                "bos",
+                "document_mask",
+                "within",
+                "qk_norm",
+                "buckets",
+                "side_width",
+                "side_kernel",
+            )
         ),
         *((n, c_int32) for n in ("columns", "slots", "threads")),
         *((n, c_float) for n in ("softcap", "slope", "bigram_scale")),
         ("layer", POINTER(Layer)),
         *((n, POINTER(c_float)) for n in ("smear", "side_gate", "side_scale", "side_kernels")),
         ("frequencies", POINTER(c_double)),
-        *((n, Matrix) for n in ("embedding", "head_matrix", "bigram", "bigram_proj", "value", "value_proj")),
+        *(
+            (n, Matrix)
+            for n in ("embedding", "head_matrix", "bigram", "bigram_proj", "value", "value_proj")
+        ),
         *((n, Matrix) for n in ("side_g", "side_v", "side_p")),
         *((n, c_int64) for n in ("at_smear", "state_floats")),
     ]
@@ -106,7 +132,9 @@ def unsupported(model: LanguageModel) -> str | None:
 
 
 class Layout:
-    """The structures of one model for `slots` sequences; `weight_bytes` is what its weights take."""
+    """The structures of one model for `slots` sequences; `weight_bytes` is what its weights
+    take.
+    """
 
     def __init__(
         self,
@@ -123,12 +151,16 @@ class Layout:
         self._tensors = dict(model.named_parameters())
         self._codes: dict[str, Codes] = {}
         self._memory = None
-        matrices = (p.detach()[:8].float().cpu().numpy() for p in self._tensors.values() if p.dim() == 2)
+        matrices = (
+            p.detach()[:8].float().cpu().numpy() for p in self._tensors.values() if p.dim() == 2
+        )
         self._base = find_base(matrices)
         self._describe(slots, columns, threads)
         self._settle()
         self._describe(slots, columns, threads)
-        self.weight_bytes = sum(c.nbytes for c in self._codes.values()) + sum(a.nbytes for a in self._arrays)
+        self.weight_bytes = sum(c.nbytes for c in self._codes.values()) + sum(
+            a.nbytes for a in self._arrays
+        )
         self.state_bytes = 4 * self._floats * slots
         self.bits = {name: codes.bits for name, codes in self._codes.items()}
         del self._model, self._tensors
@@ -147,7 +179,9 @@ class Layout:
         self.plan = self._plan(slots, columns, threads)
 
     def _settle(self) -> None:
-        """Move all codes into one piece of the library's memory, in the order in which a token meets them."""
+        """Move all codes into one piece of the library's memory, in the order in which a token
+        meets them.
+        """
         total = sum(codes.data.nbytes for codes in self._codes.values())
         self._memory = self._library.nb_floats(total // 4 + 4096)
         if not self._memory:
@@ -222,8 +256,12 @@ class Layout:
         groups, width = self._model.recipe.attention.kv_heads, self._model.recipe.head_dim
         for field, name in (("q", "c_q"), ("k", "c_k"), ("v", "c_v"), ("out", "proj")):
             setattr(found, field, self._matrix(f"{prefix}.{name}.weight"))
-        found.q_gain, found.k_gain = (self._vector(f"{layer.gains}.{name}") for name in ("q_gain", "k_gain"))
-        found.k_shift, found.v_shift = (self._vector(f"{prefix}.{name}_shift_mix") for name in ("k", "v"))
+        found.q_gain, found.k_gain = (
+            self._vector(f"{layer.gains}.{name}") for name in ("q_gain", "k_gain")
+        )
+        found.k_shift, found.v_shift = (
+            self._vector(f"{prefix}.{name}_shift_mix") for name in ("k", "v")
+        )
         found.local_v = self._vector(f"{prefix}.local_v_mix")
         if layer.value_embedding:
             found.value_scale = float(self._tensors[f"ve_scales.{layer.index}"].detach())
@@ -233,7 +271,10 @@ class Layout:
         found.at_key_steps = self._place(groups * ring)
         found.at_value_steps = self._place(groups * ring)
         if self._model.recipe.attention.kv_shift:
-            found.at_k_shift, found.at_v_shift = self._place(groups * width), self._place(groups * width)
+            found.at_k_shift, found.at_v_shift = (
+                self._place(groups * width),
+                self._place(groups * width),
+            )
 
     def _plan(self, slots: int, columns: int, threads: int) -> PlanStruct:
         model, plan = self._model.recipe, self._model.plan

@@ -1,7 +1,8 @@
-"""The native engine: the plan run by a small compiled library over quantized weights and preallocated state.
+"""The native engine: the plan run by a small compiled library over quantized weights and
+preallocated state.
 
-Guarantees: exact weights (or 16 bits of them, see `lattice`), float32 arithmetic, no allocation per token, and the
-same numbers for every number of threads, batch and cut of a prompt.
+Guarantees: exact weights (or 16 bits of them, see `lattice`), float32 arithmetic, no allocation per
+token, and the same numbers for every number of threads, batch and cut of a prompt.
 """
 
 from __future__ import annotations
@@ -41,7 +42,12 @@ class NativeEngine(Engine):
         self.threads = max(1, min(threads or torch.get_num_threads(), 64))
         self._columns = max(COLUMNS, slots)
         self._layout = Layout(
-            model, self._library, slots=slots, columns=self._columns, threads=self.threads, exact=exact
+            model,
+            self._library,
+            slots=slots,
+            columns=self._columns,
+            threads=self.threads,
+            exact=exact,
         )
         self.name, self.slots, self.vocab_size = "native", slots, model.recipe.vocab_size
         self.weight_bytes, self.state_bytes = self._layout.weight_bytes, self._layout.state_bytes
@@ -106,13 +112,19 @@ class NativeEngine(Engine):
 
     def _run(self, count: int, slots: NDArray[np.int32], *, wanted: bool) -> None:
         failed = self._library.nb_run(
-            self._engine, count, self._pointers[id(slots)], self._pointers[id(self._tokens)], int(wanted)
+            self._engine,
+            count,
+            self._pointers[id(slots)],
+            self._pointers[id(self._tokens)],
+            int(wanted),
         )
         assert not failed
 
     def _row(self, slot: int) -> NDArray[np.float32]:
         """A view of one slot's logits in the engine's memory."""
-        return np.ctypeslib.as_array(self._library.nb_logits(self._engine, slot), shape=(self.vocab_size,))
+        return np.ctypeslib.as_array(
+            self._library.nb_logits(self._engine, slot), shape=(self.vocab_size,)
+        )
 
 
 def open_engine(
@@ -124,8 +136,8 @@ def open_engine(
 ) -> Engine:
     """The fastest engine that can run `model` here; its `name` says which one it is.
 
-    The native one needs a library that is compiled once per machine: now (a few seconds), in the background for
-    later processes, or never. The reference engine stands in wherever there is none.
+    The native one needs a library that is compiled once per machine: now (a few seconds), in the
+    background for later processes, or never. The reference engine stands in wherever there is none.
     """
     if next(model.parameters()).device.type == "cpu" and unsupported(model) is None:
         if build == "now":
@@ -146,8 +158,14 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.nb_free.restype, library.nb_free.argtypes = None, [handle]
     library.nb_destroy.restype, library.nb_destroy.argtypes = None, [handle]
     library.nb_reset.restype, library.nb_reset.argtypes = None, [handle, integer, ctypes.c_int64]
-    library.nb_run.restype, library.nb_run.argtypes = integer, [handle, integer, pointer, pointer, integer]
-    library.nb_logits.restype, library.nb_logits.argtypes = ctypes.POINTER(ctypes.c_float), [handle, integer]
+    library.nb_run.restype, library.nb_run.argtypes = (
+        integer,
+        [handle, integer, pointer, pointer, integer],
+    )
+    library.nb_logits.restype, library.nb_logits.argtypes = (
+        ctypes.POINTER(ctypes.c_float),
+        [handle, integer],
+    )
     library.nb_choose.restype = integer
     library.nb_choose.argtypes = [
         handle,

@@ -1,7 +1,8 @@
 """From logits to the next token: greedy, temperature, top-k and top-p, reproducible from a seed.
 
-The rule is defined once, here, in float64; a faster engine must follow it. The n-th draw of a seed is the n-th
-output of SplitMix64 started from that seed, so a draw depends on nothing but the seed and its number.
+The rule is defined once, here, in float64; a faster engine must follow it. The n-th draw of a seed
+is the n-th output of SplitMix64 started from that seed, so a draw depends on nothing but the seed
+and its number.
 """
 
 from __future__ import annotations
@@ -32,18 +33,24 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise NiblickError(f"temperature must be a number >= 0 (0 is greedy), not {self.temperature}")
+            raise NiblickError(
+                f"temperature must be a number >= 0 (0 is greedy), not {self.temperature}"
+            )
         if self.top_k < 0:
             raise NiblickError(f"top-k must be >= 0 (0 switches it off), not {self.top_k}")
         if not 0 < self.top_p <= 1:
-            raise NiblickError(f"top-p must be above 0 and at most 1 (1 switches it off), not {self.top_p}")
+            raise NiblickError(
+                f"top-p must be above 0 and at most 1 (1 switches it off), not {self.top_p}"
+            )
 
 
 GREEDY = Sampling(temperature=0.0)
 
 
 def uniform(seed: int, draw: int) -> float:
-    """The `draw`-th number (from 0) of `seed`'s stream, in [0, 1) with 53 random bits (SplitMix64)."""
+    """The `draw`-th number (from 0) of `seed`'s stream, in [0, 1) with 53 random bits
+    (SplitMix64).
+    """
     z = (seed + (draw + 1) * _STEP) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -51,10 +58,11 @@ def uniform(seed: int, draw: int) -> float:
 
 
 def choose(logits: NDArray[np.float32], sampling: Sampling, draw: int) -> int:
-    """The next token for logits (V,): the first best one when greedy, else a draw in order of token id.
+    """The next token for logits (V,): the first best one when greedy, else a draw in order of token
+    id.
 
-    Temperature comes first, then the `top_k` most likely, then the fewest of those that hold `top_p` of their
-    probability; equal tokens count in order of id.
+    Temperature comes first, then the `top_k` most likely, then the fewest of those that hold
+    `top_p` of their probability; equal tokens count in order of id.
     """
     if sampling.temperature == 0:
         return int(np.argmax(logits))

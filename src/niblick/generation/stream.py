@@ -1,4 +1,5 @@
-"""Continuations as they are produced: tokens from an engine, and text that is always complete Unicode.
+"""Continuations as they are produced: tokens from an engine, and text that is always complete
+Unicode.
 
 A text stream never gives out half a character, nor any part of a stop string.
 """
@@ -23,7 +24,9 @@ def continue_tokens(
     vocab: int | None = None,
     slot: int = 0,
 ) -> Iterator[int]:
-    """Up to `max_tokens` ids that follow `prompt` (at least one id), among the first `vocab` ids, one by one."""
+    """Up to `max_tokens` ids that follow `prompt` (at least one id), among the first `vocab` ids,
+    one by one.
+    """
     engine.read(slot, prompt)
     for draw in range(max_tokens):
         token = engine.choose(slot, sampling, draw, vocab)
@@ -40,7 +43,9 @@ def continue_batch(
     max_tokens: int,
     vocab: int | None = None,
 ) -> list[list[int]]:
-    """`max_tokens` ids for each of at most `engine.slots` prompts, stepped together; prompt i draws from seed + i."""
+    """`max_tokens` ids for each of at most `engine.slots` prompts, stepped together; prompt i draws
+    from seed + i.
+    """
     if len(prompts) > engine.slots:
         raise NiblickError(f"{len(prompts)} prompts do not fit the engine's {engine.slots} slots")
     for slot, prompt in enumerate(prompts):
@@ -67,10 +72,11 @@ def _reseeded(sampling: Sampling, slot: int) -> Sampling:
 
 @dataclass
 class Continuation:
-    """A text being generated: iterate over its pieces; the other fields are final once that has ended.
+    """A text being generated: iterate over its pieces; the other fields are final once that has
+    ended.
 
-    `finish` says why it ended: "length", "stop" (a stop string, left out of the text) or "document" (the model
-    began another document).
+    `finish` says why it ended: "length", "stop" (a stop string, left out of the text) or "document"
+    (the model began another document).
     """
 
     engine: Engine
@@ -134,14 +140,15 @@ def start_text(
     stop: Sequence[str] = (),
     across_documents: bool = False,
 ) -> Continuation:
-    """A continuation of `prompt` (any valid Unicode, also empty), read as the beginning of a document.
+    """A continuation of `prompt` (any valid Unicode, also empty), read as the beginning of a
+    document.
 
     Raises `NiblickError` where the tokenizer does not fit the model or a limit is out of range.
     """
     if tokenizer.vocab_size > engine.vocab_size:
         raise NiblickError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens but the model only {engine.vocab_size}; "
-            "give the tokenizer that the model was trained with"
+            f"the tokenizer has {tokenizer.vocab_size} tokens but the model only"
+            f" {engine.vocab_size}; give the tokenizer that the model was trained with"
         )
     if max_tokens < 0:
         raise NiblickError(f"max-tokens must be >= 0, not {max_tokens}")

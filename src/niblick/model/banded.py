@@ -1,9 +1,10 @@
 """Causal attention in which position i sees the `span` newest positions up to itself.
 
-`banded_attention` is linear in T: it cuts queries into blocks of the band's width and pairs each with the two
-blocks of keys that it can reach; wide bands are walked in short steps instead, each over just the keys it reaches.
-`reference_attention` is the readable masked form that both must equal.
-Earlier positions come from a ring of `span` keys, of which the newest `valid` hold something.
+`banded_attention` is linear in T: it cuts queries into blocks of the band's width and pairs each
+with the two blocks of keys that it can reach; wide bands are walked in short steps instead, each
+over just the keys it reaches. `reference_attention` is the readable masked form that both must
+equal. Earlier positions come from a ring of `span` keys, of which the newest `valid` hold
+something.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ _STEP = 256  # queries of one step along a wide band
 def reference_attention(
     q: Tensor, k: Tensor, v: Tensor, span: int, valid: int = 0, first: Tensor | None = None
 ) -> Tensor:
-    """q (B, H, T, E) over k, v (B, H, P+T, E) whose first P positions precede the queries (newest `valid` real).
+    """q (B, H, T, E) over k, v (B, H, P+T, E) whose first P positions precede the queries (newest
+    `valid` real).
 
-    `first` (B, T): the earliest key that each query may see, as an index into k; None for no such limit.
+    `first` (B, T): the earliest key that each query may see, as an index into k; None for no such
+    limit.
     """
     past = k.shape[2] - q.shape[2]
     query = torch.arange(past, k.shape[2], device=q.device)[:, None]
@@ -48,9 +51,17 @@ def banded_attention(
 
 
 def stepped_attention(
-    q: Tensor, k: Tensor, v: Tensor, span: int, valid: int = 0, first: Tensor | None = None, step: int = _STEP
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: int,
+    valid: int = 0,
+    first: Tensor | None = None,
+    step: int = _STEP,
 ) -> Tensor:
-    """The same numbers as `reference_attention`, `step` queries at a time against views of the keys in reach."""
+    """The same numbers as `reference_attention`, `step` queries at a time against views of the keys
+    in reach.
+    """
     length, past = q.shape[2], k.shape[2] - q.shape[2]
     outputs, masks = [], {}
     for start in range(0, length, step):
@@ -64,21 +75,31 @@ def stepped_attention(
             seen = torch.arange(low, high, device=q.device) >= first[:, None, start:end, None]
             mask = mask.masked_fill(~seen, float("-inf"))
         outputs.append(
-            F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, low:high], v[:, :, low:high], attn_mask=mask)
+            F.scaled_dot_product_attention(
+                q[:, :, start:end], k[:, :, low:high], v[:, :, low:high], attn_mask=mask
+            )
         )
     return torch.cat(outputs, dim=2)
 
 
 def _step_mask(rows: int, ahead: int, keys: int, span: int, like: Tensor) -> Tensor:
-    """(rows, keys) to add to scores: row i stands at key ahead + i and sees the newest `span` keys up to itself."""
+    """(rows, keys) to add to scores: row i stands at key ahead + i and sees the newest `span` keys
+    up to itself.
+    """
     query = torch.arange(rows, device=like.device)[:, None] + ahead
     key = torch.arange(keys, device=like.device)[None, :]
     hidden = (key > query) | (key <= query - span)
-    return torch.zeros(rows, keys, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
+    return torch.zeros(rows, keys, dtype=like.dtype, device=like.device).masked_fill(
+        hidden, float("-inf")
+    )
 
 
-def _blocked(q: Tensor, k: Tensor, v: Tensor, reach: int, valid: int, first: Tensor | None) -> Tensor:
-    """Blocks of `reach` queries against 2 * reach keys each; local query i sees local keys i .. i + reach."""
+def _blocked(
+    q: Tensor, k: Tensor, v: Tensor, reach: int, valid: int, first: Tensor | None
+) -> Tensor:
+    """Blocks of `reach` queries against 2 * reach keys each; local query i sees local keys i .. i +
+    reach.
+    """
     batch, heads, length, width = q.shape
     blocks = -(-length // reach)
     past = k.shape[2] - length
@@ -87,7 +108,9 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, reach: int, valid: int, first: Ten
     mask = _block_mask(reach, blocks, min(valid, reach), q.device)
     if first is not None:
         mask = mask & _first_mask(first - past + reach, reach, blocks)
-    q2, k2, v2 = (t.transpose(1, 2).reshape(batch * blocks, heads, -1, width) for t in (queries, keys, values))
+    q2, k2, v2 = (
+        t.transpose(1, 2).reshape(batch * blocks, heads, -1, width) for t in (queries, keys, values)
+    )
     mask = mask.expand(batch, blocks, reach, 2 * reach).reshape(batch * blocks, 1, reach, 2 * reach)
     out = F.scaled_dot_product_attention(q2, k2, v2, attn_mask=mask)
     out = out.view(batch, blocks, heads, reach, width).transpose(1, 2)
@@ -95,7 +118,9 @@ def _blocked(q: Tensor, k: Tensor, v: Tensor, reach: int, valid: int, first: Ten
 
 
 def _aligned(t: Tensor, past: int, reach: int, blocks: int) -> Tensor:
-    """Keep exactly `reach` earlier positions (zeros where there are fewer) and fill the last block."""
+    """Keep exactly `reach` earlier positions (zeros where there are fewer) and fill the last
+    block.
+    """
     if past > reach:
         t = t[:, :, past - reach :]
     front = max(reach - past, 0)
@@ -119,7 +144,11 @@ def _block_mask(reach: int, blocks: int, valid: int, device: torch.device) -> Te
 
 
 def _first_mask(first: Tensor, reach: int, blocks: int) -> Tensor:
-    """(B, n, reach, 2 reach) from the earliest visible key (B, T), counted from the aligned front."""
-    padded = F.pad(first, (0, blocks * reach - first.shape[1])).view(first.shape[0], blocks, reach, 1)
+    """(B, n, reach, 2 reach) from the earliest visible key (B, T), counted from the aligned
+    front.
+    """
+    padded = F.pad(first, (0, blocks * reach - first.shape[1])).view(
+        first.shape[0], blocks, reach, 1
+    )
     starts = torch.arange(blocks, device=first.device)[None, :, None, None] * reach
     return starts + torch.arange(2 * reach, device=first.device) >= padded

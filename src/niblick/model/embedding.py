@@ -12,7 +12,9 @@ from niblick.model.tree import Linear, Node
 
 
 def bigram_index(tokens: Tensor, before: Tensor, buckets: int) -> Tensor:
-    """((36313 t) xor (27191 t_before)) mod (M-1) in int32 arithmetic, M-1 where there is no token before."""
+    """((36313 t) xor (27191 t_before)) mod (M-1) in int32 arithmetic, M-1 where there is no token
+    before.
+    """
     mixed = torch.bitwise_xor(36313 * tokens.int(), 27191 * before.int())
     index = torch.remainder(mixed.long(), buckets - 1)
     return torch.where(before == NO_TOKEN, buckets - 1, index)
@@ -26,7 +28,9 @@ def embed(root: Node, context: Context) -> Tensor:
     x = context.ops.embed(tokens.long(), root.tok_emb.weight, context.dtype, branch, share, factors)
     if model.smear.enabled:
         context.remember("smear.last", x[:, -1])
-        x = context.ops.smear(x, context.last("smear.last"), context.boundary, sigmoid(root.smear.gate))
+        x = context.ops.smear(
+            x, context.last("smear.last"), context.boundary, sigmoid(root.smear.gate)
+        )
     return x
 
 

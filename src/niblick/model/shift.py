@@ -1,4 +1,5 @@
-"""One position to the right: the shifts behind smear, token shift, k/v shift and the sidecar's filter.
+"""One position to the right: the shifts behind smear, token shift, k/v shift and the sidecar's
+filter.
 
 With document masking, everything before a BOS counts as absent: at a BOS the shifted value is zero.
 """
@@ -13,12 +14,16 @@ def previous(x: Tensor, last: Tensor | None, boundary: Tensor | None) -> Tensor:
 
     `boundary` (B, T) is true where a document begins (None: no masking).
     """
-    before = x.new_zeros(x.shape[0], 1, x.shape[2]) if last is None else last.unsqueeze(1).to(x.dtype)
+    before = (
+        x.new_zeros(x.shape[0], 1, x.shape[2]) if last is None else last.unsqueeze(1).to(x.dtype)
+    )
     shifted = cat([before, x[:, :-1]], dim=1)
     return shifted if boundary is None else shifted.masked_fill(boundary.unsqueeze(-1), 0)
 
 
-def filter_taps(x: Tensor, last: Tensor | None, boundary: Tensor | None, width: int) -> list[Tensor]:
+def filter_taps(
+    x: Tensor, last: Tensor | None, boundary: Tensor | None, width: int
+) -> list[Tensor]:
     """x (B, T, C) shifted by width-1, ..., 1, 0 positions, cut off at the newest document boundary.
 
     `last` (B, width-1, C) holds the positions before the first; zeros if None.
@@ -38,7 +43,9 @@ def filter_taps(x: Tensor, last: Tensor | None, boundary: Tensor | None, width: 
 
 
 def last_taps(x: Tensor, last: Tensor | None, boundary: Tensor | None, count: int) -> Tensor:
-    """The newest `count` positions (B, count, C) to remember, zeroed where a later one begins a document."""
+    """The newest `count` positions (B, count, C) to remember, zeroed where a later one begins a
+    document.
+    """
     before = x.new_zeros(x.shape[0], count, x.shape[2]) if last is None else last.to(x.dtype)
     kept = cat([before, x], dim=1)[:, -count:]
     if boundary is None:

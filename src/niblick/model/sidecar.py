@@ -1,4 +1,6 @@
-"""Shared sparse sidecar (systems.md section 3): one small gated filter applied after several layers."""
+"""Shared sparse sidecar (systems.md section 3): one small gated filter applied after several
+layers.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,8 @@ def sidecar(root: Node, x: Tensor, site: int, context: Context) -> Tensor:
     kernel, last = cast(Tensor, weights.local.weight).squeeze(1), context.last(name)  # (S, K)
     if context.keep:
         context.remember(name, last_taps(values, last, context.boundary, kernel.shape[1] - 1))
-    local = context.ops.gated_filter(values, gate, weights.site_gate.weight[site], kernel, last, context.boundary)
+    local = context.ops.gated_filter(
+        values, gate, weights.site_gate.weight[site], kernel, last, context.boundary
+    )
     (mixed,) = context.ops.maps(local, (weights.proj,))
     return context.ops.add(x, mixed, root.shared_sparse_scale[site])

@@ -1,4 +1,5 @@
-"""Decode state: rings of keys and values, vectors for shifts; its size is constant and equals the plan's.
+"""Decode state: rings of keys and values, vectors for shifts; its size is constant and equals the
+plan's.
 
 Calls never write into the state they were given, so a state can be kept and branched from.
 """
@@ -19,9 +20,9 @@ NO_TOKEN = -1  # stands for "no previous token" in integer entries
 class State:
     """Everything a model remembers after `position` tokens.
 
-    `tensors` maps an entry's name to (B, *shape); rings are in order of time, their last entries the newest.
-    `context` is the declared context: how many positions full attention sees and what the rotary base is
-    rescaled for.
+    `tensors` maps an entry's name to (B, *shape); rings are in order of time, their last entries
+    the newest. `context` is the declared context: how many positions full attention sees and what
+    the rotary base is rescaled for.
     """
 
     tensors: dict[str, Tensor]
@@ -30,10 +31,17 @@ class State:
 
     @classmethod
     def empty(
-        cls, plan: Plan, batch: int, *, context: int | None = None, device: torch.device | str = "cpu",
+        cls,
+        plan: Plan,
+        batch: int,
+        *,
+        context: int | None = None,
+        device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> State:
-        """The state before the first token; full layers' rings hold `context` positions (the recipe's if None)."""
+        """The state before the first token; full layers' rings hold `context` positions (the
+        recipe's if None).
+        """
         spans = {f"layers.{layer.index}": layer for layer in plan.layers if layer.mixer == "full"}
         declared = context or plan.model.context
         tensors = {}
@@ -44,7 +52,9 @@ class State:
                 shape = (shape[0], declared, shape[2])
             if entry.kind == "int64":
                 fill = 0 if entry.name == "document.start" else NO_TOKEN
-                tensors[entry.name] = torch.full((batch, *shape), fill, dtype=torch.int64, device=device)
+                tensors[entry.name] = torch.full(
+                    (batch, *shape), fill, dtype=torch.int64, device=device
+                )
             else:
                 tensors[entry.name] = torch.zeros((batch, *shape), dtype=dtype, device=device)
         return cls(tensors, 0, declared)
@@ -61,4 +71,8 @@ class State:
 
     def select(self, rows: Tensor) -> State:
         """The state of the given batch rows (int64 indices), copied."""
-        return State({k: v.index_select(0, rows) for k, v in self.tensors.items()}, self.position, self.context)
+        return State(
+            {k: v.index_select(0, rows) for k, v in self.tensors.items()},
+            self.position,
+            self.context,
+        )

@@ -1,4 +1,6 @@
-"""Parameters by their published dotted names: a tree of plain modules, allocated and initialised from a plan."""
+"""Parameters by their published dotted names: a tree of plain modules, allocated and initialised
+from a plan.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class Node(nn.Module):
 
 
 class Linear(Node):
-    """A place that holds a `weight` (out, in): called, it is the bias-free linear map (..., in) -> (..., out).
+    """A place that holds a `weight` (out, in): called, it is the bias-free linear map (..., in) ->
+    (..., out).
 
     It computes in the weight's dtype, so that casting the matrices of a model casts its products.
     """
@@ -43,7 +46,9 @@ def build_tree(root: nn.Module, plan: Plan) -> None:
 
 @torch.no_grad()
 def initialise(root: nn.Module, plan: Plan, seed: int) -> None:
-    """Fill every parameter as its table says, from `seed` alone (drawn on the CPU in plan order)."""
+    """Fill every parameter as its table says, from `seed` alone (drawn on the CPU in plan
+    order).
+    """
     generator = torch.Generator().manual_seed(seed)
     tensors = dict(root.named_parameters())
     for parameter in plan.parameters:
@@ -57,7 +62,9 @@ def draw(shape: tuple[int, ...], init: Init, generator: torch.Generator) -> Tens
     if init.kind == "constant":
         return value.fill_(init.value)
     if init.kind == "phase":
-        return torch.stack([torch.full(shape[1:], init.value), torch.full(shape[1:], 1 - init.value)])
+        return torch.stack(
+            [torch.full(shape[1:], init.value), torch.full(shape[1:], 1 - init.value)]
+        )
     if init.kind == "orthogonal":
         nn.init.orthogonal_(value, gain=init.value, generator=generator)
         return value

@@ -1,4 +1,6 @@
-"""What training minimises and evaluation sums: negative log-likelihoods in nats, and proofs about them."""
+"""What training minimises and evaluation sums: negative log-likelihoods in nats, and proofs about
+them.
+"""
 
 from niblick.objective.likelihood import LN2, token_nll, training_loss
 

@@ -22,13 +22,17 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def training_loss(
-    model: LanguageModel, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor] = NO_FACTORS
+    model: LanguageModel,
+    inputs: Tensor,
+    targets: Tensor,
+    factors: Mapping[str, Tensor] = NO_FACTORS,
 ) -> tuple[Tensor, Tensor]:
-    """(loss to minimise, mean next-token nll): the first adds the multi-token-prediction heads' mean loss.
+    """(loss to minimise, mean next-token nll): the first adds the multi-token-prediction heads'
+    mean loss.
 
-    inputs and targets (B, T) int64; `targets[:, i]` follows `inputs[:, i]`. Head j is trained on the token
-    j + 1 further on; positions without such a target inside the batch are left out. `factors`: see
-    `LanguageModel.hidden`.
+    inputs and targets (B, T) int64; `targets[:, i]` follows `inputs[:, i]`. Head j is trained on
+    the token j + 1 further on; positions without such a target inside the batch are left out.
+    `factors`: see `LanguageModel.hidden`.
     """
     hidden, _ = model.hidden(inputs, factors=factors)
     nll = model.head_loss(hidden, targets)

@@ -1,4 +1,6 @@
-"""Optimizers by role over flat buffers, schedules placed by share of the budget, and weight averaging."""
+"""Optimizers by role over flat buffers, schedules placed by share of the budget, and weight
+averaging.
+"""
 
 from niblick.optim.averaging import Averager, make_averager
 from niblick.optim.groups import Group, group_of
@@ -8,6 +10,16 @@ from niblick.optim.optimizer import Optimizer
 from niblick.optim.schedule import Moment, Schedule
 
 __all__ = [
-    "Averager", "Group", "Layout", "Moment", "Muon", "Optimizer", "Schedule", "Slot", "Stack", "group_of",
-    "make_averager", "newton_schulz",
+    "Averager",
+    "Group",
+    "Layout",
+    "Moment",
+    "Muon",
+    "Optimizer",
+    "Schedule",
+    "Slot",
+    "Stack",
+    "group_of",
+    "make_averager",
+    "newton_schulz",
 ]

@@ -1,7 +1,8 @@
-"""Averages of the weights over training: an exponential one with warm-up, or a stochastic one (SWA).
+"""Averages of the weights over training: an exponential one with warm-up, or a stochastic one
+(SWA).
 
-Both always hold something by the end of a run, however short: the EMA starts at the first step, and SWA takes
-the last step's weights where it would have taken none.
+Both always hold something by the end of a run, however short: the EMA starts at the first step, and
+SWA takes the last step's weights where it would have taken none.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Averager:
 
     @torch.no_grad()
     def update(self, weights: Tensor, *, step: int, remaining: float, last: bool) -> None:
-        """After optimizer step `step` (from 1): `remaining` is the share of the warmdown still ahead."""
+        """After optimizer step `step` (from 1): `remaining` is the share of the warmdown still
+        ahead.
+        """
         if self.recipe.kind == "ema":
             self._mix(weights, 1 - self._decay(), step)
         elif self._samples(step, remaining, last):

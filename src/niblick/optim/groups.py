@@ -1,4 +1,6 @@
-"""Which optimizer a parameter belongs to: a total function of its role, checked when the module loads."""
+"""Which optimizer a parameter belongs to: a total function of its role, checked when the module
+loads.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Flat storage: every parameter's place in one contiguous buffer, groups and equal shapes side by side.
+"""Flat storage: every parameter's place in one contiguous buffer, groups and equal shapes side by
+side.
 
-Guarantees: slots cover the buffer without overlap, group by group; parameters of one group and shape are
-neighbours, so that a stack of equal matrices is a view. Weights, gradients, momenta and averages share one
-layout, which makes clipping, averaging, all-reducing and saving single operations on single tensors.
+Guarantees: slots cover the buffer without overlap, group by group; parameters of one group and
+shape are neighbours, so that a stack of equal matrices is a view. Weights, gradients, momenta and
+averages share one layout, which makes clipping, averaging, all-reducing and saving single
+operations on single tensors.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Slot:
         return prod(self.shape)
 
     def view(self, flat: Tensor, offset: int = 0) -> Tensor:
-        """This parameter inside `flat`, whose first element is element `offset` of the whole buffer."""
+        """This parameter inside `flat`, whose first element is element `offset` of the whole
+        buffer.
+        """
         return flat[self.start - offset : self.start - offset + self.size].view(self.shape)
 
 
@@ -59,7 +63,9 @@ class Layout:
     """The order and the offsets of all parameters of a plan."""
 
     def __init__(self, parameters: Iterable[Parameter]) -> None:
-        ordered = sorted(parameters, key=lambda p: (_ORDER.index(group_of(p.role)), p.shape, p.name))
+        ordered = sorted(
+            parameters, key=lambda p: (_ORDER.index(group_of(p.role)), p.shape, p.name)
+        )
         slots, start = [], 0
         for p in ordered:
             slots.append(Slot(p.name, p.shape, group_of(p.role), start))
@@ -68,14 +74,18 @@ class Layout:
         self.total = start
 
     def segment(self, group: Group) -> slice:
-        """The contiguous part of the buffer that holds `group`; empty where the plan has none of it."""
+        """The contiguous part of the buffer that holds `group`; empty where the plan has none of
+        it.
+        """
         members = [slot for slot in self.slots if slot.group is group]
         if not members:
             return slice(0, 0)
         return slice(members[0].start, members[-1].start + members[-1].size)
 
     def stacks(self, group: Group) -> tuple[Stack, ...]:
-        """The group's matrices as stacks of equal shape; a tensor of more axes counts as (first, rest)."""
+        """The group's matrices as stacks of equal shape; a tensor of more axes counts as (first,
+        rest).
+        """
         members = (slot for slot in self.slots if slot.group is group)
         found = []
         for shape, run in groupby(members, key=lambda slot: slot.shape):

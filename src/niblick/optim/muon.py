@@ -1,7 +1,9 @@
-"""Muon: momentum whose matrices are orthogonalised by Newton-Schulz, over stacks of equal shape at once.
+"""Muon: momentum whose matrices are orthogonalised by Newton-Schulz, over stacks of equal shape at
+once.
 
-The update of an (out, in) matrix is scaled by max(1, out/in)^0.5; weight decay is decoupled (systems.md
-section 1). Matrix products run in bfloat16 where the device multiplies it in hardware, else in float32.
+The update of an (out, in) matrix is scaled by max(1, out/in)^0.5; weight decay is decoupled
+(systems.md section 1). Matrix products run in bfloat16 where the device multiplies it in hardware,
+else in float32.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic's, published with Muon
 
 
 def newton_schulz(gradients: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Approximately nearest semi-orthogonal matrices of (N, rows, columns), each by itself, in `dtype`.
+    """Approximately nearest semi-orthogonal matrices of (N, rows, columns), each by itself, in
+    `dtype`.
 
     Singular values end between about 0.7 and 1.2, as with the published quintic.
     """
@@ -46,13 +49,19 @@ def _by_kernel(kernels: Kernels, gradients: Tensor, steps: int) -> Tensor:
 class Muon:
     """Momentum and orthogonalised updates for the matrices of a flat buffer.
 
-    `share` is (rank, processes): each process orthogonalises its part of every stack, and `gather` sums the
-    parts, of which all but one are zero, so that every process applies the same bits.
+    `share` is (rank, processes): each process orthogonalises its part of every stack, and `gather`
+    sums the parts, of which all but one are zero, so that every process applies the same bits.
     """
 
     def __init__(
-        self, stacks: Sequence[Stack], *, nesterov: bool, steps: int, dtype: torch.dtype,
-        share: tuple[int, int] = (0, 1), gather: Callable[[Tensor], None] | None = None,
+        self,
+        stacks: Sequence[Stack],
+        *,
+        nesterov: bool,
+        steps: int,
+        dtype: torch.dtype,
+        share: tuple[int, int] = (0, 1),
+        gather: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.stacks, self.nesterov, self.steps, self.dtype = tuple(stacks), nesterov, steps, dtype
         self.share, self.gather = share, gather
@@ -60,11 +69,30 @@ class Muon:
 
     @torch.no_grad()
     def step(
-        self, weights: Tensor, gradients: Tensor, momentum: Tensor, *, lr: float, beta: float, decay: float, share: float = 1.0
+        self,
+        weights: Tensor,
+        gradients: Tensor,
+        momentum: Tensor,
+        *,
+        lr: float,
+        beta: float,
+        decay: float,
+        share: float = 1.0,
     ) -> None:
-        """Update `weights` and `momentum` (flat, float32) in place; `gradients`, taken times `share`, is overwritten."""
+        """Update `weights` and `momentum` (flat, float32) in place; `gradients`, taken times
+        `share`, is overwritten.
+        """
         if self.kernels is not None:
-            self.kernels("momentum", gradients.dtype, gradients, share, momentum, beta, self.nesterov, gradients.numel())
+            self.kernels(
+                "momentum",
+                gradients.dtype,
+                gradients,
+                share,
+                momentum,
+                beta,
+                self.nesterov,
+                gradients.numel(),
+            )
         else:
             momentum.lerp_(gradients.mul_(share) if share != 1 else gradients, 1 - beta)
             gradients = gradients.lerp_(momentum, beta) if self.nesterov else momentum
@@ -91,7 +119,10 @@ class Muon:
         return updates
 
     def _nearest(self, matrices: Tensor) -> Tensor:
-        kernels, whole = self.kernels, matrices.shape[1] % SIDE == 0 and matrices.shape[2] % SIDE == 0
+        kernels, whole = (
+            self.kernels,
+            matrices.shape[1] % SIDE == 0 and matrices.shape[2] % SIDE == 0,
+        )
         if kernels is None or not kernels.attends or not whole or self.dtype is not torch.bfloat16:
             return newton_schulz(matrices, self.steps, self.dtype)
         return _by_kernel(kernels, matrices, self.steps)

@@ -1,7 +1,8 @@
-"""The one optimizer of a run: Muon and two Adam groups over a flat buffer, with all of its state in a few tensors.
+"""The one optimizer of a run: Muon and two Adam groups over a flat buffer, with all of its state in
+a few tensors.
 
-Guarantees: which setting a parameter gets follows from its role alone; `tensors()` is the whole state, and
-loading it back continues bit for bit.
+Guarantees: which setting a parameter gets follows from its role alone; `tensors()` is the whole
+state, and loading it back continues bit for bit.
 """
 
 from __future__ import annotations
@@ -22,8 +23,15 @@ class Optimizer:
     """Applies flat float32 gradients to flat float32 weights (both in `layout`'s order)."""
 
     def __init__(
-        self, layout: Layout, weights: Tensor, *, muon: MuonRecipe, adam: AdamRecipe, dtype: torch.dtype,
-        share: tuple[int, int] = (0, 1), gather: Callable[[Tensor], None] | None = None,
+        self,
+        layout: Layout,
+        weights: Tensor,
+        *,
+        muon: MuonRecipe,
+        adam: AdamRecipe,
+        dtype: torch.dtype,
+        share: tuple[int, int] = (0, 1),
+        gather: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.layout, self.weights, self.muon_recipe, self.adam_recipe = layout, weights, muon, adam
         self.gradients = torch.zeros_like(weights)
@@ -32,26 +40,35 @@ class Optimizer:
         self.second = torch.zeros_like(self.first)
         self.steps = 0
         self._muon = Muon(
-            layout.stacks(Group.MUON), nesterov=muon.nesterov, steps=muon.newton_schulz_steps, dtype=dtype,
-            share=share, gather=gather,
+            layout.stacks(Group.MUON),
+            nesterov=muon.nesterov,
+            steps=muon.newton_schulz_steps,
+            dtype=dtype,
+            share=share,
+            gather=gather,
         )
         self.use(None)
 
     def use(self, kernels: Kernels | None) -> None:
-        """Take the compiled forms of Newton-Schulz and Adam, equal up to rounding (None: plain torch)."""
+        """Take the compiled forms of Newton-Schulz and Adam, equal up to rounding (None: plain
+        torch).
+        """
         self._kernels = self._muon.kernels = kernels
         self._share = 1.0  # of the gradients that the next step takes
 
     @torch.no_grad()
     def clip(self, limit: float) -> Tensor:
-        """Scale all gradients so that their global norm is at most `limit` (0: no limit); the norm before.
+        """Scale all gradients so that their global norm is at most `limit` (0: no limit); the norm
+        before.
 
         On kernels the factor waits for `step`, which reads every gradient anyway.
         """
         norm: Tensor = torch.linalg.vector_norm(self.gradients)
         self._share = 1.0
         if limit > 0 and self._kernels is not None:
-            self._share = min(limit / (float(norm) + 1e-6), 1.0)  # in this order what is not a number stays so
+            self._share = min(
+                limit / (float(norm) + 1e-6), 1.0
+            )  # in this order what is not a number stays so
         elif limit > 0:
             self.gradients.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
         return norm
@@ -63,8 +80,13 @@ class Optimizer:
         matrices = self.layout.segment(Group.MUON)
         if self.momentum.numel():
             self._muon.step(
-                self.weights[matrices], self.gradients[matrices], self.momentum,
-                lr=self.muon_recipe.lr * multiplier, beta=momentum, decay=self.muon_recipe.weight_decay, share=self._share,
+                self.weights[matrices],
+                self.gradients[matrices],
+                self.momentum,
+                lr=self.muon_recipe.lr * multiplier,
+                beta=momentum,
+                decay=self.muon_recipe.weight_decay,
+                share=self._share,
             )
         self._adam(Group.EMBEDDING, self.adam_recipe.embedding_lr * multiplier)
         self._adam(Group.SCALAR, self.adam_recipe.scalar_lr * multiplier)
@@ -83,8 +105,22 @@ class Optimizer:
         rate, keep = lr / (1 - beta1**self.steps), 1 - lr * recipe.weight_decay
         correct = (1 - beta2**self.steps) ** -0.5
         if self._kernels is not None:
-            self._kernels("adam", weights.dtype, weights, gradients, self._share, first, second, beta1, beta2, recipe.eps, rate, correct,
-                          keep, weights.numel())
+            self._kernels(
+                "adam",
+                weights.dtype,
+                weights,
+                gradients,
+                self._share,
+                first,
+                second,
+                beta1,
+                beta2,
+                recipe.eps,
+                rate,
+                correct,
+                keep,
+                weights.numel(),
+            )
             return
         first.lerp_(gradients, 1 - beta1)
         second.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)

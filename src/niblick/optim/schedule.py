@@ -1,8 +1,10 @@
-"""Where a run stands in its budget, and what follows: learning-rate multiplier, momentum, warmdown left.
+"""Where a run stands in its budget, and what follows: learning-rate multiplier, momentum, warmdown
+left.
 
-Everything is a function of the share of `training.duration` that is spent, so warmdown, late QAT and averaging
-happen in any run, however short, slow or often resumed. Lengths given in steps are turned into shares by the
-budget itself (steps, tokens) or by the measured step time (seconds), and never exceed the budget.
+Everything is a function of the share of `training.duration` that is spent, so warmdown, late QAT
+and averaging happen in any run, however short, slow or often resumed. Lengths given in steps are
+turned into shares by the budget itself (steps, tokens) or by the measured step time (seconds), and
+never exceed the budget.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from niblick.units import Duration
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """The start of one optimizer step: what is spent so far, and the measured seconds per step (0: unknown)."""
+    """The start of one optimizer step: what is spent so far, and the measured seconds per step (0:
+    unknown).
+    """
 
     step: int
     tokens: int
@@ -32,14 +36,18 @@ class Schedule:
 
     def spent(self, moment: Moment) -> float:
         """Share of the budget that is used up; the run ends at 1 or more."""
-        return self.duration.fraction(seconds=moment.seconds, steps=moment.step, tokens=moment.tokens)
+        return self.duration.fraction(
+            seconds=moment.seconds, steps=moment.step, tokens=moment.tokens
+        )
 
     def is_last(self, moment: Moment) -> bool:
         """Whether the step that starts now uses up the budget (in seconds: is expected to)."""
         return self.spent(moment) + self._step_share(moment) >= 1
 
     def multiplier(self, moment: Moment) -> float:
-        """Learning-rate multiplier: linear warm-up, one, then linear to `final` over the warmdown."""
+        """Learning-rate multiplier: linear warm-up, one, then linear to `final` over the
+        warmdown.
+        """
         spent = min(self.spent(moment), 1.0)
         warmup = self._share(self.recipe.schedule.warmup, moment)
         if spent < warmup:
@@ -51,14 +59,17 @@ class Schedule:
     def remaining(self, moment: Moment) -> float:
         """Share of the warmdown still ahead, 1 before it begins: what late QAT and SWA wait for.
 
-        Equal to the multiplier where `final` is 0; without a warmdown the whole budget stands in for it.
+        Equal to the multiplier where `final` is 0; without a warmdown the whole budget stands in
+        for it.
         """
         spent = min(self.spent(moment), 1.0)
         warmup = self._share(self.recipe.schedule.warmup, moment)
         return min(1.0, self._left(spent, warmup, moment))
 
     def rounds(self, moment: Moment) -> bool:
-        """Whether weights are rounded from this step on (late QAT); true for the last step at the latest."""
+        """Whether weights are rounded from this step on (late QAT); true for the last step at the
+        latest.
+        """
         qat = self.recipe.qat
         return qat.enabled and (self.remaining(moment) < qat.start or self.is_last(moment))
 

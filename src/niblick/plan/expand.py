@@ -1,4 +1,6 @@
-"""Expansion of a model recipe into virtual layers and the sums of their tables; knows sizes before building."""
+"""Expansion of a model recipe into virtual layers and the sums of their tables; knows sizes before
+building.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class Plan:
-    """A model before it exists: its virtual layers and every parameter, product and state entry, in order.
+    """A model before it exists: its virtual layers and every parameter, product and state entry, in
+    order.
 
-    `parameters` holds training-only heads too; `exported` leaves them out and is what sizes speak of.
+    `parameters` holds training-only heads too; `exported` leaves them out and is what sizes speak
+    of.
     """
 
     model: ModelRecipe
@@ -30,7 +34,9 @@ class Plan:
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """Every distinct parameter (a looped block counts once, and starts as its first visit says)."""
+        """Every distinct parameter (a looped block counts once, and starts as its first visit
+        says).
+        """
         found: dict[str, Parameter] = {}
         for parameter in (p for table in self.tables for p in table.parameters):
             found.setdefault(parameter.name, parameter)
@@ -68,7 +74,9 @@ class Plan:
 
     @property
     def flops_per_token(self) -> int:
-        """Forward operations of one token: matrix products (2mnk), attention at its span, head included."""
+        """Forward operations of one token: matrix products (2mnk), attention at its span, head
+        included.
+        """
         return sum(product.flops for product in self.products)
 
     def decode_state_bytes(self, dtype: str = "float32") -> int:
@@ -84,23 +92,39 @@ class Plan:
 
 
 def make_plan(model: ModelRecipe) -> Plan:
-    """Expand a validated model section into its plan; raises `RecipeError` for a mixer that is not registered."""
+    """Expand a validated model section into its plan; raises `RecipeError` for a mixer that is not
+    registered.
+    """
     layers = tuple(_layers(model))
     for layer in layers:
         if layer.mixer not in MIXER_TABLES:
             known = ", ".join(MIXER_TABLES)
-            raise RecipeError(f"model.stack: unknown mixer {layer.mixer!r} in {layer.block}; known: {known}")
+            raise RecipeError(
+                f"model.stack: unknown mixer {layer.mixer!r} in {layer.block}; known: {known}"
+            )
     n = len(layers)
-    tables = [parts.embedding_table(model), parts.bigram_table(model, n), parts.smear_table(model),
-              parts.value_embedding_table(model), parts.skips_table(model, n), parts.document_table(model)]
+    tables = [
+        parts.embedding_table(model),
+        parts.bigram_table(model, n),
+        parts.smear_table(model),
+        parts.value_embedding_table(model),
+        parts.skips_table(model, n),
+        parts.document_table(model),
+    ]
     tables += [layer_table(model, layer, n) for layer in layers]
     tables += [parts.sidecar_table(model), parts.mtp_table(model)]
     return Plan(model, layers, tuple(tables))
 
 
 def layer_table(model: ModelRecipe, layer: VirtualLayer, layers: int) -> Table:
-    """Everything that one visit needs: its scalars, its mixer and its channel mixer, one after the other."""
-    found = (parts.scalars_table(model, layer, layers), MIXER_TABLES[layer.mixer](model, layer), mlp_table(model, layer))
+    """Everything that one visit needs: its scalars, its mixer and its channel mixer, one after the
+    other.
+    """
+    found = (
+        parts.scalars_table(model, layer, layers),
+        MIXER_TABLES[layer.mixer](model, layer),
+        mlp_table(model, layer),
+    )
     return Table(
         parameters=tuple(p for table in found for p in table.parameters),
         products=tuple(p for table in found for p in table.products),
@@ -109,7 +133,9 @@ def layer_table(model: ModelRecipe, layer: VirtualLayer, layers: int) -> Table:
 
 
 def _visits(model: ModelRecipe) -> list[tuple[str, LayerSpec]]:
-    """(block name, spec) of every virtual layer: each segment's blocks round-robin, `loops` times over."""
+    """(block name, spec) of every virtual layer: each segment's blocks round-robin, `loops` times
+    over.
+    """
     return [
         (f"{segment.name}.{j}", spec)
         for segment in model.stack
@@ -122,19 +148,27 @@ def _layers(model: ModelRecipe) -> list[VirtualLayer]:
     visits = _visits(model)
     n = len(visits)
     pops = _pops(model, n)
-    sites = {layer: site for site, layer in enumerate(sorted(model.sidecar.layers))} if model.sidecar.enabled else {}
+    sites = (
+        {layer: site for site, layer in enumerate(sorted(model.sidecar.layers))}
+        if model.sidecar.enabled
+        else {}
+    )
     found = []
     for i, (block, spec) in enumerate(visits):
         attends = spec.mixer in ATTENTION_MIXERS
         found.append(
             VirtualLayer(
-                index=i, block=block, mixer=spec.mixer,
+                index=i,
+                block=block,
+                mixer=spec.mixer,
                 scalars=f"vlayers.{i}" if model.scalars == "virtual" else block,
                 span=(spec.window + 1 if spec.window else model.context) if attends else 0,
                 scale=1 / sqrt(i + 1) if attends and model.depth_scale else 1.0,
                 xsa=attends and _has_xsa(model, i, n),
                 value_embedding=model.value_embedding.enabled and i in model.value_embedding.layers,
-                sidecar_site=sites.get(i), push=model.skips.enabled and i < n // 2, pop=pops.get(i),
+                sidecar_site=sites.get(i),
+                push=model.skips.enabled and i < n // 2,
+                pop=pops.get(i),
             )
         )
     return found

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 class VirtualLayer:
     """One step of the loop over the plan.
 
-    `block` names the weights; `scalars` prefixes the scales and the residual mix (the block itself, or
-    `vlayers.i`). `scale` multiplies both normalised inputs. `span` is how many positions attention sees, the
-    current one included (0 for mixers without attention). `pop` is the index of the skip weight, or None.
+    `block` names the weights; `scalars` prefixes the scales and the residual mix (the block itself,
+    or `vlayers.i`). `scale` multiplies both normalised inputs. `span` is how many positions
+    attention sees, the current one included (0 for mixers without attention). `pop` is the index of
+    the skip weight, or None.
     """
 
     index: int
@@ -28,5 +29,7 @@ class VirtualLayer:
 
     @property
     def gains(self) -> str:
-        """Prefix of the per-head gains: inside the block's attention, or with the virtual layer's scalars."""
+        """Prefix of the per-head gains: inside the block's attention, or with the virtual layer's
+        scalars.
+        """
         return f"{self.block}.attn" if self.scalars == self.block else self.scalars

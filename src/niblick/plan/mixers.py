@@ -31,7 +31,11 @@ def token_shift_table(model: ModelRecipe, layer: VirtualLayer) -> Table:
     mix = Init(kind="constant", value=model.token_shift.mix)
     maps = [
         linear(f"{prefix}.{name}.weight", dim, dim, "mixer", init)
-        for name, init in (("W_r", matrix_init(model, dim, dim)), ("W_k", matrix_init(model, dim, dim)), ("W_v", ZEROS))
+        for name, init in (
+            ("W_r", matrix_init(model, dim, dim)),
+            ("W_k", matrix_init(model, dim, dim)),
+            ("W_v", ZEROS),
+        )
     ]
     mixes = tuple(vector(f"{prefix}.{name}", (dim,), "mixer", mix) for name in ("mix_r", "mix_k"))
     return Table(
@@ -44,7 +48,9 @@ def token_shift_table(model: ModelRecipe, layer: VirtualLayer) -> Table:
 @MIXER_TABLES.register("full")
 @MIXER_TABLES.register("window")
 def attention_table(model: ModelRecipe, layer: VirtualLayer) -> Table:
-    """Grouped-query attention over `layer.span` positions with its optional gains, shifts and residuals."""
+    """Grouped-query attention over `layer.span` positions with its optional gains, shifts and
+    residuals.
+    """
     dim, head, prefix = model.dim, model.head_dim, f"{layer.block}.attn"
     kv_dim = model.attention.kv_heads * head
     maps = [
@@ -74,7 +80,9 @@ def _head_vectors(model: ModelRecipe, layer: VirtualLayer) -> list[Parameter]:
     if options.k_gain:
         found.append(vector(f"{layer.gains}.k_gain", groups, "attention", ONES))
     if options.kv_shift:
-        found += [vector(f"{block}.{name}_shift_mix", groups, "attention", ZEROS) for name in ("k", "v")]
+        found += [
+            vector(f"{block}.{name}_shift_mix", groups, "attention", ZEROS) for name in ("k", "v")
+        ]
     if options.local_value:
         found.append(vector(f"{block}.local_v_mix", heads, "attention", ZEROS))
     return found
@@ -86,7 +94,10 @@ def _attention_state(model: ModelRecipe, layer: VirtualLayer) -> tuple[StateEntr
     entries = [StateEntry(name=f"layers.{layer.index}.{name}", shape=ring) for name in names]
     if model.attention.kv_shift:
         width = (model.attention.kv_heads * model.head_dim,)
-        entries += [StateEntry(name=f"layers.{layer.index}.{name}", shape=width) for name in ("k_shift", "v_shift")]
+        entries += [
+            StateEntry(name=f"layers.{layer.index}.{name}", shape=width)
+            for name in ("k_shift", "v_shift")
+        ]
     return tuple(entries)
 
 

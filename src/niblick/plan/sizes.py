@@ -1,4 +1,5 @@
-"""Artifact bytes before anything is trained: what each codec may need at most and needs typically. No torch.
+"""Artifact bytes before anything is trained: what each codec may need at most and needs typically.
+No torch.
 
 The bound holds for any weights; the estimate supposes trained, roughly Gaussian ones.
 """
@@ -16,13 +17,16 @@ from niblick.registry import Registry
 Sizes = tuple[int, int]
 CODEC_SIZES: Registry[Callable[[Recipe, Plan], Sizes]] = Registry("codec")
 _HEADER: Sizes = (8192, 420)
-# The challenge's tokenizer carries a normalisation map; a foreign one may too, uncompressed in the worst case.
+# The challenge's tokenizer carries a normalisation map; a foreign one may too, uncompressed in the
+# worst case.
 _CHALLENGE_TOKENIZER: Sizes = (86_000, 85_627)
 _FOREIGN_MAP = 300_000
 
 
 def artifact_sizes(recipe: Recipe, plan: Plan) -> Sizes:
-    """(bound, estimate) in bytes of the artifact that `recipe` leads to, tokenizer and header included."""
+    """(bound, estimate) in bytes of the artifact that `recipe` leads to, tokenizer and header
+    included.
+    """
     parts = (_HEADER, _tokenizer(recipe), CODEC_SIZES[recipe.artifact.codec](recipe, plan))
     return sum(part[0] for part in parts), sum(part[1] for part in parts)
 
@@ -45,8 +49,13 @@ def _rows(parameter: Parameter) -> int:
 
 @CODEC_SIZES.register("int-zlib")
 def int_zlib_sizes(recipe: Recipe, plan: Plan) -> Sizes:
-    """One byte a code at most; a Gaussian row scaled by its largest value has about log2(4.13 m / 3.1) bits."""
-    bits = {Role.MATRIX: recipe.artifact.matrix_bits, Role.EMBEDDING: recipe.artifact.embedding_bits}
+    """One byte a code at most; a Gaussian row scaled by its largest value has about log2(4.13 m /
+    3.1) bits.
+    """
+    bits = {
+        Role.MATRIX: recipe.artifact.matrix_bits,
+        Role.EMBEDDING: recipe.artifact.embedding_bits,
+    }
     bound, estimate = 0, 0.0
     rest = 0
     for parameter in plan.exported:
@@ -62,9 +71,11 @@ def int_zlib_sizes(recipe: Recipe, plan: Plan) -> Sizes:
 
 @CODEC_SIZES.register("rd")
 def rd_sizes(recipe: Recipe, plan: Plan) -> Sizes:
-    """Never above the cap, which the solver fills from below, unless even the smallest file exceeds it.
+    """Never above the cap, which the solver fills from below, unless even the smallest file exceeds
+    it.
 
-    The largest file has about nine bits a weight; the smallest is little but the grids of the tensors.
+    The largest file has about nine bits a weight; the smallest is little but the grids of the
+    tensors.
     """
     scales = sum((_rows(p) + p.size // max(_rows(p), 1)) for p in plan.exported)
     largest = round(plan.parameter_count * 9.5 / 8) + scales

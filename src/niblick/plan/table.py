@@ -1,7 +1,7 @@
 """What a component declares, without torch: parameters, matrix products and decode state.
 
-The plan sums these tables, the model allocates from them, the optimizer and the quantizers group by role, and
-imported checkpoints are checked against them; no number is stated twice.
+The plan sums these tables, the model allocates from them, the optimizer and the quantizers group by
+role, and imported checkpoints are checked against them; no number is stated twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from niblick.recipe.model import ModelRecipe
 
 
 class Role(StrEnum):
-    """What a parameter is; optimizer groups, weight decay, QAT and codecs are total functions of it."""
+    """What a parameter is; optimizer groups, weight decay, QAT and codecs are total functions of
+    it.
+    """
 
     EMBEDDING = "embedding"  # a table looked up by token or hash
     MATRIX = "matrix"  # a linear map, weight (out, in)
@@ -32,8 +34,9 @@ InitKind = Literal["constant", "normal", "overtone", "orthogonal", "linear", "ph
 class Init:
     """How a parameter starts.
 
-    constant: `value`; normal: standard deviation `value`; overtone: normal, then singular values S_0 k^-1/2;
-    orthogonal: gain `value`; linear: PyTorch's default for fan-in `value`; phase: rows (p, 1-p) with p=`value`.
+    constant: `value`; normal: standard deviation `value`; overtone: normal, then singular values
+    S_0 k^-1/2; orthogonal: gain `value`; linear: PyTorch's default for fan-in `value`; phase: rows
+    (p, 1-p) with p=`value`.
     """
 
     kind: InitKind
@@ -46,7 +49,9 @@ ONES = Init(kind="constant", value=1.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One tensor of the model: its published name, shape, role, initialisation and owning component."""
+    """One tensor of the model: its published name, shape, role, initialisation and owning
+    component.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -70,7 +75,9 @@ class Product:
 
 @dataclass(frozen=True, kw_only=True)
 class StateEntry:
-    """One tensor of decode state, shape without the batch axis; `kind` "float" follows the stated dtype."""
+    """One tensor of decode state, shape without the batch axis; `kind` "float" follows the stated
+    dtype.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -92,12 +99,16 @@ class Table:
 
 def linear(name: str, out: int, into: int, component: str, init: Init) -> tuple[Parameter, Product]:
     """A bias-free linear map (out, in) and its product of 2 * out * in operations per token."""
-    parameter = Parameter(name=name, shape=(out, into), role=Role.MATRIX, init=init, component=component)
+    parameter = Parameter(
+        name=name, shape=(out, into), role=Role.MATRIX, init=init, component=component
+    )
     return parameter, Product(name=name, flops=2 * out * into)
 
 
 def matrix_init(model: ModelRecipe, out: int, into: int, gain: float = 1.0) -> Init:
-    """Orthogonal with `gain` where both sides are at least 64 and the recipe says so, else PyTorch's default."""
+    """Orthogonal with `gain` where both sides are at least 64 and the recipe says so, else
+    PyTorch's default.
+    """
     if model.linear_init == "orthogonal" and min(out, into) >= 64:
         return Init(kind="orthogonal", value=gain)
     return Init(kind="linear", value=into)

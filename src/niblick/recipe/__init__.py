@@ -1,4 +1,6 @@
-"""Recipes: one TOML file that holds everything which decides a result, as frozen typed objects. No torch."""
+"""Recipes: one TOML file that holds everything which decides a result, as frozen typed objects. No
+torch.
+"""
 
 from niblick.recipe.load import list_recipes, load_recipe, recipe_from_dict, recipe_to_toml
 from niblick.recipe.schema import Recipe

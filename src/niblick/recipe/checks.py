@@ -1,4 +1,6 @@
-"""Combinations a model section must not have; each message names the key, the value and what is accepted."""
+"""Combinations a model section must not have; each message names the key, the value and what is
+accepted.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,24 @@ def check_model(model: ModelRecipe) -> None:
     """Raise ValueError for the first combination that cannot be built."""
     _check_widths(model)
     _check_stack(model)
-    mixers = [spec.mixer for segment in model.stack for _ in range(segment.loops) for spec in segment.blocks]
+    mixers = [
+        spec.mixer
+        for segment in model.stack
+        for _ in range(segment.loops)
+        for spec in segment.blocks
+    ]
     attention = [i for i, mixer in enumerate(mixers) if mixer in ATTENTION_MIXERS]
-    _check_layers("attention.xsa_layers", model.attention.xsa_layers or (), attention, "an attention layer")
+    _check_layers(
+        "attention.xsa_layers", model.attention.xsa_layers or (), attention, "an attention layer"
+    )
     embedding = model.value_embedding
     _check_layers("value_embedding.layers", embedding.layers, attention, "an attention layer")
     _check_layers("sidecar.layers", model.sidecar.layers, range(len(mixers)), "a layer")
     for name, section in (("value_embedding", model.value_embedding), ("sidecar", model.sidecar)):
         if section.enabled and not section.layers:
-            raise ValueError(f"{name}.layers is empty though {name}.enabled is true; name at least one layer")
+            raise ValueError(
+                f"{name}.layers is empty though {name}.enabled is true; name at least one layer"
+            )
 
 
 def _check_widths(model: ModelRecipe) -> None:
@@ -30,14 +41,20 @@ def _check_widths(model: ModelRecipe) -> None:
     if model.dim % heads:
         raise ValueError(f"dim {model.dim} is not a multiple of attention.heads {heads}")
     if heads % groups:
-        raise ValueError(f"attention.heads {heads} is not a multiple of attention.kv_heads {groups}")
+        raise ValueError(
+            f"attention.heads {heads} is not a multiple of attention.kv_heads {groups}"
+        )
     if model.mlp_dim < 1:
         raise ValueError(f"mlp.width {model.mlp.width} of dim {model.dim} leaves no hidden unit")
     rope = model.rope_dims
     if rope % 2 or rope > model.head_dim:
-        raise ValueError(f"attention.rope.dims {rope} must be even and at most the head width {model.head_dim}")
+        raise ValueError(
+            f"attention.rope.dims {rope} must be even and at most the head width {model.head_dim}"
+        )
     if model.attention.rope.train_length is not None and rope == 2:
-        raise ValueError("attention.rope.train_length needs rope.dims other than 2 (the exponent R/(R-2))")
+        raise ValueError(
+            "attention.rope.train_length needs rope.dims other than 2 (the exponent R/(R-2))"
+        )
     if model.bos_id >= model.vocab_size:
         raise ValueError(f"bos_id {model.bos_id} is outside the vocabulary of {model.vocab_size}")
 

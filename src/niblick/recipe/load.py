@@ -19,7 +19,11 @@ from niblick.recipe.schema import Recipe
 def list_recipes() -> list[str]:
     """Names of the recipes shipped with the package, sorted."""
     folder = resources.files("niblick") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
 
 
 def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -31,18 +35,26 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return recipe_from_dict(_with_nulls(values), origin=str(source))
 
 
-def recipe_from_dict(values: dict[str, Any], *, origin: str = "recipe", overrides: Sequence[str] = ()) -> Recipe:
-    """Validate plain values (as TOML or JSON gives them), with `key=value` overrides, into a frozen Recipe."""
+def recipe_from_dict(
+    values: dict[str, Any], *, origin: str = "recipe", overrides: Sequence[str] = ()
+) -> Recipe:
+    """Validate plain values (as TOML or JSON gives them), with `key=value` overrides, into a frozen
+    Recipe.
+    """
     if overrides:
         values = _with_nulls(_apply(deepcopy(values), overrides))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{origin}: " + "; ".join(_explain(e, values) for e in error.errors()[:3])) from None
+        raise RecipeError(
+            f"{origin}: " + "; ".join(_explain(e, values) for e in error.errors()[:3])
+        ) from None
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
-    """The resolved recipe as TOML that `load_recipe` reads back to an equal object ("null" stands for None)."""
+    """The resolved recipe as TOML that `load_recipe` reads back to an equal object ("null" stands
+    for None).
+    """
     lines: list[str] = []
     _write_table(lines, "", recipe.model_dump(mode="json"))
     return "\n".join(lines).strip() + "\n"
@@ -53,7 +65,10 @@ def _read(source: str) -> str:
         return (resources.files("niblick") / "recipes" / f"{source}.toml").read_text("utf-8")
     path = Path(source)
     if not path.is_file():
-        raise RecipeError(f"no recipe {source!r}; shipped: {', '.join(list_recipes())}; or give a TOML file's path")
+        raise RecipeError(
+            f"no recipe {source!r}; shipped: {', '.join(list_recipes())}; or give a TOML file's"
+            " path"
+        )
     try:
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -115,7 +130,9 @@ def _index(node: list[Any], part: str, item: str) -> int:
 
 
 def _explain(error: Any, values: dict[str, Any]) -> str:
-    """One clause of an error line: the key, what is wrong, the value that was given, and the known keys."""
+    """One clause of an error line: the key, what is wrong, the value that was given, and the known
+    keys.
+    """
     path = [str(part) for part in error["loc"]]
     key = ".".join(path) or "recipe"
     if error["type"] == "extra_forbidden":
@@ -130,7 +147,13 @@ def _known_keys(path: list[str]) -> list[str]:
     for part in path:
         field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
         annotation = field.annotation if field else None
-        section = annotation if hasattr(annotation, "model_fields") else section if field is None else annotation
+        section = (
+            annotation
+            if hasattr(annotation, "model_fields")
+            else section
+            if field is None
+            else annotation
+        )
         if not hasattr(section, "model_fields"):
             from niblick.recipe.stack import StackRecipe
 
@@ -140,10 +163,14 @@ def _known_keys(path: list[str]) -> list[str]:
 
 def _write_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:
     nested = {k: v for k, v in table.items() if isinstance(v, dict)}
-    arrays = {k: v for k, v in table.items() if isinstance(v, list) and v and isinstance(v[0], dict)}
+    arrays = {
+        k: v for k, v in table.items() if isinstance(v, list) and v and isinstance(v[0], dict)
+    }
     for key, value in table.items():
         if key not in nested and key not in arrays:
-            lines.append(f"{key} = {json.dumps('null' if value is None else value, ensure_ascii=False)}")
+            lines.append(
+                f"{key} = {json.dumps('null' if value is None else value, ensure_ascii=False)}"
+            )
     for key, value in nested.items():
         lines.append(f"\n[{prefix}{key}]")
         _write_table(lines, f"{prefix}{key}.", value)

@@ -1,7 +1,8 @@
-"""The model section: every switch and size of the three published models and their hybrids (systems.md 1-3).
+"""The model section: every switch and size of the three published models and their hybrids
+(systems.md 1-3).
 
-Layers are counted from 0 over *virtual* layers, the sequence of blocks that a token passes; a block that is
-looped is one weight block and several virtual layers.
+Layers are counted from 0 over *virtual* layers, the sequence of blocks that a token passes; a block
+that is looped is one weight block and several virtual layers.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from niblick.recipe.base import Section, section
 from niblick.recipe.stack import StackRecipe
 
 Positive = Annotated[int, Field(gt=0)]
-Layers = Annotated[tuple[int, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+Layers = Annotated[
+    tuple[int, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+]
 Real = Annotated[float, Field(strict=False)]
 
 
 class EmbeddingRecipe(Section):
-    """Token embedding: normal with `std`; "overtone" then replaces its singular values by S_0 k^-1/2."""
+    """Token embedding: normal with `std`; "overtone" then replaces its singular values by S_0
+    k^-1/2.
+    """
 
     init: Literal["normal", "overtone"] = "normal"
     std: Annotated[float, Field(gt=0, strict=False)] = 0.005
@@ -41,7 +46,9 @@ class SmearRecipe(Section):
 
 
 class ResidualMixRecipe(Section):
-    """x_in = m0 x + m1 x0 before every layer; "phase" starts as sigmoid(3 (i/(n-1) - 1/2)) (section 2)."""
+    """x_in = m0 x + m1 x0 before every layer; "phase" starts as sigmoid(3 (i/(n-1) - 1/2)) (section
+    2).
+    """
 
     enabled: bool = True
     init: Literal["identity", "phase"] = "identity"
@@ -50,8 +57,8 @@ class ResidualMixRecipe(Section):
 class SkipRecipe(Section):
     """U-Net skips: the first n//2 outputs are pushed and popped by n//2 later layers.
 
-    `pop = "early"` starts at layer n//2 (section 3), `"late"` pops in the last n//2 layers (section 2); they
-    differ only for odd n.
+    `pop = "early"` starts at layer n//2 (section 3), `"late"` pops in the last n//2 layers (section
+    2); they differ only for odd n.
     """
 
     enabled: bool = False
@@ -63,7 +70,8 @@ class RopeRecipe(Section):
 
     `dims`: a number, "full" (E) or "adaptive" (E up to 32, else 3E/4 rounded down to even).
     `frequency_dims`: the F in base^(-2j/F): "head" (E), "rotary" (`dims`) or a number.
-    `train_length`: beyond this declared context the base is rescaled (section 3); null switches that off.
+    `train_length`: beyond this declared context the base is rescaled (section 3); null switches
+    that off.
     """
 
     dims: Annotated[int, Field(ge=0)] | Literal["full", "adaptive"] = 16
@@ -73,7 +81,9 @@ class RopeRecipe(Section):
 
 
 class AttentionRecipe(Section):
-    """Grouped-query attention with QK norm, gains, rotary, XSA, shifts and the local value residual."""
+    """Grouped-query attention with QK norm, gains, rotary, XSA, shifts and the local value
+    residual.
+    """
 
     heads: Positive = 8
     kv_heads: Positive = 4
@@ -88,7 +98,9 @@ class AttentionRecipe(Section):
 
 
 class ValueEmbeddingRecipe(Section):
-    """A second token table whose projection is added to the values of the listed attention layers."""
+    """A second token table whose projection is added to the values of the listed attention
+    layers.
+    """
 
     enabled: bool = False
     layers: Layers = ()
@@ -98,13 +110,17 @@ class ValueEmbeddingRecipe(Section):
 
 
 class TokenShiftRecipe(Section):
-    """RWKV-style channel gate on the current and previous position; `mix` starts both interpolations."""
+    """RWKV-style channel gate on the current and previous position; `mix` starts both
+    interpolations.
+    """
 
     mix: Real = 0.5
 
 
 class MlpRecipe(Section):
-    """W2 act(W1 u)^2 with act = leaky ReLU (`slope`) or ReLU; `width` in units of the model width."""
+    """W2 act(W1 u)^2 with act = leaky ReLU (`slope`) or ReLU; `width` in units of the model
+    width.
+    """
 
     width: Annotated[float, Field(gt=0, le=64, strict=False)] = 3.0
     activation: Literal["leaky-relu-squared", "relu-squared"] = "leaky-relu-squared"
@@ -112,7 +128,9 @@ class MlpRecipe(Section):
 
 
 class SidecarRecipe(Section):
-    """Shared sparse sidecar after the listed virtual layers, one set of weights for all sites (section 3)."""
+    """Shared sparse sidecar after the listed virtual layers, one set of weights for all sites
+    (section 3).
+    """
 
     enabled: bool = False
     layers: Layers = ()
@@ -134,7 +152,9 @@ class ModelRecipe(Section):
     bos_id: Annotated[int, Field(ge=0)] = 1
     dim: Positive = 512
     context: Positive = 1024
-    stack: Annotated[tuple[StackRecipe, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+    stack: Annotated[
+        tuple[StackRecipe, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+    ]
     scalars: Literal["block", "virtual"] = "block"
     depth_scale: bool = True
     document_mask: bool = True
@@ -178,7 +198,11 @@ class ModelRecipe(Section):
     def rope_frequency_dims(self) -> int:
         """The F of the rotary frequencies base^(-2j/F)."""
         choice = self.attention.rope.frequency_dims
-        return {"head": self.head_dim, "rotary": max(self.rope_dims, 1)}[choice] if isinstance(choice, str) else choice
+        return (
+            {"head": self.head_dim, "rotary": max(self.rope_dims, 1)}[choice]
+            if isinstance(choice, str)
+            else choice
+        )
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelRecipe:

@@ -14,7 +14,9 @@ from niblick.units import Duration
 Rate = Annotated[float, Field(ge=0, strict=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, strict=False)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=False)]
-Pair = Annotated[tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+Pair = Annotated[
+    tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+]
 
 
 def _duration(value: str) -> Duration:
@@ -30,10 +32,11 @@ def _parsed(value: str) -> str:
 
 
 class DataRecipe(Section):
-    """What is trained on: an embedded corpus, a folder of text, or a folder of shards; and the tokenizer.
+    """What is trained on: an embedded corpus, a folder of text, or a folder of shards; and the
+    tokenizer.
 
-    `tokenizer`: "train" (BPE with byte fallback on the training split), "bytes", "fineweb-1024" (the
-    challenge's), or the path of a SentencePiece `.model`.
+    `tokenizer`: "train" (BPE with byte fallback on the training split), "bytes", "fineweb-1024"
+    (the challenge's), or the path of a SentencePiece `.model`.
     """
 
     corpus: str = "wiki-vital"
@@ -44,7 +47,9 @@ class DataRecipe(Section):
 
 
 class MuonRecipe(Section):
-    """Muon on matrices; momentum rises linearly from `momentum[0]` to `[1]` over `momentum_warmup`."""
+    """Muon on matrices; momentum rises linearly from `momentum[0]` to `[1]` over
+    `momentum_warmup`.
+    """
 
     lr: Rate = 0.04
     momentum: Pair = (0.92, 0.99)
@@ -55,7 +60,9 @@ class MuonRecipe(Section):
 
 
 class AdamRecipe(Section):
-    """Adam with decoupled decay on everything else: embeddings at one rate, vectors and scalars at another."""
+    """Adam with decoupled decay on everything else: embeddings at one rate, vectors and scalars at
+    another.
+    """
 
     embedding_lr: Rate = 0.05
     scalar_lr: Rate = 0.04
@@ -67,8 +74,8 @@ class AdamRecipe(Section):
 class ScheduleRecipe(Section):
     """Learning-rate multiplier: linear warm-up, constant, then linear to `final`.
 
-    `warmdown` and `warmup` are fractions of the budget or "N steps"; steps are placed by the measured step
-    time when the budget is in seconds, so that they always fire.
+    `warmdown` and `warmup` are fractions of the budget or "N steps"; steps are placed by the
+    measured step time when the budget is in seconds, so that they always fire.
     """
 
     warmup: str | Fraction = 0.0
@@ -77,9 +84,11 @@ class ScheduleRecipe(Section):
 
 
 class AveragingRecipe(Section):
-    """EMA of the weights each step, or SWA every `every` steps once the multiplier is under `start`.
+    """EMA of the weights each step, or SWA every `every` steps once the multiplier is under
+    `start`.
 
-    `decay` is the EMA's; `warmup` lowers it early on ((1+t)/(10+t)) so that a short run is not its start.
+    `decay` is the EMA's; `warmup` lowers it early on ((1+t)/(10+t)) so that a short run is not its
+    start.
     """
 
     kind: Literal["none", "ema", "swa"] = "ema"
@@ -90,15 +99,18 @@ class AveragingRecipe(Section):
 
 
 class QatRecipe(Section):
-    """Straight-through rounding as the export does it, once the learning-rate multiplier is under `start`."""
+    """Straight-through rounding as the export does it, once the learning-rate multiplier is under
+    `start`.
+    """
 
     enabled: bool = True
     start: Fraction = 0.15
 
 
 class DropoutRecipe(Section):
-    """Shares of the positions at which a table's row is left out of the input during training; the others are
-    scaled up by 1 / (1 - share) (Srivastava et al. 2014, per position). For corpora that are passed over many times.
+    """Shares of the positions at which a table's row is left out of the input during training; the
+    others are scaled up by 1 / (1 - share) (Srivastava et al. 2014, per position). For corpora that
+    are passed over many times.
     """
 
     token: Share = 0.0
@@ -107,16 +119,20 @@ class DropoutRecipe(Section):
 
 
 class ValidationRecipe(Section):
-    """Periodic read-only validation: every `every` of the budget, on the first `tokens` of the split."""
+    """Periodic read-only validation: every `every` of the budget, on the first `tokens` of the
+    split.
+    """
 
     every: Fraction = 0.1
     tokens: Positive = 32768
 
 
 class TrainingRecipe(Section):
-    """How the weights are found. `batch_tokens` is global per optimizer step, `micro_batch_tokens` per pass.
+    """How the weights are found. `batch_tokens` is global per optimizer step, `micro_batch_tokens`
+    per pass.
 
-    `compile`: fused kernels on the CPU, torch.compile on CUDA; "auto" does without where there is no compiler.
+    `compile`: fused kernels on the CPU, torch.compile on CUDA; "auto" does without where there is
+    no compiler.
     """
 
     duration: str = "600s"
@@ -144,13 +160,18 @@ class TrainingRecipe(Section):
         length, micro = self.sequence_length, self.micro_batch_tokens or self.batch_tokens
         if self.batch_tokens % length or micro % length or self.batch_tokens % micro:
             raise ValueError(
-                f"batch_tokens {self.batch_tokens} must be a multiple of micro_batch_tokens {micro}, "
-                f"and both of sequence_length {length}"
+                f"batch_tokens {self.batch_tokens} must be a multiple of micro_batch_tokens"
+                f" {micro}, and both of sequence_length {length}"
             )
-        for key, value in (("muon.momentum_warmup", self.muon.momentum_warmup),
-                           ("schedule.warmup", self.schedule.warmup), ("schedule.warmdown", self.schedule.warmdown)):
+        for key, value in (
+            ("muon.momentum_warmup", self.muon.momentum_warmup),
+            ("schedule.warmup", self.schedule.warmup),
+            ("schedule.warmdown", self.schedule.warmdown),
+        ):
             if isinstance(value, str) and _duration(value).unit != "steps":
-                raise ValueError(f'{key} {value!r} must be a fraction of the budget or like "3500 steps"')
+                raise ValueError(
+                    f'{key} {value!r} must be a fraction of the budget or like "3500 steps"'
+                )
         return self
 
 

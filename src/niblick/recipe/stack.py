@@ -1,4 +1,6 @@
-"""The stack notation: segments of layers, each a list like ["token-shift*4", "window:128", "full"]."""
+"""The stack notation: segments of layers, each a list like ["token-shift*4", "window:128",
+"full"].
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,26 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from niblick.recipe.base import Section
 
-ATTENTION_MIXERS = ("window", "full")  # the mixers that take XSA, a value embedding and a ring of keys
+ATTENTION_MIXERS = (
+    "window",
+    "full",
+)  # the mixers that take XSA, a value embedding and a ring of keys
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One weight block: the mixer's name and, for window attention, how many earlier positions it sees."""
+    """One weight block: the mixer's name and, for window attention, how many earlier positions it
+    sees.
+    """
 
     mixer: str
     window: int | None = None
 
 
 def parse_layers(text: str) -> list[LayerSpec]:
-    """Read one entry: MIXER, MIXER:WINDOW, or either with *COUNT behind it; ValueError on anything else."""
+    """Read one entry: MIXER, MIXER:WINDOW, or either with *COUNT behind it; ValueError on anything
+    else.
+    """
     match = re.fullmatch(r"([a-z][a-z0-9-]*)(?::([0-9]{1,7}))?(?:\*([0-9]{1,3}))?", text)
     if match is None:
         raise ValueError(f'layer {text!r} is not like "token-shift*4", "window:128" or "full"')
@@ -35,17 +44,23 @@ def parse_layers(text: str) -> list[LayerSpec]:
 
 
 class StackRecipe(Section):
-    """A segment of weight blocks, visited in order, `loops` times over; `name` prefixes its parameters."""
+    """A segment of weight blocks, visited in order, `loops` times over; `name` prefixes its
+    parameters.
+    """
 
     name: Annotated[str, Field(max_length=32)] = "blocks"
     loops: Annotated[int, Field(ge=1, le=64)] = 1
-    layers: Annotated[tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)]
+    layers: Annotated[
+        tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+    ]
 
     @field_validator("name")
     @classmethod
     def _is_free(cls, value: str) -> str:
         if re.fullmatch(r"([a-z][a-z0-9]*_)*blocks", value) is None:
-            raise ValueError('a stack segment is named "blocks" or ends in "_blocks", as in "entry_blocks"')
+            raise ValueError(
+                'a stack segment is named "blocks" or ends in "_blocks", as in "entry_blocks"'
+            )
         return value
 
     @field_validator("layers")

@@ -1,4 +1,5 @@
-"""Named techniques and what a recipe without each looks like: the vocabulary of `niblick ablate`. No torch.
+"""Named techniques and what a recipe without each looks like: the vocabulary of `niblick ablate`.
+No torch.
 
 A recipe uses a technique when taking it out changes the recipe.
 """
@@ -20,7 +21,9 @@ Changes = dict[str, Any]
 
 @dataclass(frozen=True)
 class Technique:
-    """A technique's name, what it is, and the values (key -> value) that a recipe without it has."""
+    """A technique's name, what it is, and the values (key -> value) that a recipe without it
+    has.
+    """
 
     name: str
     summary: str
@@ -32,7 +35,9 @@ def _rewritten(pattern: str, replacement: str) -> Callable[[Recipe], Changes]:
 
     def changes(recipe: Recipe) -> Changes:
         stack = recipe.model_dump(mode="json")["model"]["stack"]
-        layers = [[re.sub(pattern, replacement, text) for text in segment["layers"]] for segment in stack]
+        layers = [
+            [re.sub(pattern, replacement, text) for text in segment["layers"]] for segment in stack
+        ]
         return {"model.stack": [{**s, "layers": new} for s, new in zip(stack, layers, strict=True)]}
 
     return changes
@@ -63,14 +68,22 @@ _ALL = (
     Technique("bigram", "hashed bigram embedding", _set(model__bigram__enabled=False)),
     Technique("smear", "smear gate", _set(model__smear__enabled=False)),
     Technique("token-shift", "token-shift layers (window attention in their place)", _no_shift),
-    Technique("window", "windows (full attention in their place)", _rewritten(r"^window:[0-9]+", "full")),
+    Technique(
+        "window", "windows (full attention in their place)", _rewritten(r"^window:[0-9]+", "full")
+    ),
     Technique("loops", "depth recurrence (each block visited once)", _unrolled),
     Technique("skips", "U-Net skips", _set(model__skips__enabled=False)),
     Technique("sidecar", "shared sparse sidecar", _set(model__sidecar__enabled=False)),
     Technique("value-embedding", "value embedding", _set(model__value_embedding__enabled=False)),
-    Technique("residual-mix", "residual mix with the first hidden state", _set(model__residual_mix__enabled=False)),
     Technique(
-        "xsa", "exclusive self attention", _set(model__attention__xsa_last=0, model__attention__xsa_layers=None)
+        "residual-mix",
+        "residual mix with the first hidden state",
+        _set(model__residual_mix__enabled=False),
+    ),
+    Technique(
+        "xsa",
+        "exclusive self attention",
+        _set(model__attention__xsa_last=0, model__attention__xsa_layers=None),
     ),
     Technique("qk-norm", "normalised queries and keys", _set(model__attention__qk_norm=False)),
     Technique("q-gain", "query gain", _set(model__attention__q_gain=None)),
@@ -78,28 +91,46 @@ _ALL = (
     Technique("kv-shift", "k/v shift mixing", _set(model__attention__kv_shift=False)),
     Technique("local-value", "local value residual", _set(model__attention__local_value=False)),
     Technique(
-        "rotary", "rotary embedding",
+        "rotary",
+        "rotary embedding",
         _set(model__attention__rope__dims=0, model__attention__rope__train_length=None),
     ),
-    Technique("rotary-rescaling", "rescaled rotary base", _set(model__attention__rope__train_length=None)),
+    Technique(
+        "rotary-rescaling", "rescaled rotary base", _set(model__attention__rope__train_length=None)
+    ),
     Technique("depth-scale", "depth scaling 1/sqrt(i+1)", _set(model__depth_scale=False)),
     Technique("document-mask", "document masking of shifts", _set(model__document_mask=False)),
-    Technique("document-attention", "attention within documents", _set(model__document_attention="across")),
+    Technique(
+        "document-attention", "attention within documents", _set(model__document_attention="across")
+    ),
     Technique("softcap", "logit softcap", _set(model__softcap=None)),
     Technique("tied", "tied embedding (a head of its own)", _set(model__tied=False)),
-    Technique("leaky-relu", "leaky ReLU (ReLU in its place)", _set(model__mlp__activation="relu-squared")),
-    Technique("orthogonal", "orthogonal initialisation (PyTorch's default)", _set(model__linear_init="torch")),
+    Technique(
+        "leaky-relu", "leaky ReLU (ReLU in its place)", _set(model__mlp__activation="relu-squared")
+    ),
+    Technique(
+        "orthogonal",
+        "orthogonal initialisation (PyTorch's default)",
+        _set(model__linear_init="torch"),
+    ),
     Technique("overtone", "overtone embedding (normal)", _set(model__embedding__init="normal")),
     Technique("phase", "phase residual mix (identity)", _set(model__residual_mix__init="identity")),
     Technique("mtp", "multi-token prediction", _set(model__mtp__heads=0)),
     Technique("averaging", "weight averaging", _set(training__averaging__kind="none")),
     Technique("qat", "late quantization-aware training", _set(training__qat__enabled=False)),
     Technique(
-        "weight-decay", "weight decay", _set(training__muon__weight_decay=0.0, training__adam__weight_decay=0.0)
+        "weight-decay",
+        "weight decay",
+        _set(training__muon__weight_decay=0.0, training__adam__weight_decay=0.0),
     ),
     Technique(
-        "dropout", "dropout of table rows",
-        _set(training__dropout__token=0.0, training__dropout__bigram=0.0, training__dropout__value_embedding=0.0),
+        "dropout",
+        "dropout of table rows",
+        _set(
+            training__dropout__token=0.0,
+            training__dropout__bigram=0.0,
+            training__dropout__value_embedding=0.0,
+        ),
     ),
     Technique("clip", "gradient clipping", _set(training__clip=0.0)),
     Technique("nesterov", "Nesterov momentum", _set(training__muon__nesterov=False)),
@@ -116,16 +147,21 @@ def used_techniques(recipe: Recipe) -> list[str]:
 def without(recipe: Recipe, name: str) -> Recipe:
     """The recipe without one technique, or several as in "bigram+smear".
 
-    Raises `RecipeError` for a name that is unknown or that the recipe does not use, listing those it uses.
+    Raises `RecipeError` for a name that is unknown or that the recipe does not use, listing those
+    it uses.
     """
     changed = recipe
     for part in name.split("+"):
         if part not in TECHNIQUES:
-            raise RecipeError(f"unknown technique {part!r}; {recipe.name} uses: {', '.join(used_techniques(recipe))}")
+            raise RecipeError(
+                f"unknown technique {part!r}; {recipe.name} uses:"
+                f" {', '.join(used_techniques(recipe))}"
+            )
         after = _changed(changed, TECHNIQUES[part].without(changed))
         if after == changed:
             raise RecipeError(
-                f"{recipe.name} does not use the technique {part!r}; it uses: {', '.join(used_techniques(recipe))}"
+                f"{recipe.name} does not use the technique {part!r}; it uses:"
+                f" {', '.join(used_techniques(recipe))}"
             )
         changed = after
     return changed

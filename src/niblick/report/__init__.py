@@ -1,1 +1,3 @@
-"""What was done and measured: cards, comparisons, plots; everything generated, text from outside escaped."""
+"""What was done and measured: cards, comparisons, plots; everything generated, text from outside
+escaped.
+"""

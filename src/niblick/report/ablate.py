@@ -1,6 +1,8 @@
-"""What leaving a technique out changes: differences of bits per byte against the whole recipe, with intervals.
+"""What leaving a technique out changes: differences of bits per byte against the whole recipe, with
+intervals.
 
-Means over seeds; the interval of a difference is Welch's 95 % t interval, None with fewer than two seeds.
+Means over seeds; the interval of a difference is Welch's 95 % t interval, None with fewer than two
+seeds.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ Ablation = dict[str, Any]
 
 
 def summarise_ablation(recipe: str, cards: dict[str, Cards]) -> Ablation:
-    """One JSON-ready row per variant; `cards` maps its name to its runs' cards, "baseline" among them.
+    """One JSON-ready row per variant; `cards` maps its name to its runs' cards, "baseline" among
+    them.
 
     A positive difference means that the recipe is better with the technique than without it.
     """
@@ -33,7 +36,9 @@ def summarise_ablation(recipe: str, cards: dict[str, Cards]) -> Ablation:
 
 
 def difference_interval(a: list[float], b: list[float], confidence: float = 0.95) -> dict[str, Any]:
-    """Mean of a minus mean of b with Welch's interval and two-sided p; None where one seed allows none."""
+    """Mean of a minus mean of b with Welch's interval and two-sided p; None where one seed allows
+    none.
+    """
     mean = float(np.mean(a) - np.mean(b))
     test = welch(a, b)
     if test is None:
@@ -46,9 +51,15 @@ def difference_interval(a: list[float], b: list[float], confidence: float = 0.95
 def ablation_markdown(found: Ablation) -> str:
     """The table, one row per variant, the whole recipe first."""
     lines = [f"# What {markdown(found['recipe'])} loses without each technique", ""]
-    lines += ["| variant | parameters | file | bpb | difference | 95 % interval | p |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "| variant | parameters | file | bpb | difference | 95 % interval | p |",
+        "|---|---|---|---|---|---|---|",
+    ]
     lines += [f"| {' | '.join(cells)} |" for cells in ablation_cells(found)]
-    lines += ["", f"{len(found['seeds'])} seed(s) each; a positive difference speaks for the technique."]
+    lines += [
+        "",
+        f"{len(found['seeds'])} seed(s) each; a positive difference speaks for the technique.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -61,14 +72,24 @@ def ablation_cells(found: Ablation) -> list[list[str]]:
         if change is not None and change["low"] is not None:
             interval, p = f"{change['low']:+.4f} .. {change['high']:+.4f}", f"{change['p']:.3f}"
         rows.append(
-            [markdown(row["variant"]), f"{row['parameters']:,}", f"{row['artifact_bytes']:,.0f} B",
-             f"{row['bpb']['mean']:.4f}", "-" if change is None else f"{change['mean']:+.4f}", interval, p]
+            [
+                markdown(row["variant"]),
+                f"{row['parameters']:,}",
+                f"{row['artifact_bytes']:,.0f} B",
+                f"{row['bpb']['mean']:.4f}",
+                "-" if change is None else f"{change['mean']:+.4f}",
+                interval,
+                p,
+            ]
         )
     return rows
 
 
 def _row(name: str, runs: Cards, base: Cards) -> dict[str, Any]:
-    scores = {key: [float(card[key]) for card in runs] for key in ("packed_bpb", "float_bpb", "train_tokens")}
+    scores = {
+        key: [float(card[key]) for card in runs]
+        for key in ("packed_bpb", "float_bpb", "train_tokens")
+    }
     wanted = [float(card["packed_bpb"]) for card in base]
     return {
         "variant": name,
@@ -77,5 +98,7 @@ def _row(name: str, runs: Cards, base: Cards) -> dict[str, Any]:
         "bpb": {"values": scores["packed_bpb"], **summarise(scores["packed_bpb"])},
         "float_bpb": summarise(scores["float_bpb"])["mean"],
         "train_tokens": summarise(scores["train_tokens"])["mean"],
-        "difference": None if name == BASELINE else difference_interval(scores["packed_bpb"], wanted),
+        "difference": (
+            None if name == BASELINE else difference_interval(scores["packed_bpb"], wanted)
+        ),
     }

@@ -1,4 +1,5 @@
-"""What general compressors reach on the same text, primed with the training text, measured and cached by content.
+"""What general compressors reach on the same text, primed with the training text, measured and
+cached by content.
 
 bits per byte = 8 (size(train + validation) - size(train)) / bytes of validation.
 """
@@ -20,11 +21,15 @@ _VERSION = 1
 
 
 def compressor_baselines(train: bytes, held_out: bytes, cache: Path | None) -> dict[str, float]:
-    """Compressor name -> bits per byte of `held_out`; read from `cache` where the same texts were measured."""
+    """Compressor name -> bits per byte of `held_out`; read from `cache` where the same texts were
+    measured.
+    """
     key = hashlib.sha256(b"%d" % _VERSION + hashlib.sha256(train).digest() + held_out).hexdigest()
     path = cache / "baselines" / f"{key}.json" if cache else None
     if path is not None and path.is_file():
-        return {str(name): float(value) for name, value in json.loads(path.read_text("utf-8")).items()}
+        return {
+            str(name): float(value) for name, value in json.loads(path.read_text("utf-8")).items()
+        }
     found = {name: _primed(size, train, held_out) for name, size in _compressors().items()}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,19 +12,23 @@ from niblick.data.tokenizer import Tokenizer
 from niblick.plan import make_plan
 from niblick.recipe import Recipe
 
-# Many short sequences: each is one sample of the Fisher information, and the number of samples is what counts. Large
-# models, which lose less, make do with fewer.
+# Many short sequences: each is one sample of the Fisher information, and the number of samples is
+# what counts. Large models, which lose less, make do with fewer.
 SEQUENCES, FEWEST, LENGTH, ROWS = 256, 96, 128, 8
 _WORK = 1 << 30  # parameters times sequences
 
 
-def make_calibration(recipe: Recipe, dataset: Dataset, *, sequences: int | None = None) -> Calibration:
+def make_calibration(
+    recipe: Recipe, dataset: Dataset, *, sequences: int | None = None
+) -> Calibration:
     """Random training sequences as (B, T) int64 batches, the same for the same recipe and data.
 
     By default 256, for models of more than four million parameters fewer, but at least 96.
     """
     if sequences is None:
-        sequences = min(SEQUENCES, max(FEWEST, _WORK // max(make_plan(recipe.model).parameter_count, 1)))
+        sequences = min(
+            SEQUENCES, max(FEWEST, _WORK // max(make_plan(recipe.model).parameter_count, 1))
+        )
     total = dataset.token_count("train")
     length = min(LENGTH, recipe.training.sequence_length, total)
     starts = np.random.default_rng(recipe.seed).integers(0, total - length + 1, size=sequences)

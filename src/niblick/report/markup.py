@@ -6,7 +6,9 @@ import html
 import re
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_MARKDOWN = re.compile(r"([\\`*\[\]<>#|~&]|(?<![^\W_])_|_(?![^\W_]))")  # an underscore inside a word is harmless
+_MARKDOWN = re.compile(
+    r"([\\`*\[\]<>#|~&]|(?<![^\W_])_|_(?![^\W_]))"
+)  # an underscore inside a word is harmless
 
 
 def plain(text: object) -> str:

@@ -1,4 +1,6 @@
-"""Plots of a comparison as SVG text, drawn by matplotlib without any global state; labels are never markup."""
+"""Plots of a comparison as SVG text, drawn by matplotlib without any global state; labels are never
+markup.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def size_against_score(entries: Sequence[Entry]) -> str | None:
     """Bits per byte against bytes of the artifact, a point for each seed."""
     points = [
         (index, seed.artifact_bytes, seed.score.bpb)
-        for index, entry in enumerate(entries) for seed in entry.seeds if seed.artifact_bytes
+        for index, entry in enumerate(entries)
+        for seed in entry.seeds
+        if seed.artifact_bytes
     ]
     if not points:
         return None
@@ -78,8 +82,12 @@ def document_differences(new: Entry, old: Entry) -> str | None:
     keep = sizes > 0
     gaps = np.sort((np.array(ours) - np.array(theirs))[keep] / math.log(2) / sizes[keep])
     figure, axes = _figure()
-    axes.fill_between(np.arange(len(gaps)), gaps, 0, where=gaps <= 0, color=COLOURS[2], step="mid", label="better")
-    axes.fill_between(np.arange(len(gaps)), gaps, 0, where=gaps > 0, color=COLOURS[1], step="mid", label="worse")
+    axes.fill_between(
+        np.arange(len(gaps)), gaps, 0, where=gaps <= 0, color=COLOURS[2], step="mid", label="better"
+    )
+    axes.fill_between(
+        np.arange(len(gaps)), gaps, 0, where=gaps > 0, color=COLOURS[1], step="mid", label="worse"
+    )
     axes.axhline(0, color="#444", linewidth=0.8)
     axes.set_xlabel("documents, by difference")
     axes.set_ylabel("difference (bits per byte)")
@@ -92,12 +100,22 @@ def byte_ledger(entries: Sequence[Entry]) -> str | None:
     ledgers = [(entry.name, entry.seeds[0].ledger) for entry in entries if entry.seeds[0].ledger]
     if not ledgers:
         return None
-    parts = sorted({part for _, ledger in ledgers for part in ledger}, key=lambda p: -max(x.get(p, 0) for _, x in ledgers))
+    parts = sorted(
+        {part for _, ledger in ledgers for part in ledger},
+        key=lambda p: -max(x.get(p, 0) for _, x in ledgers),
+    )
     figure, axes = _figure(height=1.6 + 0.5 * len(ledgers))
     left = np.zeros(len(ledgers))
     for index, part in enumerate(parts):
         sizes = np.array([ledger.get(part, 0) for _, ledger in ledgers], dtype=float)
-        axes.barh(range(len(ledgers)), sizes, left=left, color=colour(index), label=label(part), edgecolor="white")
+        axes.barh(
+            range(len(ledgers)),
+            sizes,
+            left=left,
+            color=colour(index),
+            label=label(part),
+            edgecolor="white",
+        )
         left += sizes
     axes.set_yticks(range(len(ledgers)), [label(name) for name, _ in ledgers])
     axes.invert_yaxis()
@@ -133,15 +151,31 @@ def _legend(axes: Axes, title: str | None = None) -> None:
     """A legend above the axes."""
     handles, names = axes.get_legend_handles_labels()
     if names:
-        axes.legend(handles, names, frameon=False, fontsize=8, title=title, title_fontsize=8, ncols=4,
-                    loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        axes.legend(
+            handles,
+            names,
+            frameon=False,
+            fontsize=8,
+            title=title,
+            title_fontsize=8,
+            ncols=4,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            borderaxespad=0.2,
+        )
 
 
 def _svg(figure: Figure, salt: str) -> str:
-    """The figure as one <svg> element, the same for the same figure; `salt` keeps ids of figures apart."""
+    """The figure as one <svg> element, the same for the same figure; `salt` keeps ids of figures
+    apart.
+    """
     import matplotlib
 
     text = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return text.getvalue()[text.getvalue().index("<svg"):]
+        figure.savefig(
+            text,
+            format="svg",
+            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+        )
+    return text.getvalue()[text.getvalue().index("<svg") :]

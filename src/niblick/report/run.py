@@ -1,7 +1,8 @@
-"""One run from a recipe to its scores: data, training, packing, and scoring of the float and the packed model.
+"""One run from a recipe to its scores: data, training, packing, and scoring of the float and the
+packed model.
 
-The same steps serve `niblick train` and the script of an exported submission; nothing here prints, messages go
-through `say`.
+The same steps serve `niblick train` and the script of an exported submission; nothing here prints,
+messages go through `say`.
 """
 
 from __future__ import annotations
@@ -37,37 +38,55 @@ class Outcome:
 
 
 def find_dataset(recipe: Recipe, world: World, folder: Path | None = None) -> Dataset:
-    """The shards in `folder`, else the recipe's dataset, prepared by the main process where it has to be."""
+    """The shards in `folder`, else the recipe's dataset, prepared by the main process where it has
+    to be.
+    """
+
     def resolve() -> Dataset:
         if folder is not None:
             return open_dataset(folder)
-        return resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
+        return resolve_dataset(
+            recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder()
+        )
 
     return in_turn(world, resolve)
 
 
 def train_and_score(
-    recipe: Recipe, folder: Path, *, world: World, resume: bool = False,
-    on_progress: Callable[[Progress], None] | None = None, say: Say,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    world: World,
+    resume: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    say: Say,
 ) -> Outcome:
-    """Train in `folder`, pack to artifact.nib, score validation from the float weights and from the file.
+    """Train in `folder`, pack to artifact.nib, score validation from the float weights and from the
+    file.
 
-    Raises `TrainingError` where a signal stopped the run (a checkpoint is written), `CapacityError` where the
-    artifact exceeds its cap (the float weights are kept).
+    Raises `TrainingError` where a signal stopped the run (a checkpoint is written), `CapacityError`
+    where the artifact exceeds its cap (the float weights are kept).
     """
     device = choose_device(world)
     with process_group(world, device):
         dataset = find_dataset(recipe, world)
         result = train(recipe, dataset, folder, world=world, resume=resume, on_progress=on_progress)
         if result.interrupted:
-            raise TrainingError(f"stopped at step {result.steps:,}; continue with: niblick train --resume {folder}")
+            raise TrainingError(
+                f"stopped at step {result.steps:,}; continue with: niblick train --resume {folder}"
+            )
         packed = in_turn(world, lambda: _pack(recipe, dataset, folder, result, say), main_only=True)
         options = EvaluationOptions.from_recipe(recipe)
         loaded = open_model(folder / ARTIFACT_FILE)
         models = ((build_model(recipe, result.tensors), None), (loaded.model, loaded.sha256))
         floating, scored = (
             evaluate(
-                model.to(device), dataset, split="validation", options=options, world=world, artifact_sha256=sha256
+                model.to(device),
+                dataset,
+                split="validation",
+                options=options,
+                world=world,
+                artifact_sha256=sha256,
             )
             for model, sha256 in models
         )
@@ -80,16 +99,23 @@ def train_and_score(
 def _pack(recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult, say: Say) -> Packed:
     weights = folder / "checkpoints" / "final.safetensors"
     meta = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3)}
-    save_checkpoint(weights, tensors=result.tensors, recipe=recipe, tokenizer=dataset.tokenizer, meta=meta)
+    save_checkpoint(
+        weights, tensors=result.tensors, recipe=recipe, tokenizer=dataset.tokenizer, meta=meta
+    )
     say(f"float weights kept in {weights}; packing ...")
     return pack(
-        result.tensors, recipe, dataset.tokenizer, folder / ARTIFACT_FILE, max_bytes=recipe.artifact.max_bytes,
+        result.tensors,
+        recipe,
+        dataset.tokenizer,
+        folder / ARTIFACT_FILE,
+        max_bytes=recipe.artifact.max_bytes,
         calibration=make_calibration(recipe, dataset),
     )
 
 
 def in_turn(world: World, work: Callable[[], T], *, main_only: bool = False) -> T:
-    """`work` in the main process first, then in the others, which find it done (not at all with `main_only`).
+    """`work` in the main process first, then in the others, which find it done (not at all with
+    `main_only`).
 
     Where the main process fails, the others fail too instead of waiting for ever.
     """

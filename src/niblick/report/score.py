@@ -18,11 +18,20 @@ def score_text(score: Score) -> str:
     lines += [
         f"bits per byte     {score.bpb:.6f}",
         f"nats per token    {score.nats_per_token:.6f}",
-        f"scored            {score.tokens:,} tokens, {score.bytes:,} bytes, {details.get('documents', 0):,} documents",
+        (
+            f"scored            {score.tokens:,} tokens, {score.bytes:,} bytes,"
+            f" {details.get('documents', 0):,} documents"
+        ),
         f"data              {details.get('data')} {score.split} ({score.data_sha256[:12]})",
-        f"tokenizer         {details.get('tokenizer')}{'' if details.get('lossless', True) else ' (lossy)'}",
+        (
+            "tokenizer        "
+            f" {details.get('tokenizer')}{'' if details.get('lossless', True) else ' (lossy)'}"
+        ),
         f"mode              {_mode(score)}",
-        f"seconds           {score.seconds:.2f} ({score.tokens / max(score.seconds, 1e-9):,.0f} tokens/s)",
+        (
+            f"seconds           {score.seconds:.2f} ({score.tokens / max(score.seconds, 1e-9):,.0f}"
+            " tokens/s)"
+        ),
     ]
     if details.get("adaptation"):
         lines.append(f"adaptation        {_adaptation(details['adaptation'])}")
@@ -34,9 +43,10 @@ def score_text(score: Score) -> str:
 def proof_text(proof: dict[str, Any]) -> str:
     """The evidence of a proof in one line."""
     return (
-        f"{proof['cuts']} cuts over {proof['tokens']:,} tokens: {proof['compared']:,} earlier scores unchanged to the "
-        f"bit; {proof['distributions']} distributions over {proof['alphabet']:,} tokens sum to 1 within "
-        f"{proof['largest_deviation']:.1e}; {proof['bytes']:,} token bytes are the UTF-8 bytes of the text"
+        f"{proof['cuts']} cuts over {proof['tokens']:,} tokens: {proof['compared']:,} earlier"
+        f" scores unchanged to the bit; {proof['distributions']} distributions over"
+        f" {proof['alphabet']:,} tokens sum to 1 within {proof['largest_deviation']:.1e};"
+        f" {proof['bytes']:,} token bytes are the UTF-8 bytes of the text"
     )
 
 
@@ -51,10 +61,12 @@ def _adaptation(settings: dict[str, Any]) -> str:
 
 
 def update_card(folder: Path, score: Score) -> None:
-    """Put a new score of the run's artifact on the run's card; other cards and scores of other files stay as they are.
+    """Put a new score of the run's artifact on the run's card; other cards and scores of other
+    files stay as they are.
 
-    The card's own score is replaced when it is measured again (evidence of a proof comes with it); another mode or
-    split is listed. A score that is not valid never touches the card: it gets one of its own beside its score file.
+    The card's own score is replaced when it is measured again (evidence of a proof comes with it);
+    another mode or split is listed. A score that is not valid never touches the card: it gets one
+    of its own beside its score file.
     """
     try:
         card = json.loads((folder / "card.json").read_text("utf-8"))
@@ -64,7 +76,9 @@ def update_card(folder: Path, score: Score) -> None:
         return
     if not score.valid:
         own = _rescored(card, score)
-        write_atomically(folder / "scores" / f"{score.label}-card.md", (card_markdown(own).encode(),))
+        write_atomically(
+            folder / "scores" / f"{score.label}-card.md", (card_markdown(own).encode(),)
+        )
         return
     if _kind(card) == _kind(score.summary()):
         write_card(_rescored(card, score), folder)
@@ -74,11 +88,22 @@ def update_card(folder: Path, score: Score) -> None:
 
 
 def _rescored(card: Card, score: Score) -> Card:
-    return {**card, **score.summary(), "packed_bpb": score.bpb, "tax_bpb": score.bpb - card["float_bpb"]}
+    return {
+        **card,
+        **score.summary(),
+        "packed_bpb": score.bpb,
+        "tax_bpb": score.bpb - card["float_bpb"],
+    }
 
 
 def _kind(summary: dict[str, Any]) -> tuple[Any, ...]:
     """What makes two scores measurements of the same thing."""
     details = summary["details"]
-    return (summary["mode"], summary["data_sha256"], details.get("split"), details.get("context"),
-            details.get("stride"), details.get("adaptation"))
+    return (
+        summary["mode"],
+        summary["data_sha256"],
+        details.get("split"),
+        details.get("context"),
+        details.get("stride"),
+        details.get("adaptation"),
+    )

@@ -1,4 +1,6 @@
-"""The card over several seeds: mean, standard deviation and confidence interval of what they scored."""
+"""The card over several seeds: mean, standard deviation and confidence interval of what they
+scored.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from niblick.data.files import write_atomically
 from niblick.evaluation.statistics import summarise
 from niblick.report.markup import markdown
 
-_FIGURES = ("packed_bpb", "float_bpb", "nats_per_token", "artifact_bytes", "train_seconds", "train_tokens")
+_FIGURES = (
+    "packed_bpb",
+    "float_bpb",
+    "nats_per_token",
+    "artifact_bytes",
+    "train_seconds",
+    "train_tokens",
+)
 
 
 def summarise_seeds(cards: list[dict[str, Any]]) -> dict[str, Any]:
@@ -20,7 +29,9 @@ def summarise_seeds(cards: list[dict[str, Any]]) -> dict[str, Any]:
         "recipe": cards[0]["recipe"],
         "seeds": [card["seed"] for card in cards],
         "valid": all(card["valid"] for card in cards),
-        "figures": {key: {"values": values, **summarise(values)} for key, values in figures.items()},
+        "figures": {
+            key: {"values": values, **summarise(values)} for key, values in figures.items()
+        },
         "techniques": cards[0]["techniques"],
         "data": cards[0]["data"],
     }
@@ -30,7 +41,9 @@ def seeds_markdown(summary: dict[str, Any]) -> str:
     """A table of the figures with one column per seed."""
     seeds = summary["seeds"]
     lines = [f"# {markdown(summary['recipe'])}: {len(seeds)} seeds", ""]
-    lines += ["| figure | mean | sd | 95 % interval | " + " | ".join(f"seed {s}" for s in seeds) + " |"]
+    lines += [
+        "| figure | mean | sd | 95 % interval | " + " | ".join(f"seed {s}" for s in seeds) + " |"
+    ]
     lines += ["|" + "---|" * (4 + len(seeds))]
     for key, row in summary["figures"].items():
         interval = "-" if row["low"] is None else f"{row['low']:,.4f} .. {row['high']:,.4f}"
@@ -42,5 +55,7 @@ def seeds_markdown(summary: dict[str, Any]) -> str:
 
 def write_seeds(summary: dict[str, Any], folder: Path) -> None:
     """`card.json` and `card.md` over the seeds, in the folder that holds them."""
-    write_atomically(folder / "card.json", (json.dumps(summary, indent=1, allow_nan=False).encode() + b"\n",))
+    write_atomically(
+        folder / "card.json", (json.dumps(summary, indent=1, allow_nan=False).encode() + b"\n",)
+    )
     write_atomically(folder / "card.md", (seeds_markdown(summary).encode(),))

@@ -1,6 +1,8 @@
-"""What the script of an exported submission runs: train, pack and score as the run did, or score the artifact alone.
+"""What the script of an exported submission runs: train, pack and score as the run did, or score
+the artifact alone.
 
-It is bundled, with the modules it needs, into one `train_gpt.py`; messages go to the `say` it is given.
+It is bundled, with the modules it needs, into one `train_gpt.py`; messages go to the `say` it is
+given.
 """
 
 from __future__ import annotations
@@ -24,17 +26,27 @@ Say = Callable[[str], None]
 
 
 def main(settings: dict[str, Any], arguments: Sequence[str], say: Say) -> int:
-    """Run with the recipe `settings` and command-line `arguments`; the exit code. One JSON line ends the output."""
+    """Run with the recipe `settings` and command-line `arguments`; the exit code. One JSON line
+    ends the output.
+    """
     parser = argparse.ArgumentParser(description="Train, pack and score this submission.")
-    parser.add_argument("--data", help="folder of shards (*_train_*.bin, *_val_*.bin); else the recipe's own corpus")
+    parser.add_argument(
+        "--data", help="folder of shards (*_train_*.bin, *_val_*.bin); else the recipe's own corpus"
+    )
     parser.add_argument("--out", default="run", help="run directory")
     parser.add_argument("--duration", help='training budget, such as "600s" or "20 steps"')
-    parser.add_argument("--eval-only", action="store_true", help="score the artifact in this folder")
+    parser.add_argument(
+        "--eval-only", action="store_true", help="score the artifact in this folder"
+    )
     options = parser.parse_args(list(arguments))
     try:
         recipe = _recipe(settings, options)
         world = read_world()
-        result = _score(recipe, world) if options.eval_only else _train(recipe, Path(options.out), world, say)
+        result = (
+            _score(recipe, world)
+            if options.eval_only
+            else _train(recipe, Path(options.out), world, say)
+        )
     except NiblickError as error:
         say("error: " + " ".join(str(error).split()))
         return error.exit_code
@@ -60,16 +72,25 @@ def _score(recipe: Recipe, world: World) -> dict[str, Any]:
         dataset = find_dataset(recipe, world)
         check_tokenizer(loaded.tokenizer, dataset)
         score = evaluate(
-            loaded.model.to(device), dataset, split="validation", options=EvaluationOptions.from_recipe(recipe),
-            world=world, artifact_sha256=loaded.sha256,
+            loaded.model.to(device),
+            dataset,
+            split="validation",
+            options=EvaluationOptions.from_recipe(recipe),
+            world=world,
+            artifact_sha256=loaded.sha256,
         )
     return score.summary()
 
 
 def _train(recipe: Recipe, folder: Path, world: World, say: Say) -> dict[str, Any]:
     def report(progress: Progress) -> None:
-        validation = f" val_bpb:{progress.validation_bpb:.6f}" if progress.validation_bpb is not None else ""
-        say(f"step:{progress.step} train_loss:{progress.loss:.6f}{validation} train_time:{progress.seconds * 1000:.0f}ms")
+        validation = (
+            f" val_bpb:{progress.validation_bpb:.6f}" if progress.validation_bpb is not None else ""
+        )
+        say(
+            f"step:{progress.step} train_loss:{progress.loss:.6f}{validation}"
+            f" train_time:{progress.seconds * 1000:.0f}ms"
+        )
 
     outcome = train_and_score(recipe, folder, world=world, on_progress=report, say=say)
     size = outcome.packed.size if outcome.packed else None

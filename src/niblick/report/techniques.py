@@ -1,4 +1,6 @@
-"""The techniques a recipe uses, by the groups of a record card (systems.md section 5), each with its parameters."""
+"""The techniques a recipe uses, by the groups of a record card (systems.md section 5), each with
+its parameters.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,18 @@ from niblick.plan import Plan
 from niblick.recipe import Recipe, load_recipe
 
 GROUPS = (
-    "architecture", "quantization", "weight averaging", "optimizer", "LR schedule", "regularization",
-    "initialization", "evaluation", "test-time training", "sequence length", "compression", "other",
+    "architecture",
+    "quantization",
+    "weight averaging",
+    "optimizer",
+    "LR schedule",
+    "regularization",
+    "initialization",
+    "evaluation",
+    "test-time training",
+    "sequence length",
+    "compression",
+    "other",
 )
 PUBLISHED = ("token-shift", "depth-recurrent", "sidecar")
 Techniques = dict[str, list[dict[str, Any]]]
@@ -26,8 +38,13 @@ def techniques(recipe: Recipe, plan: Plan) -> Techniques:
         "regularization": _regularization(recipe),
         "initialization": _initialization(recipe),
         "evaluation": [_evaluation(recipe)],
-        "sequence length": [{"name": "sequence length", "train": recipe.training.sequence_length,
-                             "context": recipe.model.context}],
+        "sequence length": [
+            {
+                "name": "sequence length",
+                "train": recipe.training.sequence_length,
+                "context": recipe.model.context,
+            }
+        ],
         "compression": [_compression(recipe)],
         "other": _other(recipe),
     }
@@ -52,7 +69,10 @@ def _names(found: Techniques) -> set[str]:
 def _entry(name: str, section: Any, *left_out: str) -> dict[str, Any]:
     """A technique whose parameters are a recipe section's values."""
     values = section.model_dump(mode="json")
-    return {"name": name, **{k: v for k, v in values.items() if k not in (*left_out, "enabled") and v is not None}}
+    return {
+        "name": name,
+        **{k: v for k, v in values.items() if k not in (*left_out, "enabled") and v is not None},
+    }
 
 
 def _architecture(recipe: Recipe, plan: Plan) -> list[dict[str, Any]]:
@@ -61,21 +81,40 @@ def _architecture(recipe: Recipe, plan: Plan) -> list[dict[str, Any]]:
     for layer in plan.layers:
         mixers[layer.mixer] = mixers.get(layer.mixer, 0) + 1
     rope = model.attention.rope
-    heads = {"name": "grouped-query attention", "heads": model.attention.heads, "kv_heads": model.attention.kv_heads}
+    heads = {
+        "name": "grouped-query attention",
+        "heads": model.attention.heads,
+        "kv_heads": model.attention.kv_heads,
+    }
     found: list[dict[str, Any]] = [
         {"name": f"{mixer} layers", "count": count} for mixer, count in sorted(mixers.items())
     ]
     if any(layer.span for layer in plan.layers):
-        found += [heads, {"name": "partial rotary embedding", "dims": model.rope_dims, "base": rope.base}]
+        found += [
+            heads,
+            {"name": "partial rotary embedding", "dims": model.rope_dims, "base": rope.base},
+        ]
     found.append(_entry(f"{model.mlp.activation} MLP", model.mlp, "activation"))
     if plan.weight_blocks < len(plan.layers):
-        found.append({"name": "depth recurrence", "virtual_layers": len(plan.layers),
-                      "weight_blocks": plan.weight_blocks})
-    found += [_entry(label, section) for label, section in (
-        ("hashed bigram embedding", model.bigram), ("smear gate", model.smear),
-        ("value embedding", model.value_embedding), ("U-Net skips", model.skips),
-        ("shared sparse sidecar", model.sidecar), ("residual mix", model.residual_mix),
-    ) if section.enabled]
+        found.append(
+            {
+                "name": "depth recurrence",
+                "virtual_layers": len(plan.layers),
+                "weight_blocks": plan.weight_blocks,
+            }
+        )
+    found += [
+        _entry(label, section)
+        for label, section in (
+            ("hashed bigram embedding", model.bigram),
+            ("smear gate", model.smear),
+            ("value embedding", model.value_embedding),
+            ("U-Net skips", model.skips),
+            ("shared sparse sidecar", model.sidecar),
+            ("residual mix", model.residual_mix),
+        )
+        if section.enabled
+    ]
     return found + _switches(recipe, plan)
 
 
@@ -88,11 +127,17 @@ def _switches(recipe: Recipe, plan: Plan) -> list[dict[str, Any]]:
         ("key gain", attends and options.k_gain, {}),
         ("k/v shift mixing", attends and options.kv_shift, {}),
         ("local value residual", attends and options.local_value, {}),
-        ("exclusive self attention", any(layer.xsa for layer in plan.layers),
-         {"layers": [layer.index for layer in plan.layers if layer.xsa]}),
+        (
+            "exclusive self attention",
+            any(layer.xsa for layer in plan.layers),
+            {"layers": [layer.index for layer in plan.layers if layer.xsa]},
+        ),
         ("depth scaling 1/sqrt(i+1)", attends and model.depth_scale, {}),
-        ("rotary base rescaling", attends and options.rope.train_length is not None,
-         {"train_length": options.rope.train_length}),
+        (
+            "rotary base rescaling",
+            attends and options.rope.train_length is not None,
+            {"train_length": options.rope.train_length},
+        ),
         ("document masking", model.document_mask, {}),
         ("attention within documents", attends and model.document_attention == "within", {}),
         ("tied embedding", model.tied, {}),
@@ -104,19 +149,29 @@ def _switches(recipe: Recipe, plan: Plan) -> list[dict[str, Any]]:
 def _evaluation(recipe: Recipe) -> dict[str, Any]:
     options = recipe.evaluation
     stride = {"stride": options.stride} if options.mode == "sliding" else {}
-    return {"name": f"{options.mode} evaluation", **stride, "context": options.context or recipe.model.context}
+    return {
+        "name": f"{options.mode} evaluation",
+        **stride,
+        "context": options.context or recipe.model.context,
+    }
 
 
 def _compression(recipe: Recipe) -> dict[str, Any]:
     artifact = recipe.artifact
     if artifact.codec == "rd":
         return {"name": "context-modelled entropy coding of every tensor"}
-    return {"name": "zlib", "matrix_bits": artifact.matrix_bits, "embedding_bits": artifact.embedding_bits}
+    return {
+        "name": "zlib",
+        "matrix_bits": artifact.matrix_bits,
+        "embedding_bits": artifact.embedding_bits,
+    }
 
 
 def _quantization(recipe: Recipe) -> list[dict[str, Any]]:
     artifact = recipe.artifact
-    name = {"rd": "rate-distortion trellis-coded quantization"}.get(artifact.codec, f"{artifact.codec} codec")
+    name = {"rd": "rate-distortion trellis-coded quantization"}.get(
+        artifact.codec, f"{artifact.codec} codec"
+    )
     found: list[dict[str, Any]] = [{"name": name, "max_bytes": artifact.max_bytes}]
     if rounds_late(recipe):
         found.append(_entry("late quantization-aware training", recipe.training.qat))
@@ -138,8 +193,11 @@ def _averaging(recipe: Recipe) -> list[dict[str, Any]]:
 
 def _optimizer(recipe: Recipe) -> list[dict[str, Any]]:
     training = recipe.training
-    return [_entry("Muon", training.muon, "weight_decay"), _entry("Adam", training.adam, "weight_decay"),
-            {"name": "batch", "tokens": training.batch_tokens}]
+    return [
+        _entry("Muon", training.muon, "weight_decay"),
+        _entry("Adam", training.adam, "weight_decay"),
+        {"name": "batch", "tokens": training.batch_tokens},
+    ]
 
 
 def _schedule(recipe: Recipe) -> list[dict[str, Any]]:
@@ -148,8 +206,13 @@ def _schedule(recipe: Recipe) -> list[dict[str, Any]]:
 
 def _regularization(recipe: Recipe) -> list[dict[str, Any]]:
     training = recipe.training
-    found: list[dict[str, Any]] = [{"name": "decoupled weight decay", "muon": training.muon.weight_decay,
-                                    "adam": training.adam.weight_decay}]
+    found: list[dict[str, Any]] = [
+        {
+            "name": "decoupled weight decay",
+            "muon": training.muon.weight_decay,
+            "adam": training.adam.weight_decay,
+        }
+    ]
     shares = {name: share for name, share in training.dropout.model_dump().items() if share}
     if shares:
         found.append({"name": "dropout of table rows", **shares})
@@ -160,8 +223,11 @@ def _regularization(recipe: Recipe) -> list[dict[str, Any]]:
 
 def _initialization(recipe: Recipe) -> list[dict[str, Any]]:
     model = recipe.model
-    found = [_entry(f"{model.embedding.init} embedding", model.embedding, "init"),
-             {"name": f"{model.linear_init} linear maps"}, {"name": "zero output projections"}]
+    found = [
+        _entry(f"{model.embedding.init} embedding", model.embedding, "init"),
+        {"name": f"{model.linear_init} linear maps"},
+        {"name": "zero output projections"},
+    ]
     if model.residual_mix.enabled and model.residual_mix.init == "phase":
         found.append({"name": "phase residual mix"})
     return found
@@ -169,7 +235,9 @@ def _initialization(recipe: Recipe) -> list[dict[str, Any]]:
 
 def _other(recipe: Recipe) -> list[dict[str, Any]]:
     model, data = recipe.model, recipe.data
-    found: list[dict[str, Any]] = [{"name": "tokenizer", "kind": data.tokenizer, "vocabulary": model.vocab_size}]
+    found: list[dict[str, Any]] = [
+        {"name": "tokenizer", "kind": data.tokenizer, "vocabulary": model.vocab_size}
+    ]
     if model.mtp.heads:
         found.append(_entry("multi-token prediction", model.mtp))
     return found

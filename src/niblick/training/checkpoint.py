@@ -1,7 +1,9 @@
-"""Checkpoints: one folder per kept step, written under another name, synced, then renamed; the last two are kept.
+"""Checkpoints: one folder per kept step, written under another name, synced, then renamed; the last
+two are kept.
 
-`model.safetensors` holds the weights to export (any command reads it), `trainer.safetensors` the flat buffers and
-`trainer.json` the numbers that continue the run bit for bit, with the hashes of both files and of itself.
+`model.safetensors` holds the weights to export (any command reads it), `trainer.safetensors` the
+flat buffers and `trainer.json` the numbers that continue the run bit for bit, with the hashes of
+both files and of itself.
 """
 
 from __future__ import annotations
@@ -50,17 +52,25 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def write_checkpoint(
-    folder: Path, numbers: Numbers, buffers: dict[str, Tensor], exported: dict[str, Tensor], recipe: Recipe,
+    folder: Path,
+    numbers: Numbers,
+    buffers: dict[str, Tensor],
+    exported: dict[str, Tensor],
+    recipe: Recipe,
     tokenizer: Tokenizer,
 ) -> Path:
-    """Write `folder`/step-N whole or not at all, then drop all but the newest two; `TrainingError` on failure."""
+    """Write `folder`/step-N whole or not at all, then drop all but the newest two; `TrainingError`
+    on failure.
+    """
     final = folder / f"step-{numbers.step:08d}"
     temporary = folder / f".{final.name}.writing"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         meta = {"step": numbers.step, "tokens": numbers.tokens, "seconds": numbers.seconds}
-        save_checkpoint(temporary / MODEL, tensors=exported, recipe=recipe, tokenizer=tokenizer, meta=meta)
+        save_checkpoint(
+            temporary / MODEL, tensors=exported, recipe=recipe, tokenizer=tokenizer, meta=meta
+        )
         save_file(buffers, temporary / TRAINER)
         _write_numbers(temporary, numbers)
         _sync(temporary)
@@ -70,31 +80,51 @@ def write_checkpoint(
         _sync_path(folder)
     except (OSError, SafetensorError, ArtifactError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise TrainingError(f"cannot write checkpoint {str(final)!r}: {error}{_intact(folder)}") from None
+        raise TrainingError(
+            f"cannot write checkpoint {str(final)!r}: {error}{_intact(folder)}"
+        ) from None
     for old in list_checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def read_checkpoint(folder: Path) -> tuple[Numbers, dict[str, Tensor]]:
-    """Numbers and buffers of one checkpoint, verified by hash; `TrainingError` naming the one before it."""
+    """Numbers and buffers of one checkpoint, verified by hash; `TrainingError` naming the one
+    before it.
+    """
     try:
         document: dict[str, Any] = json.loads((folder / NUMBERS).read_text("utf-8"))
         hashes = document.pop("sha256")
-        found = {name: _sha256(folder / name) for name in (MODEL, TRAINER)} | {NUMBERS: _digest(document)}
+        found = {name: _sha256(folder / name) for name in (MODEL, TRAINER)} | {
+            NUMBERS: _digest(document)
+        }
         for name, digest in found.items():
             if hashes[name] != digest:
                 raise TrainingError(f"{name} does not match its hash")
         document["validations"] = [(int(step), float(bpb)) for step, bpb in document["validations"]]
         return Numbers(**document), load_file(folder / TRAINER)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError, TrainingError) as error:
-        raise TrainingError(f"checkpoint {str(folder)!r} is damaged ({error}){_earlier(folder)}") from None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        SafetensorError,
+        TrainingError,
+    ) as error:
+        raise TrainingError(
+            f"checkpoint {str(folder)!r} is damaged ({error}){_earlier(folder)}"
+        ) from None
 
 
 def _write_numbers(folder: Path, numbers: Numbers) -> None:
     document = asdict(numbers)
-    hashes = {name: _sha256(folder / name) for name in (MODEL, TRAINER)} | {NUMBERS: _digest(document)}
-    (folder / NUMBERS).write_text(json.dumps({**document, "sha256": hashes}, indent=1) + "\n", "utf-8")
+    hashes = {name: _sha256(folder / name) for name in (MODEL, TRAINER)} | {
+        NUMBERS: _digest(document)
+    }
+    (folder / NUMBERS).write_text(
+        json.dumps({**document, "sha256": hashes}, indent=1) + "\n", "utf-8"
+    )
 
 
 def _earlier(folder: Path) -> str:

@@ -1,7 +1,8 @@
-"""The compiled form of the loss: fused kernels on the CPU, torch.compile on CUDA; plain torch where neither works.
+"""The compiled form of the loss: fused kernels on the CPU, torch.compile on CUDA; plain torch where
+neither works.
 
-Which of the two is a measurement (docs/performance.md): on the CPU torch.compile costs over a minute of the budget
-and gains little, the kernels compile in seconds, once per machine.
+Which of the two is a measurement (docs/performance.md): on the CPU torch.compile costs over a
+minute of the budget and gains little, the kernels compile in seconds, once per machine.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ Loss = Callable[[LanguageModel, Tensor, Tensor, Mapping[str, Tensor]], tuple[Ten
 
 
 class CompiledLoss:
-    """(loss to minimise, mean next-token nll) of one micro-batch; `compiled` says whether a compiled form is in use.
+    """(loss to minimise, mean next-token nll) of one micro-batch; `compiled` says whether a
+    compiled form is in use.
 
-    "auto" falls back to plain torch where there is no compiler or it fails (on CUDA with a warning), "on" raises
-    `TrainingError` instead, "off" never compiles.
+    "auto" falls back to plain torch where there is no compiler or it fails (on CUDA with a
+    warning), "on" raises `TrainingError` instead, "off" never compiles.
     """
 
     def __init__(
         self, loss: Loss, model: LanguageModel, wanted: Literal["auto", "on", "off"], device: str
     ) -> None:
-        def plain(inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        def plain(
+            inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]
+        ) -> tuple[Tensor, Tensor]:
             return loss(model, inputs, targets, factors)
 
         self._plain = self._call = plain
@@ -43,17 +47,29 @@ class CompiledLoss:
         if wanted == "off":
             return
         if device.startswith("cuda"):
-            self._call, self._proven, self.compiled = torch.compile(plain, dynamic=False), False, True
+            self._call, self._proven, self.compiled = (
+                torch.compile(plain, dynamic=False),
+                False,
+                True,
+            )
         elif (kernels := load_kernels()) is not None:
             model.ops, self.kernels, self.compiled = FusedOps(kernels), kernels, True
             self._recorded = RecordedLoss(plain, model, kernels)
         elif wanted == "on":
-            raise TrainingError('training.compile = "on" needs a C compiler (gcc or clang); use "auto" or "off"')
+            raise TrainingError(
+                'training.compile = "on" needs a C compiler (gcc or clang); use "auto" or "off"'
+            )
 
     def backward(
-        self, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor] = NO_FACTORS, share: float = 1.0
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        factors: Mapping[str, Tensor] = NO_FACTORS,
+        share: float = 1.0,
     ) -> Tensor:
-        """Give the parameters, which have no gradient, that of `share` times the loss until the next call; the mean next-token nll."""
+        """Give the parameters, which have no gradient, that of `share` times the loss until the
+        next call; the mean next-token nll.
+        """
         if self._recorded is not None:
             recorded = self._recorded.backward(Batch(inputs, targets, factors, share))
             if recorded is not None:
@@ -63,14 +79,18 @@ class CompiledLoss:
         return nll.detach()
 
     def rest(self) -> None:
-        """Give memory that only `backward` uses back to the system, for as long as something else runs."""
+        """Give memory that only `backward` uses back to the system, for as long as something else
+        runs.
+        """
         if self._recorded is not None:
             self._recorded.rest()
 
     def __call__(
         self, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor] = NO_FACTORS
     ) -> tuple[Tensor, Tensor]:
-        """inputs and targets (B, T) int64 and dropout's factors (B, T, 1) by table, on the model's device."""
+        """inputs and targets (B, T) int64 and dropout's factors (B, T, 1) by table, on the model's
+        device.
+        """
         if self._proven:
             return self._call(inputs, targets, factors)
         try:
@@ -79,7 +99,9 @@ class CompiledLoss:
             reason = " ".join(str(error).split())[:200]
             if self._wanted == "on":
                 raise TrainingError(f'training.compile = "on" failed: {reason}') from error
-            warnings.warn(f"compilation failed, training goes on without it: {reason}", stacklevel=2)
+            warnings.warn(
+                f"compilation failed, training goes on without it: {reason}", stacklevel=2
+            )
             self.compiled, self._call = False, self._plain
             found = self._plain(inputs, targets, factors)
         self._proven = True

@@ -1,7 +1,8 @@
-"""Many processes, one run: gradients summed in a few flat buckets, Muon's work shared, the clock agreed upon.
+"""Many processes, one run: gradients summed in a few flat buckets, Muon's work shared, the clock
+agreed upon.
 
-With one process every function here is the identity. Processes are those of torchrun; gloo joins them on the
-CPU, NCCL on GPUs.
+With one process every function here is the identity. Processes are those of torchrun; gloo joins
+them on the CPU, NCCL on GPUs.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ def mean_over(world: World, flat: Tensor) -> None:
 
 
 def agree(world: World, device: str, seconds: float, stop: bool) -> tuple[float, bool]:
-    """(the first process's training time, whether any process was told to stop): the same answer everywhere."""
+    """(the first process's training time, whether any process was told to stop): the same answer
+    everywhere.
+    """
     if world.size == 1:
         return seconds, stop
-    shared = torch.tensor([seconds if world.is_main else 0.0, float(stop)], dtype=torch.float64, device=device)
+    shared = torch.tensor(
+        [seconds if world.is_main else 0.0, float(stop)], dtype=torch.float64, device=device
+    )
     dist.all_reduce(shared)
     return float(shared[0]), bool(shared[1] > 0)

@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM as a flag that the loop reads between steps, so that a run stops with a checkpoint."""
+"""SIGINT and SIGTERM as a flag that the loop reads between steps, so that a run stops with a
+checkpoint.
+"""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ from torch import Tensor
 class Progress:
     """One report: after an optimizer step, or (with `validation_bpb` new) after a validation.
 
-    `fraction` is the share of the budget spent, `loss` in nats per token, `bpb` the same per byte of the
-    training text, `seconds_left` an estimate. `checkpoint` names the newest checkpoint, "" before the first.
+    `fraction` is the share of the budget spent, `loss` in nats per token, `bpb` the same per byte
+    of the training text, `seconds_left` an estimate. `checkpoint` names the newest checkpoint, ""
+    before the first.
     """
 
     step: int
@@ -34,10 +35,12 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A finished or interrupted run: the weights to export (averaged, float32, CPU, before rounding).
+    """A finished or interrupted run: the weights to export (averaged, float32, CPU, before
+    rounding).
 
-    `seconds` is training time: steps, validation, averaging and, on the CPU, compilation; reading and writing
-    checkpoints is not part of it. `validations` are (step, bits per byte) of the averaged weights.
+    `seconds` is training time: steps, validation, averaging and, on the CPU, compilation; reading
+    and writing checkpoints is not part of it. `validations` are (step, bits per byte) of the
+    averaged weights.
     """
 
     tensors: dict[str, Tensor]
@@ -52,7 +55,9 @@ class TrainResult:
 
 
 class Clock:
-    """Seconds of training time: runs from creation, stands still inside `paused`, can start at an earlier sum."""
+    """Seconds of training time: runs from creation, stands still inside `paused`, can start at an
+    earlier sum.
+    """
 
     def __init__(self, seconds: float = 0.0) -> None:
         self._sum, self._since = seconds, time.perf_counter()

@@ -1,7 +1,9 @@
-"""Forward and backward of a micro-batch as a captured program: the same gradients to the bit, without Python's share of the time.
+"""Forward and backward of a micro-batch as a captured program: the same gradients to the bit,
+without Python's share of the time.
 
-The first micro-batch is computed both ways. Where they differ, or the computation cannot be captured, there is no program. What is
-recorded is the model as it was then: hooks and operations that it is given later are not seen.
+The first micro-batch is computed both ways. Where they differ, or the computation cannot be
+captured, there is no program. What is recorded is the model as it was then: hooks and operations
+that it is given later are not seen.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ Loss = Callable[[Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: ids (B, T) int64, dropout's factors (B, T, 1) by table, and the share of its loss in the step's."""
+    """A micro-batch: ids (B, T) int64, dropout's factors (B, T, 1) by table, and the share of its
+    loss in the step's.
+    """
 
     inputs: Tensor
     targets: Tensor
@@ -39,7 +43,10 @@ class Batch:
     def clone(self) -> Batch:
         """The same in memory of its own."""
         return Batch(
-            self.inputs.clone(), self.targets.clone(), {name: factor.clone() for name, factor in self.factors.items()}, self.share
+            self.inputs.clone(),
+            self.targets.clone(),
+            {name: factor.clone() for name, factor in self.factors.items()},
+            self.share,
         )
 
 
@@ -54,7 +61,9 @@ class RecordedLoss:
         self.program: Program | None = None
 
     def backward(self, batch: Batch) -> Tensor | None:
-        """Give each parameter its gradient, until the next call, and return the mean nll; None for a batch unlike the first."""
+        """Give each parameter its gradient, until the next call, and return the mean nll; None for
+        a batch unlike the first.
+        """
         if not (within(batch.inputs, self._words) and within(batch.targets, self._words)):
             return None
         if self._first is None:
@@ -73,10 +82,17 @@ class RecordedLoss:
     def _kind_of(self, batch: Batch) -> tuple[object, ...]:
         """What a program is made for: names, shapes, the share, and where the parameters lie."""
         shapes = ((t.shape, t.dtype, t.device) for t in batch.tensors)
-        return batch.share, *sorted(batch.factors), *shapes, *(p.data_ptr() for p in self._parameters)
+        return (
+            batch.share,
+            *sorted(batch.factors),
+            *shapes,
+            *(p.data_ptr() for p in self._parameters),
+        )
 
     def rest(self) -> None:
-        """Give the program's memory back until the next batch; gradients that were not moved elsewhere are lost."""
+        """Give the program's memory back until the next batch; gradients that were not moved
+        elsewhere are lost.
+        """
         if self.program is not None:
             self.program.rest()
 
@@ -87,15 +103,26 @@ class RecordedLoss:
             if [_digest(t) for t in program()] == expected:
                 return program
             reason = "it differs from the original"
-        except (NotRepeatableError, AttributeError, OSError, RuntimeError, TypeError, ValueError) as error:
+        except (
+            NotRepeatableError,
+            AttributeError,
+            OSError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ) as error:
             reason = " ".join(str(error).split())[:200]
-        warnings.warn(f"the training step is not recorded and takes a tenth longer: {reason}", stacklevel=2)
+        warnings.warn(
+            f"the training step is not recorded and takes a tenth longer: {reason}", stacklevel=2
+        )
         return None
 
     def _compute(self, batch: Batch) -> Sequence[Tensor | None]:
         """The mean nll and the gradients."""
         loss, nll = self._loss(batch.inputs, batch.targets, batch.factors)
-        slopes = torch.autograd.grad(loss * batch.share if batch.share < 1 else loss, self._parameters, allow_unused=True)
+        slopes = torch.autograd.grad(
+            loss * batch.share if batch.share < 1 else loss, self._parameters, allow_unused=True
+        )
         return nll.detach(), *slopes
 
 
@@ -103,4 +130,8 @@ def _digest(t: Tensor | None) -> tuple[object, ...]:
     """Equal exactly where type, shape and all bits are."""
     if t is None:
         return ()
-    return t.dtype, t.shape, hashlib.blake2b(t.detach().reshape(-1).view(torch.uint8).numpy().data).digest()
+    return (
+        t.dtype,
+        t.shape,
+        hashlib.blake2b(t.detach().reshape(-1).view(torch.uint8).numpy().data).digest(),
+    )

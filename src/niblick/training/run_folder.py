@@ -1,7 +1,8 @@
-"""The run directory: recipe.toml, environment.json, metrics.jsonl and checkpoints/ (design.md, "Interfaces").
+"""The run directory: recipe.toml, environment.json, metrics.jsonl and checkpoints/ (design.md,
+"Interfaces").
 
-Guarantees: files appear whole; on resuming, metrics hold no line from beyond the checkpoint; an error in writing
-names the file and leaves earlier checkpoints alone.
+Guarantees: files appear whole; on resuming, metrics hold no line from beyond the checkpoint; an
+error in writing names the file and leaves earlier checkpoints alone.
 """
 
 from __future__ import annotations
@@ -28,10 +29,15 @@ class RunFolder:
     def begin(self, recipe: Recipe, environment: dict[str, Any]) -> None:
         """Create the folder for a new run; `TrainingError` where one was already trained in it."""
         if self.checkpoints.is_dir() and any(self.checkpoints.glob("step-*")):
-            raise TrainingError(f"{str(self.path)!r} holds a run; continue it with --resume or choose another --out")
+            raise TrainingError(
+                f"{str(self.path)!r} holds a run; continue it with --resume or choose another --out"
+            )
         with explained(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path / "environment.json", (json.dumps(environment, indent=1).encode() + b"\n",))
+            write_atomically(
+                self.path / "environment.json",
+                (json.dumps(environment, indent=1).encode() + b"\n",),
+            )
             (self.path / "metrics.jsonl").unlink(missing_ok=True)
             write_atomically(self.path / "recipe.toml", (recipe_to_toml(recipe).encode(),))
 
@@ -46,7 +52,9 @@ class RunFolder:
         """Append one line to metrics.jsonl."""
         with explained(self.path / "metrics.jsonl"):
             if self._metrics is None:
-                self._metrics = (self.path / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
+                self._metrics = (self.path / "metrics.jsonl").open(
+                    "a", buffering=1, encoding="utf-8"
+                )
             self._metrics.write(json.dumps(row) + "\n")
 
     def rewind(self, step: int) -> None:
@@ -56,7 +64,9 @@ class RunFolder:
             return
         with explained(path):
             lines = path.read_text("utf-8", errors="replace").splitlines()
-            write_atomically(path, (f"{line}\n".encode() for line in lines if _step_of(line) <= step))
+            write_atomically(
+                path, (f"{line}\n".encode() for line in lines if _step_of(line) <= step)
+            )
 
     def close(self) -> None:
         """Close the metrics file."""
@@ -67,7 +77,9 @@ class RunFolder:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn an operating-system error inside the block into one clear `TrainingError` about `path`."""
+    """Turn an operating-system error inside the block into one clear `TrainingError` about
+    `path`.
+    """
     try:
         yield
     except OSError as error:

@@ -1,7 +1,9 @@
-"""The training loop: batches in, optimizer steps, average, validation and checkpoints, until the budget is spent.
+"""The training loop: batches in, optimizer steps, average, validation and checkpoints, until the
+budget is spent.
 
-Guarantees: with a budget in steps or tokens the result does not depend on the clock, nor on how often the run was
-killed and resumed (one process, CPU); a signal ends it after the current step with a checkpoint written.
+Guarantees: with a budget in steps or tokens the result does not depend on the clock, nor on how
+often the run was killed and resumed (one process, CPU); a signal ends it after the current step
+with a checkpoint written.
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ from niblick.errors import TrainingError
 from niblick.objective import LN2, training_loss
 from niblick.optim import Schedule
 from niblick.recipe import Recipe
-from niblick.runtime import World, choose_device, describe_environment, keep_freed_memory, process_group
+from niblick.runtime import (
+    World,
+    choose_device,
+    describe_environment,
+    keep_freed_memory,
+    process_group,
+)
 from niblick.training.checkpoint import list_checkpoints, read_checkpoint
 from niblick.training.compile import CompiledLoss
 from niblick.training.distributed import agree, mean_over
@@ -34,13 +42,19 @@ Report = Callable[[Progress], None]
 
 
 def train(
-    recipe: Recipe, dataset: Dataset, out: Path, *, world: World, resume: bool = False,
+    recipe: Recipe,
+    dataset: Dataset,
+    out: Path,
+    *,
+    world: World,
+    resume: bool = False,
     on_progress: Report | None = None,
 ) -> TrainResult:
-    """Train `recipe` on `dataset` in the run directory `out`; with `resume` from its newest checkpoint.
+    """Train `recipe` on `dataset` in the run directory `out`; with `resume` from its newest
+    checkpoint.
 
-    `on_progress` is called in the main process only. Raises `TrainingError` or `DataError` where the run cannot
-    start or go on; checkpoints written before stay intact.
+    `on_progress` is called in the main process only. Raises `TrainingError` or `DataError` where
+    the run cannot start or go on; checkpoints written before stay intact.
     """
     _check(recipe, dataset)
     if recipe.training.threads:
@@ -53,7 +67,16 @@ def train(
         folder.begin(recipe, describe_environment())
     device = choose_device(world)
     with process_group(world, device), stop_on_signals() as flag:
-        loop = Loop(recipe, dataset, folder, world=world, device=device, flag=flag, resume=resume, report=on_progress)
+        loop = Loop(
+            recipe,
+            dataset,
+            folder,
+            world=world,
+            device=device,
+            flag=flag,
+            resume=resume,
+            report=on_progress,
+        )
         try:
             return loop.run()
         finally:
@@ -64,8 +87,9 @@ def _check(recipe: Recipe, dataset: Dataset) -> None:
     tokenizer, model = dataset.tokenizer, recipe.model
     if tokenizer.vocab_size != model.vocab_size or tokenizer.bos_id != model.bos_id:
         raise TrainingError(
-            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens and BOS {tokenizer.bos_id}; the recipe says "
-            f"model.vocab_size = {model.vocab_size} and model.bos_id = {model.bos_id}"
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} tokens and BOS"
+            f" {tokenizer.bos_id}; the recipe says model.vocab_size = {model.vocab_size} and"
+            f" model.bos_id = {model.bos_id}"
         )
 
 
@@ -73,15 +97,27 @@ class Loop:
     """One process's part in a run."""
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, folder: RunFolder, *, world: World, device: str, flag: StopFlag,
-        resume: bool, report: Report | None,
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        folder: RunFolder,
+        *,
+        world: World,
+        device: str,
+        flag: StopFlag,
+        resume: bool,
+        report: Report | None,
     ) -> None:
         self.recipe, self.folder, self.world, self.device = recipe, folder, world, device
         self.flag, self.report, self.stop = flag, report if world.is_main else None, False
         kept = list_checkpoints(folder.checkpoints) if resume else []
         self.newest = kept[-1].name if kept else ""
         self.state = RunState(
-            recipe, dataset, world=world, device=device, saved=read_checkpoint(kept[-1]) if kept else None
+            recipe,
+            dataset,
+            world=world,
+            device=device,
+            saved=read_checkpoint(kept[-1]) if kept else None,
         )
         if resume and world.is_main:
             folder.rewind(self.state.step)
@@ -129,11 +165,15 @@ class Loop:
         return averaged and (state.rounding or not training.qat.enabled)
 
     def _look_at_clock(self) -> None:
-        """Agree on the time and on stopping, and measure the time of the steps since the last look."""
+        """Agree on the time and on stopping, and measure the time of the steps since the last
+        look.
+        """
         state = self.state
         if self.world.size > 1 and state.step % self.observe_every:
             return
-        state.seconds, self.stop = agree(self.world, self.device, self.clock.seconds, self.flag.is_set)
+        state.seconds, self.stop = agree(
+            self.world, self.device, self.clock.seconds, self.flag.is_set
+        )
         if self.mark is not None and state.step > self.mark[0]:
             state.step_times.append((state.seconds - self.mark[1]) / (state.step - self.mark[0]))
         self.mark = (state.step, state.seconds)
@@ -152,19 +192,27 @@ class Loop:
         state.tokens += training.batch_tokens
         if state.averager:
             remaining, last = self.schedule.remaining(moment), self.schedule.is_last(moment)
-            state.averager.update(state.weights.master, step=state.step, remaining=remaining, last=last)
+            state.averager.update(
+                state.weights.master, step=state.step, remaining=remaining, last=last
+            )
         return loss
 
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Forward and backward over micro-batches into the flat gradients; the mean nll of all rows."""
+        """Forward and backward over micro-batches into the flat gradients; the mean nll of all
+        rows.
+        """
         training = self.recipe.training
         rows = (training.micro_batch_tokens or training.batch_tokens) // training.sequence_length
         total = torch.zeros((), device=self.device)
         if not self.bytes_per_token:
-            counted = self.state.dataset.tokenizer.byte_table.count(targets.cpu().numpy(), inputs.cpu().numpy())
+            counted = self.state.dataset.tokenizer.byte_table.count(
+                targets.cpu().numpy(), inputs.cpu().numpy()
+            )
             self.bytes_per_token = max(float(counted.mean()), 1e-9)
         factors = self.dropout.draw(self.state.step)
-        for i, (x, y) in enumerate(zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)):
+        for i, (x, y) in enumerate(
+            zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)
+        ):
             part = {name: factor[i * rows : (i + 1) * rows] for name, factor in factors.items()}
             share = len(x) / len(inputs)
             nll = self.loss.backward(x, y, part, share)
@@ -173,13 +221,18 @@ class Loop:
         return total
 
     def _warm_up(self) -> None:
-        """Prime compilation with steps on meaningless tokens, all undone: nothing is learned, nothing is kept."""
+        """Prime compilation with steps on meaningless tokens, all undone: nothing is learned,
+        nothing is kept.
+        """
         training, count = self.recipe.training, self.recipe.training.compile_warmup_steps
         if not self.loss.compiled or self.device == "cpu":
             return
         rows = (training.micro_batch_tokens or training.batch_tokens) // training.sequence_length
         rows = min(rows, training.batch_tokens // training.sequence_length // self.world.size)
-        tokens = torch.arange(rows * (training.sequence_length + 1), device=self.device) % self.recipe.model.vocab_size
+        tokens = (
+            torch.arange(rows * (training.sequence_length + 1), device=self.device)
+            % self.recipe.model.vocab_size
+        )
         tokens = tokens.view(rows, -1)
         before = self.clock.seconds
         for _ in range(count):
@@ -195,10 +248,17 @@ class Loop:
         value, state = float(loss), self.state
         if not isfinite(value):
             kept = f"; {self.newest} is intact" if self.newest else ""
-            raise TrainingError(f"the loss became {value} at step {state.step}{kept}; lower the learning rates")
+            raise TrainingError(
+                f"the loss became {value} at step {state.step}{kept}; lower the learning rates"
+            )
         if self.world.is_main:
             progress = self._progress(value)
-            row = {"step": state.step, "seconds": round(self.clock.seconds, 3), "tokens": state.tokens, "loss": value}
+            row = {
+                "step": state.step,
+                "seconds": round(self.clock.seconds, 3),
+                "tokens": state.tokens,
+                "loss": value,
+            }
             self.folder.log(row | {"multiplier": progress.multiplier, "rounding": state.rounding})
             if self.report:
                 self.report(progress)
@@ -207,19 +267,29 @@ class Loop:
         state, moment = self.state, self.state.moment
         spent, seconds = min(1.0, self.schedule.spent(moment)), moment.step_seconds
         return Progress(
-            step=state.step, fraction=spent, seconds=self.clock.seconds, tokens=state.tokens, loss=loss,
-            bpb=loss / LN2 / (self.bytes_per_token or 1.0), multiplier=self.schedule.multiplier(moment),
+            step=state.step,
+            fraction=spent,
+            seconds=self.clock.seconds,
+            tokens=state.tokens,
+            loss=loss,
+            bpb=loss / LN2 / (self.bytes_per_token or 1.0),
+            multiplier=self.schedule.multiplier(moment),
             tokens_per_second=self.recipe.training.batch_tokens / seconds if seconds else 0.0,
             seconds_left=self.clock.seconds * (1 - spent) / spent if spent else 0.0,
-            rounding=state.rounding, validation_bpb=validation, checkpoint=self.newest,
+            rounding=state.rounding,
+            validation_bpb=validation,
+            checkpoint=self.newest,
         )
 
     def _validate_if_due(self, before: float) -> None:
         """Score the exportable weights whenever another `every` of the budget is spent.
 
-        A budget in steps or tokens ends with one; one in seconds does not, as it would be spent beyond the budget.
+        A budget in steps or tokens ends with one; one in seconds does not, as it would be spent
+        beyond the budget.
         """
-        if self.validator is None or (self._finished() and self.schedule.duration.unit == "seconds"):
+        if self.validator is None or (
+            self._finished() and self.schedule.duration.unit == "seconds"
+        ):
             return
         every, state = self.recipe.training.validation.every, self.state
         spent = min(1.0, self.schedule.spent(state.moment))
@@ -232,7 +302,9 @@ class Loop:
         state.validations.append((state.step, bpb))
         self.mark = None
         if self.world.is_main:
-            self.folder.log({"step": state.step, "seconds": round(self.clock.seconds, 3), "validation_bpb": bpb})
+            self.folder.log(
+                {"step": state.step, "seconds": round(self.clock.seconds, 3), "validation_bpb": bpb}
+            )
             if self.report:
                 self.report(self._progress(bpb * LN2 * self.bytes_per_token, validation=bpb))
 
@@ -260,7 +332,13 @@ class Loop:
             state.seconds, _ = agree(self.world, self.device, self.clock.seconds, False)
         self._save()
         return TrainResult(
-            tensors=state.exported(), seconds=state.seconds, tokens=state.tokens, steps=state.step,
-            passes=state.pipeline.passes, interrupted=self.stop and not self._finished(), compiled=self.loss.compiled,
-            precision=state.precision, validations=tuple(state.validations),
+            tensors=state.exported(),
+            seconds=state.seconds,
+            tokens=state.tokens,
+            steps=state.step,
+            passes=state.pipeline.passes,
+            interrupted=self.stop and not self._finished(),
+            compiled=self.loss.compiled,
+            precision=state.precision,
+            validations=tuple(state.validations),
         )

@@ -1,4 +1,6 @@
-"""Read-only validation during training: bits per byte of a fixed slice, in chunks of the training length."""
+"""Read-only validation during training: bits per byte of a fixed slice, in chunks of the training
+length.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +29,38 @@ class Validator:
         self.bytes = int(dataset.tokenizer.byte_table.count(targets, inputs).sum())
         self.tokens = int(targets.size)
         self._inputs, self._targets = torch.from_numpy(inputs), torch.from_numpy(targets)
-        self._batch = max(1, (recipe.training.micro_batch_tokens or recipe.training.batch_tokens) // length)
+        self._batch = max(
+            1, (recipe.training.micro_batch_tokens or recipe.training.batch_tokens) // length
+        )
         self._batch = min(self._batch, max(1, 65536 // length))
         self._world, self._device = world, device
 
     @torch.no_grad()
     def bpb(self, model: LanguageModel) -> float:
-        """Bits per byte of the slice under the model's present weights; the model is left as it was."""
+        """Bits per byte of the slice under the model's present weights; the model is left as it
+        was.
+        """
         nats = torch.zeros(1, dtype=torch.float64, device=self._device)
         rows = slice(self._world.rank, None, self._world.size)
-        for inputs, targets in zip(self._parts(self._inputs[rows]), self._parts(self._targets[rows]), strict=True):
+        for inputs, targets in zip(
+            self._parts(self._inputs[rows]), self._parts(self._targets[rows]), strict=True
+        ):
             nats += token_nll(model.logits(inputs), targets).double().sum()
         sum_over(self._world, nats)
         return float(nats) / LN2 / max(1, self.bytes)
 
     def _parts(self, rows: Tensor) -> list[Tensor]:
-        return [part.to(self._device) for part in torch.split(rows, self._batch)] if len(rows) else []
+        return (
+            [part.to(self._device) for part in torch.split(rows, self._batch)] if len(rows) else []
+        )
 
 
-def make_validator(recipe: Recipe, dataset: Dataset, *, world: World, device: str) -> Validator | None:
-    """A validator, or None where the recipe asks for none or the dataset has no validation split."""
+def make_validator(
+    recipe: Recipe, dataset: Dataset, *, world: World, device: str
+) -> Validator | None:
+    """A validator, or None where the recipe asks for none or the dataset has no validation
+    split.
+    """
     if recipe.training.validation.every == 0 or not dataset.files.get("validation"):
         return None
     return Validator(recipe, dataset, world=world, device=device)

@@ -1,8 +1,10 @@
-"""A run's weights twice: float32 masters in one flat buffer, and the copies that forward and backward use.
+"""A run's weights twice: float32 masters in one flat buffer, and the copies that forward and
+backward use.
 
-The copies are the model's own parameters: matrices in the compute precision, everything else float32, all
-rewritten from the masters (or from their average) once per step. Late QAT is a property of the copy: it holds
-`round_trip(weight)`, and the gradient there is applied to the master, which is the straight-through estimator.
+The copies are the model's own parameters: matrices in the compute precision, everything else
+float32, all rewritten from the masters (or from their average) once per step. Late QAT is a
+property of the copy: it holds `round_trip(weight)`, and the gradient there is applied to the
+master, which is the straight-through estimator.
 """
 
 from __future__ import annotations
@@ -23,7 +25,12 @@ class Weights:
     """Master buffer and compute copies of `model`, whose parameters become views of the copies."""
 
     def __init__(
-        self, model: LanguageModel, layout: Layout, *, dtype: torch.dtype, specs: Mapping[str, RoundingSpec]
+        self,
+        model: LanguageModel,
+        layout: Layout,
+        *,
+        dtype: torch.dtype,
+        specs: Mapping[str, RoundingSpec],
     ) -> None:
         self.layout, self.specs = layout, dict(specs)
         self.parameters = [dict(model.named_parameters())[slot.name] for slot in layout.slots]
@@ -33,7 +40,9 @@ class Weights:
         self._high = torch.empty(layout.total - split, device=self.master.device)
         self._views: list[Tensor] = []
         self._kernels: Kernels | None = None
-        self._places = torch.tensor([[slot.start for slot in layout.slots], [slot.size for slot in layout.slots]])
+        self._places = torch.tensor(
+            [[slot.start for slot in layout.slots], [slot.size for slot in layout.slots]]
+        )
         for slot, parameter in zip(layout.slots, self.parameters, strict=True):
             matrix = slot.group is Group.MUON
             view = slot.view(self._low) if matrix else slot.view(self._high, offset=split)
@@ -43,7 +52,9 @@ class Weights:
 
     @torch.no_grad()
     def refresh(self, source: Tensor | None = None, *, rounded: bool = False) -> None:
-        """Rewrite the copies from `source` (flat; the masters if None), rounded as the export rounds them."""
+        """Rewrite the copies from `source` (flat; the masters if None), rounded as the export
+        rounds them.
+        """
         flat = self.master if source is None else source
         split = self._low.numel()
         self._low.copy_(flat[:split])
@@ -60,13 +71,21 @@ class Weights:
 
     @torch.no_grad()
     def collect(self, gradients: Tensor, *, add: bool) -> None:
-        """Move the parameters' gradients into the flat float32 buffer, adding to it for later micro-batches."""
+        """Move the parameters' gradients into the flat float32 buffer, adding to it for later
+        micro-batches.
+        """
         found = [parameter.grad for parameter in self.parameters]
         for parameter in self.parameters:
             parameter.grad = None
-        if self._kernels is not None and all(g is None or (g.is_contiguous() and g.dtype in DTYPES) for g in found):
-            from_, kinds = torch.tensor([[0, 0] if g is None else [g.data_ptr(), g.element_size()] for g in found]).T.contiguous()
-            self._kernels("collect", gradients.dtype, from_, kinds, *self._places, gradients, add, len(found))
+        if self._kernels is not None and all(
+            g is None or (g.is_contiguous() and g.dtype in DTYPES) for g in found
+        ):
+            from_, kinds = torch.tensor(
+                [[0, 0] if g is None else [g.data_ptr(), g.element_size()] for g in found]
+            ).T.contiguous()
+            self._kernels(
+                "collect", gradients.dtype, from_, kinds, *self._places, gradients, add, len(found)
+            )
             return
         for slot, slope in zip(self.layout.slots, found, strict=True):
             target = slot.view(gradients)

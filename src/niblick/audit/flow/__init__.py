@@ -1,7 +1,8 @@
-"""Data flow of a training script: what is scored, from which state, in which order, under the documented run.
+"""Data flow of a training script: what is scored, from which state, in which order, under the
+documented run.
 
-`run` interprets the program over shadow values (see `boxes`) and returns a `Trace`; no code of the program is
-executed and no library of its is imported.
+`run` interprets the program over shadow values (see `boxes`) and returns a `Trace`; no code of the
+program is executed and no library of its is imported.
 """
 
 from __future__ import annotations
@@ -17,28 +18,47 @@ _IMPORT_SECONDS = 0.5
 
 
 def run(
-    tree: ast.Module, *, file: str, environment: dict[str, str], arguments: list[str] | None = None,
-    modules: dict[str, tuple[str, ast.Module]] | None = None, native: dict[str, frozenset[int]] | None = None, seconds: float = 3.0, budget: int = 250_000,
+    tree: ast.Module,
+    *,
+    file: str,
+    environment: dict[str, str],
+    arguments: list[str] | None = None,
+    modules: dict[str, tuple[str, ast.Module]] | None = None,
+    native: dict[str, frozenset[int]] | None = None,
+    seconds: float = 3.0,
+    budget: int = 250_000,
 ) -> Trace:
-    """The trace of the program in `tree`, with `modules` (name -> file and tree) beside it, under `environment`, within `seconds` of processor time and `budget` interpreted steps."""
+    """The trace of the program in `tree`, with `modules` (name -> file and tree) beside it, under
+    `environment`, within `seconds` of processor time and `budget` interpreted steps.
+    """
     for stubborn in (False, True):
         machine = Machine(dict(environment), modules or {}, run_deadline(seconds), budget)
-        machine.arguments, machine.stubborn, machine.native = list(arguments or []), stubborn, native or {}
+        machine.arguments, machine.stubborn, machine.native = (
+            list(arguments or []),
+            stubborn,
+            native or {},
+        )
         _follow(machine, tree, file)
         if machine.trace.scores or not machine.raised:
             break
     return machine.trace
 
 
-def import_failure(tree: ast.Module, *, file: str, environment: dict[str, str], budget: int = 20_000) -> tuple[int, str] | None:
-    """(line, what) of an exception that importing the program cannot avoid, with the variables its loader sets alone."""
+def import_failure(
+    tree: ast.Module, *, file: str, environment: dict[str, str], budget: int = 20_000
+) -> tuple[int, str] | None:
+    """(line, what) of an exception that importing the program cannot avoid, with the variables its
+    loader sets alone.
+    """
     machine = Machine(dict(environment), {}, run_deadline(_IMPORT_SECONDS), budget)
     _follow(machine, tree, file, "imported")
     return machine.trace.failures[0] if machine.trace.failures else None
 
 
 def _follow(machine: Machine, tree: ast.Module, file: str, name: str = "__main__") -> None:
-    """Runs the program on a machine; a `stubborn` one takes no exception of a function to its caller's handlers."""
+    """Runs the program on a machine; a `stubborn` one takes no exception of a function to its
+    caller's handlers.
+    """
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(max(limit, 20_000))
     try:

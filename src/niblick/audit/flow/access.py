@@ -37,8 +37,21 @@ from niblick.audit.flow.objects import (
 from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.writing import Writing
 
-_VALIDATION_NAME = re.compile(r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$")
-_LAUNCHER = ("MASTER_", "LOCAL_", "GROUP_", "TORCHELASTIC", "CUDA_", "SLURM_", "HOME", "USER", "PATH", "TMP")
+_VALIDATION_NAME = re.compile(
+    r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
+)
+_LAUNCHER = (
+    "MASTER_",
+    "LOCAL_",
+    "GROUP_",
+    "TORCHELASTIC",
+    "CUDA_",
+    "SLURM_",
+    "HOME",
+    "USER",
+    "PATH",
+    "TMP",
+)
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
 
@@ -59,7 +72,11 @@ class Access(Writing):
             found = holder.find(name)
             if isinstance(found, Function):
                 return Bound(holder, name, found) if "classmethod" in found.marks else found
-            return found if found is not None else (holder.name if name == "__name__" else Bound(holder, name))
+            return (
+                found
+                if found is not None
+                else (holder.name if name == "__name__" else Bound(holder, name))
+            )
         if isinstance(holder, PurePosixPath) and name in {"name", "stem", "suffix", "parent"}:
             return getattr(holder, name)
         if isinstance(holder, Function) and name == "__name__":
@@ -128,10 +145,39 @@ class Access(Writing):
 
     def submodule(self, holder: Module, name: str) -> Any:
         if name in {
-            "parameters", "named_parameters", "state_dict", "load_state_dict", "to", "cuda", "cpu", "eval", "train", "forward",
-            "bfloat16", "float", "half", "double", "zero_grad", "requires_grad_", "modules", "named_modules", "apply", "children",
-            "register_forward_hook", "buffers", "named_buffers", "compile", "no_sync", "generate", "register_buffer", "add_module",
-            "register_forward_pre_hook", "named_children", "register_parameter", "get_parameter", "get_submodule",
+            "parameters",
+            "named_parameters",
+            "state_dict",
+            "load_state_dict",
+            "to",
+            "cuda",
+            "cpu",
+            "eval",
+            "train",
+            "forward",
+            "bfloat16",
+            "float",
+            "half",
+            "double",
+            "zero_grad",
+            "requires_grad_",
+            "modules",
+            "named_modules",
+            "apply",
+            "children",
+            "register_forward_hook",
+            "buffers",
+            "named_buffers",
+            "compile",
+            "no_sync",
+            "generate",
+            "register_buffer",
+            "add_module",
+            "register_forward_pre_hook",
+            "named_children",
+            "register_parameter",
+            "get_parameter",
+            "get_submodule",
         }:
             return Bound(holder, name)
         return self.param_box(frozenset({holder.leaf}))
@@ -160,7 +206,9 @@ class Access(Writing):
         return merge(self.frozen(collect(holder) + collect(key)))
 
     def environ(self, key: str, default: Any, *, required: bool = False) -> Any:
-        """The value of an environment variable in the documented run; `required` where the program cannot do without."""
+        """The value of an environment variable in the documented run; `required` where the program
+        cannot do without.
+        """
         if key in self.environment:
             return self.environment[key]
         if key in {"RANK", "LOCAL_RANK", "NODE_RANK"}:
@@ -181,9 +229,19 @@ class Access(Writing):
         if isinstance(value, (dict, list, Instance, Module)):
             return value
         newest = elementwise(key_boxes)
-        marks = frozenset({"hashed"}) if len(key_boxes) > 1 or newest.marks & {"hashed", "mixed"} else frozenset()
+        marks = (
+            frozenset({"hashed"})
+            if len(key_boxes) > 1 or newest.marks & {"hashed", "mixed"}
+            else frozenset()
+        )
         base = known(value) if value is not None else Box(shape=())
-        return snapshot(base, val=None, key=newest.pos, marks=base.marks | marks | {"count"}, deps=base.deps | newest.deps)
+        return snapshot(
+            base,
+            val=None,
+            key=newest.pos,
+            marks=base.marks | marks | {"count"},
+            deps=base.deps | newest.deps,
+        )
 
     def sequence_item(self, holder: Any, key: Any) -> Any:
         if isinstance(key, Box) and key.val is not None and key.val.size == 1:
@@ -206,11 +264,15 @@ class Access(Writing):
         if _split_marks(key) and box.pos is None and not box.roots:
             return merge([box], marks=box.marks | {"validation"})
         parts = list(key) if isinstance(key, tuple) else [key]
-        tokens = [p for p in parts if isinstance(p, Box) and is_token(p) and p.marks.isdisjoint({"index"})]
+        tokens = [
+            p for p in parts if isinstance(p, Box) and is_token(p) and p.marks.isdisjoint({"index"})
+        ]
         if tokens and not (is_token(box) and box.pos is not None):
             return self.looked_up(box, parts, tokens, node)
         index = tuple(subscript(p) for p in parts)
-        if any(i is None for i in index[:]) and any(p is not None and subscript(p) is None for p in parts):
+        if any(i is None for i in index[:]) and any(
+            p is not None and subscript(p) is None for p in parts
+        ):
             unknown = snapshot(box, pos=None, val=None, key=None, shape=None)
             unknown.deps |= depends(box) if box.pos is not None and self.widened == 0 else 0
             if box.pos is not None:
@@ -248,7 +310,9 @@ class Access(Writing):
         raise NotImplementedError
 
     def iterate(self, value: Any, count: int | None) -> list[Any]:
-        """The items of a value; for an unknown one, `count` copies (or two) of what is known of it."""
+        """The items of a value; for an unknown one, `count` copies (or two) of what is known of
+        it.
+        """
         if isinstance(value, (list, tuple)):
             return list(value)
         if isinstance(value, range):
@@ -275,7 +339,14 @@ class Access(Writing):
         return [merge(collect(value))] * (count or 2)
 
     def row(self, box: Box, i: int) -> Any:
-        if box.val is not None and box.val.ndim == 1 and box.pos is None and box.key is None and not box.roots and not box.deps:
+        if (
+            box.val is not None
+            and box.val.ndim == 1
+            and box.pos is None
+            and box.key is None
+            and not box.roots
+            and not box.deps
+        ):
             return box.val[i].item()
         return shaped(box, lambda a: a[i])
 
@@ -293,7 +364,9 @@ class Access(Writing):
             return [self.call_function(getter, [value, i], {}, getter.node) for i in range(3)]
         return [merge(collect(value))] * (count or 2)
 
-    def call_function(self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+    def call_function(
+        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
         raise NotImplementedError
 
 
@@ -313,4 +386,8 @@ __all__ = ["Access", "KeyEvent"]
 
 def _split_marks(key: Any) -> frozenset[str]:
     """The marks of what an unknown collection holds under the name of the validation split."""
-    return frozenset({"validation"}) if isinstance(key, str) and path_kind(key) == "val" else frozenset()
+    return (
+        frozenset({"validation"})
+        if isinstance(key, str) and path_kind(key) == "val"
+        else frozenset()
+    )

@@ -1,9 +1,10 @@
-"""Shadow values: what a tensor of the reviewed program depends on, element by element where that is known.
+"""Shadow values: what a tensor of the reviewed program depends on, element by element where that is
+known.
 
-The engine runs a program on shadows, never on data. A synthetic validation stream of `STREAM` tokens stands for
-the real one; a `Box` remembers which stream positions an element came from (`pos`), which positions the
-parameters behind it had been trained on (`seen`), and which learnable leaves it was computed from (`roots`).
-Sets of positions are Python integers used as bit sets.
+The engine runs a program on shadows, never on data. A synthetic validation stream of `STREAM`
+tokens stands for the real one; a `Box` remembers which stream positions an element came from
+(`pos`), which positions the parameters behind it had been trained on (`seen`), and which learnable
+leaves it was computed from (`roots`). Sets of positions are Python integers used as bit sets.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ NO_MARKS: frozenset[str] = frozenset()
 
 @dataclass(slots=True, eq=False)
 class Box:
-    """A shadow value. `pos[i]` is the newest stream position element i holds (-1: none), `val` its content if
-    known, `key` the newest position inside the key a table was read with to get it; `live` values share the
-    state of their leaves, others are snapshots."""
+    """A shadow value. `pos[i]` is the newest stream position element i holds (-1: none), `val` its
+    content if known, `key` the newest position inside the key a table was read with to get it;
+    `live` values share the state of their leaves, others are snapshots.
+    """
 
     shape: Shape | None = None
     pos: Array | None = None
@@ -77,8 +79,15 @@ def target_bits(box: Box) -> int:
 
 
 def is_token(box: object) -> bool:
-    """Whether a value is (or holds) tokens of the validation stream, not something computed by a model."""
-    return isinstance(box, Box) and not box.roots and not box.nll and (box.pos is not None or bool(box.deps))
+    """Whether a value is (or holds) tokens of the validation stream, not something computed by a
+    model.
+    """
+    return (
+        isinstance(box, Box)
+        and not box.roots
+        and not box.nll
+        and (box.pos is not None or bool(box.deps))
+    )
 
 
 def collect(value: Any, depth: int = 4) -> list[Box]:
@@ -150,7 +159,9 @@ def _stack(parts: list[Box]) -> Box:
 
 
 def broadcast(shapes: list[Shape | None]) -> Shape | None:
-    """The broadcast of shapes with unknown sizes allowed; None where one is unknown or they do not fit."""
+    """The broadcast of shapes with unknown sizes allowed; None where one is unknown or they do not
+    fit.
+    """
     if any(s is None for s in shapes):
         return None
     out: list[int | None] = []
@@ -182,7 +193,9 @@ def _newest(arrays: list[Array], shape: Shape | None) -> Array | None:
 
 
 def elementwise(parts: list[Box], action: Callable[..., Any] | None = None) -> Box:
-    """A value computed element by element; `action` gives its content when every part's content is known."""
+    """A value computed element by element; `action` gives its content when every part's content is
+    known.
+    """
     out = merge([])
     for part in parts:
         out.seen |= part.seen
@@ -194,7 +207,7 @@ def elementwise(parts: list[Box], action: Callable[..., Any] | None = None) -> B
     scored = [p for p in parts if p.nll]
     out.nll = bool(scored)
     out.shape = broadcast([p.shape for p in parts])
-    positions = [p.pos for p in (scored or parts) if p.pos is not None]
+    positions = [p.pos for p in scored or parts if p.pos is not None]
     if positions:
         out.pos = _newest(positions, out.shape)
         if out.pos is None:
@@ -237,8 +250,18 @@ def masked(box: Box, mask: Box) -> Box:
 def snapshot(box: Box, **changes: Any) -> Box:
     """A copy of a value that no longer follows its leaves."""
     out = Box(
-        shape=box.shape, pos=box.pos, val=box.val, key=box.key, deps=box.deps, targets=box.targets, seen=box.seen,
-        roots=box.roots, scores=box.scores, marks=box.marks, nll=box.nll, table=box.table,
+        shape=box.shape,
+        pos=box.pos,
+        val=box.val,
+        key=box.key,
+        deps=box.deps,
+        targets=box.targets,
+        seen=box.seen,
+        roots=box.roots,
+        scores=box.scores,
+        marks=box.marks,
+        nll=box.nll,
+        table=box.table,
     )
     for name, value in changes.items():
         setattr(out, name, value)
@@ -246,7 +269,9 @@ def snapshot(box: Box, **changes: Any) -> Box:
 
 
 def replace_content(box: Box, new: Box) -> None:
-    """An in-place operation: `box` keeps its identity (and table flag) and takes on what is known of `new`."""
+    """An in-place operation: `box` keeps its identity (and table flag) and takes on what is known
+    of `new`.
+    """
     table = box.table
     for name in Box.__slots__:
         if name != "live":
@@ -255,7 +280,9 @@ def replace_content(box: Box, new: Box) -> None:
 
 
 def shaped(box: Box, action: Callable[[Array], Array]) -> Box:
-    """A value after a change of shape or a selection, applied alike to all that is known per element."""
+    """A value after a change of shape or a selection, applied alike to all that is known per
+    element.
+    """
     out = snapshot(box, shape=None, pos=None, val=None, key=None)
     failed = False
     for name in ("pos", "val", "key"):
@@ -279,7 +306,9 @@ def shaped(box: Box, action: Callable[[Array], Array]) -> Box:
             size *= int(side or 0)
         if size <= 4_000_000:
             try:
-                out.shape = action(np.broadcast_to(np.int8(0), tuple(int(s or 0) for s in box.shape))).shape
+                out.shape = action(
+                    np.broadcast_to(np.int8(0), tuple(int(s or 0) for s in box.shape))
+                ).shape
             except (ValueError, IndexError, TypeError, OverflowError):
                 out.shape = None
     return out
@@ -312,8 +341,9 @@ def stream() -> Box:
 
 @dataclass
 class Leaf:
-    """Something learnable: a module's parameters or one tensor; `seen` are positions it was trained on, `solid` those
-    of them that it keeps when its adapters are taken away."""
+    """Something learnable: a module's parameters or one tensor; `seen` are positions it was trained
+    on, `solid` those of them that it keeps when its adapters are taken away.
+    """
 
     kind: str
     name: str

@@ -1,4 +1,6 @@
-"""Calls: functions and classes of the program, models, optimizers, containers, and whatever lies outside."""
+"""Calls: functions and classes of the program, models, optimizers, containers, and whatever lies
+outside.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +8,60 @@ import ast
 from pathlib import PurePosixPath
 from typing import Any
 
-from niblick.audit.flow.boxes import (
-    Box,
-    collect,
-    is_token,
-    merge,
-    snapshot,
-)
+from niblick.audit.flow.boxes import Box, collect, is_token, merge, snapshot
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.learning import Learning
-from niblick.audit.flow.objects import Bound, Class, Dotted, Function, Instance, Module, Namespace, Optimizer
+from niblick.audit.flow.objects import (
+    Bound,
+    Class,
+    Dotted,
+    Function,
+    Instance,
+    Module,
+    Namespace,
+    Optimizer,
+)
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
 
 _MAX_DEPTH = 40
 _MOST_INNER_CALLS = 200
-_WRAPPERS = frozenset({"compile", "DistributedDataParallel", "DDP", "DataParallel", "FullyShardedDataParallel", "script", "jit",
-                       "njit", "disable", "allow_in_graph", "vmap", "prange", "lru_cache", "cache", "wraps", "checkpoint"})
-_OPTIMIZERS = frozenset({"SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "LBFGS", "Muon", "Adamax", "NAdam", "RAdam", "Lion", "Adafactor",
-                         "ZeroRedundancyOptimizer"})
+_WRAPPERS = frozenset(
+    {
+        "compile",
+        "DistributedDataParallel",
+        "DDP",
+        "DataParallel",
+        "FullyShardedDataParallel",
+        "script",
+        "jit",
+        "njit",
+        "disable",
+        "allow_in_graph",
+        "vmap",
+        "prange",
+        "lru_cache",
+        "cache",
+        "wraps",
+        "checkpoint",
+    }
+)
+_OPTIMIZERS = frozenset(
+    {
+        "SGD",
+        "Adam",
+        "AdamW",
+        "Adagrad",
+        "RMSprop",
+        "LBFGS",
+        "Muon",
+        "Adamax",
+        "NAdam",
+        "RAdam",
+        "Lion",
+        "Adafactor",
+        "ZeroRedundancyOptimizer",
+    }
+)
 
 
 class Calls(Learning):
@@ -63,7 +101,12 @@ class Calls(Learning):
                 return self.call_function(method, [callee, *args], named, node)
         if isinstance(callee, Namespace) and "__call__" in callee.attrs:
             attrs = callee.attrs
-            return self.call_value(attrs["__call__"], [*attrs.get("__args__", []), *args], {**attrs.get("__named__", {}), **named}, node)
+            return self.call_value(
+                attrs["__call__"],
+                [*attrs.get("__args__", []), *args],
+                {**attrs.get("__named__", {}), **named},
+                node,
+            )
         return self.opaque([callee, *args], named, node)
 
     def opaque(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
@@ -74,14 +117,22 @@ class Calls(Learning):
         for model in models:
             out.roots |= {model.leaf}
             out.seen |= self.leaves[model.leaf].seen
-        tokens = [b for b in boxes if is_token(b) and b.marks.isdisjoint({"index", "bytes", "count"})]
+        tokens = [
+            b for b in boxes if is_token(b) and b.marks.isdisjoint({"index", "bytes", "count"})
+        ]
         computed = [b for b in boxes if b.roots and not b.nll]
         if computed and len(tokens) == 1 and tokens[0].pos is not None and not models:
             return self.score(merge(computed), tokens[0], node)
         return out
 
-    def call_function(self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        if len(self.stack) >= _MAX_DEPTH or "kernel" in function.marks or self.too_often(function.name):
+    def call_function(
+        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
+        if (
+            len(self.stack) >= _MAX_DEPTH
+            or "kernel" in function.marks
+            or self.too_often(function.name)
+        ):
             return self.opaque(args, named, node)
         scope = self.bind(function, args, named)
         self.scopes.append((scope, *function.scopes))
@@ -113,7 +164,9 @@ class Calls(Learning):
         return result
 
     def too_often(self, name: str) -> bool:
-        """Whether a function has called itself too deep or too many times within one call from outside."""
+        """Whether a function has called itself too deep or too many times within one call from
+        outside.
+        """
         depth = self.stack.count(name)
         self.inner_calls[name] = self.inner_calls.get(name, 0) + 1 if depth else 0
         return depth > 4 or self.inner_calls[name] > _MOST_INNER_CALLS
@@ -136,7 +189,11 @@ class Calls(Learning):
         return None
 
     def join_values(self, left: Any, right: Any) -> Any:
-        if isinstance(left, (tuple, list)) and isinstance(right, (tuple, list)) and len(left) == len(right):
+        if (
+            isinstance(left, (tuple, list))
+            and isinstance(right, (tuple, list))
+            and len(left) == len(right)
+        ):
             return tuple(joined(a, b) for a, b in zip(left, right, strict=True))
         return joined(left, right)
 
@@ -161,7 +218,7 @@ class Calls(Learning):
         for name, value in zip(positional, args, strict=False):
             scope[name] = self.seed_by_name(name, value)
         if spec.vararg is not None:
-            scope[spec.vararg.arg] = list(args[len(positional):])
+            scope[spec.vararg.arg] = list(args[len(positional) :])
         accepted = {*positional, *(a.arg for a in spec.kwonlyargs)}
         extra = {k: v for k, v in named.items() if k not in accepted}
         scope.update({k: v for k, v in named.items() if k in accepted})
@@ -177,7 +234,17 @@ class Calls(Learning):
             if isinstance(base, Class) and base.kind != "plain":
                 return base.kind
             name = base.name if isinstance(base, Dotted) else ""
-            if name.endswith(("Module", "ModuleList", "nn.Linear", "nn.Embedding", "nn.LayerNorm", "nn.Sequential", "ModuleDict")):
+            if name.endswith(
+                (
+                    "Module",
+                    "ModuleList",
+                    "nn.Linear",
+                    "nn.Embedding",
+                    "nn.LayerNorm",
+                    "nn.Sequential",
+                    "ModuleDict",
+                )
+            ):
                 return "module"
             if name.endswith("Optimizer") or name.rsplit(".", 1)[-1] in _OPTIMIZERS:
                 return "optimizer"
@@ -194,7 +261,11 @@ class Calls(Learning):
     def instantiate(self, cls: Class, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         if cls.kind == "module":
             leaf = self.new_leaf("module", cls.name)
-            if any(isinstance(a, Module) for a in (*args, *named.values())) or "lora" in cls.name.lower() or "adapt" in cls.name.lower():
+            if (
+                any(isinstance(a, Module) for a in (*args, *named.values()))
+                or "lora" in cls.name.lower()
+                or "adapt" in cls.name.lower()
+            ):
                 self.leaves[leaf].marks = frozenset({"adapter"})
             return Module(cls.name, leaf, cls)
         if cls.kind == "optimizer":
@@ -206,7 +277,11 @@ class Calls(Learning):
         if isinstance(init, Function):
             self.call_function(init, [instance, *args], named, node)
         elif cls.kind == "dataclass":
-            fields = [f for c in (*[b for b in cls.bases if isinstance(b, Class)], cls) for f in c.body.get("__fields__", [])]
+            fields = [
+                f
+                for c in (*[b for b in cls.bases if isinstance(b, Class)], cls)
+                for f in c.body.get("__fields__", [])
+            ]
             instance.attrs.update(zip(fields, args, strict=False))
             instance.attrs.update(named)
             post = cls.find("__post_init__")
@@ -214,7 +289,9 @@ class Calls(Learning):
                 self.call_function(post, [instance], {}, node)
         return instance
 
-    def call_bound(self, bound: Bound, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+    def call_bound(
+        self, bound: Bound, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
         holder, name = bound.holder, bound.name
         if isinstance(holder, Module):
             return self.module_call(holder, bound, args, named, node)
@@ -232,10 +309,16 @@ class Calls(Learning):
             return self.namespace_call(holder, name, args, named, node)
         if isinstance(holder, (Class, Instance)):
             result = self.record_call(holder, name, args, named)
-            return self.opaque(args if name == "apply" else [holder, *args], named, node) if result is NotImplemented else result
+            return (
+                self.opaque(args if name == "apply" else [holder, *args], named, node)
+                if result is NotImplemented
+                else result
+            )
         return self.opaque([holder, *args], named, node)
 
-    def box_call(self, box: Box, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+    def box_call(
+        self, box: Box, name: str, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
         if name == "backward":
             self.backward(box)
             return None
@@ -275,10 +358,31 @@ class Calls(Learning):
             return args[0] if args else None
         if last in _OPTIMIZERS:
             return Optimizer(last, self.roots_in([*args, *named.values()]))
-        if last in {"no_grad", "inference_mode", "enable_grad", "nullcontext", "autocast", "set_grad_enabled"}:
+        if last in {
+            "no_grad",
+            "inference_mode",
+            "enable_grad",
+            "nullcontext",
+            "autocast",
+            "set_grad_enabled",
+        }:
             off = last == "set_grad_enabled" and args and self.truth(args[0]) is False
-            return Dotted("torch.no_grad" if off or (last == "inference_mode" and args and args[0] is True) else name)
-        if last in {"Parameter", "Linear", "Embedding", "LayerNorm", "ModuleList", "Sequential", "ParameterList", "ParameterDict", "ModuleDict"}:
+            return Dotted(
+                "torch.no_grad"
+                if off or (last == "inference_mode" and args and args[0] is True)
+                else name
+            )
+        if last in {
+            "Parameter",
+            "Linear",
+            "Embedding",
+            "LayerNorm",
+            "ModuleList",
+            "Sequential",
+            "ParameterList",
+            "ParameterDict",
+            "ModuleDict",
+        }:
             return self.torch_module(last, args)
         if name.endswith("autograd.grad") and args:
             return self.gradients(args, named)
@@ -288,15 +392,19 @@ class Calls(Learning):
             return self.call_value(args[0], args[1:], named, node)
         return self.numeric_call(name, last, args, named, node)
 
-    def numeric_call(self, name: str, last: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+    def numeric_call(
+        self, name: str, last: str, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
         numpy = name.startswith(("np.", "numpy."))
         if last == "get_world_size":
             return int(self.environment.get("WORLD_SIZE", "1"))
         if last == "get_rank":
             return 0
-        if name in {"torch.cuda.is_available", "torch.distributed.is_available", "torch.distributed.is_initialized"} or last in {
-            "is_initialized", "is_available"
-        }:
+        if name in {
+            "torch.cuda.is_available",
+            "torch.distributed.is_available",
+            "torch.distributed.is_initialized",
+        } or last in {"is_initialized", "is_available"}:
             return True
         if last in {"bos_id", "bos_token_id"}:
             return 1
@@ -305,7 +413,16 @@ class Calls(Learning):
             args[0].val = None
             self.interest += 1
             return None
-        if last in {"save", "all_reduce", "barrier", "synchronize", "manual_seed", "seed", "broadcast", "destroy_process_group"}:
+        if last in {
+            "save",
+            "all_reduce",
+            "barrier",
+            "synchronize",
+            "manual_seed",
+            "seed",
+            "broadcast",
+            "destroy_process_group",
+        }:
             return args[0] if last in {"all_reduce", "broadcast"} and args else None
         if numpy and last == "nonzero":
             named = {**named, "as_tuple": True}

@@ -6,13 +6,7 @@ import ast
 from pathlib import PurePosixPath
 from typing import Any
 
-from niblick.audit.flow.boxes import (
-    STREAM,
-    Box,
-    collect,
-    merge,
-    snapshot,
-)
+from niblick.audit.flow.boxes import STREAM, Box, collect, merge, snapshot
 from niblick.audit.flow.library import DefaultDict, Library
 from niblick.audit.flow.objects import Namespace
 from niblick.audit.flow.paths import glob_paths, path_kind
@@ -24,7 +18,9 @@ class Containers(Library):
     def opaque(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         raise NotImplementedError
 
-    def container_call(self, holder: Any, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+    def container_call(
+        self, holder: Any, name: str, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
         if isinstance(holder, dict):
             return self.dict_call(holder, name, args, named, node)
         if isinstance(holder, list) and name in {"append", "extend", "insert", "appendleft", "add"}:
@@ -41,25 +37,47 @@ class Containers(Library):
                 holder.add(args[0])
             return None
         if isinstance(holder, str) and name == "join":
-            return "?" if any(not isinstance(i, str) for i in self.iterate(args[0], None)) else holder.join(args[0])
+            return (
+                "?"
+                if any(not isinstance(i, str) for i in self.iterate(args[0], None))
+                else holder.join(args[0])
+            )
         if isinstance(holder, str) and name == "format":
             return "?"
         if isinstance(holder, list) and name in {"sort", "reverse", "clear"}:
             if name != "sort" or all(isinstance(i, (int, str, float)) for i in holder):
-                getattr(holder, name)(**{k: v for k, v in named.items() if k == "reverse" and isinstance(v, bool)})
+                getattr(holder, name)(
+                    **{k: v for k, v in named.items() if k == "reverse" and isinstance(v, bool)}
+                )
             return None
         if name == "popleft" and isinstance(holder, list):
             return holder.pop(0) if holder else Box()
-        plain = [a for a in args if isinstance(a, (int, str, float, bytes, list, tuple, dict, set, type(None)))]
+        plain = [
+            a
+            for a in args
+            if isinstance(a, (int, str, float, bytes, list, tuple, dict, set, type(None)))
+        ]
         method = getattr(holder, name, None)
-        if method is None or len(plain) != len(args) or not name.isidentifier() or name.startswith("_"):
+        if (
+            method is None
+            or len(plain) != len(args)
+            or not name.isidentifier()
+            or name.startswith("_")
+        ):
             return self.opaque([holder, *args], named, node)
         try:
             return method(*args)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError, UnicodeError):
             return Box()
 
-    def dict_call(self, holder: dict[Any, Any], name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+    def dict_call(
+        self,
+        holder: dict[Any, Any],
+        name: str,
+        args: list[Any],
+        named: dict[str, Any],
+        node: ast.AST,
+    ) -> Any:
         if name in {"get", "pop", "setdefault"} and args:
             key = self.plain_key(args[0])
             default = args[1] if len(args) > 1 else None
@@ -89,11 +107,17 @@ class Containers(Library):
     def dict_item(self, holder: dict[Any, Any], key: Any, node: ast.AST, default: Any) -> Any:
         plain = self.plain_key(key)
         if isinstance(holder, DefaultDict) and plain not in holder and holder.factory is not None:
-            made = holder.factory if isinstance(holder.factory, int) else self.call_value(holder.factory, [], {}, node)
+            made = (
+                holder.factory
+                if isinstance(holder.factory, int)
+                else self.call_value(holder.factory, [], {}, node)
+            )
             holder[plain] = made
         return super().dict_item(holder, key, node, default)
 
-    def path_method(self, path: PurePosixPath, name: str, args: list[Any], named: dict[str, Any]) -> Any:
+    def path_method(
+        self, path: PurePosixPath, name: str, args: list[Any], named: dict[str, Any]
+    ) -> Any:
         if name in {"glob", "rglob", "iterdir"}:
             pattern = str(args[0]) if args and isinstance(args[0], str) else "*.bin"
             return [PurePosixPath(p) for p in glob_paths(str(path / pattern))]
@@ -102,7 +126,11 @@ class Containers(Library):
         if name in {"exists", "is_file", "is_dir"}:
             return Box(shape=())
         if name in {"read_bytes", "read_text"}:
-            return self.read_data(path, {}) if path_kind(path.name) and path.suffix in {".bin", ".npy"} else snapshot(self.disk)
+            return (
+                self.read_data(path, {})
+                if path_kind(path.name) and path.suffix in {".bin", ".npy"}
+                else snapshot(self.disk)
+            )
         if name in {"write_bytes", "write_text"}:
             self.disk.seen |= merge(self.frozen(collect(args))).seen
             return None
@@ -114,7 +142,9 @@ class Containers(Library):
             return Namespace({"__path__": str(path)})
         return str(path) if name in {"as_posix", "__str__"} else None
 
-    def namespace_call(self, holder: Namespace, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+    def namespace_call(
+        self, holder: Namespace, name: str, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
         attrs = holder.attrs
         if "__path__" in attrs:
             return self.file_call(attrs, name, args)
@@ -127,11 +157,29 @@ class Containers(Library):
             return self.parser_call(attrs["__parser__"], holder, name, args, named)
         return self.opaque([*args], named, node)
 
-    def parser_call(self, known_args: dict[str, Any], holder: Namespace, name: str, args: list[Any], named: dict[str, Any]) -> Any:
+    def parser_call(
+        self,
+        known_args: dict[str, Any],
+        holder: Namespace,
+        name: str,
+        args: list[Any],
+        named: dict[str, Any],
+    ) -> Any:
         if name == "add_argument" and args and isinstance(args[0], str):
             flag = next((a for a in args if isinstance(a, str) and a.startswith("--")), args[0])
-            default = named.get("default", False if named.get("action") == "store_true" else True if named.get("action") == "store_false" else None)
-            known_args[str(named.get("dest", flag.lstrip("-").replace("-", "_")))] = self.argument(flag, default, named)
+            default = named.get(
+                "default",
+                (
+                    False
+                    if named.get("action") == "store_true"
+                    else True
+                    if named.get("action") == "store_false"
+                    else None
+                ),
+            )
+            known_args[str(named.get("dest", flag.lstrip("-").replace("-", "_")))] = self.argument(
+                flag, default, named
+            )
         if name in {"add_argument_group", "add_mutually_exclusive_group"}:
             return holder
         if name in {"parse_args", "parse_known_args"}:
@@ -143,7 +191,13 @@ class Containers(Library):
         """A command-line option's value in the documented command, else its default."""
         words = self.arguments
         for i, word in enumerate(words):
-            text = word.split("=", 1)[1] if word.startswith(flag + "=") else words[i + 1] if word == flag and i + 1 < len(words) else None
+            text = (
+                word.split("=", 1)[1]
+                if word.startswith(flag + "=")
+                else words[i + 1]
+                if word == flag and i + 1 < len(words)
+                else None
+            )
             if word == flag and named.get("action", "").startswith("store_"):
                 return named["action"] == "store_true"
             if text is not None:

@@ -27,15 +27,31 @@ from niblick.audit.flow.signals import AbortSignal
 from niblick.audit.flow.state import PLAIN
 
 BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow, ast.BitXor: operator.xor,
-    ast.BitAnd: operator.and_, ast.BitOr: operator.or_, ast.LShift: operator.lshift, ast.RShift: operator.rshift,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.BitXor: operator.xor,
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.LShift: operator.lshift,
+    ast.RShift: operator.rshift,
     ast.MatMult: operator.matmul,
 }
 COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
-    ast.GtE: operator.ge, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
-    ast.Is: operator.is_, ast.IsNot: operator.is_not,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
 }
 _MAX_ITEMS = 1600
 _MOST_BITS = 20_000
@@ -67,7 +83,9 @@ class Expressions(Hints):
         if isinstance(left, (Instance,)) and isinstance(left.cls, Class):
             return merge(self.frozen(collect(left) + collect(right)))
         if isinstance(left, (list, tuple)) and isinstance(op, (ast.Add, ast.Mult)):
-            return self.iterate(left, None) + (self.iterate(right, None) if isinstance(op, ast.Add) else [])
+            return self.iterate(left, None) + (
+                self.iterate(right, None) if isinstance(op, ast.Add) else []
+            )
         if isinstance(left, str) or isinstance(right, str):
             return merge(self.frozen(collect(left) + collect(right)))
         a, b = self.frozen([known(left)])[0], self.frozen([known(right)])[0]
@@ -87,7 +105,11 @@ class Expressions(Hints):
         return out
 
     def plain_binary(self, op: ast.operator, left: Any, right: Any) -> Any:
-        if isinstance(op, (ast.Pow, ast.LShift)) and isinstance(right, (int, float)) and abs(right) > 4096:
+        if (
+            isinstance(op, (ast.Pow, ast.LShift))
+            and isinstance(right, (int, float))
+            and abs(right) > 4096
+        ):
             return Box(shape=())
         if isinstance(left, int) and left.bit_length() > _MOST_BITS:
             return Box(shape=())
@@ -106,29 +128,54 @@ class Expressions(Hints):
             return merge(collect(left) + collect(right))
 
     def check_report(self, a: Box, b: Box, out: Box) -> None:
-        """A sum of scores that meets a count of bytes becomes part of a reported bits-per-byte figure."""
+        """A sum of scores that meets a count of bytes becomes part of a reported bits-per-byte
+        figure.
+        """
         for score, size in ((a, b), (b, a)):
             if score.scores and score.pos is None and "bytes" in size.marks:
                 self.trace.reported |= out.scores
         self.check_hints(a, b)
 
     def check_keys(self, op: ast.operator, a: Box, b: Box, node: ast.AST) -> None:
-        """A count read by context-and-target over a count read by context, or mixed into that target's own score."""
+        """A count read by context-and-target over a count read by context, or mixed into that
+        target's own score.
+        """
         if a.key is None and b.key is None:
             return
         reason = ""
-        if isinstance(op, ast.Div) and a.key is not None and b.key is not None and "hashed" in a.marks and _ahead(a.key, b.key, 1):
-            reason = "a count read with a key that holds the next token is divided by the count of its context"
+        if (
+            isinstance(op, ast.Div)
+            and a.key is not None
+            and b.key is not None
+            and "hashed" in a.marks
+            and _ahead(a.key, b.key, 1)
+        ):
+            reason = (
+                "a count read with a key that holds the next token is divided by the count of its"
+                " context"
+            )
         for one, other in ((a, b), (b, a)):
-            if one.key is not None and "hashed" in one.marks and other.nll and other.pos is not None and (
-                _ahead(one.key, other.pos, 0)
+            if (
+                one.key is not None
+                and "hashed" in one.marks
+                and other.nll
+                and other.pos is not None
+                and (_ahead(one.key, other.pos, 0))
             ):
-                reason = "a count read with a key that holds the scored token is mixed into that token's probability"
+                reason = (
+                    "a count read with a key that holds the scored token is mixed into that token's"
+                    " probability"
+                )
         if reason:
             self.interest += 1
             self.order += 1
             self.trace.keys.append(
-                KeyEvent(order=self.order, where=self.where(node), certain=self.uncertain <= 0, reason=reason)
+                KeyEvent(
+                    order=self.order,
+                    where=self.where(node),
+                    certain=self.uncertain <= 0,
+                    reason=reason,
+                )
             )
 
     def ex_unaryop(self, node: ast.UnaryOp) -> Any:
@@ -137,8 +184,18 @@ class Expressions(Hints):
             test = self.truth(value)
             return Box(shape=()) if test is None else not test
         if isinstance(value, (int, float)):
-            return -value if isinstance(node.op, ast.USub) else (~value if isinstance(node.op, ast.Invert) and isinstance(value, int) else value)
-        actions: dict[type[ast.unaryop], Callable[..., Any]] = {ast.USub: operator.neg, ast.Invert: np.invert, ast.UAdd: operator.pos}
+            return (
+                -value
+                if isinstance(node.op, ast.USub)
+                else (
+                    ~value if isinstance(node.op, ast.Invert) and isinstance(value, int) else value
+                )
+            )
+        actions: dict[type[ast.unaryop], Callable[..., Any]] = {
+            ast.USub: operator.neg,
+            ast.Invert: np.invert,
+            ast.UAdd: operator.pos,
+        }
         return elementwise(self.frozen([known(value)]), actions.get(type(node.op)))
 
     def ex_boolop(self, node: ast.BoolOp) -> Any:
@@ -150,9 +207,19 @@ class Expressions(Hints):
             if test is None:
                 unknown.append(value)
             elif test == stop:
-                return value if not unknown or not stop else Box(shape=()) if isinstance(value, bool) else value
+                return (
+                    value
+                    if not unknown or not stop
+                    else Box(shape=())
+                    if isinstance(value, bool)
+                    else value
+                )
         if unknown:
-            return unknown[-1] if not isinstance(unknown[-1], Box) else merge(collect(unknown), shape=())
+            return (
+                unknown[-1]
+                if not isinstance(unknown[-1], Box)
+                else merge(collect(unknown), shape=())
+            )
         return value
 
     def ex_compare(self, node: ast.Compare) -> Any:
@@ -173,8 +240,10 @@ class Expressions(Hints):
                 if isinstance(other, Box) and "maybe_none" in other.marks:
                     return Box(shape=())
                 return (left is right) == isinstance(op, ast.Is)
-            return Box(shape=()) if isinstance(left, Box) or isinstance(right, Box) else (
-                (left is right) == isinstance(op, ast.Is)
+            return (
+                Box(shape=())
+                if isinstance(left, Box) or isinstance(right, Box)
+                else ((left is right) == isinstance(op, ast.Is))
             )
         if isinstance(op, (ast.In, ast.NotIn)):
             return self.contains(op, left, right)
@@ -187,16 +256,29 @@ class Expressions(Hints):
             a, b = known(left), known(right)
             self.silence(op, a, b)
             out = elementwise(self.frozen([a, b]), COMPARE[type(op)])
-            if isinstance(op, ast.Eq) and a.pos is not None and b.shape == () and a.val is not None and out.val is not None and (
-                a.val.size == self.stream.val.size and not out.val.any()  # type: ignore[union-attr]
+            if (
+                isinstance(op, ast.Eq)
+                and a.pos is not None
+                and b.shape == ()
+                and a.val is not None
+                and out.val is not None
+                and (
+                    a.val.size == self.stream.val.size and not out.val.any()  # type: ignore[union-attr]
+                )
             ):
                 out.val = a.val == 1
             out.nll = False
             out.marks |= {"index"}
             return out
-        if isinstance(left, Dotted) and isinstance(right, Dotted) and all(d.name.startswith("builtins.") for d in (left, right)):
+        if (
+            isinstance(left, Dotted)
+            and isinstance(right, Dotted)
+            and all(d.name.startswith("builtins.") for d in (left, right))
+        ):
             return (left.name == right.name) == isinstance(op, ast.Eq)
-        if isinstance(left, (Dotted, Bound, Namespace)) or isinstance(right, (Dotted, Bound, Namespace)):
+        if isinstance(left, (Dotted, Bound, Namespace)) or isinstance(
+            right, (Dotted, Bound, Namespace)
+        ):
             return Box(shape=())
         return (left is right) == isinstance(op, ast.Eq)
 
@@ -204,7 +286,9 @@ class Expressions(Hints):
         if isinstance(right, Dotted) and right.name.endswith("environ"):
             present = left in self.environment or left in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
             return present == isinstance(op, ast.In)
-        if isinstance(left, PLAIN) and isinstance(right, (str, bytes, list, tuple, dict, set, range)):
+        if isinstance(left, PLAIN) and isinstance(
+            right, (str, bytes, list, tuple, dict, set, range)
+        ):
             if collect(right) and left not in _safe(right):
                 return Box(shape=())
             try:
@@ -266,9 +350,15 @@ class Expressions(Hints):
                 scores |= value.scores
                 parts.append("?")
             else:
-                parts.append(str(value) if isinstance(value, (str, int, float, PurePosixPath)) else "?")
+                parts.append(
+                    str(value) if isinstance(value, (str, int, float, PurePosixPath)) else "?"
+                )
         if scores and len(self.trace.printed) < _MAX_ITEMS:
-            words = tuple(p.value.strip() for p in node.values if isinstance(p, ast.Constant) and isinstance(p.value, str))
+            words = tuple(
+                p.value.strip()
+                for p in node.values
+                if isinstance(p, ast.Constant) and isinstance(p.value, str)
+            )
             self.trace.printed.append((words, scores))
         return "".join(parts)
 
@@ -304,7 +394,9 @@ class Expressions(Hints):
         return None
 
     def ex_slice(self, node: ast.Slice) -> Any:
-        return slice(*[None if p is None else self.value(p) for p in (node.lower, node.upper, node.step)])
+        return slice(
+            *[None if p is None else self.value(p) for p in (node.lower, node.upper, node.step)]
+        )
 
     def ex_subscript(self, node: ast.Subscript) -> Any:
         return self.item(self.value(node.value), self.value(node.slice), node)
@@ -323,7 +415,9 @@ class Expressions(Hints):
     def ex_dictcomp(self, node: ast.DictComp) -> Any:
         out: dict[Any, Any] = {}
         self.generate(
-            node.generators, lambda: out.__setitem__(self.plain_key(self.value(node.key)), self.value(node.value)), out
+            node.generators,
+            lambda: out.__setitem__(self.plain_key(self.value(node.key)), self.value(node.value)),
+            out,
         )
         return out
 

@@ -49,15 +49,24 @@ class Files(Tensors):
         return Namespace({"__path__": path, "__at__": at})
 
     def file_call(self, attrs: dict[str, Any], name: str, args: list[Any]) -> Any:
-        """A method of an open file: small plain content is kept by path, the rest goes to the disk as a whole."""
+        """A method of an open file: small plain content is kept by path, the rest goes to the disk
+        as a whole.
+        """
         path, at = attrs["__path__"], attrs.get("__at__", 0)
         old = self.contents.get(path)
         if name == "seek":
             attrs["__at__"] = args[0] if args and isinstance(args[0], int) else 0
             return None
         if name in {"write", "writelines"}:
-            if args and isinstance(args[0], bytes) and len(args[0]) < 4096 and len(old or b"") < 65_536:
-                self.contents[path] = (old or b"")[:at] + args[0] + (old or b"")[at + len(args[0]):]
+            if (
+                args
+                and isinstance(args[0], bytes)
+                and len(args[0]) < 4096
+                and len(old or b"") < 65_536
+            ):
+                self.contents[path] = (
+                    (old or b"")[:at] + args[0] + (old or b"")[at + len(args[0]) :]
+                )
                 attrs["__at__"] = at + len(args[0])
             self.disk.seen |= merge(self.frozen(collect(args))).seen
             return None
@@ -74,7 +83,12 @@ class Files(Tensors):
         if first is None:
             return Box()
         path = PurePosixPath(first)
-        parts: dict[str, Any] = {"basename": path.name, "dirname": str(path.parent), "getsize": 1024 + 2 * STREAM, "splitext": (str(path.with_suffix("")), path.suffix) if path.name else (first, "")}
+        parts: dict[str, Any] = {
+            "basename": path.name,
+            "dirname": str(path.parent),
+            "getsize": 1024 + 2 * STREAM,
+            "splitext": (str(path.with_suffix("")), path.suffix) if path.name else (first, ""),
+        }
         return parts.get(last, first)
 
     def loaded_data(self, name: str, last: str, args: list[Any], named: dict[str, Any]) -> Any:

@@ -1,7 +1,9 @@
-"""Hints about tokens: values whose presence tells something about the token they are for, and whether they reach a score.
+"""Hints about tokens: values whose presence tells something about the token they are for, and
+whether they reach a score.
 
-A function that gates its outputs by the current token (`peeking`, `native`) marks what it hands out; a mark counts as
-used once it meets a score, and as off once it is held against a threshold no share can reach or multiplied by zero.
+A function that gates its outputs by the current token (`peeking`, `native`) marks what it hands
+out; a mark counts as used once it meets a score, and as off once it is held against a threshold no
+share can reach or multiplied by zero.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Hints(State):
             self.new_hint(f"{function.name}", collect(result), function.node)
 
     def mark_native(self, name: str, args: list[Any], node: ast.AST) -> None:
-        """Marks the arrays that a compiled function fills, if it looks at the tokens it hints at."""
+        """Marks the arrays that a compiled function fills, if it looks at the tokens it hints
+        at.
+        """
         positions = self.native.get(name, frozenset())
         boxes = [box for i, arg in enumerate(args) if i in positions for box in collect(arg)]
         if boxes and any(is_token(box) for arg in args for box in collect(arg)):
@@ -39,7 +43,9 @@ class Hints(State):
 
     def new_hint(self, name: str, boxes: list[Box], node: ast.AST) -> None:
         mark = f"{_PREFIX}{name}:{getattr(node, 'lineno', 0)}"
-        self.trace.hints.setdefault(mark, HintEvent(name=name, where=self.where(node), certain=self.uncertain <= 0))
+        self.trace.hints.setdefault(
+            mark, HintEvent(name=name, where=self.where(node), certain=self.uncertain <= 0)
+        )
         for box in boxes:
             box.marks |= {mark}
 
@@ -56,9 +62,17 @@ class Hints(State):
         """Notes hints held against a threshold above one, or given no weight."""
         for hint, number in ((a, b), (b, a)):
             marks = hint.marks & self.trace.hints.keys() if self.trace.hints else None
-            if not marks or len(marks) > 1 or number.marks or number.val is None or number.val.size != 1:
+            if (
+                not marks
+                or len(marks) > 1
+                or number.marks
+                or number.val is None
+                or number.val.size != 1
+            ):
                 continue
             value = float(np.asarray(number.val).reshape(-1)[0])
-            if (isinstance(op, (ast.Gt, ast.GtE)) and hint is a and value > 1) or (isinstance(op, ast.Mult) and value == 0):
+            if (isinstance(op, (ast.Gt, ast.GtE)) and hint is a and value > 1) or (
+                isinstance(op, ast.Mult) and value == 0
+            ):
                 for mark in marks:
                     self.trace.hints[mark].off = True

@@ -10,7 +10,19 @@ from niblick.audit.flow.calls import Calls
 from niblick.audit.flow.objects import Dotted, Namespace
 
 _MOST_MODULES = 300
-_OUTSIDE = frozenset({*sys.stdlib_module_names, "torch", "numpy", "scipy", "sentencepiece", "tiktoken", "triton", "flash_attn", "transformers"})
+_OUTSIDE = frozenset(
+    {
+        *sys.stdlib_module_names,
+        "torch",
+        "numpy",
+        "scipy",
+        "sentencepiece",
+        "tiktoken",
+        "triton",
+        "flash_attn",
+        "transformers",
+    }
+)
 
 
 class Imports(Calls):
@@ -29,7 +41,9 @@ class Imports(Calls):
         module = self.import_program(base) if base else None
         for alias in node.names:
             if module is not None and alias.name == "*":
-                self.scopes[-1][0].update({k: v for k, v in module.attrs.items() if not k.startswith("__")})
+                self.scopes[-1][0].update(
+                    {k: v for k, v in module.attrs.items() if not k.startswith("__")}
+                )
                 continue
             found: Any = None
             if module is not None and alias.name in module.attrs:
@@ -40,7 +54,9 @@ class Imports(Calls):
             self.store(alias.asname or alias.name, found if found is not None else Dotted(name))
 
     def absolute(self, node: ast.ImportFrom) -> str:
-        """The module an import names, its leading dots resolved against the module that holds it."""
+        """The module an import names, its leading dots resolved against the module that holds
+        it.
+        """
         if not node.level:
             return node.module or ""
         scope = self.scopes[-1][-1]
@@ -55,7 +71,9 @@ class Imports(Calls):
             return self.loaded[name]
         top, _, last = name.rpartition(".")
         outside = name.partition(".")[0] in _OUTSIDE
-        file, tree = self.modules.get(name) or (None if outside else self.modules.get(last)) or ("", None)
+        file, tree = (
+            self.modules.get(name) or (None if outside else self.modules.get(last)) or ("", None)
+        )
         if tree is None or len(self.loaded) > _MOST_MODULES:
             return None
         parent = self.import_program(top) if top in self.modules else None

@@ -14,13 +14,21 @@ def joined(left: Any, right: Any) -> Any:
     """One value that stands for either of two."""
     if left is right:
         return left
-    if isinstance(left, (Function, Class, Module, Instance, Namespace, list, dict)) and right is None:
+    if (
+        isinstance(left, (Function, Class, Module, Instance, Namespace, list, dict))
+        and right is None
+    ):
         return left
     if left is None and not isinstance(right, (Box, int, float, str)):
         return right
     if isinstance(left, Box) or isinstance(right, Box):
         a, b = known(left), known(right)
-        if a.shape == b.shape and a.pos is not None and b.pos is not None and a.pos.shape == b.pos.shape:
+        if (
+            a.shape == b.shape
+            and a.pos is not None
+            and b.pos is not None
+            and a.pos.shape == b.pos.shape
+        ):
             out = snapshot(a, pos=np.maximum(a.pos, b.pos), val=None)
             extra = merge([b])
             out.seen |= b.seen
@@ -31,7 +39,9 @@ def joined(left: Any, right: Any) -> Any:
         keep = a if a.pos is not None else b
         out = merge([a, b])
         if keep.pos is not None:
-            out = snapshot(keep, seen=out.seen, roots=out.roots, scores=out.scores, marks=out.marks, val=None)
+            out = snapshot(
+                keep, seen=out.seen, roots=out.roots, scores=out.scores, marks=out.marks, val=None
+            )
         out.live = a.live or b.live
         return out
     try:
@@ -39,6 +49,8 @@ def joined(left: Any, right: Any) -> Any:
             return left
     except (TypeError, ValueError):
         return left
-    if isinstance(left, (int, float, str, bool, type(None))) and isinstance(right, (int, float, str, bool, type(None))):
+    if isinstance(left, (int, float, str, bool, type(None))) and isinstance(
+        right, (int, float, str, bool, type(None))
+    ):
         return Box(shape=())
     return left if left is not None else right

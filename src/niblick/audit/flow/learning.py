@@ -6,30 +6,49 @@ import ast
 from typing import Any
 
 from niblick.audit.flow.adapters import attaches, cleans
-from niblick.audit.flow.boxes import (
-    Box,
-    collect,
-    depends,
-    known,
-    merge,
-    snapshot,
-    target_bits,
-)
+from niblick.audit.flow.boxes import Box, collect, depends, known, merge, snapshot, target_bits
 from niblick.audit.flow.containers import Containers
 from niblick.audit.flow.objects import Bound, Dotted, Function, Module, Namespace, Optimizer
 
-_SELF_MODULE = frozenset({"to", "cuda", "cpu", "eval", "train", "bfloat16", "float", "half", "double", "requires_grad_", "compile",
-                          "apply", "type", "share_memory", "modules", "children"})
+_SELF_MODULE = frozenset(
+    {
+        "to",
+        "cuda",
+        "cpu",
+        "eval",
+        "train",
+        "bfloat16",
+        "float",
+        "half",
+        "double",
+        "requires_grad_",
+        "compile",
+        "apply",
+        "type",
+        "share_memory",
+        "modules",
+        "children",
+    }
+)
 
 _PARAMETERS = frozenset({"parameters", "buffers"})
 
 _NAMED = frozenset({"named_parameters", "named_buffers", "named_modules", "named_children"})
 
-_USUAL_NAMES = ("tok_emb.weight", *(f"blocks.{i}.{part}.weight" for i in (0, 4, 8, 9, 10, 11) for part in ("attn.proj", "mlp.fc")))
-"""Names that stand for a model's parameters where a program picks some of them by name; one more is left unknown."""
+_USUAL_NAMES = (
+    "tok_emb.weight",
+    *(
+        f"blocks.{i}.{part}.weight"
+        for i in (0, 4, 8, 9, 10, 11)
+        for part in ("attn.proj", "mlp.fc")
+    ),
+)
+"""Names that stand for a model's parameters where a program picks some of them by name.
+
+One more is left unknown.
+"""
 
 _LEARNS = frozenset({"backward", "grad", "step"})
-
 
 
 class Learning(Containers):
@@ -48,7 +67,9 @@ class Learning(Containers):
                 roots |= value.roots
         return frozenset(roots)
 
-    def module_call(self, module: Module, bound: Bound, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+    def module_call(
+        self, module: Module, bound: Bound, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
         name, leaf = bound.name, self.leaves[module.leaf]
         if bound.function is not None and name != "forward":
             if name.startswith("reset"):
@@ -81,13 +102,18 @@ class Learning(Containers):
         return self.forward(module, args, named, node)
 
     def note_adapters(self, function: Function, args: list[Any]) -> None:
-        """Adapters that a function of the program has hung on a model, or has taken from it or started afresh."""
+        """Adapters that a function of the program has hung on a model, or has taken from it or
+        started afresh.
+        """
         models = [a for a in args if isinstance(a, Module)]
         if not models:
             return
         known = self.adapting.get(id(function.node))
         if known is None:
-            known = self.adapting[id(function.node)] = (attaches(function.node), cleans(function.node))
+            known = self.adapting[id(function.node)] = (
+                attaches(function.node),
+                cleans(function.node),
+            )
         for model in models:
             leaf = self.leaves[model.leaf]
             if known[1]:
@@ -103,7 +129,9 @@ class Learning(Containers):
         else:
             leaf.seen |= self.disk.seen
 
-    def optimizer_call(self, optimizer: Optimizer, name: str, args: list[Any], node: ast.AST) -> Any:
+    def optimizer_call(
+        self, optimizer: Optimizer, name: str, args: list[Any], node: ast.AST
+    ) -> Any:
         roots = optimizer.roots or frozenset(self.leaves)
         if name == "zero_grad":
             for root in roots:
@@ -144,7 +172,11 @@ class Learning(Containers):
             box = snapshot(self.frozen([known(args[0])])[0]) if args else Box()
             return self.make_leaf(box, "parameter")
         if last in {"ModuleList", "Sequential", "ParameterList"} and args:
-            items = [i for a in args for i in (self.iterate(a, None) if isinstance(a, (list, tuple)) else [a])]
+            items = [
+                i
+                for a in args
+                for i in (self.iterate(a, None) if isinstance(a, (list, tuple)) else [a])
+            ]
             leaves = [i for i in items if isinstance(i, Module)]
             return leaves[0] if leaves else merge(collect(items))
         return Module(last, self.new_leaf("module", last))
@@ -156,7 +188,9 @@ class Learning(Containers):
         self.interest += 1
         out = []
         for box in collect(inputs) or [Box()]:
-            out.append(Box(shape=box.shape, seen=positions, roots=box.roots, marks=frozenset({"grad"})))
+            out.append(
+                Box(shape=box.shape, seen=positions, roots=box.roots, marks=frozenset({"grad"}))
+            )
         return out
 
 

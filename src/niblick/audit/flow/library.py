@@ -1,4 +1,6 @@
-"""Python's builtins and the parts of the standard library that decide what a training script does."""
+"""Python's builtins and the parts of the standard library that decide what a training script
+does.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,48 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced, snapshot
-from niblick.audit.flow.objects import Bound, CallEvent, Class, Dotted, Function, Instance, Module, Namespace
+from niblick.audit.flow.objects import (
+    Bound,
+    CallEvent,
+    Class,
+    Dotted,
+    Function,
+    Instance,
+    Module,
+    Namespace,
+)
 from niblick.audit.flow.paths import glob_paths
 from niblick.audit.flow.records import Records
 from niblick.audit.flow.signals import AbortSignal
 
-_OUTSIDE = ("requests", "urllib", "socket", "http", "huggingface_hub", "wandb", "subprocess", "aiohttp", "boto3", "datasets")
+_OUTSIDE = (
+    "requests",
+    "urllib",
+    "socket",
+    "http",
+    "huggingface_hub",
+    "wandb",
+    "subprocess",
+    "aiohttp",
+    "boto3",
+    "datasets",
+)
 _PURE: dict[str, Callable[..., Any]] = {
-    "int": int, "float": float, "str": str, "bool": bool, "abs": abs, "round": round, "divmod": divmod, "ord": ord, "chr": chr,
-    "pow": pow, "bytes": bytes, "hash": lambda v: hash(str(v)) % 2**31, "hex": hex, "bin": bin, "repr": repr,
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": bool,
+    "abs": abs,
+    "round": round,
+    "divmod": divmod,
+    "ord": ord,
+    "chr": chr,
+    "pow": pow,
+    "bytes": bytes,
+    "hash": lambda v: hash(str(v)) % 2**31,
+    "hex": hex,
+    "bin": bin,
+    "repr": repr,
 }
 
 
@@ -47,7 +82,12 @@ class Library(Records):
     def pure(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
         if args and isinstance(args[0], Box):
             box = self.frozen([args[0]])[0]
-            plain = box.val is not None and box.val.size == 1 and box.pos is None and not (box.roots or box.deps or box.key is not None)
+            plain = (
+                box.val is not None
+                and box.val.size == 1
+                and box.pos is None
+                and not (box.roots or box.deps or box.key is not None)
+            )
             if name in {"int", "float", "bool"} and plain and box.val is not None:
                 try:
                     return _PURE[name](box.val.reshape(-1)[0].item())
@@ -56,12 +96,22 @@ class Library(Records):
             if name == "str":
                 return "?"
             return snapshot(box, shape=(), marks=box.marks | {"scalar"})
-        if any(not isinstance(a, (int, float, str, bytes, bool, list, tuple, PurePosixPath, np.generic)) for a in args):
+        if any(
+            not isinstance(
+                a, (int, float, str, bytes, bool, list, tuple, PurePosixPath, np.generic)
+            )
+            for a in args
+        ):
             return "?" if name in {"str", "repr"} else merge(collect(args), shape=())
         try:
             return _PURE[name](*args, **named)
         except ValueError as error:
-            if name in {"int", "float"} and len(args) == 1 and isinstance(args[0], str) and "?" not in args[0]:
+            if (
+                name in {"int", "float"}
+                and len(args) == 1
+                and isinstance(args[0], str)
+                and "?" not in args[0]
+            ):
                 self.fails(f"ValueError: {error}")
             return Box(shape=())
         except (TypeError, OverflowError, MemoryError):
@@ -74,7 +124,11 @@ class Library(Records):
         if name == "reversed":
             return items[::-1]
         if name in {"set", "frozenset"}:
-            return set(items) if all(isinstance(i, (int, str, float, tuple)) and not collect(i) for i in items) else items
+            return (
+                set(items)
+                if all(isinstance(i, (int, str, float, tuple)) and not collect(i) for i in items)
+                else items
+            )
         if name == "sorted":
             try:
                 return sorted(items)
@@ -98,7 +152,9 @@ class Library(Records):
             return len(value)
         if isinstance(value, Box) and value.shape and value.shape[0] is not None:
             return value.shape[0]
-        if isinstance(value, Instance) and isinstance(method := value.cls.find("__len__"), Function):
+        if isinstance(value, Instance) and isinstance(
+            method := value.cls.find("__len__"), Function
+        ):
             return self.call_function(method, [value], {}, node)
         return merge(collect(value), shape=())
 
@@ -108,13 +164,19 @@ class Library(Records):
 
     def py_enumerate(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         start = named.get("start", args[1] if len(args) > 1 else 0)
-        return [(i + (start if isinstance(start, int) else 0), v) for i, v in enumerate(self.iterate(args[0], None))]
+        return [
+            (i + (start if isinstance(start, int) else 0), v)
+            for i, v in enumerate(self.iterate(args[0], None))
+        ]
 
     def py_zip(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return list(zip(*[self.iterate(a, None) for a in args], strict=False))
 
     def py_map(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        return [self.call_value(args[0], [item], {}, node) for item in self.iterate(args[1], None)[:2000]]
+        return [
+            self.call_value(args[0], [item], {}, node)
+            for item in self.iterate(args[1], None)[:2000]
+        ]
 
     def py_filter(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return self.iterate(args[1], None)
@@ -129,7 +191,9 @@ class Library(Records):
             return sum(items)
         return reduced(elementwise(self.frozen([known(i) for i in items]))) if items else 0
 
-    def py_min(self, args: list[Any], named: dict[str, Any], node: ast.AST, action: Any = min) -> Any:
+    def py_min(
+        self, args: list[Any], named: dict[str, Any], node: ast.AST, action: Any = min
+    ) -> Any:
         items = self.iterate(args[0], None) if len(args) == 1 else args
         if items and all(isinstance(i, (int, float, np.generic)) for i in items):
             return action(items)
@@ -138,7 +202,14 @@ class Library(Records):
         boxes = [known(i) for i in items if not isinstance(i, (Instance, Function))]
         if not boxes:
             return named.get("default", Box())
-        return elementwise(self.frozen(boxes), (lambda *v: np.min(np.stack(v), axis=0)) if action is min else (lambda *v: np.max(np.stack(v), axis=0)))
+        return elementwise(
+            self.frozen(boxes),
+            (
+                (lambda *v: np.min(np.stack(v), axis=0))
+                if action is min
+                else (lambda *v: np.max(np.stack(v), axis=0))
+            ),
+        )
 
     def py_max(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return self.py_min(args, named, node, max)
@@ -157,15 +228,29 @@ class Library(Records):
         if isinstance(value, Box):
             return True if names & {"Tensor", "ndarray", "Parameter"} else Box(shape=())
         if isinstance(value, (Instance, Module)):
-            return any(k is value.cls for k in kinds) or (Box(shape=()) if isinstance(value, Module) else False)
-        native = {"int": int, "float": float, "str": str, "list": list, "tuple": tuple, "dict": dict, "bool": bool, "bytes": bytes,
-                  "set": set, "Path": PurePosixPath}
+            return any(k is value.cls for k in kinds) or (
+                Box(shape=()) if isinstance(value, Module) else False
+            )
+        native = {
+            "int": int,
+            "float": float,
+            "str": str,
+            "list": list,
+            "tuple": tuple,
+            "dict": dict,
+            "bool": bool,
+            "bytes": bytes,
+            "set": set,
+            "Path": PurePosixPath,
+        }
         return any(isinstance(value, native[n]) for n in names if n in native)
 
     def py_hasattr(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         holder, name = args[0], args[1]
         if isinstance(holder, (Instance, Module)):
-            found = name in holder.attrs or (holder.cls is not None and holder.cls.find(name) is not None)
+            found = name in holder.attrs or (
+                holder.cls is not None and holder.cls.find(name) is not None
+            )
             return found or (Box(shape=()) if isinstance(holder, Module) else False)
         if isinstance(holder, Namespace):
             return name in holder.attrs
@@ -175,7 +260,11 @@ class Library(Records):
         holder, name = args[0], args[1]
         if not isinstance(name, str) or name == "?":
             return merge(collect(holder))
-        if len(args) > 2 and isinstance(holder, (Instance, Namespace, Class)) and self.truth(self.py_hasattr(args[:2], {}, node)) is False:
+        if (
+            len(args) > 2
+            and isinstance(holder, (Instance, Namespace, Class))
+            and self.truth(self.py_hasattr(args[:2], {}, node)) is False
+        ):
             return args[2]
         return self.attribute(holder, name, node)
 
@@ -186,16 +275,31 @@ class Library(Records):
     def py_dict(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         out: dict[Any, Any] = {}
         if args:
-            out.update(args[0] if isinstance(args[0], dict) else {
-                self.plain_key(p[0]): p[1] for p in self.iterate(args[0], None) if isinstance(p, (tuple, list)) and len(p) == 2})
+            out.update(
+                args[0]
+                if isinstance(args[0], dict)
+                else {
+                    self.plain_key(p[0]): p[1]
+                    for p in self.iterate(args[0], None)
+                    if isinstance(p, (tuple, list)) and len(p) == 2
+                }
+            )
         out.update(named)
         return out
 
     def py_super(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         holder = self.lookup("self")
         cls = getattr(holder, "cls", None)
-        base = next((b for b in cls.bases if isinstance(b, Class)), None) if cls is not None else None
-        return Namespace({k: Bound(holder, k, v) for k, v in (base.body if base else {}).items() if isinstance(v, Function)})
+        base = (
+            next((b for b in cls.bases if isinstance(b, Class)), None) if cls is not None else None
+        )
+        return Namespace(
+            {
+                k: Bound(holder, k, v)
+                for k, v in (base.body if base else {}).items()
+                if isinstance(v, Function)
+            }
+        )
 
     def py_type(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return getattr(args[0], "cls", None) or Dotted("?") if args else Dotted("?")
@@ -224,13 +328,22 @@ class Library(Records):
         """A standard-library call by dotted name; NotImplemented when it is not one we know."""
         last = name.rsplit(".", 1)[-1]
         if name in {"os.environ.get", "os.getenv", "environ.get"}:
-            return self.environ(str(args[0]), args[1] if len(args) > 1 else named.get("default")) if args else Box()
+            return (
+                self.environ(str(args[0]), args[1] if len(args) > 1 else named.get("default"))
+                if args
+                else Box()
+            )
         if name in {"os.environ.setdefault"} and len(args) > 1:
             return self.environment.setdefault(str(args[0]), str(args[1]))
         if name == "os.environ.update" and args and isinstance(args[0], dict):
             self.environment.update({str(k): v for k, v in args[0].items() if isinstance(v, str)})
             return None
-        if last in {"glob", "iglob"} and name.startswith("glob") and args and isinstance(args[0], (str, PurePosixPath)):
+        if (
+            last in {"glob", "iglob"}
+            and name.startswith("glob")
+            and args
+            and isinstance(args[0], (str, PurePosixPath))
+        ):
             return glob_paths(str(args[0]))
         if name in {"os.listdir", "os.scandir"} and args:
             return glob_paths(f"{args[0]}/*.bin")
@@ -252,24 +365,38 @@ class Library(Records):
             return Box(shape=())
         if any(isinstance(a, Box) for a in args):
             name = {"log": "log", "exp": "exp", "log2": "log2", "sqrt": "sqrt"}.get(last)
-            out = elementwise(self.frozen([known(a) for a in args[:1]]), getattr(np, name) if name else None)
+            out = elementwise(
+                self.frozen([known(a) for a in args[:1]]), getattr(np, name) if name else None
+            )
             return snapshot(out, shape=())
         try:
             return function(*args)
         except (TypeError, ValueError, OverflowError):
             return Box(shape=())
 
-    def objects_call(self, name: str, last: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+    def objects_call(
+        self, name: str, last: str, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
         if last in {"Path", "PurePath", "PosixPath"}:
             return PurePosixPath(*[str(a) for a in args if isinstance(a, (str, PurePosixPath))])
         if last == "dtype" and args and isinstance(args[0], str):
             digits = re.search(r"\d+", args[0])
-            return Namespace({"itemsize": max(1, int(digits[0]) // (8 if int(digits[0]) > 8 else 1)) if digits else 4})
+            return Namespace(
+                {
+                    "itemsize": (
+                        max(1, int(digits[0]) // (8 if int(digits[0]) > 8 else 1)) if digits else 4
+                    )
+                }
+            )
         if last in {"deepcopy", "copy"} and name.startswith("copy.") and args:
             return self.copied(args[0])
         if name in {"json.loads", "json.dumps"} and args:
             return self.plain_json(last, args)
-        if name in {"dataclasses.replace", "copy.replace"} and args and isinstance(args[0], Instance):
+        if (
+            name in {"dataclasses.replace", "copy.replace"}
+            and args
+            and isinstance(args[0], Instance)
+        ):
             return self.replaced(args[0], named)
         if last == "partial" and args:
             return Namespace({"__call__": args[0], "__args__": args[1:], "__named__": named})
@@ -287,33 +414,67 @@ class Library(Records):
             return Namespace(dict(named))
         if last in {"spec_from_file_location", "module_from_spec", "import_module"} and args:
             return self.module_by_file(last, args)
-        if (last == "field" and "dataclasses" in name) or (last == "field" and "default_factory" in named):
-            return named["default"] if "default" in named else self.call_value(named.get("default_factory"), [], {}, node)
+        if (last == "field" and "dataclasses" in name) or (
+            last == "field" and "default_factory" in named
+        ):
+            return (
+                named["default"]
+                if "default" in named
+                else self.call_value(named.get("default_factory"), [], {}, node)
+            )
         if last == "Thread" and "target" in named:
-            return Namespace({"__thread__": named["target"], "__args__": list(named.get("args", ()))})
+            return Namespace(
+                {"__thread__": named["target"], "__args__": list(named.get("args", ()))}
+            )
         if last == "ArgumentParser":
             return Namespace({"__parser__": {}})
-        if last in {"fromfile", "memmap", "load", "from_file", "load_file", "read_table", "loadtxt"}:
+        if last in {
+            "fromfile",
+            "memmap",
+            "load",
+            "from_file",
+            "load_file",
+            "read_table",
+            "loadtxt",
+        }:
             return self.loaded_data(name, last, args, named)
         if last in {"save", "savez", "save_file", "dump"} and args:
             return self.saved(args)
         if last == "BytesIO":
             return merge(self.frozen(collect(args)))
-        if name.startswith(_OUTSIDE) or last in {"snapshot_download", "hf_hub_download", "urlopen", "urlretrieve", "system", "popen"}:
+        if name.startswith(_OUTSIDE) or last in {
+            "snapshot_download",
+            "hf_hub_download",
+            "urlopen",
+            "urlretrieve",
+            "system",
+            "popen",
+        }:
             detail = str(args[0])[:120] if args and isinstance(args[0], (str, list, tuple)) else ""
             self.order += 1
-            self.trace.calls.append(CallEvent(
-                name=name, where=self.where(node), certain=self.uncertain <= 0, detail=detail, order=self.order))
+            self.trace.calls.append(
+                CallEvent(
+                    name=name,
+                    where=self.where(node),
+                    certain=self.uncertain <= 0,
+                    detail=detail,
+                    order=self.order,
+                )
+            )
             return merge(collect(args))
         return NotImplemented
 
     def module_by_file(self, last: str, args: list[Any]) -> Any:
         """What importlib makes of a file or a name: a module of the program where it is one."""
         if last == "spec_from_file_location":
-            return Namespace({"__module__": PurePosixPath(str(args[-1])).stem, "loader": Namespace({})})
+            return Namespace(
+                {"__module__": PurePosixPath(str(args[-1])).stem, "loader": Namespace({})}
+            )
         name = args[0].attrs.get("__module__") if isinstance(args[0], Namespace) else args[0]
         found = self.import_program(name) if isinstance(name, str) else None
-        return found or (Dotted(name) if last == "import_module" and isinstance(name, str) else Namespace({}))
+        return found or (
+            Dotted(name) if last == "import_module" and isinstance(name, str) else Namespace({})
+        )
 
     def import_program(self, name: str) -> Namespace | None:
         raise NotImplementedError

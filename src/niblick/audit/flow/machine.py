@@ -1,8 +1,8 @@
 """The engine's statements: runs a program over shadow values and writes down what it saw.
 
-Nothing of the program is executed by Python: each statement is interpreted over `Box`es and plain data. A branch
-whose condition is unknown runs both ways; a loop whose body does something of interest runs twice and once more
-for its last turn; steps are bounded.
+Nothing of the program is executed by Python: each statement is interpreted over `Box`es and plain
+data. A branch whose condition is unknown runs both ways; a loop whose body does something of
+interest runs twice and once more for its last turn; steps are bounded.
 """
 
 from __future__ import annotations
@@ -17,13 +17,27 @@ from niblick.audit.flow.boxes import Box, Leaf, collect, merge, replace_content
 from niblick.audit.flow.imports import Imports
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import Class, Dotted, Function
-from niblick.audit.flow.signals import AbortSignal, BreakSignal, BudgetSignal, ContinueSignal, ReturnSignal
+from niblick.audit.flow.signals import (
+    AbortSignal,
+    BreakSignal,
+    BudgetSignal,
+    ContinueSignal,
+    ReturnSignal,
+)
 
 _MAX_TURNS = 5000
 _QUIET_TURNS = 2
 _LOOP_STEPS = 30_000
-_MISREAD = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, OSError, AssertionError)
-"""What plain operations on values of an unexpected kind raise in the engine itself: that statement is passed over."""
+_MISREAD = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    OSError,
+    AssertionError,
+)
+"""What plain operations on values of an unexpected kind raise: that statement is passed over."""
 
 
 class Machine(Imports):
@@ -78,7 +92,11 @@ class Machine(Imports):
     def do_augassign(self, node: ast.AugAssign) -> None:
         left = self.value(_as_load(node.target))
         right = self.value(node.value)
-        if isinstance(left, list) and isinstance(right, (list, tuple)) and isinstance(node.op, ast.Add):
+        if (
+            isinstance(left, list)
+            and isinstance(right, (list, tuple))
+            and isinstance(node.op, ast.Add)
+        ):
             left.extend(right)
             return
         self.table_write(node.target, left)
@@ -137,7 +155,13 @@ class Machine(Imports):
             name = value.name.rsplit(".", 1)[-1] if isinstance(value, (Dotted, Function)) else ""
             if name in {"no_grad", "inference_mode"}:
                 marks.add("no_grad")
-            elif name in {"property", "cached_property", "staticmethod", "classmethod", "contextmanager"}:
+            elif name in {
+                "property",
+                "cached_property",
+                "staticmethod",
+                "classmethod",
+                "contextmanager",
+            }:
                 marks.add(name)
             elif name == "jit" and isinstance(value, Dotted) and "triton" in value.name:
                 marks.add("kernel")
@@ -201,7 +225,10 @@ class Machine(Imports):
         entered = 0
         for item in node.items:
             value = self.value(item.context_expr)
-            if isinstance(value, Dotted) and value.name.rsplit(".", 1)[-1] in {"no_grad", "inference_mode"}:
+            if isinstance(value, Dotted) and value.name.rsplit(".", 1)[-1] in {
+                "no_grad",
+                "inference_mode",
+            }:
                 entered += 1
             elif isinstance(value, Dotted) and value.name.endswith("enable_grad"):
                 entered -= self.no_grad
@@ -247,9 +274,19 @@ class Machine(Imports):
             self.block(node.body if test else node.orelse)
 
     def depends_on_data(self, condition: Any) -> bool:
-        """Whether a condition is decided by data of the run, not by a clock, a file or an unknown switch."""
-        return isinstance(condition, Box) and not (condition.marks & {"time", "file"}) and bool(
-            condition.deps or condition.roots or condition.marks or condition.pos is not None or condition.seen
+        """Whether a condition is decided by data of the run, not by a clock, a file or an unknown
+        switch.
+        """
+        return (
+            isinstance(condition, Box)
+            and not (condition.marks & {"time", "file"})
+            and bool(
+                condition.deps
+                or condition.roots
+                or condition.marks
+                or condition.pos is not None
+                or condition.seen
+            )
         )
 
     def both(self, then: list[ast.stmt], other: list[ast.stmt], data: bool = False) -> None:
@@ -282,7 +319,9 @@ class Machine(Imports):
             self.pending_return(second)
             return
         for name in after_then.keys() | scope.keys():
-            scope[name] = joined(after_then.get(name, scope.get(name)), scope.get(name, after_then.get(name)))
+            scope[name] = joined(
+                after_then.get(name, scope.get(name)), scope.get(name, after_then.get(name))
+            )
 
     def pending_return(self, signal: BaseException) -> None:
         if isinstance(signal, ReturnSignal) and self.maybe_returns:
@@ -310,7 +349,9 @@ class Machine(Imports):
             if not self.turn(node.body):
                 return
             endless = (self.interest, self.maybe_ended) != mark or test is None
-            if turn + 1 >= _QUIET_TURNS and (endless or self.trace.steps - first_step > _LOOP_STEPS):
+            if turn + 1 >= _QUIET_TURNS and (
+                endless or self.trace.steps - first_step > _LOOP_STEPS
+            ):
                 break
         self.widen(node.body)
         self.widened += 1
@@ -322,7 +363,10 @@ class Machine(Imports):
     def widen(self, body: list[ast.stmt]) -> None:
         """Forgets the value of every plain number the loop body changes."""
         names = {
-            n.id for s in body for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+            n.id
+            for s in body
+            for n in ast.walk(s)
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
         }
         scope = self.scopes[-1][0]
         for name in names:

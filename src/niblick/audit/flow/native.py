@@ -1,8 +1,10 @@
-"""Functions of C sources that a submission compiles: which of their outputs depend on a property of the current token.
+"""Functions of C sources that a submission compiles: which of their outputs depend on a property of
+the current token.
 
-A light reading, no compiler: text becomes tokens, tokens become statements, and each loop over `tokens[i]` is followed
-once. An output is gated when what is written to `out[i]` does not hold the token itself but stands under a condition
-that looks a property of that token up, so that whether a hint exists tells something about the token it is for.
+A light reading, no compiler: text becomes tokens, tokens become statements, and each loop over
+`tokens[i]` is followed once. An output is gated when what is written to `out[i]` does not hold the
+token itself but stands under a condition that looks a property of that token up, so that whether a
+hint exists tells something about the token it is for.
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-_TOKEN = re.compile(
-    r"[A-Za-z_]\w*|\d[\w.]*|->|<<=|>>=|[-+*/%&|^=!<>]=|&&|\|\||<<|>>|\+\+|--|\S"
+_TOKEN = re.compile(r"[A-Za-z_]\w*|\d[\w.]*|->|<<=|>>=|[-+*/%&|^=!<>]=|&&|\|\||<<|>>|\+\+|--|\S")
+_NOISE = re.compile(
+    r"/\*.*?\*/|//[^\n]*|^\s*#[^\n]*(?:\\\n[^\n]*)*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])+'",
+    re.DOTALL | re.MULTILINE,
 )
-_NOISE = re.compile(r"/\*.*?\*/|//[^\n]*|^\s*#[^\n]*(?:\\\n[^\n]*)*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])+'", re.DOTALL | re.MULTILINE)
 _ASSIGN = frozenset({"=", "+=", "-=", "|=", "&=", "^=", "*=", "/=", "%=", "<<=", ">>="})
 _LEAVES = frozenset({"continue", "break", "return", "goto"})
 _MAX_TEXT = 400_000
@@ -24,7 +27,9 @@ Words = list[str]
 
 @dataclass
 class Statement:
-    """`kind` is "plain", "if", "loop" or "block"; `words` its own words (an if's condition, a loop's head)."""
+    """`kind` is "plain", "if", "loop" or "block"; `words` its own words (an if's condition, a
+    loop's head).
+    """
 
     kind: str
     words: Words
@@ -44,11 +49,17 @@ class Facts:
 
 
 def gated_outputs(text: str) -> dict[str, frozenset[int]]:
-    """Function name -> positions of the pointer parameters whose entries are gated by the token they are for."""
+    """Function name -> positions of the pointer parameters whose entries are gated by the token
+    they are for.
+    """
     words = _TOKEN.findall(_NOISE.sub(" ", text[:_MAX_TEXT]))
     found: dict[str, frozenset[int]] = {}
     for name, parameters, body in _functions(words):
-        pointers = {words[-1]: i for i, words in enumerate(parameters) if words and ("*" in words or "]" in words)}
+        pointers = {
+            words[-1]: i
+            for i, words in enumerate(parameters)
+            if words and ("*" in words or "]" in words)
+        }
         gated: set[int] = set()
         for loop in _loops(_statements(body)[0]):
             gated |= _turn(loop, pointers)
@@ -107,13 +118,21 @@ def _statements(words: Words, at: int = 0, single: bool = False) -> tuple[list[S
             end = _close(words, at)
             out.append(Statement("block", [], _statements(words[at + 1 : end])[0]))
             at = end + 1
-        elif word in {"if", "for", "while", "switch"} and at + 1 < len(words) and words[at + 1] == "(":
+        elif (
+            word in {"if", "for", "while", "switch"}
+            and at + 1 < len(words)
+            and words[at + 1] == "("
+        ):
             end = _close(words, at + 1)
             body, after = _statements(words, end + 1, single=True)
             other: list[Statement] = []
             if word == "if" and after < len(words) and words[after] == "else":
                 other, after = _statements(words, after + 1, single=True)
-            out.append(Statement("if" if word in {"if", "switch"} else "loop", words[at + 2 : end], body, other))
+            out.append(
+                Statement(
+                    "if" if word in {"if", "switch"} else "loop", words[at + 2 : end], body, other
+                )
+            )
             at = after
         else:
             end = at
@@ -136,7 +155,11 @@ def _loops(statements: list[Statement]) -> Iterator[Statement]:
 def _turn(loop: Statement, pointers: dict[str, int]) -> set[int]:
     """Outputs gated in one turn of a loop; the index is the variable its head increases."""
     head = loop.words
-    steps = [head[i - 1] if head[i - 1].isidentifier() else head[i + 1] for i in range(1, len(head) - 1) if head[i] in {"++", "+="}]
+    steps = [
+        head[i - 1] if head[i - 1].isidentifier() else head[i + 1]
+        for i in range(1, len(head) - 1)
+        if head[i] in {"++", "+="}
+    ]
     steps += [head[-2]] if len(head) > 1 and head[-1] == "++" else []
     index = next((s for s in steps if s.isidentifier()), None)
     if index is None:
@@ -157,12 +180,26 @@ def _follow(statements: list[Statement], facts: Facts, gate: bool) -> bool:
             _follow(statement.other, facts, inner)
             gate = gate or (inner and (_leaves(statement.body) or _leaves(statement.other)))
         else:
-            gate = _follow(statement.body, facts, gate or (statement.kind == "loop" and _tells(statement.words, facts))) or gate
+            gate = (
+                _follow(
+                    statement.body,
+                    facts,
+                    gate or (statement.kind == "loop" and _tells(statement.words, facts)),
+                )
+                or gate
+            )
     return gate
 
 
 def _leaves(statements: list[Statement]) -> bool:
-    return any(s.words[:1] and s.words[0] in _LEAVES if s.kind == "plain" else s.kind == "block" and _leaves(s.body) for s in statements)
+    return any(
+        (
+            s.words[:1] and s.words[0] in _LEAVES
+            if s.kind == "plain"
+            else s.kind == "block" and _leaves(s.body)
+        )
+        for s in statements
+    )
 
 
 def _plain(words: Words, facts: Facts, gate: bool) -> None:
@@ -189,23 +226,34 @@ def _plain(words: Words, facts: Facts, gate: bool) -> None:
 
 
 def _holds(words: Words, facts: Facts) -> bool:
-    """Whether an expression holds the current token or what is made from it, or an input read at the loop's index."""
+    """Whether an expression holds the current token or what is made from it, or an input read at
+    the loop's index.
+    """
     return any(word in facts.current for word in words) or _reads_input(words, facts)
 
 
 def _reads_input(words: Words, facts: Facts) -> bool:
     return any(
-        words[i] in facts.outputs and words[i + 1] == "[" and words[i + 2 : i + 4] == [facts.index, "]"]
+        words[i] in facts.outputs
+        and words[i + 1] == "["
+        and words[i + 2 : i + 4] == [facts.index, "]"]
         for i in range(len(words) - 3)
     )
 
 
 def _tells(words: Words, facts: Facts) -> bool:
-    """Whether an expression depends on a property of the current token: one looked up or computed by a call."""
+    """Whether an expression depends on a property of the current token: one looked up or computed
+    by a call.
+    """
     if any(word in facts.telling for word in words):
         return True
     for i, word in enumerate(words):
-        if word in {"[", "("} and i and words[i - 1].isidentifier() and words[i - 1] not in {"if", "sizeof", "return"}:
+        if (
+            word in {"[", "("}
+            and i
+            and words[i - 1].isidentifier()
+            and words[i - 1] not in {"if", "sizeof", "return"}
+        ):
             inner = words[i + 1 : _close(words, i)]
             if _holds(inner, facts):
                 return True

@@ -27,7 +27,9 @@ class Function:
 
 @dataclass(eq=False)
 class Class:
-    """A class of the program; `kind` is "module", "optimizer", "autograd", "dataclass" or "plain"."""
+    """A class of the program; `kind` is "module", "optimizer", "autograd", "dataclass" or
+    "plain".
+    """
 
     name: str
     bases: tuple[Any, ...]
@@ -46,7 +48,9 @@ class Class:
 
     def holds(self, name: str) -> bool:
         """Whether the class or a known base has such an attribute, be it None."""
-        return name in self.body or any(isinstance(base, Class) and base.holds(name) for base in self.bases)
+        return name in self.body or any(
+            isinstance(base, Class) and base.holds(name) for base in self.bases
+        )
 
 
 @dataclass(eq=False)
@@ -146,7 +150,9 @@ class KeyEvent:
 
 @dataclass(kw_only=True)
 class HintEvent:
-    """A value that is there or not depending on the token it is for; `used` once it met a score, `off` once silenced."""
+    """A value that is there or not depending on the token it is for; `used` once it met a score,
+    `off` once silenced.
+    """
 
     name: str
     where: Where
@@ -168,8 +174,10 @@ class CallEvent:
 
 @dataclass
 class Trace:
-    """Everything one run of the engine saw; `kept` are the positions of a score that were added to a sum, `failures`
-    (line, what) are exceptions that nothing avoids, `printed` the words a formatted text puts around scores."""
+    """Everything one run of the engine saw; `kept` are the positions of a score that were added to
+    a sum, `failures` (line, what) are exceptions that nothing avoids, `printed` the words a
+    formatted text puts around scores.
+    """
 
     scores: list[ScoreEvent] = field(default_factory=list)
     updates: list[UpdateEvent] = field(default_factory=list)
@@ -185,4 +193,3 @@ class Trace:
     printed: list[tuple[tuple[str, ...], frozenset[int]]] = field(default_factory=list)
     steps: int = 0
     complete: bool = True
-

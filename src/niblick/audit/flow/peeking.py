@@ -1,7 +1,9 @@
-"""Loops over tokens that write, for each token, something they would not write were it another token.
+"""Loops over tokens that write, for each token, something they would not write were it another
+token.
 
-The Python side of `native`: in `for i, t in enumerate(tokens)` (or over a range, with `t = tokens[i]`), an entry
-`out[i] = ...` that does not hold `t` but stands under a condition looked up from `t` tells something about it.
+The Python side of `native`: in `for i, t in enumerate(tokens)` (or over a range, with `t =
+tokens[i]`), an entry `out[i] = ...` that does not hold `t` but stands under a condition looked up
+from `t` tells something about it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ _CASTS = frozenset({"int", "item", "uint16", "int32", "int64", "uint32"})
 
 
 def peeks(function: ast.AST) -> bool:
-    """Whether some loop of a function writes entries that are gated by the very token they are for."""
+    """Whether some loop of a function writes entries that are gated by the very token they are
+    for.
+    """
     if not isinstance(function, ast.FunctionDef):
         return False
     return any(isinstance(node, ast.For) and _Turn(node).gated for node in ast.walk(function))
@@ -27,8 +31,14 @@ class _Turn:
         self.telling: set[str] = set()
         self.gated = False
         call = loop.iter
-        name = call.func.id if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) else ""
-        if name == "enumerate" and isinstance(loop.target, ast.Tuple) and len(loop.target.elts) == 2:
+        name = (
+            call.func.id if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) else ""
+        )
+        if (
+            name == "enumerate"
+            and isinstance(loop.target, ast.Tuple)
+            and len(loop.target.elts) == 2
+        ):
             index, token = loop.target.elts
             if isinstance(index, ast.Name) and isinstance(token, ast.Name):
                 self.index, self.current = index.id, {token.id}
@@ -67,9 +77,15 @@ class _Turn:
                 self.current.add(target.id)
 
     def copies(self, value: ast.expr) -> bool:
-        """Whether an expression is the current token or made from it: its name, a cast, an array's entry at the index."""
+        """Whether an expression is the current token or made from it: its name, a cast, an array's
+        entry at the index.
+        """
         if isinstance(value, ast.Call) and len(value.args) == 1:
-            tail = value.func.id if isinstance(value.func, ast.Name) else getattr(value.func, "attr", "")
+            tail = (
+                value.func.id
+                if isinstance(value.func, ast.Name)
+                else getattr(value.func, "attr", "")
+            )
             return tail in _CASTS and self.copies(value.args[0])
         if isinstance(value, ast.Subscript):
             return isinstance(value.slice, ast.Name) and value.slice.id == self.index

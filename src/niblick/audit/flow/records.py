@@ -1,4 +1,6 @@
-"""Record classes that check and convert plain data (pydantic models), and copies of records with changes."""
+"""Record classes that check and convert plain data (pydantic models), and copies of records with
+changes.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Records(Files):
             out.attrs[str(name)] = value
         return out
 
-    def record_call(self, holder: Class | Instance, name: str, args: list[Any], named: dict[str, Any]) -> Any:
+    def record_call(
+        self, holder: Class | Instance, name: str, args: list[Any], named: dict[str, Any]
+    ) -> Any:
         """What a record's inherited methods give; `NotImplemented` for any other name."""
         if isinstance(holder, Class):
             known = name in {"model_validate", "parse_obj"} and args and isinstance(args[0], dict)
@@ -59,10 +63,16 @@ class Records(Files):
         return [self.dumped(v) for v in value] if isinstance(value, list) else value
 
     def plain_json(self, last: str, args: list[Any]) -> Any:
-        """`json.loads` and `json.dumps` of values that are wholly known; `NotImplemented` otherwise."""
+        """`json.loads` and `json.dumps` of values that are wholly known; `NotImplemented`
+        otherwise.
+        """
         try:
             if last == "loads" and isinstance(args[0], (str, bytes)) and len(args[0]) < _MAX_JSON:
                 return json.loads(args[0])
-            return json.dumps(args[0]) if last == "dumps" and isinstance(args[0], (dict, list, str, int, float)) else NotImplemented
+            return (
+                json.dumps(args[0])
+                if last == "dumps" and isinstance(args[0], (dict, list, str, int, float))
+                else NotImplemented
+            )
         except (TypeError, ValueError, RecursionError):
             return NotImplemented

@@ -21,9 +21,28 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.objects import Dotted
 
-CREATE = {"zeros": 0, "ones": 1, "empty": None, "full": None, "rand": None, "randn": None, "new_zeros": 0, "new_ones": 1,
-           "new_empty": None, "new_full": None, "randint": None, "normal": None}
-LIKE = {"zeros_like": 0, "ones_like": 1, "empty_like": None, "full_like": None, "rand_like": None, "randn_like": None}
+CREATE = {
+    "zeros": 0,
+    "ones": 1,
+    "empty": None,
+    "full": None,
+    "rand": None,
+    "randn": None,
+    "new_zeros": 0,
+    "new_ones": 1,
+    "new_empty": None,
+    "new_full": None,
+    "randint": None,
+    "normal": None,
+}
+LIKE = {
+    "zeros_like": 0,
+    "ones_like": 1,
+    "empty_like": None,
+    "full_like": None,
+    "rand_like": None,
+    "randn_like": None,
+}
 
 
 class Shapes(Access):
@@ -37,7 +56,12 @@ class Shapes(Access):
             base = known(args[0])
             shape, fill = base.shape, LIKE[name]
         else:
-            shape, fill = _shape_of(args if not (args and isinstance(args[0], (tuple, list))) else args[0], named), CREATE[name]
+            shape, fill = (
+                _shape_of(
+                    args if not (args and isinstance(args[0], (tuple, list))) else args[0], named
+                ),
+                CREATE[name],
+            )
             if name in {"full", "new_full"}:
                 sizes = args[0] if args else named.get("size", named.get("shape"))
                 shape = _shape_of(sizes if isinstance(sizes, (tuple, list)) else [sizes], {})
@@ -64,19 +88,34 @@ class Shapes(Access):
         """Known content after a clamp with known bounds."""
         low = named.get("min", named.get("a_min", rest[0] if rest else None))
         high = named.get("max", named.get("a_max", rest[1] if len(rest) > 1 else None))
-        bounds: list[Any] = [None if v is None else _size(v) if not isinstance(v, float) else v for v in (low, high)]
-        if box.val is None or all(v is None for v in bounds) or any(isinstance(v, Box) and b is None for v, b in zip((low, high), bounds, strict=True)):
+        bounds: list[Any] = [
+            None if v is None else _size(v) if not isinstance(v, float) else v for v in (low, high)
+        ]
+        if (
+            box.val is None
+            or all(v is None for v in bounds)
+            or any(
+                isinstance(v, Box) and b is None for v, b in zip((low, high), bounds, strict=True)
+            )
+        ):
             return None
         return np.asarray(np.clip(box.val, *bounds))
 
     def select(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Box:
-        boxes = [known(a) for a in (*args, *named.values()) if isinstance(a, (Box, list, np.ndarray))]
+        boxes = [
+            known(a) for a in (*args, *named.values()) if isinstance(a, (Box, list, np.ndarray))
+        ]
         if len(boxes) < 2:
             return merge(self.frozen(boxes))
         source, index = (boxes[1], boxes[0]) if name == "embedding" else (boxes[0], boxes[-1])
         if name in {"masked_select", "compress"} or not is_token(index) or "index" in index.marks:
             out = snapshot(self.frozen([source])[0], val=None)
-            if index.val is not None and name in {"index_select", "take"} and index.val.dtype.kind in "iu" and index.val.ndim == 1:
+            if (
+                index.val is not None
+                and name in {"index_select", "take"}
+                and index.val.dtype.kind in "iu"
+                and index.val.ndim == 1
+            ):
                 return shaped(source, lambda a: a[index.val])
             return out
         return self.looked_up(source, [index], [index], node)
@@ -86,7 +125,9 @@ class Shapes(Access):
         box = self.frozen([first])[0] if not first.live else first
         if name in {"reshape", "view", "flatten", "ravel", "view_as", "reshape_as"}:
             sizes = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
-            shape: tuple[Any, ...] = tuple(_size(s) for s in sizes) if sizes and name in {"reshape", "view"} else (-1,)
+            shape: tuple[Any, ...] = (
+                tuple(_size(s) for s in sizes) if sizes and name in {"reshape", "view"} else (-1,)
+            )
             if any(s is None for s in shape):
                 known_sizes = [s for s in shape if isinstance(s, int) and s >= 0]
                 shape = (-1,) if len(known_sizes) == 0 else (-1, *known_sizes)
@@ -99,7 +140,9 @@ class Shapes(Access):
             return shaped(box, lambda a: np.expand_dims(a, rest[0]))
         if name in {"squeeze"}:
             axis = rest[0] if rest and isinstance(rest[0], int) else None
-            return shaped(box, lambda a: np.squeeze(a, axis) if axis is None or a.shape[axis] == 1 else a)
+            return shaped(
+                box, lambda a: np.squeeze(a, axis) if axis is None or a.shape[axis] == 1 else a
+            )
         if name in {"transpose", "swapaxes"} and len(rest) == 2:
             return shaped(box, lambda a: np.swapaxes(a, rest[0], rest[1]))
         if name in {"t", "permute"}:
@@ -112,15 +155,21 @@ class Shapes(Access):
         if name in {"flip", "fliplr"}:
             return shaped(box, lambda a: np.flip(a))
         if name in {"narrow"} and len(rest) == 3 and all(isinstance(r, int) for r in rest):
-            return shaped(box, lambda a: np.take(a, range(rest[1], rest[1] + rest[2]), axis=rest[0]))
+            return shaped(
+                box, lambda a: np.take(a, range(rest[1], rest[1] + rest[2]), axis=rest[0])
+            )
         if name == "unfold" and len(rest) == 3 and box.pos is not None and box.pos.ndim == 1:
             size, step = _size(rest[1]), _size(rest[2])
             if size and step and size <= (box.shape or (0,))[0]:  # type: ignore[operator]
-                return shaped(box, lambda a: np.lib.stride_tricks.sliding_window_view(a, size)[::step])
+                return shaped(
+                    box, lambda a: np.lib.stride_tricks.sliding_window_view(a, size)[::step]
+                )
         return self.joining(name, box, args, named)
 
     def joining(self, name: str, box: Box, args: list[Any], named: dict[str, Any]) -> Any:
-        if name in {"cat", "concatenate", "concat", "stack", "hstack", "vstack"} and isinstance(args[0], (list, tuple)):
+        if name in {"cat", "concatenate", "concat", "stack", "hstack", "vstack"} and isinstance(
+            args[0], (list, tuple)
+        ):
             parts = self.frozen([known(a) for a in args[0]])
             axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else 0))
             if len(parts) == 1 and name not in {"stack", "vstack"}:
@@ -132,24 +181,49 @@ class Shapes(Access):
             return self.nonzero(box, name, named)
         if name in {"arange", "linspace"}:
             ends: list[Any] = [_size(a) for a in args if not isinstance(a, Dotted)]
-            if all(isinstance(e, int) for e in ends) and name == "arange" and abs((ends[-1] if len(ends) < 3 else ends[1]) or 0) < 10**7:
+            if (
+                all(isinstance(e, int) for e in ends)
+                and name == "arange"
+                and abs((ends[-1] if len(ends) < 3 else ends[1]) or 0) < 10**7
+            ):
                 return known(np.arange(*ends))
             return Box(marks=frozenset({"index"}))
         if name in {"item", "tolist"}:
-            if name == "tolist" and box.shape and box.shape[0] is not None and (box.pos is not None or box.val is not None):
+            if (
+                name == "tolist"
+                and box.shape
+                and box.shape[0] is not None
+                and (box.pos is not None or box.val is not None)
+            ):
                 return self.iterate(box, None)
-            if box.val is not None and box.val.size == 1 and not (box.pos is not None or box.roots or box.deps or box.key is not None):
+            if (
+                box.val is not None
+                and box.val.size == 1
+                and not (box.pos is not None or box.roots or box.deps or box.key is not None)
+            ):
                 return box.val.reshape(-1)[0].item()
-            return snapshot(box, shape=(), marks=box.marks | {"scalar"}) if name == "item" else snapshot(box)
+            return (
+                snapshot(box, shape=(), marks=box.marks | {"scalar"})
+                if name == "item"
+                else snapshot(box)
+            )
         if name in {"numel", "__len__"}:
-            return Box(shape=()) if box.shape is None or None in box.shape else int(np.prod([int(s or 0) for s in box.shape]))
+            return (
+                Box(shape=())
+                if box.shape is None or None in box.shape
+                else int(np.prod([int(s or 0) for s in box.shape]))
+            )
         if name in {"size", "dim", "ndimension"}:
             return self.size(box, args, name)
         if name in {"unique", "sort", "argsort", "topk", "cummax", "cummin"}:
             out = merge([box])
             return (out, snapshot(out)) if name in {"sort", "topk", "cummax", "cummin"} else out
         if name in {"chunk", "split", "tensor_split", "array_split", "unbind"}:
-            return [shaped(box, lambda a: a), shaped(box, lambda a: a)] if box.pos is None else self.iterate(box, None)[:8]
+            return (
+                [shaped(box, lambda a: a), shaped(box, lambda a: a)]
+                if box.pos is None
+                else self.iterate(box, None)[:8]
+            )
         if name in {"bincount", "histogram"}:
             out = merge([box], table=1)
             out.marks |= {"count"}
@@ -190,7 +264,12 @@ class Shapes(Access):
             found = [Box(marks=marks)]
         if name == "flatnonzero":
             return found[0]
-        if name == "nonzero" and not named.get("as_tuple") and "numpy" not in box.marks and not isinstance(named.get("np"), bool):
+        if (
+            name == "nonzero"
+            and not named.get("as_tuple")
+            and "numpy" not in box.marks
+            and not isinstance(named.get("np"), bool)
+        ):
             if len(found) == 1 and found[0].val is not None:
                 column = found[0].val.reshape(-1, 1)
                 return Box(shape=column.shape, val=column, marks=marks)
@@ -229,7 +308,10 @@ def _cat(parts: list[Box], axis: int, stack: bool) -> Box:
         arrays = [getattr(p, name) for p in parts]
         if all(a is None for a in arrays) or (name == "val" and any(a is None for a in arrays)):
             continue
-        filled = [np.full([int(x or 0) for x in (s or ())], -1) if a is None else a for a, s in zip(arrays, shapes, strict=True)]
+        filled = [
+            np.full([int(x or 0) for x in s or ()], -1) if a is None else a
+            for a, s in zip(arrays, shapes, strict=True)
+        ]
         try:
             joined = join(filled, axis=axis)
         except ValueError:

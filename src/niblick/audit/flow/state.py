@@ -10,22 +10,37 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, Leaf, merge, stream
-from niblick.audit.flow.objects import (
-    Class,
-    Dotted,
-    Namespace,
-    Trace,
-    Where,
-)
+from niblick.audit.flow.objects import Class, Dotted, Namespace, Trace, Where
 from niblick.audit.flow.signals import BudgetSignal
 
-PLAIN = (int, float, str, bytes, bool, type(None), list, tuple, dict, set, range, PurePosixPath, slice, np.generic)
+PLAIN = (
+    int,
+    float,
+    str,
+    bytes,
+    bool,
+    type(None),
+    list,
+    tuple,
+    dict,
+    set,
+    range,
+    PurePosixPath,
+    slice,
+    np.generic,
+)
 
 
 class State:
     """State that every part of the engine shares, and what it means."""
 
-    def __init__(self, environment: dict[str, str], modules: dict[str, tuple[str, ast.Module]], deadline: float, budget: int) -> None:
+    def __init__(
+        self,
+        environment: dict[str, str],
+        modules: dict[str, tuple[str, ast.Module]],
+        deadline: float,
+        budget: int,
+    ) -> None:
         self.environment = environment
         self.modules = modules
         self.loaded: dict[str, Namespace] = {}
@@ -64,7 +79,9 @@ class State:
     def tick(self, node: ast.AST) -> None:
         self.trace.steps += 1
         self.line = getattr(node, "lineno", self.line)
-        if self.trace.steps > self.budget or (not self.trace.steps % 512 and time.process_time() > self.deadline):
+        if self.trace.steps > self.budget or (
+            not self.trace.steps % 512 and time.process_time() > self.deadline
+        ):
             raise BudgetSignal
 
     def fails(self, text: str) -> None:
@@ -78,7 +95,8 @@ class State:
 
     def where(self, node: ast.AST | None = None) -> Where:
         return Where(
-            file=str(self.scopes[-1][-1].get("__file__", "")) if self.scopes else "", line=getattr(node, "lineno", self.line),
+            file=str(self.scopes[-1][-1].get("__file__", "")) if self.scopes else "",
+            line=getattr(node, "lineno", self.line),
             function=self.stack[-1] if self.stack else "<module>",
         )
 
@@ -127,7 +145,9 @@ class State:
         return True
 
     def plain_key(self, key: Any) -> Any:
-        """A dictionary key: known content where there is some, else one slot for all unknown keys."""
+        """A dictionary key: known content where there is some, else one slot for all unknown
+        keys.
+        """
         if isinstance(key, Box):
             if key.val is not None and key.val.size == 1:
                 return key.val.reshape(-1)[0].item()

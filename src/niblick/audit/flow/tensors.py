@@ -1,4 +1,6 @@
-"""What tensor and array operations do to shadow values: the small part of torch and numpy that matters here."""
+"""What tensor and array operations do to shadow values: the small part of torch and numpy that
+matters here.
+"""
 
 from __future__ import annotations
 
@@ -26,42 +28,226 @@ from niblick.audit.flow.objects import CallEvent, Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import CREATE, LIKE, Shapes
 
 _ONE: dict[str, Callable[..., Any]] = {
-    "exp": np.exp, "log": np.log, "log2": np.log2, "abs": np.abs, "neg": np.negative, "sqrt": np.sqrt, "sign": np.sign,
-    "floor": np.floor, "ceil": np.ceil, "round": np.round, "square": np.square, "logical_not": np.logical_not,
-    "bitwise_not": np.invert, "negative": np.negative, "absolute": np.abs,
+    "exp": np.exp,
+    "log": np.log,
+    "log2": np.log2,
+    "abs": np.abs,
+    "neg": np.negative,
+    "sqrt": np.sqrt,
+    "sign": np.sign,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.round,
+    "square": np.square,
+    "logical_not": np.logical_not,
+    "bitwise_not": np.invert,
+    "negative": np.negative,
+    "absolute": np.abs,
 }
 _TWO: dict[str, Callable[..., Any]] = {
-    "add": np.add, "sub": np.subtract, "subtract": np.subtract, "mul": np.multiply, "multiply": np.multiply,
-    "div": np.true_divide, "divide": np.true_divide, "floor_divide": np.floor_divide, "remainder": np.mod, "mod": np.mod,
-    "maximum": np.maximum, "minimum": np.minimum, "bitwise_xor": np.bitwise_xor, "bitwise_and": np.bitwise_and,
-    "bitwise_or": np.bitwise_or, "logical_and": np.logical_and, "logical_or": np.logical_or, "pow": np.power,
-    "power": np.power, "left_shift": np.left_shift, "right_shift": np.right_shift, "logaddexp": np.logaddexp,
-    "true_divide": np.true_divide, "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
-    "gt": np.greater, "ge": np.greater_equal, "fmod": np.fmod, "logical_xor": np.logical_xor,
+    "add": np.add,
+    "sub": np.subtract,
+    "subtract": np.subtract,
+    "mul": np.multiply,
+    "multiply": np.multiply,
+    "div": np.true_divide,
+    "divide": np.true_divide,
+    "floor_divide": np.floor_divide,
+    "remainder": np.mod,
+    "mod": np.mod,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "bitwise_xor": np.bitwise_xor,
+    "bitwise_and": np.bitwise_and,
+    "bitwise_or": np.bitwise_or,
+    "logical_and": np.logical_and,
+    "logical_or": np.logical_or,
+    "pow": np.power,
+    "power": np.power,
+    "left_shift": np.left_shift,
+    "right_shift": np.right_shift,
+    "logaddexp": np.logaddexp,
+    "true_divide": np.true_divide,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "fmod": np.fmod,
+    "logical_xor": np.logical_xor,
 }
 _OPERATORS: dict[str, type[ast.operator]] = {
-    "bitwise_xor": ast.BitXor, "add": ast.Add, "mul": ast.Mult, "multiply": ast.Mult, "bitwise_or": ast.BitOr, "sub": ast.Sub,
-    "remainder": ast.Mod, "mod": ast.Mod, "bitwise_and": ast.BitAnd, "fmod": ast.Mod, "div": ast.Div, "divide": ast.Div, "true_divide": ast.Div, "left_shift": ast.LShift,
+    "bitwise_xor": ast.BitXor,
+    "add": ast.Add,
+    "mul": ast.Mult,
+    "multiply": ast.Mult,
+    "bitwise_or": ast.BitOr,
+    "sub": ast.Sub,
+    "remainder": ast.Mod,
+    "mod": ast.Mod,
+    "bitwise_and": ast.BitAnd,
+    "fmod": ast.Mod,
+    "div": ast.Div,
+    "divide": ast.Div,
+    "true_divide": ast.Div,
+    "left_shift": ast.LShift,
 }
-_SAME = frozenset({
-    "to", "float", "double", "half", "bfloat16", "long", "int", "short", "cpu", "cuda", "detach", "clone", "contiguous", "numpy",
-    "astype", "copy", "type", "bool", "requires_grad_", "pin_memory", "share_memory_", "from_numpy", "as_tensor", "tensor",
-    "asarray", "array", "ascontiguousarray", "clamp", "clip", "clamp_min", "clamp_max", "nan_to_num", "relu", "sigmoid", "tanh",
-    "log_softmax", "softmax", "erf", "type_as", "byte", "char", "Tensor", "detach_", "asanyarray", "retain_grad", "log1p", "expm1",
-    "silu", "gelu", "dropout", "record_stream", "int64", "int32", "uint64", "uint32", "uint16", "int16", "float64", "float32",
-    "uint8", "int8", "LongTensor", "IntTensor", "FloatTensor", "alias", "frombuffer", "cumsum", "float_power", "normalize",
-})
+_SAME = frozenset(
+    {
+        "to",
+        "float",
+        "double",
+        "half",
+        "bfloat16",
+        "long",
+        "int",
+        "short",
+        "cpu",
+        "cuda",
+        "detach",
+        "clone",
+        "contiguous",
+        "numpy",
+        "astype",
+        "copy",
+        "type",
+        "bool",
+        "requires_grad_",
+        "pin_memory",
+        "share_memory_",
+        "from_numpy",
+        "as_tensor",
+        "tensor",
+        "asarray",
+        "array",
+        "ascontiguousarray",
+        "clamp",
+        "clip",
+        "clamp_min",
+        "clamp_max",
+        "nan_to_num",
+        "relu",
+        "sigmoid",
+        "tanh",
+        "log_softmax",
+        "softmax",
+        "erf",
+        "type_as",
+        "byte",
+        "char",
+        "Tensor",
+        "detach_",
+        "asanyarray",
+        "retain_grad",
+        "log1p",
+        "expm1",
+        "silu",
+        "gelu",
+        "dropout",
+        "record_stream",
+        "int64",
+        "int32",
+        "uint64",
+        "uint32",
+        "uint16",
+        "int16",
+        "float64",
+        "float32",
+        "uint8",
+        "int8",
+        "LongTensor",
+        "IntTensor",
+        "FloatTensor",
+        "alias",
+        "frombuffer",
+        "cumsum",
+        "float_power",
+        "normalize",
+    }
+)
 _REDUCE: dict[str, Callable[..., Any]] = {
-    "sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min, "any": np.any, "all": np.all, "prod": np.prod,
-    "amax": np.max, "amin": np.min, "nansum": np.nansum, "count_nonzero": np.count_nonzero, "std": np.std, "var": np.var,
-    "average": np.mean, "logsumexp": np.max, "norm": np.sum, "nanmean": np.mean, "median": np.median,
+    "sum": np.sum,
+    "mean": np.mean,
+    "max": np.max,
+    "min": np.min,
+    "any": np.any,
+    "all": np.all,
+    "prod": np.prod,
+    "amax": np.max,
+    "amin": np.min,
+    "nansum": np.nansum,
+    "count_nonzero": np.count_nonzero,
+    "std": np.std,
+    "var": np.var,
+    "average": np.mean,
+    "logsumexp": np.max,
+    "norm": np.sum,
+    "nanmean": np.mean,
+    "median": np.median,
 }
-_IN_PLACE = frozenset({"copy_", "add_", "sub_", "mul_", "div_", "lerp_", "addcmul_", "addcdiv_", "index_add_", "index_copy_",
-                       "scatter_", "scatter_add_", "masked_fill_", "clamp_", "index_put_", "put_", "set_", "addmm_", "masked_scatter_"})
-_RESET = frozenset({"zero_", "fill_", "normal_", "uniform_", "zeros_", "ones_", "constant_", "orthogonal_", "kaiming_uniform_",
-                    "xavier_uniform_", "kaiming_normal_", "trunc_normal_", "xavier_normal_"})
-_SELECT = frozenset({"index_select", "take", "take_along_dim", "take_along_axis", "gather", "masked_select", "compress", "embedding"})
-_LOSSES = frozenset({"cross_entropy", "nll_loss", "fused_cross_entropy", "linear_cross_entropy", "CrossEntropyLoss", "NLLLoss"})
+_IN_PLACE = frozenset(
+    {
+        "copy_",
+        "add_",
+        "sub_",
+        "mul_",
+        "div_",
+        "lerp_",
+        "addcmul_",
+        "addcdiv_",
+        "index_add_",
+        "index_copy_",
+        "scatter_",
+        "scatter_add_",
+        "masked_fill_",
+        "clamp_",
+        "index_put_",
+        "put_",
+        "set_",
+        "addmm_",
+        "masked_scatter_",
+    }
+)
+_RESET = frozenset(
+    {
+        "zero_",
+        "fill_",
+        "normal_",
+        "uniform_",
+        "zeros_",
+        "ones_",
+        "constant_",
+        "orthogonal_",
+        "kaiming_uniform_",
+        "xavier_uniform_",
+        "kaiming_normal_",
+        "trunc_normal_",
+        "xavier_normal_",
+    }
+)
+_SELECT = frozenset(
+    {
+        "index_select",
+        "take",
+        "take_along_dim",
+        "take_along_axis",
+        "gather",
+        "masked_select",
+        "compress",
+        "embedding",
+    }
+)
+_LOSSES = frozenset(
+    {
+        "cross_entropy",
+        "nll_loss",
+        "fused_cross_entropy",
+        "linear_cross_entropy",
+        "CrossEntropyLoss",
+        "NLLLoss",
+    }
+)
 
 
 class Tensors(Shapes):
@@ -74,21 +260,44 @@ class Tensors(Shapes):
         self.interest += 1
         self.order += 1
         number = len(self.trace.scores) + 1
-        kinds = frozenset(self.leaves[r].kind for r in source.roots if self.leaves[r].seen or self.leaves[r].kind == "module")
-        self.trace.scores.append(ScoreEvent(
-            number=number, order=self.order, targets=targets, seen=source.seen | target.seen, leaf_kinds=kinds,
-            where=self.where(node), no_grad=self.no_grad > 0, certain=self.uncertain <= 0, widened=bool(self.widened),
-            marks=source.marks | target.marks,
-        ))
+        kinds = frozenset(
+            self.leaves[r].kind
+            for r in source.roots
+            if self.leaves[r].seen or self.leaves[r].kind == "module"
+        )
+        self.trace.scores.append(
+            ScoreEvent(
+                number=number,
+                order=self.order,
+                targets=targets,
+                seen=source.seen | target.seen,
+                leaf_kinds=kinds,
+                where=self.where(node),
+                no_grad=self.no_grad > 0,
+                certain=self.uncertain <= 0,
+                widened=bool(self.widened),
+                marks=source.marks | target.marks,
+            )
+        )
         out = Box(
-            shape=target.shape, pos=target.pos, nll=True, seen=source.seen, roots=source.roots,
-            targets=targets if target.pos is None else 0, scores=frozenset({number}) | source.scores,
-            marks=(target.marks - {"val", "numpy", "mixed", "hashed"}) | (source.marks & {"train"}) | {"nll"}, key=source.key,
+            shape=target.shape,
+            pos=target.pos,
+            nll=True,
+            seen=source.seen,
+            roots=source.roots,
+            targets=targets if target.pos is None else 0,
+            scores=frozenset({number}) | source.scores,
+            marks=(target.marks - {"val", "numpy", "mixed", "hashed"})
+            | (source.marks & {"train"})
+            | {"nll"},
+            key=source.key,
         )
         return reduced(out) if reduce else out
 
     def forward(self, module: Module, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        """A model's output: logits of its tokens, or the loss of its targets where those are given too."""
+        """A model's output: logits of its tokens, or the loss of its targets where those are given
+        too.
+        """
         boxes = self.frozen([b for a in (*args, *named.values()) for b in collect(a)])
         leaves = {module.leaf, *(a.leaf for a in (*args, *named.values()) if isinstance(a, Module))}
         source = merge(boxes, roots=frozenset(leaves).union(*[b.roots for b in boxes]))
@@ -100,8 +309,14 @@ class Tensors(Shapes):
         self.hooked = self.hooked or self.hooks > 0
         if self.hooks and any(depends(b) for b in tokens):
             self.order += 1
-            self.trace.calls.append(CallEvent(
-                name="calibration", where=self.where(node), certain=self.uncertain <= 0, order=self.order))
+            self.trace.calls.append(
+                CallEvent(
+                    name="calibration",
+                    where=self.where(node),
+                    certain=self.uncertain <= 0,
+                    order=self.order,
+                )
+            )
         if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
             return self.score(source, target, node)
         self.interest += 1
@@ -109,7 +324,9 @@ class Tensors(Shapes):
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
         return source
 
-    def tensor_call(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST, method: bool) -> Any:
+    def tensor_call(
+        self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST, method: bool
+    ) -> Any:
         """The result of an operation by its last name; NotImplemented when it is none of ours."""
         if name in _LOSSES:
             return self.loss(args, named, node)
@@ -150,23 +367,36 @@ class Tensors(Shapes):
         if name in {"clamp", "clip", "clamp_min", "clamp_max"}:
             if name == "clamp_max":
                 named = {"max": args[1]} if len(args) > 1 else named
-            return snapshot(self.frozen([first])[0], val=self.clipped(first, args[1:] if name != "clamp_max" else [], named))
+            return snapshot(
+                self.frozen([first])[0],
+                val=self.clipped(first, args[1:] if name != "clamp_max" else [], named),
+            )
         if name == "requires_grad_":
             if not first.roots and not (len(args) > 1 and args[1] is False):
                 return self.make_leaf(first, "tensor")
             return first
         out = snapshot(first)
         out.live, out.table = first.live, first.table
-        if name in {"clone", "copy", "astype", "float", "bfloat16", "half"} or (name == "to" and first.live):
+        if name in {"clone", "copy", "astype", "float", "bfloat16", "half"} or (
+            name == "to" and first.live
+        ):
             out = self.frozen([first])[0]
             out = snapshot(out) if out is first else out
             if name != "clone":
                 out.live, out.seen = first.live, first.seen
-        if name in {"int", "long", "int64", "int32"} and first.val is not None and first.val.dtype.kind == "f":
+        if (
+            name in {"int", "long", "int64", "int32"}
+            and first.val is not None
+            and first.val.dtype.kind == "f"
+        ):
             out.val = first.val.astype(np.int64)
         if named.get("requires_grad") is True:
             self.make_leaf(out, "tensor")
-        if name in {"tensor", "as_tensor", "array", "asarray"} and isinstance(args[0], list) and not args[0]:
+        if (
+            name in {"tensor", "as_tensor", "array", "asarray"}
+            and isinstance(args[0], list)
+            and not args[0]
+        ):
             out.shape = (0,)
         return out
 
@@ -174,7 +404,9 @@ class Tensors(Shapes):
         axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else None))
         box = self.frozen([first])[0]
         if name in {"max", "min"} and len(args) > 1 and isinstance(args[1], Box):
-            return elementwise(self.frozen([first, args[1]]), np.maximum if name == "max" else np.minimum)
+            return elementwise(
+                self.frozen([first, args[1]]), np.maximum if name == "max" else np.minimum
+            )
         if box.nll and box.pos is not None and name in {"sum", "mean"}:
             kept = target_bits(box)
             for number in box.scores:
@@ -190,7 +422,9 @@ class Tensors(Shapes):
         return out
 
     def loss(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        """Cross-entropy: its second tensor is the target, and `reduction` says whether one number comes out."""
+        """Cross-entropy: its second tensor is the target, and `reduction` says whether one number
+        comes out.
+        """
         boxes = [known(a) for a in args if isinstance(a, (Box, list))]
         target = named.get("target", named.get("targets", named.get("labels")))
         if target is None and len(boxes) > 1:
@@ -199,9 +433,15 @@ class Tensors(Shapes):
             target = next((b for b in boxes[1:] if is_token(b)), Box())
         source = merge(self.frozen(boxes[:1]))
         out = self.score(source, target, node)
-        return out if named.get("reduction") in {"none", None} and named.get("reduction") == "none" else reduced(out)
+        return (
+            out
+            if named.get("reduction") in {"none", None} and named.get("reduction") == "none"
+            else reduced(out)
+        )
 
-    def in_place(self, name: str, first: Box, rest: list[Any], named: dict[str, Any], node: ast.AST) -> Box:
+    def in_place(
+        self, name: str, first: Box, rest: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Box:
         if name == "clamp_" and not first.live:
             first.val = self.clipped(first, rest, named)
             return first
@@ -209,20 +449,35 @@ class Tensors(Shapes):
             if name in _RESET:
                 self.reset_leaves(first.roots)
             else:
-                self.update_param(first, [b for a in rest for b in collect(a)], node, replace=name in {"copy_", "set_"})
+                self.update_param(
+                    first,
+                    [b for a in rest for b in collect(a)],
+                    node,
+                    replace=name in {"copy_", "set_"},
+                )
             return first
         sources = self.frozen([b for a in rest for b in collect(a)])
-        if name in {"scatter_add_", "index_add_", "scatter_", "index_put_"} and any(is_token(b) for b in sources):
+        if name in {"scatter_add_", "index_add_", "scatter_", "index_put_"} and any(
+            is_token(b) for b in sources
+        ):
             first.table |= 1
             first.val = None
             return first
         if name in _RESET:
-            first.val = np.zeros_like(first.val) if name == "zero_" and first.val is not None else None
+            first.val = (
+                np.zeros_like(first.val) if name == "zero_" and first.val is not None else None
+            )
             first.pos = first.key = None
             return first
-        mixed = elementwise([self.frozen([first])[0], *sources]) if name != "copy_" else (sources or [Box()])[0]
+        mixed = (
+            elementwise([self.frozen([first])[0], *sources])
+            if name != "copy_"
+            else (sources or [Box()])[0]
+        )
         if name == "masked_fill_" and sources:
-            return masked(first, Box(val=None if sources[0].val is None else ~sources[0].val.astype(bool)))
+            return masked(
+                first, Box(val=None if sources[0].val is None else ~sources[0].val.astype(bool))
+            )
         self.check_report(first, merge(sources), mixed)
         if name == "mul_" and sources and mixed.nll:
             mixed = masked(mixed, sources[0])
@@ -232,18 +487,24 @@ class Tensors(Shapes):
         return first
 
     def reset_leaves(self, roots: frozenset[int]) -> None:
-        """A fresh start: what these leaves had learnt is overwritten (a module's only if it is an adapter)."""
+        """A fresh start: what these leaves had learnt is overwritten (a module's only if it is an
+        adapter).
+        """
         for root in roots:
             if self.leaves[root].kind != "module" or "adapter" in self.leaves[root].marks:
                 self.leaves[root].seen = 0
-
 
 
 def _shifted(tokens: list[Box]) -> Box | None:
     """Of a model's token arguments, the one that lies one position after another: its targets."""
     for i, later in enumerate(tokens):
         for j, earlier in enumerate(tokens):
-            if i == j or later.pos is None or earlier.pos is None or later.pos.shape != earlier.pos.shape:
+            if (
+                i == j
+                or later.pos is None
+                or earlier.pos is None
+                or later.pos.shape != earlier.pos.shape
+            ):
                 continue
             both = (later.pos >= 0) & (earlier.pos >= 0)
             if both.any() and ((later.pos - earlier.pos)[both] == 1).mean() > 0.5:
@@ -251,8 +512,6 @@ def _shifted(tokens: list[Box]) -> Box | None:
     if tokens[1].pos is None or tokens[0].pos is None:
         return tokens[1] if depends(tokens[1]) or target_bits(tokens[1]) else None
     return None
-
-
 
 
 __all__ = ["Function", "Tensors"]

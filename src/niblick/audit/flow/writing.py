@@ -9,14 +9,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.access_index import plain_index, subscript
-from niblick.audit.flow.boxes import (
-    Box,
-    collect,
-    is_token,
-    known,
-    merge,
-    target_bits,
-)
+from niblick.audit.flow.boxes import Box, collect, is_token, known, merge, target_bits
 from niblick.audit.flow.expressions import Expressions
 from niblick.audit.flow.objects import (
     Class,
@@ -28,19 +21,30 @@ from niblick.audit.flow.objects import (
     UpdateEvent,
 )
 
-_VALIDATION_NAME = re.compile(r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$")
+_VALIDATION_NAME = re.compile(
+    r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
+)
 
 
 class Writing(Expressions):
-    """Writing to shadow values: assignments to attributes and items, and what learnable leaves gain."""
+    """Writing to shadow values: assignments to attributes and items, and what learnable leaves
+    gain.
+    """
 
-    def call_function(self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+    def call_function(
+        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
         raise NotImplementedError
 
     def set_attribute(self, holder: Any, name: str, value: Any, node: ast.AST) -> None:
         if isinstance(holder, (Instance, Module, Namespace)):
             attrs = holder.attrs
-            if isinstance(holder, Module) and isinstance(value, Module) and value.leaf != holder.leaf and value.cls is None:
+            if (
+                isinstance(holder, Module)
+                and isinstance(value, Module)
+                and value.leaf != holder.leaf
+                and value.cls is None
+            ):
                 value.leaf = holder.leaf
             attrs[name] = self.seed_by_name(name, value)
         elif isinstance(holder, Class):
@@ -56,19 +60,34 @@ class Writing(Expressions):
                 extra = merge(self.frozen(collect(value)))
                 holder.seen |= extra.seen
         elif isinstance(holder, Dotted):
-            self.trace.constants[f"{holder.name}.{name}"] = value if isinstance(value, (int, float, str, bool)) else None
+            self.trace.constants[f"{holder.name}.{name}"] = (
+                value if isinstance(value, (int, float, str, bool)) else None
+            )
 
     def seed_by_name(self, name: str, value: Any) -> Any:
-        """A value nothing is known of, under a name that says it holds validation tokens, is the stream."""
-        if isinstance(value, Box) and value.pos is None and not (value.deps or value.roots or value.seen) and (
-            value.val is None and value.marks.isdisjoint({"train", "count"}) and value.shape is None
-            and _VALIDATION_NAME.match(name)
+        """A value nothing is known of, under a name that says it holds validation tokens, is the
+        stream.
+        """
+        if (
+            isinstance(value, Box)
+            and value.pos is None
+            and not (value.deps or value.roots or value.seen)
+            and (
+                value.val is None
+                and value.marks.isdisjoint({"train", "count"})
+                and value.shape is None
+                and _VALIDATION_NAME.match(name)
+            )
         ):
             return self.stream
         return value
 
-    def update_param(self, holder: Box, sources: list[Box], node: ast.AST, replace: bool = False) -> None:
-        """An in-place change of parameters: they now carry what the new values had been trained on."""
+    def update_param(
+        self, holder: Box, sources: list[Box], node: ast.AST, replace: bool = False
+    ) -> None:
+        """An in-place change of parameters: they now carry what the new values had been trained
+        on.
+        """
         gained = 0
         marks: frozenset[str] = frozenset()
         for source in self.frozen(sources):
@@ -83,15 +102,24 @@ class Writing(Expressions):
             if fresh and "grad" in marks:
                 self.record_update(frozenset({root}), fresh, node, marks)
 
-    def record_update(self, roots: frozenset[int], positions: int, node: ast.AST | None, marks: frozenset[str]) -> None:
+    def record_update(
+        self, roots: frozenset[int], positions: int, node: ast.AST | None, marks: frozenset[str]
+    ) -> None:
         self.interest += 1
         self.order += 1
         leaves = [self.leaves[r] for r in roots]
-        self.trace.updates.append(UpdateEvent(
-            order=self.order, positions=positions, leaf_kinds=frozenset(leaf.kind for leaf in leaves),
-            names=frozenset(leaf.name for leaf in leaves), where=self.where(node), certain=self.uncertain <= 0,
-            widened=bool(self.widened), marks=marks,
-        ))
+        self.trace.updates.append(
+            UpdateEvent(
+                order=self.order,
+                positions=positions,
+                leaf_kinds=frozenset(leaf.kind for leaf in leaves),
+                names=frozenset(leaf.name for leaf in leaves),
+                where=self.where(node),
+                certain=self.uncertain <= 0,
+                widened=bool(self.widened),
+                marks=marks,
+            )
+        )
 
     def set_item(self, holder: Any, key: Any, value: Any, node: ast.AST) -> None:
         if isinstance(holder, dict):
@@ -104,7 +132,9 @@ class Writing(Expressions):
                 holder.append(value)
         elif isinstance(holder, Box):
             self.box_set_item(holder, key, value, node)
-        elif isinstance(holder, Dotted) and holder.name.endswith("environ") and isinstance(key, str):
+        elif (
+            isinstance(holder, Dotted) and holder.name.endswith("environ") and isinstance(key, str)
+        ):
             if isinstance(value, str):
                 self.environment[key] = value
         elif isinstance(holder, Instance):
@@ -117,9 +147,13 @@ class Writing(Expressions):
             self.update_param(box, collect(value), node)
             return
         source = merge(self.frozen(collect(value)))
-        new = self.frozen([known(value)])[0] if not isinstance(value, (Instance, Module)) else source
+        new = (
+            self.frozen([known(value)])[0] if not isinstance(value, (Instance, Module)) else source
+        )
         parts = list(key) if isinstance(key, tuple) else [key]
-        if any(isinstance(p, Box) and is_token(p) and "index" not in p.marks for p in parts) and not is_token(box):
+        if any(
+            isinstance(p, Box) and is_token(p) and "index" not in p.marks for p in parts
+        ) and not is_token(box):
             box.table |= 1
         index = tuple(subscript(p) for p in parts)
         unknown = any(subscript(p) is None and p is not None for p in parts)
@@ -152,7 +186,13 @@ class Writing(Expressions):
             array = getattr(new, name)
             if array is not None and (same or box.shape is None):
                 setattr(box, name, array)
-        if new.pos is not None and not same and box.shape is not None and box.pos is None and new.pos.shape == box.shape[: new.pos.ndim]:
+        if (
+            new.pos is not None
+            and not same
+            and box.shape is not None
+            and box.pos is None
+            and new.pos.shape == box.shape[: new.pos.ndim]
+        ):
             box.pos = new.pos
         box.deps |= source.deps
         box.targets |= source.targets

@@ -1,4 +1,6 @@
-"""The behaviour tests' half inside the sandbox: builds the script's model, probes it, drives its evaluation."""
+"""The behaviour tests' half inside the sandbox: builds the script's model, probes it, drives its
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _MOST_PARAMETERS = 120_000_000
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Imports the script; returns its summary, `probe` and `driven` as far as each was possible."""
     finder, hook = prepare(job)
-    loaded = load_script(job["folder"], job["script"], job.get("environment", {}), lambda: hook.seconds)
+    loaded = load_script(
+        job["folder"], job["script"], job.get("environment", {}), lambda: hook.seconds
+    )
     result: dict[str, Any] = {**loaded.summary(), "stood_in": finder.used}
     if loaded.module is not None and "torch" in sys.modules:
         with contextlib.suppress(Exception):

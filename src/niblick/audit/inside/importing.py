@@ -1,4 +1,6 @@
-"""The plainest task: import a script and say whether it went well. No package is needed, none is stood in."""
+"""The plainest task: import a script and say whether it went well. No package is needed, none is
+stood in.
+"""
 
 from __future__ import annotations
 

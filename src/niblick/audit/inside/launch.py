@@ -1,7 +1,9 @@
-"""Entry of the child process: reads its orders from standard input, raises the walls, supervises the worker.
+"""Entry of the child process: reads its orders from standard input, raises the walls, supervises
+the worker.
 
-Orders are one JSON object. Modes: `namespaces` (walls are built here), `bubblewrap` (already inside them) and
-`bare` (limits only; the caller was told to trust the code). How it ended goes to the control descriptor.
+Orders are one JSON object. Modes: `namespaces` (walls are built here), `bubblewrap` (already inside
+them) and `bare` (limits only; the caller was told to trust the code). How it ended goes to the
+control descriptor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The few C library calls the sandbox needs, by ctypes: namespaces, mounts and process controls of Linux.
+"""The few C library calls the sandbox needs, by ctypes: namespaces, mounts and process controls of
+Linux.
 
-Every wrapper raises `OSError` with the call's name and the kernel's reason; none of them is used outside the
-child process.
+Every wrapper raises `OSError` with the call's name and the kernel's reason; none of them is used
+outside the child process.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ def unshare(flags: int) -> None:
 def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
     """Mounts or remounts; see mount(2)."""
     result = _libc.mount(
-        source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), data.encode() or None
+        source.encode(),
+        target.encode(),
+        kind.encode(),
+        ctypes.c_ulong(flags),
+        data.encode() or None,
     )
     _check(result, f"mount {target}")
 
@@ -82,7 +87,9 @@ def install_filter(program: bytes) -> None:
 
 
 def lock_privileges() -> None:
-    """Makes user id 0 powerless and keeps capabilities from coming back; held ones stay until cleared."""
+    """Makes user id 0 powerless and keeps capabilities from coming back; held ones stay until
+    cleared.
+    """
     prctl(PR_SET_SECUREBITS, _SECUREBITS_NO_ROOT_LOCKED)
     for capability in range(64):
         if _libc.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) != 0:

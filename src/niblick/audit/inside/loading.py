@@ -1,8 +1,8 @@
 """Imports a script as its own Python would: folder on the path, registered, not as `__main__`.
 
-What the import needs of a launcher (rank, world size) is set as torchrun sets it for one process; f-strings of
-Python 3.12 are made readable to older Pythons, in packed text too. Guarantees: an exception of the script,
-`SystemExit` included, is described and never escapes.
+What the import needs of a launcher (rank, world size) is set as torchrun sets it for one process;
+f-strings of Python 3.12 are made readable to older Pythons, in packed text too. Guarantees: an
+exception of the script, `SystemExit` included, is described and never escapes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ from niblick.audit.inside.watching import Attempts
 from niblick.audit.unpack.fstrings import for_old_parser
 
 LAUNCHER = {
-    "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1", "GROUP_RANK": "0",
-    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500",
-}  # fmt: skip
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_WORLD_SIZE": "1",
+    "GROUP_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
 _PROGRAM_BYTES, _MOST_PROGRAMS = 2_000, 8
 
 
@@ -37,7 +42,9 @@ class Loaded:
     seconds: float = 0.0
     failure: dict[str, Any] | None = None
     attempts: list[str] = field(default_factory=list)
-    executed: list[str] = field(default_factory=list)  # texts the script gave to `exec`, longest first
+    executed: list[str] = field(
+        default_factory=list
+    )  # texts the script gave to `exec`, longest first
 
     def summary(self) -> dict[str, Any]:
         """The part that can leave the sandbox."""
@@ -50,7 +57,9 @@ class Loaded:
 
 
 class HandedOver(BaseException):
-    """Raised in place of a script's replacing itself by another program, which would end the test unseen."""
+    """Raised in place of a script's replacing itself by another program, which would end the test
+    unseen.
+    """
 
 
 def _hand_over(path: Any, *arguments: Any) -> None:
@@ -58,7 +67,9 @@ def _hand_over(path: Any, *arguments: Any) -> None:
 
 
 def load_script(folder: str, script: str, environment: dict[str, str], clock: Any = None) -> Loaded:
-    """Imports `folder/script` under `environment`; `clock()` gives seconds that are not the script's own."""
+    """Imports `folder/script` under `environment`; `clock()` gives seconds that are not the
+    script's own.
+    """
     path = Path(folder, script)
     os.environ.update(LAUNCHER | environment)
     os.chdir(path.parent)
@@ -83,7 +94,11 @@ def load_script(folder: str, script: str, environment: dict[str, str], clock: An
 
 
 def _import(path: Path) -> ModuleType:
-    name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules else "submitted_script"
+    name = (
+        path.stem
+        if path.stem.isidentifier() and path.stem not in sys.modules
+        else "submitted_script"
+    )
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:  # a file with another suffix
         loader = importlib.machinery.SourceFileLoader(name, str(path))
@@ -96,7 +111,8 @@ def _import(path: Path) -> ModuleType:
 
 
 def _read_new_syntax(executed: list[str]) -> None:
-    """Lets this Python compile f-strings of Python 3.12, in files and in text given to `compile` or `exec`.
+    """Lets this Python compile f-strings of Python 3.12, in files and in text given to `compile` or
+    `exec`.
 
     Texts given to `exec` are kept in `executed`: the program of a packed script is one of them.
     """
@@ -124,7 +140,9 @@ def _read_new_syntax(executed: list[str]) -> None:
 
     builtins.compile, builtins.exec = lenient, run
     loader: Any = importlib.machinery.SourceFileLoader
-    loader.source_to_code = lambda self, data, path, **_: lenient(data, path, "exec", dont_inherit=True)
+    loader.source_to_code = lambda self, data, path, **_: lenient(
+        data, path, "exec", dont_inherit=True
+    )
 
 
 def _text_of(source: Any) -> str | None:
@@ -137,12 +155,21 @@ def _text_of(source: Any) -> str | None:
 
 
 def describe(error: BaseException, folder: str) -> dict[str, Any]:
-    """Type, message, place and missing name of a failure; every text in it comes from the submission."""
+    """Type, message, place and missing name of a failure; every text in it comes from the
+    submission.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if frame.filename.startswith(folder) or frame.filename == "<string>"]
+    own = [
+        frame
+        for frame in frames
+        if frame.filename.startswith(folder) or frame.filename == "<string>"
+    ]
     place = own[-1] if own else None
     root = error
-    while not isinstance(root, ImportError | OSError) and (root.__cause__ or root.__context__) is not None:
+    while (
+        not isinstance(root, ImportError | OSError)
+        and (root.__cause__ or root.__context__) is not None
+    ):
         nearer = root.__cause__ or root.__context__
         assert nearer is not None
         root = nearer

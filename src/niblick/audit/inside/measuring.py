@@ -9,8 +9,25 @@ from types import ModuleType
 from typing import Any
 
 _NAMES = {
-    "dim": ("model_dim", "d_model", "n_embd", "embed_dim", "hidden_size", "dim", "width", "hidden_dim"),
-    "layers": ("num_layers", "n_layers", "n_layer", "layers", "depth", "num_blocks", "num_unique_layers"),
+    "dim": (
+        "model_dim",
+        "d_model",
+        "n_embd",
+        "embed_dim",
+        "hidden_size",
+        "dim",
+        "width",
+        "hidden_dim",
+    ),
+    "layers": (
+        "num_layers",
+        "n_layers",
+        "n_layer",
+        "layers",
+        "depth",
+        "num_blocks",
+        "num_unique_layers",
+    ),
     "vocab": ("vocab_size", "n_vocab", "vocab", "padded_vocab_size", "num_vocab"),
 }
 
@@ -40,7 +57,9 @@ def measure(module: ModuleType, texts: list[str]) -> dict[str, Any]:
 
 
 def setting(module: ModuleType, what: str) -> int | None:
-    """ "dim", "layers" or "vocab" by its usual names, in any case, in the settings object or the module."""
+    """ "dim", "layers" or "vocab" by its usual names, in any case, in the settings object or the
+    module.
+    """
     from niblick.audit.inside.modelling import settings_of
 
     settings = settings_of(module)
@@ -49,7 +68,11 @@ def setting(module: ModuleType, what: str) -> int | None:
         known = {str(name).lower(): value for name, value in pairs}
         for name in _NAMES[what]:
             value = known.get(name)
-            whole = int(value) if isinstance(value, numbers.Integral) and not isinstance(value, bool) else 0
+            whole = (
+                int(value)
+                if isinstance(value, numbers.Integral) and not isinstance(value, bool)
+                else 0
+            )
             if whole > 0:
                 return whole
     return None

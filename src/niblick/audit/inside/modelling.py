@@ -1,7 +1,8 @@
 """Finds the model a script would train, in its text and its imported module, and builds it.
 
-The construction is taken from the script's own call, with the arguments evaluated in the module and, for local
-names, from the assignments they depend on. Nothing else of the enclosing function is run.
+The construction is taken from the script's own call, with the arguments evaluated in the module
+and, for local names, from the assignments they depend on. Nothing else of the enclosing function is
+run.
 """
 
 from __future__ import annotations
@@ -16,13 +17,25 @@ from typing import Any
 
 from niblick.audit.unpack import parse
 
-_SETTINGS = ("hyperparameters", "hparams", "hyperparams", "config", "args", "settings", "hp", "cfg", "h")
+_SETTINGS = (
+    "hyperparameters",
+    "hparams",
+    "hyperparams",
+    "config",
+    "args",
+    "settings",
+    "hp",
+    "cfg",
+    "h",
+)
 _DEPTH = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One call in the text that constructs a model class, and the function it stands in (None: top level)."""
+    """One call in the text that constructs a model class, and the function it stands in (None: top
+    level).
+    """
 
     call: ast.Call
     name: str
@@ -30,12 +43,20 @@ class Site:
 
 
 def settings_of(module: ModuleType) -> Any:
-    """The script's settings object: an instance of its hyperparameter class, or the class, or None."""
-    named = {name.lower(): value for name, value in vars(module).items() if not name.startswith("__")}
+    """The script's settings object: an instance of its hyperparameter class, or the class, or
+    None.
+    """
+    named = {
+        name.lower(): value for name, value in vars(module).items() if not name.startswith("__")
+    }
     for wanted in _SETTINGS:
         for name, value in named.items():
             fits = name == wanted or (name.startswith(wanted) and len(wanted) > 3)
-            if not fits or isinstance(value, ModuleType) or (callable(value) and not inspect.isclass(value)):
+            if (
+                not fits
+                or isinstance(value, ModuleType)
+                or (callable(value) and not inspect.isclass(value))
+            ):
                 continue
             if inspect.isclass(value):
                 with contextlib.suppress(BaseException):
@@ -45,7 +66,9 @@ def settings_of(module: ModuleType) -> Any:
 
 
 def sites(text: str, module: ModuleType) -> list[Site]:
-    """Constructions of the module's own `nn.Module` classes outside those classes, in textual order."""
+    """Constructions of the module's own `nn.Module` classes outside those classes, in textual
+    order.
+    """
     import torch
 
     own = {
@@ -70,13 +93,18 @@ def _walk(node: ast.AST, own: set[str], function: ast.FunctionDef | None) -> Ite
         if isinstance(child, ast.ClassDef) and child.name in own:
             continue
         inner = child if isinstance(child, ast.FunctionDef) else function
-        if isinstance(child, ast.Call) and isinstance(child.func, ast.Name) and child.func.id in own:
+        if (
+            isinstance(child, ast.Call)
+            and isinstance(child.func, ast.Name)
+            and child.func.id in own
+        ):
             yield Site(call=child, name=child.func.id, function=function)
         yield from _walk(child, own, inner)
 
 
 def build(site: Site, module: ModuleType, *, device: str, settings: Any = None) -> Any:
-    """The model of `site` on `device` ("meta", "cpu", or "empty": CPU memory that is not initialised).
+    """The model of `site` on `device` ("meta", "cpu", or "empty": CPU memory that is not
+    initialised).
 
     Raises whatever the construction raises.
     """
@@ -92,9 +120,13 @@ def build(site: Site, module: ModuleType, *, device: str, settings: Any = None) 
 
 @contextlib.contextmanager
 def _without_initialisation(torch: Any) -> Iterator[None]:
-    """Skips torch's initialisers, which cost most of the time of building a model just to count it."""
+    """Skips torch's initialisers, which cost most of the time of building a model just to count
+    it.
+    """
     init = torch.nn.init
-    plain = {name: value for name, value in vars(init).items() if name.endswith("_") and callable(value)}
+    plain = {
+        name: value for name, value in vars(init).items() if name.endswith("_") and callable(value)
+    }
     try:
         for name in plain:
             if not name.startswith("_"):
@@ -105,8 +137,12 @@ def _without_initialisation(torch: Any) -> Iterator[None]:
             setattr(init, name, value)
 
 
-def models(text: str, module: ModuleType, *, device: str, settings: Any = None) -> list[tuple[Site, Any]]:
-    """Every distinct class that can be built, largest first, each by its first construction that works."""
+def models(
+    text: str, module: ModuleType, *, device: str, settings: Any = None
+) -> list[tuple[Site, Any]]:
+    """Every distinct class that can be built, largest first, each by its first construction that
+    works.
+    """
     built: dict[str, tuple[Site, Any]] = {}
     for site in sites(text, module):
         if site.name not in built:
@@ -121,7 +157,9 @@ def parameters(model: Any) -> int:
 
 
 class Scope(dict[str, Any]):
-    """Names as a place in a function sees them: the module's, settings for a parameter, then assignments above."""
+    """Names as a place in a function sees them: the module's, settings for a parameter, then
+    assignments above.
+    """
 
     def __init__(
         self, module: ModuleType, settings: Any, function: ast.FunctionDef | None, line: int
@@ -150,7 +188,9 @@ class Scope(dict[str, Any]):
                 self._note(left, right)
 
     def _replace_settings(self, module: ModuleType) -> None:
-        """A settings object given by the caller stands for whatever the function made of the class."""
+        """A settings object given by the caller stands for whatever the function made of the
+        class.
+        """
         kind = type(self._settings)
         for name, value in list(self._assigned.items()):
             called = value.func if isinstance(value, ast.Call) else None

@@ -1,7 +1,8 @@
-"""Tests a built model for what a valid score needs: causal, the same twice, blind to its targets, normalised.
+"""Tests a built model for what a valid score needs: causal, the same twice, blind to its targets,
+normalised.
 
-The model gets small random weights first: published initialisations are zero in just the places where a leak
-would show. Logits are (B, T, V) before any loss.
+The model gets small random weights first: published initialisations are zero in just the places
+where a leak would show. Logits are (B, T, V) before any loss.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def randomise(model: Any, seed: int = 7) -> None:
                 parameter.data = (noise * parameter.shape[-1] ** -0.5).to(parameter.dtype)
             else:
                 held = parameter.data.float()
-                held = torch.where(held.isfinite() & (held.abs() < 100), held, torch.zeros_like(held))
+                held = torch.where(
+                    held.isfinite() & (held.abs() < 100), held, torch.zeros_like(held)
+                )
                 parameter.data = (held + 0.05 * noise).to(parameter.dtype)
     model.eval()
 
@@ -50,7 +53,9 @@ class Catcher(torch.overrides.TorchFunctionMode):
 
 
 def logits_call(model: Any, vocab: int) -> tuple[Callable[[Any, Any], Any], bool, int] | None:
-    """How to get logits (B, T, V) from (tokens, targets): the call, whether targets go in, a length it takes."""
+    """How to get logits (B, T, V) from (tokens, targets): the call, whether targets go in, a length
+    it takes.
+    """
     for length in LENGTHS:
         tokens = torch.randint(2, vocab, (1, length))
         for call, takes_targets in _ways(model, vocab):
@@ -100,7 +105,9 @@ def _ways(model: Any, vocab: int) -> Iterator[tuple[Callable[[Any, Any], Any], b
 
 
 def probe(model: Any, vocab: int, bos: int = 1) -> dict[str, Any]:
-    """The measurements, or `{"unusable": reason}`; differences are the largest of absolute logit differences."""
+    """The measurements, or `{"unusable": reason}`; differences are the largest of absolute logit
+    differences.
+    """
     torch.manual_seed(0)
     found = logits_call(model, vocab)
     if found is None:
@@ -112,7 +119,11 @@ def probe(model: Any, vocab: int, bos: int = 1) -> dict[str, Any]:
     targets = tokens.roll(-1, 1)
     base = call(tokens, targets)
     cuts = sorted({length // 4, length // 2, length - 2})
-    seen: dict[str, Any] = {"length": length, "takes_targets": takes_targets, "scale": float(base.std())}
+    seen: dict[str, Any] = {
+        "length": length,
+        "takes_targets": takes_targets,
+        "scale": float(base.std()),
+    }
     seen["repeat"] = _difference(base, call(tokens, targets))
     seen["future"] = max(_future(call, tokens, other, base, cut) for cut in cuts)
     if takes_targets:
@@ -133,7 +144,9 @@ def _across_bos(call: Callable[[Any, Any], Any], tokens: Any, other: Any, bos: i
     first, second = tokens.clone(), tokens.clone()
     first[:, half] = second[:, half] = bos
     second[:, :half] = other[:, :half]
-    return _difference(call(first, first.roll(-1, 1))[:, half:], call(second, second.roll(-1, 1))[:, half:])
+    return _difference(
+        call(first, first.roll(-1, 1))[:, half:], call(second, second.roll(-1, 1))[:, half:]
+    )
 
 
 def _difference(a: Any, b: Any) -> float:

@@ -1,7 +1,9 @@
-"""Which functions a run of the script comes to: calls followed from the top level, conditions evaluated.
+"""Which functions a run of the script comes to: calls followed from the top level, conditions
+evaluated.
 
-A condition is decided where it can be evaluated with the imported module, its settings and the assignments above
-it; both sides of any other count as possible. Nothing but such expressions is run.
+A condition is decided where it can be evaluated with the imported module, its settings and the
+assignments above it; both sides of any other count as possible. Nothing but such expressions is
+run.
 """
 
 from __future__ import annotations
@@ -17,14 +19,18 @@ _MOST_STEPS = 20_000
 
 
 def reached(text: str, module: ModuleType) -> dict[str, str]:
-    """Function name to "yes" (called under conditions known to hold) or "maybe"; absent: never called."""
+    """Function name to "yes" (called under conditions known to hold) or "maybe"; absent: never
+    called.
+    """
     try:
         tree = parse(text)
     except (SyntaxError, ValueError, RecursionError):
         return {}
     walk = _Walk(tree, module)
     walk.block(
-        [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)], None, sure=True
+        [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)],
+        None,
+        sure=True,
     )
     return walk.found
 
@@ -33,7 +39,9 @@ class _Walk:
     def __init__(self, tree: ast.Module, module: ModuleType) -> None:
         self.found: dict[str, str] = {}
         self._module, self._settings = module, settings_of(module)
-        self._functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        self._functions = {
+            node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
+        }
         self._steps = 0
 
     def block(self, body: list[ast.stmt], function: ast.FunctionDef | None, *, sure: bool) -> None:
@@ -66,7 +74,9 @@ class _Walk:
             self.block(node.orelse, function, sure=sure and holds is False)
 
     def _decide(self, test: ast.expr, function: ast.FunctionDef | None) -> bool | None:
-        """Whether a condition holds; None where it cannot be told. The main guard holds: the script is run."""
+        """Whether a condition holds; None where it cannot be told. The main guard holds: the script
+        is run.
+        """
         if ast.unparse(test).replace('"', "'") == "__name__ == '__main__'":
             return True
         if isinstance(test, ast.BoolOp):

@@ -1,9 +1,10 @@
-"""Watches scoring and learning while an evaluation runs: which tokens are counted, and what is learnt from when.
+"""Watches scoring and learning while an evaluation runs: which tokens are counted, and what is
+learnt from when.
 
-A cross entropy (or a gather of log-probabilities) whose targets are found in the synthetic stream yields losses
-whose places are followed through slices, masks and sums. Losses summed without gradients are *counted*; losses
-that a backward pass or gradient call starts from are *learnt from* once weights move. The script's own
-computation is not changed.
+A cross entropy (or a gather of log-probabilities) whose targets are found in the synthetic stream
+yields losses whose places are followed through slices, masks and sums. Losses summed without
+gradients are *counted*; losses that a backward pass or gradient call starts from are *learnt from*
+once weights move. The script's own computation is not changed.
 """
 
 from __future__ import annotations
@@ -19,12 +20,36 @@ from torch.overrides import TorchFunctionMode
 _KEY = 6  # targets in a row that locate a place in the stream
 _TAG = "_niblick_places"
 _REARRANGING = {
-    "reshape", "view", "flatten", "squeeze", "unsqueeze", "__getitem__", "transpose", "permute", "narrow", "select",
-    "unflatten", "ravel", "view_as", "movedim", "index_select", "masked_select",
-}  # fmt: skip
+    "reshape",
+    "view",
+    "flatten",
+    "squeeze",
+    "unsqueeze",
+    "__getitem__",
+    "transpose",
+    "permute",
+    "narrow",
+    "select",
+    "unflatten",
+    "ravel",
+    "view_as",
+    "movedim",
+    "index_select",
+    "masked_select",
+}
 _UPDATING = {
-    "add_", "sub_", "mul_", "copy_", "addcdiv_", "addcmul_", "lerp_", "__iadd__", "__isub__", "__imul__", "__setitem__",
-}  # fmt: skip
+    "add_",
+    "sub_",
+    "mul_",
+    "copy_",
+    "addcdiv_",
+    "addcmul_",
+    "lerp_",
+    "__iadd__",
+    "__isub__",
+    "__imul__",
+    "__setitem__",
+}
 _REDUCING = {"sum", "mean", "nansum", "dot", "nanmean"}
 
 
@@ -32,9 +57,10 @@ _REDUCING = {"sum", "mean", "nansum", "dot", "nanmean"}
 class Trace:
     """What was seen, place by place; moments are numbers that grow with time.
 
-    `counted`: moment and loss at which a place was first summed without gradients. `learnt`: moment at which
-    something first moved because of a place. `first`: the loss at its first scoring of any kind. `by_delta`: the
-    places whose first such move was of tensors that are no parameters of a module.
+    `counted`: moment and loss at which a place was first summed without gradients. `learnt`: moment
+    at which something first moved because of a place. `first`: the loss at its first scoring of any
+    kind. `by_delta`: the places whose first such move was of tensors that are no parameters of a
+    module.
     """
 
     counted: dict[int, tuple[int, float]] = field(default_factory=dict)
@@ -46,7 +72,9 @@ class Trace:
 
 
 class Recorder(TorchFunctionMode):
-    """Active inside `with`; `trace` holds what was seen. `stream` is what the evaluation was given."""
+    """Active inside `with`; `trace` holds what was seen. `stream` is what the evaluation was
+    given.
+    """
 
     def __init__(self, stream: list[int]) -> None:
         super().__init__()
@@ -57,7 +85,9 @@ class Recorder(TorchFunctionMode):
             self._starts.setdefault(tuple(stream[start : start + _KEY]), []).append(start)
         self._unspent: set[int] = set()  # scored with gradients, not differentiated yet
         self._pending: set[int] = set()  # differentiated, weights not moved yet
-        self._weights: set[int] = set()  # memory of parameters that the script holds as plain tensors
+        self._weights: set[int] = (
+            set()
+        )  # memory of parameters that the script holds as plain tensors
         self._hook: Any = None
 
     def __enter__(self) -> Any:
@@ -94,7 +124,9 @@ class Recorder(TorchFunctionMode):
             tags = [getattr(each, _TAG, None) for each in listed]
             known = [tag for tag in tags if tag is not None]
             self._pending |= (
-                {p for tag in known for p in tag.flatten().tolist() if p >= 0} if known else self._unspent
+                {p for tag in known for p in tag.flatten().tolist() if p >= 0}
+                if known
+                else self._unspent
             )
             self._unspent = set()
             out = plain(outputs, *args, **kwargs)
@@ -123,7 +155,9 @@ class Recorder(TorchFunctionMode):
         return out
 
     def _moves_weights(self, name: str, target: Any) -> bool:
-        """Whether a call changes a parameter in place: an update that no optimizer of torch makes."""
+        """Whether a call changes a parameter in place: an update that no optimizer of torch
+        makes.
+        """
         if name == "__get__" and isinstance(target, torch.nn.Parameter):
             self._weights.add(target.data_ptr())
             return False
@@ -173,9 +207,18 @@ class Recorder(TorchFunctionMode):
         losses = -logs.gather(-1, wanted.clamp(0, logs.size(-1) - 1)[:, None])[:, 0]
         self._note(out, targets, losses)
 
-    def _gathered(self, out: torch.Tensor, scores: Any, dim: Any = None, index: Any = None, **_: Any) -> None:
-        fits = isinstance(index, torch.Tensor) and index.dim() == scores.dim() and index.size(-1) == 1
-        if not fits or dim not in (-1, scores.dim() - 1) or scores.size(-1) < 32 or index.numel() < _KEY:
+    def _gathered(
+        self, out: torch.Tensor, scores: Any, dim: Any = None, index: Any = None, **_: Any
+    ) -> None:
+        fits = (
+            isinstance(index, torch.Tensor) and index.dim() == scores.dim() and index.size(-1) == 1
+        )
+        if (
+            not fits
+            or dim not in (-1, scores.dim() - 1)
+            or scores.size(-1) < 32
+            or index.numel() < _KEY
+        ):
             return
         values = out.detach().float().reshape(-1)
         is_log = bool((values <= 1e-4).all())
@@ -184,7 +227,9 @@ class Recorder(TorchFunctionMode):
 
     def _note(self, out: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
         places = self._locate(targets.detach().reshape(-1).tolist())
-        found = {place: loss for place, loss in zip(places, losses.tolist(), strict=True) if place >= 0}
+        found = {
+            place: loss for place, loss in zip(places, losses.tolist(), strict=True) if place >= 0
+        }
         if not found:
             return
         self.trace.events += 1
@@ -200,7 +245,9 @@ class Recorder(TorchFunctionMode):
             self._count(tag, losses)
 
     def _locate(self, targets: list[int]) -> list[int]:
-        """The place in the stream of each target, -1 where it is not sure; rows of a batch are runs of their own."""
+        """The place in the stream of each target, -1 where it is not sure; rows of a batch are runs
+        of their own.
+        """
         places = [-1] * len(targets)
         index = 0
         while index <= len(targets) - _KEY:
@@ -225,11 +272,17 @@ def _masked(name: str, places: torch.Tensor, args: Any) -> torch.Tensor:
     if name not in {"mul", "__mul__", "__rmul__", "where", "multiply", "dot", "masked_fill"}:
         return places
     for each in args:
-        if isinstance(each, torch.Tensor) and not hasattr(each, _TAG) and each.shape == places.shape:
+        if (
+            isinstance(each, torch.Tensor)
+            and not hasattr(each, _TAG)
+            and each.shape == places.shape
+        ):
             kept = ~each if name == "masked_fill" and each.dtype == torch.bool else each != 0
             places = torch.where(kept, places, torch.full_like(places, -1))
     return places
 
 
 def _pair(args: Any, kwargs: Any) -> tuple[Any, Any]:
-    return (args[0] if args else kwargs.get("input")), (args[1] if len(args) > 1 else kwargs.get("target"))
+    return (args[0] if args else kwargs.get("input")), (
+        args[1] if len(args) > 1 else kwargs.get("target")
+    )

@@ -1,4 +1,6 @@
-"""The smoke test's half inside the sandbox: import with stand-ins, then measure what the script defines."""
+"""The smoke test's half inside the sandbox: import with stand-ins, then measure what the script
+defines.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,16 @@ def prepare(job: dict[str, Any]) -> tuple[StandInFinder, TorchHook]:
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Imports `job["script"]` and measures it; returns the import's summary, `stood_in` and `measured`."""
+    """Imports `job["script"]` and measures it; returns the import's summary, `stood_in` and
+    `measured`.
+    """
     finder, hook = prepare(job)
-    loaded = load_script(job["folder"], job["script"], job.get("environment", {}), lambda: hook.seconds)
+    loaded = load_script(
+        job["folder"], job["script"], job.get("environment", {}), lambda: hook.seconds
+    )
     measured = (
-        measure(loaded.module, [job.get("text", ""), *loaded.executed]) if loaded.module is not None else {}
+        measure(loaded.module, [job.get("text", ""), *loaded.executed])
+        if loaded.module is not None
+        else {}
     )
     return {**loaded.summary(), "stood_in": finder.used, "measured": measured}

@@ -1,7 +1,9 @@
-"""The trusted process inside the walls: starts the worker, holds it to its limits, and tells how it ended.
+"""The trusted process inside the walls: starts the worker, holds it to its limits, and tells how it
+ended.
 
-It never loads anything of the submission. In a process namespace it is process 1, which nothing inside can
-signal, and its end takes every process inside with it: threads, daemons and orphans included.
+It never loads anything of the submission. In a process namespace it is process 1, which nothing
+inside can signal, and its end takes every process inside with it: threads, daemons and orphans
+included.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ _POLL_SECONDS = 0.02
 
 
 def supervise(config: dict[str, Any]) -> dict[str, Any]:
-    """Unpacks the bundle, runs the worker to its end or to a limit; returns `{reason, status, signal, ...}`."""
+    """Unpacks the bundle, runs the worker to its end or to a limit; returns `{reason, status,
+    signal, ...}`.
+    """
     scratch = SCRATCH if config["mode"] != "bare" else config["scratch"]
     _unpack(config["bundle"], scratch)
     started = time.monotonic()
@@ -46,7 +50,9 @@ def supervise(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unpack(bundle: int, scratch: str) -> None:
-    """Writes the plain files and folders of the caller's archive, open to the worker, below `scratch`."""
+    """Writes the plain files and folders of the caller's archive, open to the worker, below
+    `scratch`.
+    """
     with os.fdopen(bundle, "rb") as file, tarfile.open(fileobj=file) as archive:
         for entry in archive:
             path = os.path.join(scratch, entry.name)
@@ -62,7 +68,9 @@ def _unpack(bundle: int, scratch: str) -> None:
 def _watch(
     worker: int, limits: dict[str, Any], started: float, contained: bool
 ) -> tuple[str | None, int | None]:
-    """Waits for the worker; returns the limit it broke (or None) and its wait status once it has one."""
+    """Waits for the worker; returns the limit it broke (or None) and its wait status once it has
+    one.
+    """
     while True:
         while True:  # orphans of the submission are re-parented to process 1 and reaped here
             try:
@@ -151,7 +159,9 @@ def _become_worker(config: dict[str, Any], scratch: str, job: int) -> None:
 
 
 def _give_up_privileges(*, change_user: bool) -> None:
-    """Leaves the worker without capabilities, and under an id of its own where the caller was root."""
+    """Leaves the worker without capabilities, and under an id of its own where the caller was
+    root.
+    """
     libc.lock_privileges()
     if change_user:
         os.setgroups([])
@@ -161,7 +171,9 @@ def _give_up_privileges(*, change_user: bool) -> None:
 
 
 def _set_limits(limits: dict[str, Any], *, contained: bool) -> None:
-    """Limits of one process; `RLIMIT_NPROC` counts inside the namespace only, so bare runs go without it."""
+    """Limits of one process; `RLIMIT_NPROC` counts inside the namespace only, so bare runs go
+    without it.
+    """
     wanted = {
         resource.RLIMIT_CPU: limits["cpu_seconds"],
         resource.RLIMIT_AS: limits["address_bytes"],
@@ -175,6 +187,10 @@ def _set_limits(limits: dict[str, Any], *, contained: bool) -> None:
     for which, value in wanted.items():
         hard = resource.getrlimit(which)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        last = value + 2 if which == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else value
-        with contextlib.suppress(ValueError, OSError):  # a processor limit warns by SIGXCPU, then kills
+        last = (
+            value + 2 if which == resource.RLIMIT_CPU and hard == resource.RLIM_INFINITY else value
+        )
+        with contextlib.suppress(
+            ValueError, OSError
+        ):  # a processor limit warns by SIGXCPU, then kills
             resource.setrlimit(which, (value, last))

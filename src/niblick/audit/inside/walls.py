@@ -1,8 +1,10 @@
-"""Walls without bubblewrap: namespaces of our own and a root directory that holds only what Python needs.
+"""Walls without bubblewrap: namespaces of our own and a root directory that holds only what Python
+needs.
 
-The new root is a small read-only tmpfs with read-only binds of the system's libraries and of Python, a scratch
-tmpfs, and a process table of its own. Nothing of the user's home, environment or network is inside. Guarantees
-hold once `build` has returned; any step that fails raises `OSError`, and nothing has been run by then.
+The new root is a small read-only tmpfs with read-only binds of the system's libraries and of
+Python, a scratch tmpfs, and a process table of its own. Nothing of the user's home, environment or
+network is inside. Guarantees hold once `build` has returned; any step that fails raises `OSError`,
+and nothing has been run by then.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ _ATIME_FLAGS = ((1024, 1024), (2048, 2048), (4096, 1 << 21))  # statvfs bit, mou
 
 
 def enter() -> int:
-    """Moves the caller into new namespaces and forks; returns 0 in process 1 and its id in the caller."""
+    """Moves the caller into new namespaces and forks; returns 0 in process 1 and its id in the
+    caller.
+    """
     user, group, privileged = os.geteuid(), os.getegid(), os.geteuid() == 0
     ready, done = os.pipe(), os.pipe()
     writer = os.fork()
@@ -38,9 +42,16 @@ def enter() -> int:
 
 
 def _write_maps(
-    target: int, user: int, group: int, privileged: bool, ready: tuple[int, int], done: tuple[int, int]
+    target: int,
+    user: int,
+    group: int,
+    privileged: bool,
+    ready: tuple[int, int],
+    done: tuple[int, int],
 ) -> None:
-    """In a helper outside the namespace: maps root inside to the caller, and an id for untrusted code."""
+    """In a helper outside the namespace: maps root inside to the caller, and an id for untrusted
+    code.
+    """
     libc.prctl(libc.PR_SET_PDEATHSIG, 9)
     verdict = b"0"
     with contextlib.suppress(OSError):
@@ -56,7 +67,9 @@ def _write_maps(
 
 
 def build(root: str, binds: list[str], scratch_bytes: int) -> None:
-    """In process 1: mounts the new root over the directory `root`, fills it and makes it the only one."""
+    """In process 1: mounts the new root over the directory `root`, fills it and makes it the only
+    one.
+    """
     libc.mount("none", "/", "", libc.MS_REC | libc.MS_PRIVATE)
     strict = libc.MS_NOSUID | libc.MS_NODEV
     libc.mount("tmpfs", root, "tmpfs", strict, "mode=755,size=4m")
@@ -73,7 +86,9 @@ def build(root: str, binds: list[str], scratch_bytes: int) -> None:
         _bind_node(f"/dev/{device}", f"{root}/dev/{device}", read_only=False)
     os.makedirs(f"{root}/etc", exist_ok=True)
     with open(f"{root}/etc/passwd", "w") as file:
-        file.write(f"root:x:0:0::{SCRATCH}:/bin/sh\nnobody:x:{NOBODY}:{NOBODY}::{SCRATCH}:/bin/sh\n")
+        file.write(
+            f"root:x:0:0::{SCRATCH}:/bin/sh\nnobody:x:{NOBODY}:{NOBODY}::{SCRATCH}:/bin/sh\n"
+        )
     os.makedirs(f"{root}/proc", exist_ok=True)
     libc.mount("proc", f"{root}/proc", "proc", strict | libc.MS_NOEXEC)
     _pivot(root)
@@ -89,7 +104,9 @@ def _pivot(root: str) -> None:
 
 
 def _bind(root: str, path: str) -> None:
-    """Makes host path `path` visible read-only at the same place; symbolic links are copied as such."""
+    """Makes host path `path` visible read-only at the same place; symbolic links are copied as
+    such.
+    """
     if not os.path.lexists(path) or os.path.lexists(root + path):
         return
     os.makedirs(os.path.dirname(root + path), exist_ok=True)

@@ -1,7 +1,7 @@
 """Notes what a script tries beyond computing: network, other programs, processes of its own.
 
-Uses Python's audit events, which a script cannot unhook from Python code. Only attempts made from the
-submission's own files count; libraries do some of this for reasons of their own.
+Uses Python's audit events, which a script cannot unhook from Python code. Only attempts made from
+the submission's own files count; libraries do some of this for reasons of their own.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Attempts:
             if frame is None:
                 return None
             name = frame.f_code.co_filename
-            if name == "<string>" or (name.startswith(self._folder + "/") and "site-packages" not in name):
+            if name == "<string>" or (
+                name.startswith(self._folder + "/") and "site-packages" not in name
+            ):
                 return f"{name.removeprefix(self._folder + '/')}:{frame.f_lineno}"
             if frame.f_back is None:
                 return None

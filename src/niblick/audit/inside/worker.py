@@ -1,9 +1,9 @@
 """The process that meets the submission: does one task and reports it once, over its own pipe.
 
-The report is framed with a code keyed by a nonce that no submission is told, so that text written to standard
-output, or to the pipe, is never taken for a result. What a hostile script could still learn by inspecting the
-process is a measurement of itself; verdicts are made outside. After the report the process ends at once, with
-whatever threads and exit handlers the submission left.
+The report is framed with a code keyed by a nonce that no submission is told, so that text written
+to standard output, or to the pipe, is never taken for a result. What a hostile script could still
+learn by inspecting the process is a measurement of itself; verdicts are made outside. After the
+report the process ends at once, with whatever threads and exit handlers the submission left.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ TASKS = {
 
 
 def frame(nonce: str, payload: bytes) -> bytes:
-    """`payload` with its length and a keyed code in front: `NIBLICK <hex digest> <length>` and a newline."""
+    """`payload` with its length and a keyed code in front: `NIBLICK <hex digest> <length>` and a
+    newline.
+    """
     code = hmac.new(nonce.encode(), payload, hashlib.sha256).hexdigest()
     return f"NIBLICK {code} {len(payload)}\n".encode() + payload
 
@@ -40,7 +42,9 @@ def main() -> None:
         job = json.loads(pipe.read())
     finish = _reporter(job.pop("nonce"))
     try:
-        task: Callable[[dict[str, Any]], dict[str, Any]] = importlib.import_module(TASKS[job["task"]]).run
+        task: Callable[[dict[str, Any]], dict[str, Any]] = importlib.import_module(
+            TASKS[job["task"]]
+        ).run
         for name in (
             "niblick.audit",
             "niblick",

@@ -1,6 +1,8 @@
-"""The rules of the record: what a submission folder must hold, and whether its claim agrees with its logs.
+"""The rules of the record: what a submission folder must hold, and whether its claim agrees with
+its logs.
 
-`record_findings` reads files only. Missing evidence is never a breach; a size or time over the cap is.
+`record_findings` reads files only. Missing evidence is never a breach; a size or time over the cap
+is.
 """
 
 from __future__ import annotations
@@ -19,9 +21,15 @@ __all__ = ["record_findings"]
 def record_findings(
     submission: Submission, smoke: Smoke | None = None
 ) -> tuple[dict[str, object], tuple[Finding, ...]]:
-    """The record as plain data, and what is wrong with it; `smoke` adds the model's own parameter count."""
+    """The record as plain data, and what is wrong with it; `smoke` adds the model's own parameter
+    count.
+    """
     root = submission.root
-    logs = [read_log(path, root) for path in find_logs(root)] if submission.metadata is not None else []
+    logs = (
+        [read_log(path, root) for path in find_logs(root)]
+        if submission.metadata is not None
+        else []
+    )
     evidence = Evidence(
         submission=submission,
         claim=read_claim(submission.metadata or {}),

@@ -1,7 +1,9 @@
-"""The checks of a record, one function each; every one of them yields findings and reads nothing but `Evidence`.
+"""The checks of a record, one function each; every one of them yields findings and reads nothing
+but `Evidence`.
 
-Limits: code as shipped plus compressed model at most 16,000,000 bytes; training 600 s and evaluation 600 s on
-the ten-minute track, read from the logs with 2 % of grace, since the last step may end after the bell.
+Limits: code as shipped plus compressed model at most 16,000,000 bytes; training 600 s and
+evaluation 600 s on the ten-minute track, read from the logs with 2 % of grace, since the last step
+may end after the bell.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _AGREES = 6e-4  # bits per byte: claims are often rounded to three or four digit
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Everything the checks may use. `parameters` is the count of the model the code itself builds."""
+    """Everything the checks may use. `parameters` is the count of the model the code itself
+    builds.
+    """
 
     submission: Submission
     claim: Claim
@@ -60,18 +64,31 @@ def check_all(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _finding(
-    rule: str, severity: Severity, evidence: str, pointer: str, cure: str, *,
-    file: str = "submission.json", line: int | None = None,
-) -> Finding:  # fmt: skip
+    rule: str,
+    severity: Severity,
+    evidence: str,
+    pointer: str,
+    cure: str,
+    *,
+    file: str = "submission.json",
+    line: int | None = None,
+) -> Finding:
     return Finding(
-        rule=rule, severity=severity, verdict="flag_other" if severity is Severity.BREACH else None,
-        span=Span(file=file, start=line or 1, end=line or 1), evidence=evidence, pointer=pointer, cure=cure,
+        rule=rule,
+        severity=severity,
+        verdict="flag_other" if severity is Severity.BREACH else None,
+        span=Span(file=file, start=line or 1, end=line or 1),
+        evidence=evidence,
+        pointer=pointer,
+        cure=cure,
         source="record",
-    )  # fmt: skip
+    )
 
 
 def check_files(evidence: Evidence) -> Iterator[Finding]:
-    """README.md, submission.json, logs, the script, and requirements.txt where packages are named."""
+    """README.md, submission.json, logs, the script, and requirements.txt where packages are
+    named.
+    """
     submission = evidence.submission
     missing = []
     if submission.readme is None:
@@ -84,31 +101,41 @@ def check_files(evidence: Evidence) -> Iterator[Finding]:
         missing.append("a training script")
     if missing:
         yield _finding(
-            "record-missing-file", Severity.NOTE, f"the folder lacks {', '.join(missing)}",
+            "record-missing-file",
+            Severity.NOTE,
+            f"the folder lacks {', '.join(missing)}",
             "Limits and evidence: a folder with README.md, submission.json, logs and the script",
-            "add what is missing", file=".",
-        )  # fmt: skip
+            "add what is missing",
+            file=".",
+        )
 
 
 def check_fields(evidence: Evidence) -> Iterator[Finding]:
     """The fields of submission.json that a reader needs."""
     if evidence.claim.missing:
         yield _finding(
-            "record-missing-field", Severity.NOTE, f"submission.json lacks {', '.join(evidence.claim.missing)}",
+            "record-missing-field",
+            Severity.NOTE,
+            f"submission.json lacks {', '.join(evidence.claim.missing)}",
             "Limits and evidence: submission.json has name, author, val_bpb, bytes_total, date",
             "fill the fields in from the logs",
-        )  # fmt: skip
+        )
 
 
 def check_size(evidence: Evidence) -> Iterator[Finding]:
-    """Code as shipped plus model: from the files, from the claim, and from the logs of every seed."""
+    """Code as shipped plus model: from the files, from the claim, and from the logs of every
+    seed.
+    """
     code, claimed = evidence.code_bytes or 0, evidence.claim.bytes_total
-    pointer = "Limits and evidence: code bytes plus compressed model bytes <= 16,000,000, every seed"
+    pointer = (
+        "Limits and evidence: code bytes plus compressed model bytes <= 16,000,000, every seed"
+    )
     cure = "shrink the model or the code until their sum fits"
     for name, size in evidence.artifacts.items():
         if size + code > CAP_BYTES:
             said = (
-                f"{name} ({size:,} B) and the script ({code:,} B) are {size + code:,} B, over {CAP_BYTES:,}"
+                f"{name} ({size:,} B) and the script ({code:,} B) are {size + code:,} B, over"
+                f" {CAP_BYTES:,}"
             )
             yield _finding("record-size", Severity.BREACH, said, pointer, cure, file=name)
     sizes = {log.name: _counted(log, code) for log in evidence.logs if log.total_bytes}
@@ -118,60 +145,95 @@ def check_size(evidence: Evidence) -> Iterator[Finding]:
         said = f"bytes_total claims {claimed:,} B and the logs agree: over {CAP_BYTES:,}"
         yield _finding("record-size", Severity.BREACH, said, pointer, cure)
     elif claims_over:
-        said = f"bytes_total claims {claimed:,} B, over {CAP_BYTES:,}; neither the model nor a log shows its size"
+        said = (
+            f"bytes_total claims {claimed:,} B, over {CAP_BYTES:,}; neither the model nor a log"
+            " shows its size"
+        )
         yield _finding(
-            "record-size", Severity.WARNING, said, pointer, "ship the compressed model, or correct the claim"
+            "record-size",
+            Severity.WARNING,
+            said,
+            pointer,
+            "ship the compressed model, or correct the claim",
         )
     elif over:
         worst = max(over, key=lambda name: over[name])
-        said = f"the log's total with the shipped code is {over[worst]:,} B, over {CAP_BYTES:,} ({len(over)} of {len(sizes)} logs)"
+        said = (
+            f"the log's total with the shipped code is {over[worst]:,} B, over {CAP_BYTES:,}"
+            f" ({len(over)} of {len(sizes)} logs)"
+        )
         yield _finding("record-size", Severity.WARNING, said, pointer, cure, file=worst)
 
 
 def _counted(log: Log, code: int) -> int:
-    """A log's smallest total, with the code counted as shipped: many logs count it before it was packed."""
+    """A log's smallest total, with the code counted as shipped: many logs count it before it was
+    packed.
+    """
     total = min(log.total_bytes)
     return total - log.code_bytes + code if log.code_bytes and log.code_bytes < total else total
 
 
 def check_time(evidence: Evidence) -> Iterator[Finding]:
-    """Seconds of training and of the final evaluation, by the logs; one log of several may be of another run."""
+    """Seconds of training and of the final evaluation, by the logs; one log of several may be of
+    another run.
+    """
     if not evidence.timed:
         return
-    pointer = "Limits and evidence: training <= 600 s; evaluation <= 600 s more, all stages together"
+    pointer = (
+        "Limits and evidence: training <= 600 s; evaluation <= 600 s more, all stages together"
+    )
     limit = CAP_SECONDS * GRACE
     trained = {log.name: log.train_seconds for log in evidence.logs if log.train_seconds}
     over = {name: seconds for name, seconds in trained.items() if seconds > limit}
     if over:
         sure = len(over) == len(trained) and len(over) > 1
         name, seconds = max(over.items(), key=lambda pair: pair[1])
-        said = f"training took {seconds:.1f} s by the log, over {CAP_SECONDS:.0f} ({len(over)} of {len(trained)} logs)"
+        said = (
+            f"training took {seconds:.1f} s by the log, over {CAP_SECONDS:.0f} ({len(over)} of"
+            f" {len(trained)} logs)"
+        )
         severity = Severity.BREACH if sure else Severity.WARNING
         yield _finding("record-time", severity, said, pointer, "stop training in time", file=name)
     for log in evidence.logs:
         stage = log.final.stage if log.final else ""
         final, together = log.eval_seconds.get(stage), sum(log.eval_seconds.values())
         if final is not None and final > limit:
-            said = f"the final evaluation ({stage}) took {final:.1f} s by the log, over {CAP_SECONDS:.0f}"
-            yield _finding("record-time", Severity.BREACH, said, pointer, "evaluate faster", file=log.name)
+            said = (
+                f"the final evaluation ({stage}) took {final:.1f} s by the log, over"
+                f" {CAP_SECONDS:.0f}"
+            )
+            yield _finding(
+                "record-time", Severity.BREACH, said, pointer, "evaluate faster", file=log.name
+            )
         elif together > limit:
-            said = f"evaluations took {together:.1f} s together by the log; which of them count is not said"
+            said = (
+                f"evaluations took {together:.1f} s together by the log; which of them count is not"
+                " said"
+            )
             yield _finding(
                 "record-time", Severity.NOTE, said, pointer, "say which stages count", file=log.name
             )
 
 
 def check_seeds(evidence: Evidence) -> Iterator[Finding]:
-    """Three seeds of one configuration, each with its log, and an improvement that is certain enough."""
+    """Three seeds of one configuration, each with its log, and an improvement that is certain
+    enough.
+    """
     seeds = {log.seed for log in evidence.logs if log.seed is not None and log.final}
     pointer = (
-        "Limits and evidence: a new record beats the last by >= 0.005 nats at p < 0.01, normally three seeds"
+        "Limits and evidence: a new record beats the last by >= 0.005 nats at p < 0.01, normally"
+        " three seeds"
     )
     if evidence.timed and len(seeds) < 3:
         said = f"logs of {len(seeds)} seed{'' if len(seeds) == 1 else 's'}; three are the norm"
-        yield _finding("record-seeds", Severity.NOTE, said, pointer, "add logs of further seeds", file=".")
+        yield _finding(
+            "record-seeds", Severity.NOTE, said, pointer, "add logs of further seeds", file="."
+        )
     if evidence.claim.seeds is not None and evidence.claim.seeds > len(evidence.logs):
-        said = f"submission.json names {evidence.claim.seeds} seeds, the folder has {len(evidence.logs)} logs"
+        said = (
+            f"submission.json names {evidence.claim.seeds} seeds, the folder has"
+            f" {len(evidence.logs)} logs"
+        )
         yield _finding("record-seeds", Severity.NOTE, said, pointer, "add the missing logs")
     baseline = evidence.claim.baseline_bpb
     finals = _claimed_stage(evidence)
@@ -182,16 +244,23 @@ def check_seeds(evidence: Evidence) -> Iterator[Finding]:
     tested = significance(losses, baseline * nats_per_bit)
     if tested is not None and not tested.holds:
         said = (
-            f"{tested.seeds} seeds improve on {baseline:.5f} bpb by {tested.improvement:.5f} nats per token "
-            f"(p = {tested.p:.2g} of beating it by {LEAST_NATS}); {LEAST_NATS} at p < {LARGEST_P} is asked"
+            f"{tested.seeds} seeds improve on {baseline:.5f} bpb by {tested.improvement:.5f} nats"
+            f" per token (p = {tested.p:.2g} of beating it by {LEAST_NATS}); {LEAST_NATS} at p <"
+            f" {LARGEST_P} is asked"
         )
         yield _finding(
-            "record-significance", Severity.NOTE, said, pointer, "run more seeds, or do not claim a record"
+            "record-significance",
+            Severity.NOTE,
+            said,
+            pointer,
+            "run more seeds, or do not claim a record",
         )
 
 
 def _claimed_stage(evidence: Evidence) -> list[tuple[float, float | None]]:
-    """(bpb, loss) of each log at the stage whose mean is nearest to the claim; the last stage without one."""
+    """(bpb, loss) of each log at the stage whose mean is nearest to the claim; the last stage
+    without one.
+    """
     stages: dict[str, list[tuple[float, float | None]]] = {}
     for log in evidence.logs:
         for stage, result in {result.stage: result for result in log.results}.items():
@@ -203,7 +272,8 @@ def _claimed_stage(evidence: Evidence) -> list[tuple[float, float | None]]:
         last = next((log.final.stage for log in evidence.logs if log.final), "")
         return stages.get(last, [])
     return min(
-        stages.values(), key=lambda rows: (abs(sum(b for b, _ in rows) / len(rows) - claim), -len(rows))
+        stages.values(),
+        key=lambda rows: (abs(sum(b for b, _ in rows) / len(rows) - claim), -len(rows)),
     )
 
 
@@ -219,15 +289,20 @@ def check_score(evidence: Evidence) -> Iterator[Finding]:
     if min(abs(mean - claim), abs(nearest.bpb - claim)) <= _AGREES:
         return
     yield _finding(
-        "record-score", Severity.WARNING,
+        "record-score",
+        Severity.WARNING,
         f"the claimed {claim:.5f} bpb is in no log and is no mean of one; the nearest is {nearest.bpb:.5f}",
-        "Limits and evidence: the logs show the claimed score", "claim what the logs show, or add the log",
-        file=log.name, line=nearest.line,
-    )  # fmt: skip
+        "Limits and evidence: the logs show the claimed score",
+        "claim what the logs show, or add the log",
+        file=log.name,
+        line=nearest.line,
+    )
 
 
 def check_parameters(evidence: Evidence) -> Iterator[Finding]:
-    """The parameter count in the logs (and claimed) is that of the model the shipped code builds."""
+    """The parameter count in the logs (and claimed) is that of the model the shipped code
+    builds.
+    """
     own = evidence.parameters
     if own is None:
         return
@@ -238,12 +313,14 @@ def check_parameters(evidence: Evidence) -> Iterator[Finding]:
     if wrong and len(wrong) == len(said):
         name, count = next(iter(wrong.items()))
         yield _finding(
-            "record-parameters", Severity.WARNING,
+            "record-parameters",
+            Severity.WARNING,
             f"{name} speaks of {count:,} parameters, the model this code builds has {own:,}: "
             "the log is of other code or other settings",
             "Limits and evidence: logs come from the script that is shipped",
-            "ship the script that made the logs, or its settings", file=name,
-        )  # fmt: skip
+            "ship the script that made the logs, or its settings",
+            file=name,
+        )
 
 
 def check_code_bytes(evidence: Evidence) -> Iterator[Finding]:
@@ -258,11 +335,14 @@ def check_code_bytes(evidence: Evidence) -> Iterator[Finding]:
         room = _largest_total(evidence)
         over = room is not None and room - size + code > CAP_BYTES
         yield _finding(
-            "record-code-bytes", Severity.WARNING if over else Severity.NOTE,
+            "record-code-bytes",
+            Severity.WARNING if over else Severity.NOTE,
             f"{PurePath(name).name} counts {size:,} B of code, the script as shipped has {code:,} B"
             + ("; with that the total is over the cap" if over else ""),
-            "Limits and evidence: code counts as shipped", "count the script that is shipped", file=name,
-        )  # fmt: skip
+            "Limits and evidence: code counts as shipped",
+            "count the script that is shipped",
+            file=name,
+        )
 
 
 def _largest_total(evidence: Evidence) -> int | None:

@@ -1,4 +1,6 @@
-"""What submission.json claims, under the several names its fields go by, and the artifacts that are shipped."""
+"""What submission.json claims, under the several names its fields go by, and the artifacts that are
+shipped.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,22 @@ _BYTES = (
 )
 _CODE = ("bytes_code", "code_bytes")
 _PARAMETERS = ("model_params", "total_params", "parameters", "params", "num_params", "param_count")
-_BASELINE = ("comparison_baseline_bpb", "baseline_bpb", "previous_record_bpb", "prior_record_bpb", "sota_bpb")
+_BASELINE = (
+    "comparison_baseline_bpb",
+    "baseline_bpb",
+    "previous_record_bpb",
+    "prior_record_bpb",
+    "sota_bpb",
+)
 _ARTIFACTS = ("*.ptz", "*.nib", "*.int4*", "*.int5*", "*.int6*", "*.int8*")
 REQUIRED = ("name", "author", "date", "val_bpb", "bytes_total")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """The fields an audit compares; None where submission.json has none that can be read as such."""
+    """The fields an audit compares; None where submission.json has none that can be read as
+    such.
+    """
 
     name: str | None
     author: str | None
@@ -68,12 +78,16 @@ def artifact_files(root: Path) -> dict[str, int]:
     """Compressed models in the folder: name to size in bytes."""
     found = {path for pattern in _ARTIFACTS for path in root.glob(pattern)}
     return {
-        path.name: path.stat().st_size for path in sorted(found) if path.is_file() and not path.is_symlink()
+        path.name: path.stat().st_size
+        for path in sorted(found)
+        if path.is_file() and not path.is_symlink()
     }
 
 
 def _number(metadata: dict[str, Any], names: tuple[str, ...]) -> float | None:
-    """The first of `names` that holds a number, a number in quotes, or numbers by seed (their mean)."""
+    """The first of `names` that holds a number, a number in quotes, or numbers by seed (their
+    mean).
+    """
     for name in names:
         value = metadata.get(name)
         if isinstance(value, dict):

@@ -1,7 +1,7 @@
 """Reads training logs: seed, parameters, seconds, scores by stage and sizes, from free text.
 
-Nothing is assumed about a log but its habit of `name:value` or `name=value` pairs on a line; what is not found
-is None. Reading is bounded; lines of training steps are not taken for results.
+Nothing is assumed about a log but its habit of `name:value` or `name=value` pairs on a line; what
+is not found is None. Reading is bounded; lines of training steps are not taken for results.
 """
 
 from __future__ import annotations
@@ -30,12 +30,16 @@ _TOTAL = re.compile(
     r"total\s*(?:submission|artifact)?\s*size[^:=\n]{0,60}[:=]\s*([0-9][0-9,_]*)\s*(?:b\b|bytes)",
     re.IGNORECASE,
 )
-_CODE = re.compile(r"code(?:[_ ](?:size|bytes))?\s*[:=]\s*([0-9][0-9,_]*)\s*(?:b\b|bytes)", re.IGNORECASE)
+_CODE = re.compile(
+    r"code(?:[_ ](?:size|bytes))?\s*[:=]\s*([0-9][0-9,_]*)\s*(?:b\b|bytes)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One evaluation in a log: the words before its numbers, nats per token if told, bits per byte."""
+    """One evaluation in a log: the words before its numbers, nats per token if told, bits per
+    byte.
+    """
 
     stage: str
     loss: float | None
@@ -45,7 +49,9 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Log:
-    """What one log says. Seconds are the largest said; `total_bytes` the sizes it calls a total, in order."""
+    """What one log says. Seconds are the largest said; `total_bytes` the sizes it calls a total, in
+    order.
+    """
 
     name: str
     seed: int | None
@@ -75,7 +81,8 @@ def find_logs(root: Path) -> list[Path]:
 
 def _looks_like_log(path: Path) -> bool:
     return (
-        bool(re.search(r"log|train|seed|run|eval", path.stem, re.IGNORECASE)) and "require" not in path.stem
+        bool(re.search(r"log|train|seed|run|eval", path.stem, re.IGNORECASE))
+        and "require" not in path.stem
     )
 
 
@@ -103,11 +110,17 @@ def parse_log(lines: Iterable[str], name: str) -> Log:
             loss = _LOSS.search(line)
             stage = _stage(line[: min(found.start(), loss.start() if loss else found.start())])
             results.append(
-                Result(stage=stage, loss=float(loss[1]) if loss else None, bpb=float(found[1]), line=number)
+                Result(
+                    stage=stage,
+                    loss=float(loss[1]) if loss else None,
+                    bpb=float(found[1]),
+                    line=number,
+                )
             )
             evals.update(_seconds(_EVAL_TIME, line, stage))
         train = max(
-            (value for value in (train, *_seconds(_TRAIN_TIME, line, "").values()) if value), default=None
+            (value for value in (train, *_seconds(_TRAIN_TIME, line, "").values()) if value),
+            default=None,
         )
         totals += [_whole(match[1]) for match in _TOTAL.finditer(line)]
         parameters = parameters or _first(_PARAMETERS, line, least=10_000)
@@ -117,9 +130,15 @@ def parse_log(lines: Iterable[str], name: str) -> Log:
     if seed is None and (named := _NAMED_SEED.search(Path(name).stem)):
         seed = int(named[1] or named[2])
     return Log(
-        name=name, seed=seed, parameters=parameters, train_seconds=train, eval_seconds=evals,
-        results=tuple(results), total_bytes=tuple(totals), code_bytes=code,
-    )  # fmt: skip
+        name=name,
+        seed=seed,
+        parameters=parameters,
+        train_seconds=train,
+        eval_seconds=evals,
+        results=tuple(results),
+        total_bytes=tuple(totals),
+        code_bytes=code,
+    )
 
 
 def _stage(before: str) -> str:

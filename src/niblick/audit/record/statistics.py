@@ -1,4 +1,6 @@
-"""Is an improvement over a stated record large enough and certain enough: 0.005 nats per token at p < 0.01."""
+"""Is an improvement over a stated record large enough and certain enough: 0.005 nats per token at p
+< 0.01.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ LEAST_NATS, LARGEST_P = 0.005, 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Significance:
-    """A one-sided one-sample t test of per-seed losses against a baseline; nats per token, lower is better."""
+    """A one-sided one-sample t test of per-seed losses against a baseline; nats per token, lower is
+    better.
+    """
 
     seeds: int
     mean: float
@@ -21,7 +25,9 @@ class Significance:
 
     @property
     def holds(self) -> bool:
-        """Whether the improvement exceeds 0.005 nats at p < 0.01, the test being of that very margin."""
+        """Whether the improvement exceeds 0.005 nats at p < 0.01, the test being of that very
+        margin.
+        """
         return self.improvement >= LEAST_NATS and self.p < LARGEST_P
 
 
@@ -37,11 +43,15 @@ def significance(losses: Sequence[float], baseline: float) -> Significance | Non
         p = 0.0 if margin > 0 else 1.0
     else:
         p = upper_tail(margin / (deviation / math.sqrt(count)), count - 1)
-    return Significance(seeds=count, mean=mean, deviation=deviation, improvement=baseline - mean, p=p)
+    return Significance(
+        seeds=count, mean=mean, deviation=deviation, improvement=baseline - mean, p=p
+    )
 
 
 def upper_tail(t: float, freedom: int) -> float:
-    """P(T > t) of Student's distribution with a whole number of degrees of freedom, in closed form."""
+    """P(T > t) of Student's distribution with a whole number of degrees of freedom, in closed
+    form.
+    """
     angle = math.atan(abs(t) / math.sqrt(freedom))
     cosine, sine = math.cos(angle), math.sin(angle)
     odd = freedom % 2

@@ -1,4 +1,6 @@
-"""Writes reports: plain text, Markdown, HTML, JSON and SARIF. Everything from a submission is escaped."""
+"""Writes reports: plain text, Markdown, HTML, JSON and SARIF. Everything from a submission is
+escaped.
+"""
 
 from niblick.audit.render.data import report_data, reports_json
 from niblick.audit.render.html import reports_html

@@ -1,4 +1,6 @@
-"""Reports as plain data: what `--json` prints, one object a path. Foreign text stays as it is: JSON quotes it."""
+"""Reports as plain data: what `--json` prints, one object a path. Foreign text stays as it is: JSON
+quotes it.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Makes foreign text harmless where it is shown: terminals, Markdown, HTML and SARIF messages.
 
-A path, an error message or a claim may hold escape sequences, direction overrides, links or markup; after these
-functions it is only characters.
+A path, an error message or a claim may hold escape sequences, direction overrides, links or markup;
+after these functions it is only characters.
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ _LONGEST = 2_000
 
 
 def plain(text: object) -> str:
-    """One line without control, format, surrogate or unassigned characters; those show as `\\x1b` or `\\u202e`."""
+    """One line without control, format, surrogate or unassigned characters; those show as `\\x1b`
+    or `\\u202e`.
+    """
     shown = str(text)
     if len(shown) > _LONGEST:
         shown = shown[:_LONGEST] + "…"
     shown = re.sub(r"[\r\n\t]+", " ", shown)
-    return "".join(_visible(char) if unicodedata.category(char) in _HIDDEN else char for char in shown)
+    return "".join(
+        _visible(char) if unicodedata.category(char) in _HIDDEN else char for char in shown
+    )
 
 
 def _visible(char: str) -> str:

@@ -1,4 +1,6 @@
-"""One self-contained HTML page of reports: no script, no link out, every foreign character escaped."""
+"""One self-contained HTML page of reports: no script, no link out, every foreign character
+escaped.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from niblick.audit.render.text import COMPLIANCE, place, score, smoke_line, titl
 from niblick.audit.types import Finding, Report
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #ddd;"
-    "vertical-align:top}code{background:#f4f4f4;padding:0 .2rem}.breach{color:#a40000}.warning{color:#8a5a00}"
-    "section{margin-top:2.5rem}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0"
+    " 1rem;color:#222}table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem"
+    " .6rem;border-bottom:1px solid #ddd;vertical-align:top}code{background:#f4f4f4;padding:0"
+    " .2rem}.breach{color:#a40000}.warning{color:#8a5a00}section{margin-top:2.5rem}"
 )
 
 
@@ -26,8 +28,9 @@ def reports_html(reports: Iterable[Report]) -> str:
     sections = "".join(_section(report) for report in listed)
     policy = "default-src 'none'; style-src 'unsafe-inline'"
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>niblick audit</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{_STYLE}</style></head><body>'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>niblick audit</title>'
+        '<meta http-equiv="Content-Security-Policy"'
+        f' content="{policy}"><style>{_STYLE}</style></head><body>'
         f"<h1>Audit</h1><table><tr><th>path</th><th>verdict</th><th>recommendation</th></tr>{rows}</table>"
         f"{sections}</body></html>\n"
     )
@@ -37,11 +40,12 @@ def _section(report: Report) -> str:
     findings = "".join(_finding(finding) for finding in report.findings)
     compliance = COMPLIANCE.get(report.verdict, report.verdict)
     return (
-        f"<section><h2>{hyper(title(report))}</h2><p><code>{hyper(report.path)}</code></p>"
-        f"<p><b>BPB:</b> {hyper(score(report))}<br><b>Compliance:</b> {hyper(compliance)}</p>"
-        f"<table><tr><th>severity</th><th>rule</th><th>where</th><th>evidence</th><th>cure</th></tr>{findings}</table>"
-        f"<p><b>CPU smoke test:</b> {hyper(smoke_line(report.smoke))}<br><b>Verdict:</b> {hyper(report.verdict)}<br>"
-        f"<b>Recommendation:</b> {hyper(report.recommendation)}</p></section>"
+        f"<section><h2>{hyper(title(report))}</h2><p><code>{hyper(report.path)}</code></p><p><b>BPB:</b>"
+        f" {hyper(score(report))}<br><b>Compliance:</b>"
+        f" {hyper(compliance)}</p><table><tr><th>severity</th><th>rule</th><th>where</th><th>evidence</th><th>cure</th></tr>{findings}</table><p><b>CPU"
+        f" smoke test:</b> {hyper(smoke_line(report.smoke))}<br><b>Verdict:</b>"
+        f" {hyper(report.verdict)}<br><b>Recommendation:</b>"
+        f" {hyper(report.recommendation)}</p></section>"
     )
 
 

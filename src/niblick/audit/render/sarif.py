@@ -1,4 +1,6 @@
-"""SARIF 2.1.0, the format of code-scanning tools: one run, one result a finding, verdicts as properties."""
+"""SARIF 2.1.0, the format of code-scanning tools: one run, one result a finding, verdicts as
+properties.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def _result(report: Report, finding: Finding) -> dict[str, Any]:
         if finding.span.end > finding.span.start:
             region["endLine"] = finding.span.end
         place: dict[str, Any] = {"artifactLocation": {"uri": _uri(report.path, finding.span.file)}}
-        if finding.span.unpacked:  # lines of text that no file holds: they would point at the wrong place
+        if (
+            finding.span.unpacked
+        ):  # lines of text that no file holds: they would point at the wrong place
             result["properties"]["unpackedRegion"] = region
         else:
             place["region"] = region
@@ -77,13 +81,19 @@ def _import_result(report: Report) -> dict[str, Any]:
         "ruleId": "import-fail",
         "level": "error",
         "message": {"text": sarif(smoke_line(report.smoke))},
-        "properties": {"pointer": COMPLIANCE["import_fail"], "source": "dynamic", "verdict": "import_fail"},
+        "properties": {
+            "pointer": COMPLIANCE["import_fail"],
+            "source": "dynamic",
+            "verdict": "import_fail",
+        },
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(report.path, "")}}}],
     }
 
 
 def _uri(root: str, file: str) -> str:
-    """A relative reference where the path is one; `file` is taken below a folder, in place of a script."""
+    """A relative reference where the path is one; `file` is taken below a folder, in place of a
+    script.
+    """
     base = PurePath(root)
     folder = base.parent if base.suffix == ".py" else base
     if not file or base.name == PurePath(file).name:

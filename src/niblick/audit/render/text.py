@@ -1,4 +1,6 @@
-"""The readable report, in the shape of the challenge's published reviews, as text or as Markdown."""
+"""The readable report, in the shape of the challenge's published reviews, as text or as
+Markdown.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +12,30 @@ from niblick.audit.types import Finding, Report, Severity, Smoke, Span
 
 COMPLIANCE = {
     "clean_neural": "LOOKS CLEAN - pure-neural submission, no TTT/SLOT/n-gram-cache",
-    "clean_ttt_score_first": "LOOKS CLEAN - test-time training that scores each chunk before it trains on it",
+    "clean_ttt_score_first": (
+        "LOOKS CLEAN - test-time training that scores each chunk before it trains on it"
+    ),
     "flag_ngram": "FLAG - a count table is read with a key that holds the token being scored (C2)",
     "flag_slot": "FLAG - a delta is optimised on the positions that are then scored (C1, C3)",
-    "flag_prequant_ttt": "FLAG - weights are trained on validation tokens that are scored afterwards (C3)",
+    "flag_prequant_ttt": (
+        "FLAG - weights are trained on validation tokens that are scored afterwards (C3)"
+    ),
     "flag_other": "FLAG - breaks another rule of a valid score",
     "import_fail": "IMPORT_FAIL - the script cannot be imported, for a reason of its own",
     "hold_unclear": "HOLD - the evidence does not decide",
 }
 _ORDER = (Severity.BREACH, Severity.WARNING, Severity.NOTE, Severity.INFO)
-_HEADINGS = {"dynamic": "seen when run", "static": "read in the code", "record": "from files and logs"}
+_HEADINGS = {
+    "dynamic": "seen when run",
+    "static": "read in the code",
+    "record": "from files and logs",
+}
 
 
 def smoke_line(smoke: Smoke | None) -> str:
-    """One line about the import, as the published reviews give it; foreign text in it is made plain."""
+    """One line about the import, as the published reviews give it; foreign text in it is made
+    plain.
+    """
     if smoke is None:
         return "not run"
     if smoke.status == "SMOKE_TEST_PASS":
@@ -38,7 +50,11 @@ def smoke_line(smoke: Smoke | None) -> str:
     said = escape.plain(smoke.error or "no reason given")
     if smoke.status == "NOT_RUN":
         return f"not run - {said}"
-    whose = "the submission's own" if smoke.own_fault else "the reviewing machine's, not the submission's"
+    whose = (
+        "the submission's own"
+        if smoke.own_fault
+        else "the reviewing machine's, not the submission's"
+    )
     cure = f"; cure: {escape.plain(smoke.cure)}" if smoke.cure else ""
     return f"{smoke.status} - {said} (Python {smoke.python}; the fault is {whose}{cure})"
 
@@ -67,16 +83,23 @@ def score(report: Report) -> str:
 
 def report_text(report: Report, *, verbose: bool = False) -> str:
     """The report as lines of plain text; `verbose` lists notes of severity info too."""
-    return "\n".join(_lines(report, escape.plain, escape.plain, strong=lambda s: s, verbose=verbose)) + "\n"
+    return (
+        "\n".join(_lines(report, escape.plain, escape.plain, strong=lambda s: s, verbose=verbose))
+        + "\n"
+    )
 
 
 def report_markdown(report: Report) -> str:
     """The report as a Markdown section."""
-    return "\n".join(_lines(report, escape.markdown, escape.code, strong=lambda s: f"**{s}**", heading="## "))
+    return "\n".join(
+        _lines(report, escape.markdown, escape.code, strong=lambda s: f"**{s}**", heading="## ")
+    )
 
 
 def reports_markdown(reports: Iterable[Report]) -> str:
-    """Several reports as one Markdown document, with a table in front where there are more than one."""
+    """Several reports as one Markdown document, with a table in front where there are more than
+    one.
+    """
     listed = list(reports)
     parts = [] if len(listed) == 1 else [_table(listed)]
     return "\n\n".join([*parts, *(report_markdown(report) for report in listed)]) + "\n"
@@ -106,7 +129,11 @@ def _lines(
     yield f"{strong('BPB:')} {show(score(report))}{gap}"
     yield f"{strong('Compliance:')} {show(COMPLIANCE.get(report.verdict, report.verdict))}{gap}"
     yield f"{strong('What was found:')}{gap}"
-    shown = [finding for finding in sorted(report.findings, key=_weight) if verbose or _weight(finding) < 3]
+    shown = [
+        finding
+        for finding in sorted(report.findings, key=_weight)
+        if verbose or _weight(finding) < 3
+    ]
     if not shown:
         yield "- nothing that touches a rule"
     for finding in shown:
@@ -123,9 +150,14 @@ def _weight(finding: Finding) -> int:
     return _ORDER.index(finding.severity)
 
 
-def _finding(finding: Finding, show: Callable[[object], str], mono: Callable[[object], str]) -> Iterator[str]:
+def _finding(
+    finding: Finding, show: Callable[[object], str], mono: Callable[[object], str]
+) -> Iterator[str]:
     where = f" at {mono(place(finding.span))}" if finding.span else ""
     how = _HEADINGS.get(finding.source, finding.source)
-    yield f"- {finding.severity.value.upper()} {mono(finding.rule)}{where}, {how}: {show(finding.evidence)}"
+    yield (
+        f"- {finding.severity.value.upper()} {mono(finding.rule)}{where}, {how}:"
+        f" {show(finding.evidence)}"
+    )
     if finding.severity is not Severity.INFO:
         yield f"  Rule: {show(finding.pointer)} Cure: {show(finding.cure)}"

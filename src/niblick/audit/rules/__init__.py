@@ -31,14 +31,36 @@ from niblick.audit.types import Finding
 from niblick.audit.unpack import unpack
 
 RULES: tuple[Callable[[Case], list[Finding]], ...] = (
-    importable.check, unreadable.check, missing_parts.check, nothing_scored.check, ngram_key.check, hashed_pair.check, hint_gate.check, slot.check, train_before_score.check, score_first.check, validation_data.check,
-    byte_accounting.check, byte_mixture.check, byte_total.check, outside.check, stored_text.check, clock.check, seeds.check, artifact.check,
+    importable.check,
+    unreadable.check,
+    missing_parts.check,
+    nothing_scored.check,
+    ngram_key.check,
+    hashed_pair.check,
+    hint_gate.check,
+    slot.check,
+    train_before_score.check,
+    score_first.check,
+    validation_data.check,
+    byte_accounting.check,
+    byte_mixture.check,
+    byte_total.check,
+    outside.check,
+    stored_text.check,
+    clock.check,
+    seeds.check,
+    artifact.check,
 )
 """Every static rule, in the order their findings are listed."""
 
 
 OF_TEXT: tuple[Callable[[Case], list[Finding]], ...] = (
-    unreadable.check, hashed_pair.check, byte_accounting.check, byte_mixture.check, stored_text.check, clock.check,
+    unreadable.check,
+    hashed_pair.check,
+    byte_accounting.check,
+    byte_mixture.check,
+    stored_text.check,
+    clock.check,
 )
 """Rules that look at text, and so at each module that a script carries, too."""
 
@@ -46,7 +68,10 @@ OF_TEXT: tuple[Callable[[Case], list[Finding]], ...] = (
 def apply(case: Case) -> tuple[Finding, ...]:
     """The findings of every rule on one case."""
     own = [finding for rule in RULES for finding in rule(case)]
-    return (*own, *(finding for part in _carried(case) for rule in OF_TEXT for finding in rule(part)))
+    return (
+        *own,
+        *(finding for part in _carried(case) for rule in OF_TEXT for finding in rule(part)),
+    )
 
 
 def _carried(case: Case) -> Iterator[Case]:

@@ -1,4 +1,6 @@
-"""The artifact: what is scored and measured must be the file that is shipped, nothing else, and all of the split."""
+"""The artifact: what is scored and measured must be the file that is shipped, nothing else, and all
+of the split.
+"""
 
 from __future__ import annotations
 
@@ -14,49 +16,97 @@ from niblick.audit.types import Finding, Severity
 RULE = "artifact"
 _COMPRESSES = frozenset({"compress", "ZstdCompressor", "savez_compressed"})
 _LOADS = frozenset({"load_state_dict", "loads", "decompress", "load", "load_file", "frombuffer"})
-_TOTAL = re.compile(r"total.{0,30}(?:size|bytes)|artifact.{0,30}(?:size|bytes)|submission.{0,30}(?:size|bytes)", re.IGNORECASE)
+_TOTAL = re.compile(
+    r"total.{0,30}(?:size|bytes)|artifact.{0,30}(?:size|bytes)|submission.{0,30}(?:size|bytes)",
+    re.IGNORECASE,
+)
 _FIGURE = re.compile(r"bpb|bits_per_byte", re.IGNORECASE)
-_VALIDATION = re.compile(r"^(?:val|valid|validation|eval)_?(?:tokens?|ids|data|stream)$", re.IGNORECASE)
+_VALIDATION = re.compile(
+    r"^(?:val|valid|validation|eval)_?(?:tokens?|ids|data|stream)$", re.IGNORECASE
+)
 _UNSAFE = frozenset({"pickle.load", "pickle.loads", "torch.load", "joblib.load"})
 
 
 def check(case: Case) -> list[Finding]:
-    """Findings on how a script measures, reloads and scores what it ships, and how much of the split it scores."""
+    """Findings on how a script measures, reloads and scores what it ships, and how much of the
+    split it scores.
+    """
     if case.tree is None:
         return []
     program, reach = case.program, Reach(case)
-    return [*_reloaded(case, program), *_measured(case, program, reach), *_foreign(case, program, reach), *_part(case, program, reach)]
+    return [
+        *_reloaded(case, program),
+        *_measured(case, program, reach),
+        *_foreign(case, program, reach),
+        *_part(case, program, reach),
+    ]
 
 
 def _reloaded(case: Case, program: Program) -> Iterator[Finding]:
     """A compressed model is written, and nothing reads one back before the figure is printed."""
     calls = [(name.rpartition(".")[2], call) for name, call in program.calls()]
     packed = next((call for name, call in calls if name in _COMPRESSES), None)
-    prints = any(name == "print" or "log" in name for name, call in calls if _FIGURE.search(ast.unparse(call)))
+    prints = any(
+        name == "print" or "log" in name
+        for name, call in calls
+        if _FIGURE.search(ast.unparse(call))
+    )
     if packed is None or not prints or any(name in _LOADS - {"load"} for name, _ in calls):
         return
     yield case.finding(
-        RULE, Severity.WARNING, "The script writes a compressed model and never reads one back: the figure is of the model in memory.",
-        pointer="limits", line=packed.lineno, cure="Score the model after loading it from the very file that is shipped.",
+        RULE,
+        Severity.WARNING,
+        "The script writes a compressed model and never reads one back: the figure is of the model"
+        " in memory.",
+        pointer="limits",
+        line=packed.lineno,
+        cure="Score the model after loading it from the very file that is shipped.",
     )
 
 
 def _measured(case: Case, program: Program, reach: Reach) -> Iterator[Finding]:
     """A total size printed from element counts, or from bytes taken before they were compressed."""
     for name, call in program.calls():
-        if name.rpartition(".")[2] not in {"print", "log", "log0", "info", "write"} or not call.args or not reach.possible(program.around(call)):
+        if (
+            name.rpartition(".")[2] not in {"print", "log", "log0", "info", "write"}
+            or not call.args
+            or not reach.possible(program.around(call))
+        ):
             continue
         if not _TOTAL.search(ast.unparse(call)[:200]):
             continue
-        made = [p for arg in call.args for value in _numbers(arg) for p in _sources(program, call, value)]
-        counted = any(isinstance(p, ast.Call) and isinstance(p.func, ast.Attribute) and p.func.attr in {"numel", "element_size"} for p in made)
-        sized = any(isinstance(p, ast.Call) and (
-            (isinstance(p.func, ast.Attribute) and p.func.attr in {"getsize", "stat", "tell", "read_bytes"}) or (isinstance(p.func, ast.Name) and p.func.id == "len")
-        ) for p in made)
+        made = [
+            p
+            for arg in call.args
+            for value in _numbers(arg)
+            for p in _sources(program, call, value)
+        ]
+        counted = any(
+            isinstance(p, ast.Call)
+            and isinstance(p.func, ast.Attribute)
+            and p.func.attr in {"numel", "element_size"}
+            for p in made
+        )
+        sized = any(
+            isinstance(p, ast.Call)
+            and (
+                (
+                    isinstance(p.func, ast.Attribute)
+                    and p.func.attr in {"getsize", "stat", "tell", "read_bytes"}
+                )
+                or (isinstance(p.func, ast.Name) and p.func.id == "len")
+            )
+            for p in made
+        )
         if counted and not sized:
             yield case.finding(
-                RULE, Severity.WARNING, f"{program.around(call)} prints a total size reckoned from parameter counts, not from files.",
-                pointer="limits", line=call.lineno, cure="Print the size of the files as shipped: code plus compressed model.",
+                RULE,
+                Severity.WARNING,
+                f"{program.around(call)} prints a total size reckoned from parameter counts, not"
+                " from files.",
+                pointer="limits",
+                line=call.lineno,
+                cure="Print the size of the files as shipped: code plus compressed model.",
             )
             return
 
@@ -80,15 +130,26 @@ def _sources(program: Program, call: ast.Call, value: ast.expr) -> Iterator[ast.
 
 
 def _foreign(case: Case, program: Program, reach: Reach) -> Iterator[Finding]:
-    """Weights or objects loaded from outside the folder, and unpickling, which runs what the file says."""
+    """Weights or objects loaded from outside the folder, and unpickling, which runs what the file
+    says.
+    """
     for name, call in program.calls():
         path = call.args[0].value if call.args and isinstance(call.args[0], ast.Constant) else None
         if not reach.possible(program.around(call)) or not isinstance(path, str):
             continue
-        if name.rpartition(".")[2] in {"from_pretrained", "hub"} or name == "torch.hub.load" or (name in _UNSAFE and path.startswith(("/", "~", "../", "http"))):
+        if (
+            name.rpartition(".")[2] in {"from_pretrained", "hub"}
+            or name == "torch.hub.load"
+            or (name in _UNSAFE and path.startswith(("/", "~", "../", "http")))
+        ):
             yield case.finding(
-                RULE, Severity.WARNING, f"{program.around(call)} loads {path[:80]!r}, which is no part of the submission, through {name}.",
-                pointer="limits", line=call.lineno, cure="Use nothing but the artifact and the folder at evaluation.",
+                RULE,
+                Severity.WARNING,
+                f"{program.around(call)} loads {path[:80]!r}, which is no part of the submission,"
+                f" through {name}.",
+                pointer="limits",
+                line=call.lineno,
+                cure="Use nothing but the artifact and the folder at evaluation.",
             )
 
 
@@ -101,18 +162,41 @@ def _part(case: Case, program: Program, reach: Reach) -> Iterator[Finding]:
 
 
 def _cut(case: Case, program: Program, function: Functions) -> Iterator[Finding]:
-    conditional = {id(inner) for branch in ast.walk(function) if isinstance(branch, ast.If) for inner in ast.walk(branch)}
+    conditional = {
+        id(inner)
+        for branch in ast.walk(function)
+        if isinstance(branch, ast.If)
+        for inner in ast.walk(branch)
+    }
     for node in ast.walk(function):
-        if not isinstance(node, ast.Assign) or program.around(node) != function.name or not isinstance(node.value, ast.Subscript):
+        if (
+            not isinstance(node, ast.Assign)
+            or program.around(node) != function.name
+            or not isinstance(node.value, ast.Subscript)
+        ):
             continue
         if id(node) in conditional:
             continue
         value, target = node.value, node.targets[0]
-        bound = value.slice.upper if isinstance(value.slice, ast.Slice) and value.slice.lower is None else None
-        if not isinstance(target, ast.Name) or ast.unparse(value.value) != target.id or not _VALIDATION.match(target.id):
+        bound = (
+            value.slice.upper
+            if isinstance(value.slice, ast.Slice) and value.slice.lower is None
+            else None
+        )
+        if (
+            not isinstance(target, ast.Name)
+            or ast.unparse(value.value) != target.id
+            or not _VALIDATION.match(target.id)
+        ):
             continue
         if isinstance(bound, ast.Constant) and isinstance(bound.value, int) and bound.value > 0:
             yield case.finding(
-                "part-of-split", Severity.BREACH, f"{function.name} keeps only the first {bound.value:,} of {target.id} and scores those.",
-                verdict="flag_other", pointer="limits", line=node.lineno, cure="Score every token of the validation split once.",
+                "part-of-split",
+                Severity.BREACH,
+                f"{function.name} keeps only the first {bound.value:,} of {target.id} and scores"
+                " those.",
+                verdict="flag_other",
+                pointer="limits",
+                line=node.lineno,
+                cure="Score every token of the validation split once.",
             )

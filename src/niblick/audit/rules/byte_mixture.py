@@ -1,4 +1,6 @@
-"""Token probabilities spread over bytes and mixed with byte counts: the mixture is no distribution (C2)."""
+"""Token probabilities spread over bytes and mixed with byte counts: the mixture is no distribution
+(C2).
+"""
 
 from __future__ import annotations
 
@@ -12,29 +14,49 @@ RULE = "byte-mixture"
 
 
 def check(case: Case) -> list[Finding]:
-    """One breach per reached function that mixes a byte count model into already computed token log-probabilities."""
+    """One breach per reached function that mixes a byte count model into already computed token
+    log-probabilities.
+    """
     if case.tree is None:
         return []
     reach = Reach(case)
     out = []
     for node in case.functions:
         if reach.possible(node.name) and _mixes_bytes(node):
-            out.append(case.finding(
-                RULE, Severity.BREACH,
-                f"{node.name} mixes an adaptive model of bytes into log-probabilities of whole tokens, computed for the "
-                "token that occurred only; no distribution over the alphabet is formed.",
-                verdict="flag_other", pointer="C2", line=node.lineno, end=node.end_lineno,
-                cure="Mix two full distributions over one alphabet before looking at the token.",
-            ))
+            out.append(
+                case.finding(
+                    RULE,
+                    Severity.BREACH,
+                    f"{node.name} mixes an adaptive model of bytes into log-probabilities of whole"
+                    " tokens, computed for the token that occurred only; no distribution over the"
+                    " alphabet is formed.",
+                    verdict="flag_other",
+                    pointer="C2",
+                    line=node.lineno,
+                    end=node.end_lineno,
+                    cure=(
+                        "Mix two full distributions over one alphabet before looking at the token."
+                    ),
+                )
+            )
     return out
 
 
 def _mixes_bytes(function: ast.FunctionDef) -> bool:
-    """Counts learnt in a loop, the byte alphabet's size, a logarithm, and a weighted sum with complementary weights."""
+    """Counts learnt in a loop, the byte alphabet's size, a logarithm, and a weighted sum with
+    complementary weights.
+    """
     nodes = list(ast.walk(function))
     alphabet = any(isinstance(n, ast.Constant) and n.value in (256, 256.0) for n in nodes)
-    return alphabet and _counts(nodes) and _complementary(nodes) and any(
-        isinstance(n, (ast.Attribute, ast.Name)) and _tail(n).lstrip("_") in {"log", "logaddexp", "log2", "ln"} for n in nodes
+    return (
+        alphabet
+        and _counts(nodes)
+        and _complementary(nodes)
+        and any(
+            isinstance(n, (ast.Attribute, ast.Name))
+            and _tail(n).lstrip("_") in {"log", "logaddexp", "log2", "ln"}
+            for n in nodes
+        )
     )
 
 
@@ -45,9 +67,17 @@ def _tail(node: ast.Attribute | ast.Name) -> str:
 def _counts(nodes: list[ast.AST]) -> bool:
     """Whether some entry of a container is increased by one."""
     for node in nodes:
-        if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add) and isinstance(node.target, ast.Subscript):
+        if (
+            isinstance(node, ast.AugAssign)
+            and isinstance(node.op, ast.Add)
+            and isinstance(node.target, ast.Subscript)
+        ):
             return True
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp) and isinstance(node.targets[0], ast.Subscript):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.BinOp)
+            and isinstance(node.targets[0], ast.Subscript)
+        ):
             sides = (node.value.left, node.value.right)
             if any(isinstance(s, ast.Constant) and s.value == 1 for s in sides):
                 return True
@@ -58,7 +88,10 @@ def _complementary(nodes: list[ast.AST]) -> bool:
     """Whether weights w and 1 - w both appear."""
     weights = {ast.dump(n) for n in nodes if isinstance(n, (ast.Name, ast.Attribute))}
     return any(
-        isinstance(n, ast.BinOp) and isinstance(n.op, ast.Sub) and isinstance(n.left, ast.Constant)
-        and n.left.value in (1, 1.0) and ast.dump(n.right) in weights
+        isinstance(n, ast.BinOp)
+        and isinstance(n.op, ast.Sub)
+        and isinstance(n.left, ast.Constant)
+        and n.left.value in (1, 1.0)
+        and ast.dump(n.right) in weights
         for n in nodes
     )

@@ -13,7 +13,10 @@ from niblick.audit.rules.program import Program
 from niblick.audit.types import Finding, Severity, Span, Submission
 
 POINTERS = {
-    "C1": "rules C1: the distribution for a token depends only on the artifact and on tokens before it",
+    "C1": (
+        "rules C1: the distribution for a token depends only on the artifact and on tokens"
+        " before it"
+    ),
     "C2": "rules C2: a full normalised distribution exists before the token is looked at",
     "C3": "rules C3: a token is scored from the state before any update that has seen it",
     "C4": "rules C4: one pass, no rescoring",
@@ -76,13 +79,31 @@ class Case:
         return Span(file=name, start=line, end=max(end or line, line), unpacked=packed)
 
     def finding(
-        self, rule: str, severity: Severity, evidence: str, *, pointer: str, cure: str, verdict: str | None = None,
-        where: Where | None = None, line: int | None = None, end: int | None = None,
+        self,
+        rule: str,
+        severity: Severity,
+        evidence: str,
+        *,
+        pointer: str,
+        cure: str,
+        verdict: str | None = None,
+        where: Where | None = None,
+        line: int | None = None,
+        end: int | None = None,
     ) -> Finding:
-        span = self.span(where, line=line or 1, end=end) if where is not None or line is not None else None
+        span = (
+            self.span(where, line=line or 1, end=end)
+            if where is not None or line is not None
+            else None
+        )
         return Finding(
-            rule=rule, severity=severity, verdict=verdict, span=span, evidence=evidence,
-            pointer=POINTERS[pointer], cure=cure,
+            rule=rule,
+            severity=severity,
+            verdict=verdict,
+            span=span,
+            evidence=evidence,
+            pointer=POINTERS[pointer],
+            cure=cure,
         )
 
 
@@ -95,20 +116,34 @@ def positions(bits: int) -> str:
 
 
 def scored(trace: Trace) -> list[ScoreEvent]:
-    """The score events that make up a reported figure: those that met a byte count, else those without gradients."""
+    """The score events that make up a reported figure: those that met a byte count, else those
+    without gradients.
+    """
     chosen = [e for e in trace.scores if e.number in trace.reported]
     return chosen or [e for e in trace.scores if e.no_grad]
 
 
 def violations(trace: Trace, kind: str) -> list[ScoreEvent]:
-    """Reported scores of positions that their own parameters (of leaf kind `kind`) had been trained on."""
-    return [e for e in scored(trace) if overlap(trace, e) and not e.widened and kind in learnt_kinds(trace, e)]
+    """Reported scores of positions that their own parameters (of leaf kind `kind`) had been trained
+    on.
+    """
+    return [
+        e
+        for e in scored(trace)
+        if overlap(trace, e) and not e.widened and kind in learnt_kinds(trace, e)
+    ]
 
 
 def overlap(trace: Trace, event: ScoreEvent) -> int:
-    """The positions a score was added up for that its parameters had already learnt, as far as the places are known."""
+    """The positions a score was added up for that its parameters had already learnt, as far as the
+    places are known.
+    """
     both = trace.kept.get(event.number, event.targets) & event.seen
-    vague = [u for u in trace.updates if "somewhere" in u.marks and u.order < event.order] if both else []
+    vague = (
+        [u for u in trace.updates if "somewhere" in u.marks and u.order < event.order]
+        if both
+        else []
+    )
     if not vague:
         return both
     known = 0
@@ -120,7 +155,10 @@ def overlap(trace: Trace, event: ScoreEvent) -> int:
 
 def _after_scores(trace: Trace, update: UpdateEvent) -> bool:
     """Whether the function that made an update had scored without learning before it."""
-    return any(e.order < update.order and e.no_grad and e.where.function == update.where.function for e in trace.scores)
+    return any(
+        e.order < update.order and e.no_grad and e.where.function == update.where.function
+        for e in trace.scores
+    )
 
 
 def learnt_kinds(trace: Trace, event: ScoreEvent) -> frozenset[str]:
@@ -134,12 +172,18 @@ def learnt_kinds(trace: Trace, event: ScoreEvent) -> frozenset[str]:
 
 
 def interleaved(trace: Trace, update: UpdateEvent) -> bool:
-    """Whether later updates of a phase of training learn what was scored after its first, as score-first training does."""
+    """Whether later updates of a phase of training learn what was scored after its first, as
+    score-first training does.
+    """
     phase = [u for u in trace.updates if u.where == update.where]
     first = min(u.order for u in phase)
     return any(
-        first < e.order < u.order and e.no_grad and e.targets & u.positions and not overlap(trace, e)
-        for u in phase for e in trace.scores
+        first < e.order < u.order
+        and e.no_grad
+        and e.targets & u.positions
+        and not overlap(trace, e)
+        for u in phase
+        for e in trace.scores
     )
 
 

@@ -1,7 +1,8 @@
 """Which evaluation of the run the submission's own figure comes from, where its logs tell.
 
-A run often prints several figures. The line of a log that states the claimed one is printed by one place of the
-program; the scores that go into it there are the ones whose order and independence matter most.
+A run often prints several figures. The line of a log that states the claimed one is printed by one
+place of the program; the scores that go into it there are the ones whose order and independence
+matter most.
 """
 
 from __future__ import annotations
@@ -38,14 +39,20 @@ def claimed_scores(case: Case) -> frozenset[int]:
 def _claims(case: Case) -> Iterator[str]:
     """The figures a submission states as its own, as written."""
     stated = list(_bpb_fields(case.submission.metadata or {}, _DEPTH))
-    yield from stated or [m[1] for m in list(_STATED.finditer((case.submission.readme or "")[:4000]))[:3]]
+    yield from stated or [
+        m[1] for m in list(_STATED.finditer((case.submission.readme or "")[:4000]))[:3]
+    ]
 
 
 def _bpb_fields(value: object, depth: int) -> Iterator[str]:
     if not isinstance(value, dict) or depth == 0:
         return
     for name, inner in list(value.items())[:200]:
-        if isinstance(inner, float) and "bpb" in str(name).lower() and not re.search(r"std|baseline|sota|prior|previous|delta|pre_", str(name).lower()):
+        if (
+            isinstance(inner, float)
+            and "bpb" in str(name).lower()
+            and not re.search(r"std|baseline|sota|prior|previous|delta|pre_", str(name).lower())
+        ):
             yield repr(inner)
         yield from _bpb_fields(inner, depth - 1)
 

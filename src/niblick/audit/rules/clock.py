@@ -1,4 +1,6 @@
-"""Clocks: a training limit beyond the track's, and time that is taken out of what the clock counts."""
+"""Clocks: a training limit beyond the track's, and time that is taken out of what the clock
+counts.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from niblick.audit.rules.reach import Reach
 from niblick.audit.types import Finding, Severity
 
 RULE = "time-limit"
-_LIMIT = re.compile(r"max_?wall_?clock|wall_?clock_?(?:limit|seconds|budget)|time_?(?:limit|budget)|max_?(?:train_?)?seconds", re.IGNORECASE)
+_LIMIT = re.compile(
+    r"max_?wall_?clock|wall_?clock_?(?:limit|seconds|budget)|time_?(?:limit|budget)|max_?(?:train_?)?seconds",
+    re.IGNORECASE,
+)
 _CLOCK = frozenset({"time.time", "time.perf_counter", "time.monotonic", "time.process_time"})
 _WORK = frozenset({"backward", "step"})
 _MOST, _GRACE = 600.0, 1.02
@@ -37,8 +42,20 @@ def _limits(case: Case) -> Iterator[Finding]:
     if not _timed(case):
         return
     for node in ast.walk(case.tree) if case.tree is not None else ():
-        target = node.target if isinstance(node, ast.AnnAssign) else node.targets[0] if isinstance(node, ast.Assign) else None
-        name = target.id if isinstance(target, ast.Name) else target.attr if isinstance(target, ast.Attribute) else ""
+        target = (
+            node.target
+            if isinstance(node, ast.AnnAssign)
+            else node.targets[0]
+            if isinstance(node, ast.Assign)
+            else None
+        )
+        name = (
+            target.id
+            if isinstance(target, ast.Name)
+            else target.attr
+            if isinstance(target, ast.Attribute)
+            else ""
+        )
         value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
         if value is None or not _LIMIT.search(name) or "eval" in name.lower():
             continue
@@ -46,8 +63,12 @@ def _limits(case: Case) -> Iterator[Finding]:
         if seconds is not None and (seconds > _MOST * _GRACE or seconds <= 0):
             said = "switched off" if seconds <= 0 else f"{seconds:g} s"
             yield case.finding(
-                RULE, Severity.WARNING, f"The limit {name} is {said} in the documented run, on a track of {_MOST:g} s.", pointer="limits",
-                line=getattr(node, "lineno", 1), cure="Show by the logs, or in the command, that training ended within 600 s.",
+                RULE,
+                Severity.WARNING,
+                f"The limit {name} is {said} in the documented run, on a track of {_MOST:g} s.",
+                pointer="limits",
+                line=getattr(node, "lineno", 1),
+                cure="Show by the logs, or in the command, that training ended within 600 s.",
             )
             return
 
@@ -55,12 +76,23 @@ def _limits(case: Case) -> Iterator[Finding]:
 def _setting(case: Case, value: ast.expr) -> float | None:
     """The number a setting has: a literal, or an environment variable's value with its default."""
     for part in ast.walk(value):
-        if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute) and part.func.attr in {"get", "getenv"} and part.args:
+        if (
+            isinstance(part, ast.Call)
+            and isinstance(part.func, ast.Attribute)
+            and part.func.attr in {"get", "getenv"}
+            and part.args
+        ):
             key = part.args[0].value if isinstance(part.args[0], ast.Constant) else None
             default = part.args[1] if len(part.args) > 1 else None
-            told = case.environment.get(str(key), default.value if isinstance(default, ast.Constant) else None)
+            told = case.environment.get(
+                str(key), default.value if isinstance(default, ast.Constant) else None
+            )
             return _number(told)
-    return _number(value.value) if isinstance(value, ast.Constant) and not isinstance(value.value, bool) else None
+    return (
+        _number(value.value)
+        if isinstance(value, ast.Constant) and not isinstance(value.value, bool)
+        else None
+    )
 
 
 def _number(value: object) -> float | None:
@@ -78,8 +110,14 @@ def _patched(case: Case, program: Program) -> Iterator[Finding]:
         for target in node.targets:
             if isinstance(target, ast.Attribute) and program.full_name(target) in _CLOCK:
                 yield case.finding(
-                    RULE, Severity.BREACH, f"The script replaces {program.full_name(target)}, the clock that its own limit reads.",
-                    verdict="flag_other", pointer="limits", line=node.lineno, cure="Measure with the machine's clock, from first step to last.",
+                    RULE,
+                    Severity.BREACH,
+                    f"The script replaces {program.full_name(target)}, the clock that its own limit"
+                    " reads.",
+                    verdict="flag_other",
+                    pointer="limits",
+                    line=node.lineno,
+                    cure="Measure with the machine's clock, from first step to last.",
                 )
 
 
@@ -96,10 +134,17 @@ def _stopped(case: Case, program: Program) -> Iterator[Finding]:
                     paused = _paused_from(program, body[:at], origin) if origin else None
                     if paused is not None and _learns(body[paused:at]):
                         yield case.finding(
-                            RULE, Severity.BREACH,
-                            f"{function.name} trains between two readings of the clock and then takes that time out of its limit.",
-                            verdict="flag_other", pointer="limits", line=node.lineno,
-                            cure="Let the clock run from the first training step to the last, calibration included.",
+                            RULE,
+                            Severity.BREACH,
+                            f"{function.name} trains between two readings of the clock and then"
+                            " takes that time out of its limit.",
+                            verdict="flag_other",
+                            pointer="limits",
+                            line=node.lineno,
+                            cure=(
+                                "Let the clock run from the first training step to the last,"
+                                " calibration included."
+                            ),
                         )
                         return
 
@@ -113,13 +158,21 @@ def _blocks(function: ast.AST) -> Iterator[list[ast.stmt]]:
 
 
 def _moved(program: Program, node: ast.stmt) -> ast.expr | None:
-    """What `origin += now - before` adds to a clock's origin (or `total -= ...` takes off), if a statement does that."""
-    if not isinstance(node, ast.AugAssign) or not isinstance(node.value, ast.BinOp) or not isinstance(node.value.op, ast.Sub):
+    """What `origin += now - before` adds to a clock's origin (or `total -= ...` takes off), if a
+    statement does that.
+    """
+    if (
+        not isinstance(node, ast.AugAssign)
+        or not isinstance(node.value, ast.BinOp)
+        or not isinstance(node.value.op, ast.Sub)
+    ):
         return None
     name = ast.unparse(node.target)
     direct = isinstance(node.op, ast.Add) and re.search(r"start|begin|origin|t0|since|_0$", name)
     taken = isinstance(node.op, ast.Sub) and re.search(r"elapsed|total|train|time|spent", name)
-    reads = isinstance(node.value.left, ast.Call) and program.full_name(node.value.left.func) in _CLOCK
+    reads = (
+        isinstance(node.value.left, ast.Call) and program.full_name(node.value.left.func) in _CLOCK
+    )
     return node.value.right if reads and (direct or taken) else None
 
 
@@ -127,8 +180,11 @@ def _paused_from(program: Program, before: list[ast.stmt], origin: ast.expr | No
     """Where in a block the clock reading `origin` was taken."""
     name = ast.unparse(origin) if origin is not None else ""
     for at, node in enumerate(before):
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and program.full_name(node.value.func) in _CLOCK and any(
-            ast.unparse(t) == name for t in node.targets
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Call)
+            and program.full_name(node.value.func) in _CLOCK
+            and any(ast.unparse(t) == name for t in node.targets)
         ):
             return at
     return None
@@ -136,5 +192,10 @@ def _paused_from(program: Program, before: list[ast.stmt], origin: ast.expr | No
 
 def _learns(body: list[ast.stmt]) -> bool:
     """Whether statements take a gradient and a step."""
-    calls = {c.func.attr for node in body for c in ast.walk(node) if isinstance(c, ast.Call) and isinstance(c.func, ast.Attribute)}
+    calls = {
+        c.func.attr
+        for node in body
+        for c in ast.walk(node)
+        if isinstance(c, ast.Call) and isinstance(c.func, ast.Attribute)
+    }
     return calls >= _WORK

@@ -1,7 +1,9 @@
-"""Two count reads in one reached function, by hashed context and by that hash with the target mixed in (C2).
+"""Two count reads in one reached function, by hashed context and by that hash with the target mixed
+in (C2).
 
-The data-flow engine reports such a read where it can align keys with scored positions; this rule follows the
-definitions of the two keys inside the function instead, so it holds where a table is too dynamic to follow.
+The data-flow engine reports such a read where it can align keys with scored positions; this rule
+follows the definitions of the two keys inside the function instead, so it holds where a table is
+too dynamic to follow.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ _READS = frozenset({"get", "take", "gather", "index_select"})
 
 
 def check(case: Case) -> list[Finding]:
-    """One breach per reached function that divides a count keyed by context and target by a count keyed by context."""
+    """One breach per reached function that divides a count keyed by context and target by a count
+    keyed by context.
+    """
     if case.tree is None or case.trace.keys:
         return []
     reach = Reach(case)
@@ -28,18 +32,30 @@ def check(case: Case) -> list[Finding]:
         if reach.possible(node.name):
             pair = _pair(node) or ratio(node, functions)
             if pair is not None:
-                out.append(case.finding(
-                    RULE, Severity.BREACH,
-                    f"{node.name} reads a table of counts with a key that mixes the token being scored into the hash of its "
-                    "context, and forms a probability for that token only.",
-                    verdict="flag_ngram", pointer="C2", line=pair.lineno, end=node.end_lineno,
-                    cure="Read the table by context alone, form a distribution over the whole vocabulary, then look up the token.",
-                ))
+                out.append(
+                    case.finding(
+                        RULE,
+                        Severity.BREACH,
+                        f"{node.name} reads a table of counts with a key that mixes the token being"
+                        " scored into the hash of its context, and forms a probability for that"
+                        " token only.",
+                        verdict="flag_ngram",
+                        pointer="C2",
+                        line=pair.lineno,
+                        end=node.end_lineno,
+                        cure=(
+                            "Read the table by context alone, form a distribution over the whole"
+                            " vocabulary, then look up the token."
+                        ),
+                    )
+                )
     return out[:5]
 
 
 def _pair(function: ast.FunctionDef) -> ast.expr | None:
-    """The key with the target in it, if the function reads tables by such a key and by the context alone."""
+    """The key with the target in it, if the function reads tables by such a key and by the context
+    alone.
+    """
     defined: dict[str, list[ast.expr]] = {}
     for node in ast.walk(function):
         for name, value in _bindings(node):
@@ -50,7 +66,14 @@ def _pair(function: ast.FunctionDef) -> ast.expr | None:
     names = [_core(k, defined) for k in keys]
     for full, (hashes, others) in zip(keys, names, strict=True):
         for context, _ in names:
-            if hashes and context and others and context < hashes | others and context & hashes and not others <= context:
+            if (
+                hashes
+                and context
+                and others
+                and context < hashes | others
+                and context & hashes
+                and not others <= context
+            ):
                 return full
     return None
 
@@ -71,9 +94,18 @@ def _bindings(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 
 def _keys(function: ast.FunctionDef) -> Iterator[ast.expr]:
     for node in ast.walk(function):
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and not isinstance(node.slice, (ast.Slice, ast.Constant)):
+        if (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.ctx, ast.Load)
+            and not isinstance(node.slice, (ast.Slice, ast.Constant))
+        ):
             yield node.slice
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _READS and node.args:
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in _READS
+            and node.args
+        ):
             yield node.args[-1] if node.func.attr != "get" else node.args[0]
 
 
@@ -81,8 +113,12 @@ def _hashes(node: ast.expr) -> bool:
     return any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.BitXor) for n in ast.walk(node))
 
 
-def _core(key: ast.expr, defined: dict[str, list[ast.expr]]) -> tuple[frozenset[str], frozenset[str]]:
-    """(hash variables a key is made from, further variables multiplied into it by an exclusive or)."""
+def _core(
+    key: ast.expr, defined: dict[str, list[ast.expr]]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """(hash variables a key is made from, further variables multiplied into it by an exclusive
+    or).
+    """
     hashes: set[str] = set()
     others: set[str] = set()
     pending: list[ast.expr] = [key]
@@ -92,13 +128,21 @@ def _core(key: ast.expr, defined: dict[str, list[ast.expr]]) -> tuple[frozenset[
         for part in ast.walk(node):
             if isinstance(part, ast.BinOp) and isinstance(part.op, ast.BitXor):
                 for side, far in ((part.left, part.right), (part.right, part.left)):
-                    if isinstance(side, ast.Name) and any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.Mult) for n in ast.walk(far)):
+                    if isinstance(side, ast.Name) and any(
+                        isinstance(n, ast.BinOp) and isinstance(n.op, ast.Mult)
+                        for n in ast.walk(far)
+                    ):
                         hashes.add(side.id)
-                        others |= {n.id for n in ast.walk(far) if isinstance(n, ast.Name)} - {side.id}
+                        others |= {n.id for n in ast.walk(far) if isinstance(n, ast.Name)} - {
+                            side.id
+                        }
             if isinstance(part, ast.Name) and part.id not in seen:
                 seen.add(part.id)
                 values = defined.get(part.id, [])
-                if any(_hashes(v) and part.id in {n.id for n in ast.walk(v) if isinstance(n, ast.Name)} for v in values):
+                if any(
+                    _hashes(v) and part.id in {n.id for n in ast.walk(v) if isinstance(n, ast.Name)}
+                    for v in values
+                ):
                     hashes.add(part.id)
                 else:
                     pending.extend(values)
@@ -106,9 +150,16 @@ def _core(key: ast.expr, defined: dict[str, list[ast.expr]]) -> tuple[frozenset[
 
 
 def ratio(function: ast.FunctionDef, functions: dict[str, ast.FunctionDef]) -> ast.expr | None:
-    """The key of a count that is divided by another count, when it is hashed from all that the other's key is and more."""
+    """The key of a count that is divided by another count, when it is hashed from all that the
+    other's key is and more.
+    """
     defined = _definitions(function)
-    reads = {name: key for name, values in defined.items() for v in values if (key := _read_key(v)) is not None}
+    reads = {
+        name: key
+        for name, values in defined.items()
+        for v in values
+        if (key := _read_key(v)) is not None
+    }
     for node in ast.walk(function):
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
             above = _names(node.left, defined, 4) & reads.keys()
@@ -123,15 +174,23 @@ def ratio(function: ast.FunctionDef, functions: dict[str, ast.FunctionDef]) -> a
 
 
 def _definitions(function: ast.FunctionDef) -> dict[str, list[ast.expr]]:
-    """Every expression a name is bound to; an element of an unpacked call becomes a subscript of that call."""
+    """Every expression a name is bound to; an element of an unpacked call becomes a subscript of
+    that call.
+    """
     defined: dict[str, list[ast.expr]] = {}
     for node in ast.walk(function):
         for name, value in _bindings(node):
             defined.setdefault(name, []).append(value)
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Call):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Tuple)
+            and isinstance(node.value, ast.Call)
+        ):
             for i, part in enumerate(node.targets[0].elts):
                 if isinstance(part, ast.Name):
-                    element = ast.Subscript(value=node.value, slice=ast.Constant(value=i), ctx=ast.Store())
+                    element = ast.Subscript(
+                        value=node.value, slice=ast.Constant(value=i), ctx=ast.Store()
+                    )
                     defined.setdefault(part.id, []).append(ast.copy_location(element, node))
     return defined
 
@@ -139,8 +198,10 @@ def _definitions(function: ast.FunctionDef) -> dict[str, list[ast.expr]]:
 def _read_key(value: ast.expr) -> ast.expr | None:
     """The index of the outermost table read in an expression, unless it has several axes."""
     for node in ast.walk(value):
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load) and not isinstance(
-            node.slice, (ast.Constant, ast.Slice, ast.Tuple)
+        if (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.ctx, ast.Load)
+            and not isinstance(node.slice, (ast.Constant, ast.Slice, ast.Tuple))
         ):
             inner = node.value
             if isinstance(inner, (ast.Attribute, ast.Subscript, ast.Name)):
@@ -158,20 +219,33 @@ def _names(node: ast.expr, defined: dict[str, list[ast.expr]], depth: int) -> se
 
 
 def _inputs(
-    key: ast.expr, defined: dict[str, list[ast.expr]], functions: dict[str, ast.FunctionDef], depth: int
+    key: ast.expr,
+    defined: dict[str, list[ast.expr]],
+    functions: dict[str, ast.FunctionDef],
+    depth: int,
 ) -> tuple[set[str], bool]:
-    """(leaf names a key is computed from, whether it is hashed), through local definitions and called functions."""
+    """(leaf names a key is computed from, whether it is hashed), through local definitions and
+    called functions.
+    """
     leaves: set[str] = set()
     hashed = False
     pending: list[ast.expr] = [key]
     seen: set[str] = set()
     while pending and len(seen) < 60:
         node = pending.pop()
-        element = node.slice.value if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) else None
+        element = (
+            node.slice.value
+            if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)
+            else None
+        )
         for part in ast.walk(node):
             hashed = hashed or (isinstance(part, ast.BinOp) and isinstance(part.op, ast.BitXor))
             if isinstance(part, ast.Call) and depth < 2:
-                name = part.func.id if isinstance(part.func, ast.Name) else getattr(part.func, "attr", "")
+                name = (
+                    part.func.id
+                    if isinstance(part.func, ast.Name)
+                    else getattr(part.func, "attr", "")
+                )
                 if name in functions:
                     inner, mixed = _returned(functions[name], element, functions, depth)
                     leaves |= inner if isinstance(element, int) else set()

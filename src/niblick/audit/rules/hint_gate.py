@@ -1,4 +1,6 @@
-"""A hint that is only there when the token it is for has some property: its presence tells the answer (C1)."""
+"""A hint that is only there when the token it is for has some property: its presence tells the
+answer (C1).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,21 @@ RULE = "hint-gate"
 
 
 def check(case: Case) -> list[Finding]:
-    """One breach per source of such hints that takes part in a score with a weight and a threshold that lets it."""
+    """One breach per source of such hints that takes part in a score with a weight and a threshold
+    that lets it.
+    """
     return [
         case.finding(
-            RULE, Severity.BREACH,
-            f"{hint.name} writes a hint for a token only where a property of that very token allows it, and the hint changes "
-            "the token's probability: whether it is there already tells something about the token.",
-            verdict="flag_ngram", pointer="C1", where=hint.where,
+            RULE,
+            Severity.BREACH,
+            f"{hint.name} writes a hint for a token only where a property of that very token allows"
+            " it, and the hint changes the token's probability: whether it is there already tells"
+            " something about the token.",
+            verdict="flag_ngram",
+            pointer="C1",
+            where=hint.where,
             cure="Decide whether there is a hint from the tokens before it alone.",
         )
-        for hint in case.trace.hints.values() if hint.used and not hint.off
+        for hint in case.trace.hints.values()
+        if hint.used and not hint.off
     ]

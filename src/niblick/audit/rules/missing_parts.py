@@ -1,4 +1,6 @@
-"""Modules and files that the script needs, that are part of the submission, and that are not in the folder."""
+"""Modules and files that the script needs, that are part of the submission, and that are not in the
+folder.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,17 @@ from niblick.audit.types import Finding, Severity
 
 RULE = "missing-part"
 _KNOWN = frozenset({*sys.stdlib_module_names, "torch", "__main__"})
-_DATA = re.compile(r"\.bin$|fineweb|data|token|shard|cache|/proc|/sys|\.model$|\.vocab$|\.log$|\.ptz?$|out|ckpt|checkpoint", re.IGNORECASE)
+_DATA = re.compile(
+    r"\.bin$|fineweb|data|token|shard|cache|/proc|/sys|\.model$|\.vocab$|\.log$|\.ptz?$|out|ckpt|checkpoint",
+    re.IGNORECASE,
+)
 _NATIVE = (".so", ".pyd", ".pyc")
 
 
 def check(case: Case) -> list[Finding]:
-    """A breach for a module that importing the script cannot do without; findings for what else is missing."""
+    """A breach for a module that importing the script cannot do without; findings for what else is
+    missing.
+    """
     if case.tree is None or case.submission.script is None:
         return []
     program = case.program
@@ -44,7 +51,11 @@ def _modules(case: Case, program: Program) -> Iterator[Finding]:
 
 def _inside_package(node: ast.Import | ast.ImportFrom) -> bool:
     """Whether an import names a part of a package, which a surrounding repository may hold."""
-    names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+    names = (
+        [alias.name for alias in node.names]
+        if isinstance(node, ast.Import)
+        else [node.module or ""]
+    )
     return any("." in name for name in names)
 
 
@@ -53,24 +64,43 @@ def _absent(case: Case, name: str, node: ast.stmt, at_import: bool) -> Finding:
     native = next((p.name for end in _NATIVE for p in sorted(root.glob(f"{name}*{end}"))), None)
     if native is not None:
         return case.finding(
-            "unreadable", Severity.WARNING, f"The script imports {native}, compiled code that reading cannot show.",
-            verdict="hold_unclear", pointer="record", line=node.lineno, cure="Ship the source it was built from.",
+            "unreadable",
+            Severity.WARNING,
+            f"The script imports {native}, compiled code that reading cannot show.",
+            verdict="hold_unclear",
+            pointer="record",
+            line=node.lineno,
+            cure="Ship the source it was built from.",
         )
-    said = f"The script imports {name}, which is no module of the folder, no known package and in no requirements.txt."
+    said = (
+        f"The script imports {name}, which is no module of the folder, no known package and in no"
+        " requirements.txt."
+    )
     return case.finding(
-        RULE, Severity.BREACH if at_import else Severity.WARNING, said, verdict="import_fail" if at_import else None,
-        pointer="record", line=node.lineno, cure=f"Ship {name}.py with the submission, or list the package in requirements.txt.",
+        RULE,
+        Severity.BREACH if at_import else Severity.WARNING,
+        said,
+        verdict="import_fail" if at_import else None,
+        pointer="record",
+        line=node.lineno,
+        cure=f"Ship {name}.py with the submission, or list the package in requirements.txt.",
     )
 
 
 def _available(case: Case) -> set[str]:
-    """Top-level names that an import may find: the folder's, the carried ones, and declared packages."""
+    """Top-level names that an import may find: the folder's, the carried ones, and declared
+    packages.
+    """
     submission = case.submission
     names = {PurePosixPath(path).parts[0].removesuffix(".py") for path in case.carried}
     for folder in {submission.root, *folders(submission), *(p.parent for p in submission.context)}:
-        names |= {p.stem for p in folder.glob("*.py")} | {p.name for p in folder.iterdir() if p.is_dir()}
+        names |= {p.stem for p in folder.glob("*.py")} | {
+            p.name for p in folder.iterdir() if p.is_dir()
+        }
     for parent in [p for p in submission.root.resolve().parents if p.name == "records"]:
-        names |= {p.stem for p in parent.parent.glob("*.py")} | {p.name for p in parent.parent.iterdir() if p.is_dir()}
+        names |= {p.stem for p in parent.parent.glob("*.py")} | {
+            p.name for p in parent.parent.iterdir() if p.is_dir()
+        }
     declared = {name.replace("-", "_").lower() for name in declared_packages(*folders(submission))}
     return _Names(names, declared)
 
@@ -84,16 +114,27 @@ class _Names(set[str]):
 
     def __contains__(self, name: object) -> bool:
         text = str(name)
-        return super().__contains__(text) or text in _KNOWN or bool(installs(text)) or text.lower() in self.declared
+        return (
+            super().__contains__(text)
+            or text in _KNOWN
+            or bool(installs(text))
+            or text.lower() in self.declared
+        )
 
 
-def _imports(node: ast.AST | None, guarded: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+def _imports(
+    node: ast.AST | None, guarded: bool
+) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
     """Every import, and whether its failure is provided for or its condition unknown."""
     for child in ast.iter_child_nodes(node) if node is not None else ():
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child, guarded
         else:
-            inside = guarded or (isinstance(child, ast.Try) and bool(child.handlers)) or isinstance(child, (ast.If, ast.With))
+            inside = (
+                guarded
+                or (isinstance(child, ast.Try) and bool(child.handlers))
+                or isinstance(child, (ast.If, ast.With))
+            )
             yield from _imports(child, inside)
 
 
@@ -104,29 +145,56 @@ def _tops(node: ast.Import | ast.ImportFrom) -> list[str]:
 
 
 def _files(case: Case, program: Program) -> Iterator[Finding]:
-    """Small files of the submission's own that it reads by a fixed name, never writes, and does not ship."""
+    """Small files of the submission's own that it reads by a fixed name, never writes, and does not
+    ship.
+    """
     reach = Reach(case)
     read: dict[str, ast.Call] = {}
     written: set[str] = set()
     for name, call in program.calls():
         path = constant(call.args[0], str) if call.args else None
-        if not isinstance(path, str) or not re.fullmatch(r"(?:\./)?[\w.\-]+(?:/[\w.\-]+)*\.\w{1,8}", path):
+        if not isinstance(path, str) or not re.fullmatch(
+            r"(?:\./)?[\w.\-]+(?:/[\w.\-]+)*\.\w{1,8}", path
+        ):
             continue
-        mode = constant(call.args[1], str) if len(call.args) > 1 else next((constant(k.value, str) for k in call.keywords if k.arg == "mode"), "r")
+        mode = (
+            constant(call.args[1], str)
+            if len(call.args) > 1
+            else next((constant(k.value, str) for k in call.keywords if k.arg == "mode"), "r")
+        )
         tail = name.rpartition(".")[2]
-        if tail in {"open", "load", "loadtxt", "fromfile", "read_text", "read_bytes"} and not re.search("[wax]", str(mode or "r")):
+        if tail in {
+            "open",
+            "load",
+            "loadtxt",
+            "fromfile",
+            "read_text",
+            "read_bytes",
+        } and not re.search("[wax]", str(mode or "r")):
             read.setdefault(path.removeprefix("./"), call)
         else:
             written.add(path.removeprefix("./"))
     for path, call in read.items():
-        if _DATA.search(path) or path in written or _beside(case, path) or not reach.possible(program.around(call)):
+        if (
+            _DATA.search(path)
+            or path in written
+            or _beside(case, path)
+            or not reach.possible(program.around(call))
+        ):
             continue
         yield case.finding(
-            RULE, Severity.WARNING, f"The script reads {path}, which is not in the folder.", pointer="record", line=call.lineno,
+            RULE,
+            Severity.WARNING,
+            f"The script reads {path}, which is not in the folder.",
+            pointer="record",
+            line=call.lineno,
             cure="Ship the file with the submission; it counts towards the size.",
         )
 
 
 def _beside(case: Case, path: str) -> bool:
     script = case.submission.script
-    return any((folder / Path(path)).exists() for folder in {case.submission.root, script.parent if script else case.submission.root})
+    return any(
+        (folder / Path(path)).exists()
+        for folder in {case.submission.root, script.parent if script else case.submission.root}
+    )

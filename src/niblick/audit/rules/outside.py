@@ -6,7 +6,17 @@ from niblick.audit.rules.case import Case, scored
 from niblick.audit.types import Finding, Severity
 
 RULE = "outside-help"
-_NETWORK = ("requests", "urllib", "socket", "http", "huggingface_hub", "aiohttp", "boto3", "datasets", "wandb")
+_NETWORK = (
+    "requests",
+    "urllib",
+    "socket",
+    "http",
+    "huggingface_hub",
+    "aiohttp",
+    "boto3",
+    "datasets",
+    "wandb",
+)
 
 
 def check(case: Case) -> list[Finding]:
@@ -17,12 +27,19 @@ def check(case: Case) -> list[Finding]:
     for call in case.trace.calls:
         if call.name == "calibration" or call.name in out:
             continue
-        network = call.name.startswith(_NETWORK) or call.name.endswith(("download", "urlopen", "urlretrieve"))
+        network = call.name.startswith(_NETWORK) or call.name.endswith(
+            ("download", "urlopen", "urlretrieve")
+        )
         late = first_score is not None and call.order > first_score
         out[call.name] = case.finding(
-            RULE, Severity.WARNING if network and late else Severity.NOTE,
-            f"{call.where.function} calls {call.name}{' after scoring has begun' if network and late else ''}"
-            + (f" ({call.detail})" if call.detail else "") + ".",
-            pointer="limits", where=call.where, cure="Ship what the run needs inside the folder and the artifact.",
+            RULE,
+            Severity.WARNING if network and late else Severity.NOTE,
+            f"{call.where.function} calls"
+            f" {call.name}{' after scoring has begun' if network and late else ''}"
+            + (f" ({call.detail})" if call.detail else "")
+            + ".",
+            pointer="limits",
+            where=call.where,
+            cure="Ship what the run needs inside the folder and the artifact.",
         )
     return list(out.values())

@@ -1,4 +1,6 @@
-"""What several rules ask of a program's text: calls by dotted name, definitions of names, the function around a node."""
+"""What several rules ask of a program's text: calls by dotted name, definitions of names, the
+function around a node.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,19 @@ import ast
 from collections.abc import Iterator
 
 Functions = ast.FunctionDef | ast.AsyncFunctionDef
-NETWORK = ("requests", "urllib", "httpx", "socket", "http.client", "aiohttp", "huggingface_hub", "boto3", "wget", "gdown", "ftplib")
+NETWORK = (
+    "requests",
+    "urllib",
+    "httpx",
+    "socket",
+    "http.client",
+    "aiohttp",
+    "huggingface_hub",
+    "boto3",
+    "wget",
+    "gdown",
+    "ftplib",
+)
 DOWNLOADS = frozenset({"urlopen", "urlretrieve", "hf_hub_download", "snapshot_download"})
 
 
@@ -63,10 +77,18 @@ class Program:
             pairs = [(node.optional_vars, node.context_expr)]
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             base = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-            self.imported.update({alias.asname or alias.name: base + alias.name for alias in node.names})
+            self.imported.update(
+                {alias.asname or alias.name: base + alias.name for alias in node.names}
+            )
         for target, value in pairs:
             for part in ast.walk(target):
-                name = part.id if isinstance(part, ast.Name) else part.attr if isinstance(part, ast.Attribute) else ""
+                name = (
+                    part.id
+                    if isinstance(part, ast.Name)
+                    else part.attr
+                    if isinstance(part, ast.Attribute)
+                    else ""
+                )
                 if name and value is not None:
                     self.defined.setdefault(name, []).append(value)
 
@@ -80,12 +102,18 @@ class Program:
 
     def local(self, node: ast.AST, name: str) -> list[ast.expr]:
         """The values given to a name in the very function a node is in."""
-        return [value for value in self.defined.get(name, []) if self.around(value) == self.around(node)]
+        return [
+            value for value in self.defined.get(name, []) if self.around(value) == self.around(node)
+        ]
 
     def calls(self) -> list[tuple[str, ast.Call]]:
         """(dotted name with import aliases resolved, call) of every call."""
         if self._calls is None:
-            self._calls = [(self.full_name(node.func), node) for node in ast.walk(self.tree) if isinstance(node, ast.Call)]
+            self._calls = [
+                (self.full_name(node.func), node)
+                for node in ast.walk(self.tree)
+                if isinstance(node, ast.Call)
+            ]
         return self._calls
 
     def full_name(self, node: ast.expr) -> str:

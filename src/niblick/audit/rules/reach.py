@@ -1,7 +1,7 @@
 """Whether the documented run can reach a function that the engine did not follow itself.
 
-A function counts as reachable when it was interpreted, or when some call of it stands in a reachable function under
-no switch that the documented run leaves off.
+A function counts as reachable when it was interpreted, or when some call of it stands in a
+reachable function under no switch that the documented run leaves off.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Reach:
         return self.known[name]
 
     def closed(self, guard: Guard, depth: int = 0) -> bool:
-        """Whether a condition is known to be against running: its switch is off, and it had to be on (or not)."""
+        """Whether a condition is known to be against running: its switch is off, and it had to be
+        on (or not).
+        """
         test = guard.test
         if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) and guard.wanted:
             return any(self.closed(Guard(part, True), depth) for part in test.values)
@@ -48,4 +50,6 @@ class Reach:
             value = self.case.environment.get(variable[0], variable[1])
             return value is not None and (value in _OFF) == guard.wanted
         alias = self.scan.aliases.get(test.id) if isinstance(test, ast.Name) else None
-        return alias is not None and depth < 4 and self.closed(Guard(alias, guard.wanted), depth + 1)
+        return (
+            alias is not None and depth < 4 and self.closed(Guard(alias, guard.wanted), depth + 1)
+        )

@@ -15,12 +15,22 @@ def check(case: Case) -> list[Finding]:
     reported = scored(case.trace)
     claimed = claimed_scores(case)
     counted = [e for e in reported if e.number in claimed] or reported
-    if not updates or not reported or any(overlap(case.trace, e) and not e.widened for e in counted):
+    if (
+        not updates
+        or not reported
+        or any(overlap(case.trace, e) and not e.widened for e in counted)
+    ):
         return []
     first = updates[0]
-    return [case.finding(
-        RULE, Severity.INFO,
-        f"{first.where.function} learns from {positions(first.positions)} of the validation stream, each after its score "
-        "was taken from the state before.",
-        verdict="clean_ttt_score_first", pointer="C3", where=first.where, cure="Nothing to do.",
-    )]
+    return [
+        case.finding(
+            RULE,
+            Severity.INFO,
+            f"{first.where.function} learns from {positions(first.positions)} of the validation"
+            " stream, each after its score was taken from the state before.",
+            verdict="clean_ttt_score_first",
+            pointer="C3",
+            where=first.where,
+            cure="Nothing to do.",
+        )
+    ]

@@ -1,4 +1,6 @@
-"""Validation text, tokens or answers kept in the code, in a shipped file or in the artifact, and big blobs of unknown use."""
+"""Validation text, tokens or answers kept in the code, in a shipped file or in the artifact, and
+big blobs of unknown use.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,16 @@ _SCORES = frozenset({"cross_entropy", "nll_loss", "log_softmax", "logsumexp", "s
 _PREDICTED = re.compile(r"logit|log_?prob|nll|loss|prob|pred|score", re.IGNORECASE)
 _SEEN = re.compile(r"target|val|token|label|(?:^|_)y(?:$|_)", re.IGNORECASE)
 _READS = frozenset({"open", "load", "fromfile", "memmap", "read_bytes", "read_text", "loadtxt"})
-_NOT_ANSWERS = re.compile(r"fineweb|\.model$|\.vocab$|tokenizer|val_|train_|\.ptz?$|\.log$|ckpt|checkpoint|model|byte|\.json$|\.txt$|\.nib$", re.IGNORECASE)
+_NOT_ANSWERS = re.compile(
+    r"fineweb|\.model$|\.vocab$|tokenizer|val_|train_|\.ptz?$|\.log$|ckpt|checkpoint|model|byte|\.json$|\.txt$|\.nib$",
+    re.IGNORECASE,
+)
 
 
 def check(case: Case) -> list[Finding]:
-    """Breaches where stored answers meet predictions; a warning where validation tokens are packed for keeping."""
+    """Breaches where stored answers meet predictions; a warning where validation tokens are packed
+    for keeping.
+    """
     if case.tree is None:
         return []
     program, reach = case.program, Reach(case)
@@ -34,14 +41,22 @@ def check(case: Case) -> list[Finding]:
 
 
 def _blobs(case: Case, program: Program) -> dict[str, ast.expr]:
-    """Names bound to a large literal or to a data file of the folder, directly or through decoders."""
+    """Names bound to a large literal or to a data file of the folder, directly or through
+    decoders.
+    """
     found: dict[str, ast.expr] = {}
     for _ in range(4):
         for name, values in program.defined.items():
             for value in values:
-                if name not in found and (_is_large(value) or _is_shipped(case, value) or (
-                    isinstance(value, (ast.Call, ast.Subscript)) and _names(value) & found.keys() and not _is_model(value)
-                )):
+                if name not in found and (
+                    _is_large(value)
+                    or _is_shipped(case, value)
+                    or (
+                        isinstance(value, (ast.Call, ast.Subscript))
+                        and _names(value) & found.keys()
+                        and not _is_model(value)
+                    )
+                ):
                     found[name] = value
     return found
 
@@ -51,38 +66,68 @@ def _is_large(value: ast.expr) -> bool:
         text = part.value if isinstance(part, ast.Constant) else None
         if isinstance(text, (str, bytes)) and len(text) >= _LARGE:
             return True
-        if isinstance(part, (ast.List, ast.Tuple, ast.Set)) and len(part.elts) >= _MANY and all(
-            isinstance(e, ast.Constant) and isinstance(e.value, int) for e in part.elts
+        if (
+            isinstance(part, (ast.List, ast.Tuple, ast.Set))
+            and len(part.elts) >= _MANY
+            and all(isinstance(e, ast.Constant) and isinstance(e.value, int) for e in part.elts)
         ):
             return True
     return False
 
 
 def _is_shipped(case: Case, value: ast.expr) -> bool:
-    """Whether a value is read from a file of the folder that is no model, tokenizer, log or text."""
+    """Whether a value is read from a file of the folder that is no model, tokenizer, log or
+    text.
+    """
     if not any(isinstance(p, ast.Call) and _tail(p) in _READS for p in ast.walk(value)):
         return False
-    paths = [p.value for p in ast.walk(value) if isinstance(p, ast.Constant) and isinstance(p.value, str) and "." in p.value]
-    return any(not _NOT_ANSWERS.search(p) and len(p) < 200 and (case.submission.root / p).is_file() for p in paths)
+    paths = [
+        p.value
+        for p in ast.walk(value)
+        if isinstance(p, ast.Constant) and isinstance(p.value, str) and "." in p.value
+    ]
+    return any(
+        not _NOT_ANSWERS.search(p) and len(p) < 200 and (case.submission.root / p).is_file()
+        for p in paths
+    )
 
 
 def _is_model(value: ast.expr) -> bool:
-    return any(isinstance(p, ast.Call) and re.search(r"state_dict|Module|Linear|Embedding|Processor|exec|compile", ast.unparse(p.func))
-               for p in ast.walk(value))
+    return any(
+        isinstance(p, ast.Call)
+        and re.search(
+            r"state_dict|Module|Linear|Embedding|Processor|exec|compile", ast.unparse(p.func)
+        )
+        for p in ast.walk(value)
+    )
 
 
 def _names(node: ast.AST) -> set[str]:
-    return {n.id if isinstance(n, ast.Name) else n.attr for n in ast.walk(node) if isinstance(n, (ast.Name, ast.Attribute))}
+    return {
+        n.id if isinstance(n, ast.Name) else n.attr
+        for n in ast.walk(node)
+        if isinstance(n, (ast.Name, ast.Attribute))
+    }
 
 
 def _tail(call: ast.Call) -> str:
-    return call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id if isinstance(call.func, ast.Name) else ""
+    return (
+        call.func.attr
+        if isinstance(call.func, ast.Attribute)
+        else call.func.id
+        if isinstance(call.func, ast.Name)
+        else ""
+    )
 
 
-def _answers(case: Case, program: Program, reach: Reach, blobs: dict[str, ast.expr]) -> Iterator[Finding]:
+def _answers(
+    case: Case, program: Program, reach: Reach, blobs: dict[str, ast.expr]
+) -> Iterator[Finding]:
     for functions in program.functions.values():
         for function in functions:
-            if not reach.possible(function.name) or not any(isinstance(n, ast.Call) and _tail(n) in _SCORES for n in ast.walk(function)):
+            if not reach.possible(function.name) or not any(
+                isinstance(n, ast.Call) and _tail(n) in _SCORES for n in ast.walk(function)
+            ):
                 continue
             held = set(blobs) | _given(program, function, set(blobs))
             held |= _local(function, held)
@@ -90,10 +135,17 @@ def _answers(case: Case, program: Program, reach: Reach, blobs: dict[str, ast.ex
             if use is not None:
                 name = min(_names(use) & held)
                 yield case.finding(
-                    RULE, Severity.BREACH,
-                    f"{function.name} looks up {name}, data stored with the submission, by position and lets it decide the score "
-                    f"({ast.unparse(use)[:90]}).", verdict="flag_other", pointer="data", line=getattr(use, "lineno", function.lineno),
-                    cure="Predict every token from the model alone; store no text, tokens or answers of the validation set.",
+                    RULE,
+                    Severity.BREACH,
+                    f"{function.name} looks up {name}, data stored with the submission, by position"
+                    f" and lets it decide the score ({ast.unparse(use)[:90]}).",
+                    verdict="flag_other",
+                    pointer="data",
+                    line=getattr(use, "lineno", function.lineno),
+                    cure=(
+                        "Predict every token from the model alone; store no text, tokens or answers"
+                        " of the validation set."
+                    ),
                 )
 
 
@@ -103,7 +155,9 @@ def _given(program: Program, function: Functions, blobs: set[str]) -> set[str]:
     found: set[str] = set()
     for called, call in program.calls():
         if called.rpartition(".")[2] == function.name:
-            found |= {name for name, arg in zip(names, call.args, strict=False) if _base(arg) in blobs}
+            found |= {
+                name for name, arg in zip(names, call.args, strict=False) if _base(arg) in blobs
+            }
             found |= {k.arg for k in call.keywords if k.arg and _base(k.value) in blobs}
     return found
 
@@ -113,7 +167,11 @@ def _local(function: Functions, held: set[str]) -> set[str]:
     found = set(held)
     for _ in range(3):
         for node in ast.walk(function):
-            if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Subscript, ast.Call)) and _base(node.value) in found:
+            if (
+                isinstance(node, ast.Assign)
+                and isinstance(node.value, (ast.Subscript, ast.Call))
+                and _base(node.value) in found
+            ):
                 found |= {t.id for t in node.targets if isinstance(t, ast.Name)}
     return found - held
 
@@ -123,7 +181,9 @@ def _base(node: ast.expr) -> str:
     while not isinstance(node, ast.Name):
         if isinstance(node, (ast.Subscript, ast.Attribute)):
             node = node.value
-        elif isinstance(node, ast.Call) and (node.args and not isinstance(node.func, ast.Attribute)):
+        elif isinstance(node, ast.Call) and (
+            node.args and not isinstance(node.func, ast.Attribute)
+        ):
             node = node.args[0]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             inner = _base(node.func.value)
@@ -138,20 +198,41 @@ def _base(node: ast.expr) -> str:
 
 
 def _uses(function: Functions, held: set[str]) -> Iterator[ast.AST]:
-    """Places where stored data, indexed by something that moves, is compared with tokens or put into predictions."""
+    """Places where stored data, indexed by something that moves, is compared with tokens or put
+    into predictions.
+    """
     for node in ast.walk(function):
-        if isinstance(node, ast.Compare) and len(node.comparators) == 1 and isinstance(node.ops[0], ast.Eq):
+        if (
+            isinstance(node, ast.Compare)
+            and len(node.comparators) == 1
+            and isinstance(node.ops[0], ast.Eq)
+        ):
             sides = (node.left, node.comparators[0])
             for one, other in (sides, sides[::-1]):
                 if _base(one) in held and _base(other) not in held and _SEEN.search(_base(other)):
                     yield node
-        elif isinstance(node, ast.Call) and _tail(node) in {"where", "scatter_", "scatter", "index_fill_", "masked_fill"}:
-            parts = [*node.args, *([node.func.value] if isinstance(node.func, ast.Attribute) else [])]
-            if any(_names(p) & held for p in parts) and any(_PREDICTED.search(n) for p in parts for n in _names(p)):
+        elif isinstance(node, ast.Call) and _tail(node) in {
+            "where",
+            "scatter_",
+            "scatter",
+            "index_fill_",
+            "masked_fill",
+        }:
+            parts = [
+                *node.args,
+                *([node.func.value] if isinstance(node.func, ast.Attribute) else []),
+            ]
+            if any(_names(p) & held for p in parts) and any(
+                _PREDICTED.search(n) for p in parts for n in _names(p)
+            ):
                 yield node
         elif isinstance(node, (ast.Assign, ast.AugAssign)):
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                if isinstance(target, ast.Subscript) and _PREDICTED.search(_base(target)) and _names(target.slice) & held:
+                if (
+                    isinstance(target, ast.Subscript)
+                    and _PREDICTED.search(_base(target))
+                    and _names(target.slice) & held
+                ):
                     yield node
 
 
@@ -161,11 +242,22 @@ def _packed(case: Case, program: Program, reach: Reach) -> Iterator[Finding]:
         if _tail(call) not in _PACKERS or not call.args or not reach.possible(program.around(call)):
             continue
         near = [v for name in _names(call.args[0]) for v in program.local(call, name)]
-        sources = {n for value in (call.args[0], *near) for part in ast.walk(value) for n in _tokens_of(part)}
+        sources = {
+            n
+            for value in (call.args[0], *near)
+            for part in ast.walk(value)
+            for n in _tokens_of(part)
+        }
         if sources:
             yield case.finding(
-                RULE, Severity.WARNING, f"{program.around(call)} packs {min(sources)}, data of the validation set, for keeping.",
-                verdict="flag_other", pointer="data", line=call.lineno, cure="Keep no validation data in the artifact or beside it.",
+                RULE,
+                Severity.WARNING,
+                f"{program.around(call)} packs {min(sources)}, data of the validation set, for"
+                " keeping.",
+                verdict="flag_other",
+                pointer="data",
+                line=call.lineno,
+                cure="Keep no validation data in the artifact or beside it.",
             )
             return
 
@@ -184,7 +276,12 @@ def _unexplained(case: Case, blobs: dict[str, ast.expr]) -> Iterator[Finding]:
     for name, value in blobs.items():
         if not carried and _is_large(value) and "exec" not in ast.unparse(value)[:200]:
             yield case.finding(
-                RULE, Severity.NOTE, f"{name} is a large constant ({len(ast.unparse(value)):,} characters) that is no code.",
-                pointer="data", line=value.lineno, cure="Say in the README what it holds and how it was made.",
+                RULE,
+                Severity.NOTE,
+                f"{name} is a large constant ({len(ast.unparse(value)):,} characters) that is no"
+                " code.",
+                pointer="data",
+                line=value.lineno,
+                cure="Say in the README what it holds and how it was made.",
             )
             return

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from niblick.audit.flow.objects import ScoreEvent
-from niblick.audit.rules.case import Case, first_by_line, interleaved, overlap, positions, violations
+from niblick.audit.rules.case import (
+    Case,
+    first_by_line,
+    interleaved,
+    overlap,
+    positions,
+    violations,
+)
 from niblick.audit.rules.claimed import claimed_scores
 from niblick.audit.types import Finding, Severity
 
@@ -11,15 +18,23 @@ RULE = "train-before-score"
 
 
 def check(case: Case) -> list[Finding]:
-    """One breach per place that reports scores of tokens the model's weights have already learnt."""
+    """One breach per place that reports scores of tokens the model's weights have already
+    learnt.
+    """
     out = []
     claimed = claimed_scores(case)
     events = first_by_line(violations(case.trace, "module"))
     fitted = {e.where for e in violations(case.trace, "tensor") if "tensor" in e.leaf_kinds}
     for event in events if any(e.where not in fitted for e in events) else ():
         both = overlap(case.trace, event)
-        step = next((u for u in case.trace.updates
-                     if u.positions & both and u.order < event.order and "module" in u.leaf_kinds), None)
+        step = next(
+            (
+                u
+                for u in case.trace.updates
+                if u.positions & both and u.order < event.order and "module" in u.leaf_kinds
+            ),
+            None,
+        )
         if step is None:
             continue
         if interleaved(case.trace, step) and event.where.function != step.where.function:
@@ -27,21 +42,38 @@ def check(case: Case) -> list[Finding]:
                 out.append(_rescored(case, event))
             continue
         trained = "train" in step.marks
-        out.append(case.finding(
-            RULE, Severity.BREACH if event.certain and step.certain else Severity.WARNING,
-            f"{step.where.function} (line {step.where.line}) steps the weights on validation tokens, and "
-            f"{event.where.function} scores {positions(both)} of them afterwards.",
-            verdict="flag_other" if trained and step.where.function in {"main", "<module>"} else "flag_prequant_ttt",
-            pointer="C3", where=event.where,
-            cure="Score each chunk without gradients first, add it to the sum, and only then train on it.",
-        ))
+        out.append(
+            case.finding(
+                RULE,
+                Severity.BREACH if event.certain and step.certain else Severity.WARNING,
+                f"{step.where.function} (line {step.where.line}) steps the weights on validation"
+                f" tokens, and {event.where.function} scores {positions(both)} of them afterwards.",
+                verdict=(
+                    "flag_other"
+                    if trained and step.where.function in {"main", "<module>"}
+                    else "flag_prequant_ttt"
+                ),
+                pointer="C3",
+                where=event.where,
+                cure=(
+                    "Score each chunk without gradients first, add it to the sum, and only then"
+                    " train on it."
+                ),
+            )
+        )
     return out
 
 
 def _rescored(case: Case, event: ScoreEvent) -> Finding:
     return case.finding(
-        "rescored", Severity.BREACH if event.certain else Severity.WARNING,
-        f"{event.where.function} scores tokens again with weights that score-first training has since adapted to them.",
-        verdict="flag_prequant_ttt", pointer="C4", where=event.where,
-        cure="Report the figure of the one pass in which each token was scored before it was learnt.",
+        "rescored",
+        Severity.BREACH if event.certain else Severity.WARNING,
+        f"{event.where.function} scores tokens again with weights that score-first training has"
+        " since adapted to them.",
+        verdict="flag_prequant_ttt",
+        pointer="C4",
+        where=event.where,
+        cure=(
+            "Report the figure of the one pass in which each token was scored before it was learnt."
+        ),
     )

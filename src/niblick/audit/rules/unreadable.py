@@ -1,4 +1,6 @@
-"""Code that would run and cannot be read: its text is not in the folder, or not in a form that reading undoes."""
+"""Code that would run and cannot be read: its text is not in the folder, or not in a form that
+reading undoes.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,63 @@ from niblick.audit.rules.reach import Reach
 from niblick.audit.types import Finding, Severity
 
 RULE = "unreadable"
-_RUNS = frozenset({"exec", "eval", "builtins.exec", "builtins.eval", "runpy.run_path", "marshal.loads", "types.FunctionType",
-                   "types.CodeType", "dill.loads", "cloudpickle.loads", "dill.load", "cloudpickle.load"})
-_ALWAYS = frozenset({"marshal.loads", "types.FunctionType", "types.CodeType", "dill.loads", "cloudpickle.loads", "dill.load", "cloudpickle.load"})
-_PLAIN = frozenset({"format", "join", "strip", "replace", "dedent", "str", "repr", "int", "float", "len", "lower", "upper", "splitlines",
-                    "getsource", "compile", "get", "getenv", "split", "range", "enumerate", "zip", "items", "sorted", "exec", "eval", "append"})
+_RUNS = frozenset(
+    {
+        "exec",
+        "eval",
+        "builtins.exec",
+        "builtins.eval",
+        "runpy.run_path",
+        "marshal.loads",
+        "types.FunctionType",
+        "types.CodeType",
+        "dill.loads",
+        "cloudpickle.loads",
+        "dill.load",
+        "cloudpickle.load",
+    }
+)
+_ALWAYS = frozenset(
+    {
+        "marshal.loads",
+        "types.FunctionType",
+        "types.CodeType",
+        "dill.loads",
+        "cloudpickle.loads",
+        "dill.load",
+        "cloudpickle.load",
+    }
+)
+_PLAIN = frozenset(
+    {
+        "format",
+        "join",
+        "strip",
+        "replace",
+        "dedent",
+        "str",
+        "repr",
+        "int",
+        "float",
+        "len",
+        "lower",
+        "upper",
+        "splitlines",
+        "getsource",
+        "compile",
+        "get",
+        "getenv",
+        "split",
+        "range",
+        "enumerate",
+        "zip",
+        "items",
+        "sorted",
+        "exec",
+        "eval",
+        "append",
+    }
+)
 _SHORT = 400
 
 
@@ -33,16 +87,28 @@ def check(case: Case) -> list[Finding]:
         for call in calls if len(calls) > known.get(text, 0) else []:
             why = _unread(case, program, call)
             if why and (program.in_method(call) or reach.possible(program.around(call))):
-                out.append(case.finding(
-                    RULE, Severity.WARNING, f"{program.around(call)} runs code that this review could not read: {why}.",
-                    verdict="hold_unclear", pointer="record", line=call.lineno, end=call.end_lineno,
-                    cure="Ship that code as plain text in the folder, or packed by lzma, zlib or base85 alone.",
-                ))
+                out.append(
+                    case.finding(
+                        RULE,
+                        Severity.WARNING,
+                        f"{program.around(call)} runs code that this review could not read: {why}.",
+                        verdict="hold_unclear",
+                        pointer="record",
+                        line=call.lineno,
+                        end=call.end_lineno,
+                        cure=(
+                            "Ship that code as plain text in the folder, or packed by lzma, zlib or"
+                            " base85 alone."
+                        ),
+                    )
+                )
     return out[:10]
 
 
 def _unread(case: Case, program: Program, call: ast.Call) -> str:
-    """What keeps the text of a call that runs text from being read; empty where it is plain to see."""
+    """What keeps the text of a call that runs text from being read; empty where it is plain to
+    see.
+    """
     name = program.full_name(call.func)
     if name in _ALWAYS:
         return f"{name} makes code from data that only running it would show"
@@ -50,7 +116,11 @@ def _unread(case: Case, program: Program, call: ast.Call) -> str:
         return ""
     if name == "runpy.run_path":
         path = constant(call.args[0], str)
-        return "" if any(c.name == path for c in case.submission.context) else f"it is read from {str(path)[:80]!r}, which is not in the folder"
+        return (
+            ""
+            if any(c.name == path for c in case.submission.context)
+            else f"it is read from {str(path)[:80]!r}, which is not in the folder"
+        )
     written = 0
     for part in program.origins(call.args[0]):
         if isinstance(part, ast.Call):
@@ -60,7 +130,11 @@ def _unread(case: Case, program: Program, call: ast.Call) -> str:
         text = constant(part, str)
         if isinstance(text, str) and ("\n" in text or len(text) > 60):
             written += len(text)
-        if isinstance(part, ast.Name) and part.id not in program.defined and _handed_in(program, call, part.id):
+        if (
+            isinstance(part, ast.Name)
+            and part.id not in program.defined
+            and _handed_in(program, call, part.id)
+        ):
             return f"its text comes in as {part.id}, from where the audit did not see"
         if isinstance(part, ast.Attribute) and _unset(program, call.args[0], part):
             return f"its text is kept in {ast.unparse(part)[:60]}, which nothing here sets"
@@ -68,7 +142,9 @@ def _unread(case: Case, program: Program, call: ast.Call) -> str:
 
 
 def _unset(program: Program, whole: ast.expr, attribute: ast.Attribute) -> bool:
-    """Whether an attribute is text of unknown origin: no function of a call (judged as a call), no setting, never set."""
+    """Whether an attribute is text of unknown origin: no function of a call (judged as a call), no
+    setting, never set.
+    """
     if attribute.attr in _PLAIN | program.defined.keys() | {"environ"}:
         return False
     return not any(isinstance(n, ast.Call) and n.func is attribute for n in program.origins(whole))
@@ -86,21 +162,35 @@ def _opaque(program: Program, call: ast.Call) -> str:
         names = [t for t in texts if isinstance(t, str) and ("." in t or "/" in t)]
         if any(isinstance(p, ast.Name) and p.id == "__file__" for p in program.origins(call)):
             return ""
-        return f"it is read from {names[0][:80]!r}, a file whose text is not in the folder" if names else "it is read from a file that the script does not name"
+        return (
+            f"it is read from {names[0][:80]!r}, a file whose text is not in the folder"
+            if names
+            else "it is read from a file that the script does not name"
+        )
     return f"it is the result of {name[:80] or 'a call'}, which reading cannot undo"
 
 
 def _handed_in(program: Program, call: ast.Call, name: str) -> bool:
-    """Whether a name is a parameter of the function around `call` that no visible call fills with a literal."""
+    """Whether a name is a parameter of the function around `call` that no visible call fills with a
+    literal.
+    """
     function = program.around(call)
     for node in program.functions.get(function, []):
         names = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
         if name in names:
             place = names.index(name)
             given = [
-                c.args[place] if len(c.args) > place else next((k.value for k in c.keywords if k.arg == name), None)
-                for called, c in program.calls() if called.rpartition(".")[2] == function
+                (
+                    c.args[place]
+                    if len(c.args) > place
+                    else next((k.value for k in c.keywords if k.arg == name), None)
+                )
+                for called, c in program.calls()
+                if called.rpartition(".")[2] == function
             ]
-            return not given or any(g is not None and any(
-                isinstance(p, ast.Call) and _opaque(program, p) for p in program.origins(g)) for g in given)
+            return not given or any(
+                g is not None
+                and any(isinstance(p, ast.Call) and _opaque(program, p) for p in program.origins(g))
+                for g in given
+            )
     return False

@@ -9,11 +9,15 @@ from niblick.audit.rules.case import Case
 from niblick.audit.types import Finding, Severity
 
 RULE = "validation-data"
-_ALIAS = re.compile(r"^\s*\$?\s*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+(\S*val\S*)\s+(\S*train\S*)", re.MULTILINE)
+_ALIAS = re.compile(
+    r"^\s*\$?\s*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+(\S*val\S*)\s+(\S*train\S*)", re.MULTILINE
+)
 
 
 def check(case: Case) -> list[Finding]:
-    """Findings for calibration on validation tokens and for validation files passed off as training files."""
+    """Findings for calibration on validation tokens and for validation files passed off as training
+    files.
+    """
     return [*_calibration(case), *_alias(case)]
 
 
@@ -21,19 +25,32 @@ def _calibration(case: Case) -> list[Finding]:
     calls = [c for c in case.trace.calls if c.name == "calibration" and c.certain]
     if not calls:
         return []
-    return [case.finding(
-        RULE, Severity.BREACH, f"{calls[0].where.function} calibrates the model on validation tokens (of the {STREAM} followed).",
-        verdict="flag_other", pointer="data", where=calls[0].where,
-        cure="Calibrate on training tokens or on text the model generates itself.",
-    )]
+    return [
+        case.finding(
+            RULE,
+            Severity.BREACH,
+            f"{calls[0].where.function} calibrates the model on validation tokens (of the {STREAM}"
+            " followed).",
+            verdict="flag_other",
+            pointer="data",
+            where=calls[0].where,
+            cure="Calibrate on training tokens or on text the model generates itself.",
+        )
+    ]
 
 
 def _alias(case: Case) -> list[Finding]:
     match = _ALIAS.search(case.submission.readme or "")
     if match is None:
         return []
-    return [case.finding(
-        RULE, Severity.BREACH,
-        f"The README makes a validation file stand in for a training file ({match[1][-60:]} -> {match[2][-60:]}).",
-        verdict="flag_other", pointer="data", cure="Train on the training shards only.",
-    )]
+    return [
+        case.finding(
+            RULE,
+            Severity.BREACH,
+            f"The README makes a validation file stand in for a training file ({match[1][-60:]} ->"
+            f" {match[2][-60:]}).",
+            verdict="flag_other",
+            pointer="data",
+            cure="Train on the training shards only.",
+        )
+    ]

@@ -1,4 +1,6 @@
-"""Starts the child, pumps its pipes within bounds, and checks that the one report is the worker's own."""
+"""Starts the child, pumps its pipes within bounds, and checks that the one report is the worker's
+own.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ _GRACE_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One task for the worker, its arguments, and the files it finds in its scratch folder (path: content)."""
+    """One task for the worker, its arguments, and the files it finds in its scratch folder (path:
+    content).
+    """
 
     task: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -43,10 +47,11 @@ class Job:
 class Outcome:
     """How a run ended.
 
-    `result` is the worker's report, None where there was none or it was not the worker's. `reason` names the
-    limit that ended the run ("cpu", "wall", "memory", "processes", "output", "sandbox") or is None; `exit` is
-    the worker's exit code (negative: a signal). `tampered` says that something else was written to the result
-    channel. `output` is the tail of what was printed: untrusted text.
+    `result` is the worker's report, None where there was none or it was not the worker's. `reason`
+    names the limit that ended the run ("cpu", "wall", "memory", "processes", "output", "sandbox")
+    or is None; `exit` is the worker's exit code (negative: a signal). `tampered` says that
+    something else was written to the result channel. `output` is the tail of what was printed:
+    untrusted text.
     """
 
     result: dict[str, Any] | None
@@ -63,11 +68,14 @@ class Outcome:
 def run(job: Job, *, trust: bool = False, limits: Limits | None = None) -> Outcome:
     """Runs `job` behind the best walls there are.
 
-    Raises `AuditError` where there are none and `trust` is not given: untrusted code is then not run at all.
+    Raises `AuditError` where there are none and `trust` is not given: untrusted code is then not
+    run at all.
     """
     isolation = detect()
     if not isolation.contained and not trust:
-        raise AuditError(f"code is not run: no isolation here ({isolation.detail}); --trust runs it anyway")
+        raise AuditError(
+            f"code is not run: no isolation here ({isolation.detail}); --trust runs it anyway"
+        )
     return run_in(isolation, job, limits or Limits())
 
 
@@ -102,7 +110,9 @@ def run_in(isolation: Isolation, job: Job, limits: Limits) -> Outcome:
 
 
 def _write_bundle(file: BinaryIO, files: Mapping[str, bytes | Path]) -> None:
-    """Packs the scratch folder's first content; everything in it is readable and writable to the worker."""
+    """Packs the scratch folder's first content; everything in it is readable and writable to the
+    worker.
+    """
     with tarfile.open(fileobj=file, mode="w") as bundle:
         folders = {parent.as_posix() for name in files for parent in Path(name).parents} - {"."}
         for folder in sorted(folders):
@@ -119,7 +129,13 @@ def _write_bundle(file: BinaryIO, files: Mapping[str, bytes | Path]) -> None:
 
 
 def _start(
-    isolation: Isolation, job: Job, limits: Limits, nonce: str, folder: Path, bundle: BinaryIO, pump: _Pump
+    isolation: Isolation,
+    job: Job,
+    limits: Limits,
+    nonce: str,
+    folder: Path,
+    bundle: BinaryIO,
+    pump: _Pump,
 ) -> subprocess.Popen[bytes]:
     command = orders.python_command("launch", packages=False)
     bare = isolation.kind == "bare"
@@ -158,7 +174,9 @@ def _start(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Makes sure that nothing of the run is left; the launcher's death takes its namespace with it."""
+    """Makes sure that nothing of the run is left; the launcher's death takes its namespace with
+    it.
+    """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -181,7 +199,9 @@ class _Pump:
             os.close(descriptor)
 
     def drain(self, process: subprocess.Popen[bytes]) -> None:
-        """Reads until the supervisor has reported and the pipes are closed, a bound is broken or time is up."""
+        """Reads until the supervisor has reported and the pipes are closed, a bound is broken or
+        time is up.
+        """
         started = time.monotonic()
         deadline = started + self.limits.wall_seconds + _GRACE_SECONDS
         with selectors.DefaultSelector() as selector:

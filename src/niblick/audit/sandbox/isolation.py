@@ -12,7 +12,9 @@ BUBBLEWRAP = ("/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap")
 
 @dataclass(frozen=True, kw_only=True)
 class Isolation:
-    """`kind` is "bubblewrap", "namespaces" or "bare"; `program` bubblewrap's path; `detail` why not better."""
+    """`kind` is "bubblewrap", "namespaces" or "bare"; `program` bubblewrap's path; `detail` why not
+    better.
+    """
 
     kind: str
     program: str = ""
@@ -26,7 +28,9 @@ class Isolation:
 
 @functools.cache
 def detect() -> Isolation:
-    """The strongest walls that work here: bubblewrap where installed, else namespaces of our own, else none."""
+    """The strongest walls that work here: bubblewrap where installed, else namespaces of our own,
+    else none.
+    """
     from niblick.audit.sandbox.child import attempt
 
     reasons = []

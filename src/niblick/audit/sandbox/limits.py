@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Limits:
     """Limits of one run: seconds, bytes and counts.
 
-    `cpu_seconds` and `address_bytes` hold for one process, `memory_bytes` for the resident memory of all
-    together (twice `cpu_seconds` is what they may burn together). `output_bytes` bounds standard output and
-    error, `result_bytes` the report.
+    `cpu_seconds` and `address_bytes` hold for one process, `memory_bytes` for the resident memory
+    of all together (twice `cpu_seconds` is what they may burn together). `output_bytes` bounds
+    standard output and error, `result_bytes` the report.
     """
 
     cpu_seconds: int = 120

@@ -1,7 +1,9 @@
-"""Flash-attention's functions in plain PyTorch: same arguments and shapes, any device, differentiable.
+"""Flash-attention's functions in plain PyTorch: same arguments and shapes, any device,
+differentiable.
 
-Shapes are flash-attention's own: q (B, T, H, E), k and v (B, S, G, E) with H a multiple of G; the packed form
-(variable length) has (tokens, H, E) with cumulative lengths. Masks align to the bottom right, as there.
+Shapes are flash-attention's own: q (B, T, H, E), k and v (B, S, G, E) with H a multiple of G; the
+packed form (variable length) has (tokens, H, E) with cumulative lengths. Masks align to the bottom
+right, as there.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def flash_attn_func(q: Tensor, k: Tensor, v: Tensor, *arguments: Any, **options: Any) -> Any:
-    """softmax(q k^T * scale, masked) v; options `causal`, `window_size`, `softmax_scale`, `softcap`."""
+    """softmax(q k^T * scale, masked) v; options `causal`, `window_size`, `softmax_scale`,
+    `softcap`.
+    """
     if arguments and isinstance(arguments[0], float) and "dropout_p" not in options:
         arguments = arguments[1:]  # version 2 has the dropout rate in front of the scale
     scale = options.get("softmax_scale") or (arguments[0] if arguments else None)
@@ -56,9 +60,17 @@ def _attend(
 
 
 def flash_attn_varlen_func(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, *_: Any, **options: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    *_: Any,
+    **options: Any,
 ) -> Tensor:
-    """`flash_attn_func` over packed sequences (tokens, H, E) with cumulative lengths (sequences + 1,)."""
+    """`flash_attn_func` over packed sequences (tokens, H, E) with cumulative lengths (sequences +
+    1,).
+    """
     import torch
 
     starts, key_starts = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()

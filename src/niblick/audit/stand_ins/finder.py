@@ -1,6 +1,7 @@
 """The import hook that offers stand-ins: last on the path, so that whatever is really there wins.
 
-Only imports made outside installed packages are served: torch must keep finding that triton is absent.
+Only imports made outside installed packages are served: torch must keep finding that triton is
+absent.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 
 class StandInFinder(importlib.abc.MetaPathFinder):
-    """Serves known or declared packages that nothing else finds; `used` lists them in order, top names only."""
+    """Serves known or declared packages that nothing else finds; `used` lists them in order, top
+    names only.
+    """
 
     def __init__(self, declared: Sequence[str]) -> None:
         self.used: list[str] = []
@@ -30,7 +33,11 @@ class StandInFinder(importlib.abc.MetaPathFinder):
         top = fullname.partition(".")[0]
         known = installs(top) is not None or top.lower() in self._declared
         served_before = isinstance(sys.modules.get(top), StandInModule)
-        if not (known or served_before) or ("." in fullname and not served_before) or not _asked_by_script():
+        if (
+            not (known or served_before)
+            or ("." in fullname and not served_before)
+            or not _asked_by_script()
+        ):
             return None
         if top not in self.used:
             self.used.append(top)

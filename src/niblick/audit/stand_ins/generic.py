@@ -1,7 +1,8 @@
-"""An object that takes the place of anything: called, indexed, subclassed, used as a decorator or a number.
+"""An object that takes the place of anything: called, indexed, subclassed, used as a decorator or a
+number.
 
-It lets definitions at import time go through (`@triton.jit`, `tl.constexpr`, `class Net(mlx.nn.Module)`); it
-computes nothing, and says what it stands for when it is shown.
+It lets definitions at import time go through (`@triton.jit`, `tl.constexpr`, `class
+Net(mlx.nn.Module)`); it computes nothing, and says what it stands for when it is shown.
 """
 
 from __future__ import annotations
@@ -81,8 +82,12 @@ class StandIn:
     def _again(self, *_: Any) -> StandIn:
         return self
 
-    __getitem__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = _again
-    __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __neg__ = _again
+    __getitem__ = __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = (
+        _again
+    )
+    __rtruediv__ = __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = (
+        __neg__
+    ) = _again
     __and__ = __rand__ = __or__ = __ror__ = __xor__ = __lshift__ = __rshift__ = __matmul__ = _again
 
     def __setitem__(self, _: Any, __: Any) -> None: ...
@@ -99,7 +104,9 @@ class StandIn:
 
 
 class StandInModule(ModuleType):
-    """A module of an absent package; it is a package too, so that any submodule can be imported from it."""
+    """A module of an absent package; it is a package too, so that any submodule can be imported
+    from it.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(name, f"Stand-in for {name}, which is not installed here.")
@@ -136,5 +143,7 @@ _WORKING = {
 
 
 def resolve(owner: str, name: str) -> Any:
-    """What `owner.name` gives: a function that works on a CPU where there is one, else a stand-in."""
+    """What `owner.name` gives: a function that works on a CPU where there is one, else a
+    stand-in.
+    """
     return _WORKING[name] if name in _WORKING else StandIn(f"{owner}.{name}")

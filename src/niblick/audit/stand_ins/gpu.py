@@ -1,7 +1,9 @@
-"""Makes torch on a CPU look like one H100 to a script: devices, capabilities, compilation, process groups.
+"""Makes torch on a CPU look like one H100 to a script: devices, capabilities, compilation, process
+groups.
 
-Tensors asked for on "cuda" are made on the CPU and stay float32 where autocast would lower them, so numbers are
-those of a slow, exact GPU. Installed once per process, inside the sandbox; nothing is undone.
+Tensors asked for on "cuda" are made on the CPU and stay float32 where autocast would lower them, so
+numbers are those of a slow, exact GPU. Installed once per process, inside the sandbox; nothing is
+undone.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ NAME, MEMORY = "NVIDIA H100 80GB HBM3", 80 * 2**30
 def install(torch: Any) -> None:
     """Patches an imported torch in place."""
     with contextlib.suppress(Exception):
-        torch.utils._triton.has_triton_package()  # remembered, so that a stand-in is never taken for triton
+        # remembered, so that a stand-in is never taken for triton
+        torch.utils._triton.has_triton_package()
     _patch_cuda(torch)
     _patch_compile(torch)
     _patch_precision(torch)
@@ -29,21 +32,54 @@ def install(torch: Any) -> None:
 
 def _patch_cuda(torch: Any) -> None:
     properties = types.SimpleNamespace(
-        name=NAME, major=9, minor=0, total_memory=MEMORY, multi_processor_count=132, warp_size=32,
-        max_threads_per_multi_processor=2048, regs_per_multiprocessor=65536, is_integrated=False,
-        shared_memory_per_block=49152, shared_memory_per_block_optin=232448, L2_cache_size=50 * 2**20,
-        shared_memory_per_multiprocessor=233472, gcnArchName="", uuid="0",
-    )  # fmt: skip
+        name=NAME,
+        major=9,
+        minor=0,
+        total_memory=MEMORY,
+        multi_processor_count=132,
+        warp_size=32,
+        max_threads_per_multi_processor=2048,
+        regs_per_multiprocessor=65536,
+        is_integrated=False,
+        shared_memory_per_block=49152,
+        shared_memory_per_block_optin=232448,
+        L2_cache_size=50 * 2**20,
+        shared_memory_per_multiprocessor=233472,
+        gcnArchName="",
+        uuid="0",
+    )
     answers: dict[str, Any] = {
-        "is_available": True, "device_count": 1, "current_device": 0, "get_device_capability": (9, 0),
-        "get_device_name": NAME, "get_device_properties": properties, "is_bf16_supported": True,
-        "is_initialized": True, "mem_get_info": (MEMORY, MEMORY), "memory_allocated": 0, "memory_reserved": 0,
-        "max_memory_allocated": 0, "max_memory_reserved": 0, "memory_stats": {}, "memory_summary": "",
-        "set_device": None, "synchronize": None, "empty_cache": None, "reset_peak_memory_stats": None,
-        "init": None, "_lazy_init": None, "ipc_collect": None, "manual_seed": None, "manual_seed_all": None,
-        "set_per_process_memory_fraction": None, "can_device_access_peer": True, "utilization": 0,
-        "get_arch_list": ["sm_90"], "reset_max_memory_allocated": None, "memory_snapshot": [],
-    }  # fmt: skip
+        "is_available": True,
+        "device_count": 1,
+        "current_device": 0,
+        "get_device_capability": (9, 0),
+        "get_device_name": NAME,
+        "get_device_properties": properties,
+        "is_bf16_supported": True,
+        "is_initialized": True,
+        "mem_get_info": (MEMORY, MEMORY),
+        "memory_allocated": 0,
+        "memory_reserved": 0,
+        "max_memory_allocated": 0,
+        "max_memory_reserved": 0,
+        "memory_stats": {},
+        "memory_summary": "",
+        "set_device": None,
+        "synchronize": None,
+        "empty_cache": None,
+        "reset_peak_memory_stats": None,
+        "init": None,
+        "_lazy_init": None,
+        "ipc_collect": None,
+        "manual_seed": None,
+        "manual_seed_all": None,
+        "set_per_process_memory_fraction": None,
+        "can_device_access_peer": True,
+        "utilization": 0,
+        "get_arch_list": ["sm_90"],
+        "reset_max_memory_allocated": None,
+        "memory_snapshot": [],
+    }
     for name, value in answers.items():
         setattr(torch.cuda, name, always(value))
     for name in ("Stream", "Event", "CUDAGraph", "ExternalStream"):
@@ -52,7 +88,9 @@ def _patch_cuda(torch: Any) -> None:
         setattr(torch.cuda, name, always(_Timeline()))
     for name in ("stream", "device", "graph", "device_of"):
         setattr(torch.cuda, name, _Scope)
-    torch.cuda.nvtx = types.SimpleNamespace(range_push=always(None), range_pop=always(None), range=_Scope)
+    torch.cuda.nvtx = types.SimpleNamespace(
+        range_push=always(None), range_pop=always(None), range=_Scope
+    )
     torch.cuda.get_rng_state = always(torch.get_rng_state())
     torch.cuda.set_rng_state = always(None)
     torch.version.cuda = "12.8"
@@ -110,7 +148,9 @@ def _patch_compile(torch: Any) -> None:
     torch.compile = passthrough
     torch.jit.script = passthrough
     torch.nn.Module.compile = always(None)
-    torch.compiler.disable = lambda fn=None, *_, **__: fn if fn is not None else (lambda function: function)
+    torch.compiler.disable = lambda fn=None, *_, **__: (
+        fn if fn is not None else (lambda function: function)
+    )
 
 
 def _patch_precision(torch: Any) -> None:
@@ -123,7 +163,9 @@ def _patch_precision(torch: Any) -> None:
 
     torch.autocast = torch.amp.autocast = torch.amp.autocast_mode.autocast = Autocast
     torch.cuda.amp.autocast = Autocast
-    torch.nn.attention.sdpa_kernel = _nothing  # dynamo, which some scripts import, looks at its __wrapped__
+    torch.nn.attention.sdpa_kernel = (
+        _nothing  # dynamo, which some scripts import, looks at its __wrapped__
+    )
     torch.backends.cuda.sdp_kernel = _nothing
     torch.set_default_device = always(None)
 
@@ -141,7 +183,9 @@ def _device_mode(torch: Any) -> Any:
         return value
 
     class OnCpu(TorchFunctionMode):
-        def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_function__(
+            self, func: Any, _types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             kwargs = dict(kwargs or {})
             if func is tensor.cuda or func is tensor.pin_memory:
                 return args[0]

@@ -1,4 +1,6 @@
-"""torch.distributed for one process that talks to nobody: every collective gives what a group of one would."""
+"""torch.distributed for one process that talks to nobody: every collective gives what a group of
+one would.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,19 @@ def install(torch: Any) -> None:
         state["started"] = False
 
     answers: dict[str, Any] = {
-        "is_available": True, "get_rank": 0, "get_world_size": 1, "get_backend": "nccl", "barrier": None,
-        "monitored_barrier": None, "is_nccl_available": True, "new_group": None, "broadcast_object_list": None,
-        "is_torchelastic_launched": True, "get_local_rank": 0, "get_node_local_rank": 0,
-    }  # fmt: skip
+        "is_available": True,
+        "get_rank": 0,
+        "get_world_size": 1,
+        "get_backend": "nccl",
+        "barrier": None,
+        "monitored_barrier": None,
+        "is_nccl_available": True,
+        "new_group": None,
+        "broadcast_object_list": None,
+        "is_torchelastic_launched": True,
+        "get_local_rank": 0,
+        "get_node_local_rank": 0,
+    }
     for name, value in answers.items():
         setattr(dist, name, always(value))
     for name in ("all_reduce", "broadcast", "reduce", "send", "recv", "isend", "irecv"):

@@ -1,4 +1,6 @@
-"""Dresses torch up at the moment a script first imports it, and keeps the time that import takes apart."""
+"""Dresses torch up at the moment a script first imports it, and keeps the time that import takes
+apart.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Turns a script as shipped into the program text that would run, without running anything.
 
-`unpack` follows any nesting of exec with lzma, zlib, gzip, bz2, brotli, zstd, base85, ascii85, base64, hex and
-their helpers, keeps sizes as shipped and unpacked, and reports a layer it cannot read instead of guessing.
+`unpack` follows any nesting of exec with lzma, zlib, gzip, bz2, brotli, zstd, base85, ascii85,
+base64, hex and their helpers, keeps sizes as shipped and unpacked, and reports a layer it cannot
+read instead of guessing.
 """
 
 from __future__ import annotations
@@ -22,14 +23,31 @@ from niblick.audit.unpack.evaluate import Evaluator, Executed, Loader
 from niblick.audit.unpack.fstrings import for_old_parser
 
 MAX_DEPTH = 24
-_DECODING = frozenset({"lzma", "zlib", "base64", "bz2", "gzip", "brotli", "zstandard", "binascii", "codecs", "marshal"})
+_DECODING = frozenset(
+    {
+        "lzma",
+        "zlib",
+        "base64",
+        "bz2",
+        "gzip",
+        "brotli",
+        "zstandard",
+        "binascii",
+        "codecs",
+        "marshal",
+    }
+)
 _FILE = re.compile(rb"[\"']([\w.\-]{1,80}\.[\w]{1,8})[\"']")
-_HINT = re.compile(r"(?<![\w.])(?:exec|eval)\s*\(|runpy|os\.system|subprocess|__import__|os\.exec|builtins")
+_HINT = re.compile(
+    r"(?<![\w.])(?:exec|eval)\s*\(|runpy|os\.system|subprocess|__import__|os\.exec|builtins"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unpacked:
-    """A script's `Source`, the other files its loader carries, and the variables the loader sets."""
+    """A script's `Source`, the other files its loader carries, and the variables the loader
+    sets.
+    """
 
     source: Source
     files: dict[str, str] = field(default_factory=dict)
@@ -49,7 +67,9 @@ def parse(text: str) -> ast.Module:
 
 
 def unpack(data: bytes, path: str, siblings: Mapping[str, str | bytes] | None = None) -> Unpacked:
-    """The program text in `data`; `siblings` are files beside it that its loader may read by name."""
+    """The program text in `data`; `siblings` are files beside it that its loader may read by
+    name.
+    """
     loader = Loader(files=dict(siblings or {}))
     layers: list[str] = ["bom"] if data.startswith(b"\xef\xbb\xbf") else []
     error: str | None = None
@@ -67,11 +87,18 @@ def unpack(data: bytes, path: str, siblings: Mapping[str, str | bytes] | None = 
     if error is not None:
         tree = None
     source = Source(
-        path=path, text=text, shipped_bytes=len(data), unpacked_bytes=len(text.encode("utf-8", "replace")),
-        layers=tuple(layers), tree=tree, error=error,
+        path=path,
+        text=text,
+        shipped_bytes=len(data),
+        unpacked_bytes=len(text.encode("utf-8", "replace")),
+        layers=tuple(layers),
+        tree=tree,
+        error=error,
         resolved=tuple(Counter(call for call, _ in loader.resolved).items()),
     )
-    written = {k: v for k, v in loader.files.items() if k not in (siblings or {}) and isinstance(v, str)}
+    written = {
+        k: v for k, v in loader.files.items() if k not in (siblings or {}) and isinstance(v, str)
+    }
     return Unpacked(source=source, files=written, environment=loader.environment)
 
 
@@ -81,9 +108,20 @@ def unpack_file(path: Path) -> Unpacked:
     siblings: dict[str, str | bytes] = {}
     if len(data) < MAX_TEXT and _HINT.search(data.decode("latin-1")):
         named = {name.decode() for name in _FILE.findall(data)}
-        for other in sorted(p for p in path.parent.glob("*") if p.suffix == ".py" or p.name in named)[:50]:
-            if other != path and other.is_file() and not other.is_symlink() and other.stat().st_size < MAX_TEXT // 8:
-                siblings[other.name] = other.read_text("utf-8", "replace") if other.suffix == ".py" else other.read_bytes()
+        for other in sorted(
+            p for p in path.parent.glob("*") if p.suffix == ".py" or p.name in named
+        )[:50]:
+            if (
+                other != path
+                and other.is_file()
+                and not other.is_symlink()
+                and other.stat().st_size < MAX_TEXT // 8
+            ):
+                siblings[other.name] = (
+                    other.read_text("utf-8", "replace")
+                    if other.suffix == ".py"
+                    else other.read_bytes()
+                )
     return unpack(data, path.name, siblings)
 
 
@@ -98,8 +136,12 @@ def _text(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def _flatten(text: str, loader: Loader, layers: list[str], depth: int, path: str) -> tuple[str, ast.Module]:
-    """Program text with every `exec` of a recoverable payload replaced by that payload, and its tree."""
+def _flatten(
+    text: str, loader: Loader, layers: list[str], depth: int, path: str
+) -> tuple[str, ast.Module]:
+    """Program text with every `exec` of a recoverable payload replaced by that payload, and its
+    tree.
+    """
     if depth > MAX_DEPTH:
         raise PackError(f"more than {MAX_DEPTH} layers of packing")
     tree = parse(text)
@@ -133,7 +175,9 @@ def _flatten(text: str, loader: Loader, layers: list[str], depth: int, path: str
 
 
 def _into_modules(executed: list[Executed], loader: Loader, layers: list[str]) -> list[Executed]:
-    """Keeps what runs in modules of its own as files of the loader; the rest is the script's own text."""
+    """Keeps what runs in modules of its own as files of the loader; the rest is the script's own
+    text.
+    """
     named = {item.module: item.text for item in executed if item.module not in (None, "__main__")}
     for item in executed:
         if item.module in named:
@@ -143,7 +187,9 @@ def _into_modules(executed: list[Executed], loader: Loader, layers: list[str]) -
     return [item for item in executed if item.module not in named]
 
 
-def _executed_by(statement: ast.stmt, run: Evaluator, scope: dict[str, object], segment: str) -> list[Executed]:
+def _executed_by(
+    statement: ast.stmt, run: Evaluator, scope: dict[str, object], segment: str
+) -> list[Executed]:
     """What one top-level statement would execute; ordinary program code is left unread."""
     if isinstance(statement, (ast.ClassDef, ast.AsyncFunctionDef)):
         return []
@@ -167,6 +213,8 @@ def _is_loader(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.ImportFrom):
         return statement.module in _DECODING
     return isinstance(statement, (ast.Assign, ast.Expr)) and any(
-        isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)) and len(node.value) > 4000
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, (str, bytes))
+        and len(node.value) > 4000
         for node in ast.walk(statement)
     )

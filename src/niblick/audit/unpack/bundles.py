@@ -1,7 +1,9 @@
-"""Modules that a script carries in memory: sources held in a dictionary and handed to an importer or to `exec`.
+"""Modules that a script carries in memory: sources held in a dictionary and handed to an importer
+or to `exec`.
 
-A function that would run text looked up by a name it does not know (an importer's `exec_module`, a loader's
-`get_source`, a helper) is evaluated once for every entry of the dictionary; nothing is executed.
+A function that would run text looked up by a name it does not know (an importer's `exec_module`, a
+loader's `get_source`, a helper) is evaluated once for every entry of the dictionary; nothing is
+executed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ _GIVES_SOURCE = frozenset({"get_source", "get_data", "get_code", "source_to_code
 
 @dataclass
 class Bundle:
-    """Module path -> source text, the decoders they were packed with, and the calls (text, line) that would run them."""
+    """Module path -> source text, the decoders they were packed with, and the calls (text, line)
+    that would run them.
+    """
 
     files: dict[str, str] = field(default_factory=dict)
     layers: list[str] = field(default_factory=list)
@@ -36,7 +40,9 @@ def bundled(tree: ast.Module, run: Evaluator, scope: dict[str, Any]) -> Bundle:
         for function in functions:
             one = _through(function, holder, run, scope)
             if len(one.files) > len(holder) // 2:
-                found.files.update({path_of(name, holder): text for name, text in one.files.items()})
+                found.files.update(
+                    {path_of(name, holder): text for name, text in one.files.items()}
+                )
                 found.layers.extend(one.layers)
                 found.calls |= one.calls
                 break
@@ -44,7 +50,9 @@ def bundled(tree: ast.Module, run: Evaluator, scope: dict[str, Any]) -> Bundle:
 
 
 def path_of(name: str, names: Any) -> str:
-    """The file a module name stands for: `a.b` is a/b.py, or a/b/__init__.py where `a.b.c` is among `names`."""
+    """The file a module name stands for: `a.b` is a/b.py, or a/b/__init__.py where `a.b.c` is among
+    `names`.
+    """
     if name.endswith(".py"):
         return name
     package = any(str(other).startswith(name + ".") for other in names)
@@ -61,8 +69,10 @@ def _runs_text(function: ast.FunctionDef) -> bool:
 def _holders(scope: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The scope's dictionaries that could map module names to sources, largest first."""
     found = [
-        value for value in scope.values()
-        if isinstance(value, dict) and 0 < len(value) <= _MOST_ENTRIES
+        value
+        for value in scope.values()
+        if isinstance(value, dict)
+        and 0 < len(value) <= _MOST_ENTRIES
         and all(isinstance(key, str) and _names_module(key) for key in value)
     ]
     yield from sorted(found, key=len, reverse=True)
@@ -92,7 +102,9 @@ def _through(
         if text is not None and _is_program(text):
             found.files[name] = text
             found.calls |= {(item.call, item.line) for item in executed}
-            found.layers = found.layers or [*executed[0].layers[:-1], "modules"] if executed else ["modules"]
+            found.layers = (
+                found.layers or [*executed[0].layers[:-1], "modules"] if executed else ["modules"]
+            )
     return found
 
 

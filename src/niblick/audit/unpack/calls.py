@@ -1,4 +1,6 @@
-"""What a call in loader code means: decoders, pure methods, virtual files, and the calls that would run text."""
+"""What a call in loader code means: decoders, pure methods, virtual files, and the calls that would
+run text.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,14 @@ from niblick.audit.unpack.evaluate import (
     _try,
 )
 
-_MODULE = frozenset({"types.ModuleType", "importlib.util.spec_from_loader", "importlib.util.module_from_spec", "vars"})
+_MODULE = frozenset(
+    {
+        "types.ModuleType",
+        "importlib.util.spec_from_loader",
+        "importlib.util.module_from_spec",
+        "vars",
+    }
+)
 
 
 def call(run: Evaluator, node: ast.Call, scope: dict[str, Any]) -> Any:
@@ -53,12 +62,18 @@ def _callee(run: Evaluator, node: ast.Call, scope: dict[str, Any]) -> Any:
     if isinstance(holder, Dotted):
         return Dotted(f"{holder.name}.{node.func.attr}")
     if holder is UNKNOWN:
-        return (holder, node.func.attr) if run.assumed and node.func.attr in {"get", "pop", "__getitem__"} else UNKNOWN
+        return (
+            (holder, node.func.attr)
+            if run.assumed and node.func.attr in {"get", "pop", "__getitem__"}
+            else UNKNOWN
+        )
     return holder, node.func.attr
 
 
 def _constant(value: Any) -> Any:
-    """The number behind a dotted constant such as `lzma.FORMAT_RAW`, inside lists and dictionaries too."""
+    """The number behind a dotted constant such as `lzma.FORMAT_RAW`, inside lists and dictionaries
+    too.
+    """
     if isinstance(value, Dotted) and value.name.startswith("lzma.") and value.name[5:].isupper():
         return getattr(lzma, value.name[5:], UNKNOWN)
     if isinstance(value, dict):
@@ -116,8 +131,13 @@ def _decode(run: Evaluator, name: str, args: list[Any], named: dict[str, Any]) -
         return _try(lambda: DECODERS[name](*args))
     run.loader.layers.append(name.rsplit(".", 1)[0] if name != "codecs.decode" else str(args[-1]))
     if "base64" in name or "binascii" in name or "fromhex" in name:
-        run.loader.layers[-1] = {"b85decode": "base85", "a85decode": "ascii85", "fromhex": "hex",
-                                 "unhexlify": "hex", "a2b_hex": "hex"}.get(name.rsplit(".", 1)[1], "base64")
+        run.loader.layers[-1] = {
+            "b85decode": "base85",
+            "a85decode": "ascii85",
+            "fromhex": "hex",
+            "unhexlify": "hex",
+            "a2b_hex": "hex",
+        }.get(name.rsplit(".", 1)[1], "base64")
     try:
         return DECODERS[name](*args, **named)
     except PackError:
@@ -143,7 +163,11 @@ def _method(run: Evaluator, holder: Any, name: str, args: list[Any], named: dict
         return run.entry(holder)
     if name not in _METHODS or UNKNOWN in args:
         return UNKNOWN
-    if name == "replace" and len(args) >= 2 and (len(holder) + 1) * (len(args[1]) + 1) > MAX_TEXT * 4:
+    if (
+        name == "replace"
+        and len(args) >= 2
+        and (len(holder) + 1) * (len(args[1]) + 1) > MAX_TEXT * 4
+    ):
         raise PackError("a loader replacement beyond the bound")
     if name == "join" and args:
         args = [run.items(args[0])]

@@ -1,7 +1,7 @@
 """Bounded decoders of the packings scripts are wrapped in.
 
-Every decoder is pure, never runs what it decodes, and yields at most `MAX_TEXT` bytes: a bomb stops at the
-bound with `PackError` instead of filling memory.
+Every decoder is pure, never runs what it decodes, and yields at most `MAX_TEXT` bytes: a bomb stops
+at the bound with `PackError` instead of filling memory.
 """
 
 from __future__ import annotations
@@ -62,10 +62,14 @@ def _bz2(value: object) -> bytes:
     return data
 
 
-def _lzma(value: object, format: int = lzma.FORMAT_AUTO, memlimit: object = None, filters: Any = None) -> bytes:
+def _lzma(
+    value: object, format: int = lzma.FORMAT_AUTO, memlimit: object = None, filters: Any = None
+) -> bytes:
     for item in filters or ():
         if int(item.get("dict_size", 0)) > _MAX_DICTIONARY:
-            raise PackError(f"lzma dictionary of {item['dict_size']} bytes, at most {_MAX_DICTIONARY}")
+            raise PackError(
+                f"lzma dictionary of {item['dict_size']} bytes, at most {_MAX_DICTIONARY}"
+            )
     limit = None if format == lzma.FORMAT_RAW else 8 * _MAX_DICTIONARY
     decoder = lzma.LZMADecompressor(format=format, memlimit=limit, filters=filters)
     data = _bounded(decoder.decompress(as_bytes(value), MAX_TEXT + 1), "lzma")
@@ -84,7 +88,9 @@ def _brotli(value: object) -> bytes:
 
 
 def _zstd(value: object, *_: object, **__: object) -> bytes:
-    reader = zstandard.ZstdDecompressor(max_window_size=_MAX_DICTIONARY).stream_reader(as_bytes(value))
+    reader = zstandard.ZstdDecompressor(max_window_size=_MAX_DICTIONARY).stream_reader(
+        as_bytes(value)
+    )
     return _bounded(reader.read(MAX_TEXT + 1), "zstd")
 
 
@@ -95,8 +101,13 @@ def _a85(value: object, **options: Any) -> bytes:
 def _decode(value: object, encoding: object = "utf-8", errors: object = "strict") -> object:
     name = str(encoding).lower().replace("-", "").replace("_", "")
     by_name: dict[str, Callable[[object], bytes]] = {
-        "zlib": _zlib, "bz2": _bz2, "hex": DECODERS["bytes.fromhex"], "base64": DECODERS["base64.b64decode"],
-        "zip": _zlib, "hexcodec": DECODERS["bytes.fromhex"], "base64codec": DECODERS["base64.b64decode"],
+        "zlib": _zlib,
+        "bz2": _bz2,
+        "hex": DECODERS["bytes.fromhex"],
+        "base64": DECODERS["base64.b64decode"],
+        "zip": _zlib,
+        "hexcodec": DECODERS["bytes.fromhex"],
+        "base64codec": DECODERS["base64.b64decode"],
     }
     if name in by_name:
         return by_name[name](value)

@@ -1,8 +1,9 @@
-"""A tiny evaluator for loader code: it finds what a packed script would execute, and executes nothing.
+"""A tiny evaluator for loader code: it finds what a packed script would execute, and executes
+nothing.
 
-Only literals, names, arithmetic on data, slices, comprehensions, small functions and the decoders of `codecs` are
-understood; everything else becomes `UNKNOWN`. Files are virtual. Steps and sizes are bounded, so a hostile
-loader ends in `PackError`, never in a hang.
+Only literals, names, arithmetic on data, slices, comprehensions, small functions and the decoders
+of `codecs` are understood; everything else becomes `UNKNOWN`. Files are virtual. Steps and sizes
+are bounded, so a hostile loader ends in `PackError`, never in a hang.
 """
 
 from __future__ import annotations
@@ -19,7 +20,23 @@ MAX_STEPS = 300_000
 _MAX_ITEMS = 200_000
 
 
-_ITERABLE = (str, bytes, bytearray, list, tuple, dict, set, range, zip, enumerate, reversed, map, KeysView, ValuesView, ItemsView)
+_ITERABLE = (
+    str,
+    bytes,
+    bytearray,
+    list,
+    tuple,
+    dict,
+    set,
+    range,
+    zip,
+    enumerate,
+    reversed,
+    map,
+    KeysView,
+    ValuesView,
+    ItemsView,
+)
 
 
 class _Return(Exception):  # noqa: N818 - control flow, not an error
@@ -32,38 +49,131 @@ class _Loop(Exception):  # noqa: N818
 
 
 _BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Mod: operator.mod,
-    ast.FloorDiv: operator.floordiv, ast.BitXor: operator.xor, ast.BitAnd: operator.and_,
-    ast.BitOr: operator.or_, ast.RShift: operator.rshift, ast.LShift: operator.lshift, ast.Div: operator.truediv,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Mod: operator.mod,
+    ast.FloorDiv: operator.floordiv,
+    ast.BitXor: operator.xor,
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.RShift: operator.rshift,
+    ast.LShift: operator.lshift,
+    ast.Div: operator.truediv,
 }
 _COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt,
-    ast.GtE: operator.ge, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
-    ast.Is: operator.is_, ast.IsNot: operator.is_not,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
 }
-_METHODS = frozenset({
-    "encode", "decode", "replace", "join", "strip", "lstrip", "rstrip", "split", "splitlines", "translate",
-    "removeprefix", "removesuffix", "lower", "upper", "swapcase", "startswith", "endswith", "hex", "append",
-    "extend", "items", "keys", "values", "get", "update", "pop", "reverse", "to_bytes", "find", "partition",
-})
+_METHODS = frozenset(
+    {
+        "encode",
+        "decode",
+        "replace",
+        "join",
+        "strip",
+        "lstrip",
+        "rstrip",
+        "split",
+        "splitlines",
+        "translate",
+        "removeprefix",
+        "removesuffix",
+        "lower",
+        "upper",
+        "swapcase",
+        "startswith",
+        "endswith",
+        "hex",
+        "append",
+        "extend",
+        "items",
+        "keys",
+        "values",
+        "get",
+        "update",
+        "pop",
+        "reverse",
+        "to_bytes",
+        "find",
+        "partition",
+    }
+)
 _BUILTINS: dict[str, Callable[..., Any]] = {
-    "bytes": bytes, "bytearray": bytearray, "str": str, "len": len, "ord": ord, "chr": chr, "int": int,
-    "list": list, "tuple": tuple, "dict": dict, "zip": zip, "enumerate": enumerate, "reversed": reversed,
-    "sorted": sorted, "range": range, "min": min, "max": max, "sum": sum, "bool": bool, "set": set,
-    "str.maketrans": str.maketrans, "bytes.maketrans": bytes.maketrans, "hex": hex, "abs": abs,
-    "int.from_bytes": int.from_bytes, "repr": repr, "iter": iter, "next": next, "map": map, "filter": filter,
+    "bytes": bytes,
+    "bytearray": bytearray,
+    "str": str,
+    "len": len,
+    "ord": ord,
+    "chr": chr,
+    "int": int,
+    "list": list,
+    "tuple": tuple,
+    "dict": dict,
+    "zip": zip,
+    "enumerate": enumerate,
+    "reversed": reversed,
+    "sorted": sorted,
+    "range": range,
+    "min": min,
+    "max": max,
+    "sum": sum,
+    "bool": bool,
+    "set": set,
+    "str.maketrans": str.maketrans,
+    "bytes.maketrans": bytes.maketrans,
+    "hex": hex,
+    "abs": abs,
+    "int.from_bytes": int.from_bytes,
+    "repr": repr,
+    "iter": iter,
+    "next": next,
+    "map": map,
+    "filter": filter,
 }
 _JOIN = frozenset({"os.path.join", "posixpath.join"})
-_SAME = frozenset({"compile", "io.BytesIO", "io.StringIO", "memoryview", "textwrap.dedent", "pathlib.Path",
-                   "os.path.abspath", "os.path.realpath", "os.path.expanduser"})
+_SAME = frozenset(
+    {
+        "compile",
+        "io.BytesIO",
+        "io.StringIO",
+        "memoryview",
+        "textwrap.dedent",
+        "pathlib.Path",
+        "os.path.abspath",
+        "os.path.realpath",
+        "os.path.expanduser",
+    }
+)
 _RUN = frozenset({"exec", "eval", "builtins.exec", "builtins.eval"})
-_RUN_FILE = frozenset({"runpy.run_path", "os.system", "subprocess.run", "subprocess.call", "subprocess.check_call",
-                       "subprocess.Popen", "os.execv", "os.execvp"})
+_RUN_FILE = frozenset(
+    {
+        "runpy.run_path",
+        "os.system",
+        "subprocess.run",
+        "subprocess.call",
+        "subprocess.check_call",
+        "subprocess.Popen",
+        "os.execv",
+        "os.execvp",
+    }
+)
 
 
 def _guard(value: Any) -> Any:
     """The value, if its size is within bounds."""
-    if isinstance(value, (str, bytes, bytearray, list, tuple, dict, set, range)) and len(value) > MAX_TEXT:
+    if (
+        isinstance(value, (str, bytes, bytearray, list, tuple, dict, set, range))
+        and len(value) > MAX_TEXT
+    ):
         raise PackError(f"a loader value of {len(value)} items, at most {MAX_TEXT}")
     if isinstance(value, int) and value.bit_length() > 8 * MAX_TEXT:
         raise PackError("a loader integer beyond the bound")
@@ -138,7 +248,9 @@ class Evaluator:
             self.run([*node.body, *node.orelse, *node.finalbody], scope)
 
     def branch(self, node: ast.If, scope: dict[str, Any]) -> None:
-        """One side of an `if`; both where the test is unknown and an entry of a bundle is assumed."""
+        """One side of an `if`; both where the test is unknown and an entry of a bundle is
+        assumed.
+        """
         test = self.value(node.test, scope)
         if test is UNKNOWN and self.assumed is not None:
             try:
@@ -149,7 +261,9 @@ class Evaluator:
         self.run(node.body if test is not UNKNOWN and test else node.orelse, scope)
 
     def entry(self, holder: Any) -> Any:
-        """The assumed entry of a bundle, where `holder` is that bundle or may be it; else `UNKNOWN`."""
+        """The assumed entry of a bundle, where `holder` is that bundle or may be it; else
+        `UNKNOWN`.
+        """
         if self.assumed is None or not (holder is UNKNOWN or holder is self.assumed[0]):
             return UNKNOWN
         return self.assumed[0][self.assumed[1]]
@@ -211,9 +325,11 @@ class Evaluator:
             size = _sized(left) * (right if isinstance(right, int) else 1) * (_sized(right) or 1)
             if isinstance(left, int) and not isinstance(right, int):
                 size = left * _sized(right)
-            if (not isinstance(left, int) or not isinstance(right, int) or isinstance(node.op, ast.LShift)) and (
-                size > MAX_TEXT
-            ):
+            if (
+                not isinstance(left, int)
+                or not isinstance(right, int)
+                or isinstance(node.op, ast.LShift)
+            ) and (size > MAX_TEXT):
                 raise PackError(f"a loader value of {size} items, at most {MAX_TEXT}")
         if isinstance(node.op, ast.Mod) and isinstance(left, (str, bytes)):
             return UNKNOWN
@@ -224,11 +340,17 @@ class Evaluator:
         value = self.value(node.operand, scope)
         if isinstance(node.op, ast.Not):
             return UNKNOWN if value is UNKNOWN else not value
-        return -value if isinstance(node.op, ast.USub) and isinstance(value, (int, float)) else UNKNOWN
+        return (
+            -value if isinstance(node.op, ast.USub) and isinstance(value, (int, float)) else UNKNOWN
+        )
 
     def _compare(self, node: ast.Compare, scope: dict[str, Any]) -> Any:
         left, right = self.value(node.left, scope), self.value(node.comparators[0], scope)
-        if left is UNKNOWN and self.entry(right) is not UNKNOWN and isinstance(node.ops[0], (ast.In, ast.NotIn)):
+        if (
+            left is UNKNOWN
+            and self.entry(right) is not UNKNOWN
+            and isinstance(node.ops[0], (ast.In, ast.NotIn))
+        ):
             return isinstance(node.ops[0], ast.In)
         if left is UNKNOWN or right is UNKNOWN:
             return UNKNOWN
@@ -245,7 +367,10 @@ class Evaluator:
         return value
 
     def _ifexp(self, node: ast.IfExp, scope: dict[str, Any]) -> Any:
-        return self.value(node.body if self.value(node.test, scope) not in (UNKNOWN, False) else node.orelse, scope)
+        return self.value(
+            node.body if self.value(node.test, scope) not in (UNKNOWN, False) else node.orelse,
+            scope,
+        )
 
     def _tuple(self, node: ast.Tuple, scope: dict[str, Any]) -> Any:
         return tuple(self._list(node, scope))
@@ -260,21 +385,35 @@ class Evaluator:
         return out
 
     def _dict(self, node: ast.Dict, scope: dict[str, Any]) -> Any:
-        pairs = [(self.value(k, scope), self.value(v, scope)) for k, v in zip(node.keys, node.values, strict=True) if k]
+        pairs = [
+            (self.value(k, scope), self.value(v, scope))
+            for k, v in zip(node.keys, node.values, strict=True)
+            if k
+        ]
         return _try(lambda: dict(pairs))
 
     def _joinedstr(self, node: ast.JoinedStr, scope: dict[str, Any]) -> Any:
-        parts = [self.value(p.value if isinstance(p, ast.FormattedValue) else p, scope) for p in node.values]
-        return "".join(map(str, parts)) if all(isinstance(p, (str, int)) for p in parts) else UNKNOWN
+        parts = [
+            self.value(p.value if isinstance(p, ast.FormattedValue) else p, scope)
+            for p in node.values
+        ]
+        return (
+            "".join(map(str, parts)) if all(isinstance(p, (str, int)) for p in parts) else UNKNOWN
+        )
 
     def _subscript(self, node: ast.Subscript, scope: dict[str, Any]) -> Any:
         holder, key = self.value(node.value, scope), self.value(node.slice, scope)
-        if isinstance(holder, (str, bytes, bytearray, list, tuple, dict, range)) and key is not UNKNOWN:
+        if (
+            isinstance(holder, (str, bytes, bytearray, list, tuple, dict, range))
+            and key is not UNKNOWN
+        ):
             return _try(lambda: holder[key])
         return self.entry(holder) if key is UNKNOWN else UNKNOWN
 
     def _slice(self, node: ast.Slice, scope: dict[str, Any]) -> Any:
-        parts = [None if p is None else self.value(p, scope) for p in (node.lower, node.upper, node.step)]
+        parts = [
+            None if p is None else self.value(p, scope) for p in (node.lower, node.upper, node.step)
+        ]
         return slice(*parts) if all(p is None or isinstance(p, int) for p in parts) else UNKNOWN
 
     def _lambda(self, node: ast.Lambda, scope: dict[str, Any]) -> Any:
@@ -285,15 +424,21 @@ class Evaluator:
         self.assign(node.target, value, scope)
         return value
 
-    def _listcomp(self, node: ast.ListComp | ast.GeneratorExp | ast.SetComp, scope: dict[str, Any]) -> list[Any]:
+    def _listcomp(
+        self, node: ast.ListComp | ast.GeneratorExp | ast.SetComp, scope: dict[str, Any]
+    ) -> list[Any]:
         out: list[Any] = []
-        self._generate(node.generators, dict(scope), lambda inner: out.append(self.value(node.elt, inner)))
+        self._generate(
+            node.generators, dict(scope), lambda inner: out.append(self.value(node.elt, inner))
+        )
         return out
 
     _generatorexp = _listcomp
     _setcomp = _listcomp
 
-    def _generate(self, parts: list[ast.comprehension], scope: dict[str, Any], emit: Callable[[Any], None]) -> None:
+    def _generate(
+        self, parts: list[ast.comprehension], scope: dict[str, Any], emit: Callable[[Any], None]
+    ) -> None:
         if not parts:
             emit(scope)
             return
@@ -336,7 +481,16 @@ def _try(action: Callable[[], Any]) -> Any:
     """The action's value, or `UNKNOWN` when the data does not fit it."""
     try:
         return action()
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError, ZeroDivisionError, OverflowError, MemoryError):
+    except (
+        TypeError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        ZeroDivisionError,
+        OverflowError,
+        MemoryError,
+    ):
         return UNKNOWN
 
 

@@ -1,7 +1,8 @@
 """Makes f-strings of Python 3.12 readable to the parser of Python 3.11.
 
-From 3.12 a replacement field may reuse the quotes of the string around it. `for_old_parser` gives each nesting
-level its own quotes and keeps every line number; text that holds no such string comes back unchanged.
+From 3.12 a replacement field may reuse the quotes of the string around it. `for_old_parser` gives
+each nesting level its own quotes and keeps every line number; text that holds no such string comes
+back unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ def for_old_parser(text: str) -> str:
 
 
 class _Rewriter:
-    """A scanner over `text`; every method takes a position and returns (rewritten, position after)."""
+    """A scanner over `text`; every method takes a position and returns (rewritten, position
+    after).
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -38,7 +41,9 @@ class _Rewriter:
                 out.append("" if level else piece)
                 continue
             match = _STRING.match(text, at)
-            if match and (at == 0 or not (text[at - 1].isalnum() or text[at - 1] == "_") or not match[1]):
+            if match and (
+                at == 0 or not (text[at - 1].isalnum() or text[at - 1] == "_") or not match[1]
+            ):
                 piece, at = self.string(at, match, level)
                 out.append(piece)
                 continue

@@ -49,7 +49,9 @@ class Space:
 
 @dataclass
 class Executed:
-    """One piece of program text that the loader would run: decoders used, the line and call that run it, its module if named."""
+    """One piece of program text that the loader would run: decoders used, the line and call that
+    run it, its module if named.
+    """
 
     text: str
     layers: tuple[str, ...]

@@ -1,7 +1,8 @@
-"""The trellis search compiled: the same results as the reference bit for bit, an order of magnitude sooner.
+"""The trellis search compiled: the same results as the reference bit for bit, an order of magnitude
+sooner.
 
-Compiled on first use, once per source and processor, into the cache folder; where there is no C compiler, or the
-source is not at hand, the reference is used.
+Compiled on first use, once per source and processor, into the cache folder; where there is no C
+compiler, or the source is not at hand, the reference is used.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from niblick.toolchain import CLibrary
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# Nothing here may change a rounding: no contraction, no reordering; and no instruction beyond the platform's base.
+# Nothing here may change a rounding: no contraction, no reordering; and no instruction beyond the
+# platform's base.
 _LIBRARY = CLibrary(
-    package="niblick.compression.native", names=("trellis.c",), flags=("-std=gnu11", "-O3", "-ffp-contract=off")
+    package="niblick.compression.native",
+    names=("trellis.c",),
+    flags=("-std=gnu11", "-O3", "-ffp-contract=off"),
 )
 _STATES = 8
 
@@ -35,15 +39,28 @@ class NativeTrellis:
     def __call__(
         self, target: Floats, bits: Floats, kinds: Ints, subset: Ints, multiplier: float
     ) -> tuple[Ints, Ints]:
-        """Magnitudes and quantizers (L, N) of the cheapest paths, as `trellis.search` defines them."""
+        """Magnitudes and quantizers (L, N) of the cheapest paths, as `trellis.search` defines
+        them.
+        """
         length, paths = target.shape
         assert subset.shape == (2, _STATES) and bits.shape[1] == 2
-        inputs = [np.ascontiguousarray(target, dtype=np.float64), np.ascontiguousarray(kinds, dtype=np.int64),
-                  np.ascontiguousarray(bits, dtype=np.float64), np.ascontiguousarray(subset, dtype=np.int64)]
+        inputs = [
+            np.ascontiguousarray(target, dtype=np.float64),
+            np.ascontiguousarray(kinds, dtype=np.int64),
+            np.ascontiguousarray(bits, dtype=np.float64),
+            np.ascontiguousarray(subset, dtype=np.int64),
+        ]
         scratch = np.empty(5 * length, dtype=np.int64)
         outputs = [np.empty((length, paths), dtype=np.int64) for _ in range(2)]
-        self._function(*(a.ctypes.data for a in inputs), multiplier, bits.shape[2], length, paths,
-                       scratch.ctypes.data, *(a.ctypes.data for a in outputs))
+        self._function(
+            *(a.ctypes.data for a in inputs),
+            multiplier,
+            bits.shape[2],
+            length,
+            paths,
+            scratch.ctypes.data,
+            *(a.ctypes.data for a in outputs),
+        )
         return outputs[0], outputs[1]
 
 

@@ -1,8 +1,10 @@
-/* Decoding of the symbol stream: symbols.py, contexts.py, trellis.py and stream.py, operation for operation.
+/* Decoding of the symbol stream: symbols.py, contexts.py, trellis.py and stream.py, operation for
+ * operation.
  *
- * All memory is the caller's. Integers wrap and divide as numpy's do; fractions are float32 and float64 without
- * contraction, so that every number equals the reference's. Tables of all kinds lie behind one another in `counts`
- * and, each followed by the end of its range, in `cdf`; a table holds the symbols -limit .. limit and the escape.
+ * All memory is the caller's. Integers wrap and divide as numpy's do; fractions are float32 and
+ * float64 without contraction, so that every number equals the reference's. Tables of all kinds lie
+ * behind one another in `counts` and, each followed by the end of its range, in `cdf`; a table
+ * holds the symbols -limit .. limit and the escape.
  */
 #include <float.h>
 #include <stdint.h>
@@ -43,10 +45,10 @@ typedef struct {
     int64_t *state;                       /* (height, columns) */
     double step;
     const double *row_step, *column_step;
-    uint8_t *kind;      /* (height * columns,) scratch */
-    int64_t *place;     /* the same */
-    int64_t *symbol;    /* the same */
-    float *values;      /* (rows, columns) */
+    uint8_t *kind;   /* (height * columns,) scratch */
+    int64_t *place;  /* the same */
+    int64_t *symbol; /* the same */
+    float *values;   /* (rows, columns) */
 } Matrix;
 
 /* The quantized cumulative distribution that constriction makes of float32 counts. */
@@ -70,7 +72,9 @@ static void rebuild(Decoder *d, int64_t kind) {
     d->fresh[kind] = 0;
 }
 
-static int bit_at(const Decoder *d, int64_t at) { return d->escapes[at >> 3] >> (7 - (at & 7)) & 1; }
+static int bit_at(const Decoder *d, int64_t at) {
+    return d->escapes[at >> 3] >> (7 - (at & 7)) & 1;
+}
 
 /* A magnitude beyond `limit`, in Elias gamma; 0 where the stream is damaged. */
 static int64_t escape(Decoder *d, int64_t limit) {
@@ -84,7 +88,8 @@ static int64_t escape(Decoder *d, int64_t limit) {
 }
 
 /* `count` symbols of one kind to their places; false where the escapes are damaged. */
-static int take_group(Decoder *d, int64_t kind, const int64_t *place, int64_t count, int64_t *symbol) {
+static int take_group(Decoder *d, int64_t kind, const int64_t *place, int64_t count,
+                      int64_t *symbol) {
     if (d->fresh[kind] < 0 || d->fresh[kind] * 8 > d->totals[kind]) rebuild(d, kind);
     const int64_t limit = d->limits[kind], last = 2 * limit + 1;
     const uint32_t *cdf = d->cdf + d->offsets[kind] + kind;
@@ -141,9 +146,11 @@ static void kinds_of(const Matrix *m, const int64_t *first, int64_t start, int64
         const int64_t column = (int64_t)((uint64_t)divide_down(m->sum[c], m->seen) << 8);
         for (int64_t r = 0; r < height; r++) {
             const int64_t ratio = divide_down(column, m->scale[start + r]);
-            const int64_t expected = (int64_t)((uint64_t)ratio * (uint64_t)m->lift[start + r]) >> DIGITS;
+            const int64_t expected =
+                (int64_t)((uint64_t)ratio * (uint64_t)m->lift[start + r]) >> DIGITS;
             const int64_t quantizer = m->quantizer[m->state[r * m->columns + c]];
-            m->kind[r * m->columns + c] = (uint8_t)(m->base + level_of(m, first, expected) + quantizer * m->levels);
+            m->kind[r * m->columns + c] =
+                (uint8_t)(m->base + level_of(m, first, expected) + quantizer * m->levels);
         }
     }
 }

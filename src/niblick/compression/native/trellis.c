@@ -1,8 +1,10 @@
-/* The Viterbi search of trellis.py over independent paths, operation for operation: the results are equal bit for bit.
+/* The Viterbi search of trellis.py over independent paths, operation for operation: the results are
+ * equal bit for bit.
  *
- * Compile without contraction of products and sums and without reordering. Arrays are row-major: target and kinds
- * (length, paths), bits (kinds, 2, prices), subset (2, states), chosen and quantizer (length, paths); scratch holds
- * 5 * length 64-bit words. States 2j and 2j + 1 are reached from j and j + states / 2 alone.
+ * Compile without contraction of products and sums and without reordering. Arrays are row-major:
+ * target and kinds (length, paths), bits (kinds, 2, prices), subset (2, states), chosen and
+ * quantizer (length, paths); scratch holds 5 * length 64-bit words. States 2j and 2j + 1 are
+ * reached from j and j + states / 2 alone.
  */
 #include <math.h>
 #include <stdint.h>
@@ -16,11 +18,13 @@ static double price_of(const double *prices, int64_t symbol, int64_t last) {
 }
 
 /* For each subset (quantizer, parity) the cheaper of its two nearest magnitudes towards zero. */
-static void candidates(double size, const double *bits, int64_t prices, double multiplier, double *cost, int64_t *symbol) {
+static void candidates(double size, const double *bits, int64_t prices, double multiplier,
+                       double *cost, int64_t *symbol) {
     for (int subset = 0; subset < 4; subset++) {
         const int64_t quantizer = subset >> 1, parity = subset & 1;
         const double *row = bits + quantizer * prices;
-        int64_t near = 2 * (int64_t)rint(((size + (double)quantizer) / 2 - (double)parity) / 2) + parity;
+        int64_t near =
+            2 * (int64_t)rint(((size + (double)quantizer) / 2 - (double)parity) / 2) + parity;
         near = near > parity ? near : parity;
         const int64_t below = near - 2 > parity ? near - 2 : parity;
         const double one = size - (double)(2 * near - quantizer * (near > 0));
@@ -45,16 +49,17 @@ static int forward(const double *cost, const int64_t *subset, double *total) {
     return upper;
 }
 
-void niblick_trellis(const double *target, const int64_t *kinds, const double *bits, const int64_t *subset,
-                     double multiplier, int64_t prices, int64_t length, int64_t paths, int64_t *scratch,
-                     int64_t *chosen, int64_t *quantizer) {
+void niblick_trellis(const double *target, const int64_t *kinds, const double *bits,
+                     const int64_t *subset, double multiplier, int64_t prices, int64_t length,
+                     int64_t paths, int64_t *scratch, int64_t *chosen, int64_t *quantizer) {
     int64_t *symbols = scratch, *upper = scratch + 4 * length;
     for (int64_t path = 0; path < paths; path++) {
         double total[STATES] = {0.0, 1e30, 1e30, 1e30, 1e30, 1e30, 1e30, 1e30};
         for (int64_t i = 0; i < length; i++) {
             double cost[4];
             const int64_t at = i * paths + path;
-            candidates(fabs(target[at]), bits + kinds[at] * 2 * prices, prices, multiplier, cost, symbols + 4 * i);
+            candidates(fabs(target[at]), bits + kinds[at] * 2 * prices, prices, multiplier, cost,
+                       symbols + 4 * i);
             upper[i] = forward(cost, subset, total);
         }
         int state = 0;

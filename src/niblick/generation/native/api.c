@@ -18,7 +18,8 @@ static int pad(int n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
 static int allocate(nb_engine *e) {
     const nb_plan *p = &e->plan;
     int64_t n = p->columns, ratio = p->heads / p->groups, span = 0;
-    for (int i = 0; i < p->layers; i++) span = nb_ring(p->layer + i) > span ? nb_ring(p->layer + i) : span;
+    for (int i = 0; i < p->layers; i++)
+        span = nb_ring(p->layer + i) > span ? nb_ring(p->layer + i) : span;
     int inner = p->bigram_proj.cols > p->dim ? p->bigram_proj.cols : p->dim;
     if (p->value_proj.cols > inner) inner = p->value_proj.cols;
     e->wide = pad(inner);
@@ -61,8 +62,9 @@ nb_engine *nb_create(const nb_plan *plan) {
 void nb_destroy(nb_engine *e) {
     if (!e) return;
     nb_pool_destroy(e->pool);
-    void *owned[] = {e->x, e->x0, e->xe, e->u, e->a, e->b, e->o, e->hidden, e->qkv, e->ve, e->side, e->skip,
-                     e->angle, e->scores, e->scratch, e->state, e->logits, e->slot, e->column, e->draws};
+    void *owned[] = {e->x,       e->x0,    e->xe,     e->u,    e->a,      e->b,     e->o,
+                     e->hidden,  e->qkv,   e->ve,     e->side, e->skip,   e->angle, e->scores,
+                     e->scratch, e->state, e->logits, e->slot, e->column, e->draws};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     free(e);
 }
@@ -70,8 +72,11 @@ void nb_destroy(nb_engine *e) {
 /* What nb_floats gave. */
 void nb_free(float *memory) { free(memory); }
 
-/* The next token stands at `position`. Old contents of rings and vectors are never read again: nothing before is seen. */
-void nb_reset(nb_engine *e, int slot, int64_t position) { e->slot[slot] = (nb_slot){position, 0, position, NO_TOKEN}; }
+/* The next token stands at `position`. Old contents of rings and vectors are never read again:
+ * nothing before is seen. */
+void nb_reset(nb_engine *e, int slot, int64_t position) {
+    e->slot[slot] = (nb_slot){position, 0, position, NO_TOKEN};
+}
 
 static void place(nb_engine *e, int c, int slot, int token) {
     const nb_plan *p = &e->plan;
@@ -80,7 +85,9 @@ static void place(nb_engine *e, int c, int slot, int token) {
     if (begins && p->document_mask) s->since = 0;
     if (begins && p->within) s->first = s->position;
     int chained = c > 0 && e->column[c - 1].slot == slot;
-    e->column[c] = (nb_column){slot, token, s->since ? s->token : NO_TOKEN, chained ? c - 1 : -1, 1, s->position, s->since, s->first};
+    e->column[c] = (nb_column){
+        slot,     token,   s->since ? s->token : NO_TOKEN, chained ? c - 1 : -1, 1, s->position,
+        s->since, s->first};
     if (chained) e->column[c - 1].last = 0, e->chained = 1;
     s->position++, s->since++;
     s->token = token;
@@ -92,8 +99,8 @@ static double seconds(void) {
     return now.tv_sec + 1e-9 * now.tv_nsec;
 }
 
-/* On busy processors waiting for each other costs more than sharing the work saves: take what has been faster lately,
- * and look again now and then. Results are the same to the bit. */
+/* On busy processors waiting for each other costs more than sharing the work saves: take what has
+ * been faster lately, and look again now and then. Results are the same to the bit. */
 static void run_single(nb_engine *e) {
     int all = e->cost[1] <= e->cost[0];
     uint32_t step = e->steps++;
@@ -106,7 +113,8 @@ static void run_single(nb_engine *e) {
     e->cost[all] = step < 2 ? cost : 0.8 * e->cost[all] + 0.2 * cost;
 }
 
-/* n <= columns tokens of known slots and ids (checked by the caller), each slot's consecutive; 0 when done */
+/* n <= columns tokens of known slots and ids (checked by the caller), each slot's consecutive; 0
+ * when done */
 int nb_run(nb_engine *e, int n, const int32_t *slots, const int32_t *tokens, int wanted) {
     if (n < 1 || n > e->plan.columns) return 1;
     e->n = n;
@@ -139,7 +147,8 @@ static int by_id(const void *left, const void *right) {
     return ((const nb_draw *)left)->id - ((const nb_draw *)right)->id;
 }
 
-/* Keep the top_k likeliest of n draws, then the fewest that hold top_p of their weight; sorted by id again. */
+/* Keep the top_k likeliest of n draws, then the fewest that hold top_p of their weight; sorted by
+ * id again. */
 static int filter(nb_draw *draws, int n, int top_k, double top_p) {
     double held = 0, sum = 0;
     qsort(draws, n, sizeof *draws, likelier);
@@ -154,15 +163,16 @@ static int filter(nb_draw *draws, int n, int top_k, double top_p) {
 }
 
 /* The rule of generation/sampling.py. */
-int nb_choose(nb_engine *e, int slot, int vocab, double temperature, int top_k, double top_p, uint64_t seed,
-              uint64_t draw) {
+int nb_choose(nb_engine *e, int slot, int vocab, double temperature, int top_k, double top_p,
+              uint64_t seed, uint64_t draw) {
     const float *logits = nb_logits(e, slot);
     nb_draw *draws = e->draws;
     int best = 0, n = vocab;
     for (int i = 1; i < vocab; i++)
         if (logits[i] > logits[best]) best = i;
     if (temperature == 0) return best;
-    for (int i = 0; i < vocab; i++) draws[i] = (nb_draw){exp(((double)logits[i] - logits[best]) / temperature), i};
+    for (int i = 0; i < vocab; i++)
+        draws[i] = (nb_draw){exp(((double)logits[i] - logits[best]) / temperature), i};
     if (top_k > 0 || top_p < 1) n = filter(draws, n, top_k, top_p);
     double sum = 0, reached = 0;
     for (int i = 0; i < n; i++) sum += draws[i].weight;

@@ -1,7 +1,8 @@
-/* The loop over the plan's virtual layers for all columns of a call; every thread runs it in step with the others.
+/* The loop over the plan's virtual layers for all columns of a call; every thread runs it in step
+ * with the others.
  *
- * Work on single columns is divided by column, products by row, attention by group; nb_wait stands wherever one
- * thread reads what another has written.
+ * Work on single columns is divided by column, products by row, attention by group; nb_wait stands
+ * wherever one thread reads what another has written.
  */
 #include "engine.h"
 
@@ -14,11 +15,13 @@ typedef struct {
     void *scratch;
 } work;
 
-static void product(const work *w, const nb_matrix *m, const float *in, int in_stride, float *out, int out_stride,
-                    int n, int act, float parameter) {
-    int blocks = (m->rows + ROWS - 1) / ROWS, first = blocks * w->thread / w->threads * ROWS, end = blocks * (w->thread + 1) / w->threads * ROWS;
+static void product(const work *w, const nb_matrix *m, const float *in, int in_stride, float *out,
+                    int out_stride, int n, int act, float parameter) {
+    int blocks = (m->rows + ROWS - 1) / ROWS, first = blocks * w->thread / w->threads * ROWS,
+        end = blocks * (w->thread + 1) / w->threads * ROWS;
     if (end > m->rows) end = m->rows;
-    if (first < end) nb_product(m, in, in_stride, out, out_stride, n, first, end, act, parameter, w->scratch);
+    if (first < end)
+        nb_product(m, in, in_stride, out, out_stride, n, first, end, act, parameter, w->scratch);
 }
 
 static const float *before(const nb_engine *e, int c, const float *columns, int64_t at) {
@@ -37,7 +40,8 @@ static void embed(const work *w) {
         float *x = e->xe + (int64_t)c * e->wide, *row = e->u + (int64_t)c * e->wide;
         nb_row(&p->embedding, col->token, 1, x);
         if (p->bigram.codes) {
-            int64_t mixed = (int32_t)(36313u * (uint32_t)col->token) ^ (int32_t)(27191u * (uint32_t)col->before);
+            int64_t mixed = (int32_t)(36313u * (uint32_t)col->token) ^
+                            (int32_t)(27191u * (uint32_t)col->before);
             int64_t index = mixed % (p->buckets - 1);
             if (index < 0) index += p->buckets - 1;
             if (col->before == NO_TOKEN) index = p->buckets - 1;
@@ -50,7 +54,8 @@ static void embed(const work *w) {
         if (p->value.codes) {
             memset(row, 0, e->wide * sizeof(float));
             nb_row(&p->value, col->token, 1, row);
-            nb_product(&p->value_proj, row, 0, e->ve + (int64_t)c * e->wide_qkv, 0, 1, 0, p->value_proj.rows, PLAIN, 0, w->scratch);
+            nb_product(&p->value_proj, row, 0, e->ve + (int64_t)c * e->wide_qkv, 0, 1, 0,
+                       p->value_proj.rows, PLAIN, 0, w->scratch);
         }
         for (int i = 0; i < p->half; i++) {
             double angle = (double)col->position * p->frequencies[i];
@@ -64,17 +69,20 @@ static void embed(const work *w) {
         memcpy(x, e->xe + (int64_t)c * e->wide, p->dim * sizeof(float));
         if (p->smear) {
             const float *last = before(e, c, e->xe, p->at_smear);
-            for (int i = 0; i < p->dim; i++) x[i] = (1 - p->smear[i]) * x[i] + (last ? p->smear[i] * last[i] : 0);
+            for (int i = 0; i < p->dim; i++)
+                x[i] = (1 - p->smear[i]) * x[i] + (last ? p->smear[i] * last[i] : 0);
         }
         memcpy(e->x0 + (int64_t)c * e->wide, x, p->dim * sizeof(float));
     }
 }
 
-/* x += scale * W_p(silu(W_g n + gate) * conv(W_v n)); `side` keeps every column's W_v n for the ones after it */
+/* x += scale * W_p(silu(W_g n + gate) * conv(W_v n)); `side` keeps every column's W_v n for the
+ * ones after it */
 static void sidecar_column(nb_engine *e, const nb_layer *layer, int c, void *scratch) {
     const nb_plan *p = &e->plan;
     const nb_column *col = e->column + c;
-    int width = p->side_width, kernel = p->side_kernel, padded = (width + BLOCK - 1) / BLOCK * BLOCK;
+    int width = p->side_width, kernel = p->side_kernel,
+        padded = (width + BLOCK - 1) / BLOCK * BLOCK;
     float *x = e->x + (int64_t)c * e->wide, *n = e->u + (int64_t)c * e->wide;
     float *values = e->side + (int64_t)c * 2 * padded, *gate = values + padded;
     float *state = e->state + col->slot * p->state_floats + layer->at_sidecar;
@@ -89,7 +97,8 @@ static void sidecar_column(nb_engine *e, const nb_layer *layer, int c, void *scr
     for (int i = 0; i < width; i++) {
         float local = values[i] * p->side_kernels[i * kernel + kernel - 1];
         for (int back = 1; back < kernel && back <= col->since; back++)
-            local += state[(kernel - 1 - back) * width + i] * p->side_kernels[i * kernel + kernel - 1 - back];
+            local += state[(kernel - 1 - back) * width + i] *
+                     p->side_kernels[i * kernel + kernel - 1 - back];
         gate[i] *= mixed[i] * local;
     }
     memmove(state, state + width, (size_t)(kernel - 2) * width * sizeof(float));
@@ -153,7 +162,8 @@ static void token_shift(const work *w, const nb_layer *layer) {
         for (int i = 0; i < p->dim; i++) o[i] *= gate[i];
         const nb_column *col = e->column + c;
         if (col->last)
-            memcpy(e->state + col->slot * p->state_floats + layer->at_shift, e->u + (int64_t)c * e->wide, p->dim * sizeof(float));
+            memcpy(e->state + col->slot * p->state_floats + layer->at_shift,
+                   e->u + (int64_t)c * e->wide, p->dim * sizeof(float));
     }
 }
 
@@ -196,8 +206,8 @@ static void channel_mixer(const work *w, const nb_layer *layer) {
 static void push(const work *w, int *depth) {
     nb_engine *e = w->e;
     for (int c = w->from; c < w->to; c++)
-        memcpy(e->skip + ((int64_t)*depth * e->plan.columns + c) * e->wide, e->x + (int64_t)c * e->wide,
-               e->plan.dim * sizeof(float));
+        memcpy(e->skip + ((int64_t)*depth * e->plan.columns + c) * e->wide,
+               e->x + (int64_t)c * e->wide, e->plan.dim * sizeof(float));
     ++*depth;
 }
 
@@ -205,24 +215,33 @@ static void push(const work *w, int *depth) {
 static void head(const work *w) {
     nb_engine *e = w->e;
     const nb_plan *p = &e->plan;
-    for (int c = w->from; c < w->to; c++) nb_rms(e->x + (int64_t)c * e->wide, e->u + (int64_t)c * e->wide, p->dim, 1);
+    for (int c = w->from; c < w->to; c++)
+        nb_rms(e->x + (int64_t)c * e->wide, e->u + (int64_t)c * e->wide, p->dim, 1);
     nb_wait(e);
     int act = p->softcap > 0 ? SOFTCAP : PLAIN;
-    if (!e->chained) { /* columns are slots 0, 1, ... only when the caller says so; write each to its own place */
-        product(w, &p->head_matrix, e->u, e->wide, e->hidden, e->wide_hidden, e->n, act, p->softcap);
+    if (!e->chained) { /* columns are slots 0, 1, ... only when the caller says so; write each to
+                          its own place */
+        product(w, &p->head_matrix, e->u, e->wide, e->hidden, e->wide_hidden, e->n, act,
+                p->softcap);
         nb_wait(e);
         for (int c = w->from; c < w->to; c++)
-            memcpy(e->logits + (int64_t)e->column[c].slot * p->vocab, e->hidden + (int64_t)c * e->wide_hidden, p->vocab * sizeof(float));
+            memcpy(e->logits + (int64_t)e->column[c].slot * p->vocab,
+                   e->hidden + (int64_t)c * e->wide_hidden, p->vocab * sizeof(float));
         return;
     }
     for (int c = 0; c < e->n; c++)
         if (e->column[c].last)
-            product(w, &p->head_matrix, e->u + (int64_t)c * e->wide, 0, e->logits + (int64_t)e->column[c].slot * p->vocab, 0, 1, act, p->softcap);
+            product(w, &p->head_matrix, e->u + (int64_t)c * e->wide, 0,
+                    e->logits + (int64_t)e->column[c].slot * p->vocab, 0, 1, act, p->softcap);
 }
 
 void nb_forward(nb_engine *e, int thread) {
     const nb_plan *p = &e->plan;
-    work w = {e, thread, e->active, e->n * thread / e->active, e->n * (thread + 1) / e->active,
+    work w = {e,
+              thread,
+              e->active,
+              e->n * thread / e->active,
+              e->n * (thread + 1) / e->active,
               e->scratch + thread * e->scratch_bytes};
     int depth = 0;
     embed(&w);
@@ -238,6 +257,7 @@ void nb_forward(nb_engine *e, int thread) {
     if (p->smear)
         for (int c = w.from; c < w.to; c++)
             if (e->column[c].last)
-                memcpy(e->state + e->column[c].slot * p->state_floats + p->at_smear, e->xe + (int64_t)c * e->wide, p->dim * sizeof(float));
+                memcpy(e->state + e->column[c].slot * p->state_floats + p->at_smear,
+                       e->xe + (int64_t)c * e->wide, p->dim * sizeof(float));
     if (e->wanted) head(&w);
 }

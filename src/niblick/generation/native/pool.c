@@ -1,4 +1,5 @@
-/* Threads that wait for work by spinning shortly and then sleeping, and the barrier inside a call. */
+/* Threads that wait for work by spinning shortly and then sleeping, and the barrier inside a call.
+ */
 #include "engine.h"
 
 #include <pthread.h>
@@ -39,7 +40,8 @@ void nb_wait(nb_engine *e) {
         atomic_store_explicit(&b->phase, phase + 1, memory_order_release);
         return;
     }
-    for (int spins = 0; atomic_load_explicit(&b->phase, memory_order_acquire) == phase; spins++) breathe(spins);
+    for (int spins = 0; atomic_load_explicit(&b->phase, memory_order_acquire) == phase; spins++)
+        breathe(spins);
 }
 
 static void await_call(nb_pool *pool, int seen) {
@@ -102,7 +104,8 @@ void nb_pool_destroy(nb_pool *pool) {
     free(pool);
 }
 
-/* Run nb_forward on the active threads, all or the caller's alone, and return when all have finished. */
+/* Run nb_forward on the active threads, all or the caller's alone, and return when all have
+ * finished. */
 void nb_pool_run(nb_pool *pool) {
     if (pool->e->active > 1) announce(pool);
     nb_forward(pool->e, 0);

@@ -8,7 +8,8 @@
 #include <sys/mman.h>
 #endif
 
-/* Zeros, to be given to free; in huge pages where they are large, which halves the time to stream through weights. */
+/* Zeros, to be given to free; in huge pages where they are large, which halves the time to stream
+ * through weights. */
 float *nb_floats(int64_t count) {
     void *found = NULL;
     size_t bytes = ((size_t)count * sizeof(float) + 63) / 64 * 64 + 64, page = (size_t)1 << 21;
@@ -23,7 +24,8 @@ float *nb_floats(int64_t count) {
 
 /* number i of a quarter of a unit of numbers of `bits` */
 static int32_t number(const uint8_t *unit, int bits, int quarter, int i) {
-    if (bits == 6 && quarter == 3) return unit[i] >> 6 << 4 | unit[BLOCK + i] >> 6 << 2 | unit[2 * BLOCK + i] >> 6;
+    if (bits == 6 && quarter == 3)
+        return unit[i] >> 6 << 4 | unit[BLOCK + i] >> 6 << 2 | unit[2 * BLOCK + i] >> 6;
     if (bits == 6) return unit[quarter * BLOCK + i] & 63;
     return unit[quarter * bits / 8 * BLOCK + i] >> quarter * bits % 8 & ((1 << bits) - 1);
 }
@@ -33,7 +35,8 @@ static int32_t code(const uint8_t *codes, int64_t units, int unit, int bits, int
     int32_t found = -(1 << (bits - 1));
     for (int p = 0; 8 * p < bits; p++) {
         int width = bits - 8 * p < 8 ? bits - 8 * p : 8;
-        found += number(codes + p * units * UNIT + unit * (UNIT / 8) * width, width, quarter, i) << 8 * p;
+        found += number(codes + p * units * UNIT + unit * (UNIT / 8) * width, width, quarter, i)
+                 << 8 * p;
     }
     return found;
 }

@@ -19,9 +19,11 @@ class Block:
 
 
 def place(blocks: Sequence[Block]) -> tuple[list[int], int]:
-    """Offsets of the blocks and the arena's size, in bytes; blocks needed at the same moment do not overlap.
+    """Offsets of the blocks and the arena's size, in bytes; blocks needed at the same moment do not
+    overlap.
 
-    The largest are placed first, each at the lowest free offset (Pisarchyk and Lee 2020, greedy by size).
+    The largest are placed first, each at the lowest free offset (Pisarchyk and Lee 2020, greedy by
+    size).
     """
     offsets = [0] * len(blocks)
     placed: list[tuple[int, int, Block]] = []  # start, end

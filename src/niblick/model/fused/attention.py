@@ -1,5 +1,6 @@
-"""Attention on the kernels: its inputs, itself (one fused pass where the processor multiplies bfloat16 pairs, tiles of products
-elsewhere) and exclusion of the own value."""
+"""Attention on the kernels: its inputs, itself (one fused pass where the processor multiplies
+bfloat16 pairs, tiles of products elsewhere) and exclusion of the own value.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ WIDTHS = range(16, 129, 16)  # head widths that the fused pass takes
 
 
 def attend(kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, span: int) -> Tensor:
-    """Softmax attention over the `span` newest positions: q (B, H, T, E), k (B, G, T, E), v (B, T, G, E) -> (B, T, H, E)."""
+    """Softmax attention over the `span` newest positions: q (B, H, T, E), k (B, G, T, E), v (B, T,
+    G, E) -> (B, T, H, E).
+    """
     fused = kernels.attends and q.dtype is torch.bfloat16 and q.shape[-1] in WIDTHS
     y: Tensor = (FusedAttend if fused else TiledAttend).apply(kernels, q, k, v, span)  # type: ignore[no-untyped-call]
     return y
@@ -45,16 +48,37 @@ class Heads(Function):
         """Gradients of x and the gain."""
         x, cosine, sine, gain, inverse = ctx.saved_tensors
         gx, sums = torch.empty_like(x), partial_sums(x.shape[2])
-        ctx.kernels("heads_back", x.dtype, g.contiguous(), x, cosine, sine, gain, inverse, gx, sums, *ctx.sizes)
+        ctx.kernels(
+            "heads_back",
+            x.dtype,
+            g.contiguous(),
+            x,
+            cosine,
+            sine,
+            gain,
+            inverse,
+            gx,
+            sums,
+            *ctx.sizes,
+        )
         return None, gx, None if gain is None else total(ctx.kernels, sums), None, None
 
 
 class Project(Function):
-    """Attention's inputs: three linear maps, the first two as normed, rotated and scaled heads (maps.h)."""
+    """Attention's inputs: three linear maps, the first two as normed, rotated and scaled heads
+    (maps.h).
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Kernels, x: Tensor, q_gain: Tensor | None, k_gain: Tensor | None, cosine: Tensor, sine: Tensor, width: int,
+        ctx: Any,
+        kernels: Kernels,
+        x: Tensor,
+        q_gain: Tensor | None,
+        k_gain: Tensor | None,
+        cosine: Tensor,
+        sine: Tensor,
+        width: int,
         *weights: Tensor,
     ) -> Any:
         """See `Ops.project`."""
@@ -65,7 +89,20 @@ class Project(Function):
         inverses = [torch.empty(batch, length, n) for n in (heads, groups)]
         gains = [None if gain is None else gain.float().contiguous() for gain in (q_gain, k_gain)]
         sizes = (heads, groups, batch * length, dim, length, cosine.shape[-1], width)
-        kernels("project", x.dtype, x, whole, cosine, sine, *gains, *raw[:2], *turned, raw[2], *inverses, *sizes)
+        kernels(
+            "project",
+            x.dtype,
+            x,
+            whole,
+            cosine,
+            sine,
+            *gains,
+            *raw[:2],
+            *turned,
+            raw[2],
+            *inverses,
+            *sizes,
+        )
         ctx.kernels, ctx.sizes, ctx.heights = kernels, sizes, [len(w) for w in weights]
         ctx.save_for_backward(x, whole, cosine, sine, *gains, *raw[:2], *inverses)
         return *turned, raw[2]
@@ -77,8 +114,21 @@ class Project(Function):
         (heads, groups, rows, *_), gains = ctx.sizes, kept[3:5]
         gx, gw = like(x, kept[0])
         sums = [torch.empty(-(-rows // LANES), n) for n in (heads, groups)]
-        ctx.kernels("project_back", x.dtype, *(each.contiguous() for each in g), x, *kept, gx, gw, *sums, *ctx.sizes)
-        slopes = [None if gain is None else total(ctx.kernels, parts) for gain, parts in zip(gains, sums, strict=True)]
+        ctx.kernels(
+            "project_back",
+            x.dtype,
+            *(each.contiguous() for each in g),
+            x,
+            *kept,
+            gx,
+            gw,
+            *sums,
+            *ctx.sizes,
+        )
+        slopes = [
+            None if gain is None else total(ctx.kernels, parts)
+            for gain, parts in zip(gains, sums, strict=True)
+        ]
         return None, gx, *slopes, None, None, None, *torch.split(gw, ctx.heights)
 
 
@@ -88,7 +138,10 @@ class Exclude(Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, y: Tensor, v: Tensor) -> Any:
         """See `Ops.exclude`."""
-        out, sizes = torch.empty_like(y), (y.shape[0] * y.shape[1], y.shape[2], v.shape[2], y.shape[3])
+        out, sizes = (
+            torch.empty_like(y),
+            (y.shape[0] * y.shape[1], y.shape[2], v.shape[2], y.shape[3]),
+        )
         kernels("exclude", y.dtype, y, v, out, *sizes)
         ctx.kernels, ctx.sizes = kernels, sizes
         ctx.save_for_backward(y, v)
@@ -104,7 +157,9 @@ class Exclude(Function):
 
 
 class FusedAttend(Function):
-    """All of it in one kernel (attention.h); scores are computed again in backward instead of being kept."""
+    """All of it in one kernel (attention.h); scores are computed again in backward instead of being
+    kept.
+    """
 
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, span: int) -> Any:
@@ -121,12 +176,16 @@ class FusedAttend(Function):
         """Gradients of q, k and v."""
         q, k, v, y, log_sum = ctx.saved_tensors
         gq, gk, gv = (torch.empty_like(t) for t in (q, k, v))
-        ctx.kernels("attend_back", q.dtype, q, k, v, y, log_sum, g.contiguous(), gq, gk, gv, *ctx.sizes)
+        ctx.kernels(
+            "attend_back", q.dtype, q, k, v, y, log_sum, g.contiguous(), gq, gk, gv, *ctx.sizes
+        )
         return None, gq, gk, gv, None
 
 
 class TiledAttend(Function):
-    """Tiles of queries, each against the keys that it can see; the heads that share keys are one product."""
+    """Tiles of queries, each against the keys that it can see; the heads that share keys are one
+    product.
+    """
 
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, q: Tensor, k: Tensor, v: Tensor, span: int) -> Any:
@@ -163,15 +222,33 @@ class TiledAttend(Function):
             up = tile.rows(g)
             gv[:, tile.keys] += torch.bmm(share.mT, up)
             slope = torch.bmm(up, v[:, tile.keys].mT)
-            ctx.kernels("softmax_back", slope.dtype, slope, share, width**-0.5, slope.numel() // slope.shape[-1], slope.shape[-1])
-            gq[:, :, tile.queries] = torch.bmm(slope, k[:, tile.keys]).view(len(q), q.shape[1], -1, width)
+            ctx.kernels(
+                "softmax_back",
+                slope.dtype,
+                slope,
+                share,
+                width**-0.5,
+                slope.numel() // slope.shape[-1],
+                slope.shape[-1],
+            )
+            gq[:, :, tile.queries] = torch.bmm(slope, k[:, tile.keys]).view(
+                len(q), q.shape[1], -1, width
+            )
             gk[:, tile.keys] += torch.bmm(slope.mT, tile.rows(q))
         gv = gv.to(v.dtype).view(batch, groups, length, width).transpose(1, 2)
-        return None, gq.view(batch, heads, length, width), gk.to(k.dtype).view(batch, groups, length, width), gv, None
+        return (
+            None,
+            gq.view(batch, heads, length, width),
+            gk.to(k.dtype).view(batch, groups, length, width),
+            gv,
+            None,
+        )
 
 
 class _Tile:
-    """Queries start .. stop and the keys between the oldest that the first and the newest that the last one sees."""
+    """Queries start .. stop and the keys between the oldest that the first and the newest that the
+    last one sees.
+    """
 
     def __init__(self, start: int, stop: int, span: int) -> None:
         low = max(0, start - span + 1)
@@ -186,8 +263,17 @@ class _Tile:
     def softmax(self, kernels: Kernels, scores: Tensor, repeat: int, width: int) -> None:
         """In place, over the visible keys of each query; scores are scaled by width^-1/2 first."""
         first, last = self._first.repeat(repeat), self._last.repeat(repeat)
-        kernels("softmax", scores.dtype, scores, first, last, width**-0.5, scores.numel() // scores.shape[-1],
-                len(first), scores.shape[-1])
+        kernels(
+            "softmax",
+            scores.dtype,
+            scores,
+            first,
+            last,
+            width**-0.5,
+            scores.numel() // scores.shape[-1],
+            len(first),
+            scores.shape[-1],
+        )
 
 
 def _tiles(length: int, span: int) -> list[_Tile]:

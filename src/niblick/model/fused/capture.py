@@ -1,8 +1,10 @@
-"""A computation written down once and run again without Python's and autograd's share: what CUDA graphs are, for the CPU.
+"""A computation written down once and run again without Python's and autograd's share: what CUDA
+graphs are, for the CPU.
 
-`capture` notes the operations and kernels of a call, kernels without running them; the `Program` repeats them on what the tensors
-that existed before hold by then, with all others in one arena. No decision in between may depend on what a tensor holds; that is
-noticed where it asks the tensor (`item`, `nonzero`), not where it reads the memory (`numpy`, `tolist`).
+`capture` notes the operations and kernels of a call, kernels without running them; the `Program`
+repeats them on what the tensors that existed before hold by then, with all others in one arena. No
+decision in between may depend on what a tensor holds; that is noticed where it asks the tensor
+(`item`, `nonzero`), not where it reads the memory (`numpy`, `tolist`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,12 @@ from niblick.model.fused.library import Kernels
 from niblick.runtime import return_freed_memory
 
 _ALLOCATE = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
-_PLACEMENT = ("dtype", "layout", "device", "pin_memory")  # given by the tensor that is written to, unless its operation asks
+_PLACEMENT = (
+    "dtype",
+    "layout",
+    "device",
+    "pin_memory",
+)  # given by the tensor that is written to, unless its operation asks
 _DEPENDS = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
 
 
@@ -34,7 +41,9 @@ class NotRepeatableError(Exception):
 
 @dataclass(frozen=True)
 class _Call:
-    """A kernel (no operator), an operation in place (no results), or one whose results are new tensors."""
+    """A kernel (no operator), an operation in place (no results), or one whose results are new
+    tensors.
+    """
 
     function: Any
     operator: bool
@@ -55,14 +64,20 @@ class _Inside:
 
 
 class Program:
-    """The operations of a captured computation and an arena of `size` bytes; calling it writes its results anew."""
+    """The operations of a captured computation and an arena of `size` bytes; calling it writes its
+    results anew.
+    """
 
-    def __init__(self, calls: Sequence[_Call], results: Sequence[Any], blocks: Mapping[int, Block]) -> None:
+    def __init__(
+        self, calls: Sequence[_Call], results: Sequence[Any], blocks: Mapping[int, Block]
+    ) -> None:
         offsets, self.size = place(list(blocks.values()))
         self._offsets = dict(zip(blocks, offsets, strict=True))
         self._memory = mmap.mmap(-1, max(1, self.size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._arena = torch.frombuffer(self._memory, dtype=torch.uint8).untyped_storage()
-        self._calls = [self._placed(call) for call in calls]  # kept because kernels know their tensors by address only
+        self._calls = [
+            self._placed(call) for call in calls
+        ]  # kept because kernels know their tensors by address only
         self._steps = [_step(call) for call in self._calls]
         self.results: list[Tensor | None] = tree_map_only(_Inside, self._tensor, list(results))
 
@@ -88,7 +103,9 @@ class Program:
 
 
 def capture(kernels: Kernels, compute: Callable[[], Sequence[Tensor | None]]) -> Program:
-    """What `compute` does, without the work of its kernels; `NotRepeatableError` where it depends on what tensors hold."""
+    """What `compute` does, without the work of its kernels; `NotRepeatableError` where it depends
+    on what tensors hold.
+    """
     with _Capture(kernels) as notes:
         results = notes.used(list(compute()))
     return_freed_memory()  # the program has an arena of its own
@@ -103,11 +120,15 @@ class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: list[_Call] = []
         self.blocks: dict[int, Block] = {}  # by the address of the storage, of those made inside
         self._kernels, self._moment = kernels, 0
-        self._weak: list[StorageWeakRef] = []  # a storage's address is not given to another while these last
+        self._weak: list[
+            StorageWeakRef
+        ] = []  # a storage's address is not given to another while these last
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """PyTorch's question whether to import its compiler, which takes seconds, only to switch it off in here."""
+        """PyTorch's question whether to import its compiler, which takes seconds, only to switch it
+        off in here.
+        """
         return False
 
     def __enter__(self) -> Self:
@@ -136,7 +157,9 @@ class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
         fresh = [t for t in results if _address(t) not in given]
         for t in fresh:
             self._weak.append(StorageWeakRef(t.untyped_storage()))  # type: ignore[no-untyped-call]
-            self.blocks[_address(t)] = Block(t.untyped_storage().nbytes(), self._moment, self._moment)
+            self.blocks[_address(t)] = Block(
+                t.untyped_storage().nbytes(), self._moment, self._moment
+            )
         if func._schema.is_mutable:
             self.used(args)  # an argument may have grown
             self.calls.append(_Call(func, True, arguments, named))
@@ -162,17 +185,25 @@ class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _step(call: _Call) -> Callable[[], Any]:
     """What to do for a call."""
     if not call.operator:
-        return partial(call.function, *(t.data_ptr() if isinstance(t, Tensor) else t for t in call.arguments))
+        return partial(
+            call.function, *(t.data_ptr() if isinstance(t, Tensor) else t for t in call.arguments)
+        )
     if not call.results:
         return partial(call.function, *call.arguments, **call.named)
     return _into(call.function, call.arguments, call.named, call.results)
 
 
-def _into(operator: Any, arguments: tuple[Any, ...], named: dict[str, Any], results: tuple[Tensor, ...]) -> Callable[[], Any]:
-    """An operation that writes its results to given tensors: its own form with `out` where there is one, else by copying."""
+def _into(
+    operator: Any, arguments: tuple[Any, ...], named: dict[str, Any], results: tuple[Tensor, ...]
+) -> Callable[[], Any]:
+    """An operation that writes its results to given tensors: its own form with `out` where there is
+    one, else by copying.
+    """
     packet, wanted = operator.overloadpacket, _signature(operator)
     for overload in (getattr(packet, name) for name in packet.overloads()):
-        outputs = [a.name for a in overload._schema.arguments if a.is_out and str(a.type) == "Tensor"]
+        outputs = [
+            a.name for a in overload._schema.arguments if a.is_out and str(a.type) == "Tensor"
+        ]
         if len(outputs) == len(results) and _signature(overload) == wanted:
             known = {a.name for a in overload._schema.arguments}
             kept = {key: each for key, each in named.items() if key in known}
@@ -186,7 +217,11 @@ def _into(operator: Any, arguments: tuple[Any, ...], named: dict[str, Any], resu
 
 
 def _signature(operator: Any) -> list[tuple[str, str]]:
-    return [(a.name, str(a.type)) for a in operator._schema.arguments if not a.is_out and a.name not in _PLACEMENT]
+    return [
+        (a.name, str(a.type))
+        for a in operator._schema.arguments
+        if not a.is_out and a.name not in _PLACEMENT
+    ]
 
 
 def _address(t: Tensor) -> int:

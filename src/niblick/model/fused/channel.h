@@ -1,5 +1,6 @@
-/* The channel mixer with what surrounds it, a tile of positions at a time: y = x + a branch, out = y + s W2 act(W1 scale rms(y))
-   with act(h) = leaky_relu(h)^2. Kept for backward: y, each row's 1 / root mean square, and h. Widths are multiples of PANEL. */
+/* The channel mixer with what surrounds it, a tile of positions at a time: y = x + a branch, out =
+   y + s W2 act(W1 scale rms(y)) with act(h) = leaky_relu(h)^2. Kept for backward: y, each row's 1 /
+   root mean square, and h. Widths are multiples of PANEL. */
 
 #ifdef __AVX512BF16__
 #define STRIP 64 /* hidden channels of one product */
@@ -11,15 +12,17 @@ static inline const uint16_t *row_or_zero(const uint16_t *x, int64_t r, int64_t 
 }
 
 static inline __m512 bent(__m512 h, float slope) {
-    return _mm512_mask_mul_ps(h, _mm512_movepi32_mask(_mm512_castps_si512(h)), h, _mm512_set1_ps(slope));
+    return _mm512_mask_mul_ps(h, _mm512_movepi32_mask(_mm512_castps_si512(h)), h,
+                              _mm512_set1_ps(slope));
 }
 
 /* y = x + a branch and n = scale rms(y) for the rows of a tile. */
-static void add_norm_rows(const uint16_t *x, const uint16_t *branch, const float *a, float scale, uint16_t *y, uint16_t *n,
-                          float *inverse, int64_t count, int64_t d) {
+static void add_norm_rows(const uint16_t *x, const uint16_t *branch, const float *a, float scale,
+                          uint16_t *y, uint16_t *n, float *inverse, int64_t count, int64_t d) {
     for (int64_t r = 0; r < count; r++, x += d, branch += d, y += d, n += d) {
         float sum = 0;
-        INDEPENDENT for (int64_t j = 0; j < d; j++) y[j] = narrow(widen(x[j]) + a[j] * widen(branch[j]));
+        INDEPENDENT for (int64_t j = 0; j < d; j++) y[j] =
+            narrow(widen(x[j]) + a[j] * widen(branch[j]));
         INDEPENDENT for (int64_t j = 0; j < d; j++) sum += widen(y[j]) * widen(y[j]);
         inverse[r] = 1 / sqrtf(sum / d + FLT_EPSILON);
         INDEPENDENT for (int64_t j = 0; j < d; j++) n[j] = narrow(widen(y[j]) * inverse[r] * scale);
@@ -27,11 +30,13 @@ static void add_norm_rows(const uint16_t *x, const uint16_t *branch, const float
 }
 
 /* Its backward from g, the gradient of y, and gn, that of n; adds up the gradient of a. */
-static void add_norm_rows_back(const uint16_t *g, const float *gn, const uint16_t *y, const float *inverse,
-                               const uint16_t *branch, const float *a, float scale, uint16_t *gx, uint16_t *gbranch,
-                               float *ga, int64_t count, int64_t d) {
+static void add_norm_rows_back(const uint16_t *g, const float *gn, const uint16_t *y,
+                               const float *inverse, const uint16_t *branch, const float *a,
+                               float scale, uint16_t *gx, uint16_t *gbranch, float *ga,
+                               int64_t count, int64_t d) {
     memset(ga, 0, d * 4);
-    for (int64_t r = 0; r < count; r++, g += d, gn += d, y += d, branch += d, gx += d, gbranch += d) {
+    for (int64_t r = 0; r < count;
+         r++, g += d, gn += d, y += d, branch += d, gx += d, gbranch += d) {
         float dot = 0, k = scale * inverse[r];
         INDEPENDENT for (int64_t j = 0; j < d; j++) dot += gn[j] * widen(y[j]);
         float pull = dot / d * inverse[r] * inverse[r];
@@ -44,9 +49,9 @@ static void add_norm_rows_back(const uint16_t *g, const float *gn, const uint16_
     }
 }
 
-void channel_bf16(const uint16_t *x, const uint16_t *branch, const float *a, const float *s, const uint16_t *w1,
-                  const uint16_t *w2, float slope, float scale, uint16_t *y, float *inverse, uint16_t *h, uint16_t *out,
-                  int64_t rows, int64_t d, int64_t m) {
+void channel_bf16(const uint16_t *x, const uint16_t *branch, const float *a, const float *s,
+                  const uint16_t *w1, const uint16_t *w2, float slope, float scale, uint16_t *y,
+                  float *inverse, uint16_t *h, uint16_t *out, int64_t rows, int64_t d, int64_t m) {
     uint32_t *up = panels_across(w1, m, d), *down = panels_across(w2, d, m);
     _Pragma("omp parallel for schedule(static)") for (int64_t t0 = 0; t0 < rows; t0 += LANES) {
         int64_t count = tile_rows(t0, rows), at = t0 * d;
@@ -66,8 +71,8 @@ void channel_bf16(const uint16_t *x, const uint16_t *branch, const float *a, con
         }
         rows_by_panels(act, down, 0, c, count, d, m / 2);
         for (int64_t r = 0; r < count; r++)
-            INDEPENDENT for (int64_t j = 0; j < d; j++)
-                out[at + r * d + j] = narrow(widen(y[at + r * d + j]) + s[j] * c[r * d + j]);
+            INDEPENDENT for (int64_t j = 0; j < d; j++) out[at + r * d + j] =
+                narrow(widen(y[at + r * d + j]) + s[j] * c[r * d + j]);
         free(n), free(act), free(c);
     }
     free(up), free(down);
@@ -78,15 +83,18 @@ typedef struct {
     uint32_t *g, *n, *act, *slope;
 } ChannelPanels;
 
-/* One strip of hidden channels of a tile: from c, the gradient of act, that of h (to gh by rows and to panels) and act. */
-static void channel_slopes(const uint16_t *h, const float *c, float slope, int64_t count, int64_t m, int64_t j,
-                           int64_t width, uint16_t *gh, const ChannelPanels *kept, int64_t pairs, int64_t pair0) {
+/* One strip of hidden channels of a tile: from c, the gradient of act, that of h (to gh by rows and
+ * to panels) and act. */
+static void channel_slopes(const uint16_t *h, const float *c, float slope, int64_t count, int64_t m,
+                           int64_t j, int64_t width, uint16_t *gh, const ChannelPanels *kept,
+                           int64_t pairs, int64_t pair0) {
     for (int64_t r = 0; r < LANES; r += 2)
         for (int64_t i = 0; i < width; i += 16) {
             __m512 act[2], rise[2];
             _Pragma("GCC unroll 2") for (int two = 0; two < 2; two++) {
                 __m512 v = wide(row_or_zero(h, r + two, count, m) + j + i), bend = bent(v, slope);
-                __m512 g = _mm512_loadu_ps(c + (r + two) * width + i), twice = bent(_mm512_add_ps(bend, bend), slope);
+                __m512 g = _mm512_loadu_ps(c + (r + two) * width + i),
+                       twice = bent(_mm512_add_ps(bend, bend), slope);
                 act[two] = _mm512_mul_ps(bend, bend);
                 rise[two] = _mm512_mul_ps(g, twice);
                 slim(gh + (r + two) * m + j + i, rise[two]);
@@ -98,28 +106,35 @@ static void channel_slopes(const uint16_t *h, const float *c, float slope, int64
 }
 
 /* Rows of a tile, `count` of them and then zeros, as pairs into panels. */
-static void keep_pairs(const uint16_t *x, int64_t count, int64_t d, uint32_t *panels, int64_t pairs, int64_t pair0) {
+static void keep_pairs(const uint16_t *x, int64_t count, int64_t d, uint32_t *panels, int64_t pairs,
+                       int64_t pair0) {
     for (int64_t r = 0; r < LANES; r += 2)
         for (int64_t j = 0; j < d; j += PANEL)
-            pack_down(x + r * d + j, d, count - r, 2, PANEL, panel(panels, pairs, j) + (pair0 + r / 2) * PANEL);
+            pack_down(x + r * d + j, d, count - r, 2, PANEL,
+                      panel(panels, pairs, j) + (pair0 + r / 2) * PANEL);
 }
 
-/* Backward: g is the gradient of out; ga holds (tiles, d) partial sums; gw1 and gw2 are laid out as the weights. */
-void channel_back_bf16(const uint16_t *g, const uint16_t *branch, const float *a, const float *s, const uint16_t *w1,
-                       const uint16_t *w2, float slope, float scale, const uint16_t *y, const float *inverse,
-                       const uint16_t *h, uint16_t *gx, uint16_t *gbranch, float *ga, float *gs, uint16_t *gw1,
-                       uint16_t *gw2, int64_t rows, int64_t d, int64_t m) {
+/* Backward: g is the gradient of out; ga holds (tiles, d) partial sums; gw1 and gw2 are laid out as
+ * the weights. */
+void channel_back_bf16(const uint16_t *g, const uint16_t *branch, const float *a, const float *s,
+                       const uint16_t *w1, const uint16_t *w2, float slope, float scale,
+                       const uint16_t *y, const float *inverse, const uint16_t *h, uint16_t *gx,
+                       uint16_t *gbranch, float *ga, float *gs, uint16_t *gw1, uint16_t *gw2,
+                       int64_t rows, int64_t d, int64_t m) {
     int64_t tiles = (rows + LANES - 1) / LANES, pairs = tiles * LANES / 2;
     uint32_t *into = panels_down(w2, d, m), *back = panels_down(w1, m, d);
-    ChannelPanels kept = {room(pairs * d * 4), room(pairs * d * 4), room(pairs * m * 4), room(pairs * m * 4)};
+    ChannelPanels kept = {room(pairs * d * 4), room(pairs * d * 4), room(pairs * m * 4),
+                          room(pairs * m * 4)};
     _Pragma("omp parallel for schedule(static)") for (int64_t tile = 0; tile < tiles; tile++) {
         int64_t t0 = tile * LANES, count = tile_rows(t0, rows), at = t0 * d, pair0 = t0 / 2;
         uint16_t *up = room(LANES * d * 2), *n = room(LANES * d * 2), *gh = room(LANES * m * 2);
         float *c = room(LANES * (d > STRIP ? d : STRIP) * 4);
         for (int64_t r = 0; r < LANES; r++) {
-            const uint16_t *now = row_or_zero(g + at, r, count, d), *row = row_or_zero(y + at, r, count, d);
+            const uint16_t *now = row_or_zero(g + at, r, count, d),
+                           *row = row_or_zero(y + at, r, count, d);
             float k = r < count ? inverse[t0 + r] * scale : 0;
-            INDEPENDENT for (int64_t j = 0; j < d; j++) up[r * d + j] = narrow(s[j] * widen(now[j]));
+            INDEPENDENT for (int64_t j = 0; j < d; j++) up[r * d + j] =
+                narrow(s[j] * widen(now[j]));
             INDEPENDENT for (int64_t j = 0; j < d; j++) n[r * d + j] = narrow(k * widen(row[j]));
         }
         keep_pairs(g + at, count, d, kept.g, pairs, pair0);
@@ -130,7 +145,8 @@ void channel_back_bf16(const uint16_t *g, const uint16_t *branch, const float *a
             channel_slopes(h + t0 * m, c, slope, count, m, j, width, gh, &kept, pairs, pair0);
         }
         rows_by_panels(gh, back, 0, c, LANES, d, m / 2);
-        add_norm_rows_back(g + at, c, y + at, inverse + t0, branch + at, a, scale, gx + at, gbranch + at, ga + tile * d, count, d);
+        add_norm_rows_back(g + at, c, y + at, inverse + t0, branch + at, a, scale, gx + at,
+                           gbranch + at, ga + tile * d, count, d);
         free(up), free(n), free(gh), free(c);
     }
     float *sum = room(d * m * 4);

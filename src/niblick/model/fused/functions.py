@@ -1,4 +1,6 @@
-"""Autograd functions around the kernels: what each saves, and how partial sums become gradients of parameters."""
+"""Autograd functions around the kernels: what each saves, and how partial sums become gradients of
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,13 @@ class Embed(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Kernels, ids: Tensor, table: Tensor, dtype: torch.dtype, branch: Tensor | None, share: Tensor | None,
+        ctx: Any,
+        kernels: Kernels,
+        ids: Tensor,
+        table: Tensor,
+        dtype: torch.dtype,
+        branch: Tensor | None,
+        share: Tensor | None,
         factors: tuple[Tensor | None, Tensor | None],
     ) -> Any:
         """See `Ops.embed`."""
@@ -78,22 +86,59 @@ class Embed(Function):
         ids, table, branch, share, *factors, inverse = ctx.saved_tensors
         gx, gtable, sums = torch.empty(g.shape), torch.empty_like(table), partial_sums()
         gbranch = None if branch is None else torch.empty_like(branch)
-        ctx.kernels("embed_back", g.dtype, g.contiguous(), ids, table, branch, share, *factors, inverse, gx, gtable, gbranch, sums,
-                    ids.numel(), *table.shape)
-        return None, None, gtable, None, gbranch, None if share is None else total(ctx.kernels, sums).view(share.shape), None
+        ctx.kernels(
+            "embed_back",
+            g.dtype,
+            g.contiguous(),
+            ids,
+            table,
+            branch,
+            share,
+            *factors,
+            inverse,
+            gx,
+            gtable,
+            gbranch,
+            sums,
+            ids.numel(),
+            *table.shape,
+        )
+        return (
+            None,
+            None,
+            gtable,
+            None,
+            gbranch,
+            None if share is None else total(ctx.kernels, sums).view(share.shape),
+            None,
+        )
 
 
 class MixNorm(Function):
     """(mixed, scale * rms(mixed)); without a mix the first output is empty and x stands for it."""
 
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, x: Tensor, x0: Tensor, mix: Tensor | None, scale: float) -> Any:
+    def forward(
+        ctx: Any, kernels: Kernels, x: Tensor, x0: Tensor, mix: Tensor | None, scale: float
+    ) -> Any:
         """See `Ops.mix_norm`."""
         (rows, width), weight = sizes(x), None if mix is None else mix.float()
         n, inverse = torch.empty_like(x), torch.empty(rows)
         mixed = x if weight is None else torch.empty_like(x)
         pair = (None, None) if weight is None else (weight[0], weight[1])
-        kernels("mix_norm", x.dtype, x, x0, *pair, scale, None if weight is None else mixed, n, inverse, rows, width)
+        kernels(
+            "mix_norm",
+            x.dtype,
+            x,
+            x0,
+            *pair,
+            scale,
+            None if weight is None else mixed,
+            n,
+            inverse,
+            rows,
+            width,
+        )
         ctx.kernels, ctx.scale = kernels, scale
         ctx.save_for_backward(mixed, inverse, x, x0, weight)
         ctx.set_materialize_grads(False)
@@ -105,11 +150,28 @@ class MixNorm(Function):
         mixed, inverse, x, x0, weight = ctx.saved_tensors
         rows, width = sizes(x)
         gx = torch.empty_like(x)
-        gx0, sums = (None, None) if weight is None else (torch.empty_like(x), partial_sums(2, width))
+        gx0, sums = (
+            (None, None) if weight is None else (torch.empty_like(x), partial_sums(2, width))
+        )
         pair = (None, None) if weight is None else (weight[0], weight[1])
         gmixed = None if weight is None else _plain(gmixed)
-        ctx.kernels("mix_norm_back", x.dtype, gmixed, _plain(gn), mixed, inverse, x, x0, *pair, ctx.scale, gx, gx0,
-                    sums, rows, width)
+        ctx.kernels(
+            "mix_norm_back",
+            x.dtype,
+            gmixed,
+            _plain(gn),
+            mixed,
+            inverse,
+            x,
+            x0,
+            *pair,
+            ctx.scale,
+            gx,
+            gx0,
+            sums,
+            rows,
+            width,
+        )
         return None, gx, gx0, None if sums is None else total(ctx.kernels, sums), None
 
 
@@ -117,7 +179,9 @@ class AddNorm(Function):
     """(y, scale * rms(y)) with y = x + weight * branch; the norm is left out for scale None."""
 
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, x: Tensor, branch: Tensor, weight: Tensor, scale: float | None) -> Any:
+    def forward(
+        ctx: Any, kernels: Kernels, x: Tensor, branch: Tensor, weight: Tensor, scale: float | None
+    ) -> Any:
         """See `Ops.add_norm`."""
         rows, width = sizes(x)
         y, inverse, weight = torch.empty_like(x), torch.empty(rows), weight.float().contiguous()
@@ -135,8 +199,22 @@ class AddNorm(Function):
         rows, width = sizes(y)
         gx, gbranch = like(y, y)
         sums = partial_sums(width)
-        ctx.kernels("add_norm_back", y.dtype, _plain(gy), _plain(gn), y, inverse, branch, weight, ctx.scale, gx,
-                    gbranch, sums, rows, width)
+        ctx.kernels(
+            "add_norm_back",
+            y.dtype,
+            _plain(gy),
+            _plain(gn),
+            y,
+            inverse,
+            branch,
+            weight,
+            ctx.scale,
+            gx,
+            gbranch,
+            sums,
+            rows,
+            width,
+        )
         return None, gx, gbranch, total(ctx.kernels, sums), None
 
 
@@ -145,7 +223,12 @@ class Shift(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Kernels, u: Tensor, flags: Tensor | None, first: Tensor, second: Tensor | None
+        ctx: Any,
+        kernels: Kernels,
+        u: Tensor,
+        flags: Tensor | None,
+        first: Tensor,
+        second: Tensor | None,
     ) -> Any:
         """See `Ops.interpolate`."""
         (rows, width), first = sizes(u), first.float().contiguous()
@@ -163,8 +246,21 @@ class Shift(Function):
         u, flags, first, second = ctx.saved_tensors
         rows, width = sizes(u)
         gu, sums = torch.empty_like(u), partial_sums(2, width)
-        ctx.kernels("shift_back", u.dtype, g1.contiguous(), _plain(g2) if second is not None else None, u, flags,
-                    first, second, gu, sums, rows, u.shape[-2], width)
+        ctx.kernels(
+            "shift_back",
+            u.dtype,
+            g1.contiguous(),
+            _plain(g2) if second is not None else None,
+            u,
+            flags,
+            first,
+            second,
+            gu,
+            sums,
+            rows,
+            u.shape[-2],
+            width,
+        )
         gs = total(ctx.kernels, sums)
         return None, gu, None, gs[0], None if second is None else gs[1]
 
@@ -195,12 +291,20 @@ class TokenShift(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Kernels, u: Tensor, flags: Tensor | None, mix_r: Tensor, mix_k: Tensor, *weights: Tensor
+        ctx: Any,
+        kernels: Kernels,
+        u: Tensor,
+        flags: Tensor | None,
+        mix_r: Tensor,
+        mix_k: Tensor,
+        *weights: Tensor,
     ) -> Any:
         """See `Ops.token_shift`."""
         (rows, width), mixes = sizes(u), (mix_r.float().contiguous(), mix_k.float().contiguous())
         z, h, v, y = like(u, u, u, u)
-        kernels("token_shift", u.dtype, u, flags, *mixes, *weights, z, h, v, y, rows, u.shape[-2], width)
+        kernels(
+            "token_shift", u.dtype, u, flags, *mixes, *weights, z, h, v, y, rows, u.shape[-2], width
+        )
         ctx.kernels = kernels
         ctx.save_for_backward(u, flags, *mixes, *weights, z, h, v)
         return y
@@ -212,7 +316,22 @@ class TokenShift(Function):
         (rows, width), weights = sizes(u), kept[3:6]
         gr, gk, gu, *slopes = like(u, u, u, *weights)
         sums, gmix = partial_sums(2, width), torch.empty(2, width)
-        ctx.kernels("token_shift_back", u.dtype, g.contiguous(), u, *kept, gr, gk, gu, sums, gmix, *slopes, rows, u.shape[-2], width)
+        ctx.kernels(
+            "token_shift_back",
+            u.dtype,
+            g.contiguous(),
+            u,
+            *kept,
+            gr,
+            gk,
+            gu,
+            sums,
+            gmix,
+            *slopes,
+            rows,
+            u.shape[-2],
+            width,
+        )
         return None, gu, None, *gmix, *slopes
 
 
@@ -242,15 +361,41 @@ class Channel(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Kernels, x: Tensor, branch: Tensor, weight: Tensor, scale: float, up: Tensor, down: Tensor,
-        share: Tensor, slope: float,
+        ctx: Any,
+        kernels: Kernels,
+        x: Tensor,
+        branch: Tensor,
+        weight: Tensor,
+        scale: float,
+        up: Tensor,
+        down: Tensor,
+        share: Tensor,
+        slope: float,
     ) -> Any:
         """See `Ops.channel`."""
         (rows, width), inner = sizes(x), len(up)
         weight, share = weight.float().contiguous(), share.float().contiguous()
         y, out, inverse = torch.empty_like(x), torch.empty_like(x), torch.empty(rows)
         h = x.new_empty(rows, inner)
-        kernels("channel", x.dtype, x, branch, weight, share, up, down, slope, scale, y, inverse, h, out, rows, width, inner)
+        kernels(
+            "channel",
+            x.dtype,
+            x,
+            branch,
+            weight,
+            share,
+            up,
+            down,
+            slope,
+            scale,
+            y,
+            inverse,
+            h,
+            out,
+            rows,
+            width,
+            inner,
+        )
         ctx.kernels, ctx.scales = kernels, (slope, scale)
         ctx.save_for_backward(branch, weight, share, up, down, y, inverse, h)
         return out
@@ -262,8 +407,29 @@ class Channel(Function):
         rows, width = sizes(y)
         gx, gbranch, gup, gdown = like(y, y, up, down)
         sums, gshare = torch.empty(-(-rows // LANES), width), torch.empty(width)
-        ctx.kernels("channel_back", y.dtype, g.contiguous(), branch, weight, share, up, down, *ctx.scales, y, inverse, h,
-                    gx, gbranch, sums, gshare, gup, gdown, rows, width, h.shape[1])
+        ctx.kernels(
+            "channel_back",
+            y.dtype,
+            g.contiguous(),
+            branch,
+            weight,
+            share,
+            up,
+            down,
+            *ctx.scales,
+            y,
+            inverse,
+            h,
+            gx,
+            gbranch,
+            sums,
+            gshare,
+            gup,
+            gdown,
+            rows,
+            width,
+            h.shape[1],
+        )
         return None, gx, gbranch, total(ctx.kernels, sums), None, gup, gdown, gshare, None
 
 
@@ -286,7 +452,17 @@ class Maps(Function):
         x, whole = ctx.saved_tensors
         gx, gw = like(x, whole)
         ups = [each.contiguous() for each in g]
-        ctx.kernels("maps_back", x.dtype, *_filled(ups, None), x, whole, gx, gw, *_filled(ctx.heights, 0), *sizes(x))
+        ctx.kernels(
+            "maps_back",
+            x.dtype,
+            *_filled(ups, None),
+            x,
+            whole,
+            gx,
+            gw,
+            *_filled(ctx.heights, 0),
+            *sizes(x),
+        )
         return None, gx, *torch.split(gw, ctx.heights)
 
 
@@ -315,15 +491,21 @@ class Nll(Function):
         """Gradient of the logits before the softcap."""
         z, targets, log_sum = ctx.saved_tensors
         gz = torch.empty_like(z)
-        ctx.kernels("nll_back", z.dtype, z, targets, log_sum, g.contiguous(), ctx.cap, gz, *sizes(z))
+        ctx.kernels(
+            "nll_back", z.dtype, z, targets, log_sum, g.contiguous(), ctx.cap, gz, *sizes(z)
+        )
         return None, gz, None, None
 
 
 class HeadLoss(Function):
-    """Head, softcap and mean likelihood together (head.h); forward computes the gradients too, backward scales them."""
+    """Head, softcap and mean likelihood together (head.h); forward computes the gradients too,
+    backward scales them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float) -> Any:
+    def forward(
+        ctx: Any, kernels: Kernels, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float
+    ) -> Any:
         """See `Ops.head_loss`."""
         (rows, width), words = sizes(hidden), len(weight)
         nll, low = torch.empty(targets.shape), weight.to(hidden.dtype).contiguous()
@@ -340,5 +522,15 @@ class HeadLoss(Function):
         """Gradients of the hidden state and the head's weight."""
         slope, gathered = ctx.saved_tensors
         ghidden, gweight = torch.empty(slope.shape, dtype=ctx.dtypes[0]), torch.empty_like(gathered)
-        ctx.kernels("head_back", ghidden.dtype, slope, gathered, g, ghidden, gweight, sizes(slope)[0], *gathered.shape)
+        ctx.kernels(
+            "head_back",
+            ghidden.dtype,
+            slope,
+            gathered,
+            g,
+            ghidden,
+            gweight,
+            sizes(slope)[0],
+            *gathered.shape,
+        )
         return None, ghidden, gweight.to(ctx.dtypes[1]), None, None

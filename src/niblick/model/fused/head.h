@@ -1,11 +1,14 @@
-/* Output head, softcap and cross-entropy in one pass over tiles of positions, with both gradients, never holding the logits.
+/* Output head, softcap and cross-entropy in one pass over tiles of positions, with both gradients,
+   never holding the logits.
 
-   Scores of a tile are held transposed, a row per token of the vocabulary and a lane per position. Slopes are the gradient of the
-   scores times the sum of each position's exponentials, so that they can be written before that sum is known; it divides what they are
-   multiplied with. They are kept for a turn of positions only, small enough for the caches. Every sum is taken in a fixed order. */
+   Scores of a tile are held transposed, a row per token of the vocabulary and a lane per position.
+   Slopes are the gradient of the scores times the sum of each position's exponentials, so that they
+   can be written before that sum is known; it divides what they are multiplied with. They are kept
+   for a turn of positions only, small enough for the caches. Every sum is taken in a fixed order.
+ */
 
 #ifdef __AVX512BF16__
-#define WORDS 128   /* tokens of the vocabulary in one block of scores */
+#define WORDS 128    /* tokens of the vocabulary in one block of scores */
 #define GATHERED 256 /* positions whose slopes lie side by side */
 #define TURN 1024    /* positions whose slopes are kept at once, a multiple of GATHERED */
 
@@ -16,7 +19,8 @@ static inline __m512 head_slope(__m512 z, __m512 steep, __m512 height, __m512 *s
     __m512 w = _mm512_add_ps(one, u), r = _mm512_rcp14_ps(w);
     r = _mm512_mul_ps(r, _mm512_fnmadd_ps(w, r, two));
     __m512 below = _mm512_mul_ps(_mm512_mul_ps(two, u), r); /* 1 - tanh(|z| / c) */
-    __m512 gap = _mm512_mask_sub_ps(below, _mm512_movepi32_mask(_mm512_castps_si512(z)), two, below);
+    __m512 gap =
+        _mm512_mask_sub_ps(below, _mm512_movepi32_mask(_mm512_castps_si512(z)), two, below);
     __m512 e = power(_mm512_mul_ps(gap, height));
     *sum = _mm512_add_ps(*sum, e);
     return _mm512_mul_ps(e, _mm512_mul_ps(below, _mm512_sub_ps(two, below)));
@@ -28,8 +32,9 @@ static inline uint16_t *head_slopes(uint16_t *slopes, int64_t words, int64_t t0,
 }
 
 /* One block of the vocabulary for one tile: sums, slopes and their products with the weights. */
-static void head_block(const uint16_t *weight, const uint32_t *down, const uint32_t *across, uint16_t *slopes, int64_t v0,
-                       int64_t count, float cap, int64_t d, float *total, float *out) {
+static void head_block(const uint16_t *weight, const uint32_t *down, const uint32_t *across,
+                       uint16_t *slopes, int64_t v0, int64_t count, float cap, int64_t d,
+                       float *total, float *out) {
     float scores[WORDS * LANES] __attribute__((aligned(64)));
     uint32_t pairs[WORDS / 2 * LANES] __attribute__((aligned(64)));
     __m512 steep = _mm512_set1_ps(-2 * LOG2E / cap), height = _mm512_set1_ps(-cap * LOG2E);
@@ -38,29 +43,37 @@ static void head_block(const uint16_t *weight, const uint32_t *down, const uint3
         __m512 sum = _mm512_loadu_ps(total + j);
         for (int64_t v = 0; v < count; v += 2) {
             __m512 low = head_slope(_mm512_load_ps(scores + v * LANES + j), steep, height, &sum);
-            __m512 high = head_slope(_mm512_load_ps(scores + (v + 1) * LANES + j), steep, height, &sum);
+            __m512 high =
+                head_slope(_mm512_load_ps(scores + (v + 1) * LANES + j), steep, height, &sum);
             if (!slopes) continue;
             _mm512_store_si512(pairs + v / 2 * LANES + j, paired(low, high));
-            _mm256_storeu_si256((__m256i *)(slopes + v * GATHERED + j), (__m256i)_mm512_cvtneps_pbh(low));
-            _mm256_storeu_si256((__m256i *)(slopes + (v + 1) * GATHERED + j), (__m256i)_mm512_cvtneps_pbh(high));
+            _mm256_storeu_si256((__m256i *)(slopes + v * GATHERED + j),
+                                (__m256i)_mm512_cvtneps_pbh(low));
+            _mm256_storeu_si256((__m256i *)(slopes + (v + 1) * GATHERED + j),
+                                (__m256i)_mm512_cvtneps_pbh(high));
         }
         _mm512_storeu_ps(total + j, sum);
     }
     if (slopes) product(pairs, 1, LANES, down + v0 / 2 * d, d, out, d, LANES, d, count / 2, 1);
 }
 
-/* GATHERED positions from g0 on, or as many as there are: nll and, with slopes (of their turn, which begins at t0), also gh and down,
-   what the slopes are multiplied with: hidden divided by the sums, as pairs down the rows. */
-static void head_group(const uint16_t *hidden, const uint16_t *weight, const uint32_t *under, const int64_t *targets, float cap, float *nll,
-                       uint16_t *slopes, float *gh, uint32_t *down, int64_t g0, int64_t t0, int64_t rows, int64_t words, int64_t d) {
+/* GATHERED positions from g0 on, or as many as there are: nll and, with slopes (of their turn,
+   which begins at t0), also gh and down, what the slopes are multiplied with: hidden divided by the
+   sums, as pairs down the rows. */
+static void head_group(const uint16_t *hidden, const uint16_t *weight, const uint32_t *under,
+                       const int64_t *targets, float cap, float *nll, uint16_t *slopes, float *gh,
+                       uint32_t *down, int64_t g0, int64_t t0, int64_t rows, int64_t words,
+                       int64_t d) {
     int64_t count = rows - g0 < GATHERED ? rows - g0 : GATHERED;
     uint32_t *across = room(GATHERED * d * 2);
     float *out = room(GATHERED * d * 4), total[GATHERED] = {0};
     memset(out, 0, GATHERED * d * 4);
-    for (int64_t j = 0; j < GATHERED; j += LANES) pack_across(hidden + (g0 + j) * d, d, count - j, LANES, d, across + j * d / 2);
+    for (int64_t j = 0; j < GATHERED; j += LANES)
+        pack_across(hidden + (g0 + j) * d, d, count - j, LANES, d, across + j * d / 2);
     for (int64_t v0 = 0; v0 < words; v0 += WORDS)
         for (int64_t j = 0; j < GATHERED; j += LANES)
-            head_block(weight, under, across + j * d / 2, slopes ? head_slopes(slopes, words, g0 - t0 + j, v0) : 0, v0,
+            head_block(weight, under, across + j * d / 2,
+                       slopes ? head_slopes(slopes, words, g0 - t0 + j, v0) : 0, v0,
                        words - v0 < WORDS ? words - v0 : WORDS, cap, d, total + j, out + j * d);
     float inverse[GATHERED] = {0};
     for (int64_t j = 0; j < count; j++) {
@@ -73,45 +86,56 @@ static void head_group(const uint16_t *hidden, const uint16_t *weight, const uin
         if (!slopes) continue;
         uint16_t *mark = head_slopes(slopes, words, g0 - t0, targets[g0 + j]) + j;
         *mark = narrow(widen(*mark) - pull * total[j]);
-        INDEPENDENT for (int64_t e = 0; e < d; e++) gh[(g0 + j) * d + e] = out[j * d + e] * inverse[j] - pull * widen(hit[e]);
+        INDEPENDENT for (int64_t e = 0; e < d; e++) gh[(g0 + j) * d + e] =
+            out[j * d + e] * inverse[j] - pull * widen(hit[e]);
     }
     for (int64_t j = 0; slopes && j < GATHERED; j += 2) {
-        const uint16_t *first = hidden + (j < count ? g0 + j : 0) * d, *second = hidden + (j + 1 < count ? g0 + j + 1 : 0) * d;
-        INDEPENDENT for (int64_t e = 0; e < d; e++)
-            down[(g0 - t0 + j) / 2 * d + e] = narrow(widen(first[e]) * inverse[j]) | (uint32_t)narrow(widen(second[e]) * inverse[j + 1]) << 16;
+        const uint16_t *first = hidden + (j < count ? g0 + j : 0) * d,
+                       *second = hidden + (j + 1 < count ? g0 + j + 1 : 0) * d;
+        INDEPENDENT for (int64_t e = 0; e < d; e++) down[(g0 - t0 + j) / 2 * d + e] =
+            narrow(widen(first[e]) * inverse[j]) |
+            (uint32_t)narrow(widen(second[e]) * inverse[j + 1]) << 16;
     }
     free(across), free(out);
 }
 
-/* hidden (rows, d), weight (words, d), targets (rows) -> nll (rows); with gh (rows, d) and gweight (words, d) also the gradients of
-   the sum of nll. `words` is even, d a multiple of 16, cap positive. */
-void head_bf16(const uint16_t *hidden, const uint16_t *weight, const int64_t *targets, float cap, float *nll, float *gh, float *gweight,
-               int64_t rows, int64_t words, int64_t d) {
+/* hidden (rows, d), weight (words, d), targets (rows) -> nll (rows); with gh (rows, d) and gweight
+   (words, d) also the gradients of the sum of nll. `words` is even, d a multiple of 16, cap
+   positive. */
+void head_bf16(const uint16_t *hidden, const uint16_t *weight, const int64_t *targets, float cap,
+               float *nll, float *gh, float *gweight, int64_t rows, int64_t words, int64_t d) {
     int64_t turn = rows < TURN ? (rows + GATHERED - 1) / GATHERED * GATHERED : TURN;
     uint32_t *under = gh ? room(words * d * 2) : 0, *down = gh ? room(turn * d * 2) : 0;
     uint16_t *slopes = gh ? room(turn * words * 2) : 0;
     if (gh) pack_down(weight, d, words, words, d, under);
     for (int64_t t0 = 0; t0 < rows; t0 += turn) {
         int64_t stop = rows - t0 < turn ? rows : t0 + turn;
-        _Pragma("omp parallel for schedule(static)") for (int64_t g0 = t0; g0 < stop; g0 += GATHERED)
-            head_group(hidden, weight, under, targets, cap, nll, slopes, gh, down, g0, t0, rows, words, d);
+        _Pragma("omp parallel for schedule(static)") for (int64_t g0 = t0; g0 < stop;
+                                                          g0 += GATHERED)
+            head_group(hidden, weight, under, targets, cap, nll, slopes, gh, down, g0, t0, rows,
+                       words, d);
         if (!gh) continue;
-        _Pragma("omp parallel for schedule(static)") for (int64_t v0 = 0; v0 < words; v0 += LANES)
-            for (int64_t g0 = t0; g0 < stop; g0 += GATHERED)
-                product(head_slopes(slopes, words, g0 - t0, v0), GATHERED / 2, 1, down + (g0 - t0) / 2 * d, d, gweight + v0 * d, d,
-                        tile_rows(v0, words), d, GATHERED / 2, g0 > 0);
+        _Pragma("omp parallel for schedule(static)") for (int64_t v0 = 0; v0 < words;
+                                                          v0 += LANES) for (int64_t g0 = t0;
+                                                                            g0 < stop;
+                                                                            g0 += GATHERED)
+            product(head_slopes(slopes, words, g0 - t0, v0), GATHERED / 2, 1,
+                    down + (g0 - t0) / 2 * d, d, gweight + v0 * d, d, tile_rows(v0, words), d,
+                    GATHERED / 2, g0 > 0);
     }
     free(under), free(down), free(slopes);
 }
 
 /* Gradients of the mean of nll times *up, from those of its sum. */
-void head_back_bf16(const float *gh, const float *gweight, const float *up, uint16_t *ghidden, float *gw, int64_t rows, int64_t words,
-                    int64_t d) {
+void head_back_bf16(const float *gh, const float *gweight, const float *up, uint16_t *ghidden,
+                    float *gw, int64_t rows, int64_t words, int64_t d) {
     int64_t n = rows * d, m = words * d;
     float share = *up / rows;
     _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++) {
-        INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++) ghidden[i] = narrow(share * gh[i]);
-        INDEPENDENT for (int64_t i = m * c / CHUNKS; i < m * (c + 1) / CHUNKS; i++) gw[i] = share * gweight[i];
+        INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++) ghidden[i] =
+            narrow(share * gh[i]);
+        INDEPENDENT for (int64_t i = m * c / CHUNKS; i < m * (c + 1) / CHUNKS; i++) gw[i] =
+            share * gweight[i];
     }
 }
 #endif

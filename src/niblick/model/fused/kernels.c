@@ -1,4 +1,5 @@
-/* Fused kernels of the training step on the CPU, for float32 and bfloat16 activations; see kernels.h. */
+/* Fused kernels of the training step on the CPU, for float32 and bfloat16 activations; see
+ * kernels.h. */
 
 #include <float.h>
 #include <math.h>
@@ -27,7 +28,8 @@ static inline uint32_t to_bits(float f) {
     return bits;
 }
 
-/* e^x with relative error under 1e-6 between -87 and 88, clamped outside: 2^k times a polynomial on [-1/2, 1/2]. */
+/* e^x with relative error under 1e-6 between -87 and 88, clamped outside: 2^k times a polynomial on
+ * [-1/2, 1/2]. */
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
     float k = floorf(x * 1.44269504f + 0.5f), t = x - k * 0.693359375f + k * 2.12194440e-4f;
@@ -55,7 +57,9 @@ static inline uint16_t narrow(float x) {
 }
 
 /* Whether position r has one before it in its sequence and document. */
-static inline int follows(const uint8_t *boundary, int64_t r, int64_t length) { return r % length && !(boundary && boundary[r]); }
+static inline int follows(const uint8_t *boundary, int64_t r, int64_t length) {
+    return r % length && !(boundary && boundary[r]);
+}
 
 /* out = the sum of `parts` rows of d, in their order. */
 void fold_f32(const float *rows, float *out, int64_t parts, int64_t d) {

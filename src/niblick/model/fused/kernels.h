@@ -1,16 +1,19 @@
-/* Kernels over rows of activations, for one element type: REAL is how an element is stored, LOAD and STORE convert
-   to and from float, NAME(f) is f with the type's suffix. Included once per type by kernels.c.
+/* Kernels over rows of activations, for one element type: REAL is how an element is stored, LOAD
+   and STORE convert to and from float, NAME(f) is f with the type's suffix. Included once per type
+   by kernels.c.
 
-   All arithmetic is float. Sums over rows go to CHUNKS partial rows each, so that results do not depend on the
-   number of threads. No tensor written overlaps one that is read. `rows` counts positions (batch times length), `d` is the width of one. */
+   All arithmetic is float. Sums over rows go to CHUNKS partial rows each, so that results do not
+   depend on the number of threads. No tensor written overlaps one that is read. `rows` counts
+   positions (batch times length), `d` is the width of one. */
 
 #define EACH_CHUNK _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)
 #define EACH_ROW for (int64_t r = rows * c / CHUNKS; r < rows * (c + 1) / CHUNKS; r++)
 #define EACH INDEPENDENT for (int64_t j = 0; j < d; j++)
 
-/* mixed = m0 x + m1 x0 (x itself without m0), n = scale * rms(mixed), inverse[r] = 1 / root mean square. */
-void NAME(mix_norm)(const REAL *x, const REAL *x0, const float *m0, const float *m1, float scale, REAL *mixed,
-                    REAL *n, float *inverse, int64_t rows, int64_t d) {
+/* mixed = m0 x + m1 x0 (x itself without m0), n = scale * rms(mixed), inverse[r] = 1 / root mean
+ * square. */
+void NAME(mix_norm)(const REAL *x, const REAL *x0, const float *m0, const float *m1, float scale,
+                    REAL *mixed, REAL *n, float *inverse, int64_t rows, int64_t d) {
     EACH_CHUNK EACH_ROW {
         const REAL *in = x + r * d, *start = x0 ? x0 + r * d : in;
         float kept[d], sum = 0;
@@ -20,8 +23,7 @@ void NAME(mix_norm)(const REAL *x, const REAL *x0, const float *m0, const float 
                 mixed[r * d + j] = rounded;
                 kept[j] = LOAD(rounded);
             }
-        } else
-            EACH kept[j] = LOAD(in[j]);
+        } else EACH kept[j] = LOAD(in[j]);
         EACH sum += kept[j] * kept[j];
         float inv = 1 / sqrtf(sum / d + FLT_EPSILON);
         inverse[r] = inv;
@@ -30,7 +32,8 @@ void NAME(mix_norm)(const REAL *x, const REAL *x0, const float *m0, const float 
 }
 
 /* Gradient of rms at one row: adds scale * inv * (gn - x inv^2 mean(gn x)) to g. */
-static inline void NAME(norm_slope)(const REAL *gn, const REAL *x, float inv, float scale, float *g, int64_t d) {
+static inline void NAME(norm_slope)(const REAL *gn, const REAL *x, float inv, float scale, float *g,
+                                    int64_t d) {
     float dot = 0;
     EACH dot += LOAD(gn[j]) * LOAD(x[j]);
     float pull = dot / d * inv * inv;
@@ -38,9 +41,10 @@ static inline void NAME(norm_slope)(const REAL *gn, const REAL *x, float inv, fl
 }
 
 /* Backward of mix_norm; gmixed may be absent; gm takes CHUNKS times (2, d) sums. */
-void NAME(mix_norm_back)(const REAL *gmixed, const REAL *gn, const REAL *mixed, const float *inverse, const REAL *x,
-                         const REAL *x0, const float *m0, const float *m1, float scale, REAL *gx, REAL *gx0,
-                         float *gm, int64_t rows, int64_t d) {
+void NAME(mix_norm_back)(const REAL *gmixed, const REAL *gn, const REAL *mixed,
+                         const float *inverse, const REAL *x, const REAL *x0, const float *m0,
+                         const float *m1, float scale, REAL *gx, REAL *gx0, float *gm, int64_t rows,
+                         int64_t d) {
     EACH_CHUNK {
         float *sum0 = gm + (int64_t)c * 2 * d, *sum1 = sum0 + d;
         if (m0) memset(sum0, 0, 2 * d * sizeof(float));
@@ -64,8 +68,8 @@ void NAME(mix_norm_back)(const REAL *gmixed, const REAL *gn, const REAL *mixed, 
 }
 
 /* y = x + a * branch; with n: n = scale * rms(y). */
-void NAME(add_norm)(const REAL *x, const REAL *branch, const float *a, float scale, REAL *y, REAL *n, float *inverse,
-                    int64_t rows, int64_t d) {
+void NAME(add_norm)(const REAL *x, const REAL *branch, const float *a, float scale, REAL *y,
+                    REAL *n, float *inverse, int64_t rows, int64_t d) {
     EACH_CHUNK EACH_ROW {
         float kept[d], sum = 0;
         EACH {
@@ -82,8 +86,9 @@ void NAME(add_norm)(const REAL *x, const REAL *branch, const float *a, float sca
 }
 
 /* Backward of add_norm: gx is the gradient of both y and x; ga takes CHUNKS sums. */
-void NAME(add_norm_back)(const REAL *gy, const REAL *gn, const REAL *y, const float *inverse, const REAL *branch,
-                         const float *a, float scale, REAL *gx, REAL *gbranch, float *ga, int64_t rows, int64_t d) {
+void NAME(add_norm_back)(const REAL *gy, const REAL *gn, const REAL *y, const float *inverse,
+                         const REAL *branch, const float *a, float scale, REAL *gx, REAL *gbranch,
+                         float *ga, int64_t rows, int64_t d) {
     EACH_CHUNK {
         float *sum = ga + (int64_t)c * d;
         memset(sum, 0, d * sizeof(float));
@@ -101,10 +106,10 @@ void NAME(add_norm_back)(const REAL *gy, const REAL *gn, const REAL *y, const fl
     }
 }
 
-/* first, second = prev + s (u - prev), prev the row before within the sequence, zero at its start and at a boundary.
-   The second may be absent, here and in the backward. */
-void NAME(shift)(const REAL *u, const uint8_t *boundary, const float *s1, const float *s2, REAL *first, REAL *second,
-                 int64_t rows, int64_t length, int64_t d) {
+/* first, second = prev + s (u - prev), prev the row before within the sequence, zero at its start
+   and at a boundary. The second may be absent, here and in the backward. */
+void NAME(shift)(const REAL *u, const uint8_t *boundary, const float *s1, const float *s2,
+                 REAL *first, REAL *second, int64_t rows, int64_t length, int64_t d) {
     EACH_CHUNK EACH_ROW {
         const REAL *now = u + r * d, *before = now - d;
         if (!follows(boundary, r, length)) {
@@ -113,13 +118,16 @@ void NAME(shift)(const REAL *u, const uint8_t *boundary, const float *s1, const 
             continue;
         }
         EACH first[r * d + j] = STORE(LOAD(before[j]) + s1[j] * (LOAD(now[j]) - LOAD(before[j])));
-        if (second) EACH second[r * d + j] = STORE(LOAD(before[j]) + s2[j] * (LOAD(now[j]) - LOAD(before[j])));
+        if (second)
+            EACH second[r * d + j] =
+                STORE(LOAD(before[j]) + s2[j] * (LOAD(now[j]) - LOAD(before[j])));
     }
 }
 
 /* Backward of shift; gs takes CHUNKS times (2, d) sums. */
-void NAME(shift_back)(const REAL *g1, const REAL *g2, const REAL *u, const uint8_t *boundary, const float *s1,
-                      const float *s2, REAL *gu, float *gs, int64_t rows, int64_t length, int64_t d) {
+void NAME(shift_back)(const REAL *g1, const REAL *g2, const REAL *u, const uint8_t *boundary,
+                      const float *s1, const float *s2, REAL *gu, float *gs, int64_t rows,
+                      int64_t length, int64_t d) {
     EACH_CHUNK {
         float *sum1 = gs + (int64_t)c * 2 * d, *sum2 = sum1 + d;
         memset(sum1, 0, 2 * d * sizeof(float));
@@ -149,7 +157,8 @@ void NAME(square)(const REAL *x, float slope, REAL *y, int64_t rows, int64_t d) 
     }
 }
 
-void NAME(square_back)(const REAL *g, const REAL *x, float slope, REAL *gx, int64_t rows, int64_t d) {
+void NAME(square_back)(const REAL *g, const REAL *x, float slope, REAL *gx, int64_t rows,
+                       int64_t d) {
     EACH_CHUNK EACH_ROW EACH {
         float v = LOAD(x[r * d + j]), k = v > 0 ? 2 : 2 * slope * slope;
         gx[r * d + j] = STORE(LOAD(g[r * d + j]) * k * v);
@@ -158,10 +167,12 @@ void NAME(square_back)(const REAL *g, const REAL *x, float slope, REAL *gx, int6
 
 /* y = sigmoid(a) b, and its backward. */
 void NAME(gate)(const REAL *a, const REAL *b, REAL *y, int64_t rows, int64_t d) {
-    EACH_CHUNK EACH_ROW EACH y[r * d + j] = STORE(LOAD(b[r * d + j]) * logistic(LOAD(a[r * d + j])));
+    EACH_CHUNK EACH_ROW EACH y[r * d + j] =
+        STORE(LOAD(b[r * d + j]) * logistic(LOAD(a[r * d + j])));
 }
 
-void NAME(gate_back)(const REAL *g, const REAL *a, const REAL *b, REAL *ga, REAL *gb, int64_t rows, int64_t d) {
+void NAME(gate_back)(const REAL *g, const REAL *a, const REAL *b, REAL *ga, REAL *gb, int64_t rows,
+                     int64_t d) {
     EACH_CHUNK EACH_ROW EACH {
         float s = logistic(LOAD(a[r * d + j])), up = LOAD(g[r * d + j]);
         gb[r * d + j] = STORE(up * s);
@@ -169,9 +180,11 @@ void NAME(gate_back)(const REAL *g, const REAL *a, const REAL *b, REAL *ga, REAL
     }
 }
 
-/* nll[r] = log sum exp(cap(z)) - cap(z[target]), cap(z) = c tanh(z / c) or z for c = 0; log_sum is kept for backward.
-   |cap(z)| <= c bounds the exponent, so rows are shifted by c where there is a cap, else by their maximum. */
-void NAME(nll)(const REAL *z, const int64_t *target, float c0, float *nll, float *log_sum, int64_t rows, int64_t d) {
+/* nll[r] = log sum exp(cap(z)) - cap(z[target]), cap(z) = c tanh(z / c) or z for c = 0; log_sum is
+   kept for backward. |cap(z)| <= c bounds the exponent, so rows are shifted by c where there is a
+   cap, else by their maximum. */
+void NAME(nll)(const REAL *z, const int64_t *target, float c0, float *nll, float *log_sum,
+               int64_t rows, int64_t d) {
     EACH_CHUNK EACH_ROW {
         const REAL *row = z + r * d;
         float top = c0, sum = 0;
@@ -179,8 +192,7 @@ void NAME(nll)(const REAL *z, const int64_t *target, float c0, float *nll, float
             top = LOAD(row[0]);
             EACH top = LOAD(row[j]) > top ? LOAD(row[j]) : top;
             EACH sum += exponential(LOAD(row[j]) - top);
-        } else
-            EACH sum += exponential(capped(LOAD(row[j]), c0) - top);
+        } else EACH sum += exponential(capped(LOAD(row[j]), c0) - top);
         float hit = LOAD(row[target[r]]);
         log_sum[r] = top + logf(sum);
         nll[r] = log_sum[r] - (c0 == 0 ? hit : capped(hit, c0));
@@ -188,20 +200,20 @@ void NAME(nll)(const REAL *z, const int64_t *target, float c0, float *nll, float
 }
 
 /* Backward of nll: g is the gradient per row. */
-void NAME(nll_back)(const REAL *z, const int64_t *target, const float *log_sum, const float *g, float c0, REAL *gz,
-                    int64_t rows, int64_t d) {
+void NAME(nll_back)(const REAL *z, const int64_t *target, const float *log_sum, const float *g,
+                    float c0, REAL *gz, int64_t rows, int64_t d) {
     EACH_CHUNK EACH_ROW {
         const REAL *row = z + r * d;
         REAL *out = gz + r * d;
         float up = g[r], base = log_sum[r];
         if (c0 == 0) {
             EACH out[j] = STORE(up * exponential(LOAD(row[j]) - base));
-        } else
-            EACH {
+        } else EACH {
                 float v = capped(LOAD(row[j]), c0), t = v / c0;
                 out[j] = STORE(up * (1 - t * t) * exponential(v - base));
             }
-        float hit = LOAD(row[target[r]]), v = c0 == 0 ? hit : capped(hit, c0), t = c0 == 0 ? 0 : v / c0;
+        float hit = LOAD(row[target[r]]), v = c0 == 0 ? hit : capped(hit, c0),
+              t = c0 == 0 ? 0 : v / c0;
         out[target[r]] = STORE(up * (1 - t * t) * (exponential(v - base) - 1));
     }
 }
@@ -216,7 +228,8 @@ typedef struct {
 #endif
 } NAME(Turning);
 
-static inline void NAME(turning)(NAME(Turning) *o, const float *cosine, const float *sine, int64_t t, int64_t half, int64_t d) {
+static inline void NAME(turning)(NAME(Turning) * o, const float *cosine, const float *sine,
+                                 int64_t t, int64_t half, int64_t d) {
     o->co = cosine + t * half, o->si = sine + t * half, o->half = half, o->d = d;
 #ifdef FAST_HEADS
     o->fast = fast_heads(half, d);
@@ -225,7 +238,7 @@ static inline void NAME(turning)(NAME(Turning) *o, const float *cosine, const fl
 }
 
 /* One head's rms, rotation of the first 2 half dims, and gain. */
-static inline float NAME(head_row)(const NAME(Turning) *o, const REAL *in, float gain, REAL *out) {
+static inline float NAME(head_row)(const NAME(Turning) * o, const REAL *in, float gain, REAL *out) {
 #ifdef FAST_HEADS
     if (o->fast) return fast_head(&o->rotation, in, gain, out);
 #endif
@@ -245,24 +258,30 @@ static inline float NAME(head_row)(const NAME(Turning) *o, const REAL *in, float
 }
 
 /* All heads of position r; see `heads`. */
-static inline void NAME(heads_row)(const REAL *x, const float *cosine, const float *sine, const float *gain, REAL *y, float *inverse,
-                                   int64_t r, int64_t length, int64_t heads, int64_t half, int64_t d) {
+static inline void NAME(heads_row)(const REAL *x, const float *cosine, const float *sine,
+                                   const float *gain, REAL *y, float *inverse, int64_t r,
+                                   int64_t length, int64_t heads, int64_t half, int64_t d) {
     REAL *to = y + (r / length * heads * length + r % length) * d;
     NAME(Turning) turning;
     NAME(turning)(&turning, cosine, sine, r % length, half, d);
     for (int64_t h = 0; h < heads; h++)
-        inverse[r * heads + h] = NAME(head_row)(&turning, x + (r * heads + h) * d, gain ? gain[h] : 1, to + h * length * d);
+        inverse[r * heads + h] = NAME(head_row)(&turning, x + (r * heads + h) * d,
+                                                gain ? gain[h] : 1, to + h * length * d);
 }
 
-/* Heads: x (rows, heads, d) -> y (batch, heads, length, d): rms over d, rotate the first 2 half dims, times gain.
-   cosine and sine are (length, half); gain (heads) may be absent; inverse (rows, heads) is kept for backward. */
-void NAME(heads)(const REAL *x, const float *cosine, const float *sine, const float *gain, REAL *y, float *inverse,
-                 int64_t rows, int64_t length, int64_t heads, int64_t half, int64_t d) {
-    EACH_CHUNK EACH_ROW NAME(heads_row)(x, cosine, sine, gain, y, inverse, r, length, heads, half, d);
+/* Heads: x (rows, heads, d) -> y (batch, heads, length, d): rms over d, rotate the first 2 half
+   dims, times gain. cosine and sine are (length, half); gain (heads) may be absent; inverse (rows,
+   heads) is kept for backward. */
+void NAME(heads)(const REAL *x, const float *cosine, const float *sine, const float *gain, REAL *y,
+                 float *inverse, int64_t rows, int64_t length, int64_t heads, int64_t half,
+                 int64_t d) {
+    EACH_CHUNK EACH_ROW NAME(heads_row)(x, cosine, sine, gain, y, inverse, r, length, heads, half,
+                                        d);
 }
 
 /* Its backward; returns the gradient of the gain. */
-static inline float NAME(head_row_back)(const NAME(Turning) *o, const REAL *up, const REAL *in, float gain, float inv, REAL *out) {
+static inline float NAME(head_row_back)(const NAME(Turning) * o, const REAL *up, const REAL *in,
+                                        float gain, float inv, REAL *out) {
 #ifdef FAST_HEADS
     if (o->fast) return fast_head_back(&o->rotation, up, in, gain, inv, out);
 #endif
@@ -282,30 +301,33 @@ static inline float NAME(head_row_back)(const NAME(Turning) *o, const REAL *up, 
 }
 
 /* Backward of heads_row: to gx (heads, d), and adds to gg (heads), the gains' gradients. */
-static inline void NAME(heads_back_row)(const REAL *gy, const REAL *x, const float *cosine, const float *sine, const float *gain,
-                                        const float *inverse, REAL *gx, float *gg, int64_t r, int64_t length, int64_t heads,
-                                        int64_t half, int64_t d) {
+static inline void NAME(heads_back_row)(const REAL *gy, const REAL *x, const float *cosine,
+                                        const float *sine, const float *gain, const float *inverse,
+                                        REAL *gx, float *gg, int64_t r, int64_t length,
+                                        int64_t heads, int64_t half, int64_t d) {
     const REAL *from = gy + (r / length * heads * length + r % length) * d;
     NAME(Turning) turning;
     NAME(turning)(&turning, cosine, sine, r % length, half, d);
     for (int64_t h = 0; h < heads; h++)
-        gg[h] += NAME(head_row_back)(&turning, from + h * length * d, x + (r * heads + h) * d, gain ? gain[h] : 1, inverse[r * heads + h],
-                                     gx + h * d);
+        gg[h] += NAME(head_row_back)(&turning, from + h * length * d, x + (r * heads + h) * d,
+                                     gain ? gain[h] : 1, inverse[r * heads + h], gx + h * d);
 }
 
 /* Backward of heads; gg takes CHUNKS times (heads) sums of the gain's gradient. */
-void NAME(heads_back)(const REAL *gy, const REAL *x, const float *cosine, const float *sine, const float *gain,
-                      const float *inverse, REAL *gx, float *gg, int64_t rows, int64_t length, int64_t heads,
-                      int64_t half, int64_t d) {
+void NAME(heads_back)(const REAL *gy, const REAL *x, const float *cosine, const float *sine,
+                      const float *gain, const float *inverse, REAL *gx, float *gg, int64_t rows,
+                      int64_t length, int64_t heads, int64_t half, int64_t d) {
     EACH_CHUNK {
         memset(gg + c * heads, 0, heads * sizeof(float));
-        EACH_ROW NAME(heads_back_row)(gy, x, cosine, sine, gain, inverse, gx + r * heads * d, gg + c * heads, r, length, heads, half, d);
+        EACH_ROW NAME(heads_back_row)(gy, x, cosine, sine, gain, inverse, gx + r * heads * d,
+                                      gg + c * heads, r, length, heads, half, d);
     }
 }
 
-/* Exclusive self attention: out = y - (y . u) u, u the unit vector of the group's v; y (rows, heads, d), v (rows,
-   groups, d). */
-void NAME(exclude)(const REAL *y, const REAL *v, REAL *out, int64_t rows, int64_t heads, int64_t groups, int64_t d) {
+/* Exclusive self attention: out = y - (y . u) u, u the unit vector of the group's v; y (rows,
+   heads, d), v (rows, groups, d). */
+void NAME(exclude)(const REAL *y, const REAL *v, REAL *out, int64_t rows, int64_t heads,
+                   int64_t groups, int64_t d) {
     EACH_CHUNK EACH_ROW for (int64_t h = 0; h < heads; h++) {
         const REAL *a = y + (r * heads + h) * d, *b = v + (r * groups + h / (heads / groups)) * d;
         float dot = 0, square = 0;
@@ -316,9 +338,10 @@ void NAME(exclude)(const REAL *y, const REAL *v, REAL *out, int64_t rows, int64_
     }
 }
 
-/* Backward of exclude: with s = y . u, gy = g - (g . u) u and gu = -sum over the group's heads of (g . u) y + s g. */
-void NAME(exclude_back)(const REAL *g, const REAL *y, const REAL *v, REAL *gy, REAL *gv, int64_t rows, int64_t heads,
-                        int64_t groups, int64_t d) {
+/* Backward of exclude: with s = y . u, gy = g - (g . u) u and gu = -sum over the group's heads of
+ * (g . u) y + s g. */
+void NAME(exclude_back)(const REAL *g, const REAL *y, const REAL *v, REAL *gy, REAL *gv,
+                        int64_t rows, int64_t heads, int64_t groups, int64_t d) {
     int64_t repeat = heads / groups;
     EACH_CHUNK EACH_ROW for (int64_t k = 0; k < groups; k++) {
         const REAL *b = v + (r * groups + k) * d;
@@ -340,10 +363,10 @@ void NAME(exclude_back)(const REAL *g, const REAL *y, const REAL *v, REAL *gy, R
     }
 }
 
-/* In place: row r of s (rows, d) becomes softmax(scale * s) over columns first[q] .. last[q]-1, zero elsewhere,
-   where q = r mod queries. */
-void NAME(softmax)(REAL *s, const int32_t *first, const int32_t *last, float scale, int64_t rows, int64_t queries,
-                   int64_t d) {
+/* In place: row r of s (rows, d) becomes softmax(scale * s) over columns first[q] .. last[q]-1,
+   zero elsewhere, where q = r mod queries. */
+void NAME(softmax)(REAL *s, const int32_t *first, const int32_t *last, float scale, int64_t rows,
+                   int64_t queries, int64_t d) {
     EACH_CHUNK EACH_ROW {
         REAL *row = s + r * d;
         int64_t lo = first[r % queries], hi = last[r % queries];

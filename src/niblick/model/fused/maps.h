@@ -1,7 +1,9 @@
-/* Up to three linear maps of the same input in one pass, a tile of positions at a time: out_i = x W_i^T. The weights lie one
-   below the other in w (the sum of their heights, d). Widths are multiples of PANEL; an absent map has width 0.
+/* Up to three linear maps of the same input in one pass, a tile of positions at a time: out_i = x
+   W_i^T. The weights lie one below the other in w (the sum of their heights, d). Widths are
+   multiples of PANEL; an absent map has width 0.
 
-   As attention's inputs, the first two are heads of width e, normed, rotated and scaled as in `heads`: what `Turn` describes. */
+   As attention's inputs, the first two are heads of width e, normed, rotated and scaled as in
+   `heads`: what `Turn` describes. */
 
 #ifdef __AVX512BF16__
 #define MAPS 3
@@ -21,7 +23,8 @@ static Maps maps_of(int64_t m0, int64_t m1, int64_t m2, int64_t rows, int64_t d)
 }
 
 /* x (rows, d) -> raw[i] (rows, m[i]), and where they turn, out[i] (batch, heads, length, e). */
-static void map_tiles(const uint16_t *x, const uint16_t *w, uint16_t *const *raw, uint16_t *const *out, const Maps *s, const Turn *turn) {
+static void map_tiles(const uint16_t *x, const uint16_t *w, uint16_t *const *raw,
+                      uint16_t *const *out, const Maps *s, const Turn *turn) {
     uint32_t *across = panels_across(w, s->all, s->d);
     _Pragma("omp parallel for schedule(static)") for (int64_t t0 = 0; t0 < s->rows; t0 += LANES) {
         int64_t count = tile_rows(t0, s->rows), before = 0;
@@ -31,22 +34,26 @@ static void map_tiles(const uint16_t *x, const uint16_t *w, uint16_t *const *raw
             for (int64_t j = 0; j < m; j += PANEL) {
                 rows_by_panels(x + t0 * s->d, across, before + j, c, count, PANEL, s->d / 2);
                 for (int64_t r = 0; r < count; r++)
-                    for (int64_t e = 0; e < PANEL; e += 16) slim(raw[i] + (t0 + r) * m + j + e, _mm512_load_ps(c + r * PANEL + e));
+                    for (int64_t e = 0; e < PANEL; e += 16)
+                        slim(raw[i] + (t0 + r) * m + j + e, _mm512_load_ps(c + r * PANEL + e));
             }
             for (int64_t t = t0; turn && i < 2 && t < t0 + count; t++)
-                heads_row_bf16(raw[i], turn->cosine, turn->sine, turn->gain[i], out[i], turn->inverse[i], t, turn->length, m / turn->e,
-                               turn->half, turn->e);
+                heads_row_bf16(raw[i], turn->cosine, turn->sine, turn->gain[i], out[i],
+                               turn->inverse[i], t, turn->length, m / turn->e, turn->half, turn->e);
         }
     }
     free(across);
 }
 
-/* Backward from the gradients g[i] of what was put out; raw and sums, per tile (heads), the gains' gradients, where they turn.
-   gw is laid out as w. */
-static void map_tiles_back(const uint16_t *const *g, const uint16_t *const *raw, float *const *sums, const uint16_t *x,
-                           const uint16_t *w, uint16_t *gx, uint16_t *gw, const Maps *s, const Turn *turn) {
-    int64_t d = s->d, all = s->all, tiles = (s->rows + LANES - 1) / LANES, pairs = tiles * LANES / 2;
-    uint32_t *down = panels_down(w, all, d), *kept_x = room(pairs * d * 4), *kept_g = room(pairs * all * 4);
+/* Backward from the gradients g[i] of what was put out; raw and sums, per tile (heads), the gains'
+   gradients, where they turn. gw is laid out as w. */
+static void map_tiles_back(const uint16_t *const *g, const uint16_t *const *raw, float *const *sums,
+                           const uint16_t *x, const uint16_t *w, uint16_t *gx, uint16_t *gw,
+                           const Maps *s, const Turn *turn) {
+    int64_t d = s->d, all = s->all, tiles = (s->rows + LANES - 1) / LANES,
+            pairs = tiles * LANES / 2;
+    uint32_t *down = panels_down(w, all, d), *kept_x = room(pairs * d * 4),
+             *kept_g = room(pairs * all * 4);
     _Pragma("omp parallel for schedule(static)") for (int64_t tile = 0; tile < tiles; tile++) {
         int64_t t0 = tile * LANES, count = tile_rows(t0, s->rows), before = 0;
         uint16_t *up = room(LANES * all * 2);
@@ -57,10 +64,11 @@ static void map_tiles_back(const uint16_t *const *g, const uint16_t *const *raw,
             if (turn && i < 2) memset(sums[i] + tile * heads, 0, heads * 4);
             for (int64_t r = 0; r < count; r++)
                 if (turn && i < 2)
-                    heads_back_row_bf16(g[i], raw[i], turn->cosine, turn->sine, turn->gain[i], turn->inverse[i], up + r * all + before,
-                                        sums[i] + tile * heads, t0 + r, turn->length, heads, turn->half, turn->e);
-                else
-                    memcpy(up + r * all + before, g[i] + (t0 + r) * m, m * 2);
+                    heads_back_row_bf16(g[i], raw[i], turn->cosine, turn->sine, turn->gain[i],
+                                        turn->inverse[i], up + r * all + before,
+                                        sums[i] + tile * heads, t0 + r, turn->length, heads,
+                                        turn->half, turn->e);
+                else memcpy(up + r * all + before, g[i] + (t0 + r) * m, m * 2);
         }
         keep_pairs(up, LANES, all, kept_g, pairs, t0 / 2);
         keep_pairs(x + t0 * d, count, d, kept_x, pairs, t0 / 2);
@@ -74,33 +82,38 @@ static void map_tiles_back(const uint16_t *const *g, const uint16_t *const *raw,
     free(down), free(kept_x), free(kept_g), free(sum);
 }
 
-void maps_bf16(const uint16_t *x, const uint16_t *w, uint16_t *out0, uint16_t *out1, uint16_t *out2, int64_t m0, int64_t m1,
-               int64_t m2, int64_t rows, int64_t d) {
+void maps_bf16(const uint16_t *x, const uint16_t *w, uint16_t *out0, uint16_t *out1, uint16_t *out2,
+               int64_t m0, int64_t m1, int64_t m2, int64_t rows, int64_t d) {
     Maps s = maps_of(m0, m1, m2, rows, d);
     map_tiles(x, w, (uint16_t *const[]){out0, out1, out2}, 0, &s, 0);
 }
 
-void maps_back_bf16(const uint16_t *g0, const uint16_t *g1, const uint16_t *g2, const uint16_t *x, const uint16_t *w,
-                    uint16_t *gx, uint16_t *gw, int64_t m0, int64_t m1, int64_t m2, int64_t rows, int64_t d) {
+void maps_back_bf16(const uint16_t *g0, const uint16_t *g1, const uint16_t *g2, const uint16_t *x,
+                    const uint16_t *w, uint16_t *gx, uint16_t *gw, int64_t m0, int64_t m1,
+                    int64_t m2, int64_t rows, int64_t d) {
     Maps s = maps_of(m0, m1, m2, rows, d);
     map_tiles_back((const uint16_t *const[]){g0, g1, g2}, 0, 0, x, w, gx, gw, &s, 0);
 }
 
-void project_bf16(const uint16_t *x, const uint16_t *w, const float *cosine, const float *sine, const float *gain_q,
-                  const float *gain_k, uint16_t *raw_q, uint16_t *raw_k, uint16_t *q, uint16_t *k, uint16_t *v, float *inverse_q,
-                  float *inverse_k, int64_t heads, int64_t groups, int64_t rows, int64_t d, int64_t length, int64_t half, int64_t e) {
+void project_bf16(const uint16_t *x, const uint16_t *w, const float *cosine, const float *sine,
+                  const float *gain_q, const float *gain_k, uint16_t *raw_q, uint16_t *raw_k,
+                  uint16_t *q, uint16_t *k, uint16_t *v, float *inverse_q, float *inverse_k,
+                  int64_t heads, int64_t groups, int64_t rows, int64_t d, int64_t length,
+                  int64_t half, int64_t e) {
     Maps s = maps_of(heads * e, groups * e, groups * e, rows, d);
     Turn turn = {cosine, sine, {gain_q, gain_k}, {inverse_q, inverse_k}, length, half, e};
     map_tiles(x, w, (uint16_t *const[]){raw_q, raw_k, v}, (uint16_t *const[]){q, k}, &s, &turn);
 }
 
-void project_back_bf16(const uint16_t *gq, const uint16_t *gk, const uint16_t *gv, const uint16_t *x, const uint16_t *w,
-                       const float *cosine, const float *sine, const float *gain_q, const float *gain_k, const uint16_t *raw_q,
-                       const uint16_t *raw_k, float *inverse_q, float *inverse_k, uint16_t *gx, uint16_t *gw, float *sums_q,
-                       float *sums_k, int64_t heads, int64_t groups, int64_t rows, int64_t d, int64_t length, int64_t half, int64_t e) {
+void project_back_bf16(const uint16_t *gq, const uint16_t *gk, const uint16_t *gv,
+                       const uint16_t *x, const uint16_t *w, const float *cosine, const float *sine,
+                       const float *gain_q, const float *gain_k, const uint16_t *raw_q,
+                       const uint16_t *raw_k, float *inverse_q, float *inverse_k, uint16_t *gx,
+                       uint16_t *gw, float *sums_q, float *sums_k, int64_t heads, int64_t groups,
+                       int64_t rows, int64_t d, int64_t length, int64_t half, int64_t e) {
     Maps s = maps_of(heads * e, groups * e, groups * e, rows, d);
     Turn turn = {cosine, sine, {gain_q, gain_k}, {inverse_q, inverse_k}, length, half, e};
-    map_tiles_back((const uint16_t *const[]){gq, gk, gv}, (const uint16_t *const[]){raw_q, raw_k}, (float *const[]){sums_q, sums_k}, x, w,
-                   gx, gw, &s, &turn);
+    map_tiles_back((const uint16_t *const[]){gq, gk, gv}, (const uint16_t *const[]){raw_q, raw_k},
+                   (float *const[]){sums_q, sums_k}, x, w, gx, gw, &s, &turn);
 }
 #endif

@@ -1,7 +1,7 @@
 """Operations on fused kernels: each reads and writes its tensors once, forward and backward.
 
-Equal to `Ops` up to rounding. What the kernels do not cover (decode state, other devices and dtypes, odd layouts)
-falls back to the plain form.
+Equal to `Ops` up to rounding. What the kernels do not cover (decode state, other devices and
+dtypes, odd layouts) falls back to the plain form.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ MAX_CAP = 40.0  # e^(-2 cap) is still a normal float
 
 
 class FusedOps(Ops):
-    """The operations of `Ops`, fused where tensors are contiguous float32 or bfloat16 on the CPU."""
+    """The operations of `Ops`, fused where tensors are contiguous float32 or bfloat16 on the
+    CPU.
+    """
 
     def __init__(self, kernels: Kernels) -> None:
         self.kernels = kernels
@@ -33,24 +35,36 @@ class FusedOps(Ops):
         return rows
 
     def embed(
-        self, ids: Tensor, table: Tensor, dtype: torch.dtype, branch: Tensor | None, share: Tensor | None, factors: Factors
+        self,
+        ids: Tensor,
+        table: Tensor,
+        dtype: torch.dtype,
+        branch: Tensor | None,
+        share: Tensor | None,
+        factors: Factors,
     ) -> Tensor:
         """As in `Ops`."""
         alike = branch is None or (_fits(branch) and branch.dtype is dtype)
-        plain = all(f is None or (f.dtype is torch.float32 and f.is_contiguous()) for f in (share, *factors))
+        plain = all(
+            f is None or (f.dtype is torch.float32 and f.is_contiguous()) for f in (share, *factors)
+        )
         if not (alike and plain and self._table(ids, table, dtype)):
             return super().embed(ids, table, dtype, branch, share, factors)
         n: Tensor = fused.Embed.apply(self.kernels, ids, table, dtype, branch, share, factors)  # type: ignore[no-untyped-call]
         return n
 
-    def mix_norm(self, x: Tensor, x0: Tensor, mix: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    def mix_norm(
+        self, x: Tensor, x0: Tensor, mix: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor]:
         """As in `Ops`."""
         if not _fits(x, x0):
             return super().mix_norm(x, x0, mix, scale)
         mixed, n = fused.MixNorm.apply(self.kernels, x, x0, mix, scale)  # type: ignore[no-untyped-call]
         return (x if mix is None else mixed), n
 
-    def add_norm(self, x: Tensor, branch: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def add_norm(
+        self, x: Tensor, branch: Tensor, weight: Tensor, scale: float
+    ) -> tuple[Tensor, Tensor]:
         """As in `Ops`."""
         if not _fits(x, branch):
             return super().add_norm(x, branch, weight, scale)
@@ -81,7 +95,15 @@ class FusedOps(Ops):
         return y
 
     def channel(
-        self, x: Tensor, branch: Tensor, weight: Tensor, scale: float, up: Linear, down: Linear, share: Tensor, slope: float
+        self,
+        x: Tensor,
+        branch: Tensor,
+        weight: Tensor,
+        scale: float,
+        up: Linear,
+        down: Linear,
+        share: Tensor,
+        slope: float,
     ) -> Tensor:
         """As in `Ops`."""
         if not (_fits(x, branch) and self._maps_fit(x, (up, down))):
@@ -92,7 +114,11 @@ class FusedOps(Ops):
         return y
 
     def token_shift(
-        self, u: Tensor, last: Tensor | None, boundary: Tensor | None, mixes: tuple[Tensor, Tensor],
+        self,
+        u: Tensor,
+        last: Tensor | None,
+        boundary: Tensor | None,
+        mixes: tuple[Tensor, Tensor],
         maps: tuple[Linear, Linear, Linear],
     ) -> Tensor:
         """As in `Ops`."""
@@ -124,7 +150,9 @@ class FusedOps(Ops):
         y: Tensor = fused.Nll.apply(self.kernels, z, targets.contiguous(), cap or 0.0)  # type: ignore[no-untyped-call]
         return y
 
-    def head_loss(self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Tensor:
+    def head_loss(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None
+    ) -> Tensor:
         """As in `Ops`."""
         words, width = weight.shape
         takes = width % 16 == 0 and words % 2 == 0 and self._below(targets, words)
@@ -133,7 +161,9 @@ class FusedOps(Ops):
         y: Tensor = fused.HeadLoss.apply(self.kernels, hidden, weight, targets.contiguous(), cap)  # type: ignore[no-untyped-call]
         return y
 
-    def smear(self, x: Tensor, last: Tensor | None, boundary: Tensor | None, gate: Tensor) -> Tensor:
+    def smear(
+        self, x: Tensor, last: Tensor | None, boundary: Tensor | None, gate: Tensor
+    ) -> Tensor:
         """As in `Ops`."""
         if last is not None or not _fits(x):
             return super().smear(x, last, boundary, gate)
@@ -147,7 +177,9 @@ class FusedOps(Ops):
         out: Tensor = attention.Exclude.apply(self.kernels, y, v)  # type: ignore[no-untyped-call]
         return out
 
-    def shift_mix(self, x: Tensor, last: Tensor | None, boundary: Tensor | None, mix: Tensor) -> Tensor:
+    def shift_mix(
+        self, x: Tensor, last: Tensor | None, boundary: Tensor | None, mix: Tensor
+    ) -> Tensor:
         """As in `Ops`."""
         if last is not None or not _fits(x):
             return super().shift_mix(x, last, boundary, mix)
@@ -163,12 +195,20 @@ class FusedOps(Ops):
         return out
 
     def gated_filter(
-        self, values: Tensor, gate: Tensor, site: Tensor, weight: Tensor, last: Tensor | None, boundary: Tensor | None
+        self,
+        values: Tensor,
+        gate: Tensor,
+        site: Tensor,
+        weight: Tensor,
+        last: Tensor | None,
+        boundary: Tensor | None,
     ) -> Tensor:
         """As in `Ops`."""
         if last is not None or not _fits(values, gate):
             return super().gated_filter(values, gate, site, weight, last, boundary)
-        y: Tensor = sidecar.GatedFilter.apply(self.kernels, values, gate, site, weight, _flags(boundary))  # type: ignore[no-untyped-call]
+        y: Tensor = sidecar.GatedFilter.apply(
+            self.kernels, values, gate, site, weight, _flags(boundary)
+        )  # type: ignore[no-untyped-call]
         return y
 
     def heads(self, x: Tensor, gain: Tensor | None, table: tuple[Tensor, Tensor]) -> Tensor:
@@ -179,8 +219,12 @@ class FusedOps(Ops):
         return y
 
     def project(
-        self, u: Tensor, maps: tuple[Linear, Linear, Linear], gains: tuple[Tensor | None, Tensor | None],
-        table: tuple[Tensor, Tensor], width: int,
+        self,
+        u: Tensor,
+        maps: tuple[Linear, Linear, Linear],
+        gains: tuple[Tensor | None, Tensor | None],
+        table: tuple[Tensor, Tensor],
+        width: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As in `Ops`."""
         if not self._maps_fit(u, maps):
@@ -196,19 +240,32 @@ class FusedOps(Ops):
         return attention.attend(self.kernels, q, k, v, span)
 
     def _maps_fit(self, x: Tensor, maps: tuple[Linear, ...]) -> bool:
-        """Whether the kernels take the maps, of x or of what it becomes; nothing may wait for them to be called, as adapters do."""
+        """Whether the kernels take the maps, of x or of what it becomes; nothing may wait for them
+        to be called, as adapters do.
+        """
         weights = [each.weight for each in maps]
-        whole = len(maps) <= MAPS and all(size % PANEL == 0 and size <= MAX_WIDTH for w in weights for size in w.shape)
+        whole = len(maps) <= MAPS and all(
+            size % PANEL == 0 and size <= MAX_WIDTH for w in weights for size in w.shape
+        )
         bare = not any(each._forward_hooks for each in maps)
         return whole and bare and _pairs(self.kernels, x, *weights)
 
     def _table(self, ids: Tensor, table: Tensor, dtype: torch.dtype) -> bool:
-        """Whether the kernels look rows up; plain torch says what is wrong with an id that has no row."""
-        whole = _fits(table) and table.dtype is torch.float32 and dtype in DTYPES and ids.is_contiguous()
+        """Whether the kernels look rows up; plain torch says what is wrong with an id that has no
+        row.
+        """
+        whole = (
+            _fits(table)
+            and table.dtype is torch.float32
+            and dtype in DTYPES
+            and ids.is_contiguous()
+        )
         return whole and self._below(ids, len(table))
 
     def _below(self, ids: Tensor, count: int) -> bool:
-        """Whether ids are at least 0 and below `count`; who captures a computation sees to it that those of each call are."""
+        """Whether ids are at least 0 and below `count`; who captures a computation sees to it that
+        those of each call are.
+        """
         if ids.dtype is not torch.int64 or ids.numel() == 0:
             return False
         return self.kernels.capture is not None or within(ids, count)
@@ -231,7 +288,13 @@ def _pairs(kernels: Kernels, *tensors: Tensor) -> bool:
 
 def _fits(*tensors: Tensor) -> bool:
     first = tensors[0]
-    return all(
-        t.is_contiguous() and t.device.type == "cpu" and t.dtype == first.dtype and t.shape[-1] <= MAX_WIDTH
-        for t in tensors
-    ) and first.dtype in DTYPES
+    return (
+        all(
+            t.is_contiguous()
+            and t.device.type == "cpu"
+            and t.dtype == first.dtype
+            and t.shape[-1] <= MAX_WIDTH
+            for t in tensors
+        )
+        and first.dtype in DTYPES
+    )

@@ -1,21 +1,26 @@
-/* The optimizer's kernels: AdamW, momentum and gradients in one pass each for any processor, and Newton-Schulz where pairs of bfloat16 multiply. */
+/* The optimizer's kernels: AdamW, momentum and gradients in one pass each for any processor, and
+ * Newton-Schulz where pairs of bfloat16 multiply. */
 
-#define EACH_ELEMENT                                                                \
-    _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)   \
+#define EACH_ELEMENT                                                                               \
+    _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)                  \
         INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++)
 
-/* AdamW on n elements, of gradients times `share`; keep = 1 - lr * decay, rate = lr / (1 - beta1^t), correct = 1 / sqrt(1 - beta2^t). */
-void adam_f32(float *w, const float *gradients, float share, float *first, float *second, float beta1, float beta2, float eps,
-              float rate, float correct, float keep, int64_t n) {
+/* AdamW on n elements, of gradients times `share`; keep = 1 - lr * decay, rate = lr / (1 -
+ * beta1^t), correct = 1 / sqrt(1 - beta2^t). */
+void adam_f32(float *w, const float *gradients, float share, float *first, float *second,
+              float beta1, float beta2, float eps, float rate, float correct, float keep,
+              int64_t n) {
     EACH_ELEMENT {
-        float g = share * gradients[i], m = first[i] + (1 - beta1) * (g - first[i]), v = beta2 * second[i] + (1 - beta2) * g * g;
+        float g = share * gradients[i], m = first[i] + (1 - beta1) * (g - first[i]),
+              v = beta2 * second[i] + (1 - beta2) * g * g;
         first[i] = m;
         second[i] = v;
         w[i] = keep * w[i] - rate * m / (sqrtf(v) * correct + eps);
     }
 }
 
-/* m moves towards g, the gradients times `share`, by 1 - beta; g becomes the direction: nearer to m by beta in Nesterov's form, else m. */
+/* m moves towards g, the gradients times `share`, by 1 - beta; g becomes the direction: nearer to m
+ * by beta in Nesterov's form, else m. */
 void momentum_f32(float *g, float share, float *m, float beta, int64_t nesterov, int64_t n) {
     float keep = nesterov ? beta : 1;
     EACH_ELEMENT {
@@ -30,24 +35,28 @@ void descend_bf16(float *w, const uint16_t *u, float keep, float rate, int64_t n
     EACH_ELEMENT w[i] = keep * w[i] - rate * widen(u[i]);
 }
 
-/* The gradients of `slots` parameters, wherever they lie, to (or with `add` added to) their places in the flat buffer: kind 0 is
-   absent, 2 bfloat16, 4 float. */
-void collect_f32(const int64_t *from, const int64_t *kind, const int64_t *start, const int64_t *size, float *flat, int64_t add,
-                 int64_t slots) {
+/* The gradients of `slots` parameters, wherever they lie, to (or with `add` added to) their places
+   in the flat buffer: kind 0 is absent, 2 bfloat16, 4 float. */
+void collect_f32(const int64_t *from, const int64_t *kind, const int64_t *start,
+                 const int64_t *size, float *flat, int64_t add, int64_t slots) {
     _Pragma("omp parallel for schedule(dynamic)") for (int64_t k = 0; k < slots; k++) {
         float *to = flat + start[k];
         const uint16_t *half = (const uint16_t *)from[k];
         const float *whole = (const float *)from[k];
         if (kind[k] == 0 && !add) memset(to, 0, size[k] * sizeof(float));
-        else if (kind[k] == 2 && add) INDEPENDENT for (int64_t i = 0; i < size[k]; i++) to[i] += widen(half[i]);
-        else if (kind[k] == 2) INDEPENDENT for (int64_t i = 0; i < size[k]; i++) to[i] = widen(half[i]);
-        else if (kind[k] == 4 && add) INDEPENDENT for (int64_t i = 0; i < size[k]; i++) to[i] += whole[i];
+        else if (kind[k] == 2 && add)
+            INDEPENDENT for (int64_t i = 0; i < size[k]; i++) to[i] += widen(half[i]);
+        else if (kind[k] == 2)
+            INDEPENDENT for (int64_t i = 0; i < size[k]; i++) to[i] = widen(half[i]);
+        else if (kind[k] == 4 && add)
+            INDEPENDENT for (int64_t i = 0; i < size[k]; i++) to[i] += whole[i];
         else if (kind[k] == 4) memcpy(to, whole, size[k] * sizeof(float));
     }
 }
 
 #ifdef __AVX512BF16__
-/* One matrix in its tall form Y (m, n), m >= n: rows, and the same as pairs down the rows; gram and poly are (n, n). */
+/* One matrix in its tall form Y (m, n), m >= n: rows, and the same as pairs down the rows; gram and
+ * poly are (n, n). */
 typedef struct {
     int64_t m, n;
     uint16_t *rows, *small;
@@ -63,9 +72,10 @@ static void mirror(float *sums, int64_t n) {
                 for (int64_t q = j; q < j + PANEL; q++) sums[r * n + q] = sums[q * n + r];
 }
 
-/* sums (m, n), scaled by b, plus a times `add` where given, as bfloat16 by rows and as pairs down them. */
-static void newton_round(const float *sums, const uint16_t *add, float a, float b, uint16_t *rows, uint32_t *down,
-                         int64_t m, int64_t n) {
+/* sums (m, n), scaled by b, plus a times `add` where given, as bfloat16 by rows and as pairs down
+ * them. */
+static void newton_round(const float *sums, const uint16_t *add, float a, float b, uint16_t *rows,
+                         uint32_t *down, int64_t m, int64_t n) {
     for (int64_t i = 0; i < m; i += 2)
         for (int64_t j = 0; j < n; j += 16) {
             __m512 v[2];
@@ -75,35 +85,47 @@ static void newton_round(const float *sums, const uint16_t *add, float a, float 
                 if (add) v[two] = _mm512_fmadd_ps(wide(add + at), _mm512_set1_ps(a), v[two]);
                 slim(rows + at, v[two]);
             }
-            if (down) _mm512_storeu_si512(panel(down, m / 2, j) + i / 2 * PANEL + j % PANEL, paired(v[0], v[1]));
+            if (down)
+                _mm512_storeu_si512(panel(down, m / 2, j) + i / 2 * PANEL + j % PANEL,
+                                    paired(v[0], v[1]));
         }
 }
 
-/* Y <- a Y + Y (b G + c G G) with G = Y^T Y; both products that give symmetric matrices are computed by half. */
+/* Y <- a Y + Y (b G + c G G) with G = Y^T Y; both products that give symmetric matrices are
+ * computed by half. */
 static void newton_step(Newton *t, float a, float b, float c, int last) {
     int64_t m = t->m, n = t->n;
     for (int64_t i = 0; i < n; i += PANEL)
         for (int64_t j = 0; j <= i; j += PANEL)
-            product(panel(t->down, m / 2, i), 1, PANEL, panel(t->down, m / 2, j), PANEL, t->gram + i * n + j, n, PANEL,
-                    PANEL, m / 2, 0);
+            product(panel(t->down, m / 2, i), 1, PANEL, panel(t->down, m / 2, j), PANEL,
+                    t->gram + i * n + j, n, PANEL, PANEL, m / 2, 0);
     mirror(t->gram, n);
     newton_round(t->gram, 0, 0, 1, t->small, t->small_down, n, n);
     for (int64_t j = 0; j < n; j += PANEL)
-        product(t->small + j * n, n / 2, 1, panel(t->small_down, n / 2, j), PANEL, t->gram + j * n + j, n, n - j, PANEL,
-                n / 2, 0);
+        product(t->small + j * n, n / 2, 1, panel(t->small_down, n / 2, j), PANEL,
+                t->gram + j * n + j, n, n - j, PANEL, n / 2, 0);
     mirror(t->gram, n);
     newton_round(t->gram, t->small, b, c, t->small, t->small_down, n, n);
     rows_by_panels(t->rows, t->small_down, 0, t->sums, m, n, n / 2);
     newton_round(t->sums, t->rows, a, 1, t->rows, last ? 0 : t->down, m, n);
 }
 
-/* x (count, rows, columns) float -> out, the same in bfloat16, each matrix nearly orthogonal; sides are multiples of PANEL. */
-void newton_bf16(const float *x, uint16_t *out, float a, float b, float c, int64_t steps, int64_t count, int64_t rows,
-                 int64_t columns) {
-    int64_t tall = rows >= columns, m = tall ? rows : columns, n = tall ? columns : rows, size = m * n;
+/* x (count, rows, columns) float -> out, the same in bfloat16, each matrix nearly orthogonal; sides
+ * are multiples of PANEL. */
+void newton_bf16(const float *x, uint16_t *out, float a, float b, float c, int64_t steps,
+                 int64_t count, int64_t rows, int64_t columns) {
+    int64_t tall = rows >= columns, m = tall ? rows : columns, n = tall ? columns : rows,
+            size = m * n;
     _Pragma("omp parallel for schedule(dynamic)") for (int64_t k = 0; k < count; k++) {
         const float *in = x + k * size;
-        Newton t = {m, n, room(size * 2), room(n * n * 2), room(size * 2), room(n * n * 2), room(size * 4), room(n * n * 4)};
+        Newton t = {m,
+                    n,
+                    room(size * 2),
+                    room(n * n * 2),
+                    room(size * 2),
+                    room(n * n * 2),
+                    room(size * 4),
+                    room(n * n * 4)};
         float norm = 0;
         INDEPENDENT for (int64_t i = 0; i < size; i++) norm += in[i] * in[i];
         norm = 1 / (sqrtf(norm) + 1e-7f);
@@ -112,7 +134,8 @@ void newton_bf16(const float *x, uint16_t *out, float a, float b, float c, int64
         newton_round(t.sums, 0, 0, norm, t.rows, t.down, m, n);
         for (int64_t i = 0; i < steps; i++) newton_step(&t, a, b, c, i + 1 == steps);
         for (int64_t i = 0; i < m; i++)
-            for (int64_t j = 0; j < n; j++) out[k * size + (tall ? i * n + j : j * m + i)] = t.rows[i * n + j];
+            for (int64_t j = 0; j < n; j++)
+                out[k * size + (tall ? i * n + j : j * m + i)] = t.rows[i * n + j];
         free(t.rows), free(t.small), free(t.down), free(t.small_down), free(t.sums), free(t.gram);
     }
 }

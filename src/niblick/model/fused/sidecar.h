@@ -1,23 +1,27 @@
-/* What the sidecar transformer adds to attention, and its gated filter; included by kernels.h once per element type. */
+/* What the sidecar transformer adds to attention, and its gated filter; included by kernels.h once
+ * per element type. */
 
 /* out = x + m prev(x), m (d). */
-void NAME(shift_mix)(const REAL *x, const uint8_t *boundary, const float *m, REAL *out, int64_t rows, int64_t length, int64_t d) {
+void NAME(shift_mix)(const REAL *x, const uint8_t *boundary, const float *m, REAL *out,
+                     int64_t rows, int64_t length, int64_t d) {
     EACH_CHUNK EACH_ROW {
         const REAL *now = x + r * d, *before = now - d;
-        if (follows(boundary, r, length)) EACH out[r * d + j] = STORE(LOAD(now[j]) + m[j] * LOAD(before[j]));
+        if (follows(boundary, r, length))
+            EACH out[r * d + j] = STORE(LOAD(now[j]) + m[j] * LOAD(before[j]));
         else EACH out[r * d + j] = now[j];
     }
 }
 
 /* Backward of shift_mix; gm takes CHUNKS sums. */
-void NAME(shift_mix_back)(const REAL *g, const REAL *x, const uint8_t *boundary, const float *m, REAL *gx, float *gm, int64_t rows,
-                          int64_t length, int64_t d) {
+void NAME(shift_mix_back)(const REAL *g, const REAL *x, const uint8_t *boundary, const float *m,
+                          REAL *gx, float *gm, int64_t rows, int64_t length, int64_t d) {
     EACH_CHUNK {
         float *sum = gm + c * d;
         memset(sum, 0, d * sizeof(float));
         EACH_ROW {
             const REAL *up = g + r * d, *later = up + d, *before = x + (r - 1) * d;
-            if (r + 1 < rows && follows(boundary, r + 1, length)) EACH gx[r * d + j] = STORE(LOAD(up[j]) + m[j] * LOAD(later[j]));
+            if (r + 1 < rows && follows(boundary, r + 1, length))
+                EACH gx[r * d + j] = STORE(LOAD(up[j]) + m[j] * LOAD(later[j]));
             else EACH gx[r * d + j] = up[j];
             if (follows(boundary, r, length)) EACH sum[j] += LOAD(up[j]) * LOAD(before[j]);
         }
@@ -25,7 +29,8 @@ void NAME(shift_mix_back)(const REAL *g, const REAL *x, const uint8_t *boundary,
 }
 
 /* out = y + m_h v of the head's group; y (rows, heads, d), v (rows, groups, d), m (heads). */
-void NAME(local_value)(const REAL *y, const REAL *v, const float *m, REAL *out, int64_t rows, int64_t heads, int64_t groups, int64_t d) {
+void NAME(local_value)(const REAL *y, const REAL *v, const float *m, REAL *out, int64_t rows,
+                       int64_t heads, int64_t groups, int64_t d) {
     EACH_CHUNK EACH_ROW for (int64_t h = 0; h < heads; h++) {
         const REAL *a = y + (r * heads + h) * d, *b = v + (r * groups + h / (heads / groups)) * d;
         EACH out[(r * heads + h) * d + j] = STORE(LOAD(a[j]) + m[h] * LOAD(b[j]));
@@ -33,8 +38,8 @@ void NAME(local_value)(const REAL *y, const REAL *v, const float *m, REAL *out, 
 }
 
 /* Backward of local_value with respect to v and m (that of y is g); gm takes CHUNKS sums. */
-void NAME(local_value_back)(const REAL *g, const REAL *v, const float *m, REAL *gv, float *gm, int64_t rows, int64_t heads,
-                            int64_t groups, int64_t d) {
+void NAME(local_value_back)(const REAL *g, const REAL *v, const float *m, REAL *gv, float *gm,
+                            int64_t rows, int64_t heads, int64_t groups, int64_t d) {
     int64_t repeat = heads / groups;
     EACH_CHUNK {
         memset(gm + c * heads, 0, heads * sizeof(float));
@@ -54,17 +59,20 @@ void NAME(local_value_back)(const REAL *g, const REAL *v, const float *m, REAL *
     }
 }
 
-/* The causal depthwise filter at position r: the sum over `taps` of w (d, taps), newest last, within the document. */
-static inline void NAME(filter_row)(const REAL *v, const uint8_t *boundary, const float *w, float *sum, int64_t r, int64_t length,
-                                    int64_t taps, int64_t d) {
+/* The causal depthwise filter at position r: the sum over `taps` of w (d, taps), newest last,
+ * within the document. */
+static inline void NAME(filter_row)(const REAL *v, const uint8_t *boundary, const float *w,
+                                    float *sum, int64_t r, int64_t length, int64_t taps,
+                                    int64_t d) {
     EACH sum[j] = w[j * taps + taps - 1] * LOAD(v[r * d + j]);
     for (int64_t back = 1; back < taps && follows(boundary, r - back + 1, length); back++)
         EACH sum[j] += w[j * taps + taps - 1 - back] * LOAD(v[(r - back) * d + j]);
 }
 
 /* out = silu(gate + site) * filter(v); v, gate (rows, d), site (d), w (d, taps). */
-void NAME(gated_filter)(const REAL *v, const REAL *gate, const float *site, const float *w, const uint8_t *boundary, REAL *out,
-                        int64_t rows, int64_t length, int64_t taps, int64_t d) {
+void NAME(gated_filter)(const REAL *v, const REAL *gate, const float *site, const float *w,
+                        const uint8_t *boundary, REAL *out, int64_t rows, int64_t length,
+                        int64_t taps, int64_t d) {
     EACH_CHUNK EACH_ROW {
         float sum[d];
         NAME(filter_row)(v, boundary, w, sum, r, length, taps, d);
@@ -75,10 +83,12 @@ void NAME(gated_filter)(const REAL *v, const REAL *gate, const float *site, cons
     }
 }
 
-/* Backward of gated_filter: pull (rows, d), the filter's gradient, is scratch; gs takes CHUNKS times (1 + taps, d) sums, of the
-   site and of each tap. */
-void NAME(gated_filter_back)(const REAL *g, const REAL *v, const REAL *gate, const float *site, const float *w, const uint8_t *boundary,
-                             float *pull, REAL *gv, REAL *ggate, float *gs, int64_t rows, int64_t length, int64_t taps, int64_t d) {
+/* Backward of gated_filter: pull (rows, d), the filter's gradient, is scratch; gs takes CHUNKS
+   times (1 + taps, d) sums, of the site and of each tap. */
+void NAME(gated_filter_back)(const REAL *g, const REAL *v, const REAL *gate, const float *site,
+                             const float *w, const uint8_t *boundary, float *pull, REAL *gv,
+                             REAL *ggate, float *gs, int64_t rows, int64_t length, int64_t taps,
+                             int64_t d) {
     EACH_CHUNK {
         float *sums = gs + c * (1 + taps) * d;
         memset(sums, 0, (1 + taps) * d * sizeof(float));

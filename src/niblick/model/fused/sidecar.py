@@ -30,7 +30,19 @@ class ShiftMix(Function):
         """Gradients of x and the mix."""
         x, flags, mix = ctx.saved_tensors
         (rows, width), gx, sums = sizes(x), torch.empty_like(x), partial_sums(x.shape[-1])
-        ctx.kernels("shift_mix_back", x.dtype, g.contiguous(), x, flags, mix, gx, sums, rows, x.shape[1], width)
+        ctx.kernels(
+            "shift_mix_back",
+            x.dtype,
+            g.contiguous(),
+            x,
+            flags,
+            mix,
+            gx,
+            sums,
+            rows,
+            x.shape[1],
+            width,
+        )
         return None, gx, None, total(ctx.kernels, sums)
 
 
@@ -41,7 +53,10 @@ class LocalValue(Function):
     def forward(ctx: Any, kernels: Kernels, y: Tensor, v: Tensor, mix: Tensor) -> Any:
         """See `Ops.local_value`."""
         out, mix = torch.empty_like(y), mix.float().contiguous()
-        ctx.kernels, ctx.sizes = kernels, (y.shape[0] * y.shape[1], y.shape[2], v.shape[2], y.shape[3])
+        ctx.kernels, ctx.sizes = (
+            kernels,
+            (y.shape[0] * y.shape[1], y.shape[2], v.shape[2], y.shape[3]),
+        )
         kernels("local_value", y.dtype, y, v, mix, out, *ctx.sizes)
         ctx.save_for_backward(v, mix)
         return out
@@ -60,10 +75,20 @@ class GatedFilter(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, kernels: Kernels, values: Tensor, gate: Tensor, site: Tensor, weight: Tensor, flags: Tensor | None
+        ctx: Any,
+        kernels: Kernels,
+        values: Tensor,
+        gate: Tensor,
+        site: Tensor,
+        weight: Tensor,
+        flags: Tensor | None,
     ) -> Any:
         """See `Ops.gated_filter`."""
-        out, site, weight = torch.empty_like(values), site.float().contiguous(), weight.float().contiguous()
+        out, site, weight = (
+            torch.empty_like(values),
+            site.float().contiguous(),
+            weight.float().contiguous(),
+        )
         rows, width = sizes(values)
         ctx.kernels, ctx.sizes = kernels, (rows, values.shape[1], weight.shape[1], width)
         kernels("gated_filter", values.dtype, values, gate, site, weight, flags, out, *ctx.sizes)
@@ -76,6 +101,20 @@ class GatedFilter(Function):
         values, gate, site, weight, flags = ctx.saved_tensors
         (gvalues, ggate), sums = like(values, gate), partial_sums(1 + weight.shape[1], len(site))
         pull = torch.empty(values.shape)
-        ctx.kernels("gated_filter_back", g.dtype, g.contiguous(), values, gate, site, weight, flags, pull, gvalues, ggate, sums, *ctx.sizes)
+        ctx.kernels(
+            "gated_filter_back",
+            g.dtype,
+            g.contiguous(),
+            values,
+            gate,
+            site,
+            weight,
+            flags,
+            pull,
+            gvalues,
+            ggate,
+            sums,
+            *ctx.sizes,
+        )
         slopes = total(ctx.kernels, sums)
         return None, gvalues, ggate, slopes[0], slopes[1:].T, None

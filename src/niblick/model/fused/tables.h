@@ -1,13 +1,17 @@
-/* Rows of tables by their ids, forward and backward; included by kernels.h once per element type. */
+/* Rows of tables by their ids, forward and backward; included by kernels.h once per element type.
+ */
 
 /* out[r] = the row ids[r] of a table (words, d). */
 void NAME(lookup)(const int64_t *ids, const float *table, REAL *out, int64_t rows, int64_t d) {
     EACH_CHUNK EACH_ROW EACH out[r * d + j] = STORE(table[ids[r] * d + j]);
 }
 
-/* Adds the rows of g to those of gtable (words, d), which is cleared first; a unit of work is a strip of columns. */
-void NAME(lookup_back)(const REAL *g, const int64_t *ids, float *gtable, int64_t rows, int64_t words, int64_t d) {
-    EACH_CHUNK memset(gtable + words * d * c / CHUNKS, 0, (words * d * (c + 1) / CHUNKS - words * d * c / CHUNKS) * sizeof(float));
+/* Adds the rows of g to those of gtable (words, d), which is cleared first; a unit of work is a
+ * strip of columns. */
+void NAME(lookup_back)(const REAL *g, const int64_t *ids, float *gtable, int64_t rows,
+                       int64_t words, int64_t d) {
+    EACH_CHUNK memset(gtable + words * d * c / CHUNKS, 0,
+                      (words * d * (c + 1) / CHUNKS - words * d * c / CHUNKS) * sizeof(float));
     _Pragma("omp parallel for schedule(static)") for (int64_t j0 = 0; j0 < d; j0 += 16) {
         int64_t wide_by = d - j0 < 16 ? d - j0 : 16;
         for (int64_t r = 0; r < rows; r++) {
@@ -17,9 +21,11 @@ void NAME(lookup_back)(const REAL *g, const int64_t *ids, float *gtable, int64_t
     }
 }
 
-/* n = rms(f0 row + f1 share branch), row = the one of the table (words, d) at ids; branch, f0 and f1 (rows) may be absent. */
-void NAME(embed)(const int64_t *ids, const float *table, const REAL *branch, const float *share, const float *f0, const float *f1,
-                 REAL *n, float *inverse, int64_t rows, int64_t d) {
+/* n = rms(f0 row + f1 share branch), row = the one of the table (words, d) at ids; branch, f0 and
+ * f1 (rows) may be absent. */
+void NAME(embed)(const int64_t *ids, const float *table, const REAL *branch, const float *share,
+                 const float *f0, const float *f1, REAL *n, float *inverse, int64_t rows,
+                 int64_t d) {
     EACH_CHUNK EACH_ROW {
         float x[d], sum = 0, own = f0 ? f0[r] : 1, other = branch ? (f1 ? f1[r] : 1) * *share : 0;
         EACH x[j] = own * table[ids[r] * d + j];
@@ -31,12 +37,14 @@ void NAME(embed)(const int64_t *ids, const float *table, const REAL *branch, con
 }
 
 /* Backward of embed: gx (rows, d) is scratch, gshare takes CHUNKS sums. */
-void NAME(embed_back)(const REAL *gn, const int64_t *ids, const float *table, const REAL *branch, const float *share, const float *f0,
-                      const float *f1, const float *inverse, float *gx, float *gtable, REAL *gbranch, float *gshare, int64_t rows,
+void NAME(embed_back)(const REAL *gn, const int64_t *ids, const float *table, const REAL *branch,
+                      const float *share, const float *f0, const float *f1, const float *inverse,
+                      float *gx, float *gtable, REAL *gbranch, float *gshare, int64_t rows,
                       int64_t words, int64_t d) {
     memset(gshare, 0, CHUNKS * sizeof(float));
     EACH_CHUNK EACH_ROW {
-        float x[d], dot = 0, along = 0, own = f0 ? f0[r] : 1, factor = f1 ? f1[r] : 1, inv = inverse[r], *g = gx + r * d;
+        float x[d], dot = 0, along = 0, own = f0 ? f0[r] : 1, factor = f1 ? f1[r] : 1,
+                    inv = inverse[r], *g = gx + r * d;
         EACH x[j] = own * table[ids[r] * d + j];
         if (branch) EACH x[j] += factor * *share * LOAD(branch[r * d + j]);
         EACH dot += LOAD(gn[r * d + j]) * x[j];

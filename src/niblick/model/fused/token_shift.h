@@ -1,11 +1,12 @@
-/* The token-shift mixer, a tile of positions at a time: out = sigmoid(z) v with z = Wr r, v = Wv act(h), h = Wk k, act(h) =
-   relu(h)^2; r and k lie between each position and the one before it, as `shift` takes them, by sigmoid(mix). Kept for backward: z, h and v.
-   The width is a multiple of PANEL. */
+/* The token-shift mixer, a tile of positions at a time: out = sigmoid(z) v with z = Wr r, v = Wv
+   act(h), h = Wk k, act(h) = relu(h)^2; r and k lie between each position and the one before it, as
+   `shift` takes them, by sigmoid(mix). Kept for backward: z, h and v. The width is a multiple of
+   PANEL. */
 
 #ifdef __AVX512BF16__
 /* Rows t0 .. t0 + LANES of one interpolation; zeros from `count` on. */
-static void shift_rows(const uint16_t *u, const uint8_t *boundary, const float *share, int64_t t0, int64_t count, int64_t length,
-                       uint16_t *out, int64_t d) {
+static void shift_rows(const uint16_t *u, const uint8_t *boundary, const float *share, int64_t t0,
+                       int64_t count, int64_t length, uint16_t *out, int64_t d) {
     for (int64_t r = 0, t = t0; r < LANES; r++, t++, out += d) {
         const uint16_t *now = row_or_zero(u + t0 * d, r, count, d), *before = now;
         float keep = 0;
@@ -23,14 +24,18 @@ static inline __m512 sigmoid(__m512 z) {
 }
 
 /* The shares of r and k. */
-static void shares(const float *mix_r, const float *mix_k, float *share_r, float *share_k, int64_t d) {
-    for (int64_t j = 0; j < d; j++) share_r[j] = logistic(mix_r[j]), share_k[j] = logistic(mix_k[j]);
+static void shares(const float *mix_r, const float *mix_k, float *share_r, float *share_k,
+                   int64_t d) {
+    for (int64_t j = 0; j < d; j++)
+        share_r[j] = logistic(mix_r[j]), share_k[j] = logistic(mix_k[j]);
 }
 
-void token_shift_bf16(const uint16_t *u, const uint8_t *boundary, const float *mix_r, const float *mix_k,
-                      const uint16_t *wr, const uint16_t *wk, const uint16_t *wv, uint16_t *z, uint16_t *h, uint16_t *v,
-                      uint16_t *out, int64_t rows, int64_t length, int64_t d) {
-    uint32_t *pr = panels_across(wr, d, d), *pk = panels_across(wk, d, d), *pv = panels_across(wv, d, d);
+void token_shift_bf16(const uint16_t *u, const uint8_t *boundary, const float *mix_r,
+                      const float *mix_k, const uint16_t *wr, const uint16_t *wk,
+                      const uint16_t *wv, uint16_t *z, uint16_t *h, uint16_t *v, uint16_t *out,
+                      int64_t rows, int64_t length, int64_t d) {
+    uint32_t *pr = panels_across(wr, d, d), *pk = panels_across(wk, d, d),
+             *pv = panels_across(wv, d, d);
     float share_r[d], share_k[d];
     shares(mix_r, mix_k, share_r, share_k, d);
     _Pragma("omp parallel for schedule(static)") for (int64_t t0 = 0; t0 < rows; t0 += LANES) {
@@ -64,11 +69,13 @@ typedef struct {
     uint32_t *r, *k, *act, *gz, *gh, *gv;
 } ShiftPanels;
 
-/* A tile's gradients of z and v from that of the output, and act, all by rows; zeros from `count` on. */
-static void gate_rows(const uint16_t *g, const uint16_t *z, const uint16_t *v, const uint16_t *h, int64_t count, uint16_t *gz,
-                      uint16_t *gv, uint16_t *act, int64_t d) {
+/* A tile's gradients of z and v from that of the output, and act, all by rows; zeros from `count`
+ * on. */
+static void gate_rows(const uint16_t *g, const uint16_t *z, const uint16_t *v, const uint16_t *h,
+                      int64_t count, uint16_t *gz, uint16_t *gv, uint16_t *act, int64_t d) {
     for (int64_t i = 0; i < count * d; i += 16) {
-        __m512 up = wide(g + i), s = sigmoid(wide(z + i)), x = _mm512_max_ps(wide(h + i), _mm512_setzero_ps());
+        __m512 up = wide(g + i), s = sigmoid(wide(z + i)),
+               x = _mm512_max_ps(wide(h + i), _mm512_setzero_ps());
         __m512 part = _mm512_mul_ps(up, s);
         slim(gv + i, part);
         slim(gz + i, _mm512_mul_ps(_mm512_fnmadd_ps(part, s, part), wide(v + i)));
@@ -79,11 +86,14 @@ static void gate_rows(const uint16_t *g, const uint16_t *z, const uint16_t *v, c
     memset(act + count * d, 0, (LANES - count) * d * 2);
 }
 
-/* Backward: g is the gradient of out; gr and gk, those of r and k, are scratch (rows, d), as are sums; gmix (2, d). */
-void token_shift_back_bf16(const uint16_t *g, const uint16_t *u, const uint8_t *boundary, const float *mix_r,
-                           const float *mix_k, const uint16_t *wr, const uint16_t *wk, const uint16_t *wv,
-                           const uint16_t *z, const uint16_t *h, const uint16_t *v, uint16_t *gr, uint16_t *gk, uint16_t *gu,
-                           float *sums, float *gmix, uint16_t *gwr, uint16_t *gwk, uint16_t *gwv, int64_t rows, int64_t length, int64_t d) {
+/* Backward: g is the gradient of out; gr and gk, those of r and k, are scratch (rows, d), as are
+ * sums; gmix (2, d). */
+void token_shift_back_bf16(const uint16_t *g, const uint16_t *u, const uint8_t *boundary,
+                           const float *mix_r, const float *mix_k, const uint16_t *wr,
+                           const uint16_t *wk, const uint16_t *wv, const uint16_t *z,
+                           const uint16_t *h, const uint16_t *v, uint16_t *gr, uint16_t *gk,
+                           uint16_t *gu, float *sums, float *gmix, uint16_t *gwr, uint16_t *gwk,
+                           uint16_t *gwv, int64_t rows, int64_t length, int64_t d) {
     int64_t tiles = (rows + LANES - 1) / LANES, pairs = tiles * LANES / 2, size = pairs * d * 4;
     uint32_t *pr = panels_down(wr, d, d), *pk = panels_down(wk, d, d), *pv = panels_down(wv, d, d);
     float share_r[d], share_k[d];
@@ -115,7 +125,8 @@ void token_shift_back_bf16(const uint16_t *g, const uint16_t *u, const uint8_t *
     }
     shift_back_bf16(gr, gk, u, boundary, share_r, share_k, gu, sums, rows, length, d);
     fold_f32(sums, gmix, CHUNKS, 2 * d);
-    for (int64_t j = 0; j < d; j++) gmix[j] *= share_r[j] * (1 - share_r[j]), gmix[d + j] *= share_k[j] * (1 - share_k[j]);
+    for (int64_t j = 0; j < d; j++)
+        gmix[j] *= share_r[j] * (1 - share_r[j]), gmix[d + j] *= share_k[j] * (1 - share_k[j]);
     float *sum = room(d * d * 4);
     uint32_t *left[3] = {kept.gz, kept.gh, kept.gv}, *right[3] = {kept.r, kept.k, kept.act};
     uint16_t *to[3] = {gwr, gwk, gwv};

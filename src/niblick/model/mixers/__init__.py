@@ -1,4 +1,6 @@
-"""Sequence mixers: one file and one registration each, beside its torch-free table in `niblick.plan.mixers`."""
+"""Sequence mixers: one file and one registration each, beside its torch-free table in
+`niblick.plan.mixers`.
+"""
 
 from niblick.model.mixers import attention, token_shift
 from niblick.model.mixers.base import MIXERS, Context, Mixer

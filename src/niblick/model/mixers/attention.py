@@ -18,13 +18,20 @@ from niblick.plan import VirtualLayer
 @MIXERS.register("full")
 @MIXERS.register("window")
 def attention(block: nn.Module, u: Tensor, layer: VirtualLayer, context: Context) -> Tensor:
-    """u (B, T, D) -> W_o of the heads' outputs; see the spec for each optional part, in its order."""
+    """u (B, T, D) -> W_o of the heads' outputs; see the spec for each optional part, in its
+    order.
+    """
     model, weights = context.model, cast(Node, block).attn
     batch, length, dim = u.shape
     heads, width = model.attention.heads, model.head_dim
     maps, gains = (weights.c_q, weights.c_k, weights.c_v), _gains(layer, context)
     span = layer.span if layer.mixer == "window" else context.span_limit
-    alone = not context.keep and context.before is None and context.document_first is None and model.attention.qk_norm
+    alone = (
+        not context.keep
+        and context.before is None
+        and context.document_first is None
+        and model.attention.qk_norm
+    )
     if alone and not model.attention.kv_shift:
         q, k, v = context.ops.project(u, maps, gains, context.rotary, width)
         v = _embedded(v, layer, context)
@@ -33,10 +40,20 @@ def attention(block: nn.Module, u: Tensor, layer: VirtualLayer, context: Context
         q, k, v = (each.view(batch, length, -1, width) for each in context.ops.maps(u, maps))
         k, v = _shifted(weights, k, _embedded(v, layer, context), layer, context)
         if alone:
-            q, k = (context.ops.heads(x, gain, context.rotary) for x, gain in zip((q, k), gains, strict=True))
+            q, k = (
+                context.ops.heads(x, gain, context.rotary)
+                for x, gain in zip((q, k), gains, strict=True)
+            )
             y = context.ops.attend(q, k, v, span)
         else:
-            y = _attend(_turned(q, gains[0], context), _turned(k, gains[1], context), v, span, layer, context)
+            y = _attend(
+                _turned(q, gains[0], context),
+                _turned(k, gains[1], context),
+                v,
+                span,
+                layer,
+                context,
+            )
     y = y.reshape(batch, length, heads, width)
     if model.attention.local_value:
         y = context.ops.local_value(y, v, weights.local_v_mix)
@@ -48,7 +65,10 @@ def attention(block: nn.Module, u: Tensor, layer: VirtualLayer, context: Context
 def _gains(layer: VirtualLayer, context: Context) -> tuple[Tensor | None, Tensor | None]:
     """Of queries and keys, where the recipe has them."""
     options, found = context.model.attention, cast(Node, context.root.get_submodule(layer.gains))
-    return found.q_gain if options.q_gain is not None else None, found.k_gain if options.k_gain else None
+    return (
+        found.q_gain if options.q_gain is not None else None,
+        found.k_gain if options.k_gain else None,
+    )
 
 
 def _embedded(v: Tensor, layer: VirtualLayer, context: Context) -> Tensor:
@@ -57,10 +77,14 @@ def _embedded(v: Tensor, layer: VirtualLayer, context: Context) -> Tensor:
         return v
     scale = cast(Tensor, context.root.get_parameter(f"ve_scales.{layer.index}"))
     flat = v.flatten(2)
-    return context.ops.add(flat, context.value_embedding.to(v.dtype), scale.expand(flat.shape[-1])).view(v.shape)
+    return context.ops.add(
+        flat, context.value_embedding.to(v.dtype), scale.expand(flat.shape[-1])
+    ).view(v.shape)
 
 
-def _shifted(weights: Node, k: Tensor, v: Tensor, layer: VirtualLayer, context: Context) -> tuple[Tensor, Tensor]:
+def _shifted(
+    weights: Node, k: Tensor, v: Tensor, layer: VirtualLayer, context: Context
+) -> tuple[Tensor, Tensor]:
     """k and v (B, T, G, E), x + mix * prev(x) each, where the recipe says so; mix (G,)."""
     if not context.model.attention.kv_shift:
         return k, v
@@ -80,7 +104,9 @@ def _turned(x: Tensor, gain: Tensor | None, context: Context) -> Tensor:
     return x if gain is None else x * gain.to(x.dtype)[:, None]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, span: int, layer: VirtualLayer, context: Context) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, span: int, layer: VirtualLayer, context: Context
+) -> Tensor:
     """Softmax attention over the ring and the call's own positions; (B, T, H, E) in and out."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H or G, T, E)
     first = None

@@ -17,12 +17,13 @@ from niblick.registry import Registry
 
 @dataclass
 class Context:
-    """One call's surroundings: the recipe, the state before it, and where the state after it is collected.
+    """One call's surroundings: the recipe, the state before it, and where the state after it is
+    collected.
 
-    `boundary` (B, T): true where a document begins, None without masking. `document_first` (B, T): absolute
-    position at which each token's document begins, None when attention runs across documents. `dtype` is that
-    of the residual stream, `ops` what runs between its matrix products. `factors`, by table: what dropout
-    multiplies its rows by, (B, T, 1).
+    `boundary` (B, T): true where a document begins, None without masking. `document_first` (B, T):
+    absolute position at which each token's document begins, None when attention runs across
+    documents. `dtype` is that of the residual stream, `ops` what runs between its matrix products.
+    `factors`, by table: what dropout multiplies its rows by, (B, T, 1).
     """
 
     model: ModelRecipe
@@ -46,9 +47,13 @@ class Context:
         return None if self.before is None else self.before.tensors[name]
 
     def remember(self, name: str, value: Tensor) -> None:
-        """Collect a state entry after this call, copied if it is a view: a state keeps no longer tensor alive."""
+        """Collect a state entry after this call, copied if it is a view: a state keeps no longer
+        tensor alive.
+        """
         if self.keep:
-            self.after[name] = value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+            self.after[name] = (
+                value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+            )
 
 
 Mixer = Callable[["nn.Module", Tensor, VirtualLayer, Context], Tensor]

@@ -1,4 +1,6 @@
-"""Token shift (systems.md section 1): a gated channel mix of each position with the one before it."""
+"""Token shift (systems.md section 1): a gated channel mix of each position with the one before
+it.
+"""
 
 from __future__ import annotations
 
@@ -18,4 +20,6 @@ def token_shift(block: nn.Module, u: Tensor, layer: VirtualLayer, context: Conte
     name = f"layers.{layer.index}.shift"
     context.remember(name, u[:, -1])
     maps = weights.W_r, weights.W_k, weights.W_v
-    return context.ops.token_shift(u, context.last(name), context.boundary, (weights.mix_r, weights.mix_k), maps)
+    return context.ops.token_shift(
+        u, context.last(name), context.boundary, (weights.mix_r, weights.mix_k), maps
+    )

@@ -1,7 +1,8 @@
-"""One script from the library's own modules: only those that an entry module reaches, minified and compressed.
+"""One script from the library's own modules: only those that an entry module reaches, minified and
+compressed.
 
-The script imports the bundled modules from memory, whether or not this package is installed, and reads nothing of it
-from disk.
+The script imports the bundled modules from memory, whether or not this package is installed, and
+reads nothing of it from disk.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Bundle(MetaPathFinder, Loader):
     def find_spec(self, name, path=None, target=None):
         if name not in MODULES:
             return None
-        return spec_from_loader(name, self, is_package=any(n.startswith(name + ".") for n in MODULES))
+        package = any(module.startswith(name + ".") for module in MODULES)
+        return spec_from_loader(name, self, is_package=package)
 
     def exec_module(self, module):
         exec(compile(MODULES[module.__name__], module.__name__, "exec"), module.__dict__)
@@ -58,7 +60,9 @@ if __name__ == "__main__":
 
 
 def reachable(entry: str) -> dict[str, str]:
-    """Module name -> source of every module of this package that `entry` imports, directly or not."""
+    """Module name -> source of every module of this package that `entry` imports, directly or
+    not.
+    """
     found: dict[str, str] = {}
     waiting = [entry]
     while waiting:
@@ -67,25 +71,39 @@ def reachable(entry: str) -> dict[str, str]:
         if name in found or path is None:
             continue
         found[name] = path.read_text("utf-8")
-        waiting += [name.rpartition(".")[0], *(m for m in _imports(found[name]) if m.split(".")[0] == PACKAGE)]
+        waiting += [
+            name.rpartition(".")[0],
+            *(m for m in _imports(found[name]) if m.split(".")[0] == PACKAGE),
+        ]
     return dict(sorted(found.items()))
 
 
 def requirements(modules: dict[str, str]) -> list[str]:
-    """Pinned distributions that the modules import, optional extras left out, in the form of requirements.txt."""
+    """Pinned distributions that the modules import, optional extras left out, in the form of
+    requirements.txt.
+    """
     names = {module.split(".")[0] for text in modules.values() for module in _imports(text)}
     known = metadata.packages_distributions()
-    wanted = {known[name][0] for name in names if name in known and name not in _OPTIONAL | {PACKAGE}}
-    return [f"{name}=={metadata.version(name).partition('+')[0]}" for name in sorted(wanted, key=str.lower)]
+    wanted = {
+        known[name][0] for name in names if name in known and name not in _OPTIONAL | {PACKAGE}
+    }
+    return [
+        f"{name}=={metadata.version(name).partition('+')[0]}"
+        for name in sorted(wanted, key=str.lower)
+    ]
 
 
 def bundle_script(entry: str, settings: dict[str, Any], title: str) -> tuple[str, list[str]]:
     """The script that calls `entry`'s `main(settings, arguments, say)`, and its requirements."""
     modules = reachable(entry)
     small = {name: _minified(name, text) for name, text in modules.items()}
-    payload = lzma.compress(json.dumps(small, ensure_ascii=False).encode(), preset=9 | lzma.PRESET_EXTREME)
+    payload = lzma.compress(
+        json.dumps(small, ensure_ascii=False).encode(), preset=9 | lzma.PRESET_EXTREME
+    )
     script = _SCRIPT.format(
-        title=title, entry=entry, settings=json.dumps(settings, separators=(",", ":")),
+        title=title,
+        entry=entry,
+        settings=json.dumps(settings, separators=(",", ":")),
         payload=base64.b85encode(payload).decode(),
     )
     return script, requirements(modules)
@@ -100,12 +118,16 @@ def _path(name: str) -> Path | None:
 
 
 def _imports(text: str) -> Iterator[str]:
-    """Modules a source may import at run time, `from x import y` read as both x and x.y; typing-only ones left out."""
+    """Modules a source may import at run time, `from x import y` read as both x and x.y;
+    typing-only ones left out.
+    """
     tree = ast.parse(text)
     skipped = {
-        id(inner) for node in ast.walk(tree)
+        id(inner)
+        for node in ast.walk(tree)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for statement in node.body for inner in ast.walk(statement)
+        for statement in node.body
+        for inner in ast.walk(statement)
     }
     for node in ast.walk(tree):
         if id(node) in skipped:
@@ -121,13 +143,21 @@ def _minified(name: str, text: str) -> str:
     try:
         import python_minifier
     except ImportError:
-        raise NiblickError("exporting needs python-minifier; install it with pip install 'niblick[export]'") from None
+        raise NiblickError(
+            "exporting needs python-minifier; install it with pip install 'niblick[export]'"
+        ) from None
     annotations = python_minifier.RemoveAnnotationsOptions(
-        remove_variable_annotations=False, remove_return_annotations=True, remove_argument_annotations=False,
+        remove_variable_annotations=False,
+        remove_return_annotations=True,
+        remove_argument_annotations=False,
         remove_class_attribute_annotations=False,
     )
     small: str = python_minifier.minify(
-        text, filename=name, remove_literal_statements=True, rename_globals=False, hoist_literals=False,
+        text,
+        filename=name,
+        remove_literal_statements=True,
+        rename_globals=False,
+        hoist_literals=False,
         remove_annotations=annotations,
     )
     return small

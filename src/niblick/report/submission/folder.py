@@ -1,4 +1,6 @@
-"""The submission folder of a run: README, submission.json, one log a seed, requirements, artifact and script."""
+"""The submission folder of a run: README, submission.json, one log a seed, requirements, artifact
+and script.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Exported:
-    """A written submission: its folder, the bytes of code and artifact, and the claimed bits per byte."""
+    """A written submission: its folder, the bytes of code and artifact, and the claimed bits per
+    byte.
+    """
 
     folder: Path
     code_bytes: int
@@ -45,8 +49,8 @@ class Exported:
 def export_submission(run: Path, out: Path, *, author: str, name: str | None = None) -> Exported:
     """Write the run (or several seeds' folder) `run` as a submission into the new folder `out`.
 
-    Raises `NiblickError` where the run is not finished or not valid, `CapacityError` where code and artifact
-    together exceed the challenge's 16,000,000 bytes.
+    Raises `NiblickError` where the run is not finished or not valid, `CapacityError` where code and
+    artifact together exceed the challenge's 16,000,000 bytes.
     """
     runs = _read_runs(run)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
@@ -71,7 +75,9 @@ def _fill(work: Path, runs: list[Run], author: str, name: str) -> Exported:
     best = min(runs, key=lambda r: float(r.card["packed_bpb"]))
     artifact = best.folder / "artifact.nib"
     if sha256_file(artifact) != best.card["artifact_sha256"]:
-        raise NiblickError(f"{str(artifact)!r} is not the file that the card scored; run niblick train again")
+        raise NiblickError(
+            f"{str(artifact)!r} is not the file that the card scored; run niblick train again"
+        )
     shutil.copyfile(artifact, work / "artifact.nib")
     settings = _settings(best.folder, work)
     script, needed = bundle_script(ENTRY, settings, f"{name}: generated from the niblick library.")
@@ -80,13 +86,24 @@ def _fill(work: Path, runs: list[Run], author: str, name: str) -> Exported:
     size = max((r.folder / "artifact.nib").stat().st_size for r in runs)
     if code + size > LIMIT:
         raise CapacityError(
-            f"code of {code:,} B and artifact of {size:,} B exceed the limit of {LIMIT:,} B by {code + size - LIMIT:,} B"
+            f"code of {code:,} B and artifact of {size:,} B exceed the limit of {LIMIT:,} B by"
+            f" {code + size - LIMIT:,} B"
         )
     bpb = sum(float(r.card["packed_bpb"]) for r in runs) / len(runs)
-    facts = texts.Facts(name=name, author=author, day=date.today().isoformat(), code_bytes=code, artifact_bytes=size,
-                        bpb=bpb, cards=[r.card for r in runs], best=best.card)
+    facts = texts.Facts(
+        name=name,
+        author=author,
+        day=date.today().isoformat(),
+        code_bytes=code,
+        artifact_bytes=size,
+        bpb=bpb,
+        cards=[r.card for r in runs],
+        best=best.card,
+    )
     (work / "requirements.txt").write_text(texts.requirements_text(needed, facts), "utf-8")
-    (work / "submission.json").write_text(json.dumps(texts.submission(facts), indent=2) + "\n", "utf-8")
+    (work / "submission.json").write_text(
+        json.dumps(texts.submission(facts), indent=2) + "\n", "utf-8"
+    )
     (work / "README.md").write_text(texts.readme(facts), "utf-8")
     for r in runs:
         log = texts.log_lines(r.card, r.metrics, code)
@@ -103,14 +120,18 @@ def _settings(folder: Path, work: Path) -> dict[str, Any]:
 
         source = recipe.data.tokenizer
         tokenizer = load_tokenizer(source)
-        (work / _TOKENIZER).write_bytes(Path(source).read_bytes() if source != CHALLENGE else tokenizer.to_bytes())
+        (work / _TOKENIZER).write_bytes(
+            Path(source).read_bytes() if source != CHALLENGE else tokenizer.to_bytes()
+        )
         values["data"]["tokenizer"] = _TOKENIZER
     return values
 
 
 def _read_runs(run: Path) -> list[Run]:
-    seeds = sorted(run.glob("seed-*"), key=lambda p: int(p.name[5:]) if p.name[5:].isdecimal() else -1)
-    return [_read_run(folder) for folder in (seeds or [run])]
+    seeds = sorted(
+        run.glob("seed-*"), key=lambda p: int(p.name[5:]) if p.name[5:].isdecimal() else -1
+    )
+    return [_read_run(folder) for folder in seeds or [run]]
 
 
 def _read_run(folder: Path) -> Run:
@@ -119,9 +140,13 @@ def _read_run(folder: Path) -> Run:
         lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
         return Run(folder, card, [json.loads(line) for line in lines])
     except OSError as error:
-        raise NiblickError(f"{str(folder)!r} is not a finished run: {error.strerror} ({error.filename})") from None
+        raise NiblickError(
+            f"{str(folder)!r} is not a finished run: {error.strerror} ({error.filename})"
+        ) from None
     except ValueError as error:
-        raise NiblickError(f"{str(folder)!r} holds a damaged card or metrics file: {error}") from None
+        raise NiblickError(
+            f"{str(folder)!r} holds a damaged card or metrics file: {error}"
+        ) from None
 
 
 def _parent(out: Path) -> Path:

