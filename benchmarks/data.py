@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from niblick.data.bpe import train_tokenizer
 from niblick.data.corpus import load_corpus
-from niblick.data.pipeline import Pipeline
 from niblick.data.shards import HEADER_BYTES, MAGIC, VERSION, write_shard
-from niblick.data.tokenizer import Tokenizer, load_tokenizer
+from niblick.text.bpe import train_tokenizer
+from niblick.text.tokenizer import Tokenizer, load_tokenizer
+from niblick.training.pipeline import Pipeline
 
 SHARD_TOKENS = 4_000_000
 

@@ -101,7 +101,7 @@ def random_model(name: str, bits: str | None = None) -> Any:
 
 def best_seconds(engine: Any, options: argparse.Namespace, batch: int = 1) -> float:
     """Seconds per step of `batch` slots, choice included: the best of the repeats."""
-    from niblick.generation import GREEDY
+    from niblick.engine import GREEDY
 
     found = []
     for _ in range(options.repeats):
@@ -139,7 +139,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Everything about one model; runs in its own process."""
     import torch
 
-    from niblick.generation import NativeEngine, ReferenceEngine, open_engine
+    from niblick.engine import NativeEngine, ReferenceEngine, open_engine
 
     torch.set_num_threads(options.threads)
     before = resident()
@@ -179,7 +179,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _batches(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    from niblick.generation import open_engine
+    from niblick.engine import open_engine
 
     engine = open_engine(open_plan(name), slots=max(options.batches), threads=options.threads)
     for slot in range(engine.slots):

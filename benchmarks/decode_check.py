@@ -19,7 +19,7 @@ import torch
 
 from niblick.artifact import Loaded, open_model
 from niblick.data.shards import open_shard
-from niblick.generation import GREEDY, Engine, NativeEngine, ReferenceEngine, open_engine
+from niblick.engine import GREEDY, Engine, NativeEngine, ReferenceEngine, open_engine
 
 CHUNK = 512
 

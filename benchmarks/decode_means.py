@@ -16,9 +16,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from niblick.generation.build import ENGINE
-from niblick.generation.lattice import encode
-from niblick.generation.layout import matrix_of
+from niblick.engine.lattice import encode
+from niblick.engine.library import ENGINE
+from niblick.engine.structures import matrix_of
 
 SIDE, COUNT, ROUNDS = 512, 104, 12
 

@@ -37,22 +37,22 @@ from torch import Tensor
 
 from niblick.artifact import build_model, exported_recipe, read_checkpoint
 from niblick.artifact.checkpoint import find_weights
+from niblick.codecs.allocation import fill_budget
+from niblick.codecs.base import exported_tensors
+from niblick.codecs.feedback import factor
+from niblick.codecs.matrices import as_matrix, from_matrix
+from niblick.codecs.payload import read_payload, write_payload
+from niblick.codecs.rounder import Candidate, Rounder
+from niblick.codecs.symbols import Tables
+from niblick.codecs.tensor_stream import new_tables
 from niblick.compression import CODECS, Calibration, Job
-from niblick.compression.allocation import fill_budget
-from niblick.compression.codec import exported_tensors
-from niblick.compression.feedback import factor
-from niblick.compression.layout import as_matrix, from_matrix
-from niblick.compression.payload import read_payload, write_payload
-from niblick.compression.rounder import Candidate, Rounder
 from niblick.compression.rounding import dequantize, quantize, row_specs
 from niblick.compression.sensitivity import Sensitivity, measure
-from niblick.compression.stream import new_tables
-from niblick.compression.symbols import Tables
+from niblick.compression.training_text import make_calibration
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.plan import Parameter, Plan, Role, make_plan
 from niblick.recipe import Recipe
-from niblick.report.calibrate import make_calibration
 from niblick.runtime import cache_folder
 
 LARGE = 65_536

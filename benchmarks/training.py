@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from niblick.data.pipeline import Pipeline
 from niblick.data.shards import write_shard
 from niblick.model import LanguageModel
 from niblick.objective import training_loss
@@ -38,6 +37,7 @@ from niblick.plan import make_plan
 from niblick.recipe import Recipe, load_recipe
 from niblick.runtime import choose_precision, keep_freed_memory
 from niblick.training.compile import CompiledLoss
+from niblick.training.pipeline import Pipeline
 from niblick.training.weights import Weights
 from plain import PlainModel, optimizers
 

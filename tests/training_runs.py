@@ -11,9 +11,9 @@ import numpy as np
 
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.shards import write_shard
-from niblick.data.tokenizer import load_tokenizer
 from niblick.recipe import Recipe, recipe_from_dict
 from niblick.runtime import World
+from niblick.text.tokenizer import load_tokenizer
 from niblick.training import TrainResult, train
 
 SENTENCE = "the small ship sails from one port to the next and the crew counts {} barrels of salt. "

@@ -12,10 +12,10 @@ from e2e.evaluation_worker import scores
 from niblick.artifact import save_checkpoint
 from niblick.cli import main
 from niblick.data.prepare import prepare
-from niblick.data.tokenizer import load_tokenizer
 from niblick.evaluation import read_score
 from niblick.recipe import recipe_from_dict
 from niblick.runtime import World
+from niblick.text.tokenizer import load_tokenizer
 from property.evaluators import VOCAB, make_model
 from unit.evaluation_cases import CASES, EXACT
 

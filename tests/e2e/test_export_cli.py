@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from niblick.cli import main
-from niblick.report.submission import verify
-from niblick.report.submission.bundle import reachable
+from niblick.exchange.submission import verify
+from niblick.exchange.submission.bundle import reachable
 
 
 def run(*arguments: str) -> int:
@@ -119,8 +119,8 @@ def test_unfinished_runs_and_occupied_folders_are_refused(
 
 
 def test_a_bundle_holds_only_what_its_entry_reaches() -> None:
-    names = set(reachable("niblick.report.standalone"))
+    names = set(reachable("niblick.exchange.standalone"))
     assert "niblick.training.trainer" in names and "niblick" in names
     assert not any(
-        name.startswith(("niblick.audit", "niblick.cli", "niblick.generation")) for name in names
+        name.startswith(("niblick.audit", "niblick.cli", "niblick.engine")) for name in names
     )

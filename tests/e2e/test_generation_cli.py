@@ -11,9 +11,9 @@ import torch
 
 from niblick.artifact import save_checkpoint
 from niblick.cli import main
-from niblick.data.tokenizer import load_tokenizer
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe
+from niblick.text.tokenizer import load_tokenizer
 
 TINY = ["model.dim=32", "model.context=24", "model.attention.heads=2", "model.attention.kv_heads=1"]
 TINY += ["model.attention.rope.dims=8", "model.vocab_size=260"]

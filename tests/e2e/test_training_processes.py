@@ -25,7 +25,7 @@ from niblick.training import train
 from training_runs import digest, tiny_dataset, tiny_recipe
 folder, out, options = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
 from niblick.data.dataset import open_dataset
-from niblick.data.tokenizer import load_tokenizer
+from niblick.text.tokenizer import load_tokenizer
 dataset = open_dataset(folder, load_tokenizer("bytes"))
 resume = options.pop("resume", False)
 result = train(tiny_recipe(**options), dataset, out, world=read_world(), resume=resume)

@@ -8,11 +8,11 @@ from importlib import metadata, resources
 import pytest
 
 from niblick.data.corpus import WIKI_COUNTS, load_corpus, split_of
-from niblick.data.tokenizer import load_tokenizer
+from niblick.text.tokenizer import load_tokenizer
 
 
 def test_the_challenge_s_tokenizer_is_the_published_file() -> None:
-    data = (resources.files("niblick.data") / "assets" / "fineweb_1024_bpe.model").read_bytes()
+    data = (resources.files("niblick.text") / "assets" / "fineweb_1024_bpe.model").read_bytes()
     made = load_tokenizer("fineweb-1024")
     assert (
         hashlib.sha256(data).hexdigest()

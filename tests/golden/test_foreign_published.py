@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from niblick.artifact import build_model
-from niblick.artifact.foreign import import_state_dict
+from niblick.exchange.foreign import import_state_dict
 
 DATA = Path(__file__).parent / "data"
 LOGITS_TOLERANCE = 1e-4

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.generation import (
+from niblick.engine import (
     GREEDY,
     NativeEngine,
     ReferenceEngine,
@@ -23,9 +23,9 @@ from niblick.generation import (
     continue_tokens,
     open_engine,
 )
-from niblick.generation.build import ENGINE
-from niblick.generation.lattice import Codes, decode, store
-from niblick.generation.layout import matrix_of, unsupported
+from niblick.engine.lattice import Codes, decode, store
+from niblick.engine.library import ENGINE
+from niblick.engine.structures import matrix_of, unsupported
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe, recipe_from_dict
 

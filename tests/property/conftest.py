@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from niblick.model.fused import FusedOps, load_kernels
+from niblick.model.kernels import FusedOps, load_kernels
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ import torch
 
 from niblick.data.dataset import Dataset
 from niblick.data.shards import write_shard
-from niblick.data.tokenizer import load_tokenizer
 from niblick.model import LanguageModel
 from niblick.recipe.model import ModelRecipe
+from niblick.text.tokenizer import load_tokenizer
 
 VOCAB, BOS, CONTEXT = 260, 1, 16
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from niblick.compression.grid import Grid, unit
-from niblick.compression.native.stream import NativeDecoder, native_stream
-from niblick.compression.stream import new_tables, read_values, write_tensor
-from niblick.compression.symbols import Decoder, Encoder
+from niblick.codecs.grid import Grid, unit
+from niblick.codecs.native.decoder import NativeDecoder, native_stream
+from niblick.codecs.symbols import Decoder, Encoder
+from niblick.codecs.tensor_stream import new_tables, read_values, write_tensor
 from niblick.errors import ArtifactError
 from niblick.plan import Init, Parameter, Role
 

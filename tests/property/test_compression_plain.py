@@ -14,14 +14,14 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.compression.grid import Grid, machine_of
-from niblick.compression.layout import matrix_shape
-from niblick.compression.payload import HEAD_BYTES, read_payload, write_payload
-from niblick.compression.plain import as_bytes, read_plain, write_plain
-from niblick.compression.rounder import Candidate
-from niblick.compression.stream import new_tables, read_tensor, write_tensor
-from niblick.compression.symbols import Decoder, Encoder
-from niblick.compression.trellis import quantizers
+from niblick.codecs.grid import Grid, machine_of
+from niblick.codecs.matrices import matrix_shape
+from niblick.codecs.payload import HEAD_BYTES, read_payload, write_payload
+from niblick.codecs.plain import as_bytes, read_plain, write_plain
+from niblick.codecs.rounder import Candidate
+from niblick.codecs.symbols import Decoder, Encoder
+from niblick.codecs.tensor_stream import new_tables, read_tensor, write_tensor
+from niblick.codecs.trellis import quantizers
 from niblick.errors import ArtifactError
 from niblick.plan import Init, Parameter, Plan, Role
 from niblick.plan.table import Table

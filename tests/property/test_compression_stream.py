@@ -14,21 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from niblick.compression.contexts import table_limits, table_means
-from niblick.compression.feedback import deinterleave, factor, interleave, round_columns
-from niblick.compression.fixed import fixed_power, power_of_two, prior
-from niblick.compression.grid import Grid
-from niblick.compression.native import native_trellis
-from niblick.compression.stream import new_tables, read_tensor, write_tensor
-from niblick.compression.symbols import Decoder, Encoder
-from niblick.compression.trellis import (
-    SCALAR,
-    TRELLIS,
-    Machine,
-    quantizers,
-    reference_search,
-    search,
-)
+from niblick.codecs.contexts import table_limits, table_means
+from niblick.codecs.feedback import deinterleave, factor, interleave, round_columns
+from niblick.codecs.fixed import fixed_power, power_of_two, prior
+from niblick.codecs.grid import Grid
+from niblick.codecs.native import native_trellis
+from niblick.codecs.symbols import Decoder, Encoder
+from niblick.codecs.tensor_stream import new_tables, read_tensor, write_tensor
+from niblick.codecs.trellis import SCALAR, TRELLIS, Machine, quantizers, reference_search, search
 from niblick.errors import ArtifactError
 from niblick.plan import Init, Parameter, Role
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from niblick.data.bpe import train_tokenizer
-from niblick.data.tokenizer import Tokenizer, load_tokenizer
 from niblick.errors import DataError
+from niblick.text.bpe import train_tokenizer
+from niblick.text.tokenizer import Tokenizer, load_tokenizer
 
 PROSE = [
     (

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.data.pipeline import Pipeline
-from niblick.data.sampler import Mix, Rows, Sampler
 from niblick.data.shards import ShardError, write_shard
 from niblick.errors import DataError
+from niblick.training.pipeline import Pipeline
+from niblick.training.sampler import Mix, Rows, Sampler
 
 sizes_of_shards = st.lists(st.integers(0, 90), min_size=1, max_size=12).filter(
     lambda sizes: max(sizes) > 9
@@ -241,7 +241,7 @@ def test_a_corpus_of_one_block_repeats_it_and_a_batch_larger_than_the_corpus_is_
 
 def test_the_device_feeder_gives_the_same_batches_as_tensors(shards: list[Path]) -> None:
     torch = pytest.importorskip("torch")
-    from niblick.data.device import DeviceFeeder
+    from niblick.training.device import DeviceFeeder
 
     arguments = {
         "sequence_length": 8,

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from niblick.evaluation.evaluate import score_tokens
-from niblick.evaluation.options import EvaluationOptions, OptionsError
-from niblick.evaluation.scoring import receptive_field
-from niblick.evaluation.windows import document_windows, sliding_windows
+from niblick.evaluation.modes import receptive_field
 from niblick.runtime import World
+from niblick.scoring.options import EvaluationOptions, OptionsError
+from niblick.scoring.windows import document_windows, sliding_windows
 from property.evaluators import BOS, CONTEXT, STACKS, make_model, make_tokens, plain_nll
 
 TOLERANCE = 2e-5

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.evaluation.windows import (
+from niblick.scoring.windows import (
     chunked_windows,
     document_windows,
     equal_batches,

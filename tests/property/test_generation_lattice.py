@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.generation.lattice import decode, encode
+from niblick.engine.lattice import decode, encode
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(2, 140))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from niblick.model import LanguageModel
-from niblick.model.fused import FusedOps, load_kernels
+from niblick.model.kernels import FusedOps, load_kernels
 from niblick.model.ops import Ops
 from niblick.model.tree import Linear
 from niblick.objective import training_loss

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from niblick.model import LanguageModel
-from niblick.model.fused import FusedOps
-from niblick.model.fused.arena import ALIGNMENT, Block, place
-from niblick.model.fused.capture import NotRepeatableError, capture
+from niblick.model.kernels import FusedOps
+from niblick.model.kernels.arena import ALIGNMENT, Block, place
+from niblick.model.kernels.capture import NotRepeatableError, capture
 from niblick.objective import training_loss
 from niblick.optim import Layout
 from niblick.recipe import load_recipe

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from niblick.artifact import open_model, read_checkpoint, save_checkpoint
-from niblick.data.tokenizer import load_tokenizer
 from niblick.errors import ArtifactError
 from niblick.model import LanguageModel
 from niblick.recipe import Recipe, recipe_from_dict
+from niblick.text.tokenizer import load_tokenizer
 
 
 def tiny() -> Recipe:

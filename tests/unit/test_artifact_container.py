@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from niblick.artifact import build_model, container, open_model, pack
-from niblick.data.tokenizer import load_tokenizer
+from niblick.artifact import build_model, container, open_model
+from niblick.compression.packing import pack
 from niblick.errors import ArtifactError, CapacityError
 from niblick.model import LanguageModel
 from niblick.plan import make_plan
 from niblick.plan.sizes import artifact_sizes
 from niblick.recipe import Recipe, recipe_from_dict
+from niblick.text.tokenizer import load_tokenizer
 
 
 def tiny(**changes: object) -> Recipe:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from niblick.data.tokenizer import load_tokenizer
 from niblick.plan import make_plan
 from niblick.plan.sizes import artifact_sizes
 from niblick.recipe import list_recipes, load_recipe
+from niblick.text.tokenizer import load_tokenizer
 
 
 @pytest.mark.parametrize("name", list_recipes())

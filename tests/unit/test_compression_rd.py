@@ -13,15 +13,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.artifact import open_model, pack
-from niblick.artifact.pack import Packed
+from niblick.artifact import open_model
 from niblick.compression import CODECS, Calibration
+from niblick.compression.packing import Packed, pack
 from niblick.compression.sensitivity import measure
-from niblick.data.tokenizer import load_tokenizer
 from niblick.errors import ArtifactError, CapacityError
 from niblick.model import LanguageModel
 from niblick.plan import make_plan
 from niblick.recipe import Recipe, recipe_from_dict
+from niblick.text.tokenizer import load_tokenizer
 
 
 def small(**changes: object) -> Recipe:

@@ -10,9 +10,9 @@ import pytest
 
 from niblick.data.check import check
 from niblick.data.dataset import Dataset, open_dataset
-from niblick.data.files import sha256_file
 from niblick.data.prepare import prepare
 from niblick.data.shards import open_shard, write_shard
+from niblick.files import sha256_file
 
 TEXTS = [f"The {number}th tree of the wood\nis  green in {number % 9} é." for number in range(150)]
 

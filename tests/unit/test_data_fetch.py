@@ -17,8 +17,8 @@ import pytest
 from niblick.data.dataset import open_dataset
 from niblick.data.fetch import HuggingFaceHub, RemoteFile, fetch_fineweb
 from niblick.data.shards import write_shard
-from niblick.data.tokenizer import load_tokenizer
 from niblick.errors import DataError
+from niblick.text.tokenizer import load_tokenizer
 
 REMOTE = "datasets/datasets/fineweb10B_sp1024"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from niblick.data.bpe import train_tokenizer
 from niblick.data.corpus import load_corpus
 from niblick.data.dataset import open_dataset
 from niblick.data.prepare import prepare, resolve_dataset
 from niblick.data.shards import write_shard
-from niblick.data.tokenizer import load_tokenizer
 from niblick.errors import DataError
+from niblick.text.bpe import train_tokenizer
+from niblick.text.tokenizer import load_tokenizer
 
 TEXTS = [
     f"The {number}th house of the town\nstands by  the {number % 7} rivers."

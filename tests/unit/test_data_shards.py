@@ -70,7 +70,7 @@ def test_a_failed_write_leaves_the_old_shard_whole(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("niblick.data.files.os.fsync", full)
+    monkeypatch.setattr("niblick.files.os.fsync", full)
     with pytest.raises(Exception, match="No space left"):
         write_shard(path, [4])
     assert open_shard(path).tolist() == [1, 2, 3]

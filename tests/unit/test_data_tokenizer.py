@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from niblick.data import spmodel
-from niblick.data.bpe import train_tokenizer
-from niblick.data.spmodel import Piece, SentencePieceModel
-from niblick.data.tokenizer import SentencePieceTokenizer, load_tokenizer
 from niblick.errors import DataError
+from niblick.text import spmodel
+from niblick.text.bpe import train_tokenizer
+from niblick.text.spmodel import Piece, SentencePieceModel
+from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 
 TEXTS = ["the fox and the dog of the house", "and the house of the fox\nof the town"] * 20
 

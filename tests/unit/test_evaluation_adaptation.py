@@ -20,10 +20,10 @@ from niblick.evaluation import (
 )
 from niblick.evaluation.evaluate import make_scorer, score_tokens
 from niblick.evaluation.leaky import rate
-from niblick.evaluation.options import OptionsError, parse_settings
 from niblick.evaluation.tally import Scored, Tally
-from niblick.objective.proof import ProofError, prove_causal
 from niblick.runtime import World
+from niblick.scoring.options import OptionsError, parse_settings
+from niblick.scoring.proof import ProofError, prove_causal
 from property.evaluators import BOS, make_dataset, make_model, make_tokens
 from unit.evaluation_cases import ADAPTATIONS, WEIGHTS
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from niblick.evaluation.score import make_score
 from niblick.plan import make_plan
 from niblick.recipe import load_recipe
-from niblick.report.card import make_card, write_card
-from niblick.report.score import score_text, update_card
+from niblick.scoring.card import make_card, write_card
+from niblick.scoring.score import make_score
+from niblick.scoring.score_text import score_text, update_card
 
 PROOF = {
     "tokens": 900,

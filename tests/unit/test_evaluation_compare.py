@@ -9,10 +9,10 @@ import pytest
 
 from niblick.cli import main
 from niblick.errors import ScoreError
-from niblick.evaluation.score import make_score
-from niblick.report.compare import compare, comparison_text
-from niblick.report.entries import read_entries
 from niblick.report.page import comparison_page
+from niblick.scoring.compare import compare, comparison_text
+from niblick.scoring.entries import read_entries
+from niblick.scoring.score import make_score
 
 DOCUMENTS, LENGTH = 40, 25
 

@@ -7,7 +7,7 @@ import torch
 from niblick.evaluation import EvaluationOptions, evaluate
 from niblick.evaluation.evaluate import make_scorer
 from niblick.model import LanguageModel
-from niblick.objective.proof import ProofError, prove, prove_normalised
+from niblick.scoring.proof import ProofError, prove, prove_normalised
 from property.evaluators import BOS, CONTEXT, VOCAB, make_dataset, make_model, make_tokens
 
 LENGTHS = (30, 9, 41, 1, 25, 60)

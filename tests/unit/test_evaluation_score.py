@@ -11,11 +11,11 @@ import torch
 from niblick.data.dataset import open_dataset
 from niblick.data.prepare import prepare
 from niblick.data.shards import open_shard, write_shard
-from niblick.data.tokenizer import load_tokenizer
 from niblick.errors import DataError, ScoreError
 from niblick.evaluation import EvaluationOptions, evaluate, read_score
-from niblick.evaluation.data import check_tokenizer, load_target
-from niblick.evaluation.score import document_sums, make_score
+from niblick.scoring.data import check_tokenizer, load_target
+from niblick.scoring.score import document_sums, make_score
+from niblick.text.tokenizer import load_tokenizer
 from property.evaluators import (
     BOS,
     CONTEXT,

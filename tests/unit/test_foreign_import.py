@@ -15,9 +15,9 @@ import torch
 import zstandard
 
 from niblick.artifact import open_model
-from niblick.artifact.foreign import import_state_dict
 from niblick.cli.foreign import import_command
 from niblick.errors import ArtifactError, NiblickError
+from niblick.exchange.foreign import import_state_dict
 from niblick.model import LanguageModel
 from niblick.plan import make_plan
 from niblick.recipe import load_recipe

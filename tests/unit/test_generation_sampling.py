@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from niblick.engine import Sampling
+from niblick.engine.continuation import StopFilter
+from niblick.engine.sampling import choose, uniform
 from niblick.errors import NiblickError
-from niblick.generation import Sampling
-from niblick.generation.sampling import choose, uniform
-from niblick.generation.stream import StopFilter
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.25, 0.2], dtype=np.float32))
 

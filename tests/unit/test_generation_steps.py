@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from niblick.artifact import open_model, pack
+from niblick.artifact import open_model
 from niblick.compression import Calibration
-from niblick.data.tokenizer import load_tokenizer
-from niblick.generation.lattice import decode, encode
+from niblick.compression.packing import pack
+from niblick.engine.lattice import decode, encode
 from niblick.model import LanguageModel
 from niblick.plan import Role
 from niblick.recipe import recipe_from_dict
+from niblick.text.tokenizer import load_tokenizer
 
 MODEL = {
     "vocab_size": 260,

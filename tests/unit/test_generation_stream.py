@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from niblick.data.tokenizer import load_tokenizer
-from niblick.errors import NiblickError
-from niblick.generation import (
+from niblick.engine import (
     GREEDY,
     ReferenceEngine,
     Sampling,
@@ -16,9 +14,11 @@ from niblick.generation import (
     continue_tokens,
     start_text,
 )
-from niblick.generation.engine import Engine
+from niblick.engine.base import Engine
+from niblick.errors import NiblickError
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe
+from niblick.text.tokenizer import load_tokenizer
 
 TINY = [
     "model.dim=32",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from niblick.report.ablate import ablation_markdown, difference_interval, summarise_ablation
+from niblick.scoring.ablate import ablation_markdown, difference_interval, summarise_ablation
 
 
 def card(seed: int, bpb: float) -> dict[str, Any]:

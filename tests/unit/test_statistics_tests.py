@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from niblick.errors import ScoreError
-from niblick.evaluation.statistics import (
+from niblick.scoring.statistics import (
     detectable_effect,
     paired_bootstrap,
     record_rule,

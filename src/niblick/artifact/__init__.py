@@ -5,18 +5,15 @@ elsewhere.
 from niblick.artifact.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from niblick.artifact.ledger import Ledger
 from niblick.artifact.load import ARTIFACT_FILE, Loaded, build_model, exported_recipe, open_model
-from niblick.artifact.pack import Packed, pack
 
 __all__ = [
     "ARTIFACT_FILE",
     "Checkpoint",
     "Ledger",
     "Loaded",
-    "Packed",
     "build_model",
     "exported_recipe",
     "open_model",
-    "pack",
     "read_checkpoint",
     "save_checkpoint",
 ]

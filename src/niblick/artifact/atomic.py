@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from niblick.data.files import write_atomically
 from niblick.errors import ArtifactError, DataError
+from niblick.files import write_atomically
 
 
 def write_file(path: Path, data: bytes) -> None:

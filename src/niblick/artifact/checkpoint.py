@@ -20,9 +20,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from niblick.artifact.atomic import write_file
-from niblick.data.tokenizer import Tokenizer, load_tokenizer
 from niblick.errors import ArtifactError, NiblickError
 from niblick.recipe import Recipe, recipe_from_dict
+from niblick.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE, FINAL_FILE = "model.safetensors", "final.safetensors"
 _FORMAT = 1

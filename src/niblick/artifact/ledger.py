@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from niblick.compression import TensorRow
+from niblick.codecs.base import TensorRow
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from niblick.artifact import container
 from niblick.artifact.checkpoint import find_weights, read_checkpoint
+from niblick.codecs.base import exported_tensors
 from niblick.compression import CODECS
-from niblick.compression.codec import exported_tensors
-from niblick.data.files import sha256_file
-from niblick.data.tokenizer import Tokenizer, load_tokenizer
 from niblick.errors import ArtifactError, NiblickError
+from niblick.files import sha256_file
 from niblick.model import LanguageModel, Steps
 from niblick.plan import Plan, make_plan
 from niblick.recipe import Recipe, recipe_from_dict
+from niblick.text.tokenizer import Tokenizer, load_tokenizer
 
 ARTIFACT_FILE = "artifact.nib"
 MAX_LAYERS = 4096

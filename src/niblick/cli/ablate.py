@@ -80,7 +80,7 @@ def ablate_command(
     """Train RECIPE as it is and without each named technique; print bpb differences with confidence
     intervals.
     """
-    from niblick.report.ablate import ablation_markdown, summarise_ablation
+    from niblick.scoring.ablate import ablation_markdown, summarise_ablation
 
     chosen = read_recipe(recipe, overrides, duration=duration, max_bytes=max_bytes)
     variants = make_variants(chosen, leave_out or [])
@@ -105,7 +105,7 @@ def make_variants(recipe: Recipe, leave_out: list[str]) -> dict[str, Recipe]:
     name is wrong.
     """
     from niblick.recipe.techniques import used_techniques, without
-    from niblick.report.ablate import BASELINE
+    from niblick.scoring.ablate import BASELINE
 
     if not leave_out:
         raise NiblickError(

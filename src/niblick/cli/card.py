@@ -36,8 +36,8 @@ def show_card(card: dict[str, Any], as_json: bool) -> None:
     """Print a run's card, or the one over several seeds: JSON, Markdown, or on a terminal drawn
     Markdown.
     """
-    from niblick.report.card import card_markdown
-    from niblick.report.seeds import seeds_markdown
+    from niblick.scoring.card import card_markdown
+    from niblick.scoring.seeds import seeds_markdown
 
     if as_json:
         print(json.dumps(card, allow_nan=False))

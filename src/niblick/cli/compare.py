@@ -33,10 +33,10 @@ def compare_command(
     """Compare RUNs: the first is what the others are held against."""
     import json
 
-    from niblick.data.files import write_atomically
     from niblick.errors import ScoreError
-    from niblick.report.compare import compare, comparison_text
-    from niblick.report.entries import read_entries
+    from niblick.files import write_atomically
+    from niblick.scoring.compare import compare, comparison_text
+    from niblick.scoring.entries import read_entries
 
     entries = read_entries(runs, split=split, mode=mode)
     found = compare(entries, resamples=resamples)

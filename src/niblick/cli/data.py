@@ -12,8 +12,8 @@ from niblick.data.check import check
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.fetch import REPOSITORY, ROOT, fetch_fineweb
 from niblick.data.prepare import prepare
-from niblick.data.tokenizer import load_tokenizer
 from niblick.errors import DataError
+from niblick.text.tokenizer import load_tokenizer
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, help=__doc__)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]

@@ -60,9 +60,9 @@ def eval_command(
     with importing():
         from niblick.artifact import open_model
         from niblick.evaluation import evaluate
-        from niblick.evaluation.data import check_tokenizer
         from niblick.report.run import find_dataset
         from niblick.runtime import choose_device, process_group, read_world
+        from niblick.scoring.data import check_tokenizer
 
     world = read_world()
     loaded = open_model(model)
@@ -99,7 +99,7 @@ def _options(
 ) -> EvaluationOptions:
     """The recipe's evaluation section, with what the command line says on top."""
     from niblick.evaluation import Adaptation, EvaluationOptions, LeakyTraining
-    from niblick.evaluation.options import METHODS, OptionsError, parse_settings
+    from niblick.scoring.options import METHODS, OptionsError, parse_settings
 
     given = {key: value for key, value in changes.items() if value is not None}
     if ttt is not None:
@@ -135,7 +135,7 @@ def _report(loaded: Loaded, score: Score, out: Path | None, as_json: bool) -> No
     """
     import json
 
-    from niblick.report.score import score_text, update_card
+    from niblick.scoring.score_text import score_text, update_card
 
     run = next(
         (folder for folder in list(loaded.path.parents)[:3] if (folder / "recipe.toml").is_file()),

@@ -32,7 +32,7 @@ def export_command(
     """
     if to != "submission":
         raise NiblickError(f"cannot export to {to!r}; accepted: submission")
-    from niblick.report.submission import export_submission
+    from niblick.exchange.submission import export_submission
 
     done = export_submission(run, out, author=author, name=name)
     facts = {
@@ -67,7 +67,7 @@ def verify_command(
     """Score DIR's artifact by its own script, where this package cannot be imported; exit code 1 if
     it differs.
     """
-    from niblick.report.submission import verify_submission
+    from niblick.exchange.submission import verify_submission
 
     found = verify_submission(folder, trust=trust, data=data)
     if as_json:

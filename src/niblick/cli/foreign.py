@@ -32,9 +32,9 @@ def import_command(
 ) -> None:
     """Read a published state dict, infer its recipe, and write a checkpoint."""
     from niblick.artifact import save_checkpoint
-    from niblick.artifact.foreign import import_state_dict
-    from niblick.data.tokenizer import load_tokenizer
     from niblick.errors import ArtifactError
+    from niblick.exchange.foreign import import_state_dict
+    from niblick.text.tokenizer import load_tokenizer
 
     if out.suffix != ".safetensors":
         raise ArtifactError(f"--out {str(out)!r} must end in .safetensors")

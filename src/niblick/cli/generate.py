@@ -15,8 +15,8 @@ from niblick.errors import NiblickError
 
 if TYPE_CHECKING:
     from niblick.artifact import Loaded
-    from niblick.data.tokenizer import Tokenizer
-    from niblick.generation import Continuation
+    from niblick.engine import Continuation
+    from niblick.text.tokenizer import Tokenizer
 
 
 def generate_command(
@@ -49,8 +49,8 @@ def generate_command(
     """Continue a prompt. Prints the continuation only, as it is produced."""
     with importing():
         from niblick.artifact import open_model
-        from niblick.generation import Sampling, open_engine, start_text
-        from niblick.generation.build import is_building
+        from niblick.engine import Sampling, open_engine, start_text
+        from niblick.engine.library import is_building
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     loaded = open_model(model)
@@ -84,7 +84,7 @@ def generate_command(
 
 def _tokenizer(loaded: Loaded, wanted: str | None) -> Tokenizer:
     """The model's own tokenizer, or the one asked for."""
-    from niblick.data.tokenizer import load_tokenizer
+    from niblick.text.tokenizer import load_tokenizer
 
     if wanted is not None:
         return load_tokenizer(wanted)

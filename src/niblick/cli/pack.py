@@ -14,8 +14,9 @@ import typer
 from niblick.cli.imports import importing
 
 if TYPE_CHECKING:
-    from niblick.artifact import Checkpoint, Packed
+    from niblick.artifact import Checkpoint
     from niblick.compression import Calibration
+    from niblick.compression.packing import Packed
 
 
 def pack_command(
@@ -44,8 +45,9 @@ def pack_command(
 ) -> None:
     """Pack MODEL into one file, and show where its bytes went."""
     with importing():
-        from niblick.artifact import pack, read_checkpoint
+        from niblick.artifact import read_checkpoint
         from niblick.artifact.checkpoint import find_weights
+        from niblick.compression.packing import pack
         from niblick.errors import ArtifactError
 
     if not model.exists():
@@ -76,8 +78,8 @@ def pack_command(
 
 def _calibration(checkpoint: Checkpoint, data: Path | None) -> Calibration:
     """Training batches drawn as `train` draws them, with the bytes that a token stands for."""
+    from niblick.compression.training_text import make_calibration
     from niblick.errors import DataError
-    from niblick.report.calibrate import make_calibration
     from niblick.report.run import find_dataset
     from niblick.runtime import read_world
 

@@ -14,8 +14,8 @@ from niblick.cli.imports import importing
 
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
-    from niblick.report.card import Card
     from niblick.report.run import Outcome
+    from niblick.scoring.card import Card
 
 
 _HOPELESS = 1.1  # An estimate may be wrong by a tenth.
@@ -63,7 +63,7 @@ def run_seeds(recipe: Recipe, folder: Path, count: int, options: Options) -> Non
     A seed whose card is already there is kept, and one that was begun is resumed.
     """
     from niblick.cli.card import show_card
-    from niblick.report.seeds import summarise_seeds, write_seeds
+    from niblick.scoring.seeds import summarise_seeds, write_seeds
 
     cards = []
     for seed in range(recipe.seed, recipe.seed + count):
@@ -85,9 +85,9 @@ def run_seeds(recipe: Recipe, folder: Path, count: int, options: Options) -> Non
 
 def _card(recipe: Recipe, folder: Path, outcome: Outcome) -> Card:
     from niblick.plan import make_plan
-    from niblick.report.baselines import compressor_baselines, join_documents
-    from niblick.report.card import make_card, write_card
     from niblick.runtime import cache_folder, describe_environment
+    from niblick.scoring.baselines import compressor_baselines, join_documents
+    from niblick.scoring.card import make_card, write_card
 
     dataset, result, packed = outcome.dataset, outcome.result, outcome.packed
     assert packed is not None

@@ -4,10 +4,10 @@ Decoding is bit-identical on any machine: symbols come from integer frequency ta
 products of float32 numbers that are stored or built by exact arithmetic.
 """
 
+from niblick.codecs.base import CODECS, Codec, Encoded, Job, TensorRow, get_codec
+from niblick.codecs.int_zlib import IntZlib
+from niblick.codecs.rd import RateDistortion
 from niblick.compression.calibration import Calibration
-from niblick.compression.codec import CODECS, Codec, Encoded, Job, TensorRow, get_codec
-from niblick.compression.intzlib import IntZlib
-from niblick.compression.rd import RateDistortion
 from niblick.compression.rounding import RoundingSpec, round_trip, rounding_specs
 
 __all__ = [

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from niblick.codecs.matrices import as_matrix
 from niblick.compression.calibration import Calibration
-from niblick.compression.layout import as_matrix
 from niblick.errors import NiblickError
 from niblick.model import LanguageModel
 

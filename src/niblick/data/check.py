@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from niblick.data import manifest as manifests
 from niblick.data.dataset import Dataset, find_files, open_dataset
-from niblick.data.files import sha256_file
 from niblick.data.shards import count_tokens
-from niblick.data.tokenizer import Tokenizer
 from niblick.errors import DataError
+from niblick.files import sha256_file
+from niblick.text.tokenizer import Tokenizer
 
 _ACCOUNTED_TOKENS = 20_000_000
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from niblick.data import manifest as manifests
 from niblick.data.manifest import Manifest
 from niblick.data.shards import ShardError, count_tokens, open_shard
-from niblick.data.tokenizer import CHALLENGE, Tokenizer, load_tokenizer
 from niblick.errors import DataError
+from niblick.text.tokenizer import CHALLENGE, Tokenizer, load_tokenizer
 
 _BARE_NAMES = {"train": "*_train_*.bin", "validation": "*_val_*.bin", "test": "*_test_*.bin"}
 

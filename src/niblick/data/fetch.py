@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from niblick.data.dataset import tokenizer_pattern
-from niblick.data.files import sha256_file
 from niblick.data.shards import ShardError, count_tokens
 from niblick.errors import DataError
+from niblick.files import sha256_file
 
 REPOSITORY = "willdepueoai/parameter-golf"
 ROOT = "datasets"

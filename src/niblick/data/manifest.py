@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from niblick.data.files import read_json, write_atomically
 from niblick.errors import DataError
+from niblick.files import read_json, write_atomically
 
 FILE_NAME = "manifest.json"
 _FORMAT, _VERSION = "niblick-shards", 1

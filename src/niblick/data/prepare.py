@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.data import manifest as manifests
-from niblick.data.bpe import train_tokenizer
 from niblick.data.corpus import SPLITS, Corpus, corpora, load_corpus
 from niblick.data.dataset import Dataset, open_dataset
-from niblick.data.files import sha256_file
 from niblick.data.manifest import Manifest, ShardEntry, SplitEntry
 from niblick.data.shards import write_shard
-from niblick.data.tokenizer import Tokenizer, load_tokenizer, refuse_surrogates
 from niblick.errors import DataError
+from niblick.files import sha256_file
+from niblick.text.bpe import train_tokenizer
+from niblick.text.tokenizer import Tokenizer, load_tokenizer, refuse_surrogates
 
 _RECIPE_VERSION = "2"  # changes when the same inputs would give other shards
 _TOKENIZER_FILE = "tokenizer.model"

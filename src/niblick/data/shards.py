@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from niblick.data.files import write_atomically
 from niblick.errors import DataError
+from niblick.files import write_atomically
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 1024

@@ -3,7 +3,7 @@ Scores.
 """
 
 from niblick.evaluation.evaluate import evaluate
-from niblick.evaluation.options import Adaptation, EvaluationOptions, LeakyTraining
-from niblick.evaluation.score import Score, read_score
+from niblick.scoring.options import Adaptation, EvaluationOptions, LeakyTraining
+from niblick.scoring.score import Score, read_score
 
 __all__ = ["Adaptation", "EvaluationOptions", "LeakyTraining", "Score", "evaluate", "read_score"]

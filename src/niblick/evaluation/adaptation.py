@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from niblick.evaluation.options import Adaptation, OptionsError
+from niblick.evaluation.modes import Job, autocast, head_nll, stream
 from niblick.evaluation.processes import agree, sum_tensors
-from niblick.evaluation.scoring import Job, autocast, head_nll, stream
 from niblick.evaluation.tally import Scored, Tally
-from niblick.evaluation.windows import pieces
 from niblick.model import LanguageModel
+from niblick.scoring.options import Adaptation, OptionsError
+from niblick.scoring.windows import pieces
 
 
 def adapt_weights(job: Job, settings: Adaptation) -> tuple[Tally, dict[str, Any]]:

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from niblick.evaluation.adaptation import Learner, row_spans
-from niblick.evaluation.options import Adaptation, OptionsError
-from niblick.evaluation.scoring import Job, autocast, head_nll
+from niblick.evaluation.modes import Job, autocast, head_nll
 from niblick.evaluation.tally import Scored, Tally
-from niblick.evaluation.windows import Window, document_windows, padded_batches, pieces
 from niblick.model import LanguageModel, State
 from niblick.model.tree import Linear
+from niblick.scoring.options import Adaptation, OptionsError
+from niblick.scoring.windows import Window, document_windows, padded_batches, pieces
 
 HEAD = "head"
 

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from niblick.data.dataset import Dataset
 from niblick.evaluation.adaptation import adapt_weights
 from niblick.evaluation.adapters import adapt_documents
-from niblick.evaluation.data import Target, load_target
 from niblick.evaluation.leaky import REASON, learn_before_scoring
-from niblick.evaluation.options import EvaluationOptions
-from niblick.evaluation.proving import proof_options, prove_target
-from niblick.evaluation.score import Score, make_score
-from niblick.evaluation.scoring import Job, make_job, score_stream
+from niblick.evaluation.modes import Job, make_job, score_stream
 from niblick.evaluation.tally import Report
 from niblick.model import LanguageModel
-from niblick.objective.proof import Scorer
 from niblick.runtime import World
+from niblick.scoring.data import Target, load_target
+from niblick.scoring.options import EvaluationOptions
+from niblick.scoring.proof import Scorer
+from niblick.scoring.proving import proof_options, prove_target
+from niblick.scoring.score import Score, make_score
 
 
 def evaluate(

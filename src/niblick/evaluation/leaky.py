@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from niblick.evaluation.adaptation import train_step
-from niblick.evaluation.options import LeakyTraining
-from niblick.evaluation.scoring import Job, gather
-from niblick.evaluation.windows import chunked_windows
+from niblick.evaluation.modes import Job, gather
+from niblick.scoring.options import LeakyTraining
+from niblick.scoring.windows import chunked_windows
 
 REASON = "the weights were trained on the very tokens that were scored afterwards (condition C3)"
 

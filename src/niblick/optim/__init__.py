@@ -3,8 +3,8 @@ averaging.
 """
 
 from niblick.optim.averaging import Averager, make_averager
+from niblick.optim.buffers import Layout, Slot, Stack
 from niblick.optim.groups import Group, group_of
-from niblick.optim.layout import Layout, Slot, Stack
 from niblick.optim.muon import Muon, newton_schulz
 from niblick.optim.optimizer import Optimizer
 from niblick.optim.schedule import Moment, Schedule

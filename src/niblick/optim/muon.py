@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from niblick.model.fused import Kernels
-from niblick.optim.layout import Stack
+from niblick.model.kernels import Kernels
+from niblick.optim.buffers import Stack
 
 SIDE = 32  # the kernel takes sides that are multiples of it
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic's, published with Muon

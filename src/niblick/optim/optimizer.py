@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from niblick.model.fused import Kernels
+from niblick.model.kernels import Kernels
+from niblick.optim.buffers import Layout
 from niblick.optim.groups import Group
-from niblick.optim.layout import Layout
 from niblick.optim.muon import Muon
 from niblick.recipe.schema import AdamRecipe, MuonRecipe
 

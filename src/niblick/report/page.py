@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from niblick.evaluation.score import NOT_VALID
 from niblick.report import plots
-from niblick.report.compare import Comparison, comparison_rows, run_rows, verdict
-from niblick.report.entries import Entry
-from niblick.report.markup import escape
+from niblick.scoring.compare import Comparison, comparison_rows, run_rows, verdict
+from niblick.scoring.entries import Entry
+from niblick.scoring.markup import escape
+from niblick.scoring.score import NOT_VALID
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;

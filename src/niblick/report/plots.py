@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from niblick.report.compare import document_nats
-from niblick.report.entries import Entry, Seed
-from niblick.report.markup import plain
+from niblick.scoring.compare import document_nats
+from niblick.scoring.entries import Entry, Seed
+from niblick.scoring.markup import plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from niblick.artifact import ARTIFACT_FILE, Packed, build_model, open_model, pack, save_checkpoint
+from niblick.artifact import ARTIFACT_FILE, build_model, open_model, save_checkpoint
+from niblick.compression.packing import Packed, pack
+from niblick.compression.training_text import make_calibration
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.errors import NiblickError, TrainingError
 from niblick.evaluation import EvaluationOptions, Score, evaluate
 from niblick.recipe import Recipe
-from niblick.report.calibrate import make_calibration
 from niblick.runtime import World, cache_folder, choose_device, process_group
 from niblick.training import Progress, TrainResult, train
 

@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from niblick.artifact import save_checkpoint
-from niblick.data.tokenizer import Tokenizer
 from niblick.errors import ArtifactError, TrainingError
 from niblick.recipe import Recipe
+from niblick.text.tokenizer import Tokenizer
 
 MODEL, TRAINER, NUMBERS = "model.safetensors", "trainer.safetensors", "trainer.json"
 KEPT = 2

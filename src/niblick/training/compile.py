@@ -16,7 +16,7 @@ from torch import Tensor
 
 from niblick.errors import TrainingError
 from niblick.model import LanguageModel
-from niblick.model.fused import FusedOps, Kernels, load_kernels
+from niblick.model.kernels import FusedOps, Kernels, load_kernels
 from niblick.model.lm import NO_FACTORS
 from niblick.training.recorded import Batch, RecordedLoss
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from niblick.model import LanguageModel
-from niblick.model.fused import Kernels
-from niblick.model.fused.capture import NotRepeatableError, Program, capture
-from niblick.model.fused.ops import within
+from niblick.model.kernels import Kernels
+from niblick.model.kernels.capture import NotRepeatableError, Program, capture
+from niblick.model.kernels.ops import within
 
 Loss = Callable[[Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 

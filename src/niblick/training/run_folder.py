@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from niblick.data.files import write_atomically
 from niblick.errors import TrainingError
+from niblick.files import write_atomically
 from niblick.recipe import Recipe, recipe_to_toml
 
 

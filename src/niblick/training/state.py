@@ -18,15 +18,15 @@ from torch import Tensor
 
 from niblick.compression import rounding_specs
 from niblick.data.dataset import Dataset
-from niblick.data.device import DeviceFeeder
-from niblick.data.pipeline import Pipeline
 from niblick.errors import TrainingError
 from niblick.model import LanguageModel
 from niblick.optim import Layout, Moment, Optimizer, make_averager
 from niblick.recipe import Recipe
 from niblick.runtime import World, choose_precision
 from niblick.training.checkpoint import Numbers, write_checkpoint
+from niblick.training.device import DeviceFeeder
 from niblick.training.distributed import sum_over
+from niblick.training.pipeline import Pipeline
 from niblick.training.weights import Weights
 from niblick.units import Duration
 

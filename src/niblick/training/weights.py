@@ -16,8 +16,8 @@ from torch import Tensor
 
 from niblick.compression import RoundingSpec, round_trip
 from niblick.model import LanguageModel
-from niblick.model.fused import Kernels
-from niblick.model.fused.library import DTYPES
+from niblick.model.kernels import Kernels
+from niblick.model.kernels.library import DTYPES
 from niblick.optim import Group, Layout
 
 

@@ -1,0 +1,102 @@
+"""Successive quantization with error feedback: each column absorbs what the columns before it got
+wrong.
+
+For a cost tr(L E A E^T) with A = (U + I) D (U + I)^T, U strictly upper triangular, column k is
+rounded to w_k + sum_{j<k} e_j U_jk (GPTQ in the form of LDLQ); what remains is sum_k D_k |rounding
+error_k|^2. The rate is then spent best when the step of column k is proportional to D_k^(-1/2)
+(water-filling, as in WaterSIC), that of row r to L_rr^(-1/2).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from niblick.codecs.trellis import Machine, search
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+_BLOCK = 32  # columns whose errors are fed to all later ones at once
+
+
+def factor(columns: Floats, damping: float, floor: float) -> tuple[Floats, Floats]:
+    """(U, D) of A with correlations damped: strictly upper feedback (C, C) and conditional costs
+    (C,).
+
+    `damping` is added in proportion to each diagonal entry, so that channels of little weight keep
+    their place, and `floor` times their mean to all: without it, channels that calibration hardly
+    saw would absorb errors without bound.
+    """
+    size = len(columns)
+    diagonal = np.diagonal(columns)
+    least = floor * float(diagonal.mean()) or 1.0
+    damped = columns + np.diag(damping * diagonal + least)
+    upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
+    scale = np.diagonal(upper).copy()
+    return np.triu(upper / scale, 1) if size > 1 else np.zeros((1, 1)), scale**2
+
+
+def round_columns(
+    weight: Floats,
+    step: Floats,
+    feedback: Floats,
+    machine: Machine,
+    paths: int,
+    bits: Floats,
+    kinds: Ints,
+    multiplier: float,
+) -> tuple[Ints, Ints, float]:
+    """(symbols, levels, squared error) for B matrices of one shape: `weight`, `step`, `kinds` (B,
+    R, C), `feedback` (B, C, C).
+
+    Symbols and levels are (B, R, C); the squared error is of the rounding alone, in units of steps,
+    over everything. Each column's rows form `paths` interleaved trellis paths: row r belongs to
+    path r mod `paths`.
+    """
+    batch, rows, columns = weight.shape
+    # Columns first, so that each is contiguous.
+    pending, step = weight.transpose(0, 2, 1).copy(), np.ascontiguousarray(step.transpose(0, 2, 1))
+    kinds = np.ascontiguousarray(kinds.transpose(0, 2, 1))
+    symbols = np.zeros((batch, columns, rows), dtype=np.int64)
+    levels, error, residual = np.zeros_like(symbols), np.zeros_like(pending), 0.0
+    for begin in range(0, columns, _BLOCK):
+        end = min(begin + _BLOCK, columns)
+        for k in range(begin, end):
+            target = (
+                pending[:, k] + np.matmul(feedback[:, None, begin:k, k], error[:, begin:k])[:, 0]
+            )
+            found, level = search(
+                machine,
+                interleave(target / step[:, k], paths),
+                bits,
+                interleave(kinds[:, k], paths),
+                multiplier,
+            )
+            symbols[:, k] = deinterleave(found, batch, rows, paths)
+            levels[:, k] = deinterleave(level, batch, rows, paths)
+            error[:, k] = weight[:, :, k] - levels[:, k] * step[:, k]
+            residual += float(((target / step[:, k] - levels[:, k]) ** 2).sum())
+        later = feedback[:, begin:end, end:].transpose(0, 2, 1)
+        pending[:, end:] += np.matmul(later, error[:, begin:end])
+    return symbols.transpose(0, 2, 1), levels.transpose(0, 2, 1), residual
+
+
+def interleave(values: NDArray[Any], paths: int) -> NDArray[Any]:
+    """(B, R) -> (L, B * paths), padded with zeros to whole rows of paths."""
+    batch, rows = values.shape
+    length = -(-rows // paths)
+    padded = np.zeros((batch, length * paths), dtype=values.dtype)
+    padded[:, :rows] = values
+    return padded.reshape(batch, length, paths).transpose(1, 0, 2).reshape(length, batch * paths)
+
+
+def deinterleave(values: Ints, batch: int, rows: int, paths: int) -> Ints:
+    """Undo `interleave`."""
+    length = len(values)
+    return (
+        values.reshape(length, batch, paths)
+        .transpose(1, 0, 2)
+        .reshape(batch, length * paths)[:, :rows]
+    )

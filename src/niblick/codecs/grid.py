@@ -1,0 +1,97 @@
+"""The quantization grid of each tensor: step exponents by tensor, row and column, from
+sensitivities.
+
+Steps are delta * 2^((tensor + row + column) / 4): within a quarter octave of the water-filling
+optimum, where an error of one step costs the same wherever it is made. Exponents of short rows are
+coarser, since each costs its own bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from niblick.codecs.feedback import factor
+from niblick.codecs.fixed import power_of_two, powers
+from niblick.codecs.matrices import matrix_shape
+from niblick.codecs.trellis import SCALAR, TRELLIS, Machine
+from niblick.compression.sensitivity import Sensitivity
+from niblick.plan import Parameter, Role
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+DAMPING, FLOOR = 0.04, 0.01
+_ROW_FLOOR = {Role.EMBEDDING: 0.05}
+_DEFAULT_ROW_FLOOR = 0.01
+_LARGEST_EXPONENT, _LARGEST_TENSOR_EXPONENT = 60, 400
+_PATH = 256
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Exponents in quarter octaves: one of the tensor, of each row (R,) and of each column (C,)."""
+
+    tensor: int
+    rows: Ints
+    columns: Ints
+
+    def steps(self, delta: float) -> Floats:
+        """Steps (R, C): a product of exactly rounded factors in a fixed order."""
+        base = delta * power_of_two(self.tensor)
+        found: Floats = base * powers(self.rows)[:, None] * powers(self.columns)[None, :]
+        return found
+
+    def sides(self, delta: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Steps of the rows (R,) and factors of the columns (C,), to float32's accuracy."""
+        with np.errstate(over="ignore"):
+            rows = (delta * power_of_two(self.tensor) * powers(self.rows)).astype(np.float32)
+            return rows, powers(self.columns).astype(np.float32)
+
+
+def machine_of(parameter: Parameter) -> Machine:
+    """The trellis for matrices and embeddings with room for it, plain rounding for everything
+    small.
+    """
+    large = parameter.role in (Role.MATRIX, Role.EMBEDDING) and matrix_shape(parameter)[0] >= 32
+    return TRELLIS if large else SCALAR
+
+
+def paths_of(parameter: Parameter) -> int:
+    """How many interleaved trellis paths the rows form: paths of at most 256 rows."""
+    return -(-matrix_shape(parameter)[0] // _PATH)
+
+
+def unit(length: int) -> int:
+    """Resolution of an exponent that serves `length` symbols, in quarter octaves."""
+    return 1 if length >= 128 else 2 if length >= 24 else 4
+
+
+def make_grid(parameter: Parameter, sensitivity: Sensitivity) -> tuple[Grid, Floats]:
+    """The grid of one tensor for delta = 1, and the feedback (C, C) of its columns."""
+    feedback, conditional = factor(sensitivity.columns, DAMPING, FLOOR)
+    rows, columns = matrix_shape(parameter)
+    weights = np.maximum(sensitivity.rows, 1e-30)
+    weights = weights + _ROW_FLOOR.get(parameter.role, _DEFAULT_ROW_FLOOR) * weights.mean()
+    row_log = -2 * np.log2(weights)
+    column_log = -2 * np.log2(conditional)
+    row_middle, column_middle = float(np.median(row_log)), float(np.median(column_log))
+    total = row_middle + column_middle + 2 * np.log2(max(sensitivity.trace, 1e-30))
+    tensor = int(np.clip(round(total), -_LARGEST_TENSOR_EXPONENT, _LARGEST_TENSOR_EXPONENT))
+    return (
+        Grid(
+            tensor,
+            _coarse(row_log - row_middle, columns),
+            _coarse(column_log - column_middle, rows),
+        ),
+        feedback,
+    )
+
+
+def _coarse(logs: Floats, length: int) -> Ints:
+    if len(logs) == 1:
+        return np.zeros(1, dtype=np.int64)
+    step = unit(length)
+    limit = _LARGEST_EXPONENT // step
+    return np.clip(np.rint(logs / step), -limit, limit).astype(np.int64) * step

@@ -1,0 +1,39 @@
+"""The native engine's shared library, compiled on demand; also beside other work, so that nobody
+waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from niblick.toolchain import TUNED, CLibrary
+
+ENGINE = CLibrary(
+    package="niblick.engine",
+    folder="native",
+    names=("api.c", "attention.c", "forward.c", "pool.c", "product.c", "vector.c", "engine.h"),
+    flags=(
+        "-std=gnu11",
+        "-O3",
+        "-ffp-contract=fast",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-pthread",
+    ),
+    tunings=TUNED,
+)
+_BUILDER = "niblick-engine-build"
+
+
+def build_in_background() -> threading.Thread:
+    """Compile beside other work; the process waits for it before it ends, so the next one has the
+    library.
+    """
+    thread = threading.Thread(target=ENGINE.build, name=_BUILDER)
+    thread.start()
+    return thread
+
+
+def is_building() -> bool:
+    """Whether a build in the background has not ended yet."""
+    return any(thread.name == _BUILDER for thread in threading.enumerate())

@@ -1,0 +1,185 @@
+/* What Python calls: create, reset, run columns, read logits, choose the next token. */
+#include "engine.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { TRIALS = 8, PROBE = 100 };
+
+typedef struct {
+    double weight;
+    int id;
+} nb_draw;
+
+static int pad(int n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
+
+static int allocate(nb_engine *e) {
+    const nb_plan *p = &e->plan;
+    int64_t n = p->columns, ratio = p->heads / p->groups, span = 0;
+    for (int i = 0; i < p->layers; i++)
+        span = nb_ring(p->layer + i) > span ? nb_ring(p->layer + i) : span;
+    int inner = p->bigram_proj.cols > p->dim ? p->bigram_proj.cols : p->dim;
+    if (p->value_proj.cols > inner) inner = p->value_proj.cols;
+    e->wide = pad(inner);
+    e->wide_hidden = pad(p->hidden > p->vocab ? p->hidden : p->vocab);
+    if (e->wide_hidden < e->wide) e->wide_hidden = e->wide;
+    e->wide_qkv = pad(p->dim + 2 * p->groups * p->head);
+    e->score_floats = (int)(ratio * span + (2 * ratio + 2) * pad(p->head) + WIDE);
+    float **columns[] = {&e->x, &e->x0, &e->xe, &e->u, &e->a, &e->b, &e->o};
+    int ok = 1;
+    for (int i = 0; i < 7; i++) ok = (*columns[i] = nb_floats(n * e->wide)) && ok;
+    ok = (e->hidden = nb_floats(n * e->wide_hidden)) && ok;
+    ok = (e->qkv = nb_floats(n * e->wide_qkv)) && ok;
+    ok = (e->ve = nb_floats(n * e->wide_qkv)) && ok;
+    ok = (e->side = nb_floats(n * 2 * pad(p->side_width + 1))) && ok;
+    ok = (e->skip = nb_floats(n * p->pushes * e->wide + 1)) && ok;
+    ok = (e->angle = nb_floats(n * 2 * p->half + 1)) && ok;
+    ok = (e->scores = nb_floats((int64_t)p->threads * e->score_floats)) && ok;
+    e->scratch_bytes = nb_scratch((int)n, e->wide_hidden) / 64 * 64 + 64;
+    ok = (e->scratch = (uint8_t *)nb_floats(p->threads * e->scratch_bytes / 4 + 1)) && ok;
+    ok = (e->state = nb_floats(p->slots * p->state_floats + WIDE)) && ok;
+    ok = (e->logits = nb_floats((int64_t)p->slots * p->vocab)) && ok;
+    ok = (e->slot = calloc(p->slots, sizeof(nb_slot))) && ok;
+    ok = (e->column = calloc(n, sizeof(nb_column))) && ok;
+    ok = (e->draws = calloc(p->vocab, sizeof(nb_draw))) && ok;
+    return ok;
+}
+
+nb_engine *nb_create(const nb_plan *plan) {
+    nb_engine *e = calloc(1, sizeof *e);
+    if (!e) return NULL;
+    e->plan = *plan;
+    if (!allocate(e) || !(e->pool = nb_pool_create(e))) {
+        nb_destroy(e);
+        return NULL;
+    }
+    for (int i = 0; i < plan->slots; i++) nb_reset(e, i, 0);
+    return e;
+}
+
+void nb_destroy(nb_engine *e) {
+    if (!e) return;
+    nb_pool_destroy(e->pool);
+    void *owned[] = {e->x,       e->x0,    e->xe,     e->u,    e->a,      e->b,     e->o,
+                     e->hidden,  e->qkv,   e->ve,     e->side, e->skip,   e->angle, e->scores,
+                     e->scratch, e->state, e->logits, e->slot, e->column, e->draws};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+    free(e);
+}
+
+/* What nb_floats gave. */
+void nb_free(float *memory) { free(memory); }
+
+/* The next token stands at `position`. Old contents of rings and vectors are never read again:
+ * nothing before is seen. */
+void nb_reset(nb_engine *e, int slot, int64_t position) {
+    e->slot[slot] = (nb_slot){position, 0, position, NO_TOKEN};
+}
+
+static void place(nb_engine *e, int c, int slot, int token) {
+    const nb_plan *p = &e->plan;
+    nb_slot *s = e->slot + slot;
+    int begins = token == p->bos;
+    if (begins && p->document_mask) s->since = 0;
+    if (begins && p->within) s->first = s->position;
+    int chained = c > 0 && e->column[c - 1].slot == slot;
+    e->column[c] = (nb_column){
+        slot,     token,   s->since ? s->token : NO_TOKEN, chained ? c - 1 : -1, 1, s->position,
+        s->since, s->first};
+    if (chained) e->column[c - 1].last = 0, e->chained = 1;
+    s->position++, s->since++;
+    s->token = token;
+}
+
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec + 1e-9 * now.tv_nsec;
+}
+
+/* On busy processors waiting for each other costs more than sharing the work saves: take what has
+ * been faster lately, and look again now and then. Results are the same to the bit. */
+static void run_single(nb_engine *e) {
+    int all = e->cost[1] <= e->cost[0];
+    uint32_t step = e->steps++;
+    if (step < TRIALS) all = step & 1;
+    else if (step % PROBE == 0) all = !all;
+    e->active = all ? e->plan.threads : 1;
+    double began = seconds();
+    nb_pool_run(e->pool);
+    double cost = seconds() - began;
+    e->cost[all] = step < 2 ? cost : 0.8 * e->cost[all] + 0.2 * cost;
+}
+
+/* n <= columns tokens of known slots and ids (checked by the caller), each slot's consecutive; 0
+ * when done */
+int nb_run(nb_engine *e, int n, const int32_t *slots, const int32_t *tokens, int wanted) {
+    if (n < 1 || n > e->plan.columns) return 1;
+    e->n = n;
+    e->chained = 0;
+    e->wanted = wanted;
+    for (int c = 0; c < n; c++) place(e, c, slots[c], tokens[c]);
+    if (n > 1 || e->plan.threads == 1) {
+        e->active = e->plan.threads;
+        nb_pool_run(e->pool);
+    } else run_single(e);
+    return 0;
+}
+
+float *nb_logits(nb_engine *e, int slot) { return e->logits + (int64_t)slot * e->plan.vocab; }
+
+static double uniform(uint64_t seed, uint64_t draw) {
+    uint64_t z = seed + (draw + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return (double)((z ^ (z >> 31)) >> 11) * 0x1p-53;
+}
+
+static int likelier(const void *left, const void *right) {
+    const nb_draw *a = left, *b = right;
+    if (a->weight != b->weight) return a->weight > b->weight ? -1 : 1;
+    return (a->id > b->id) - (a->id < b->id);
+}
+
+static int by_id(const void *left, const void *right) {
+    return ((const nb_draw *)left)->id - ((const nb_draw *)right)->id;
+}
+
+/* Keep the top_k likeliest of n draws, then the fewest that hold top_p of their weight; sorted by
+ * id again. */
+static int filter(nb_draw *draws, int n, int top_k, double top_p) {
+    double held = 0, sum = 0;
+    qsort(draws, n, sizeof *draws, likelier);
+    if (top_k > 0 && top_k < n) n = top_k;
+    for (int i = 0; i < n; i++) sum += draws[i].weight;
+    for (int i = 0; i < n; i++) {
+        held += draws[i].weight;
+        if (held >= top_p * sum) n = i + 1;
+    }
+    qsort(draws, n, sizeof *draws, by_id);
+    return n;
+}
+
+/* The rule of engine/sampling.py. */
+int nb_choose(nb_engine *e, int slot, int vocab, double temperature, int top_k, double top_p,
+              uint64_t seed, uint64_t draw) {
+    const float *logits = nb_logits(e, slot);
+    nb_draw *draws = e->draws;
+    int best = 0, n = vocab;
+    for (int i = 1; i < vocab; i++)
+        if (logits[i] > logits[best]) best = i;
+    if (temperature == 0) return best;
+    for (int i = 0; i < vocab; i++)
+        draws[i] = (nb_draw){exp(((double)logits[i] - logits[best]) / temperature), i};
+    if (top_k > 0 || top_p < 1) n = filter(draws, n, top_k, top_p);
+    double sum = 0, reached = 0;
+    for (int i = 0; i < n; i++) sum += draws[i].weight;
+    double target = uniform(seed, draw) * sum;
+    for (int i = 0; i < n; i++) {
+        reached += draws[i].weight;
+        if (reached > target) return draws[i].id;
+    }
+    return best;
+}

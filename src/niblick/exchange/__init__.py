@@ -1,0 +1,1 @@
+"""Models from and to other tools: published state dicts, submission folders."""

@@ -1,0 +1,161 @@
+"""The submission folder of a run: README, submission.json, one log a seed, requirements, artifact
+and script.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from niblick.errors import CapacityError, NiblickError
+from niblick.exchange.submission import texts
+from niblick.exchange.submission.bundle import bundle_script
+from niblick.exchange.submission.verify import record_folder
+from niblick.files import sha256_file
+from niblick.recipe import load_recipe
+from niblick.text.tokenizer import CHALLENGE
+
+ENTRY = "niblick.exchange.standalone"
+LIMIT = 16_000_000
+_TOKENIZER = "tokenizer.model"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its folder, its card, and the lines of its metrics."""
+
+    folder: Path
+    card: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A written submission: its folder, the bytes of code and artifact, and the claimed bits per
+    byte.
+    """
+
+    folder: Path
+    code_bytes: int
+    artifact_bytes: int
+    bpb: float
+
+
+def export_submission(run: Path, out: Path, *, author: str, name: str | None = None) -> Exported:
+    """Write the run (or several seeds' folder) `run` as a submission into the new folder `out`.
+
+    Raises `NiblickError` where the run is not finished or not valid, `CapacityError` where code and
+    artifact together exceed the challenge's 16,000,000 bytes.
+    """
+    runs = _read_runs(run)
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise NiblickError(f"output {str(out)!r} is not empty; choose another folder")
+    invalid = [str(r.folder) for r in runs if not r.card["valid"]]
+    if invalid:
+        raise NiblickError(f"{invalid[0]!r} holds a score that is not valid; nothing to submit")
+    work = Path(tempfile.mkdtemp(prefix=".niblick-export-", dir=_parent(out)))
+    try:
+        exported = _fill(work, runs, author, name or str(runs[0].card["recipe"]))
+        if out.exists():
+            out.rmdir()
+        work.chmod(0o755)
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    record_folder(out)
+    return Exported(out, exported.code_bytes, exported.artifact_bytes, exported.bpb)
+
+
+def _fill(work: Path, runs: list[Run], author: str, name: str) -> Exported:
+    best = min(runs, key=lambda r: float(r.card["packed_bpb"]))
+    artifact = best.folder / "artifact.nib"
+    if sha256_file(artifact) != best.card["artifact_sha256"]:
+        raise NiblickError(
+            f"{str(artifact)!r} is not the file that the card scored; run niblick train again"
+        )
+    shutil.copyfile(artifact, work / "artifact.nib")
+    settings = _settings(best.folder, work)
+    script, needed = bundle_script(ENTRY, settings, f"{name}: generated from the niblick library.")
+    (work / "train_gpt.py").write_text(script, "utf-8")
+    code = (work / "train_gpt.py").stat().st_size + _size(work / _TOKENIZER)
+    size = max((r.folder / "artifact.nib").stat().st_size for r in runs)
+    if code + size > LIMIT:
+        raise CapacityError(
+            f"code of {code:,} B and artifact of {size:,} B exceed the limit of {LIMIT:,} B by"
+            f" {code + size - LIMIT:,} B"
+        )
+    bpb = sum(float(r.card["packed_bpb"]) for r in runs) / len(runs)
+    facts = texts.Facts(
+        name=name,
+        author=author,
+        day=date.today().isoformat(),
+        code_bytes=code,
+        artifact_bytes=size,
+        bpb=bpb,
+        cards=[r.card for r in runs],
+        best=best.card,
+    )
+    (work / "requirements.txt").write_text(texts.requirements_text(needed, facts), "utf-8")
+    (work / "submission.json").write_text(
+        json.dumps(texts.submission(facts), indent=2) + "\n", "utf-8"
+    )
+    (work / "README.md").write_text(texts.readme(facts), "utf-8")
+    for r in runs:
+        log = texts.log_lines(r.card, r.metrics, code)
+        (work / f"train_seed{r.card['seed']}.log").write_text("\n".join(log) + "\n", "utf-8")
+    return Exported(work, code, size, bpb)
+
+
+def _settings(folder: Path, work: Path) -> dict[str, Any]:
+    """The recipe as plain values; a tokenizer file it names goes into the folder."""
+    recipe = load_recipe(folder / "recipe.toml")
+    values = recipe.model_dump(mode="json")
+    if recipe.data.tokenizer not in ("train", "bytes"):
+        from niblick.text.tokenizer import load_tokenizer
+
+        source = recipe.data.tokenizer
+        tokenizer = load_tokenizer(source)
+        (work / _TOKENIZER).write_bytes(
+            Path(source).read_bytes() if source != CHALLENGE else tokenizer.to_bytes()
+        )
+        values["data"]["tokenizer"] = _TOKENIZER
+    return values
+
+
+def _read_runs(run: Path) -> list[Run]:
+    seeds = sorted(
+        run.glob("seed-*"), key=lambda p: int(p.name[5:]) if p.name[5:].isdecimal() else -1
+    )
+    return [_read_run(folder) for folder in seeds or [run]]
+
+
+def _read_run(folder: Path) -> Run:
+    try:
+        card = json.loads((folder / "card.json").read_text("utf-8"))
+        lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+        return Run(folder, card, [json.loads(line) for line in lines])
+    except OSError as error:
+        raise NiblickError(
+            f"{str(folder)!r} is not a finished run: {error.strerror} ({error.filename})"
+        ) from None
+    except ValueError as error:
+        raise NiblickError(
+            f"{str(folder)!r} holds a damaged card or metrics file: {error}"
+        ) from None
+
+
+def _parent(out: Path) -> Path:
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NiblickError(f"cannot write beside {str(out)!r}: {error.strerror}") from None
+    return out.absolute().parent
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

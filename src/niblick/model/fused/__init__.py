@@ -1,6 +1,0 @@
-"""Fused CPU kernels of the training step, and the operations of the model built on them."""
-
-from niblick.model.fused.library import Kernels, load_kernels
-from niblick.model.fused.ops import FusedOps
-
-__all__ = ["FusedOps", "Kernels", "load_kernels"]

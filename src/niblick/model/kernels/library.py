@@ -1,0 +1,145 @@
+"""The kernels' shared library: compiled from kernels.c once per source and processor, kept in the
+cache folder.
+
+Where it cannot be compiled, there is no library and the model keeps its plain operations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from niblick.toolchain import TUNED, CLibrary
+
+_LIBRARY = CLibrary(
+    package="niblick.model.kernels",
+    names=(
+        "kernels.c",
+        "kernels.h",
+        "tables.h",
+        "sidecar.h",
+        "products.h",
+        "heads.h",
+        "attention.h",
+        "head.h",
+        "channel.h",
+        "maps.h",
+        "token_shift.h",
+        "optimizer.h",
+    ),
+    flags=(
+        "-std=gnu11",
+        "-O3",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fassociative-math",
+        "-fno-signed-zeros",
+        "-freciprocal-math",
+    ),
+    tunings=(("-march=native", "-fopenmp"), *TUNED),
+)
+_SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+# One letter per argument: p pointer, f float, i 64-bit integer; the order is that of kernels.h.
+_ARGUMENTS = {
+    "mix_norm": "ppppfpppii",
+    "mix_norm_back": "ppppppppfpppii",
+    "add_norm": "pppfpppii",
+    "add_norm_back": "ppppppfpppii",
+    "shift": "ppppppiii",
+    "shift_back": "ppppppppiii",
+    "square": "pfpii",
+    "square_back": "ppfpii",
+    "gate": "pppii",
+    "gate_back": "pppppii",
+    "nll": "ppfppii",
+    "nll_back": "ppppfpii",
+    "lookup": "pppii",
+    "lookup_back": "pppiii",
+    "embed": "ppppppppii",
+    "embed_back": "ppppppppppppiii",
+    "heads": "ppppppiiiii",
+    "heads_back": "ppppppppiiiii",
+    "exclude": "pppiiii",
+    "exclude_back": "pppppiiii",
+    "shift_mix": "ppppiii",
+    "shift_mix_back": "ppppppiii",
+    "local_value": "ppppiiii",
+    "local_value_back": "pppppiiii",
+    "gated_filter": "ppppppiiii",
+    "gated_filter_back": "ppppppppppiiii",
+    "softmax": "pppfiii",
+    "softmax_back": "ppfii",
+}
+_BF16_ONLY = {  # what is built on products.h
+    "attend": "pppppiiiiii",
+    "attend_back": "pppppppppiiiiii",
+    "head": "pppfpppiii",
+    "head_back": "pppppiii",
+    "channel": "ppppppffppppiii",
+    "channel_back": "ppppppffpppppppppiii",
+    "maps": "pppppiiiii",
+    "maps_back": "pppppppiiiii",
+    "project": "pppppppppppppiiiiiii",
+    "project_back": "pppppppppppppppppiiiiiii",
+    "token_shift": "pppppppppppiii",
+    "token_shift_back": "pppppppppppppppppppiii",
+    "newton": "ppfffiiii",
+}
+_ANY_BF16 = {"descend": "ppffi"}  # optimizer.h
+_FLOAT_ONLY = {
+    "adam": "ppfppffffffi",
+    "momentum": "pfpfii",
+    "collect": "pppppii",
+    "fold": "ppii",
+}  # optimizer.h, kernels.c
+_TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int64}
+Capturing = Callable[[Any, tuple[Tensor | float | None, ...]], None]
+DTYPES = tuple(_SUFFIX)
+CHUNKS = 32  # partial sums per reduction, as in kernels.c
+LANES = 64  # positions of one tile, as in products.h
+PANEL = 32  # columns of packed weights, as in products.h
+MAPS = 3  # linear maps of one input, as in maps.h
+
+
+class Kernels:
+    """The library's functions by name, for tensors of float32 or bfloat16."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._functions: dict[tuple[str, torch.dtype], Any] = {}
+        self.capture: Capturing | None = (
+            None  # takes calls in place of making them, while a computation is recorded
+        )
+        self.attends = bool(library.attends())  # whether the processor has what products.h needs
+        for dtype, suffix in _SUFFIX.items():
+            extra = (
+                _FLOAT_ONLY
+                if dtype is torch.float32
+                else _ANY_BF16 | (_BF16_ONLY if self.attends else {})
+            )
+            for name, letters in (_ARGUMENTS | extra).items():
+                function = getattr(library, f"{name}_{suffix}")
+                function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
+                self._functions[name, dtype] = function
+
+    def __call__(self, name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
+        """Call kernel `name`; tensors must be contiguous, on the CPU, and of the types that
+        kernels.h states.
+        """
+        function = self._functions[name, dtype]
+        if self.capture is not None:
+            self.capture(function, arguments)
+            return
+        function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+
+def load_kernels() -> Kernels | None:
+    """The kernels, compiled first if need be; None where that cannot be done."""
+    library = _LIBRARY.obtain()
+    try:
+        return None if library is None else Kernels(library)
+    except AttributeError:
+        return None

@@ -1,8 +1,0 @@
-"""Submissions: a run written as the folder that reviewers expect, and its score checked without
-this package.
-"""
-
-from niblick.report.submission.folder import Exported, export_submission
-from niblick.report.submission.verify import Verified, verify_submission
-
-__all__ = ["Exported", "Verified", "export_submission", "verify_submission"]

@@ -1,0 +1,237 @@
+"""Comparison of runs with statistics, as plain values and as text: the first run is what the others
+are held against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from niblick.errors import ScoreError
+from niblick.scoring.entries import Entry, check_comparable
+from niblick.scoring.score import NOT_VALID
+from niblick.scoring.statistics import (
+    RECORD_NATS,
+    RECORD_P,
+    detectable_effect,
+    paired_bootstrap,
+    record_rule,
+    summarise,
+    welch,
+)
+
+Comparison = dict[str, Any]
+
+
+def compare(entries: Sequence[Entry], *, resamples: int = 10_000) -> Comparison:
+    """Statistics of each entry, and of each later one against the first; JSON-ready.
+
+    Raises `ScoreError` for different data, byte or token counts.
+    """
+    check_comparable(entries)
+    score = entries[0].seeds[0].score
+    return {
+        "data": {
+            "sha256": score.data_sha256,
+            "split": score.split,
+            "tokens": score.tokens,
+            "bytes": score.bytes,
+        },
+        "valid": all(entry.valid for entry in entries),
+        "runs": [_describe(entry) for entry in entries],
+        "comparisons": [_against(entry, entries[0], resamples) for entry in entries[1:]],
+    }
+
+
+def _describe(entry: Entry) -> dict[str, Any]:
+    sizes = [seed.artifact_bytes for seed in entry.seeds if seed.artifact_bytes is not None]
+    seconds = [seed.train_seconds for seed in entry.seeds if seed.train_seconds is not None]
+    nats = summarise(entry.nats)
+    spread = nats["sd"]
+    return {
+        "name": entry.name,
+        "seeds": [seed.name for seed in entry.seeds],
+        "modes": sorted({seed.score.mode for seed in entry.seeds}),
+        "valid": entry.valid,
+        "bpb": {"values": entry.bpb, **summarise(entry.bpb)},
+        "nats_per_token": {"values": entry.nats, **nats},
+        "detectable_nats": (
+            None if spread is None else detectable_effect(spread, nats["n"], spread, nats["n"])
+        ),
+        "artifact_bytes": max(sizes) if sizes else None,
+        "train_seconds": float(np.mean(seconds)) if seconds else None,
+    }
+
+
+def _against(new: Entry, old: Entry, resamples: int) -> dict[str, Any]:
+    test, record = welch(new.nats, old.nats), record_rule(new.nats, old.nats)
+    spreads = [summarise(entry.nats)["sd"] for entry in (new, old)]
+    effect = None
+    if None not in spreads:
+        effect = detectable_effect(spreads[0], len(new.seeds), spreads[1], len(old.seeds))
+    return {
+        "new": new.name,
+        "old": old.name,
+        "bpb_difference": float(np.mean(new.bpb) - np.mean(old.bpb)),
+        "nats_difference": float(np.mean(new.nats) - np.mean(old.nats)),
+        "bootstrap": bootstrap(new, old, resamples),
+        "welch": (
+            None
+            if test is None
+            else {**asdict(test), "t": test.t if abs(test.t) < float("inf") else None}
+        ),
+        "record": {**asdict(record), "holds": record.holds and new.valid and old.valid},
+        "detectable_nats": effect,
+    }
+
+
+def bootstrap(new: Entry, old: Entry, resamples: int) -> dict[str, Any] | None:
+    """Paired bootstrap over documents, each document's nats averaged over seeds; None without
+    documents.
+    """
+    tables = [document_nats(entry) for entry in (new, old)]
+    documents = old.seeds[0].score.documents
+    if tables[0] is None or tables[1] is None or documents is None or len(documents.bytes) < 2:
+        return None
+    for seed in (*new.seeds, *old.seeds):
+        if seed.score.documents is None or seed.score.documents.bytes != documents.bytes:
+            raise ScoreError(
+                f"{new.name} and {old.name} count the bytes of their documents differently"
+            )
+    return asdict(paired_bootstrap(tables[0], tables[1], documents.bytes, resamples=resamples))
+
+
+def document_nats(entry: Entry) -> list[float] | None:
+    """Mean nats of each document over the seeds."""
+    rows = [seed.score.documents.nats for seed in entry.seeds if seed.score.documents is not None]
+    if len(rows) != len(entry.seeds) or len({len(row) for row in rows}) != 1:
+        return None
+    means: list[float] = np.mean(np.array(rows), axis=0).tolist()
+    return means
+
+
+def comparison_text(found: Comparison) -> str:
+    """The tables that `niblick compare` prints."""
+    data = found["data"]
+    lines = [] if found["valid"] else [f"{NOT_VALID} among these: see the runs that are marked", ""]
+    lines += [
+        (
+            f"{data['split']}: {data['tokens']:,} tokens, {data['bytes']:,} bytes"
+            f" ({data['sha256'][:12]})"
+        ),
+        "",
+    ]
+    lines += table(run_rows(found))
+    if found["comparisons"]:
+        lines += ["", *table(comparison_rows(found))]
+        lines += ["", *(verdict(row) for row in found["comparisons"])]
+    return "\n".join(lines)
+
+
+def run_rows(found: Comparison) -> list[list[str]]:
+    """Header and one row per run."""
+    rows = [
+        [
+            "run",
+            "seeds",
+            "mode",
+            "bpb",
+            "sd",
+            "95 % interval",
+            "nats/token",
+            "artifact bytes",
+            "train s",
+            "detectable nats",
+        ]
+    ]
+    for run in found["runs"]:
+        bpb = run["bpb"]
+        rows.append(
+            [
+                run["name"] + ("" if run["valid"] else " (not valid)"),
+                str(bpb["n"]),
+                ", ".join(run["modes"]),
+                f"{bpb['mean']:.4f}",
+                _shown(bpb["sd"], ".4f"),
+                _interval(bpb["low"], bpb["high"]),
+                f"{run['nats_per_token']['mean']:.4f}",
+                _shown(run["artifact_bytes"], ",.0f"),
+                _shown(run["train_seconds"], ",.0f"),
+                _shown(run["detectable_nats"], ".4f"),
+            ]
+        )
+    return rows
+
+
+def comparison_rows(found: Comparison) -> list[list[str]]:
+    """Header and one row per run held against the first."""
+    rows = [
+        [
+            "against the first",
+            "bpb",
+            "95 % over documents",
+            "p (documents)",
+            "nats/token",
+            "p (seeds)",
+            "detectable nats",
+        ]
+    ]
+    for row in found["comparisons"]:
+        boot, test = row["bootstrap"], row["welch"]
+        rows.append(
+            [
+                row["new"],
+                f"{row['bpb_difference']:+.4f}",
+                "-" if boot is None else _interval(boot["low"], boot["high"]),
+                "-" if boot is None else f"{boot['p']:.2g}",
+                f"{row['nats_difference']:+.4f}",
+                "-" if test is None else f"{test['p_two']:.2g}",
+                _shown(row["detectable_nats"], ".4f"),
+            ]
+        )
+    return rows
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """One sentence on the record rule."""
+    record = row["record"]
+    rule = f">= {RECORD_NATS} nats at p < {RECORD_P}"
+    if record["p"] is None:
+        return (
+            f"{row['new']}: gains {record['gain']:+.4f} nats; the record rule ({rule}) needs two"
+            " seeds or more of each"
+        )
+    outcome = "holds" if record["holds"] else "does not hold"
+    return (
+        f"{row['new']}: gains {record['gain']:+.4f} nats, p = {record['p']:.2g}; the record rule"
+        f" ({rule}) {outcome}"
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of text, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return (
+        "-"
+        if low is None or high is None
+        else f"{low:+.4f} .. {high:+.4f}"
+        if low < 0
+        else f"{low:.4f} .. {high:.4f}"
+    )

@@ -1,0 +1,355 @@
+"""Tokenizers: text to uint16 ids and back, with the exact bytes each id stands for.
+
+Every tokenizer is rebuilt from its own bytes alone and is immutable. Decoding is defined here by
+one table of byte strings for all kinds, so that the bytes counted and the bytes decoded cannot
+differ; for SentencePiece models the result equals the library's own decoding. Text that is not
+valid Unicode (lone surrogates) is refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+
+from niblick.errors import DataError
+from niblick.text import spmodel
+from niblick.text.bytetable import ByteTable
+from niblick.text.spmodel import SPACE, Piece, SentencePieceModel
+
+Tokens = NDArray[np.uint16]
+CHALLENGE = "fineweb-1024"
+_CHALLENGE_FILE = "fineweb_1024_bpe.model"
+_CHALLENGE_SHA256 = "bbf81bf15bd66fc78d927bc9c87f06d17a80fc7d35a5131c616bef7bb34b44b4"
+_BYTES_TOKENIZER = b"nT\x00bytes"
+
+
+def refuse_surrogates(text: str, what: str = "text") -> None:
+    """Raise `DataError` if `text` is not valid Unicode, naming `what` it is and the place."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} holds a lone surrogate U+{ord(text[error.start]):04X} at character"
+            f" {error.start}; only valid Unicode can be tokenized"
+        ) from None
+
+
+class DecodeStream:
+    """Turns ids into text one at a time, giving out complete characters only."""
+
+    def __init__(self, tokenizer: Tokenizer, after: int | None) -> None:
+        self._tokenizer = tokenizer
+        self._previous = after
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """The characters that `token` completes; often empty inside a multi-byte character."""
+        data = self._tokenizer.token_bytes(token, self._previous)
+        self._previous = token
+        return self._utf8.decode(data)
+
+    def flush(self) -> str:
+        """What is left: U+FFFD for a character that was never completed, else nothing."""
+        return self._utf8.decode(b"", final=True)
+
+
+class Tokenizer(ABC):
+    """A frozen mapping between text and ids below `vocab_size`.
+
+    `lossless` says whether `decode(encode(text)) == text` for every text; `sha256` identifies the
+    mapping, whatever form it was stored in; `to_bytes` is the smallest such form and
+    `load_tokenizer` reads it back.
+    """
+
+    kind: str
+    name: str
+    vocab_size: int
+    bos_id: int
+    lossless: bool
+    sha256: str
+
+    @property
+    @abstractmethod
+    def byte_table(self) -> ByteTable:
+        """Bytes of each token; see `ByteTable`."""
+
+    @abstractmethod
+    def to_bytes(self) -> bytes:
+        """A self-contained serialisation, as small as this project can make it."""
+
+    @abstractmethod
+    def to_file_bytes(self) -> bytes:
+        """What a dataset folder stores: a standard `.model` where there is one."""
+
+    @abstractmethod
+    def reference_decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids` by other means than `byte_table`, to check it against."""
+
+    @abstractmethod
+    def _surfaces(self) -> list[bytes]:
+        """Bytes of each token, the space of a leading U+2581 included."""
+
+    @abstractmethod
+    def _encode(self, text: str) -> Sequence[int]:
+        """Ids of valid, non-empty text."""
+
+    @cached_property
+    def _surface_list(self) -> list[bytes]:
+        return self._surfaces()
+
+    def encode(self, text: str) -> Tokens:
+        """Ids of `text` without a BOS; `DataError` if it holds a lone surrogate."""
+        refuse_surrogates(text)
+        return np.array(self._encode(text) if text else (), dtype=np.uint16)
+
+    def encode_document(self, text: str) -> Tokens:
+        """Ids of `text` with a BOS in front."""
+        return np.concatenate([np.array([self.bos_id], dtype=np.uint16), self.encode(text)])
+
+    def token_bytes(self, token: int, previous: int | None) -> bytes:
+        """Bytes that `token` adds after `previous`; None stands for the start of the text."""
+        self._check(token, token)
+        table = self.byte_table
+        starts = previous is None or bool(table.boundary[previous])
+        return self._surface_list[token][int(starts and bool(table.leading_space[token])) :]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The UTF-8 bytes of `ids`; control, unknown and unused tokens give none."""
+        tokens = np.fromiter(ids, dtype=np.int64)
+        if not len(tokens):
+            return b""
+        self._check(int(tokens.min()), int(tokens.max()))
+        table = self.byte_table
+        starts = np.concatenate([[True], table.boundary[tokens[:-1]]])
+        skip = (table.leading_space[tokens] & starts).tolist()
+        surfaces = self._surface_list
+        return b"".join(
+            [
+                surfaces[t][1:] if s else surfaces[t]
+                for t, s in zip(tokens.tolist(), skip, strict=True)
+            ]
+        )
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def decode_stream(self, after: int | None = None) -> DecodeStream:
+        """A decoder for tokens that arrive one by one, the first of them following `after` (None: a
+        new text).
+        """
+        return DecodeStream(self, after)
+
+    def _check(self, lowest: int, highest: int) -> None:
+        if lowest < 0 or highest >= self.vocab_size:
+            bad = lowest if lowest < 0 else highest
+            raise DataError(f"token id {bad} is outside the vocabulary of {self.vocab_size}")
+
+
+class BytesTokenizer(Tokenizer):
+    """One token per UTF-8 byte, in the challenge's layout: 0 pad, 1 BOS, 2 EOS, 3 unknown, then the
+    256 bytes.
+    """
+
+    kind = "bytes"
+    name = "bytes"
+    vocab_size = 260
+    bos_id = 1
+    lossless = True
+    sha256 = hashlib.sha256(_BYTES_TOKENIZER).hexdigest()
+    _FIRST = 4
+
+    @cached_property
+    def byte_table(self) -> ByteTable:
+        """Every byte token counts 1, the four others 0."""
+        ids = np.arange(self.vocab_size)
+        return ByteTable(
+            (ids >= self._FIRST).astype(np.int32),
+            np.zeros(self.vocab_size, bool),
+            ids < self._FIRST,
+        )
+
+    def to_bytes(self) -> bytes:
+        """A marker: there is nothing to store."""
+        return _BYTES_TOKENIZER
+
+    def to_file_bytes(self) -> bytes:
+        """The same marker."""
+        return _BYTES_TOKENIZER
+
+    def reference_decode(self, ids: Sequence[int]) -> str:
+        """The bytes of `ids`, read as UTF-8."""
+        return bytes(token - self._FIRST for token in ids if token >= self._FIRST).decode(
+            "utf-8", "replace"
+        )
+
+    def _surfaces(self) -> list[bytes]:
+        return [b""] * self._FIRST + [bytes([value]) for value in range(256)]
+
+    def _encode(self, text: str) -> Sequence[int]:
+        return [value + self._FIRST for value in text.encode()]
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model; encoding is the library's, around which literal U+2581 is spelled in
+    bytes.
+
+    A model that normalises its input (the challenge's) is used as it is and is marked `lossless =
+    False`.
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: SentencePieceModel) -> None:
+        if model.space_as_suffix:
+            raise DataError(
+                "the tokenizer marks spaces at the end of words; only leading U+2581 is supported"
+            )
+        canonical = model.serialize()
+        self._model = model
+        self.vocab_size = len(model.pieces)
+        self.lossless = model.lossless
+        self.sha256 = hashlib.sha256(canonical).hexdigest()
+        self.bos_id = self._find_bos()
+        self._engine = _processor(
+            model.with_dummy_prefix(False).serialize() if self.lossless else canonical
+        )
+        byte_ids = {
+            piece.text: index
+            for index, piece in enumerate(model.pieces)
+            if piece.kind == spmodel.BYTE
+        }
+        self._space_bytes = [
+            byte_ids.get(spmodel.BYTE_PIECES[value], -1) for value in SPACE.encode()
+        ]
+        self.name = (
+            CHALLENGE
+            if self.sha256 == _CHALLENGE_SHA256
+            else f"{model.kind_name}-{self.vocab_size}"
+        )
+
+    def _find_bos(self) -> int:
+        for index, piece in enumerate(self._model.pieces):
+            if piece.kind == spmodel.CONTROL and piece.text == "<s>":
+                return index
+        raise DataError("the tokenizer has no control piece '<s>' to put in front of documents")
+
+    @cached_property
+    def byte_table(self) -> ByteTable:
+        """Section 0's rule; without a dummy prefix a leading space is always emitted, so it is part
+        of `base`.
+        """
+        surfaces = self._surface_list
+        texts = [piece.text for piece in self._model.pieces]
+        boundary = np.array([p.kind in _SILENT for p in self._model.pieces], dtype=bool)
+        plain = np.array(
+            [p.kind not in {*_SILENT, spmodel.BYTE} for p in self._model.pieces], dtype=bool
+        )
+        leading = (
+            np.array([text.startswith(SPACE) for text in texts], dtype=bool)
+            & plain
+            & self._model.dummy_prefix
+        )
+        return ByteTable(
+            np.array([len(s) for s in surfaces], dtype=np.int32) - leading, leading, boundary
+        )
+
+    def to_bytes(self) -> bytes:
+        """The packed form of `spmodel.pack`."""
+        return spmodel.pack(self._model)
+
+    def to_file_bytes(self) -> bytes:
+        """A `.model` file that SentencePiece itself reads."""
+        return self._model.serialize()
+
+    @cached_property
+    def _library(self) -> sentencepiece.SentencePieceProcessor:
+        return _processor(self._model.serialize())
+
+    def reference_decode(self, ids: Sequence[int]) -> str:
+        """The sentencepiece library's own decoding of one document."""
+        return str(self._library.Decode(list(ids)))
+
+    def _surfaces(self) -> list[bytes]:
+        return [_surface(piece) for piece in self._model.pieces]
+
+    def _encode(self, text: str) -> Sequence[int]:
+        if not self.lossless:
+            ids: list[int] = self._engine.Encode(text)
+            return ids
+        return self._encode_exactly(" " + text if self._model.dummy_prefix else text)
+
+    def _encode_exactly(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for index, part in enumerate(text.split(SPACE)):
+            if index:
+                ids += self._space_bytes
+            ids += self._engine.Encode(part)
+        return ids
+
+
+def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"sentencepiece refuses the tokenizer: {str(error).splitlines()[0]}"
+        ) from None
+    return processor
+
+
+_SILENT = (spmodel.CONTROL, spmodel.UNKNOWN, spmodel.UNUSED)
+
+
+def _surface(piece: Piece) -> bytes:
+    if piece.kind in _SILENT:
+        return b""
+    if piece.kind == spmodel.BYTE:
+        return bytes([int(piece.text[1:-1], 16)])
+    return piece.text.replace(SPACE, " ").encode()
+
+
+def _challenge_file() -> bytes:
+    return (resources.files("niblick.text") / "assets" / _CHALLENGE_FILE).read_bytes()
+
+
+def load_tokenizer(spec: str | Path | bytes, *, kind: str | None = None) -> Tokenizer:
+    """The tokenizer `spec` names: "bytes", "fineweb-1024", the path of a `.model`, or the bytes of
+    `to_bytes`.
+
+    `kind` ("sentencepiece" or "bytes") is checked where given. Raises `DataError`.
+    """
+    if isinstance(spec, str) and spec in ("bytes", CHALLENGE):
+        data = _BYTES_TOKENIZER if spec == "bytes" else _challenge_file()
+    elif isinstance(spec, bytes):
+        data = spec
+    else:
+        data = _read_model(Path(spec))
+    tokenizer = (
+        BytesTokenizer()
+        if data == _BYTES_TOKENIZER
+        else SentencePieceTokenizer(spmodel.unpack(data))
+    )
+    if kind is not None and kind != tokenizer.kind:
+        raise DataError(f"tokenizer kind {kind!r} does not fit: this one is {tokenizer.kind!r}")
+    return tokenizer
+
+
+def _read_model(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"tokenizer {str(path)!r} cannot be read ({error.strerror}); give bytes, {CHALLENGE},"
+            " or a .model file"
+        ) from None
