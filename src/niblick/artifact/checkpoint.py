@@ -21,7 +21,7 @@ from torch import Tensor
 
 from niblick.artifact.atomic import write_file
 from niblick.errors import ArtifactError, NiblickError
-from niblick.recipe import Recipe, recipe_from_dict
+from niblick.recipe import Recipe, recipe_from_dict, stored_values
 from niblick.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE, FINAL_FILE = "model.safetensors", "final.safetensors"
@@ -53,7 +53,7 @@ def save_checkpoint(
     }
     described = {
         "format": _FORMAT,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": stored_values(recipe),
         "meta": meta,
         "digest": _digest(kept),
         "tokenizer": (

@@ -18,11 +18,12 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class QuantizedTensor:
-    """Integers times steps: value[r, c] = codes[r, c] * (row_steps[r] * column_factors[c // group]).
+    """Integers times steps: value[r, c] = codes[r, c] * (row_steps[r] * column_factors[c // g]).
 
-    `codes` (R, C) of any integer type; `row_steps` (R,) and `column_factors` (ceil(C / group),),
-    None for ones, in float64; `correction` adds A @ B of shapes (R, k) and (k, C). Products are
-    formed in float64 in this order and rounded once to `rounded_to`; `shape` is the tensor's own.
+    `codes` (R, C) of any integer type; `row_steps` (R,) and `column_factors` (ceil(C / g),) with
+    g = `group`, None for ones, in float64; `correction` adds A @ B of shapes (R, k) and (k, C).
+    Products are formed in float64 in this order and rounded once to `rounded_to`; `shape` is the
+    tensor's own.
     """
 
     shape: tuple[int, ...]

@@ -17,7 +17,7 @@ from niblick.compression import Job, get_codec
 from niblick.compression.calibration import Calibration
 from niblick.errors import ArtifactError, CapacityError
 from niblick.plan import make_plan
-from niblick.recipe import Recipe
+from niblick.recipe import Recipe, stored_values
 from niblick.text.tokenizer import Tokenizer
 
 
@@ -63,7 +63,7 @@ def pack(
         update={"artifact": recipe.artifact.model_copy(update={"codec": name})}
     )
     plan = make_plan(exported_recipe(recipe).model)
-    header = {"codec": name, "meta": meta or {}, "recipe": recipe.model_dump(mode="json")}
+    header = {"codec": name, "meta": meta or {}, "recipe": stored_values(recipe)}
     stored = tokenizer.to_bytes() if tokenizer is not None else b""
     fixed = len(container.build(header, stored, b""))
     budget = None if max_bytes is None else max_bytes - extra_bytes - fixed

@@ -138,7 +138,7 @@ class Loop:
         if not self._finished():
             self._warm_up()
         while not self._over():
-            before = self.schedule.spent(self.state.moment)
+            before = self.schedule.spent(self.state.position)
             loss = self._step()
             self._look_at_clock()
             if self.state.step % self.observe_every == 0 or self._finished():
@@ -158,11 +158,11 @@ class Loop:
         return self._finished() or self.stop
 
     def _finished(self) -> bool:
-        state, training = self.state, self.recipe.training
-        if self.schedule.spent(state.moment) < 1:
+        state = self.state
+        if self.schedule.spent(state.position) < 1:
             return False
         averaged = state.averager is None or state.averager.count > 0
-        return averaged and (state.rounding or not training.qat.enabled)
+        return averaged and (state.rounding or not state.rounds)
 
     def _look_at_clock(self) -> None:
         """Agree on the time and on stopping, and measure the time of the steps since the last
@@ -181,17 +181,17 @@ class Loop:
     def _step(self) -> Tensor:
         """One optimizer step; the mean next-token nll (0-dimensional, on the device)."""
         state, training = self.state, self.recipe.training
-        moment = state.moment
-        state.rounding = state.rounding or self.schedule.rounds(moment)
+        at = state.position
+        state.rounding = state.rounding or (state.rounds and self.schedule.rounds(at))
         state.weights.refresh(rounded=state.rounding)
         loss = self._accumulate(*state.feeder.next())
         mean_over(self.world, state.optimizer.gradients)
         state.optimizer.clip(training.clip)
-        state.optimizer.step(self.schedule.multiplier(moment), self.schedule.momentum(moment))
+        state.optimizer.step(self.schedule.multiplier(at), self.schedule.momentum(at))
         state.step += 1
         state.tokens += training.batch_tokens
         if state.averager:
-            remaining, last = self.schedule.remaining(moment), self.schedule.is_last(moment)
+            remaining, last = self.schedule.remaining(at), self.schedule.is_last(at)
             state.averager.update(
                 state.weights.master, step=state.step, remaining=remaining, last=last
             )
@@ -264,8 +264,8 @@ class Loop:
                 self.report(progress)
 
     def _progress(self, loss: float, validation: float | None = None) -> Progress:
-        state, moment = self.state, self.state.moment
-        spent, seconds = min(1.0, self.schedule.spent(moment)), moment.step_seconds
+        state, at = self.state, self.state.position
+        spent, seconds = min(1.0, self.schedule.spent(at)), at.step_seconds
         return Progress(
             step=state.step,
             fraction=spent,
@@ -273,7 +273,7 @@ class Loop:
             tokens=state.tokens,
             loss=loss,
             bpb=loss / LN2 / (self.bytes_per_token or 1.0),
-            multiplier=self.schedule.multiplier(moment),
+            multiplier=self.schedule.multiplier(at),
             tokens_per_second=self.recipe.training.batch_tokens / seconds if seconds else 0.0,
             seconds_left=self.clock.seconds * (1 - spent) / spent if spent else 0.0,
             rounding=state.rounding,
@@ -292,7 +292,7 @@ class Loop:
         ):
             return
         every, state = self.recipe.training.validation.every, self.state
-        spent = min(1.0, self.schedule.spent(state.moment))
+        spent = min(1.0, self.schedule.spent(state.position))
         if int(spent / every + 1e-9) == int(before / every + 1e-9) and not self._finished():
             return
         self.loss.rest()
