@@ -169,7 +169,7 @@ def run_job(job: Job) -> None:
     log = folder / "log.txt"
     with log.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "niblick", "train", *arguments],
+            [sys.executable, "-m", "niblick", "train", *arguments, *_plugins()],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
@@ -184,6 +184,13 @@ def run_job(job: Job) -> None:
         raise TrainingError(
             f"{job.folder} failed with exit code {code}: {lines[-1] if lines else 'no output'}"
         )
+
+
+def _plugins() -> list[str]:
+    """The options that give another process this one's plugins."""
+    from niblick.registry import loaded_plugins
+
+    return [f"--plugin={module}" for module in loaded_plugins()]
 
 
 def read_card(job: Job) -> dict[str, Any]:
