@@ -86,3 +86,18 @@ def test_a_warmdown_in_steps_is_placed_by_the_measured_step_time() -> None:
     fast = TrainingPosition(step=10, tokens=0, seconds=70.0, step_seconds=0.1)
     assert abs(schedule.multiplier(slow) - 30 / 40) < 1e-9
     assert schedule.multiplier(fast) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(1, 1e4), st.floats(0, 1e4), st.floats(0, 2e4))
+def test_a_reserve_ends_a_budget_in_seconds_earlier_by_half_at_most(
+    amount: float, reserve: float, spent: float
+) -> None:
+    recipe = _recipe(f"{amount:.3f}s", 0.0, 0.5)
+    schedule, whole = Schedule(recipe, reserve), Schedule(recipe)
+    kept = whole.duration.amount - schedule.duration.amount
+    assert kept <= reserve + 1e-6 and kept <= whole.duration.amount / 2 + 1e-6
+    at = TrainingPosition(step=1, tokens=BATCH, seconds=spent)
+    assert schedule.fits(at, 0.0) == (spent <= schedule.duration.amount)
+    steps = Schedule(_recipe("10 steps", 0.0, 0.5), reserve)
+    assert steps.duration.amount == 10 and steps.fits(at, 1e9)

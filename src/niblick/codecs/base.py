@@ -78,6 +78,11 @@ class Codec(Protocol):
         """What recipes and headers call it."""
         ...
 
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether its rounding depends on batches of training text."""
+        ...
+
     def encode(self, job: Job) -> Encoded:
         """The payload for `job`; deterministic."""
         ...

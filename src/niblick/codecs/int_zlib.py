@@ -71,6 +71,7 @@ class IntZlib:
     """
 
     name: str = "int-zlib"
+    needs_calibration: bool = False
 
     def encode(self, job: Job) -> Encoded:
         """One quality only: the recipe's bits; a budget is for the caller to compare with."""

@@ -44,6 +44,7 @@ class RateDistortion:
     """
 
     name: str = "rd"
+    needs_calibration: bool = True
 
     def encode(self, job: Job) -> Encoded:
         """Measure, round and code until the payload fills the budget (default: half a byte per

@@ -19,15 +19,17 @@ from niblick.model import LanguageModel
 
 @dataclass
 class Calibration:
-    """Batches of tokens, each (B, T) int64, drawn once; `seconds` is what reading and using them
-    took.
+    """Batches of tokens, each (B, T) int64, drawn once; `seconds` is what using them took.
 
     `bytes_per_token` of the text turns nats per token into bits per byte; a target tax needs it.
+    Measuring sensitivities stops after `limit` seconds; `sequences` is how many it has used.
     """
 
     batches: Iterable[Tensor]
     bytes_per_token: float | None = None
+    limit: float | None = None
     seconds: float = 0.0
+    sequences: int = 0
     _drawn: list[Tensor] = field(default_factory=list, repr=False)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -37,6 +39,11 @@ class Calibration:
             self._drawn = list(self.batches)
             self.seconds += perf_counter() - started
         return iter(self._drawn)
+
+    @property
+    def planned(self) -> int:
+        """How many sequences there are."""
+        return sum(len(batch) for batch in self)
 
 
 @torch.no_grad()

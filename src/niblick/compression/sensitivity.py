@@ -51,11 +51,14 @@ def measure(model: LanguageModel, calibration: Calibration, *, seed: int) -> dic
     started, before = perf_counter(), calibration.seconds
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Sensitivity] = {}
-    tokens = 0
-    for batch in calibration:
-        for sequence in torch.split(batch, 1):
-            _accumulate(model, found, sequence, generator)
-            tokens += sequence.numel()
+    tokens = calibration.sequences = 0
+    for sequence in (row for batch in calibration for row in torch.split(batch, 1)):
+        spent = before + perf_counter() - started
+        if calibration.limit is not None and tokens and spent >= calibration.limit:
+            break
+        _accumulate(model, found, sequence, generator)
+        tokens += sequence.numel()
+        calibration.sequences += 1
     if not tokens:
         raise NiblickError(
             "no calibration tokens were given; this codec needs batches of training tokens"

@@ -9,7 +9,7 @@ exceed the budget.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from niblick.recipe.schema import TrainingRecipe
 from niblick.registry import Registry
@@ -41,11 +41,17 @@ def linear(ahead: float, final: float) -> float:
 
 
 class Schedule:
-    """The recipe's schedule; a budget in steps or tokens never looks at the clock."""
+    """The recipe's schedule; a budget in steps or tokens never looks at the clock.
 
-    def __init__(self, recipe: TrainingRecipe) -> None:
+    `reserve` seconds at the end of a budget in seconds are left to what follows the steps.
+    """
+
+    def __init__(self, recipe: TrainingRecipe, reserve: float = 0.0) -> None:
         self.recipe = recipe
         self.duration = Duration.parse(recipe.duration)
+        if self.duration.unit == "seconds":
+            kept = max(self.duration.amount - reserve, self.duration.amount / 2)
+            self.duration = replace(self.duration, amount=kept)
         self._shape = SCHEDULES[recipe.schedule.kind]
 
     def spent(self, at: TrainingPosition) -> float:
@@ -55,6 +61,10 @@ class Schedule:
     def is_last(self, at: TrainingPosition) -> bool:
         """Whether the step that starts now uses up the budget (in seconds: is expected to)."""
         return self.spent(at) + self._step_fraction(at) >= 1
+
+    def fits(self, at: TrainingPosition, seconds: float) -> bool:
+        """Whether so many seconds of other work still fit into a budget in seconds."""
+        return self.duration.unit != "seconds" or at.seconds + seconds <= self.duration.amount
 
     def multiplier(self, at: TrainingPosition) -> float:
         """Learning-rate multiplier: linear warm-up, then the schedule's shape over the warmdown."""

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from niblick.artifact import ARTIFACT_FILE, build_model, open_model, save_checkpoint
+from niblick.codecs.base import CODECS
+from niblick.compression.calibration import Calibration
 from niblick.compression.packing import Packed, pack
-from niblick.compression.training_text import make_calibration
+from niblick.compression.training_text import estimate_seconds, left_of_budget, make_calibration
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.errors import NiblickError, TrainingError
@@ -36,6 +38,7 @@ class Outcome:
     packed: Packed | None
     floating: Score
     scored: Score
+    calibration: Calibration | None
 
 
 def find_dataset(recipe: Recipe, world: World, folder: Path | None = None) -> Dataset:
@@ -71,12 +74,29 @@ def train_and_score(
     device = choose_device(world)
     with process_group(world, device):
         dataset = find_dataset(recipe, world)
-        result = train(recipe, dataset, folder, world=world, resume=resume, on_progress=on_progress)
+        calibration, reserve = None, 0.0
+        if CODECS[recipe.artifact.codec].needs_calibration:
+            calibration = make_calibration(recipe, dataset)
+            reserve = estimate_seconds(recipe, calibration)
+        result = train(
+            recipe,
+            dataset,
+            folder,
+            world=world,
+            resume=resume,
+            on_progress=on_progress,
+            spent=calibration.seconds if calibration else 0.0,
+            reserve=reserve,
+        )
         if result.interrupted:
             raise TrainingError(
                 f"stopped at step {result.steps:,}; continue with: niblick train --resume {folder}"
             )
-        packed = in_turn(world, lambda: _pack(recipe, dataset, folder, result, say), main_only=True)
+        if calibration:
+            calibration = left_of_budget(recipe, calibration, result.seconds)
+        packed = in_turn(
+            world, lambda: _pack(recipe, dataset, folder, result, calibration, say), main_only=True
+        )
         options = EvaluationOptions.from_recipe(recipe)
         loaded = open_model(folder / ARTIFACT_FILE)
         models = ((build_model(recipe, result.tensors), None), (loaded.model, loaded.sha256))
@@ -94,10 +114,24 @@ def train_and_score(
     if world.is_main:
         floating.write(folder / "scores" / f"{floating.label}-float.json")
         scored.write(folder / "scores" / f"{scored.label}-artifact.json")
-    return Outcome(dataset=dataset, result=result, packed=packed, floating=floating, scored=scored)
+    return Outcome(
+        dataset=dataset,
+        result=result,
+        packed=packed,
+        floating=floating,
+        scored=scored,
+        calibration=calibration,
+    )
 
 
-def _pack(recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult, say: Say) -> Packed:
+def _pack(
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: Path,
+    result: TrainResult,
+    calibration: Calibration | None,
+    say: Say,
+) -> Packed:
     weights = folder / "checkpoints" / "final.safetensors"
     meta = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3)}
     save_checkpoint(
@@ -110,7 +144,7 @@ def _pack(recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult, s
         dataset.tokenizer,
         folder / ARTIFACT_FILE,
         max_bytes=recipe.artifact.max_bytes,
-        calibration=make_calibration(recipe, dataset),
+        calibration=calibration,
     )
 
 

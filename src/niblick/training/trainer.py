@@ -49,12 +49,16 @@ def train(
     world: World,
     resume: bool = False,
     on_progress: Report | None = None,
+    spent: float = 0.0,
+    reserve: float = 0.0,
 ) -> TrainResult:
     """Train `recipe` on `dataset` in the run directory `out`; with `resume` from its newest
     checkpoint.
 
-    `on_progress` is called in the main process only. Raises `TrainingError` or `DataError` where
-    the run cannot start or go on; checkpoints written before stay intact.
+    `spent` seconds of training time were used before the call, and `reserve` are kept for what
+    reads training text after it. `on_progress` is called in the main process only. Raises
+    `TrainingError` or `DataError` where the run cannot start or go on; checkpoints written before
+    stay intact.
     """
     _check(recipe, dataset)
     if recipe.training.threads:
@@ -76,6 +80,8 @@ def train(
             flag=flag,
             resume=resume,
             report=on_progress,
+            spent=spent,
+            reserve=reserve,
         )
         try:
             return loop.run()
@@ -107,6 +113,8 @@ class Loop:
         flag: StopFlag,
         resume: bool,
         report: Report | None,
+        spent: float,
+        reserve: float,
     ) -> None:
         self.recipe, self.folder, self.world, self.device = recipe, folder, world, device
         self.flag, self.report, self.stop = flag, report if world.is_main else None, False
@@ -121,11 +129,13 @@ class Loop:
         )
         if resume and world.is_main:
             folder.rewind(self.state.step)
-        self.schedule = Schedule(recipe.training)
+        self.schedule = Schedule(recipe.training, reserve)
         self.validator = make_validator(recipe, dataset, world=world, device=device)
         self.observe_every = 1 if device == "cpu" else 10  # reading a loss waits for the device
         self.bytes_per_token = 0.0
+        self.state.seconds += spent
         self.clock = Clock(self.state.seconds)
+        self.validation_seconds = 0.0
         self.dropout = Dropout(recipe, world, device)
         self.loss = CompiledLoss(training_loss, self.state.model, recipe.training.compile, device)
         self.state.optimizer.use(self.loss.kernels)
@@ -159,7 +169,9 @@ class Loop:
 
     def _finished(self) -> bool:
         state = self.state
-        if self.schedule.spent(state.position) < 1:
+        at = state.position
+        over = self.schedule.spent(at) >= 1 or not self.schedule.fits(at, at.step_seconds / 2)
+        if not over:
             return False
         averaged = state.averager is None or state.averager.count > 0
         return averaged and (state.rounding or not state.rounds)
@@ -295,12 +307,15 @@ class Loop:
         spent = min(1.0, self.schedule.spent(state.position))
         if int(spent / every + 1e-9) == int(before / every + 1e-9) and not self._finished():
             return
+        if not self.schedule.fits(state.position, self.validation_seconds):
+            return
+        began = self.clock.seconds
         self.loss.rest()
         state.weights.refresh(state.exportable, rounded=state.rounding)
         bpb = self.validator.bpb(state.model)
         state.weights.refresh(rounded=state.rounding)
         state.validations.append((state.step, bpb))
-        self.mark = None
+        self.mark, self.validation_seconds = None, self.clock.seconds - began
         if self.world.is_main:
             self.folder.log(
                 {"step": state.step, "seconds": round(self.clock.seconds, 3), "validation_bpb": bpb}
