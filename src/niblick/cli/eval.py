@@ -142,9 +142,9 @@ def _report(loaded: Loaded, score: Score, out: Path | None, as_json: bool) -> No
         None,
     )
     if run is not None:
-        path = out or run / "scores" / f"{score.label}-{loaded.kind}.json"
+        path = out or run / "scores" / f"{score.name}.json"
     else:
-        path = out or loaded.path.with_name(f"{loaded.path.stem}.{score.label}.score.json")
+        path = out or loaded.path.with_name(f"{loaded.path.stem}.{score.name}.score.json")
     score.write(path)
     if run is not None:
         update_card(run, score)

@@ -91,8 +91,8 @@ def train_and_score(
             for model, sha256 in models
         )
     if world.is_main:
-        floating.write(folder / "scores" / f"{floating.label}-float.json")
-        scored.write(folder / "scores" / f"{scored.label}-artifact.json")
+        floating.write(folder / "scores" / f"{floating.name}.json")
+        scored.write(folder / "scores" / f"{scored.name}.json")
     return Outcome(dataset=dataset, result=result, packed=packed, floating=floating, scored=scored)
 
 
