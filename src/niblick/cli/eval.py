@@ -136,11 +136,9 @@ def _report(loaded: Loaded, score: Score, out: Path | None, as_json: bool) -> No
     import json
 
     from niblick.report.score import score_text, update_card
+    from niblick.training.run_folder import run_of
 
-    run = next(
-        (folder for folder in list(loaded.path.parents)[:3] if (folder / "recipe.toml").is_file()),
-        None,
-    )
+    run = run_of(loaded.path)
     if run is not None:
         path = out or run / "scores" / f"{score.name}.json"
     else:
