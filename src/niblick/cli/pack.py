@@ -51,7 +51,10 @@ def pack_command(
 
     if not model.exists():
         raise ArtifactError(f"no checkpoint at {str(model)!r}; give a checkpoint or a run folder")
-    folder, run = model / "checkpoints" if (model / "checkpoints").is_dir() else model, run_of(out.absolute())
+    folder, run = (
+        model / "checkpoints" if (model / "checkpoints").is_dir() else model,
+        run_of(out.absolute()),
+    )
     with nullcontext() if run is None else claimed(run):
         packed = _pack(
             find_weights(folder),
