@@ -66,7 +66,7 @@ def test_no_evaluation_changes_a_runs_headline_or_what_compare_takes(
 
     for split in ("train", "validation"):
         (recipe.parent / "other" / split).mkdir(parents=True)
-        (recipe.parent / "other" / split / "a.txt").write_text("Another text, of a few words. " * 9)
+        (recipe.parent / "other" / split / "a.txt").write_text(f"Another {split} text. " * 9)
     prepare(recipe.parent / "other", out=recipe.parent / "shards", tokenizer="bytes")
     settings: list[tuple[object, ...]] = [
         ("--data", recipe.parent / "shards"),
