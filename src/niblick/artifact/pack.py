@@ -19,6 +19,7 @@ from niblick.data.tokenizer import Tokenizer
 from niblick.errors import ArtifactError, CapacityError
 from niblick.plan import make_plan
 from niblick.recipe import Recipe
+from niblick.runtime import settle_threads
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ def pack(
     the recipe's. Raises `CapacityError` naming the excess and the largest tensors, `ArtifactError`
     for tensors that do not fit.
     """
+    settle_threads()
     name = codec or recipe.artifact.codec
     engine = get_codec(name)
     recipe = recipe.model_copy(

@@ -12,13 +12,7 @@ ENGINE = CLibrary(
     package="niblick.generation",
     folder="native",
     names=("api.c", "attention.c", "forward.c", "product.c", "vector.c", "engine.h"),
-    flags=(
-        "-std=gnu11",
-        "-O3",
-        "-ffp-contract=fast",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-    ),
+    flags=("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     tunings=TUNED,
     pooled=True,
 )

@@ -110,6 +110,7 @@ static _Atomic int wanted = 1;
 /* Wait shortly for what HOLDS; then sleep until SIGNAL, with FLAG raised for who will give it. */
 #define WAIT_UNTIL(HOLDS, FLAG, SIGNAL)                                                            \
     do {                                                                                           \
+        if (HOLDS) break;                                                                          \
         for (int64_t until = now() + SPIN; !(HOLDS) && now() < until;) breathe();                  \
         if (HOLDS) break;                                                                          \
         take(&pool.lock);                                                                          \
