@@ -18,6 +18,7 @@ from niblick.compression.calibration import Calibration
 from niblick.errors import ArtifactError, CapacityError
 from niblick.plan import make_plan
 from niblick.recipe import Recipe, stored_values
+from niblick.runtime import settle_threads
 from niblick.text.tokenizer import Tokenizer
 
 
@@ -57,6 +58,7 @@ def pack(
     the recipe's. Raises `CapacityError` naming the excess and the largest tensors, `ArtifactError`
     for tensors that do not fit.
     """
+    settle_threads()
     name = codec or recipe.artifact.codec
     engine = get_codec(name)
     recipe = recipe.model_copy(

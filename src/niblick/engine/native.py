@@ -20,6 +20,7 @@ from niblick.engine.library import ENGINE, build_in_background
 from niblick.engine.sampling import Sampling
 from niblick.engine.structures import Layout, PlanStruct, unsupported
 from niblick.model import LanguageModel
+from niblick.runtime import settle_threads
 
 COLUMNS = 64  # prompt tokens per call
 
@@ -139,6 +140,7 @@ def open_engine(
     The native one needs a library that is compiled once per machine: now (a few seconds), in the
     background for later processes, or never. The reference engine stands in wherever there is none.
     """
+    settle_threads()
     if next(model.parameters()).device.type == "cpu" and unsupported(model) is None:
         if build == "now":
             ENGINE.build()

@@ -27,6 +27,7 @@ from niblick.runtime import (
     describe_environment,
     keep_freed_memory,
     process_group,
+    settle_threads,
 )
 from niblick.training.checkpoint import list_checkpoints, read_checkpoint
 from niblick.training.compile import CompiledLoss
@@ -62,8 +63,7 @@ def train(
     writes into `out`; checkpoints written before stay intact.
     """
     _check(recipe, dataset)
-    if recipe.training.threads:
-        torch.set_num_threads(recipe.training.threads)
+    settle_threads(recipe.training.threads)
     keep_freed_memory()
     folder = RunFolder(Path(out))
     device = choose_device(world)

@@ -69,8 +69,13 @@ class Program:
     """
 
     def __init__(
-        self, calls: Sequence[_Call], results: Sequence[Any], blocks: Mapping[int, Block]
+        self,
+        kernels: Kernels,
+        calls: Sequence[_Call],
+        results: Sequence[Any],
+        blocks: Mapping[int, Block],
     ) -> None:
+        self._kernels = kernels
         offsets, self.size = place(list(blocks.values()))
         self._offsets = dict(zip(blocks, offsets, strict=True))
         self._memory = mmap.mmap(-1, max(1, self.size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -84,6 +89,7 @@ class Program:
     @torch.no_grad()
     def __call__(self) -> list[Tensor | None]:
         """Run it; the results lie in memory that the next call writes to."""
+        self._kernels.follow_torch()
         for step in self._steps:
             step()
         return self.results
@@ -109,7 +115,7 @@ def capture(kernels: Kernels, compute: Callable[[], Sequence[Tensor | None]]) ->
     with _Capture(kernels) as notes:
         results = notes.used(list(compute()))
     return_freed_memory()  # the program has an arena of its own
-    return Program(notes.calls, results, notes.blocks)
+    return Program(kernels, notes.calls, results, notes.blocks)
 
 
 class _Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -40,7 +40,8 @@ _LIBRARY = CLibrary(
         "-fno-signed-zeros",
         "-freciprocal-math",
     ),
-    tunings=(("-march=native", "-fopenmp"), *TUNED),
+    tunings=TUNED,
+    pooled=True,
 )
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 # One letter per argument: p pointer, f float, i 64-bit integer; the order is that of kernels.h.
@@ -113,6 +114,8 @@ class Kernels:
         self.capture: Capturing | None = (
             None  # takes calls in place of making them, while a computation is recorded
         )
+        self._set_threads, self._threads = library.nb_threads, 0
+        self._set_threads.argtypes, self._set_threads.restype = [ctypes.c_int], None
         self.attends = bool(library.attends())  # whether the processor has what products.h needs
         for dtype, suffix in _SUFFIX.items():
             extra = (
@@ -130,10 +133,18 @@ class Kernels:
         kernels.h states.
         """
         function = self._functions[name, dtype]
+        self.follow_torch()
         if self.capture is not None:
             self.capture(function, arguments)
             return
         function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+    def follow_torch(self) -> None:
+        """Use as many threads as torch does from now on; a call does so by itself."""
+        threads = torch.get_num_threads()
+        if threads != self._threads:
+            self._set_threads(threads)
+            self._threads = threads
 
 
 def load_kernels() -> Kernels | None:
