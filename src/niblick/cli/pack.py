@@ -29,7 +29,7 @@ def pack_command(
         float | None,
         typer.Option(help="Instead: the smallest file that loses at most so many bits per byte."),
     ] = None,
-    codec: Annotated[str | None, typer.Option(help="rd or int-zlib; else the recipe's.")] = None,
+    codec: Annotated[str | None, typer.Option(help="A codec's name; else the recipe's.")] = None,
     code_bytes: Annotated[
         int, typer.Option(help="Bytes of code that count under the cap too.")
     ] = 0,
@@ -47,6 +47,7 @@ def pack_command(
     with importing():
         from niblick.artifact import read_checkpoint
         from niblick.artifact.checkpoint import find_weights
+        from niblick.codecs import CODECS
         from niblick.compression.packing import pack
         from niblick.errors import ArtifactError
 
@@ -55,7 +56,8 @@ def pack_command(
     folder = model / "checkpoints" if (model / "checkpoints").is_dir() else model
     checkpoint = read_checkpoint(find_weights(folder))
     name = codec or checkpoint.recipe.artifact.codec
-    calibration = None if name != "rd" or self_calibrate else _calibration(checkpoint, data)
+    calibrate = CODECS[name].needs_calibration and not self_calibrate
+    calibration = _calibration(checkpoint, data) if calibrate else None
     cap = max_bytes if max_bytes is not None else checkpoint.recipe.artifact.max_bytes
     packed = pack(
         checkpoint.tensors,
@@ -78,7 +80,7 @@ def pack_command(
 
 def _calibration(checkpoint: Checkpoint, data: Path | None) -> Calibration:
     """Training batches drawn as `train` draws them, with the bytes that a token stands for."""
-    from niblick.compression.training_text import make_calibration
+    from niblick.compression.calibration import make_calibration
     from niblick.errors import DataError
     from niblick.report.run import find_dataset
     from niblick.runtime import read_world
