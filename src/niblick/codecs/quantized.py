@@ -44,9 +44,10 @@ class QuantizedTensor:
 
     def dequantize(self) -> Floats:
         """The float32 tensor in its own shape; infinite or NaN where a value is beyond float32."""
-        out = np.empty(self.codes.shape, dtype=np.float32)
-        height, factors = max(1, _BLOCK // max(out.shape[1], 1)), self.wide_factors
-        for start in range(0, len(out), height):
+        rows_in_all, columns = self.codes.shape
+        out = np.empty((rows_in_all, columns), dtype=np.float32)
+        height, factors = max(1, _BLOCK // max(columns, 1)), self.wide_factors
+        for start in range(0, rows_in_all, height):
             rows = slice(start, start + height)
             out[rows] = self._rows(rows, factors)
         return out.reshape(self.shape)
