@@ -8,6 +8,7 @@ import lzma
 import os
 import zlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
     except OSError as error:
         raise DataError(f"cannot write {str(path)!r}: {error.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def expand(data: bytes, decoder: Any, limit: int, what: str, refusal: type[NiblickError]) -> bytes:

@@ -88,7 +88,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 f"checkpoint {str(path)!r} holds {name!r} as {entry['dtype']}; float types are"
                 f" {', '.join(_TYPES)}"
             )
-    parts = ((name, e["dtype"], tuple(e["shape"]), e["data"]) for name, e in sorted(stored, key=itemgetter(0)))
+    parts = (
+        (name, e["dtype"], tuple(e["shape"]), e["data"])
+        for name, e in sorted(stored, key=itemgetter(0))
+    )
     if _digest(parts) != digest:
         raise ArtifactError(
             f"checkpoint {str(path)!r} is damaged: its digest does not match its tensors"

@@ -19,7 +19,7 @@ _BLOCK = 1 << 15  # elements whose float64 products are held at once: they stay 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class QuantizedTensor:
-    """Integers times steps: value[r, c] = codes[r, c] * (row_steps[r] * column_factors[c // group]).
+    """Integers times steps: codes[r, c] * (row_steps[r] * column_factors[c // group]).
 
     `codes` (R, C) of any integer type; `row_steps` (R,) and `column_factors` (ceil(C / group),),
     None for ones, in float64; `correction` adds A @ B of shapes (R, k) and (k, C). Products are
