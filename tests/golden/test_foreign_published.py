@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from niblick.artifact import build_model
+from niblick.model import build_model
 from niblick.exchange.foreign import import_state_dict
 
 DATA = Path(__file__).parent / "data"
