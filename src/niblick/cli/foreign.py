@@ -1,6 +1,4 @@
-"""`niblick import`: a published state dict becomes a checkpoint that eval, pack and generate
-accept.
-"""
+"""`niblick import`: a published state dict becomes a checkpoint that other commands accept."""
 
 from __future__ import annotations
 
@@ -10,6 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+# What changes an assumption that is no key of the recipe.
+_OPTIONS = {"tokenizer": "--tokenizer", "table_dtype": "--bfloat16-tables"}
 
 
 def import_command(
@@ -28,6 +29,13 @@ def import_command(
         list[str] | None,
         typer.Option("--set", help="What tensors cannot tell: model.softcap=30. Repeatable."),
     ] = None,
+    bfloat16_tables: Annotated[
+        bool,
+        typer.Option(
+            "--bfloat16-tables",
+            help="Round embedding tables to bfloat16, as published code does on loading.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Read a published state dict, infer its recipe, and write a checkpoint."""
@@ -39,10 +47,17 @@ def import_command(
     if out.suffix != ".safetensors":
         raise ArtifactError(f"--out {str(out)!r} must end in .safetensors")
     chosen = load_tokenizer(tokenizer) if tokenizer is not None else None
-    found = import_state_dict(file, family, tokenizer=chosen, overrides=set_ or ())
+    found = import_state_dict(
+        file, family, tokenizer=chosen, overrides=set_ or (), bfloat16_tables=bfloat16_tables
+    )
     save_checkpoint(
         out, tensors=found.tensors, recipe=found.recipe, tokenizer=found.tokenizer, meta=found.meta
     )
+    for name, value in found.assumed.items():
+        option = _OPTIONS.get(name, "--set")
+        print(f"assumed {name} = {json.dumps(value)} ({option} changes it)", file=sys.stderr)
+    for name, reason in found.ignored.items():
+        print(f"ignored tensor {name}: {reason}", file=sys.stderr)
     parameters = sum(tensor.numel() for tensor in found.tensors.values())
     if as_json:
         json.dump(
@@ -51,6 +66,8 @@ def import_command(
                 "parameters": parameters,
                 "tensors": len(found.tensors),
                 "tokenizer": found.tokenizer.name if found.tokenizer else None,
+                "assumed": found.assumed,
+                "ignored": found.ignored,
                 "recipe": found.recipe.model_dump(mode="json"),
             },
             sys.stdout,
