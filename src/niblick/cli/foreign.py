@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from niblick.exchange.foreign import Imported
 
 # What changes an assumption that is no key of the recipe.
 _OPTIONS = {"tokenizer": "--tokenizer", "table_dtype": "--bfloat16-tables"}
@@ -53,31 +56,28 @@ def import_command(
     save_checkpoint(
         out, tensors=found.tensors, recipe=found.recipe, tokenizer=found.tokenizer, meta=found.meta
     )
+    _report(found)
+    summary = {
+        "checkpoint": str(out),
+        "parameters": sum(tensor.numel() for tensor in found.tensors.values()),
+        "tensors": len(found.tensors),
+        "tokenizer": found.tokenizer.name if found.tokenizer else None,
+    }
+    if as_json:
+        summary |= {"assumed": found.assumed, "ignored": found.ignored}
+        print(json.dumps(summary | {"recipe": found.recipe.model_dump(mode="json")}, indent=1))
+        return
+    named = summary["tokenizer"] or "none (name one to eval or generate)"
+    print(
+        f"{out}: {summary['parameters']:,} parameters in {summary['tensors']} tensors as {family};"
+        f" tokenizer: {named}"
+    )
+
+
+def _report(found: Imported) -> None:
+    """One line on standard error for everything that is not from the file or not of the model."""
     for name, value in found.assumed.items():
         option = _OPTIONS.get(name, "--set")
         print(f"assumed {name} = {json.dumps(value)} ({option} changes it)", file=sys.stderr)
     for name, reason in found.ignored.items():
         print(f"ignored tensor {name}: {reason}", file=sys.stderr)
-    parameters = sum(tensor.numel() for tensor in found.tensors.values())
-    if as_json:
-        json.dump(
-            {
-                "checkpoint": str(out),
-                "parameters": parameters,
-                "tensors": len(found.tensors),
-                "tokenizer": found.tokenizer.name if found.tokenizer else None,
-                "assumed": found.assumed,
-                "ignored": found.ignored,
-                "recipe": found.recipe.model_dump(mode="json"),
-            },
-            sys.stdout,
-            indent=1,
-        )
-        sys.stdout.write("\n")
-        return
-    named = (
-        f"tokenizer {found.tokenizer.name}"
-        if found.tokenizer
-        else "no tokenizer (name one to eval or generate)"
-    )
-    print(f"{out}: {parameters:,} parameters in {len(found.tensors)} tensors as {family}, {named}")
