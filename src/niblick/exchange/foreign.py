@@ -31,8 +31,12 @@ _PUBLISHED_WINDOW = 128
 _ASSUMED = ("softcap", "context", "document_mask", "mlp.activation")
 _ASSUMED_OF_ATTENTION = (
     "depth_scale",
-    *(f"attention.{key}" for key in ("qk_norm", "xsa_last", "rope.dims", "rope.frequency_dims")),
-    *(f"attention.{key}" for key in ("rope.base", "rope.train_length")),
+    "attention.qk_norm",
+    "attention.xsa_last",
+    "attention.rope.dims",
+    "attention.rope.frequency_dims",
+    "attention.rope.base",
+    "attention.rope.train_length",
 )
 
 
