@@ -60,7 +60,7 @@ def built(found: Imported) -> LanguageModel:
 def slowly(found: Imported, ids: Sequence[int], context: int, **sections: Any) -> np.ndarray:
     """Logits of the float64 reference; `sections` replaces what the recipe says."""
     values = found.recipe.model.model_dump(mode="json") | sections
-    tensors = {name: tensor.double().numpy() for name, tensor in found.tensors.items()}
+    tensors = {name: np.asarray(t, np.float64) for name, t in found.tensors.items()}
     return reference.logits(values, tensors, list(ids), context)
 
 

@@ -45,6 +45,7 @@ def import_command(
     from niblick.artifact import save_checkpoint
     from niblick.errors import ArtifactError
     from niblick.exchange.foreign import import_state_dict
+    from niblick.plan import make_plan
     from niblick.text.tokenizer import load_tokenizer
 
     if out.suffix != ".safetensors":
@@ -59,7 +60,7 @@ def import_command(
     _report(found)
     summary = {
         "checkpoint": str(out),
-        "parameters": sum(tensor.numel() for tensor in found.tensors.values()),
+        "parameters": make_plan(found.recipe.model).parameter_count,
         "tensors": len(found.tensors),
         "tokenizer": found.tokenizer.name if found.tokenizer else None,
     }
