@@ -275,7 +275,9 @@ def test_state_dicts_of_odd_objects_are_refused_in_one_line(tmp_path: Path) -> N
     bad: dict[str, Any] = {
         "codes in a list": {"quantized": [1], "scales": {}},
         "weights in a list": {"w": [1], "m": {}},
+        "a tensor for a table": quantized(good, "bfloat16") | {"dtypes": torch.ones(3)},
         "a strange dtype": quantized(good, "int128"),
+        "a long name": good | {"x" * 70_000: torch.ones(1)},
         "sparse": good | {"tok_emb.weight": torch.eye(64).to_sparse()},
         "meta": good | {"tok_emb.weight": torch.empty(1024, 64, device="meta")},
         "expanded": good | {"tok_emb.weight": torch.zeros(1, 1).expand(1 << 20, 1 << 13)},
@@ -283,7 +285,7 @@ def test_state_dicts_of_odd_objects_are_refused_in_one_line(tmp_path: Path) -> N
     for content in bad.values():
         with pytest.raises(ArtifactError) as caught:
             import_state_dict(write(tmp_path / "m.pt", content), "token-shift")
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) <= 200
 
 
 def test_missing_extra_and_misshapen_tensors_are_refused_by_name(tmp_path: Path) -> None:

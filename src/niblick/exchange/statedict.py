@@ -38,6 +38,7 @@ _UNREADABLE = (
     struct.error,
 )
 _WRAPPERS = ("_orig_mod.", "module.")
+_LONGEST_NAME = 100
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -70,6 +71,9 @@ def read_state_dict(path: Path) -> StateDict:
 def _mapping(what: str, value: Any) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
         raise ArtifactError(f"{what} holds a {type(value).__name__}, not a state dict")
+    longest = max((len(str(name)) for name in value), default=0)
+    if longest > _LONGEST_NAME:
+        raise ArtifactError(f"a tensor's name has {longest} characters; at most {_LONGEST_NAME}")
     return value
 
 
@@ -116,7 +120,7 @@ def _unpickle(path: Path, raw: bytes) -> Any:
 def _rows(content: Mapping[str, Any]) -> dict[str, Any]:
     """Sections 1 and 2: codes times their row's scale, and floats, back in the dtypes they had."""
     parts = {
-        key: _mapping(repr(key), content.get(key) or {})
+        key: _mapping(repr(key), content.get(key, {}))
         for key in ("quantized", "scales", "dtypes", "passthrough", "passthrough_orig_dtypes")
     }
     found = {
@@ -167,7 +171,7 @@ def _dequantize(name: str, codes: Any, scale: Any) -> Tensor:
 def _floats(name: str, tensor: Any) -> Tensor:
     if not _is_plain(tensor) or not tensor.is_floating_point():
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ArtifactError(f"entry {str(name)[:80]!r} is {kind}, not a plain tensor of floats")
+        raise ArtifactError(f"entry {name!r} is {kind}, not a plain tensor of floats")
     return tensor.detach()
 
 
