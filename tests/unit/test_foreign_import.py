@@ -200,6 +200,7 @@ def test_the_window_of_the_last_layer_follows_the_context_that_is_set(tmp_path: 
         ("sidecar", "model.attention.heads=2", "the tensors say 4"),
         ("depth-recurrent", "model.stack.1.loops=2", "the tensors say 5"),
         ("depth-recurrent", "model.tied=false", "the tensors say True"),
+        ("sidecar", "model.scalars=virtual", "the tensors say block"),
     ],
 )
 def test_an_override_that_the_tensors_contradict_is_named(

@@ -228,6 +228,7 @@ def _parts(shapes: Shapes) -> dict[str, Any]:
     """The optional parts of any family: there or not, and how large."""
     found: dict[str, Any] = {
         "tied": "lm_head.weight" not in shapes.by_name,
+        "scalars": "virtual" if shapes.has("vlayers.") else "block",
         "bigram": {"enabled": False},
         "smear": {"enabled": shapes.has("smear.")},
         "skips": {"enabled": "skip_weights" in shapes.by_name},
