@@ -68,6 +68,7 @@ def test_every_optional_part_adds_exactly_its_parameters() -> None:
     heads: dict[str, Any] = {"heads": H, "kv_heads": G, "rope": rope}
     added: dict[int, dict[str, Any]] = {
         50 * 7 + D * 7 + 1: {"bigram": {"enabled": True, "buckets": 50, "width": 7}},
+        60 * D + 1: {"bigram": {"enabled": True, "buckets": 60, "width": D, "projection": False}},
         D: {"smear": {"enabled": True}},
         1 * D: {"skips": {"enabled": True}},
         V * 5 + G * E * 5 + 2: {"value_embedding": {"enabled": True, "layers": [1, 2], "width": 5}},

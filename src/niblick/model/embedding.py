@@ -43,7 +43,7 @@ def value_embed(root: Node, context: Context) -> Tensor | None:
 
 
 def _bigram(root: Node, context: Context) -> Tensor:
-    """The map of each token pair's row, (B, T, D)."""
+    """The row of each token pair, through its projection where it has one, (B, T, D)."""
     tokens = context.tokens
     last = context.last("bigram.last")
     if last is None:
@@ -53,6 +53,8 @@ def _bigram(root: Node, context: Context) -> Tensor:
         before = before.masked_fill(context.boundary, NO_TOKEN)
     context.remember("bigram.last", tokens[:, -1:].long())
     ids = bigram_index(tokens, before, context.model.bigram.buckets)
+    if not context.model.bigram.projection:
+        return context.ops.lookup(ids, root.bigram.embed.weight, context.dtype)
     return _mapped(context, ids, root.bigram.embed.weight, root.bigram.proj)
 
 

@@ -47,9 +47,7 @@ def embedding_table(model: ModelRecipe) -> Table:
 
 
 def bigram_table(model: ModelRecipe, layers: int) -> Table:
-    """Hashed bigram embedding: table (M, width), projection (D, width), one scale; state: the last
-    token.
-    """
+    """Table (M, width), a scale, a projection (D, width) or none; state: the last token."""
     options = model.bigram
     if not options.enabled:
         return Table()
@@ -60,10 +58,12 @@ def bigram_table(model: ModelRecipe, layers: int) -> Table:
         init=ZEROS,
         component="bigram",
     )
-    start = matrix_init(model, model.dim, options.width, gain=1 / sqrt(2 * layers))
-    proj, product = linear("bigram.proj.weight", model.dim, options.width, "bigram", start)
     scale = vector("bigram.scale", (), "bigram", Init(kind="constant", value=options.scale))
     last = StateEntry(name="bigram.last", shape=(1,), kind="int64")
+    if not options.projection:
+        return Table(parameters=(scale, rows), state=(last,))
+    start = matrix_init(model, model.dim, options.width, gain=1 / sqrt(2 * layers))
+    proj, product = linear("bigram.proj.weight", model.dim, options.width, "bigram", start)
     return Table(parameters=(scale, rows, proj), products=(product,), state=(last,))
 
 

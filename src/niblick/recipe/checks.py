@@ -46,6 +46,10 @@ def _check_widths(model: ModelRecipe) -> None:
         )
     if model.mlp_dim < 1:
         raise ValueError(f"mlp.width {model.mlp.width} of dim {model.dim} leaves no hidden unit")
+    if model.bigram.enabled and not model.bigram.projection and model.bigram.width != model.dim:
+        raise ValueError(
+            f"bigram.width {model.bigram.width} must be dim {model.dim} without bigram.projection"
+        )
     rope = model.rope_dims
     if rope % 2 or rope > model.head_dim:
         raise ValueError(

@@ -47,8 +47,12 @@ static void embed(const work *w) {
             if (col->before == NO_TOKEN) index = p->buckets - 1;
             memset(row, 0, e->wide * sizeof(float));
             nb_row(&p->bigram, index, 1, row);
-            nb_product(&p->bigram_proj, row, 0, sum, 0, 1, 0, p->dim, PLAIN, 0, w->scratch);
-            for (int i = 0; i < p->dim; i++) x[i] += p->bigram_scale * sum[i];
+            const float *branch = row;
+            if (p->bigram_proj.codes) {
+                nb_product(&p->bigram_proj, row, 0, sum, 0, 1, 0, p->dim, PLAIN, 0, w->scratch);
+                branch = sum;
+            }
+            for (int i = 0; i < p->dim; i++) x[i] += p->bigram_scale * branch[i];
         }
         nb_rms(x, x, p->dim, 1);
         if (p->value.codes) {
