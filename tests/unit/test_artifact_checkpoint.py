@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -88,3 +91,29 @@ def test_saving_twice_gives_equal_bytes(tmp_path: Path) -> None:
     saved(tmp_path / "a.safetensors", n=1)
     saved(tmp_path / "b.safetensors", n=1)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_checkpoints_of_other_float_types_are_read_as_float32(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    tensors = {
+        name: t.to(dtype) for name, t in LanguageModel(tiny().model, seed=3).state_dict().items()
+    }
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    described = {
+        "format": 1,
+        "recipe": tiny().model_dump(mode="json"),
+        "meta": {},
+        "digest": digest.hexdigest(),
+        "tokenizer": None,
+    }
+    path = tmp_path / "c.safetensors"
+    save_file(tensors, str(path), metadata={"niblick": json.dumps(described)})
+    found = read_checkpoint(path).tensors
+    for name, tensor in tensors.items():
+        assert found[name].dtype == np.float32
+        assert torch.equal(torch.tensor(found[name]), tensor.float()), name

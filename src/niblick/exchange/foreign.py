@@ -114,7 +114,7 @@ def import_state_dict(
     if any(kept[name].dtype is torch.bfloat16 for name in tables):
         meta["table_dtype"] = "bfloat16"
     try:
-        checked = exported_tensors(kept, plan)
+        checked = exported_tensors({name: t.float() for name, t in kept.items()}, plan)
     except ArtifactError as error:
         raise ArtifactError(f"{error}{_blame(recipe, inferred, overrides)}") from None
     if tokenizer is None and recipe.model.vocab_size == 1024:
