@@ -1,4 +1,4 @@
-"""The one LanguageModel: a loop over a plan, built from the same tables that the plan sums."""
+"""The one LanguageModel: a loop over a plan, built from the same specs that the plan sums."""
 
 from niblick.model.lm import LanguageModel, Steps
 from niblick.model.state import State

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import log2
 
+from niblick.components.base import Parameter, Role
 from niblick.plan.expand import Plan
-from niblick.plan.table import Parameter, Role
 from niblick.recipe import Recipe
 from niblick.registry import Registry
 

@@ -26,6 +26,7 @@ from niblick.runtime import (
     describe_environment,
     keep_freed_memory,
     process_group,
+    return_freed_memory,
 )
 from niblick.training.checkpoint import list_checkpoints, read_checkpoint
 from niblick.training.compile import CompiledLoss
@@ -295,7 +296,7 @@ class Loop:
         spent = min(1.0, self.schedule.spent(state.moment))
         if int(spent / every + 1e-9) == int(before / every + 1e-9) and not self._finished():
             return
-        self.loss.rest()
+        return_freed_memory()
         state.weights.refresh(state.exportable, rounded=state.rounding)
         bpb = self.validator.bpb(state.model)
         state.weights.refresh(rounded=state.rounding)
