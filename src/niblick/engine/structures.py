@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from niblick.components.attention import rotary_base
 from niblick.engine.grids import find_base
 from niblick.engine.lattice import BLOCK, Codes, encode
 from niblick.model import LanguageModel
-from niblick.model.rotary import rotary_base
 from niblick.plan import VirtualLayer
 
 WIDE = 16

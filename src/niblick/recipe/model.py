@@ -179,6 +179,11 @@ class ModelRecipe(Section):
     mtp: MtpRecipe = section()
 
     @property
+    def depth(self) -> int:
+        """Number of virtual layers."""
+        return sum(segment.loops * len(segment.blocks) for segment in self.stack)
+
+    @property
     def head_dim(self) -> int:
         """Width E of one head."""
         return self.dim // self.attention.heads

@@ -27,6 +27,7 @@ from niblick.runtime import (
     describe_environment,
     keep_freed_memory,
     process_group,
+    return_freed_memory,
     settle_threads,
 )
 from niblick.training.checkpoint import list_checkpoints, read_checkpoint
@@ -315,7 +316,7 @@ class Loop:
         if not self.schedule.fits(state.position, self.validation_seconds):
             return
         began = self.clock.seconds
-        self.loss.rest()
+        return_freed_memory()
         state.weights.refresh(state.exportable, rounded=state.rounding)
         bpb = self.validator.bpb(state.model)
         state.weights.refresh(rounded=state.rounding)
