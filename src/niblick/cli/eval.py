@@ -136,15 +136,13 @@ def _report(loaded: Loaded, score: Score, out: Path | None, as_json: bool) -> No
     import json
 
     from niblick.scoring.score_text import score_text, update_card
+    from niblick.training.run_folder import run_of
 
-    run = next(
-        (folder for folder in list(loaded.path.parents)[:3] if (folder / "recipe.toml").is_file()),
-        None,
-    )
+    run = run_of(loaded.path)
     if run is not None:
-        path = out or run / "scores" / f"{score.label}-{loaded.kind}.json"
+        path = out or run / "scores" / f"{score.name}.json"
     else:
-        path = out or loaded.path.with_name(f"{loaded.path.stem}.{score.label}.score.json")
+        path = out or loaded.path.with_name(f"{loaded.path.stem}.{score.name}.score.json")
     score.write(path)
     if run is not None:
         update_card(run, score)

@@ -53,7 +53,7 @@ def evaluate(
         replace(make_job(model, target.tokens, options, world), on_progress=on_progress)
     )
     seconds = time.perf_counter() - began
-    details = _details(model, dataset, target, options, world, facts)
+    details = _details(dataset, target, options, world, facts)
     if prove and world.is_main:
         details["proof"] = _prove(model, target, options)
     model.train(training)
@@ -63,7 +63,10 @@ def evaluate(
         target.documents,
         seconds=seconds,
         mode=options.mode,
+        split=target.split,
+        settings=options.settings(recipe.context),
         data_sha256=target.sha256,
+        tokenizer_sha256=dataset.tokenizer.sha256,
         artifact_sha256=artifact_sha256,
         valid=options.mode != "leaky-ttt",
         details=details,
@@ -114,7 +117,6 @@ def _prove(model: LanguageModel, target: Target, options: EvaluationOptions) -> 
 
 
 def _details(
-    model: LanguageModel,
     dataset: Dataset,
     target: Target,
     options: EvaluationOptions,
@@ -122,18 +124,13 @@ def _details(
     learnt: dict[str, Any],
 ) -> dict[str, Any]:
     details: dict[str, Any] = {
-        "split": target.split,
         "data": dataset.name,
         "tokenizer": dataset.tokenizer.name,
         "lossless": dataset.tokenizer.lossless,
         "documents": len(target.documents),
-        "context": options.context or model.recipe.context,
-        "precision": options.precision,
         "processes": world.size,
-        "adaptation": {**options.ttt.settings(), **learnt} if options.ttt else learnt or None,
+        "learnt": learnt,
     }
-    if options.mode in ("sliding", "leaky-ttt"):
-        details["stride"] = options.stride
     if options.mode == "leaky-ttt":
         details["reason"] = REASON
     return details

@@ -7,7 +7,8 @@ messages go through `say`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +23,7 @@ from niblick.evaluation import EvaluationOptions, Score, evaluate
 from niblick.recipe import Recipe
 from niblick.runtime import World, cache_folder, choose_device, process_group
 from niblick.training import Progress, TrainResult, train
+from niblick.training.run_folder import claimed, claimed_new
 
 T = TypeVar("T")
 Say = Callable[[str], None]
@@ -53,6 +55,30 @@ def find_dataset(recipe: Recipe, world: World, folder: Path | None = None) -> Da
     return in_turn(world, resolve)
 
 
+@contextmanager
+def run_directory(world: World, folder: Path | None, *, name: str) -> Iterator[Path]:
+    """`folder`, else a new runs/NAME-N, the same for every process of a launch; the main one is its
+    only writer for the block.
+
+    `TrainingError` where another process writes there.
+    """
+    with process_group(world, choose_device(world)), ExitStack() as held:
+
+        def claim() -> Path:
+            return held.enter_context(
+                claimed_new(Path("runs"), name) if folder is None else claimed(folder)
+            )
+
+        chosen = in_turn(world, claim, main_only=True)
+        if world.size > 1:
+            import torch.distributed as dist
+
+            told = [str(chosen)]
+            dist.broadcast_object_list(told, 0)
+            chosen = Path(told[0])
+        yield chosen
+
+
 def train_and_score(
     recipe: Recipe,
     folder: Path,
@@ -65,11 +91,12 @@ def train_and_score(
     """Train in `folder`, pack to artifact.nib, score validation from the float weights and from the
     file.
 
-    Raises `TrainingError` where a signal stopped the run (a checkpoint is written), `CapacityError`
-    where the artifact exceeds its cap (the float weights are kept).
+    Raises `TrainingError` where a signal stopped the run (a checkpoint is written) or another
+    process writes into `folder`, `CapacityError` where the artifact exceeds its cap (the float
+    weights are kept).
     """
     device = choose_device(world)
-    with process_group(world, device):
+    with process_group(world, device), run_directory(world, folder, name=recipe.name):
         dataset = find_dataset(recipe, world)
         result = train(recipe, dataset, folder, world=world, resume=resume, on_progress=on_progress)
         if result.interrupted:
@@ -91,9 +118,9 @@ def train_and_score(
             )
             for model, sha256 in models
         )
-    if world.is_main:
-        floating.write(folder / "scores" / f"{floating.label}-float.json")
-        scored.write(folder / "scores" / f"{scored.label}-artifact.json")
+        if world.is_main:
+            floating.write(folder / "scores" / f"{floating.name}.json")
+            scored.write(folder / "scores" / f"{scored.name}.json")
     return Outcome(dataset=dataset, result=result, packed=packed, floating=floating, scored=scored)
 
 

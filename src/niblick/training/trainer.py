@@ -9,6 +9,7 @@ with a checkpoint written.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import isfinite
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from niblick.training.distributed import agree, mean_over
 from niblick.training.dropout import Dropout
 from niblick.training.interrupts import StopFlag, stop_on_signals
 from niblick.training.progress import Clock, Progress, TrainResult
-from niblick.training.run_folder import RunFolder
+from niblick.training.run_folder import RunFolder, claimed
 from niblick.training.state import RunState
 from niblick.training.validation import make_validator
 from niblick.units import Duration
@@ -54,19 +55,24 @@ def train(
     checkpoint.
 
     `on_progress` is called in the main process only. Raises `TrainingError` or `DataError` where
-    the run cannot start or go on; checkpoints written before stay intact.
+    the run cannot start or go on, as when another process writes into `out`; checkpoints written
+    before stay intact.
     """
     _check(recipe, dataset)
     if recipe.training.threads:
         torch.set_num_threads(recipe.training.threads)
     keep_freed_memory()
     folder = RunFolder(Path(out))
-    if resume:
-        folder.check_resumable()
-    elif world.is_main:
-        folder.begin(recipe, describe_environment())
     device = choose_device(world)
-    with process_group(world, device), stop_on_signals() as flag:
+    with (
+        claimed(folder.path) if world.is_main else nullcontext(),
+        process_group(world, device),
+        stop_on_signals() as flag,
+    ):
+        if resume:
+            folder.check_resumable()
+        elif world.is_main:
+            folder.begin(recipe, describe_environment())
         loop = Loop(
             recipe,
             dataset,
