@@ -87,6 +87,20 @@ def choose_precision(wanted: str, device: str) -> str:
     )
 
 
+def thread_count() -> int:
+    """Threads to compute with: OMP_NUM_THREADS, else the processor cores this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cpus, cores = os.sched_getaffinity(0), set()
+    for cpu in cpus:  # two hardware threads of a core share its arithmetic
+        place = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(place.read_text() if place.exists() else str(cpu))
+    return len(cores)
+
+
 def keep_freed_memory() -> bool:
     """Have the C library reuse large freed blocks rather than return them to the system; whether it
     could.

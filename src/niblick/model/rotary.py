@@ -9,17 +9,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from niblick.plan.rotary import rotary_base
 from niblick.recipe.model import ModelRecipe
-
-
-def rotary_base(model: ModelRecipe, context: int) -> float:
-    """The base for a declared context: base * (T / T_train)^(R / (R - 2)) beyond the training
-    length.
-    """
-    rope, dims = model.attention.rope, model.rope_dims
-    if rope.train_length is None or context <= rope.train_length:
-        return rope.base
-    return float(rope.base * (context / rope.train_length) ** (dims / (dims - 2)))
 
 
 def rotary_table(
