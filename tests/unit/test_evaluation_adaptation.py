@@ -46,7 +46,7 @@ def test_every_adaptation_learns_something_and_proves_causal(tmp_path, name):
     options = EvaluationOptions(mode=ttt.mode, ttt=ttt, batch_tokens=64)
     found = evaluate(model, dataset, split="validation", options=options, prove=True)
     assert found.valid and found.details["proof"]["cuts"] >= 4
-    assert found.details["adaptation"]["method"] == ttt.method
+    assert found.settings["adaptation"]["method"] == ttt.method
     assert (
         found.nats_per_token
         != plain(dataset.tokens("validation"), ttt.mode, batch_tokens=64).mean()
@@ -160,9 +160,7 @@ def test_once_the_time_is_over_the_rest_is_scored_without_learning(tmp_path):
         split="validation",
         options=EvaluationOptions(ttt=ttt, batch_tokens=32),
     )
-    assert (
-        found.details["adaptation"]["stopped_by_time"] and found.details["adaptation"]["steps"] == 0
-    )
+    assert found.details["learnt"]["stopped_by_time"] and found.details["learnt"]["steps"] == 0
     still = plain(dataset.tokens("validation"), "streaming", batch_tokens=32)
     assert found.nats_per_token == np.sum(still, dtype=np.float64) / len(still)
 
