@@ -12,6 +12,7 @@ import pytest
 from niblick.plan import make_plan
 from niblick.recipe import load_recipe, recipe_to_toml
 from niblick.scoring.card import make_card, write_card
+from niblick.scoring.score import make_score
 from niblick.scoring.score_text import score_text, update_card
 
 PROOF = {

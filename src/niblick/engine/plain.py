@@ -91,7 +91,7 @@ class NumpyEngine(Engine):
 
     def advance(self, slots: Ids, tokens: Ids, wanted: Wanted) -> None:
         """See `Engine.advance`."""
-        owners, ids = np.asarray(slots), np.asarray(tokens, dtype=np.int64)
+        owners, ids = (np.asarray(each, dtype=np.int64) for each in (slots, tokens))
         cuts = np.flatnonzero(np.diff(owners)) + 1
         rows = []
         for slot, part in zip(owners[[0, *cuts]], np.split(ids, cuts), strict=True):

@@ -34,7 +34,7 @@ class TorchEngine(Engine):
     @torch.inference_mode()
     def advance(self, slots: Ids, tokens: Ids, wanted: Wanted) -> None:
         """See `Engine.advance`."""
-        owners, ids = np.asarray(slots), np.asarray(tokens, dtype=np.int64)
+        owners, ids = (np.asarray(each, dtype=np.int64) for each in (slots, tokens))
         cuts, rows = np.flatnonzero(np.diff(owners)) + 1, []
         for slot, part in zip(owners[[0, *cuts]], np.split(ids, cuts), strict=True):
             batch = torch.from_numpy(part)[None].to(self._model.tok_emb.weight.device)

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.errors import ScoreError
-from niblick.objective.likelihood import LN2
 from niblick.scoring.options import Adaptation, LeakyTraining
 
+LN2 = math.log(2)
 NOT_VALID = "NOT A VALID SCORE"
 SCHEMA = 2
 
