@@ -21,9 +21,11 @@ def load(path: str | Path) -> LanguageModel:
     `logits, state = model(tokens, state=None)`: tokens (B, T) int64, logits (B, T, V) float32.
     Raises `niblick.errors.ArtifactError` for a file that is missing, damaged or foreign.
     """
-    from niblick.artifact import open_model
+    from niblick.artifact import open_file
+    from niblick.model import build_model
 
-    return open_model(path).model
+    opened = open_file(path)
+    return build_model(opened.recipe, opened.tensors)
 
 
 __all__ = ["__version__", "load"]

@@ -1,26 +1,24 @@
-"""Writing files so that a reader sees the old content or the whole new one, never a part, and
-locks that one process at a time holds.
-"""
+"""Files read whole and checked, written whole or not at all, and locked by one process."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
+import lzma
 import os
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from niblick.errors import DataError
+from niblick.errors import DataError, NiblickError
 
 
 def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write `chunks` to `path` through a temporary file beside it; `DataError` when the disk
-    refuses.
-    """
+    """Write `chunks` to `path` through a temporary file beside it; `DataError` where that fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +98,25 @@ else:
 
     def _lock(descriptor: int, wait: bool) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def expand(data: bytes, decoder: Any, limit: int, what: str, refusal: type[NiblickError]) -> bytes:
+    """What a zlib or LZMA `decoder` makes of `data`: one whole stream of at most `limit` bytes.
+
+    Raises `refusal` naming `what` for a stream that is damaged, longer, cut off, or followed by
+    something.
+    """
+    try:
+        raw: bytes = decoder.decompress(data, limit + 1)
+        if not decoder.eof and len(raw) <= limit:
+            raw += decoder.decompress(b"", 1)  # LZMA's end mark may still be unread
+    except (zlib.error, lzma.LZMAError, EOFError) as error:
+        raise refusal(f"{what} is damaged: {error}") from None
+    if len(raw) > limit:
+        raise refusal(f"{what} expands to more than {limit:,} bytes")
+    if not decoder.eof or decoder.unused_data:
+        raise refusal(f"{what} is truncated, or something follows it")
+    return raw
 
 
 def sha256_file(path: Path) -> str:

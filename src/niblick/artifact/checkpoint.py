@@ -1,5 +1,4 @@
-"""Checkpoints: float weights under their published names in one safetensors file, with recipe and
-tokenizer.
+"""Checkpoints: float weights in one safetensors file, with recipe and tokenizer.
 
 Written atomically and verified on reading: the file carries a digest of its tensors, and every
 name, shape and value must fit the recipe inside.
@@ -10,29 +9,37 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+import numpy as np
+import safetensors
+from numpy.typing import ArrayLike
 
-from niblick.artifact.atomic import write_file
+from niblick.codecs.quantized import Floats
 from niblick.errors import ArtifactError, NiblickError
+from niblick.files import write_atomically
 from niblick.recipe import Recipe, recipe_from_dict
 from niblick.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE, FINAL_FILE = "model.safetensors", "final.safetensors"
 _FORMAT = 1
+# By safetensors' name of a type: its name in the digest, and how its bytes are read.
+_TYPES = {
+    "F64": ("torch.float64", "<f8"),
+    "F32": ("torch.float32", "<f4"),
+    "F16": ("torch.float16", "<f2"),
+    "BF16": ("torch.bfloat16", "<u2"),
+}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Float tensors with the recipe, the tokenizer (None if unknown) and what the writer noted."""
+    """float32 arrays with the recipe, the tokenizer (None if unknown) and the writer's notes."""
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Floats]
     recipe: Recipe
     tokenizer: Tokenizer | None
     meta: dict[str, Any]
@@ -41,48 +48,56 @@ class Checkpoint:
 def save_checkpoint(
     path: Path,
     *,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, ArrayLike],
     recipe: Recipe,
     tokenizer: Tokenizer | None,
     meta: dict[str, Any],
 ) -> None:
-    """Write `tensors` (any float dtype, any device) to `path`, whole or not at all."""
-    kept = {
-        name: tensor.detach().to("cpu").contiguous().clone()
-        for name, tensor in sorted(tensors.items())
+    """Write `tensors`, stored as float32, to `path`, whole or not at all."""
+    arrays = {name: np.asarray(tensor, dtype="<f4") for name, tensor in sorted(tensors.items())}
+    stored = {
+        name: {"dtype": "float32", "shape": array.shape, "data": array.tobytes()}
+        for name, array in arrays.items()
     }
     described = {
         "format": _FORMAT,
         "recipe": recipe.model_dump(mode="json"),
         "meta": meta,
-        "digest": _digest(kept),
+        "digest": _digest({name: entry | {"dtype": "F32"} for name, entry in stored.items()}),
         "tokenizer": (
             base64.b64encode(tokenizer.to_bytes()).decode() if tokenizer is not None else None
         ),
     }
-    write_file(path, save(kept, metadata={"niblick": json.dumps(described, sort_keys=True)}))
+    metadata = {"niblick": json.dumps(described, sort_keys=True)}
+    write_atomically(path, [safetensors.serialize(stored, metadata)])
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read and verify the file at `path`; `ArtifactError` for one that is damaged or not a
-    checkpoint.
-    """
+    """Read and verify the file at `path`; `ArtifactError` for one that is no sound checkpoint."""
     try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            described = _described(path, file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+        data = path.read_bytes()
+        stored = dict(safetensors.deserialize(data))
+    except (OSError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"checkpoint {str(path)!r} cannot be read: {error}") from None
-    if _digest(tensors) != described.digest:
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    checkpoint, digest = _described(path, header.get("__metadata__", {}))
+    for name, entry in stored.items():
+        if entry["dtype"] not in _TYPES:
+            raise ArtifactError(
+                f"checkpoint {str(path)!r} holds {name!r} as {entry['dtype']}; float types are"
+                f" {', '.join(_TYPES)}"
+            )
+    if _digest(stored) != digest:
         raise ArtifactError(
             f"checkpoint {str(path)!r} is damaged: its digest does not match its tensors"
         )
-    return Checkpoint(tensors, described.recipe, described.tokenizer, described.meta)
+    checkpoint.tensors.update((name, _floats(entry)) for name, entry in stored.items())
+    return checkpoint
 
 
 def find_weights(path: Path) -> Path:
-    """The weights file that a checkpoint file, a `step-*` folder or a `checkpoints` folder stands
-    for.
+    """The weights file that a checkpoint file, `step-*` folder or `checkpoints` folder stands for.
 
     A finished run's `final.safetensors` (averaged weights) comes before its newest step.
     """
@@ -99,17 +114,8 @@ def find_weights(path: Path) -> Path:
     return steps[-1] / WEIGHTS_FILE
 
 
-@dataclass(frozen=True)
-class _Described:
-    """The metadata of a checkpoint, read and checked."""
-
-    recipe: Recipe
-    tokenizer: Tokenizer | None
-    meta: dict[str, Any]
-    digest: str
-
-
-def _described(path: Path, metadata: dict[str, str]) -> _Described:
+def _described(path: Path, metadata: dict[str, str]) -> tuple[Checkpoint, str]:
+    """A checkpoint still without tensors as its metadata describe it, and their digest."""
     if "niblick" not in metadata:
         raise ArtifactError(
             f"{str(path)!r} is a safetensors file but no checkpoint of niblick; see `niblick"
@@ -127,15 +133,23 @@ def _described(path: Path, metadata: dict[str, str]) -> _Described:
         tokenizer = (
             None if encoded is None else load_tokenizer(base64.b64decode(encoded, validate=True))
         )
-        return _Described(recipe, tokenizer, dict(values["meta"]), str(values["digest"]))
+        return Checkpoint({}, recipe, tokenizer, dict(values["meta"])), str(values["digest"])
     except (ValueError, KeyError, TypeError, RecursionError, NiblickError) as error:
         raise ArtifactError(f"checkpoint {str(path)!r} has unreadable metadata: {error}") from None
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and contents, in order of names."""
+def _floats(entry: dict[str, Any]) -> Floats:
+    values = np.frombuffer(entry["data"], dtype=_TYPES[entry["dtype"]][1]).reshape(entry["shape"])
+    if entry["dtype"] == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32, copy=False)
+
+
+def _digest(stored: Mapping[str, Mapping[str, Any]]) -> str:
+    """SHA-256 over names, types, shapes and contents, in order of names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, entry in sorted(stored.items()):
+        kind = _TYPES[entry["dtype"]][0]
+        digest.update(f"{name} {kind} {tuple(entry['shape'])}\n".encode())
+        digest.update(entry["data"])
     return digest.hexdigest()

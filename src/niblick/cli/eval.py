@@ -13,7 +13,7 @@ import typer
 from niblick.cli.imports import importing
 
 if TYPE_CHECKING:
-    from niblick.artifact import Loaded
+    from niblick.artifact import Opened
     from niblick.evaluation import EvaluationOptions, Score
     from niblick.recipe import Recipe
     from niblick.runtime import World
@@ -58,14 +58,15 @@ def eval_command(
 ) -> None:
     """Score MODEL: every token of the split but the first, exactly once, in bits per byte."""
     with importing():
-        from niblick.artifact import open_model
+        from niblick.artifact import open_file
         from niblick.evaluation import evaluate
+        from niblick.model import build_model
         from niblick.report.run import find_dataset
         from niblick.runtime import choose_device, process_group, read_world
         from niblick.scoring.data import check_tokenizer
 
     world = read_world()
-    loaded = open_model(model)
+    loaded = open_file(model)
     options = _options(
         loaded.recipe,
         ttt,
@@ -81,7 +82,7 @@ def eval_command(
         dataset = find_dataset(loaded.recipe, world, data)
         check_tokenizer(loaded.tokenizer, dataset)
         score = evaluate(
-            loaded.model.to(device),
+            build_model(loaded.recipe, loaded.tensors).to(device),
             dataset,
             split=split,
             options=options,
@@ -129,7 +130,7 @@ def _progress(world: World, options: EvaluationOptions) -> Iterator[Callable[[fl
         yield lambda share: bar.update(task, completed=share)
 
 
-def _report(loaded: Loaded, score: Score, out: Path | None, as_json: bool) -> None:
+def _report(loaded: Opened, score: Score, out: Path | None, as_json: bool) -> None:
     """Write the score (into `scores/` of the run that holds the model, else beside the model) and
     print it.
     """

@@ -43,7 +43,7 @@ def import_command(
     save_checkpoint(
         out, tensors=found.tensors, recipe=found.recipe, tokenizer=found.tokenizer, meta=found.meta
     )
-    parameters = sum(tensor.numel() for tensor in found.tensors.values())
+    parameters = sum(tensor.size for tensor in found.tensors.values())
     if as_json:
         json.dump(
             {

@@ -14,7 +14,7 @@ from niblick.cli.imports import importing
 from niblick.errors import NiblickError
 
 if TYPE_CHECKING:
-    from niblick.artifact import Loaded
+    from niblick.artifact import Opened
     from niblick.engine import Continuation
     from niblick.text.tokenizer import Tokenizer
 
@@ -48,14 +48,17 @@ def generate_command(
 ) -> None:
     """Continue a prompt. Prints the continuation only, as it is produced."""
     with importing():
-        from niblick.artifact import open_model
+        from niblick.artifact import open_file
         from niblick.engine import Sampling, open_engine, start_text
         from niblick.engine.library import is_building
+        from niblick.model import build_model
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    loaded = open_model(model)
+    loaded = open_file(model)
     found = _tokenizer(loaded, tokenizer)
-    engine = open_engine(loaded.model, threads=threads, build="background")
+    engine = open_engine(
+        build_model(loaded.recipe, loaded.tensors), threads=threads, build="background"
+    )
     del loaded  # the native engine holds its own, smaller weights
     text = start_text(
         engine,
@@ -82,7 +85,7 @@ def generate_command(
         )
 
 
-def _tokenizer(loaded: Loaded, wanted: str | None) -> Tokenizer:
+def _tokenizer(loaded: Opened, wanted: str | None) -> Tokenizer:
     """The model's own tokenizer, or the one asked for."""
     from niblick.text.tokenizer import load_tokenizer
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from niblick.artifact.sizes import artifact_sizes
 from niblick.plan import Plan, VirtualLayer, layer_table, make_plan
-from niblick.plan.sizes import artifact_sizes
 from niblick.recipe import Recipe, list_recipes, load_recipe
 from niblick.units import format_bytes
 

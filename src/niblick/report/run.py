@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from niblick.artifact import ARTIFACT_FILE, build_model, open_model, save_checkpoint
+from niblick.artifact import ARTIFACT_FILE, open_file, save_checkpoint
+from niblick.compression.calibration import make_calibration
 from niblick.compression.packing import Packed, pack
-from niblick.compression.training_text import make_calibration
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.errors import NiblickError, TrainingError
 from niblick.evaluation import EvaluationOptions, Score, evaluate
+from niblick.model import build_model
 from niblick.recipe import Recipe
 from niblick.runtime import World, cache_folder, choose_device, process_group
 from niblick.training import Progress, TrainResult, train
@@ -105,8 +106,11 @@ def train_and_score(
             )
         packed = in_turn(world, lambda: _pack(recipe, dataset, folder, result, say), main_only=True)
         options = EvaluationOptions.from_recipe(recipe)
-        loaded = open_model(folder / ARTIFACT_FILE)
-        models = ((build_model(recipe, result.tensors), None), (loaded.model, loaded.sha256))
+        packed_file = open_file(folder / ARTIFACT_FILE)
+        models = (
+            (build_model(recipe, result.tensors), None),
+            (build_model(recipe, packed_file.tensors), packed_file.sha256),
+        )
         floating, scored = (
             evaluate(
                 model.to(device),

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from niblick.plan import Plan
+from niblick.codecs import CODECS, rounding_specs
+from niblick.plan import Plan, make_plan
 from niblick.recipe import Recipe, load_recipe
 
 GROUPS = (
@@ -157,30 +158,20 @@ def _evaluation(recipe: Recipe) -> dict[str, Any]:
 
 
 def _compression(recipe: Recipe) -> dict[str, Any]:
-    artifact = recipe.artifact
-    if artifact.codec == "rd":
-        return {"name": "context-modelled entropy coding of every tensor"}
-    return {
-        "name": "zlib",
-        "matrix_bits": artifact.matrix_bits,
-        "embedding_bits": artifact.embedding_bits,
-    }
+    return CODECS[recipe.artifact.codec].describe(recipe)["compression"]
 
 
 def _quantization(recipe: Recipe) -> list[dict[str, Any]]:
-    artifact = recipe.artifact
-    name = {"rd": "rate-distortion trellis-coded quantization"}.get(
-        artifact.codec, f"{artifact.codec} codec"
-    )
-    found: list[dict[str, Any]] = [{"name": name, "max_bytes": artifact.max_bytes}]
+    described = CODECS[recipe.artifact.codec].describe(recipe)["quantization"]
+    found: list[dict[str, Any]] = [{**described, "max_bytes": recipe.artifact.max_bytes}]
     if rounds_late(recipe):
         found.append(_entry("late quantization-aware training", recipe.training.qat))
     return found
 
 
 def rounds_late(recipe: Recipe) -> bool:
-    """Whether training rounds: not for the codec "rd", whose grid is measured after training."""
-    return recipe.training.qat.enabled and recipe.artifact.codec != "rd"
+    """Whether training rounds as the recipe's codec will."""
+    return bool(rounding_specs(recipe, make_plan(recipe.model), refuse=False))
 
 
 def _averaging(recipe: Recipe) -> list[dict[str, Any]]:
