@@ -119,6 +119,12 @@ def expand(data: bytes, decoder: Any, limit: int, what: str, refusal: type[Nibli
     return raw
 
 
+def run_of(path: Path) -> Path | None:
+    """The run directory that a file lies in, up to three folders deep."""
+    folders = list(path.parents)[:3]
+    return next((folder for folder in folders if (folder / "recipe.toml").is_file()), None)
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:

@@ -12,8 +12,13 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from niblick.errors import NiblickError
+
+LAB = ("torch", "matplotlib")  # top-level packages of the extra
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,33 @@ def thread_count() -> int:
         place = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(place.read_text() if place.exists() else str(cpu))
     return len(cores)
+
+
+def has_lab() -> bool:
+    """Whether torch is installed; it is not imported."""
+    return find_spec("torch") is not None
+
+
+def has_gpu() -> bool:
+    """Whether a CUDA device is likely to be at hand, told without torch."""
+    return Path("/dev/nvidiactl").exists()
+
+
+@contextmanager
+def needs_lab(what: str) -> Iterator[None]:
+    """Imports of the lab's packages in the block; `NiblickError` tells how to install them."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in LAB:
+            raise
+        raise NiblickError(lab_message(what, name)) from None
+
+
+def lab_message(what: str, package: str) -> str:
+    """That `what` needs a package of the lab, and the command that installs it."""
+    return f"{what} needs {package}, which is not installed; run: pip install 'niblick[lab]'"
 
 
 def keep_freed_memory() -> bool:

@@ -7,6 +7,7 @@ allocation per token, and the same numbers for every number of threads, batch an
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,9 +128,9 @@ class NativeEngine(Engine):
         assert not failed
 
     @staticmethod
-    def _view(at: object, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def _view(at: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """The engine's own memory as an array."""
-        return np.ctypeslib.as_array(at, shape=shape)  # type: ignore[arg-type]
+        return np.ctypeslib.as_array(at, shape=shape)
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:

@@ -284,7 +284,8 @@ class NumpyEngine(Engine):
             local = local + earlier * kernel[:, taps - distance]
         call.remember(name, values, taps)
         mixed = self._linear(f"{prefix}.proj", gate * sigmoid(gate) * local)
-        return x + weights["shared_sparse_scale"][site] * mixed
+        found: Floats = x + weights["shared_sparse_scale"][site] * mixed
+        return found
 
 
 _MIXERS = {
@@ -303,5 +304,5 @@ def rms(x: Floats) -> Floats:
 def sigmoid(x: Floats) -> Floats:
     """1 / (1 + e^-x)."""
     with np.errstate(over="ignore"):
-        found: Floats = 1 / (1 + np.exp(-x))
+        found: Floats = (1 / (1 + np.exp(-x))).astype(np.float32)
     return found

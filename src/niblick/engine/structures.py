@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.codecs.quantized import Floats, Tensors, dequantized
+from niblick.engine.plain import sigmoid
 from niblick.engine.weights import BLOCK, Codes, encode
 from niblick.plan import Plan, VirtualLayer
 from niblick.plan.rotary import rotary_frequencies
@@ -161,7 +162,7 @@ class Layout:
         if name not in self._tensors:
             return None
         value = self._floats_of(name).reshape(-1)
-        return self._kept(1 / (1 + np.exp(-value)) if gate else value)
+        return self._kept(sigmoid(value) if gate else value)
 
     def _scalar(self, name: str) -> float:
         """A parameter of one number."""
