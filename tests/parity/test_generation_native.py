@@ -25,6 +25,7 @@ from niblick.model import LanguageModel
 from niblick.recipe import load_recipe, recipe_from_dict
 
 CLOSE = 1e-4  # of logits that reach 30
+ALL_CLOSE = 2e-4  # the worst of all tokens at all positions
 SMALL = [
     "model.dim=48",
     "model.context=40",
@@ -167,8 +168,8 @@ def test_every_engine_gives_the_nats_of_the_models_distributions(library, plan, 
             engine.advance(np.zeros(40), ids[start : start + 40], "all")
             wanted = np.repeat(np.arange(96)[None], 40, axis=0)
             part = slice(start, start + 40)
-            assert np.abs(engine.nll(wanted) - right[part]).max() < CLOSE
-            assert np.abs(engine.rows(40) - logits[part].numpy()).max() < CLOSE
+            assert np.abs(engine.nll(wanted) - right[part]).max() < ALL_CLOSE
+            assert np.abs(engine.rows(40) - logits[part].numpy()).max() < ALL_CLOSE
             assert np.array_equal(engine.nll(wanted[:, 5:6])[:, 0], engine.nll(wanted)[:, 5])
 
 

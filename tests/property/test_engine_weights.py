@@ -67,5 +67,4 @@ def test_rows_of_zeros_stay_zero_and_small_numbers_stay_finite():
     weight = np.zeros((3, 70), dtype=np.float32)
     weight[1, 5] = 1e-30
     found = encode(weight)
-    assert found.bits == 2
     assert np.array_equal(decode(found) != 0, weight != 0)
