@@ -14,7 +14,7 @@ import pytest
 import torch
 import zstandard
 
-from niblick.artifact import open_model
+from niblick.artifact import open_file
 from niblick.cli.foreign import import_command
 from niblick.errors import ArtifactError, NiblickError
 from niblick.exchange.foreign import import_state_dict
@@ -136,7 +136,7 @@ def test_the_command_writes_a_checkpoint_that_opens(
 ) -> None:
     source = write(tmp_path / "m.pt", state("sidecar"))
     import_command(source, "sidecar", tmp_path / "c.safetensors", None, ["model.softcap=20"], False)
-    loaded = open_model(tmp_path / "c.safetensors")
+    loaded = open_file(tmp_path / "c.safetensors")
     assert loaded.recipe.model.softcap == 20 and loaded.tokenizer is not None
     assert "as sidecar" in capsys.readouterr().out
     with pytest.raises(ArtifactError, match=r"must end in \.safetensors"):

@@ -100,7 +100,7 @@ OTHER: dict[str, Any] = {
     "training.averaging.warmup": False,
     "training.averaging.every": 10,
     "training.averaging.start": 0.3,
-    "training.qat.enabled": False,
+    "training.qat.enabled": True,
     "training.qat.start": 0.3,
     "training.dropout.token": 0.1,
     "training.dropout.bigram": 0.3,

@@ -9,14 +9,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from numpy.typing import ArrayLike
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save
 
 from niblick.codecs.quantized import Floats
 from niblick.errors import ArtifactError, NiblickError
@@ -54,45 +56,47 @@ def save_checkpoint(
     meta: dict[str, Any],
 ) -> None:
     """Write `tensors`, stored as float32, to `path`, whole or not at all."""
-    arrays = {name: np.asarray(tensor, dtype="<f4") for name, tensor in sorted(tensors.items())}
-    stored = {
-        name: {"dtype": "float32", "shape": array.shape, "data": array.tobytes()}
-        for name, array in arrays.items()
+    arrays = {
+        name: np.require(tensor, np.dtype("<f4"), "C") for name, tensor in sorted(tensors.items())
     }
     described = {
         "format": _FORMAT,
         "recipe": recipe.model_dump(mode="json"),
         "meta": meta,
-        "digest": _digest({name: entry | {"dtype": "F32"} for name, entry in stored.items()}),
+        "digest": _digest(
+            (name, "F32", array.shape, array.tobytes()) for name, array in arrays.items()
+        ),
         "tokenizer": (
             base64.b64encode(tokenizer.to_bytes()).decode() if tokenizer is not None else None
         ),
     }
-    metadata = {"niblick": json.dumps(described, sort_keys=True)}
-    write_atomically(path, [safetensors.serialize(stored, metadata)])
+    write_atomically(path, [save(arrays, {"niblick": json.dumps(described, sort_keys=True)})])
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify the file at `path`; `ArtifactError` for one that is no sound checkpoint."""
     try:
         data = path.read_bytes()
-        stored = dict(safetensors.deserialize(data))
-    except (OSError, safetensors.SafetensorError) as error:
+        stored: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]
+    except (OSError, SafetensorError) as error:
         raise ArtifactError(f"checkpoint {str(path)!r} cannot be read: {error}") from None
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     checkpoint, digest = _described(path, header.get("__metadata__", {}))
-    for name, entry in stored.items():
+    for name, entry in stored:
         if entry["dtype"] not in _TYPES:
             raise ArtifactError(
                 f"checkpoint {str(path)!r} holds {name!r} as {entry['dtype']}; float types are"
                 f" {', '.join(_TYPES)}"
             )
-    if _digest(stored) != digest:
+    parts = (
+        (name, e["dtype"], tuple(e["shape"]), e["data"])
+        for name, e in sorted(stored, key=itemgetter(0))
+    )
+    if _digest(parts) != digest:
         raise ArtifactError(
             f"checkpoint {str(path)!r} is damaged: its digest does not match its tensors"
         )
-    checkpoint.tensors.update((name, _floats(entry)) for name, entry in stored.items())
+    checkpoint.tensors.update((name, _floats(entry)) for name, entry in stored)
     return checkpoint
 
 
@@ -145,11 +149,10 @@ def _floats(entry: dict[str, Any]) -> Floats:
     return values.astype(np.float32, copy=False)
 
 
-def _digest(stored: Mapping[str, Mapping[str, Any]]) -> str:
+def _digest(stored: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> str:
     """SHA-256 over names, types, shapes and contents, in order of names."""
     digest = hashlib.sha256()
-    for name, entry in sorted(stored.items()):
-        kind = _TYPES[entry["dtype"]][0]
-        digest.update(f"{name} {kind} {tuple(entry['shape'])}\n".encode())
-        digest.update(entry["data"])
+    for name, kind, shape, content in stored:
+        digest.update(f"{name} {_TYPES[kind][0]} {shape}\n".encode())
+        digest.update(content)
     return digest.hexdigest()

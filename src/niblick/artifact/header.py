@@ -1,8 +1,8 @@
 """The header of an artifact: a JSON object, deflated with a preset dictionary.
 
-So a recipe costs few bytes. The dictionary is part of container version 1: it may never change. It affects size only; any JSON
-object round-trips. Reading is bounded: a header that would expand beyond `MAX_HEADER` or is not a
-JSON object is refused.
+So a recipe costs few bytes. The dictionary is part of container version 1: it may never change. It
+affects size only; any JSON object round-trips. Reading is bounded: a header that would expand
+beyond `MAX_HEADER` or is not a JSON object is refused.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _FREE_PARAMETERS, _PARAMETERS_PER_BYTE = 1 << 22, 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """What a model's file says: `tensors` by name in the order of `plan`, and everything about them.
+    """What a model's file says: its tensors by name, in the order of `plan`, and all about them.
 
     `plan` is that of the exported model, without training-only heads. An artifact's matrices and
     embeddings are quantized, a checkpoint's tensors float32; `sha256` is the file's.

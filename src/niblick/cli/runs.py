@@ -163,10 +163,12 @@ def _check_packing(recipe: Recipe, options: Options) -> list[str]:
     limit, found = recipe.artifact.max_bytes, []
     if estimate > limit:
         filling = [name for name in CODECS if CODECS[name].fills_cap]
+        asked = recipe.training.qat.enabled
+        without_qat = " (with --set training.qat.enabled=false)" if asked else ""
         cure = (
             "a smaller model"
             if recipe.artifact.codec in filling
-            else f"--set artifact.codec={filling[0]}, which fills the cap"
+            else f"--set artifact.codec={filling[0]}, which fills the cap{without_qat}"
         )
         said = (
             f"the artifact, estimated at {estimate:,} bytes, exceeds the cap of {limit:,}; cure:"

@@ -42,7 +42,10 @@ class ColumnContext:
     def __init__(
         self, *, mean: int, rows: Ints, columns: Ints, corrections: Ints, scalar: bool
     ) -> None:
-        """`mean`: expected magnitude at step exponents 0; all in quarter octaves: (R,), (C,), (R,)."""
+        """Exponents (R,) and (C,) and corrections (R,), with the mean magnitude at exponents 0.
+
+        `mean` is in quarter octaves as the exponents are, corrections in half octaves.
+        """
         self.scale = fixed_powers(np.clip(rows, -40, 40), DIGITS)
         self.lift = fixed_powers(2 * corrections, DIGITS)
         start = fixed_powers(np.clip(mean - columns, -40, 60), DIGITS)

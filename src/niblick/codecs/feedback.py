@@ -48,9 +48,9 @@ def round_columns(
 ) -> tuple[Ints, Ints, float]:
     """Symbols (B, R, C), levels (B, R, C) and squared error of B matrices of one shape.
 
-    `weight`, `step` and `kinds` are (B, R, C), `feedback` (B, C, C). The squared error is of the rounding alone, in units of steps,
-    over everything. Each column's rows form `paths` interleaved trellis paths: row r belongs to
-    path r mod `paths`.
+    `weight`, `step` and `kinds` are (B, R, C), `feedback` (B, C, C). The squared error is of the
+    rounding alone, in units of steps, over everything. Each column's rows form `paths` interleaved
+    trellis paths: row r belongs to path r mod `paths`.
     """
     batch, rows, columns = weight.shape
     # Columns first, so that each is contiguous.

@@ -62,7 +62,7 @@ class IntZlib(Codec):
             parts["symbols"] += len(streams[0])
             parts["scales"] += len(streams[1])
             rows[name] = TensorRow(sum(map(len, streams)), weight.size, order0_bits(codes))
-            decoded[name] = _tensor(weight.shape, codes, scales)
+            decoded[name] = quantized(weight.shape, codes, scales)
         rest = [p for p in job.plan.exported if p.name not in specs]
         halves = {p.name: _to_float16(p.name, job.tensors[p.name]) for p in rest}
         values = _stream(b"".join(half.tobytes() for half in halves.values()))
@@ -91,7 +91,7 @@ class IntZlib(Codec):
         return {p.name: found[p.name] for p in plan.exported}
 
     def sizes(self, recipe: Recipe, plan: Plan, other: int) -> Sizes:
-        """One byte a code at most; log2(4.13 m / 3.1) bits of a Gaussian row scaled by its largest."""
+        """One byte a code at most; about log2(4.13 m / 3.1) bits of a Gaussian row's codes."""
         specs, bound, estimate, rest = self.rounding(recipe, plan), 0, 0.0, 0
         for p in plan.exported:
             if p.name not in specs:
@@ -129,9 +129,10 @@ def quantize(weight: Floats, spec: RoundingSpec) -> tuple[NDArray[np.int8], NDAr
     return np.clip(codes, -limit, limit).astype(np.int8), scales
 
 
-def _tensor(
+def quantized(
     shape: tuple[int, ...], codes: NDArray[np.int8], scales: NDArray[np.float16]
 ) -> QuantizedTensor:
+    """The tensor of `shape` that codes (R, C) and scales (R,) mean."""
     return QuantizedTensor(shape=shape, codes=codes, row_steps=scales.astype(np.float64))
 
 
@@ -184,7 +185,7 @@ def _read_rows(reader: _Reader, parameter: Parameter, spec: RoundingSpec) -> Qua
     scales = np.frombuffer(scale_bytes, dtype="<f2")
     if not np.isfinite(scales).all():
         raise ArtifactError(f"the scales of {parameter.name!r} are not finite")
-    return _tensor(parameter.shape, codes, scales)
+    return quantized(parameter.shape, codes, scales)
 
 
 def _stream(raw: bytes) -> bytes:

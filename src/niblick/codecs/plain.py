@@ -1,9 +1,9 @@
 """Plain compression of symbols, for tensors so regular that no adaptive table can follow.
 
-They are constant, repeated or periodic. A section holds the symbols of chosen tensors, row by row, as integers of 1, 2 or 4 bytes under the
-smallest of LZMA, Brotli and Zstandard. With all tensors in it the payload cannot be larger than
-general compressors make the same codes, but for the section's list of tensors. What a section
-expands to is bounded before it is expanded.
+They are constant, repeated or periodic. A section holds the symbols of chosen tensors, row by row,
+as integers of 1, 2 or 4 bytes under the smallest of LZMA, Brotli and Zstandard. With all tensors in
+it the payload cannot be larger than general compressors make the same codes, but for the section's
+list of tensors. What a section expands to is bounded before it is expanded.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ def read_plain(section: bytes, shapes: list[tuple[int, int]]) -> list[Ints]:
 def choices(symbols: list[Ints], prices: list[float], *, thorough: bool) -> list[list[bool]]:
     """Which tensors it may pay to put in a plain section; often none.
 
-    `prices` are what the tables charge for each in bits. One choice are the tensors that are smaller one by one, another all of them, so that one may
-    repeat another.
+    `prices` are what the tables charge for each in bits. One choice are the tensors that are
+    smaller one by one, another all of them, so that one may repeat another.
     """
     raws = [as_bytes(entry)[1] for entry in symbols]
     limit = _UNLIKELY if thorough else _HOPELESS

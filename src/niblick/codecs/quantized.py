@@ -19,7 +19,7 @@ _BLOCK = 1 << 15  # elements whose float64 products are held at once: they stay 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class QuantizedTensor:
-    """Integers times steps: value[r, c] = codes[r, c] * (row_steps[r] * column_factors[c // group]).
+    """Integers times steps: codes[r, c] * (row_steps[r] * column_factors[c // group]).
 
     `codes` (R, C) of any integer type; `row_steps` (R,) and `column_factors` (ceil(C / group),),
     None for ones, in float64; `correction` adds A @ B of shapes (R, k) and (k, C). Products are
@@ -44,9 +44,10 @@ class QuantizedTensor:
 
     def dequantize(self) -> Floats:
         """The float32 tensor in its own shape; infinite or NaN where a value is beyond float32."""
-        out = np.empty(self.codes.shape, dtype=np.float32)
-        height, factors = max(1, _BLOCK // max(out.shape[1], 1)), self.wide_factors
-        for start in range(0, len(out), height):
+        rows_in_all, columns = self.codes.shape
+        out = np.empty((rows_in_all, columns), dtype=np.float32)
+        height, factors = max(1, _BLOCK // max(columns, 1)), self.wide_factors
+        for start in range(0, rows_in_all, height):
             rows = slice(start, start + height)
             out[rows] = self._rows(rows, factors)
         return out.reshape(self.shape)

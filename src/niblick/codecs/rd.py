@@ -69,7 +69,7 @@ class RateDistortion(Codec):
         return read_payload(payload, plan)
 
     def sizes(self, recipe: Recipe, plan: Plan, other: int) -> Sizes:
-        """The room under the cap, which the solver fills, between the largest file and the smallest.
+        """The room under the cap, which the solver fills, within the largest and smallest file.
 
         The largest has about nine bits a weight; the smallest is little but the tensors' grids.
         """

@@ -31,7 +31,7 @@ _PRICED, LARGEST_SYMBOL = 64, 1 << 20
 
 @dataclass(frozen=True)
 class Candidate:
-    """One rounding of the model: grids, symbols (R, C), tensors, and the loss it predicts in nats."""
+    """One rounding of the model: grids, symbols (R, C), tensors, and the predicted loss in nats."""
 
     delta: float
     parameters: tuple[Parameter, ...]

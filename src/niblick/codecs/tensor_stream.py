@@ -83,7 +83,7 @@ def write_tensor(
 
 
 def open_decoder(stream: bytes, escapes: bytes, symbols: int) -> AnyDecoder:
-    """A decoder of about so many symbols: compiled where it is, or is worth it; or the reference."""
+    """A decoder of about so many symbols: compiled where it is or pays, else the reference."""
     library = load_native(build=symbols >= _WORTH_COMPILING)
     if library is None:
         return Decoder(new_tables(), stream, escapes)

@@ -17,7 +17,7 @@ from niblick.recipe import Recipe
 def build_model(
     recipe: Recipe, tensors: Mapping[str, QuantizedTensor | ArrayLike]
 ) -> LanguageModel:
-    """A LanguageModel of the exported recipe holding `tensors`, in eval mode, float32 on the CPU."""
+    """A LanguageModel of the exported recipe holding `tensors`: eval mode, float32, on the CPU."""
     model = LanguageModel(exported_recipe(recipe).model, seed=None)
     load_tensors(model, tensors)
     return model.eval()
