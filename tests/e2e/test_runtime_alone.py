@@ -170,8 +170,7 @@ def test_data_is_prepared_and_checked_without_torch(run, model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["train", "pocket"], ["pack", "c.safetensors"], ["eval", "a.nib", "--ttt", "sgd"]],
+    "arguments", [["train", "pocket"], ["pack", "c.safetensors"], ["eval", "a.nib", "--ttt", "sgd"]]
 )
 def test_a_command_of_the_lab_names_what_installs_it_in_one_line(run, model, arguments):
     arguments = [str(model / part) if "." in part else part for part in arguments]

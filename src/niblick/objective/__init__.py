@@ -2,6 +2,6 @@
 them.
 """
 
-from niblick.objective.likelihood import LN2, token_nll, training_loss
+from niblick.objective.likelihood import token_nll, training_loss
 
-__all__ = ["LN2", "token_nll", "training_loss"]
+__all__ = ["token_nll", "training_loss"]

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from niblick.errors import ScoreError
 from niblick.scoring.options import Adaptation, LeakyTraining
+from niblick.units import LN2
 
-LN2 = math.log(2)
 NOT_VALID = "NOT A VALID SCORE"
 SCHEMA = 2
 
