@@ -21,6 +21,11 @@ from typing import Any
 WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "16"}
 _WAIT_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _told: list[str] = []  # what has been said once
+from importlib.util import find_spec
+
+from niblick.errors import NiblickError
+
+LAB = ("torch", "matplotlib")  # top-level packages of the extra
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,45 @@ def choose_precision(wanted: str, device: str) -> str:
         if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         else "fp32"
     )
+
+
+def thread_count() -> int:
+    """Threads to compute with: OMP_NUM_THREADS, else the processor cores this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    processors, cores = available_processors(), set()
+    for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ():
+        place = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(place.read_text() if place.exists() else str(cpu))  # hardware threads share one
+    return min(processors, len(cores) or processors)
+
+
+def has_lab() -> bool:
+    """Whether torch is installed; it is not imported."""
+    return find_spec("torch") is not None
+
+
+def has_gpu() -> bool:
+    """Whether a CUDA device is likely to be at hand, told without torch."""
+    return Path("/dev/nvidiactl").exists()
+
+
+@contextmanager
+def needs_lab(what: str) -> Iterator[None]:
+    """Imports of the lab's packages in the block; `NiblickError` tells how to install them."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in LAB:
+            raise
+        raise NiblickError(lab_message(what, name)) from None
+
+
+def lab_message(what: str, package: str) -> str:
+    """That `what` needs a package of the lab, and the command that installs it."""
+    return f"{what} needs {package}, which is not installed; run: pip install 'niblick[lab]'"
 
 
 def keep_freed_memory() -> bool:

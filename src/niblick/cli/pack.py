@@ -48,7 +48,8 @@ def pack_command(
     with importing():
         from niblick.artifact.checkpoint import find_weights
         from niblick.errors import ArtifactError
-        from niblick.training.run_folder import claimed, run_of
+        from niblick.files import run_of
+        from niblick.training.run_folder import claimed
 
     if not model.exists():
         raise ArtifactError(f"no checkpoint at {str(model)!r}; give a checkpoint or a run folder")

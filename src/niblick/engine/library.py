@@ -1,6 +1,4 @@
-"""The native engine's shared library, compiled on demand; also beside other work, so that nobody
-waits for it.
-"""
+"""The native engine's shared library, compiled on demand or beside other work."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ _BUILDER = "niblick-engine-build"
 
 
 def build_in_background() -> threading.Thread:
-    """Compile beside other work; the process waits for it before it ends, so the next one has the
-    library.
-    """
+    """Compile beside other work; the process waits for it before it ends."""
     thread = threading.Thread(target=ENGINE.build, name=_BUILDER)
     thread.start()
     return thread

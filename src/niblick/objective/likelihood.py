@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import log
 
 import torch
 from torch import Tensor
@@ -11,8 +10,6 @@ from torch import Tensor
 from niblick.components.functional import nll as token_nll
 from niblick.model import LanguageModel
 from niblick.model.lm import NO_FACTORS
-
-LN2 = log(2.0)
 
 
 def training_loss(

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from niblick.artifact import ARTIFACT_FILE, open_file, save_checkpoint
 from niblick.codecs import CODECS
@@ -20,15 +19,15 @@ from niblick.compression.packing import Packed, pack
 from niblick.compression.sensitivity import estimate_seconds
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
-from niblick.errors import NiblickError, TrainingError
+from niblick.errors import TrainingError
 from niblick.evaluation import EvaluationOptions, Score, evaluate
+from niblick.evaluation.processes import in_turn
 from niblick.model import build_model
 from niblick.recipe import Recipe
 from niblick.runtime import World, cache_folder, choose_device, process_group
 from niblick.training import Progress, TrainResult, train
 from niblick.training.run_folder import claimed, claimed_new
 
-T = TypeVar("T")
 Say = Callable[[str], None]
 
 
@@ -177,30 +176,3 @@ def _pack(
         max_bytes=recipe.artifact.max_bytes,
         calibration=calibration,
     )
-
-
-def in_turn(world: World, work: Callable[[], T], *, main_only: bool = False) -> T:
-    """`work` in the main process first, then in the others, which find it done (not at all with
-    `main_only`).
-
-    Where the main process fails, the others fail too instead of waiting for ever.
-    """
-    if world.size == 1:
-        return work()
-    import torch
-    import torch.distributed as dist
-
-    failure: NiblickError | None = None
-    result: T | None = None
-    if world.is_main:
-        try:
-            result = work()
-        except NiblickError as error:
-            failure = error
-    flag = torch.tensor([int(failure is not None)], device=choose_device(world))
-    dist.broadcast(flag, 0)
-    if failure is not None:
-        raise failure
-    if flag.item():
-        raise TrainingError("the main process could not go on; its message says why")
-    return result if world.is_main or main_only else work()  # type: ignore[return-value]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
-from niblick.objective import LN2, training_loss
+from niblick.objective import training_loss
 from niblick.optim import Schedule
 from niblick.recipe import Recipe
 from niblick.runtime import (
@@ -39,7 +39,7 @@ from niblick.training.progress import Clock, Progress, TrainResult
 from niblick.training.run_folder import RunFolder, claimed
 from niblick.training.state import RunState
 from niblick.training.validation import make_validator
-from niblick.units import Duration
+from niblick.units import LN2, Duration
 
 Report = Callable[[Progress], None]
 

@@ -36,6 +36,7 @@ static int allocate(nb_engine *e) {
     ok = (e->side = nb_floats(n * 2 * pad(p->side_width + 1))) && ok;
     ok = (e->skip = nb_floats(n * p->pushes * e->wide + 1)) && ok;
     ok = (e->angle = nb_floats(n * 2 * p->half + 1)) && ok;
+    ok = (e->log_sum = nb_floats(n)) && ok;
     ok = (e->scores = nb_floats((int64_t)p->threads * e->score_floats)) && ok;
     e->scratch_bytes = nb_scratch((int)n, e->wide_hidden) / 64 * 64 + 64;
     ok = (e->scratch = (uint8_t *)nb_floats(p->threads * e->scratch_bytes / 4 + 1)) && ok;
@@ -63,7 +64,7 @@ void nb_destroy(nb_engine *e) {
     if (!e) return;
     void *owned[] = {e->x,       e->x0,    e->xe,     e->u,    e->a,      e->b,     e->o,
                      e->hidden,  e->qkv,   e->ve,     e->side, e->skip,   e->angle, e->scores,
-                     e->scratch, e->state, e->logits, e->slot, e->column, e->draws};
+                     e->scratch, e->state, e->logits, e->slot, e->column, e->draws, e->log_sum};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     free(e);
 }
@@ -131,6 +132,20 @@ int nb_run(nb_engine *e, int n, const int32_t *slots, const int32_t *tokens, int
 }
 
 float *nb_logits(nb_engine *e, int slot) { return e->logits + (int64_t)slot * e->plan.vocab; }
+
+/* Logits of all columns of a call that wanted them: rows nb_stride apart, until the next call. */
+float *nb_rows(nb_engine *e) { return e->hidden; }
+
+int nb_stride(nb_engine *e) { return e->wide_hidden; }
+
+/* Nats of `count` targets after each of the n columns of a call that wanted all logits. */
+void nb_nll(nb_engine *e, int n, int count, const int32_t *targets, float *out) {
+    for (int c = 0; c < n; c++)
+        for (int k = 0; k < count; k++) {
+            int64_t at = (int64_t)c * count + k;
+            out[at] = e->log_sum[c] - e->hidden[(int64_t)c * e->wide_hidden + targets[at]];
+        }
+}
 
 static double uniform(uint64_t seed, uint64_t draw) {
     uint64_t z = seed + (draw + 1) * 0x9E3779B97F4A7C15u;

@@ -31,6 +31,7 @@ enum {
     MAX_THREADS = 64
 };
 enum { TOKEN_SHIFT = 0, ATTENTION = 1 };
+enum { NONE = 0, LAST = 1, ALL = 2 };                     /* tokens whose logits are wanted */
 enum { PLAIN = 0, SQUARE = 1, SIGMOID = 2, SOFTCAP = 3 }; /* what happens to a product's outputs */
 
 typedef struct {
@@ -92,12 +93,12 @@ typedef struct {
 typedef struct nb_engine {
     nb_plan plan;
     float *state;  /* slots x state_floats */
-    float *logits; /* slots x V */
+    float *logits; /* slots x V, after each slot's last token */
     nb_slot *slot;
     nb_column *column;
     int32_t n, chained, wanted;
-    float *x, *x0, *xe, *u, *a, *b, *o, *hidden, *qkv, *ve, *side, *skip,
-        *angle;       /* columns x something */
+    float *x, *x0, *xe, *u, *a, *b, *o, *hidden, *qkv, *ve, *side, *skip, *angle,
+        *log_sum;     /* columns x something; hidden holds all logits at the end */
     float *scores;    /* threads x (H/G) x span */
     uint8_t *scratch; /* threads x scratch_bytes */
     int64_t scratch_bytes;
@@ -160,6 +161,9 @@ void nb_free(float *memory);
 void nb_reset(nb_engine *e, int slot, int64_t position);
 int nb_run(nb_engine *e, int n, const int32_t *slots, const int32_t *tokens, int wanted);
 float *nb_logits(nb_engine *e, int slot);
+float *nb_rows(nb_engine *e);
+int nb_stride(nb_engine *e);
+void nb_nll(nb_engine *e, int n, int count, const int32_t *targets, float *out);
 int nb_choose(nb_engine *e, int slot, int vocab, double temperature, int top_k, double top_p,
               uint64_t seed, uint64_t draw);
 

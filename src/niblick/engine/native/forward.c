@@ -216,7 +216,21 @@ static void push(const work *w, int *depth) {
     ++*depth;
 }
 
-/* logits of every slot's last column */
+/* ln of the sum of e^x over n logits */
+static float log_sum(const float *x, int n) {
+    float most = x[0];
+    for (int i = 1; i < n; i++) most = x[i] > most ? x[i] : most;
+    double sum = 0;
+    for (int i = 0; i < n; i += WIDE) {
+        vec part = (vec){0} - INFINITY;
+        memcpy(&part, x + i, (n - i < WIDE ? n - i : WIDE) * sizeof(float));
+        vec power = nb_exp(part - most);
+        sum += nb_total((vec)((veci)power & (part > -3.0e38f)));
+    }
+    return most + (float)log(sum);
+}
+
+/* logits of every slot's last column, or of all columns and what their likelihoods divide by */
 static void head(const work *w) {
     nb_engine *e = w->e;
     const nb_plan *p = &e->plan;
@@ -224,20 +238,22 @@ static void head(const work *w) {
         nb_rms(e->x + (int64_t)c * e->wide, e->u + (int64_t)c * e->wide, p->dim, 1);
     nb_meet(e->active);
     int act = p->softcap > 0 ? SOFTCAP : PLAIN;
-    if (!e->chained) { /* columns are slots 0, 1, ... only when the caller says so; write each to
-                          its own place */
-        product(w, &p->head_matrix, e->u, e->wide, e->hidden, e->wide_hidden, e->n, act,
-                p->softcap);
-        nb_meet(e->active);
-        for (int c = w->from; c < w->to; c++)
-            memcpy(e->logits + (int64_t)e->column[c].slot * p->vocab,
-                   e->hidden + (int64_t)c * e->wide_hidden, p->vocab * sizeof(float));
+    if (e->chained && e->wanted != ALL) { /* most columns are nobody's last */
+        for (int c = 0; c < e->n; c++)
+            if (e->column[c].last)
+                product(w, &p->head_matrix, e->u + (int64_t)c * e->wide, 0,
+                        e->logits + (int64_t)e->column[c].slot * p->vocab, 0, 1, act, p->softcap);
         return;
     }
-    for (int c = 0; c < e->n; c++)
+    product(w, &p->head_matrix, e->u, e->wide, e->hidden, e->wide_hidden, e->n, act, p->softcap);
+    nb_meet(e->active);
+    for (int c = w->from; c < w->to; c++) {
+        const float *row = e->hidden + (int64_t)c * e->wide_hidden;
         if (e->column[c].last)
-            product(w, &p->head_matrix, e->u + (int64_t)c * e->wide, 0,
-                    e->logits + (int64_t)e->column[c].slot * p->vocab, 0, 1, act, p->softcap);
+            memcpy(e->logits + (int64_t)e->column[c].slot * p->vocab, row,
+                   p->vocab * sizeof(float));
+        if (e->wanted == ALL) e->log_sum[c] = log_sum(row, p->vocab);
+    }
 }
 
 void nb_forward(void *engine, int thread) {

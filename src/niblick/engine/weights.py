@@ -1,9 +1,8 @@
-"""Weights as integer codes times scales, in the fewest bits that lose nothing that could be seen.
+"""Matrices as the native engine reads them: integer codes in the fewest bits that hold them.
 
-A matrix made of whole multiples of one step per row, or of row steps times column factors (what
-packing writes), is kept exactly, in 2 to 16 bits per weight; any other is rounded to 24 bits, as
-fine as float32 for a row's largest. Few codes are large: they are cut off at the range of fewer
-bits, and what is missing of each stands in a list.
+A quantized tensor keeps its codes; a float tensor is rounded to 24 bits, as fine as float32 for a
+row's largest. Few codes are large: they are cut off at the range of fewer bits, and what is missing
+of each stands in a list.
 """
 
 from __future__ import annotations
@@ -13,28 +12,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from niblick.engine.grids import find_grid, settle
+from niblick.codecs.quantized import Floats, QuantizedTensor, Tensor, dequantized
 
 BLOCK = 64  # columns are padded to runs of 64; codes are laid out 64 at a time, of
 ROWS, GROUP = 32, 4  # half as many rows and so many columns
 UNIT = 8 * ROWS
-_EXACT = 3e-7  # relative to the row's largest value: float32 rounding of code * scale
 _RANGES = {
     bits: (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bits in (2, 4, 6, 8, 10, 12, 16, 24)
 }
 _FINEST = (1 << 23) - 256  # leaves room for rounding
-_PROBE = 4  # rows looked at before the whole matrix is
 _TAIL = 40  # codes of 8 bits that are multiplied in the time of one entry of a tail
 _TAIL_COLUMNS, _REST = 4096, 32767  # what an entry can hold
-_LARGEST_TOLD = 1 << 18  # of a code whose steps are known
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Codes:
-    """A matrix (rows, cols): `data` (blocks of 32 rows, bytes) as the engine reads it, `scales`
-    (rows,) float32.
+    """A matrix (rows, cols): `data` (blocks of 32 rows, bytes) and `scales` (rows,) float32.
 
     `columns` (cols padded to 64,) float32 multiplies the columns, where there is such a factor.
     `tail` (entries,) is what codes lack, and `tail_at` int32 where that of every sixteen rows
@@ -57,28 +50,44 @@ class Codes:
         return sum(array.nbytes for array in held if array is not None)
 
 
-def encode(
-    weight: Floats,
-    *,
-    exact: bool = True,
-    base: float | None = None,
-    steps: tuple[Floats, Floats] | None = None,
-) -> Codes:
-    """Codes of a float32 matrix (rows, cols); with `exact` off, always 8 bits by nearest rounding.
+def encode(tensor: Tensor) -> Codes:
+    """A matrix, quantized or float, as codes; rows are its first axis."""
+    if isinstance(tensor, QuantizedTensor):
+        sides = _float_sides(tensor)
+        if sides is not None:
+            return store(tensor.codes.astype(np.int32), *sides)
+    weight = dequantized(tensor).reshape(tensor.shape[0], -1)
+    steps = np.abs(weight).max(axis=1, initial=0) / np.float32(_FINEST)
+    safe = np.where(steps > 0, steps, np.float32(1))
+    return store(np.rint(weight / safe[:, None]).astype(np.int32), steps)
 
-    `base`: where the grid of this matrix's model lies, if that is known (`grids.find_base`).
-    `steps`: of rows and columns, as far as the model's file says; where they do not explain every
-    weight, others are looked for.
-    """
-    weight = np.ascontiguousarray(weight, dtype=np.float32)
-    return store(*(_factors(weight, base, steps) if exact else _rounded(weight, 127)))
+
+def _float_sides(tensor: QuantizedTensor) -> tuple[Floats, Floats | None] | None:
+    """Row steps and column factors in float32; None where they and the codes cannot say it all."""
+    low, high = _RANGES[24]
+    plain = tensor.correction is None and tensor.rounded_to == "float32"
+    if not plain or tensor.codes.min(initial=0) < low or tensor.codes.max(initial=0) > high:
+        return None
+    factors = tensor.wide_factors
+    if not all(_is_normal(side) for side in (tensor.row_steps, factors) if side is not None):
+        return None
+    return (
+        tensor.row_steps.astype(np.float32),
+        None if factors is None else factors.astype(np.float32),
+    )
+
+
+def _is_normal(side: NDArray[np.float64]) -> bool:
+    """Whether float32 holds every number without loss of range."""
+    size = np.abs(side[side != 0])
+    kind = np.finfo(np.float32)
+    return bool((size >= kind.tiny).all() and (size <= kind.max).all())
 
 
 def store(
     codes: NDArray[np.int32], steps: Floats, factors: Floats | None = None, *, tails: bool = True
 ) -> Codes:
-    """Whole numbers (rows, cols) of at most 24 bits times row steps and column factors, as the
-    engine reads them.
+    """Integers (rows, cols) of at most 24 bits times row steps and column factors.
 
     `tails` off gives every code the bits of the largest: the same numbers, read more slowly.
     """
@@ -116,8 +125,9 @@ def _cheapest(codes: NDArray[np.int32], tails: bool) -> int:
 def _tail(
     rest: NDArray[np.int32],
 ) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | tuple[None, None]:
-    """Entries (nb_tail) of what is not zero, by sixteen rows, and where those of every sixteen rows
-    begin; what no entry can hold takes several.
+    """Entries (nb_tail) of what is not zero, and where those of every sixteen rows begin.
+
+    What no entry can hold takes several.
     """
     rows, columns = np.nonzero(rest)
     if not len(rows):
@@ -134,25 +144,6 @@ def _tail(
         np.int32
     )
     return entries, starts
-
-
-def _factors(
-    weight: Floats, base: float | None, known: tuple[Floats, Floats] | None
-) -> tuple[NDArray[np.int32], Floats, Floats | None]:
-    """Codes, row steps and column factors (None for all ones)."""
-    told = settle(weight, *known, most=_LARGEST_TOLD) if known is not None else None
-    if told is not None:
-        return told
-    steps = _steps(weight)
-    if steps is not None:
-        return _round(weight, steps), steps, None
-    found = find_grid(weight, base)
-    return _rounded(weight, _FINEST) if found is None else found
-
-
-def _rounded(weight: Floats, most: int) -> tuple[NDArray[np.int32], Floats, None]:
-    steps = np.abs(weight).max(axis=1) / np.float32(most)
-    return _round(weight, steps), steps, None
 
 
 def decode(codes: Codes) -> Floats:
@@ -175,48 +166,6 @@ def decode(codes: Codes) -> Floats:
     return weight if codes.columns is None else weight * codes.columns[: codes.cols]
 
 
-def _round(weight: Floats, steps: Floats) -> NDArray[np.int32]:
-    safe = np.where(steps > 0, steps, np.float32(1))
-    return np.rint(weight / safe[:, None]).astype(np.int32)
-
-
-def _steps(weight: Floats) -> Floats | None:
-    """The step of every row, or None where some row is not made of whole multiples of one, -128 ..
-    127 of them.
-    """
-    if _row_steps(weight[:_PROBE]) is None:
-        return None
-    return _row_steps(weight)
-
-
-def _row_steps(weight: Floats) -> Floats | None:
-    """The smallest value of a row is 1, 2, 3 ... steps: the first count at which the row fits is
-    taken.
-    """
-    size = np.abs(weight)
-    top = size.max(axis=1, initial=0)
-    least = np.where(size > 0, size, np.float32(np.inf)).min(axis=1, initial=np.inf)
-    steps = np.zeros(len(weight), dtype=np.float32)
-    left = np.flatnonzero(top > 0)
-    for count in range(1, 33):
-        if not len(left):
-            return steps
-        units = np.rint(top[left] / (least[left] / count))
-        step = (top[left] / np.maximum(units, 1)).astype(np.float32)
-        fits = (units <= 128) & _fits(weight[left], step, top[left])
-        steps[left[fits]] = step[fits]
-        left = left[~fits]
-    return None if len(left) else steps
-
-
-def _fits(weight: Floats, step: Floats, top: Floats) -> NDArray[np.bool_]:
-    codes = np.rint(weight / step[:, None])
-    wrong = np.abs(codes * step[:, None] - weight).max(axis=1)
-    inside = (codes.min(axis=1) >= -128) & (codes.max(axis=1) <= 127)
-    found: NDArray[np.bool_] = (wrong <= _EXACT * top) & inside
-    return found
-
-
 def _planes(bits: int) -> list[tuple[int, int]]:
     """The lowest bit and the number of bits of a code's bytes and of what is above them."""
     return [(low, min(8, bits - low)) for low in range(0, bits, 8)]
@@ -232,9 +181,7 @@ def _lay_out(codes: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
 
 
 def _pack(quarters: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
-    """The low `bits`, 2, 4, 6 or 8, of quarters (blocks, units, 4, 64) in (blocks, units, 32 *
-    bits) bytes.
-    """
+    """Quarters (blocks, units, 4, 64), their low `bits`, as (blocks, units, 32 * bits) bytes."""
     low = (quarters & ((1 << bits) - 1)).astype(np.uint8)
     one, two, three, four = np.moveaxis(low, 2, 0)
     if bits == 8:
