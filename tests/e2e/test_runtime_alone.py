@@ -118,7 +118,11 @@ def run(runtime, tmp_path, monkeypatch):
 
     def call(*arguments: object) -> tuple[int, str, str]:
         done = subprocess.run(
-            [runtime, *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path
+            [runtime, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
         )
         return done.returncode, done.stdout, done.stderr
 
@@ -185,7 +189,10 @@ def test_python_gets_a_model_whose_torch_form_names_the_lab(runtime, model):
         "print(m)\ntry: m.torch()\nexcept niblick.errors.NiblickError as error: print(error)"
     )
     done = subprocess.run(
-        [runtime.parent / "python", "-c", script, model / "a.nib"], capture_output=True, text=True
+        [runtime.parent / "python", "-c", script, model / "a.nib"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "niblick.Model" in done.stdout, done.stderr
     assert "pip install 'niblick[lab]'" in done.stdout
