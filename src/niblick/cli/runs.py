@@ -147,8 +147,7 @@ def _say(message: str) -> None:
 
 
 def _check_packing(recipe: Recipe, options: Options) -> list[str]:
-    """What to warn of before training; `CapacityError` where the artifact would exceed its cap by
-    far.
+    """What to warn of before training; `CapacityError` where the cap would be exceeded by far.
 
     A run that is being resumed is let go on: its float weights can be packed with another codec.
     """
@@ -160,21 +159,18 @@ def _check_packing(recipe: Recipe, options: Options) -> list[str]:
     plan = make_plan(recipe.model)
     rounding_specs(recipe, plan, refuse=not options.resume)
     _, estimate = artifact_sizes(recipe, plan)
-    limit, found = recipe.artifact.max_bytes, []
-    if estimate > limit:
-        filling = [name for name in CODECS if CODECS[name].fills_cap]
-        asked = recipe.training.qat.enabled
-        without_qat = " (with --set training.qat.enabled=false)" if asked else ""
-        cure = (
-            "a smaller model"
-            if recipe.artifact.codec in filling
-            else f"--set artifact.codec={filling[0]}, which fills the cap{without_qat}"
-        )
-        said = (
-            f"the artifact, estimated at {estimate:,} bytes, exceeds the cap of {limit:,}; cure:"
-            f" {cure}, or --max-bytes"
-        )
-        if estimate > _HOPELESS * limit and not options.resume:
-            raise CapacityError(said)
-        found.append(said)
-    return found
+    limit = recipe.artifact.max_bytes
+    if estimate <= limit:
+        return []
+    filling = [name for name in CODECS if CODECS[name].fills_cap]
+    cure = "a smaller model"
+    if recipe.artifact.codec not in filling:
+        without = " (with --set training.qat.enabled=false)" if recipe.training.qat.enabled else ""
+        cure = f"--set artifact.codec={filling[0]}, which fills the cap{without}"
+    said = (
+        f"the artifact, estimated at {estimate:,} bytes, exceeds the cap of {limit:,}; cure:"
+        f" {cure}, or --max-bytes"
+    )
+    if estimate > _HOPELESS * limit and not options.resume:
+        raise CapacityError(said)
+    return [said]

@@ -27,11 +27,11 @@ Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 def measure(model: LanguageModel, calibration: Calibration, *, seed: int) -> dict[str, Sensitivity]:
     """Fisher factors of every exported parameter from the batches; adds to their seconds."""
-    started, before = perf_counter(), calibration.seconds
+    started = perf_counter()
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Factors] = {}
     tokens = 0
-    for batch in calibration:
+    for batch in calibration.batches:
         for sequence in torch.split(batch, 1):
             _accumulate(model, found, sequence, generator)
             tokens += sequence.numel()
@@ -39,7 +39,7 @@ def measure(model: LanguageModel, calibration: Calibration, *, seed: int) -> dic
         raise NiblickError(
             "no calibration tokens were given; this codec needs batches of training tokens"
         )
-    calibration.seconds = before + perf_counter() - started
+    calibration.seconds += perf_counter() - started
     return {
         name: Sensitivity(rows / tokens, columns / tokens)
         for name, (rows, columns) in found.items()
