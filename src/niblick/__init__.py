@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from niblick.runtime import prepare_threads
+
 if TYPE_CHECKING:
     from niblick.facade import Model, load
+
+prepare_threads()  # torch reads the environment when it is loaded
 
 __version__ = "0.1.0"
 __all__ = ["Model", "__version__", "load"]

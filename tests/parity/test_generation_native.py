@@ -44,6 +44,25 @@ PLANS = {
     ),
     "depth-recurrent": ("depth-recurrent", [*SMALL, "model.attention.rope.dims=12"]),
     "sidecar": ("sidecar", [*SMALL, "model.attention.xsa_last=2"]),
+    "sidecar, bigram without projection": (
+        "sidecar",
+        [
+            *SMALL,
+            'model.stack.0.layers=["full*4"]',
+            "model.sidecar.layers=[2,3]",
+            "model.bigram.width=48",
+            "model.bigram.projection=false",
+        ],
+    ),
+    "token-shift alone": (
+        "token-shift",
+        [
+            *SMALL,
+            'model.stack.0.layers=["token-shift*3"]',
+            "model.value_embedding.enabled=false",
+            "model.value_embedding.layers=[]",
+        ],
+    ),
     "sidecar, masked, rescaled": (
         "sidecar",
         [

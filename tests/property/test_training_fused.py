@@ -11,17 +11,26 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from niblick.model.ops import Ops
 from torch import Tensor
 
 from niblick.model import LanguageModel
 from niblick.model.kernels import FusedOps, load_kernels
-from niblick.model.ops import Ops
 from niblick.model.tree import Linear
 from niblick.objective import training_loss
-from niblick.optim import Layout, Muon, Optimizer, Stack, newton_schulz
+from niblick.optim import (
+    Group,
+    Layout,
+    Muon,
+    Optimizers,
+    ParameterGroup,
+    Stack,
+    Update,
+    newton_schulz,
+)
 from niblick.plan import make_plan
 from niblick.recipe import load_recipe
-from niblick.recipe.schema import AdamRecipe, MuonRecipe
+from niblick.recipe.schema import AdamRecipe, MuonRecipe, TrainingRecipe
 from niblick.training.weights import Weights
 from property.plans import VOCAB, model_recipes, scattered
 
@@ -418,9 +427,7 @@ def test_ids_outside_a_table_are_refused(ops: FusedOps, kernels: bool) -> None:
 def test_a_gradient_that_is_not_a_number_spoils_all_weights(ops: FusedOps, kernels: bool) -> None:
     layout = Layout(make_plan(load_recipe("token-shift-small").model).parameters)
     weights = torch.zeros(layout.total)
-    optimizer = Optimizer(
-        layout, weights, muon=MuonRecipe(), adam=AdamRecipe(), dtype=torch.float32
-    )
+    optimizer = Optimizers(layout, weights, TrainingRecipe(), dtype=torch.float32)
     optimizer.use(ops.kernels if kernels else None)
     optimizer.gradients.fill_(1.0)[-1] = float("nan")
     optimizer.clip(1.0)
@@ -449,12 +456,14 @@ def test_muon_updates(ops: FusedOps, count: int, rows: int, columns: int, steps:
     (x,) = _draw((count, rows, columns), dtype=torch.float32)
     stack = Stack(0, count, rows, columns)
     found = []
+    recipe = MuonRecipe(lr=1.0, weight_decay=0.0, nesterov=False, newton_schulz_steps=steps)
+    group = ParameterGroup(
+        group=Group.MATRIX, stacks=(stack,), size=x.numel(), dtype=torch.bfloat16
+    )
     for kernels in (None, ops.kernels):
-        muon = Muon([stack], nesterov=False, steps=steps, dtype=torch.bfloat16)
-        muon.kernels, weights = kernels, torch.zeros(x.numel())
-        muon.step(
-            weights, x.flatten().clone(), torch.zeros_like(weights), lr=1.0, beta=0.0, decay=0.0
-        )
+        muon, weights = Muon(group, TrainingRecipe(muon=recipe)), torch.zeros(x.numel())
+        muon.use(kernels)
+        muon.update(weights, x.flatten().clone(), Update(step=1, multiplier=1.0, momentum=0.0))
         found.append(weights)
     assert float(found[0].norm()) > 0
     exact = newton_schulz(x, steps, torch.float32).flatten() * -(max(1.0, rows / columns) ** 0.5)
@@ -477,13 +486,8 @@ def test_optimizer_steps(ops: FusedOps, steps: int, decay: float, limit: float) 
     gradients = [torch.randn(layout.total, generator=generator) for _ in range(steps)]
     for kernels in (None, ops.kernels):
         weights = start.clone()
-        optimizer = Optimizer(
-            layout,
-            weights,
-            muon=MuonRecipe(),
-            adam=AdamRecipe(weight_decay=decay),
-            dtype=torch.float32,
-        )
+        training = TrainingRecipe(adam=AdamRecipe(weight_decay=decay))
+        optimizer = Optimizers(layout, weights, training, dtype=torch.float32)
         optimizer.use(kernels)
         for gradient in gradients:
             optimizer.gradients.copy_(gradient)

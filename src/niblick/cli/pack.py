@@ -92,6 +92,7 @@ def _pack(
 
     checkpoint = read_checkpoint(weights)
     name = codec or checkpoint.recipe.artifact.codec
+    calibrate = calibrate and CODECS[name].needs_calibration
     return pack(
         checkpoint.tensors,
         checkpoint.recipe,
@@ -99,9 +100,7 @@ def _pack(
         out,
         max_bytes=max_bytes if max_bytes is not None else checkpoint.recipe.artifact.max_bytes,
         codec=name,
-        calibration=(
-            _calibration(checkpoint, data) if calibrate and CODECS[name].needs_calibration else None
-        ),
+        calibration=_calibration(checkpoint, data) if calibrate else None,
         meta=checkpoint.meta,
         **limits,
     )

@@ -127,6 +127,9 @@ def _card(recipe: Recipe, folder: Path, outcome: Outcome) -> Card:
             "seconds": result.seconds + packed.calibration_seconds,
             "tokens": result.tokens,
             "steps": result.steps,
+            "compiled": result.compiled,
+            "precision": result.precision,
+            "calibration": _calibration(outcome),
             "passes": result.tokens / max(dataset.token_count("train"), 1),
         },
         data={
@@ -140,6 +143,12 @@ def _card(recipe: Recipe, folder: Path, outcome: Outcome) -> Card:
     )
     write_card(card, folder)
     return card
+
+
+def _calibration(outcome: Outcome) -> dict[str, int] | None:
+    """How many sequences the codec's sensitivities rest on, of how many that were planned."""
+    found = outcome.calibration
+    return {"sequences": found.sequences, "planned": found.planned} if found else None
 
 
 def _say(message: str) -> None:

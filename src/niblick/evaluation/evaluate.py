@@ -15,7 +15,7 @@ from niblick.evaluation.leaky import REASON, learn_before_scoring
 from niblick.evaluation.modes import Job, make_job, score_stream
 from niblick.evaluation.tally import Report
 from niblick.model import LanguageModel
-from niblick.runtime import World
+from niblick.runtime import World, settle_threads
 from niblick.scoring.data import Target, load_target
 from niblick.scoring.evaluate import score_target
 from niblick.scoring.options import EvaluationOptions
@@ -42,6 +42,7 @@ def evaluate(
     caught reading ahead or not normalised; `seconds` leaves the proof out. `on_progress` is told
     the share of the split that this process has scored.
     """
+    settle_threads()
     recipe = model.recipe
     target = load_target(dataset, split, vocab_size=recipe.vocab_size, bos_id=recipe.bos_id)
     return evaluate_target(

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from niblick.artifact import ARTIFACT_FILE, open_file, save_checkpoint
-from niblick.compression.calibration import make_calibration
+from niblick.codecs import CODECS
+from niblick.compression.calibration import Calibration, left_of_budget, make_calibration
 from niblick.compression.packing import Packed, pack
+from niblick.compression.sensitivity import estimate_seconds
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.errors import TrainingError
@@ -38,6 +40,7 @@ class Outcome:
     packed: Packed | None
     floating: Score
     scored: Score
+    calibration: Calibration | None
 
 
 def find_dataset(recipe: Recipe, world: World, folder: Path | None = None) -> Dataset:
@@ -98,12 +101,29 @@ def train_and_score(
     device = choose_device(world)
     with process_group(world, device), run_directory(world, folder, name=recipe.name):
         dataset = find_dataset(recipe, world)
-        result = train(recipe, dataset, folder, world=world, resume=resume, on_progress=on_progress)
+        calibration, reserve = None, 0.0
+        if CODECS[recipe.artifact.codec].needs_calibration:
+            calibration = make_calibration(recipe, dataset)
+            reserve = estimate_seconds(recipe, calibration)
+        result = train(
+            recipe,
+            dataset,
+            folder,
+            world=world,
+            resume=resume,
+            on_progress=on_progress,
+            spent=calibration.seconds if calibration else 0.0,
+            reserve=reserve,
+        )
         if result.interrupted:
             raise TrainingError(
                 f"stopped at step {result.steps:,}; continue with: niblick train --resume {folder}"
             )
-        packed = in_turn(world, lambda: _pack(recipe, dataset, folder, result, say), main_only=True)
+        if calibration:
+            calibration = left_of_budget(recipe, calibration, result.seconds)
+        packed = in_turn(
+            world, lambda: _pack(recipe, dataset, folder, result, calibration, say), main_only=True
+        )
         options = EvaluationOptions.from_recipe(recipe)
         packed_file = open_file(folder / ARTIFACT_FILE)
         models = (
@@ -124,10 +144,24 @@ def train_and_score(
         if world.is_main:
             floating.write(folder / "scores" / f"{floating.name}.json")
             scored.write(folder / "scores" / f"{scored.name}.json")
-    return Outcome(dataset=dataset, result=result, packed=packed, floating=floating, scored=scored)
+    return Outcome(
+        dataset=dataset,
+        result=result,
+        packed=packed,
+        floating=floating,
+        scored=scored,
+        calibration=calibration,
+    )
 
 
-def _pack(recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult, say: Say) -> Packed:
+def _pack(
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: Path,
+    result: TrainResult,
+    calibration: Calibration | None,
+    say: Say,
+) -> Packed:
     weights = folder / "checkpoints" / "final.safetensors"
     meta = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3)}
     save_checkpoint(
@@ -140,5 +174,5 @@ def _pack(recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult, s
         dataset.tokenizer,
         folder / ARTIFACT_FILE,
         max_bytes=recipe.artifact.max_bytes,
-        calibration=make_calibration(recipe, dataset),
+        calibration=calibration,
     )

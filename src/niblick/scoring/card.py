@@ -52,6 +52,9 @@ def make_card(
         "train_tokens": training["tokens"],
         "train_steps": training["steps"],
         "passes": training.get("passes"),
+        "compiled": training.get("compiled"),
+        "precision": training.get("precision"),
+        "calibration": training.get("calibration"),
         "float_bpb": floating.bpb,
         "packed_bpb": packed.bpb,
         "tax_bpb": packed.bpb - floating.bpb,
@@ -208,6 +211,13 @@ def _facts(card: Card) -> list[tuple[str, str]]:
 
 def _optional_facts(card: Card) -> list[tuple[str, str]]:
     found = []
+    if card.get("compiled") is not None:
+        form = "compiled" if card["compiled"] else "plain, which is slower"
+        found.append(("training ran", f"{form}, in {card['precision']}"))
+    calibration = card.get("calibration")
+    if calibration and calibration["sequences"] < calibration["planned"]:
+        used, planned = calibration["sequences"], calibration["planned"]
+        found.append(("calibration", f"shortened to {used} of {planned} sequences by the budget"))
     if card.get("qat"):
         found.append(("late QAT", markdown(card["qat"])))
     if card["packing"]:

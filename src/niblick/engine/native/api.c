@@ -52,7 +52,7 @@ nb_engine *nb_create(const nb_plan *plan) {
     nb_engine *e = calloc(1, sizeof *e);
     if (!e) return NULL;
     e->plan = *plan;
-    if (!allocate(e) || !(e->pool = nb_pool_create(e))) {
+    if (!allocate(e)) {
         nb_destroy(e);
         return NULL;
     }
@@ -62,7 +62,6 @@ nb_engine *nb_create(const nb_plan *plan) {
 
 void nb_destroy(nb_engine *e) {
     if (!e) return;
-    nb_pool_destroy(e->pool);
     void *owned[] = {e->x,       e->x0,    e->xe,     e->u,    e->a,      e->b,     e->o,
                      e->hidden,  e->qkv,   e->ve,     e->side, e->skip,   e->angle, e->scores,
                      e->scratch, e->state, e->logits, e->slot, e->column, e->draws, e->log_sum};
@@ -100,6 +99,12 @@ static double seconds(void) {
     return now.tv_sec + 1e-9 * now.tv_nsec;
 }
 
+/* nb_forward on as many threads as there are, `threads` at most. */
+static void run(nb_engine *e, int threads) {
+    e->active = nb_begin(threads);
+    nb_team(e->active, nb_forward, e);
+}
+
 /* On busy processors waiting for each other costs more than sharing the work saves: take what has
  * been faster lately, and look again now and then. Results are the same to the bit. */
 static void run_single(nb_engine *e) {
@@ -107,9 +112,8 @@ static void run_single(nb_engine *e) {
     uint32_t step = e->steps++;
     if (step < TRIALS) all = step & 1;
     else if (step % PROBE == 0) all = !all;
-    e->active = all ? e->plan.threads : 1;
     double began = seconds();
-    nb_pool_run(e->pool);
+    run(e, all ? e->plan.threads : 1);
     double cost = seconds() - began;
     e->cost[all] = step < 2 ? cost : 0.8 * e->cost[all] + 0.2 * cost;
 }
@@ -122,10 +126,8 @@ int nb_run(nb_engine *e, int n, const int32_t *slots, const int32_t *tokens, int
     e->chained = 0;
     e->wanted = wanted;
     for (int c = 0; c < n; c++) place(e, c, slots[c], tokens[c]);
-    if (n > 1 || e->plan.threads == 1) {
-        e->active = e->plan.threads;
-        nb_pool_run(e->pool);
-    } else run_single(e);
+    if (n > 1 || e->plan.threads == 1) run(e, e->plan.threads);
+    else run_single(e);
     return 0;
 }
 

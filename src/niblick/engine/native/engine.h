@@ -12,7 +12,8 @@
 #define _GNU_SOURCE /* madvise */
 #endif
 
-#include <stdatomic.h>
+#include "pool.h"
+
 #include <stdint.h>
 
 typedef float vec
@@ -89,10 +90,6 @@ typedef struct {
     int32_t token;
 } nb_slot;
 
-typedef struct {
-    _Atomic int arrived, phase;
-} nb_barrier;
-
 typedef struct nb_engine {
     nb_plan plan;
     float *state;  /* slots x state_floats */
@@ -112,8 +109,6 @@ typedef struct nb_engine {
     uint32_t steps;
     double
         cost[2]; /* seconds of a single column, alone and with all threads, as a moving average */
-    nb_barrier barrier;
-    struct nb_pool *pool;
 } nb_engine;
 
 static inline vec nb_pick(veci where, vec yes, vec no) {
@@ -158,12 +153,7 @@ void nb_sigmoid(float *x, int n);
 /* attention.c */
 void nb_attention(nb_engine *e, const nb_layer *layer, int group, float *scores);
 /* forward.c */
-void nb_forward(nb_engine *e, int thread);
-/* pool.c */
-struct nb_pool *nb_pool_create(nb_engine *e);
-void nb_pool_destroy(struct nb_pool *pool);
-void nb_pool_run(struct nb_pool *pool);
-void nb_wait(nb_engine *e);
+void nb_forward(void *engine, int thread);
 /* api.c: what Python calls */
 nb_engine *nb_create(const nb_plan *plan);
 void nb_destroy(nb_engine *e);
