@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from niblick.model.ops import Ops
 from torch import Tensor
 
 from niblick.model import LanguageModel
 from niblick.model.kernels import FusedOps, load_kernels
-from niblick.model.ops import Ops
 from niblick.model.tree import Linear
 from niblick.objective import training_loss
 from niblick.optim import (

@@ -25,9 +25,7 @@ LARGEST_VOCABULARY = 65536
 _ASCII_ROOM = 128  # pieces learned in excess, to replace the ASCII characters that are dropped
 _RESERVED = re.compile("[\0\u2585]")  # the trainer's own marks
 _SAMPLE_BYTES = 64_000_000
-_RARE = (
-    0.001  # characters that make up this share of the text, rarest first, are left to byte pieces
-)
+_RARE = 0.001  # of the text: its rarest characters are left to byte pieces
 
 
 def train_tokenizer(
@@ -60,9 +58,7 @@ def train_tokenizer(
 
 
 def _sample(texts: list[str]) -> list[str]:
-    """Every n-th text, n such that about 64 MB remain, cut where the trainer would reject a whole
-    document.
-    """
+    """Every n-th text, n such that about 64 MB remain, without the trainer's own marks."""
     step = max(1, -(-sum(map(len, texts)) // _SAMPLE_BYTES))
     parts = (part for text in texts[::step] for part in _RESERVED.split(text))
     return [part for part in parts if part.strip("\r\n")]
