@@ -32,7 +32,7 @@ import torch
 from niblick.data.shards import write_shard
 from niblick.model import LanguageModel
 from niblick.objective import training_loss
-from niblick.optim import Layout, Optimizer, make_averager
+from niblick.optim import Layout, Optimizers, make_averager
 from niblick.plan import make_plan
 from niblick.recipe import Recipe, load_recipe
 from niblick.runtime import choose_precision, keep_freed_memory
@@ -138,9 +138,7 @@ def ours(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     model, training = LanguageModel(recipe.model, seed=0), recipe.training
     layout = Layout(model.plan.parameters)
     weights = Weights(model, layout, dtype=dtype, specs={})
-    optimizer = Optimizer(
-        layout, weights.master, muon=training.muon, adam=training.adam, dtype=dtype
-    )
+    optimizer = Optimizers(layout, weights.master, training, dtype=dtype)
     average = make_averager(training.averaging, weights.master)
     loss_of = CompiledLoss(training_loss, model, "auto", "cpu")
     optimizer.use(loss_of.kernels)
@@ -163,7 +161,7 @@ def ours(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     def batch(laps: Laps, first: bool) -> None:
         inputs, targets = (torch.from_numpy(array) for array in data.next())
         laps.lap("data")
-        loss_of.backward(inputs, targets, share=share)
+        loss_of.backward(inputs, targets, weight=share)
         weights.collect(optimizer.gradients, add=not first)
         laps.lap_in("forward", ahead / (ahead + back), "backward")
 

@@ -1,15 +1,22 @@
-"""Named choices: one registry per kind of thing, which refuses duplicates and lists what it
-holds.
+"""Named choices, one registry per kind of thing, and the user code that adds to them.
+
+A registry refuses duplicates and lists what it holds. Plugins are modules that register their own
+entries when they are imported: named on the command line (`--plugin MODULE`), or installed under
+the entry-point group `niblick.plugins`. Nothing is imported because a file names it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import import_module, metadata
 from typing import Generic, TypeVar
 
 from niblick.errors import NiblickError
 
 T = TypeVar("T")
+ENTRY_POINTS = "niblick.plugins"
+_loaded: list[str] = []
 
 
 class Registry(Generic[T]):
@@ -35,15 +42,41 @@ class Registry(Generic[T]):
         return add
 
     def __getitem__(self, name: str) -> T:
-        try:
-            return self._entries[name]
-        except KeyError:
-            raise NiblickError(
-                f"unknown {self.kind} {name!r}; known: {', '.join(sorted(self._entries))}"
-            ) from None
+        if name not in self:
+            known = ", ".join(self)
+            raise NiblickError(f"unknown {self.kind} {name!r}; known: {known}")
+        return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
+        if name not in self._entries:
+            load_installed_plugins()
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._entries))
+
+
+def load_plugin(module: str) -> None:
+    """Import a module of the user's, which registers what it brings; twice is as good as once.
+
+    Raises `NiblickError` where it cannot be imported or takes a name that is taken.
+    """
+    if module in _loaded:
+        return
+    try:
+        import_module(module)
+    except (ImportError, ValueError, SyntaxError) as error:
+        raise NiblickError(f"plugin {module!r} cannot be loaded: {error}") from None
+    _loaded.append(module)
+
+
+def loaded_plugins() -> tuple[str, ...]:
+    """Modules loaded so far, in order: what another process needs to know the same names."""
+    return tuple(_loaded)
+
+
+@cache
+def load_installed_plugins() -> None:
+    """Load what installed distributions offer, once, when a name is not known without them."""
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        load_plugin(entry.value.partition(":")[0])

@@ -102,11 +102,11 @@ def test_eval_scores_the_recipes_data_in_the_recipes_mode_and_writes_the_score(p
     output = capsys.readouterr()
     found = json.loads(output.out)
     assert (
-        found["mode"] == "sliding" and found["details"]["stride"] == 8 and "documents" not in found
+        found["mode"] == "sliding" and found["settings"]["stride"] == 8 and "documents" not in found
     )
     text = sum(len(path.read_bytes()) for path in (place / "text" / "validation").iterdir())
     assert found["bytes"] == text
-    written = read_score(place / "m.validation-sliding.score.json")
+    written = read_score(next(place.glob("m.validation-sliding-*.score.json")))
     assert written.bpb == found["bpb"] and len(written.documents.nats) == 4
 
 
@@ -129,7 +129,7 @@ def test_eval_proves_and_adapts_on_request(place, capsys):
         "adaptation        method lora" in text
         and f"distributions over {VOCAB} tokens sum to 1" in text
     )
-    assert read_score(out).details["adaptation"]["rank"] == 2
+    assert read_score(out).settings["adaptation"]["rank"] == 2
 
 
 def test_a_leaky_evaluation_says_so_in_its_first_line(place, capsys):

@@ -157,7 +157,7 @@ def test_published_training_settings_are_the_recipes() -> None:
         "3500 steps",
         0.997,
     )
-    assert (shift.qat.start, shift.compile_warmup_steps) == (0.15, 20)
+    assert (shift.qat.enabled, shift.qat.start, shift.compile_warmup_steps) == ("auto", 0.15, 20)
     assert (loops.muon.lr, loops.muon.momentum, loops.muon.momentum_warmup) == (
         0.03,
         (0.85, 0.95),

@@ -23,8 +23,7 @@ from niblick.codecs.rounder import Candidate, Rounded
 from niblick.codecs.symbols import Decoder, Encoder
 from niblick.codecs.tensor_stream import new_tables, read_tensor, write_tensor
 from niblick.errors import ArtifactError
-from niblick.plan import Init, Parameter, Plan, Role
-from niblick.plan.table import Table
+from niblick.plan import ComponentSpec, Init, Parameter, Plan, Role
 from niblick.recipe import load_recipe
 
 SHAPES = ((64, 24), (64, 24), (40, 64), (1, 300), (7, 1))
@@ -32,7 +31,7 @@ SHAPES = ((64, 24), (64, 24), (40, 64), (1, 300), (7, 1))
 
 def plan_of(members: tuple[Parameter, ...]) -> Plan:
     """A plan of bare tensors: the codec reads nothing else of it."""
-    return Plan(load_recipe("pocket").model, (), (Table(parameters=members),))
+    return Plan(load_recipe("pocket").model, (), (ComponentSpec(parameters=members),))
 
 
 def parameters(shapes: tuple[tuple[int, int], ...] = SHAPES) -> tuple[Parameter, ...]:

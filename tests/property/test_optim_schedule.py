@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.optim import Moment, Schedule
+from niblick.optim import Schedule, TrainingPosition
 from niblick.recipe.schema import TrainingRecipe
 
 LENGTHS = st.one_of(st.floats(0, 1), st.integers(1, 5000).map(lambda n: f"{n} steps"))
@@ -23,7 +23,7 @@ def _recipe(duration: str, warmup: object, warmdown: object, final: float = 0.0)
     )
 
 
-def _walk(schedule: Schedule, step_seconds: float) -> list[Moment]:
+def _walk(schedule: Schedule, step_seconds: float) -> list[TrainingPosition]:
     """The moments of a run whose steps all take `step_seconds`; the time is unknown before the
     first.
     """
@@ -31,7 +31,7 @@ def _walk(schedule: Schedule, step_seconds: float) -> list[Moment]:
     step = 0
     while True:
         known = step_seconds if step else 0.0
-        moment = Moment(
+        moment = TrainingPosition(
             step=step, tokens=step * BATCH, seconds=step * step_seconds, step_seconds=known
         )
         if schedule.spent(moment) >= 1:
@@ -82,7 +82,22 @@ def test_a_budget_in_steps_does_not_look_at_the_clock(
 
 def test_a_warmdown_in_steps_is_placed_by_the_measured_step_time() -> None:
     schedule = Schedule(_recipe("100s", 0.0, "20 steps"))
-    slow = Moment(step=10, tokens=0, seconds=70.0, step_seconds=2.0)
-    fast = Moment(step=10, tokens=0, seconds=70.0, step_seconds=0.1)
+    slow = TrainingPosition(step=10, tokens=0, seconds=70.0, step_seconds=2.0)
+    fast = TrainingPosition(step=10, tokens=0, seconds=70.0, step_seconds=0.1)
     assert abs(schedule.multiplier(slow) - 30 / 40) < 1e-9
     assert schedule.multiplier(fast) == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(1, 1e4), st.floats(0, 1e4), st.floats(0, 2e4))
+def test_a_reserve_ends_a_budget_in_seconds_earlier_by_half_at_most(
+    amount: float, reserve: float, spent: float
+) -> None:
+    recipe = _recipe(f"{amount:.3f}s", 0.0, 0.5)
+    schedule, whole = Schedule(recipe, reserve), Schedule(recipe)
+    kept = whole.duration.amount - schedule.duration.amount
+    assert kept <= reserve + 1e-6 and kept <= whole.duration.amount / 2 + 1e-6
+    at = TrainingPosition(step=1, tokens=BATCH, seconds=spent)
+    assert schedule.fits(at, 0.0) == (spent <= schedule.duration.amount)
+    steps = Schedule(_recipe("10 steps", 0.0, 0.5), reserve)
+    assert steps.duration.amount == 10 and steps.fits(at, 1e9)

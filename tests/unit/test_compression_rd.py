@@ -264,3 +264,14 @@ def test_damaged_payloads_are_refused(tmp_path: Path) -> None:
     for case in damaged:
         with pytest.raises(ArtifactError):
             CODECS["rd"].decode(case, recipe, plan)
+
+
+@pytest.mark.parametrize(("limit", "used"), [(None, 6), (0.0, 1)])
+def test_measuring_stops_at_its_limit_and_says_how_much_it_used(
+    limit: float | None, used: int
+) -> None:
+    recipe = small()
+    rows = [torch.arange(24).remainder(recipe.model.vocab_size).view(2, 12) for _ in range(3)]
+    calibration = Calibration(rows, limit=limit)
+    measure(LanguageModel(recipe.model), calibration, seed=0)
+    assert (calibration.sequences, calibration.planned) == (used, 6)

@@ -3,16 +3,18 @@ first.
 """
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from niblick.plan import make_plan
-from niblick.recipe import load_recipe
+from niblick.recipe import load_recipe, recipe_to_toml
 from niblick.scoring.card import make_card, write_card
 from niblick.scoring.score import make_score
 from niblick.scoring.score_text import score_text, update_card
+from niblick.scoring.techniques import techniques
 
 PROOF = {
     "tokens": 900,
@@ -25,18 +27,19 @@ PROOF = {
 }
 
 
-def make(mode="streaming", *, valid=True, **details):
-    values = {"split": "validation", "context": 256, "adaptation": None, **details}
+def make(mode="streaming", *, valid=True, data="d" * 64, details=None, **settings):
+    values = {"context": 256, "stride": None, "precision": "fp32", "document": mode == "document"}
     return make_score(
         np.ones(10, np.float32),
         np.full(10, 3),
         [(0, 11)],
         seconds=1.0,
         mode=mode,
-        data_sha256="d" * 64,
+        settings={**values, "adaptation": None, "engine": "torch", **settings},
+        data_sha256=data,
         artifact_sha256="a" * 64,
         valid=valid,
-        details=values,
+        details=details or {},
     )
 
 
@@ -65,6 +68,10 @@ def run(tmp_path):
         data={"corpus": "x", "attribution": "", "tokenizer": "t", "lossless": True},
     )
     write_card(card, tmp_path)
+    values = {"evaluation": recipe.evaluation.model_copy(update={"mode": "streaming"})}
+    model = recipe.model.model_copy(update={"context": 256})
+    written = recipe.model_copy(update=values | {"model": model})
+    (tmp_path / "recipe.toml").write_text(recipe_to_toml(written))
     return tmp_path
 
 
@@ -73,7 +80,7 @@ def card_of(run):
 
 
 def test_measuring_the_cards_own_score_again_brings_the_evidence_onto_it(run):
-    update_card(run, make(proof=PROOF))
+    update_card(run, make(details={"proof": PROOF}))
     assert card_of(run)["details"]["proof"] == PROOF and card_of(run)["scores"] == []
     assert "1,234 earlier scores unchanged to the bit" in (run / "card.md").read_text()
 
@@ -86,12 +93,70 @@ def test_another_mode_is_listed_once_and_its_newest_measurement_stays(run):
     assert card_of(run)["mode"] == "streaming"
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"context": 64},
+        {"precision": "bf16"},
+        {"data": "e" * 64},
+        {"adaptation": {"method": "sgd", "lr": 0.1}},
+        {"engine": "native"},
+    ],
+)
+def test_a_score_of_other_settings_or_data_is_listed_and_never_the_headline(run, other):
+    before = card_of(run)
+    update_card(run, replace(make(**other), bpb=9.0))
+    assert {**card_of(run), "scores": []} == before
+    assert [entry["bpb"] for entry in card_of(run)["scores"]] == [9.0]
+    row = next(line for line in (run / "card.md").read_text().splitlines() if "9.0000" in line)
+    assert {"data": "data None (eeeeeeeeeeee)", "adaptation": "adaptation sgd"}.get(
+        next(iter(other)), " ".join(map(str, *other.items()))
+    ) in row
+
+
+def test_a_headline_measured_again_keeps_its_number(run):
+    before = card_of(run)
+    update_card(run, replace(make(), bpb=9.0, seconds=7.0))
+    assert card_of(run) == before
+
+
+def test_a_headline_that_an_older_version_took_from_other_settings_gives_way(run):
+    card = card_of(run)
+    for key in ("schema", "split", "settings", "tokenizer_sha256"):
+        del card[key]
+    card["details"] = {"split": "validation", "context": 256, "precision": "bf16"}
+    (run / "card.json").write_text(json.dumps(card | {"packed_bpb": 9.0, "bpb": 9.0}))
+    update_card(run, make("document"))
+    assert card_of(run)["packed_bpb"] == 9.0
+    update_card(run, make())
+    assert card_of(run)["packed_bpb"] == make().bpb
+    assert card_of(run)["settings"]["precision"] == "fp32" and len(card_of(run)["scores"]) == 1
+
+
+def test_scores_that_are_put_on_a_card_at_the_same_time_are_all_listed(run):
+    contexts = range(8, 24)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda context: update_card(run, make(context=context)), contexts))
+    listed = [entry["settings"]["context"] for entry in card_of(run)["scores"]]
+    assert sorted(listed) == list(contexts)
+
+
+def test_a_card_written_again_for_the_same_artifact_keeps_the_other_scores(run):
+    card = card_of(run)
+    update_card(run, make("document"))
+    write_card(card, run)
+    assert [entry["mode"] for entry in card_of(run)["scores"]] == ["document"]
+    write_card({**card, "artifact_sha256": "b" * 64}, run)
+    assert card_of(run)["scores"] == []
+
+
 def test_an_invalid_score_leaves_the_card_and_gets_one_that_says_so_in_its_first_line(run):
     before = (run / "card.md").read_text()
     (run / "scores").mkdir()
-    update_card(run, make("leaky-ttt", valid=False, reason="trained on what it scored"))
+    score = make("leaky-ttt", valid=False, details={"reason": "trained on what it scored"})
+    update_card(run, score)
     assert (run / "card.md").read_text() == before
-    own = (run / "scores" / "validation-leaky-ttt-card.md").read_text()
+    own = (run / "scores" / f"{score.name}-card.md").read_text()
     assert own.splitlines()[0] == "**NOT A VALID SCORE**: trained on what it scored"
 
 
@@ -102,13 +167,25 @@ def test_a_score_of_another_file_does_not_touch_the_card(run):
     assert card_of(run) == before
 
 
+def test_a_card_names_what_an_exact_reproduction_of_the_published_models_needs():
+    overrides = ['model.stack.0.layers=["window:128","window:1024"]', "model.sidecar.layers=[1]"]
+    overrides += ["model.bigram.width=512", "model.bigram.projection=false"]
+    recipe = load_recipe("sidecar", overrides)
+    found = techniques(recipe, make_plan(recipe.model))["architecture"]
+    named = {entry["name"]: entry for entry in found}
+    assert named["window layers"]["windows"] == [128, 1024]
+    assert named["rotary base rescaling"]["train_length"] == 1024
+    assert named["U-Net skips"]["pop"] == "early"
+    assert named["hashed bigram embedding"]["projection"] is False
+
+
 def test_a_score_in_words_names_mode_data_adaptation_and_proof():
     text = score_text(
         make(
             "sliding",
             stride=64,
             adaptation={"method": "sgd", "lr": 0.1, "seconds": None},
-            proof=PROOF,
+            details={"proof": PROOF},
         )
     )
     for part in (

@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from niblick.cli import main
 from niblick.errors import ScoreError
+from niblick.recipe import load_recipe, recipe_to_toml
 from niblick.report.page import comparison_page
 from niblick.scoring.compare import compare, comparison_text
 from niblick.scoring.entries import read_entries
@@ -27,29 +29,15 @@ def write_run(
     data="d" * 64,
     extra=0,
     part="payload",
+    split="validation",
+    **settings,
 ):
     """A run directory with a score, a card and metrics; `shift` in nats per token."""
-    random = np.random.default_rng(seed)
-    base = np.random.default_rng(99).gamma(2, 1, DOCUMENTS * LENGTH)
-    nll = (base + shift + random.normal(0, 0.001, len(base))).astype(np.float32)
-    counts = np.full(len(nll), 3, dtype=np.int64)
-    counts[0] += extra
-    spans = [(i * LENGTH, (i + 1) * LENGTH) for i in range(DOCUMENTS)]
-    score = make_score(
-        nll,
-        counts,
-        spans,
-        seconds=1.0,
-        mode=mode,
-        data_sha256=data,
-        artifact_sha256="a" * 64,
-        valid=valid,
-        details={"split": "validation"},
-    )
-    score.write(folder / "scores" / f"validation-{mode}-artifact.json")
+    score = make(shift, seed=seed, mode=mode, valid=valid, data=data, extra=extra, split=split)
+    score = replace(score, settings={**score.settings, **settings})
+    score.write(folder / "scores" / f"{score.name}.json")
     card = {
-        "artifact_sha256": "a" * 64,
-        "mode": mode,
+        **score.summary(),
         "artifact_bytes": 900_000 + seed,
         "train_seconds": 600.0,
         "ledger": {"parts": {part: 800_000, "header": 100_000}},
@@ -66,6 +54,39 @@ def write_run(
     ]
     (folder / "metrics.jsonl").write_text("\n".join(lines))
     return folder
+
+
+def make(
+    shift=0.0,
+    *,
+    seed=0,
+    mode="streaming",
+    valid=True,
+    data="d" * 64,
+    extra=0,
+    split="validation",
+    **settings,
+):
+    """A score of many documents; `settings` replace those of a plain one."""
+    random = np.random.default_rng(seed)
+    base = np.random.default_rng(99).gamma(2, 1, DOCUMENTS * LENGTH)
+    nll = (base + shift + random.normal(0, 0.001, len(base))).astype(np.float32)
+    counts = np.full(len(nll), 3, dtype=np.int64)
+    counts[0] += extra
+    spans = [(i * LENGTH, (i + 1) * LENGTH) for i in range(DOCUMENTS)]
+    plain = {"context": 512, "stride": None, "precision": "fp32", "document": False}
+    return make_score(
+        nll,
+        counts,
+        spans,
+        seconds=1.0,
+        mode=mode,
+        data_sha256=data,
+        artifact_sha256="a" * 64,
+        valid=valid,
+        split=split,
+        settings={**plain, "adaptation": None, "engine": "torch", **settings},
+    )
 
 
 def write_seeds(folder, shift=0.0, count=3, **settings):
@@ -97,7 +118,7 @@ def test_one_run_alone_is_summarised(tmp_path):
 
 def test_score_files_compare_without_a_run(tmp_path):
     files = [
-        write_run(tmp_path / name, shift) / "scores" / "validation-streaming-artifact.json"
+        next((write_run(tmp_path / name, shift) / "scores").iterdir())
         for name, shift in (("a", 0.0), ("b", 0.1))
     ]
     found = compare(read(*files), resamples=300)
@@ -113,8 +134,9 @@ def test_score_files_compare_without_a_run(tmp_path):
 )
 def test_different_data_and_byte_counts_are_refused(tmp_path, settings, message):
     runs = write_run(tmp_path / "a"), write_run(tmp_path / "b", **settings)
-    with pytest.raises(ScoreError, match=message):
+    with pytest.raises(ScoreError, match=message) as caught:
         compare(read(*runs))
+    assert caught.value.exit_code == 2
 
 
 def test_an_invalid_score_is_marked_and_holds_no_record(tmp_path):
@@ -217,9 +239,112 @@ def test_the_command_prints_one_json_document_and_writes_the_page(tmp_path, caps
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
-def test_the_command_refuses_different_data_in_one_line_with_code_1(tmp_path, capsys):
+def test_the_command_refuses_different_data_in_one_line_with_code_2(tmp_path, capsys):
     old, new = write_run(tmp_path / "old"), write_run(tmp_path / "new", data="e" * 64)
     with pytest.raises(SystemExit) as done:
         main(["compare", str(old), str(new)])
     output = capsys.readouterr()
-    assert done.value.code == 1 and output.out == "" and output.err.count("\n") == 1
+    assert done.value.code == 2 and output.out == "" and output.err.count("\n") == 1
+
+
+def add(folder, **settings):
+    """One more score of the run's artifact, as `niblick eval` leaves it."""
+    score = make(1.0, **settings)
+    score.write(folder / "scores" / f"{score.name}.json")
+    return score
+
+
+OTHER = [
+    {"data": "e" * 64},
+    {"context": 64},
+    {"precision": "bf16"},
+    {"adaptation": {"method": "sgd", "lr": 0.1}},
+    {"mode": "sliding", "stride": 64},
+]
+
+
+@pytest.mark.parametrize("given", ["recipe", "card"])
+def test_of_a_run_with_many_scores_the_recipes_own_settings_are_compared(tmp_path, given):
+    run = write_run(tmp_path / "run")
+    own = make().bpb
+    for settings in OTHER:
+        add(run, **settings)
+    if given == "recipe":
+        recipe = load_recipe(
+            "token-shift-small", overrides=["model.context=512", "evaluation.mode=streaming"]
+        )
+        card = json.loads((run / "card.json").read_text())
+        card["settings"]["context"] = 64  # a headline is not what decides where a recipe is
+        (run / "card.json").write_text(json.dumps(card))
+        (run / "recipe.toml").write_text(recipe_to_toml(recipe))
+    assert compare(read(run))["runs"][0]["bpb"]["values"] == [own]
+    other = write_run(tmp_path / "other", 0.1)
+    assert compare(read(run, other), resamples=300)["runs"][0]["bpb"]["values"] == [own]
+
+
+def test_settings_that_differ_are_said_first_and_nothing_is_tested_unless_asked(tmp_path, capsys):
+    old = write_seeds(tmp_path / "old")
+    new = write_seeds(tmp_path / "new", -0.02, context=64, precision="bf16")
+    entries = read(old, new)
+    found = compare(entries, resamples=300)
+    row = found["comparisons"][0]
+    assert (row["bootstrap"], row["welch"], row["record"]) == (None, None, None)
+    assert found["differing"]["context"] == {"old": [512], "new": [64]}
+    first = "settings differ: context 512 (old), 64 (new); precision fp32 (old), bf16 (new)"
+    assert comparison_text(found).splitlines()[0] == first
+    assert first in comparison_page(found, entries)
+    assert "p = " not in comparison_text(found) and "--across-settings" in comparison_text(found)
+    arguments = ["compare", str(old), str(new), "--resamples", "300", "--across-settings"]
+    with pytest.raises(SystemExit) as done:
+        main(arguments)
+    text = capsys.readouterr().out
+    assert done.value.code == 0 and text.splitlines()[0] == first and "p = " in text
+
+
+def test_settings_that_agree_are_not_said(tmp_path):
+    runs = write_run(tmp_path / "a"), write_run(tmp_path / "b", 0.01)
+    found = compare(read(*runs), resamples=300)
+    assert found["differing"] == {} and comparison_text(found).startswith("validation: ")
+
+
+def test_runs_of_other_settings_are_compared_where_both_were_scored_alike(tmp_path):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", context=256)
+    add(b, context=512)
+    found = compare(read(a, b), resamples=300)
+    assert found["differing"] == {} and found["runs"][1]["settings"]["context"] == 512
+    assert found["comparisons"][0]["bootstrap"] is not None
+
+
+def test_a_run_without_a_score_of_its_own_settings_is_refused_by_what_it_has(tmp_path):
+    run = write_run(tmp_path / "run")
+    next((run / "scores").iterdir()).unlink()
+    for settings in OTHER[1:3]:
+        add(run, **settings)
+    with pytest.raises(ScoreError, match=r"no score of its recipe's own settings; .*context 64"):
+        read(run)
+
+
+def test_a_split_scored_on_two_texts_is_refused_rather_than_guessed(tmp_path):
+    run = write_run(tmp_path / "run")
+    for data in ("e" * 64, "f" * 64):
+        add(run, split="test", data=data)
+    with pytest.raises(ScoreError, match="several scores of its recipe's own settings"):
+        read(run, split="test")
+
+
+def test_runs_that_version_0_1_wrote_compare_with_those_of_today(tmp_path):
+    old, new = write_run(tmp_path / "old"), write_run(tmp_path / "new", 0.1)
+    for path in (old / "card.json", *(old / "scores").iterdir()):
+        values = json.loads(path.read_text())
+        for key in ("schema", "split", "settings", "tokenizer_sha256"):
+            del values[key]
+        values["details"] = {
+            "split": "validation",
+            "context": 512,
+            "precision": "fp32",
+            "adaptation": None,
+        }
+        path.write_text(json.dumps(values))
+    (old / "scores" / path.name).rename(old / "scores" / "validation-streaming-artifact.json")
+    found = compare(read(old, new), resamples=300)
+    assert found["differing"] == {} and found["comparisons"][0]["bootstrap"]["p"] < 0.01

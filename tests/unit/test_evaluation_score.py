@@ -136,7 +136,7 @@ def test_half_precision_stays_close_and_says_so(tmp_path):
         )
         for precision in ("fp32", "bf16")
     )
-    assert half.details["precision"] == "bf16"
+    assert half.settings["precision"] == "bf16"
     assert half.bpb == pytest.approx(full.bpb, rel=0.02) and half.bpb != full.bpb
 
 
@@ -151,9 +151,91 @@ def test_a_score_file_reads_back_equal(tmp_path):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["score.json"]
 
 
+def a_score(**changes):
+    values = {"settings": {"context": 8, "adaptation": None}, "details": {}, **FIELDS, **changes}
+    return make_score(np.ones(3, np.float32), np.array([1, 2, 3]), [(0, 4)], **values)
+
+
+def test_whatever_decides_a_score_is_in_its_name_and_nothing_else_is():
+    others = [
+        {"mode": "streaming"},
+        {"split": "test"},
+        {"settings": {"context": 16, "adaptation": None}},
+        {"settings": {"context": 8, "adaptation": {"method": "sgd", "lr": 0.1}}},
+        {"settings": {"context": 8, "adaptation": {"method": "sgd", "lr": 0.2}}},
+        {"data_sha256": "cd"},
+        {"tokenizer_sha256": "ef"},
+        {"artifact_sha256": "01"},
+    ]
+    names = [a_score(**change).name for change in ({}, *others)]
+    assert len(set(names)) == len(names)
+    assert names[0].startswith("validation-chunked-") and names[2].startswith("test-chunked-")
+    assert a_score(seconds=9.0, details={"processes": 2, "proof": {}}).name == names[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"context": 7}, {"mode": "sliding", "stride": 3}, {"mode": "document"}, {"precision": "bf16"}],
+)
+def test_options_that_decide_a_score_are_its_settings(tmp_path, change):
+    dataset = make_dataset(tmp_path)
+    plain, other = (
+        evaluate(make_model(), dataset, split="validation", options=EvaluationOptions(**changes))
+        for changes in ({}, change)
+    )
+    assert (plain.name != other.name) and plain.kind != other.kind
+    assert set(plain.settings) == {
+        "context",
+        "stride",
+        "precision",
+        "document",
+        "adaptation",
+        "engine",
+    }
+    assert plain.settings["context"] == CONTEXT and plain.tokenizer_sha256
+    again = EvaluationOptions(batch_tokens=20)
+    assert evaluate(make_model(), dataset, split="validation", options=again).name == plain.name
+
+
+def schema_1(score, **details):
+    """The file of `score` as version 0.1 wrote it."""
+    values = json.loads(score.to_json())
+    for key in ("schema", "split", "settings", "tokenizer_sha256"):
+        del values[key]
+    adaptation = details.pop("adaptation", None)
+    return values | {
+        "details": {
+            "split": score.split,
+            "context": CONTEXT,
+            "precision": "fp32",
+            "data": "x",
+            "adaptation": adaptation,
+            **details,
+        }
+    }
+
+
+def test_a_score_file_of_schema_1_is_read_as_the_same_kind_of_score(tmp_path):
+    from niblick.evaluation import Adaptation
+
+    options = EvaluationOptions(ttt=Adaptation(method="sgd"))
+    score = evaluate(make_model(), make_dataset(tmp_path / "d"), split="test", options=options)
+    learnt = {"steps": 3, "learnt_tokens": 40, "stopped_by_time": False}
+    old = schema_1(score, adaptation={**options.ttt.settings(), **learnt}, documents=5)
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    found = read_score(tmp_path / "old.json")
+    assert (found.kind, found.label) == (score.kind, "test-streaming-sgd")
+    assert (found.bpb, found.documents) == (score.bpb, score.documents)
+    assert found.details == {"data": "x", "documents": 5, "learnt": learnt}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"schema": 3}, "schema 3 is unknown; this build reads 1 and 2"),
+        ({"settings": []}, "settings and details must be tables"),
+        ({"settings": {"adaptation": "sgd"}}, "adaptation must be a table"),
+        ({"mode": 3}, "must be text"),
         ({"bpb": 0.5}, "does not follow from its sums"),
         ({"bytes": 7}, "does not follow"),
         ({"tokens": 0}, "tokens 0 must be"),

@@ -5,29 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from niblick.optim import Group, Layout, Optimizer, make_averager
+from niblick.optim import Group, Layout, Optimizers, make_averager
 from niblick.plan import make_plan
 from niblick.recipe import load_recipe
-from niblick.recipe.schema import AdamRecipe, AveragingRecipe, MuonRecipe
+from niblick.recipe.schema import AdamRecipe, AveragingRecipe, TrainingRecipe
 
 
-def _optimizer(seed: int = 0) -> Optimizer:
+def _optimizer(seed: int = 0) -> Optimizers:
     layout = Layout(make_plan(load_recipe("pocket").model).parameters)
     weights = torch.randn(layout.total, generator=torch.Generator().manual_seed(seed)) * 0.1
-    return Optimizer(
-        layout, weights, muon=MuonRecipe(), adam=AdamRecipe(weight_decay=0.1), dtype=torch.float32
-    )
+    training = TrainingRecipe(adam=AdamRecipe(weight_decay=0.1))
+    return Optimizers(layout, weights, training, dtype=torch.float32)
 
 
-def _noise(optimizer: Optimizer, seed: int) -> torch.Tensor:
+def _noise(optimizer: Optimizers, seed: int) -> torch.Tensor:
     return torch.randn(optimizer.layout.total, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("group", [Group.EMBEDDING, Group.SCALAR])
+@pytest.mark.parametrize("group", [Group.EMBEDDING, Group.CONTROL])
 def test_it_moves_embeddings_and_scalars_as_the_adamw_of_torch_does(group: Group) -> None:
     ours = _optimizer()
     part = ours.layout.segment(group)
-    recipe = ours.adam_recipe
+    recipe = AdamRecipe(weight_decay=0.1)
     lr = recipe.embedding_lr if group is Group.EMBEDDING else recipe.scalar_lr
     theirs = torch.nn.Parameter(ours.weights[part].clone())
     peer = torch.optim.AdamW(

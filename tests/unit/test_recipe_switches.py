@@ -37,6 +37,7 @@ OTHER: dict[str, Any] = {
     "model.bigram.enabled": False,
     "model.bigram.buckets": 4096,
     "model.bigram.width": 96,
+    "model.bigram.projection": True,
     "model.bigram.scale": 0.1,
     "model.smear.enabled": False,
     "model.residual_mix.enabled": False,
@@ -81,17 +82,26 @@ OTHER: dict[str, Any] = {
     "training.clip": 1.0,
     "training.threads": 2,
     "training.checkpoint_every": "5s",
+    "training.optimizer.matrix": "adam",
+    "training.optimizer.embedding": "other",
+    "training.optimizer.control": "other",
     "training.muon.lr": 0.01,
     "training.muon.momentum": [0.8, 0.9],
     "training.muon.momentum_warmup": 0.5,
     "training.muon.nesterov": False,
     "training.muon.newton_schulz_steps": 4,
     "training.muon.weight_decay": 0.1,
+    "training.muon.momentum_form": "sum",
+    "training.muon.decay_after_update": True,
+    "training.muon.include": ["shared_sparse.site_gate.weight"],
     "training.adam.embedding_lr": 0.01,
     "training.adam.scalar_lr": 0.01,
     "training.adam.betas": [0.8, 0.9],
     "training.adam.eps": 1e-6,
     "training.adam.weight_decay": 0.1,
+    "training.adam.decoupled": False,
+    "training.adam.head_lr": 0.008,
+    "training.schedule.kind": "other",
     "training.schedule.warmup": "10 steps",
     "training.schedule.warmdown": 0.25,
     "training.schedule.final": 0.1,
@@ -115,7 +125,8 @@ OTHER: dict[str, Any] = {
     "evaluation.stride": 32,
     "evaluation.batch_tokens": 4096,
 }
-NOT_OTHER = {"model.sidecar.enabled"}  # on only together with its layers
+# on only together with its layers, off only with a table as wide as the model
+NOT_OTHER = {"model.sidecar.enabled", "model.bigram.projection"}
 
 
 def leaves(section: type[BaseModel], prefix: str = "") -> list[str]:

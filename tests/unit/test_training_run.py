@@ -150,5 +150,5 @@ def test_a_seconds_budget_ends_near_its_length_and_reaches_the_end_of_the_schedu
     seen: list[Progress] = []
     recipe = tiny_recipe(duration="1s", schedule={"warmdown": "100000 steps"})
     result = train(recipe, dataset, tmp_path / "run", world=World(), on_progress=seen.append)
-    assert result.seconds >= 1
+    assert result.seconds >= 0.9  # a step that would end beyond the budget is not begun
     assert min(p.multiplier for p in seen) < 0.5

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from niblick.codecs.quantized import Floats
 from niblick.errors import ArtifactError, NiblickError
 from niblick.files import write_atomically
-from niblick.recipe import Recipe, recipe_from_dict
+from niblick.recipe import Recipe, recipe_from_dict, stored_values
 from niblick.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE, FINAL_FILE = "model.safetensors", "final.safetensors"
@@ -61,7 +61,7 @@ def save_checkpoint(
     }
     described = {
         "format": _FORMAT,
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": stored_values(recipe),
         "meta": meta,
         "digest": _digest(
             (name, "F32", array.shape, array.tobytes()) for name, array in arrays.items()

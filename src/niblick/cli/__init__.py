@@ -19,6 +19,8 @@ from typer.core import TyperGroup
 from niblick import __version__
 from niblick.cli.imports import importing
 from niblick.errors import NiblickError
+from niblick.registry import load_plugin
+from niblick.runtime import LAB, lab_message
 
 # name -> (module:function or module:app, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -96,6 +98,22 @@ class LazyGroup(TyperGroup):
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 
+def _take_plugins(arguments: list[str]) -> list[str]:
+    """Load the modules that `--plugin MODULE` names, anywhere on the line; the other arguments."""
+    rest, waiting = [], iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if name != "--plugin":
+            rest.append(argument)
+        elif module := value if equals else next(waiting, ""):
+            if "" not in sys.path:
+                sys.path.insert(0, "")  # a module in the folder where the user stands
+            load_plugin(module)
+        else:
+            raise NiblickError("--plugin needs the name of a module")
+    return rest
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"niblick, version {__version__}")
@@ -112,6 +130,10 @@ def _root(
             "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="Import a module of your own first; repeatable."),
+    ] = None,
 ) -> None:
     """Train, pack, score, audit and run the best language model that fits a byte budget."""
 
@@ -122,8 +144,9 @@ def main(arguments: list[str] | None = None) -> None:
     # validators takes
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:
+        given = _take_plugins(sys.argv[1:] if arguments is None else arguments)
         code = typer.main.get_command(app).main(
-            args=arguments, prog_name="niblick", standalone_mode=False
+            args=given, prog_name="niblick", standalone_mode=False
         )
     except NiblickError as error:
         code = _fail(str(error), error.exit_code)
@@ -131,6 +154,11 @@ def main(arguments: list[str] | None = None) -> None:
         code = error.exit_code
     except USAGE_ERROR as error:
         code = _fail(error.format_message(), 2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in LAB:
+            raise
+        code = _fail(lab_message("this command", package), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", 130)
     except BrokenPipeError:

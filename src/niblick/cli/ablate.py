@@ -44,6 +44,7 @@ class Job:
     recipe: str
     folder: str
     seed: int
+    plugins: tuple[str, ...] = ()
 
 
 def ablate_command(
@@ -120,6 +121,7 @@ def make_jobs(recipe: Recipe, folder: Path, seeds: int) -> list[Job]:
     Raises `TrainingError` where the folder holds runs of another recipe.
     """
     from niblick.recipe import load_recipe, recipe_to_toml
+    from niblick.registry import loaded_plugins
 
     path = folder / "recipe.toml"
     if path.is_file() and load_recipe(path) != recipe:
@@ -132,7 +134,7 @@ def make_jobs(recipe: Recipe, folder: Path, seeds: int) -> list[Job]:
     except OSError as error:
         raise TrainingError(f"cannot write {str(path)!r}: {error.strerror}") from None
     return [
-        Job(str(path), str(folder / f"seed-{s}"), s)
+        Job(str(path), str(folder / f"seed-{s}"), s, loaded_plugins())
         for s in range(recipe.seed, recipe.seed + seeds)
     ]
 
@@ -165,6 +167,7 @@ def run_job(job: Job) -> None:
         arguments = ["--resume", job.folder]
     else:
         arguments = [job.recipe, "--seed", str(job.seed), "--out", job.folder]
+    arguments += [f"--plugin={module}" for module in job.plugins]
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     with log.open("ab") as file:

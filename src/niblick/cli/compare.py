@@ -20,6 +20,10 @@ def compare_command(
     mode: Annotated[
         str | None, typer.Option(help="Mode of the scores; else one that all have.")
     ] = None,
+    across_settings: Annotated[
+        bool,
+        typer.Option("--across-settings", help="Test scores of different settings all the same."),
+    ] = False,
     resamples: Annotated[
         int, typer.Option(help="Bootstrap resamples.", min=100, max=1_000_000)
     ] = 10_000,
@@ -39,7 +43,7 @@ def compare_command(
     from niblick.scoring.entries import read_entries
 
     entries = read_entries(runs, split=split, mode=mode)
-    found = compare(entries, resamples=resamples)
+    found = compare(entries, resamples=resamples, across_settings=across_settings)
     if html is not None:
         from niblick.report.page import comparison_page
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,37 +46,64 @@ def pack_command(
 ) -> None:
     """Pack MODEL into one file, and show where its bytes went."""
     with importing():
-        from niblick.artifact import read_checkpoint
         from niblick.artifact.checkpoint import find_weights
-        from niblick.codecs import CODECS
-        from niblick.compression.packing import pack
         from niblick.errors import ArtifactError
+        from niblick.files import run_of
+        from niblick.training.run_folder import claimed
 
     if not model.exists():
         raise ArtifactError(f"no checkpoint at {str(model)!r}; give a checkpoint or a run folder")
-    folder = model / "checkpoints" if (model / "checkpoints").is_dir() else model
-    checkpoint = read_checkpoint(find_weights(folder))
-    name = codec or checkpoint.recipe.artifact.codec
-    calibrate = CODECS[name].needs_calibration and not self_calibrate
-    calibration = _calibration(checkpoint, data) if calibrate else None
-    cap = max_bytes if max_bytes is not None else checkpoint.recipe.artifact.max_bytes
-    packed = pack(
-        checkpoint.tensors,
-        checkpoint.recipe,
-        checkpoint.tokenizer,
-        out,
-        max_bytes=cap,
-        codec=name,
-        calibration=calibration,
-        target_tax=target_tax,
-        extra_bytes=code_bytes,
-        meta=checkpoint.meta,
+    folder, run = (
+        model / "checkpoints" if (model / "checkpoints").is_dir() else model,
+        run_of(out.absolute()),
     )
+    with nullcontext() if run is None else claimed(run):
+        packed = _pack(
+            find_weights(folder),
+            out,
+            data=data,
+            calibrate=not self_calibrate,
+            codec=codec,
+            max_bytes=max_bytes,
+            target_tax=target_tax,
+            extra_bytes=code_bytes,
+        )
     if as_json:
         json.dump(describe(packed), sys.stdout, indent=1)
         sys.stdout.write("\n")
     else:
         _print(packed)
+
+
+def _pack(
+    weights: Path,
+    out: Path,
+    *,
+    data: Path | None,
+    calibrate: bool,
+    codec: str | None,
+    max_bytes: int | None,
+    **limits: Any,
+) -> Packed:
+    """Read the checkpoint, calibrate where its codec does, and write `out`."""
+    from niblick.artifact import read_checkpoint
+    from niblick.codecs import CODECS
+    from niblick.compression.packing import pack
+
+    checkpoint = read_checkpoint(weights)
+    name = codec or checkpoint.recipe.artifact.codec
+    calibrate = calibrate and CODECS[name].needs_calibration
+    return pack(
+        checkpoint.tensors,
+        checkpoint.recipe,
+        checkpoint.tokenizer,
+        out,
+        max_bytes=max_bytes if max_bytes is not None else checkpoint.recipe.artifact.max_bytes,
+        codec=name,
+        calibration=_calibration(checkpoint, data) if calibrate else None,
+        meta=checkpoint.meta,
+        **limits,
+    )
 
 
 def _calibration(checkpoint: Checkpoint, data: Path | None) -> Calibration:

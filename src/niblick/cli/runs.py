@@ -15,6 +15,7 @@ from niblick.cli.imports import importing
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
     from niblick.report.run import Outcome
+    from niblick.runtime import World
     from niblick.scoring.card import Card
 
 
@@ -30,38 +31,57 @@ class Options:
     quiet: bool = False
 
 
-def run_once(recipe: Recipe, folder: Path, options: Options) -> Card | None:
-    """Train, pack, score and write the card in `folder`; None in processes other than the main
-    one.
+def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | None:
+    """Train, pack, score and write the card in `folder`, else in a new one under runs/; None in
+    processes other than the main one.
     """
     with importing():
         from niblick.cli.card import show_card
         from niblick.cli.progress import progress_bar
         from niblick.plan import make_plan
-        from niblick.report.run import train_and_score
+        from niblick.report.run import run_directory, train_and_score
         from niblick.runtime import read_world
 
     world = read_world()
     for warning in _check_packing(recipe, options):
         if world.is_main:
             _say(f"warning: {warning}")
-    with progress_bar(make_plan(recipe.model), recipe, enabled=world.is_main) as report:
-        outcome = train_and_score(
-            recipe, folder, world=world, resume=options.resume, on_progress=report, say=_say
-        )
-    if not world.is_main:
-        return None
-    card = _card(recipe, folder, outcome)
+    with run_directory(world, folder, name=recipe.name) as place:
+        _tell(world, folder, place)
+        with progress_bar(make_plan(recipe.model), recipe, enabled=world.is_main) as report:
+            outcome = train_and_score(
+                recipe, place, world=world, resume=options.resume, on_progress=report, say=_say
+            )
+        if not world.is_main:
+            return None
+        card = _card(recipe, place, outcome)
     if not options.quiet:
         show_card(card, options.as_json)
     return card
 
 
-def run_seeds(recipe: Recipe, folder: Path, count: int, options: Options) -> None:
-    """Run `count` seeds into seed-N/ folders, one after another, and summarise their cards.
+def run_seeds(recipe: Recipe, folder: Path | None, count: int, options: Options) -> None:
+    """Run `count` seeds into seed-N/ folders of `folder`, else of a new one under runs/, one after
+    another, and summarise their cards.
 
     A seed whose card is already there is kept, and one that was begun is resumed.
     """
+    with importing():
+        from niblick.report.run import run_directory
+        from niblick.runtime import read_world
+
+    world = read_world()
+    with run_directory(world, folder, name=recipe.name) as place:
+        _tell(world, folder, place)
+        _run_seeds(recipe, place, count, options)
+
+
+def _tell(world: World, asked: Path | None, place: Path) -> None:
+    if world.is_main and asked is None:
+        _say(f"run directory: {place}")
+
+
+def _run_seeds(recipe: Recipe, folder: Path, count: int, options: Options) -> None:
     from niblick.cli.card import show_card
     from niblick.scoring.seeds import summarise_seeds, write_seeds
 
@@ -107,6 +127,9 @@ def _card(recipe: Recipe, folder: Path, outcome: Outcome) -> Card:
             "seconds": result.seconds + packed.calibration_seconds,
             "tokens": result.tokens,
             "steps": result.steps,
+            "compiled": result.compiled,
+            "precision": result.precision,
+            "calibration": _calibration(outcome),
             "passes": result.tokens / max(dataset.token_count("train"), 1),
         },
         data={
@@ -120,6 +143,12 @@ def _card(recipe: Recipe, folder: Path, outcome: Outcome) -> Card:
     )
     write_card(card, folder)
     return card
+
+
+def _calibration(outcome: Outcome) -> dict[str, int] | None:
+    """How many sequences the codec's sensitivities rest on, of how many that were planned."""
+    found = outcome.calibration
+    return {"sequences": found.sequences, "planned": found.planned} if found else None
 
 
 def _say(message: str) -> None:

@@ -4,7 +4,6 @@ several.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,11 +59,10 @@ def train_command(
     if recipe is None:
         raise NiblickError("give a RECIPE (see `niblick recipes`) or --resume RUN")
     chosen = read_recipe(recipe, overrides, duration=duration, max_bytes=max_bytes, seed=seed)
-    folder = out or _new_folder(chosen.name)
     if seeds is None:
-        run_once(chosen, folder, Options(as_json=as_json))
+        run_once(chosen, out, Options(as_json=as_json))
     else:
-        run_seeds(chosen, folder, seeds, Options(as_json=as_json))
+        run_seeds(chosen, out, seeds, Options(as_json=as_json))
 
 
 def _resumed(folder: Path) -> Recipe:
@@ -73,14 +71,3 @@ def _resumed(folder: Path) -> Recipe:
     if not (folder / "recipe.toml").is_file():
         raise NiblickError(f"nothing to resume in {str(folder)!r}: it holds no recipe.toml")
     return load_recipe(folder / "recipe.toml")
-
-
-def _new_folder(name: str) -> Path:
-    """The first of runs/NAME-1, runs/NAME-2, ... that is free, the same for every process of a
-    launch.
-    """
-    number = 1
-    while (folder := Path("runs") / f"{name}-{number}").exists():
-        number += 1
-    print(f"run directory: {folder}", file=sys.stderr)
-    return folder

@@ -149,7 +149,7 @@ def rounding_specs(recipe: Recipe, plan: Plan, *, refuse: bool = True) -> dict[s
         return {}
     name = recipe.artifact.codec
     specs = CODECS[name].rounding(recipe, plan)
-    if not specs and refuse:
+    if not specs and refuse and recipe.training.qat.enabled is True:
         raise RecipeError(
             f"training.qat.enabled is true, but artifact.codec {name!r} does not round as training"
             " could; set training.qat.enabled=false or choose another codec"

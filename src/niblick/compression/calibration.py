@@ -6,8 +6,8 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import numpy as np
@@ -20,6 +20,7 @@ from niblick.model import LanguageModel
 from niblick.plan import make_plan
 from niblick.recipe import Recipe
 from niblick.text.tokenizer import Tokenizer
+from niblick.units import Duration
 
 # Many short sequences: each is one sample of the Fisher information, and the number of samples is
 # what counts. Large models, which lose less, make do with fewer.
@@ -29,22 +30,40 @@ _WORK = 1 << 30  # parameters times sequences
 
 @dataclass
 class Calibration:
-    """Batches of tokens, each (B, T) int64; `seconds` is what using them took.
+    """Batches of tokens, each (B, T) int64, drawn once; `seconds` is what using them took.
 
     `bytes_per_token` of the text turns nats per token into bits per byte; a target tax needs it.
+    Measuring sensitivities stops after `limit` seconds; `sequences` is how many it has used.
     """
 
-    batches: Sequence[Tensor]
+    batches: Iterable[Tensor]
     bytes_per_token: float | None = None
+    limit: float | None = None
     seconds: float = 0.0
+    sequences: int = 0
+    _drawn: list[Tensor] = field(default_factory=list, repr=False)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The batches, kept so that every pass sees the same ones."""
+        if not self._drawn:
+            started = perf_counter()
+            self._drawn = list(self.batches)
+            self.seconds += perf_counter() - started
+        return iter(self._drawn)
+
+    @property
+    def planned(self) -> int:
+        """How many sequences there are."""
+        return sum(len(batch) for batch in self)
 
 
 @torch.no_grad()
 def mean_nll(model: LanguageModel, calibration: Calibration) -> float:
     """Mean negative log-likelihood per token in nats, first tokens aside; adds to the seconds."""
+    batches = list(calibration)
     started = perf_counter()
     total, count = 0.0, 0
-    for batch in calibration.batches:
+    for batch in batches:
         logits = model.logits(batch[:, :-1])
         total += float(
             F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
@@ -57,8 +76,8 @@ def mean_nll(model: LanguageModel, calibration: Calibration) -> float:
 @torch.no_grad()
 def self_generated(
     model: LanguageModel, *, seed: int, sequences: int = 64, length: int = 256
-) -> Calibration:
-    """Text that the model writes from BOS at temperature 1, in (8, T) batches."""
+) -> Iterator[Tensor]:
+    """Text that the model writes from BOS at temperature 1, as (8, T) batches."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.full((sequences, 1), model.recipe.bos_id, dtype=torch.int64)
     written, state = [tokens], None
@@ -66,7 +85,7 @@ def self_generated(
         logits, state = model(tokens, state)
         tokens = torch.multinomial(logits[:, -1].softmax(-1), 1, generator=generator)
         written.append(tokens)
-    return Calibration(torch.split(torch.cat(written, dim=1), ROWS))
+    yield from torch.split(torch.cat(written, dim=1), 8)
 
 
 def make_calibration(
@@ -86,6 +105,13 @@ def make_calibration(
     rows = dataset.rows("train", starts.tolist(), length).astype(np.int64)
     batches = [torch.from_numpy(rows[i : i + ROWS]) for i in range(0, sequences, ROWS)]
     return Calibration(batches, bytes_per_token=_bytes_per_token(dataset.tokenizer, batches))
+
+
+def left_of_budget(recipe: Recipe, calibration: Calibration, spent: float) -> Calibration:
+    """The calibration with what is left of a budget in seconds as its limit."""
+    duration = Duration.parse(recipe.training.duration)
+    limit = max(duration.amount - spent, 0.0) if duration.unit == "seconds" else None
+    return replace(calibration, seconds=0.0, limit=limit)
 
 
 def _bytes_per_token(tokenizer: Tokenizer, batches: list[Tensor]) -> float:

@@ -22,7 +22,8 @@ from niblick.errors import ArtifactError, CapacityError
 from niblick.files import write_atomically
 from niblick.model import LanguageModel, build_model, load_tensors
 from niblick.plan import make_plan
-from niblick.recipe import Recipe
+from niblick.recipe import Recipe, stored_values
+from niblick.runtime import settle_threads
 from niblick.text.tokenizer import Tokenizer
 
 
@@ -61,13 +62,14 @@ def pack(
     writes itself. Raises `CapacityError` naming the excess and the largest tensors, `ArtifactError`
     for tensors that do not fit.
     """
+    settle_threads()
     name = codec or recipe.artifact.codec
     chosen = CODECS[name]
     recipe = recipe.model_copy(
         update={"artifact": recipe.artifact.model_copy(update={"codec": name})}
     )
     plan = make_plan(exported_recipe(recipe).model)
-    header = {"codec": name, "meta": meta or {}, "recipe": recipe.model_dump(mode="json")}
+    header = {"codec": name, "meta": meta or {}, "recipe": stored_values(recipe)}
     stored = tokenizer.to_bytes() if tokenizer is not None else b""
     fixed = len(container.build(header, stored, b""))
     kept = exported_tensors(tensors, make_plan(recipe.model))
@@ -103,7 +105,7 @@ def _measured(
 ) -> dict[str, Any]:
     """What a codec that needs calibration is given: sensitivities, and how a tax is measured."""
     model = build_model(recipe, tensors)
-    batches = calibration or self_generated(model, seed=recipe.seed)
+    batches = calibration or Calibration(self_generated(model, seed=recipe.seed))
     measured: dict[str, Any] = {"sensitivities": measure(model, batches, seed=recipe.seed)}
     if target_tax is not None and batches.bytes_per_token is not None:
         measured["tax"] = _tax(model, batches, batches.bytes_per_token)

@@ -21,29 +21,52 @@ from niblick.codecs.matrices import as_matrix
 from niblick.compression.calibration import Calibration
 from niblick.errors import NiblickError
 from niblick.model import LanguageModel
+from niblick.recipe import Recipe
+from niblick.units import Duration
 
+_MARGIN = 1.25  # of the time that measuring is expected to take
 Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def measure(model: LanguageModel, calibration: Calibration, *, seed: int) -> dict[str, Sensitivity]:
     """Fisher factors of every exported parameter from the batches; adds to their seconds."""
-    started = perf_counter()
+    started, before = perf_counter(), calibration.seconds
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Factors] = {}
-    tokens = 0
-    for batch in calibration.batches:
-        for sequence in torch.split(batch, 1):
-            _accumulate(model, found, sequence, generator)
-            tokens += sequence.numel()
+    tokens = calibration.sequences = 0
+    for sequence in (row for batch in calibration for row in torch.split(batch, 1)):
+        spent = before + perf_counter() - started
+        if calibration.limit is not None and tokens and spent >= calibration.limit:
+            break
+        _accumulate(model, found, sequence, generator)
+        tokens += sequence.numel()
+        calibration.sequences += 1
     if not tokens:
         raise NiblickError(
             "no calibration tokens were given; this codec needs batches of training tokens"
         )
-    calibration.seconds += perf_counter() - started
+    calibration.seconds = before + perf_counter() - started
     return {
         name: Sensitivity(rows / tokens, columns / tokens)
         for name, (rows, columns) in found.items()
     }
+
+
+def estimate_seconds(recipe: Recipe, calibration: Calibration) -> float:
+    """Seconds of a budget in seconds to keep for measuring; 0 for other budgets.
+
+    Measured on two sequences with an untrained model; that time is added to the calibration's.
+    """
+    if Duration.parse(recipe.training.duration).unit != "seconds":
+        return 0.0
+    model, each = LanguageModel(recipe.model, seed=recipe.seed), 0.0
+    started = perf_counter()
+    for row in next(iter(calibration))[:2]:  # the first takes longer than the others
+        began = perf_counter()
+        measure(model, Calibration([row[None]]), seed=recipe.seed)
+        each = perf_counter() - began
+    calibration.seconds += perf_counter() - started
+    return _MARGIN * each * calibration.planned
 
 
 def _accumulate(

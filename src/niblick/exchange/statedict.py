@@ -1,5 +1,4 @@
-"""Reading published state dicts: plain `.pt` files, and the int8 / int6 / mixed dictionaries of
-systems.md 1-3.
+"""Reading published state dicts: plain `.pt` files, and the quantized ones of systems.md 1-3.
 
 Files are unpickled weights-only, so a hostile pickle cannot run, and decompression is bounded by
 the file's size.
@@ -12,8 +11,9 @@ import pickle
 import struct
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import zstandard
@@ -38,22 +38,43 @@ _UNREADABLE = (
     struct.error,
 )
 _WRAPPERS = ("_orig_mod.", "module.")
+_LONGEST_NAME = 100
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The float32 tensors of a published file, dequantized, by name; `ArtifactError` for anything
-    else.
+@dataclass(frozen=True)
+class StateDict:
+    """Float tensors by name, dequantized, each in the dtype that the published model holds it in.
+
+    `says_dtypes` is false for the mixed dictionary, which leaves its tensors' dtypes to a template
+    that the file does not hold.
     """
-    content = _unpickle(path, _inflate(path, _read(path)))
-    if not isinstance(content, Mapping):
-        raise ArtifactError(f"{str(path)!r} holds a {type(content).__name__}, not a state dict")
+
+    tensors: dict[str, Tensor]
+    says_dtypes: bool
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """The tensors of a published file; `ArtifactError` for anything else."""
+    content = _mapping(f"{str(path)!r}", _unpickle(path, _inflate(path, _read(path))))
+    mixed = set(content) == {"w", "m"}
     if "quantized" in content and "scales" in content:
         found = _rows(content)
-    elif set(content) == {"w", "m"}:
+    elif mixed:
         found = _mixed(content)
     else:
         found = dict(content)
-    return {_plain_name(name): _floats(name, tensor) for name, tensor in found.items()}
+    tensors = {_plain_name(name): _floats(name, tensor) for name, tensor in found.items()}
+    return StateDict(tensors, not mixed)
+
+
+def _mapping(what: str, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise ArtifactError(f"{what} holds a {type(value).__name__}, not a state dict")
+    longest = max((len(str(name)) for name in value), default=0)
+    if longest > _LONGEST_NAME:
+        raise ArtifactError(f"a tensor's name has {longest} characters; at most {_LONGEST_NAME}")
+    return value
 
 
 def _read(path: Path) -> bytes:
@@ -97,19 +118,36 @@ def _unpickle(path: Path, raw: bytes) -> Any:
 
 
 def _rows(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections 1 and 2: codes times the scale of their row, and float tensors passed through."""
-    found = dict(content.get("passthrough") or {})
-    for name, codes in content["quantized"].items():
-        found[name] = _dequantize(name, codes, content["scales"].get(name))
+    """Sections 1 and 2: codes times their row's scale, and floats, back in the dtypes they had."""
+    parts = {
+        key: _mapping(repr(key), content.get(key, {}))
+        for key in ("quantized", "scales", "dtypes", "passthrough", "passthrough_orig_dtypes")
+    }
+    found = {
+        name: _cast(name, _floats(name, tensor), parts["passthrough_orig_dtypes"].get(name))
+        for name, tensor in parts["passthrough"].items()
+    }
+    for name, codes in parts["quantized"].items():
+        dequantized = _dequantize(name, codes, parts["scales"].get(name))
+        found[name] = _cast(name, dequantized, parts["dtypes"].get(name))
     return found
 
 
+def _cast(name: str, tensor: Tensor, dtype: Any) -> Tensor:
+    """The tensor in the dtype that the file states for it, or as it is where it states none."""
+    if dtype is None:
+        return tensor
+    known = str(dtype).removeprefix("torch.")
+    if known not in _DTYPES:
+        raise ArtifactError(f"tensor {name!r} is said to be {known:.40}, not {', '.join(_DTYPES)}")
+    return tensor.to(_DTYPES[known])
+
+
 def _mixed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Section 3: `m` says for each name whether `w` holds the tensor itself or its codes and
-    scale.
-    """
-    weights, found = content["w"], {}
-    for name, kind in content["m"].items():
+    """Section 3: `m` says for each name whether `w` holds the tensor or its codes and scale."""
+    found: dict[str, Any] = {}
+    weights = _mapping("'w'", content["w"])
+    for name, kind in _mapping("'m'", content["m"]).items():
         if isinstance(kind, Mapping):
             found[name] = _dequantize(name, weights.get(f"{name}.q"), weights.get(f"{name}.scale"))
         else:
@@ -118,7 +156,7 @@ def _mixed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dequantize(name: str, codes: Any, scale: Any) -> Tensor:
-    if not isinstance(codes, Tensor) or not isinstance(scale, Tensor):
+    if not _is_plain(codes) or not _is_plain(scale):
         raise ArtifactError(f"quantized tensor {name!r} lacks its codes or its scale")
     wide = scale.float()
     if wide.dim() == 0:
@@ -131,10 +169,20 @@ def _dequantize(name: str, codes: Any, scale: Any) -> Tensor:
 
 
 def _floats(name: str, tensor: Any) -> Tensor:
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+    if not _is_plain(tensor) or not tensor.is_floating_point():
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ArtifactError(f"entry {name!r} is {kind}, not a tensor of floats")
-    return tensor.detach().float().contiguous()
+        raise ArtifactError(f"entry {name!r} is {kind}, not a plain tensor of floats")
+    return tensor.detach()
+
+
+def _is_plain(tensor: Any) -> TypeGuard[Tensor]:
+    """A dense tensor whose values are all in the file: not sparse, without data, or expanded."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _plain_name(name: Any) -> str:

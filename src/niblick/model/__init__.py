@@ -1,4 +1,4 @@
-"""The one LanguageModel: a loop over a plan, built from the same tables that the plan sums."""
+"""The one LanguageModel: a loop over a plan, built from the same specs that the plan sums."""
 
 from niblick.model.build import build_model, load_tensors
 from niblick.model.lm import LanguageModel, Steps

@@ -1,24 +1,29 @@
-"""Optimizers by role over flat buffers, schedules placed by share of the budget, and weight
-averaging.
-"""
+"""Optimizers by group over flat buffers, schedules by fraction of the budget, weight averaging."""
 
 from niblick.optim.averaging import Averager, make_averager
+from niblick.optim.base import OPTIMIZERS, Optimizer, ParameterGroup, Update
 from niblick.optim.buffers import Layout, Slot, Stack
-from niblick.optim.groups import Group, group_of
+from niblick.optim.groups import LOW_PRECISION, Group, group_of
 from niblick.optim.muon import Muon, newton_schulz
-from niblick.optim.optimizer import Optimizer
-from niblick.optim.schedule import Moment, Schedule
+from niblick.optim.optimizer import Optimizers
+from niblick.optim.schedule import SCHEDULES, Schedule, TrainingPosition
 
 __all__ = [
+    "LOW_PRECISION",
+    "OPTIMIZERS",
+    "SCHEDULES",
     "Averager",
     "Group",
     "Layout",
-    "Moment",
     "Muon",
     "Optimizer",
+    "Optimizers",
+    "ParameterGroup",
     "Schedule",
     "Slot",
     "Stack",
+    "TrainingPosition",
+    "Update",
     "group_of",
     "make_averager",
     "newton_schulz",

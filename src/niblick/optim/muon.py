@@ -1,5 +1,4 @@
-"""Muon: momentum whose matrices are orthogonalised by Newton-Schulz, over stacks of equal shape at
-once.
+"""Muon: momentum whose matrices are orthogonalised by Newton-Schulz, stacks of equal shape at once.
 
 The update of an (out, in) matrix is scaled by max(1, out/in)^0.5; weight decay is decoupled
 (systems.md section 1). Matrix products run in bfloat16 where the device multiplies it in hardware,
@@ -8,23 +7,26 @@ else in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from niblick.model.kernels import Kernels
-from niblick.optim.buffers import Stack
+from niblick.optim.base import OPTIMIZERS, ParameterGroup, Update
+from niblick.recipe.schema import TrainingRecipe
+
+if TYPE_CHECKING:
+    from niblick.model.kernels import Kernels
 
 SIDE = 32  # the kernel takes sides that are multiples of it
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic's, published with Muon
 
 
 def newton_schulz(gradients: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """Approximately nearest semi-orthogonal matrices of (N, rows, columns), each by itself, in
-    `dtype`.
+    """Approximately nearest semi-orthogonal matrices of (N, rows, columns), each by itself.
 
-    Singular values end between about 0.7 and 1.2, as with the published quintic.
+    Products run in `dtype`. Singular values end between about 0.7 and 1.2, as with the published
+    quintic.
     """
     a, b, c = COEFFICIENTS
     tall = gradients.shape[1] > gradients.shape[2]
@@ -39,90 +41,89 @@ def newton_schulz(gradients: Tensor, steps: int, dtype: torch.dtype = torch.bflo
     return out
 
 
-def _by_kernel(kernels: Kernels, gradients: Tensor, steps: int) -> Tensor:
-    """`newton_schulz` in bfloat16 by the kernel that computes symmetric products by half."""
-    out = torch.empty_like(gradients, dtype=torch.bfloat16)
-    kernels("newton", out.dtype, gradients, out, *COEFFICIENTS, steps, *gradients.shape)
-    return out
-
-
+@OPTIMIZERS.register("muon")
 class Muon:
-    """Momentum and orthogonalised updates for the matrices of a flat buffer.
+    """Momentum and orthogonalised updates for the matrices of one group.
 
-    `share` is (rank, processes): each process orthogonalises its part of every stack, and `gather`
-    sums the parts, of which all but one are zero, so that every process applies the same bits.
+    Each process orthogonalises its part of every stack; the parts, of which all but one are zero,
+    are then summed, so that every process applies the same bits.
     """
 
-    def __init__(
-        self,
-        stacks: Sequence[Stack],
-        *,
-        nesterov: bool,
-        steps: int,
-        dtype: torch.dtype,
-        share: tuple[int, int] = (0, 1),
-        gather: Callable[[Tensor], None] | None = None,
-    ) -> None:
-        self.stacks, self.nesterov, self.steps, self.dtype = tuple(stacks), nesterov, steps, dtype
-        self.share, self.gather = share, gather
-        self.kernels: Kernels | None = None  # set where training runs on kernels
+    def __init__(self, group: ParameterGroup, training: TrainingRecipe) -> None:
+        self.recipe, self.group = training.muon, group
+        self.momentum = torch.zeros(group.size, device=group.device)
+        self._kernels: Kernels | None = None
+
+    def state(self) -> dict[str, Tensor]:
+        """The momentum."""
+        return {"momentum": self.momentum}
+
+    def use(self, kernels: Kernels | None) -> None:
+        """See `Optimizer.use`."""
+        self._kernels = kernels
 
     @torch.no_grad()
-    def step(
-        self,
-        weights: Tensor,
-        gradients: Tensor,
-        momentum: Tensor,
-        *,
-        lr: float,
-        beta: float,
-        decay: float,
-        share: float = 1.0,
-    ) -> None:
-        """Update `weights` and `momentum` (flat, float32) in place; `gradients`, taken times
-        `share`, is overwritten.
+    def update(self, weights: Tensor, gradients: Tensor, at: Update) -> None:
+        """See `Optimizer.update`."""
+        recipe, lr = self.recipe, self.recipe.lr * at.multiplier
+        updates = self._orthogonal(self._direction(gradients, at))
+        keep = 1 - lr * recipe.weight_decay
+        for stack in self.group.stacks:
+            scale = max(1.0, stack.rows / stack.columns) ** 0.5
+            rate = lr * scale * (keep if recipe.decay_after_update else 1.0)
+            self._descend(stack.view(weights), stack.view(updates), keep, rate)
+
+    def _direction(self, gradients: Tensor, at: Update) -> Tensor:
+        """What is orthogonalised: the momentum, or with Nesterov the gradient moved towards it.
+
+        `momentum_form = "sum"` is the published buf = beta * buf + g; "mean" is lerp(g, 1 - beta),
+        which gives the same direction only while beta is constant (systems.md section 7).
         """
-        if self.kernels is not None:
-            self.kernels(
+        beta, momentum, nesterov = at.momentum, self.momentum, self.recipe.nesterov
+        if self.recipe.momentum_form == "sum":
+            momentum.mul_(beta).add_(gradients, alpha=at.grad_scale)
+            return (
+                gradients.mul_(at.grad_scale).add_(momentum, alpha=beta) if nesterov else momentum
+            )
+        if self._kernels is not None:
+            count = gradients.numel()
+            self._kernels(
                 "momentum",
                 gradients.dtype,
                 gradients,
-                share,
+                at.grad_scale,
                 momentum,
                 beta,
-                self.nesterov,
-                gradients.numel(),
+                nesterov,
+                count,
             )
-        else:
-            momentum.lerp_(gradients.mul_(share) if share != 1 else gradients, 1 - beta)
-            gradients = gradients.lerp_(momentum, beta) if self.nesterov else momentum
-        updates = self._orthogonal(gradients)
-        for stack in self.stacks:
-            scale = max(1.0, stack.rows / stack.columns) ** 0.5
-            self._descend(stack.view(weights), stack.view(updates), 1 - lr * decay, lr * scale)
+            return gradients
+        momentum.lerp_(gradients.mul_(at.grad_scale) if at.grad_scale != 1 else gradients, 1 - beta)
+        return gradients.lerp_(momentum, beta) if nesterov else momentum
 
     def _descend(self, weights: Tensor, updates: Tensor, keep: float, rate: float) -> None:
-        if self.kernels is not None and updates.dtype is torch.bfloat16:
-            self.kernels("descend", updates.dtype, weights, updates, keep, rate, weights.numel())
+        if self._kernels is not None and updates.dtype is torch.bfloat16:
+            self._kernels("descend", updates.dtype, weights, updates, keep, rate, weights.numel())
         else:
             weights.mul_(keep).sub_(updates, alpha=rate)
 
     def _orthogonal(self, direction: Tensor) -> Tensor:
-        rank, size = self.share
-        updates = torch.zeros_like(direction, dtype=self.dtype)
-        for stack in self.stacks:
+        rank, size = self.group.rank, self.group.world_size
+        updates = torch.zeros_like(direction, dtype=self.group.dtype)
+        for stack in self.group.stacks:
             mine = slice(stack.count * rank // size, stack.count * (rank + 1) // size)
             if mine.start < mine.stop:
                 stack.view(updates)[mine] = self._nearest(stack.view(direction)[mine])
-        if self.gather is not None:
-            self.gather(updates)
+        if self.group.all_reduce is not None:
+            self.group.all_reduce(updates)
         return updates
 
     def _nearest(self, matrices: Tensor) -> Tensor:
-        kernels, whole = (
-            self.kernels,
-            matrices.shape[1] % SIDE == 0 and matrices.shape[2] % SIDE == 0,
-        )
-        if kernels is None or not kernels.attends or not whole or self.dtype is not torch.bfloat16:
-            return newton_schulz(matrices, self.steps, self.dtype)
-        return _by_kernel(kernels, matrices, self.steps)
+        kernels, steps = self._kernels, self.recipe.newton_schulz_steps
+        whole = matrices.shape[1] % SIDE == 0 and matrices.shape[2] % SIDE == 0
+        bfloat16 = self.group.dtype is torch.bfloat16
+        if kernels is None or not kernels.attends or not whole or not bfloat16:
+            return newton_schulz(matrices, steps, self.group.dtype)
+        out = torch.empty_like(matrices, dtype=torch.bfloat16)
+        kernels("newton", out.dtype, matrices, out, *COEFFICIENTS, steps, *matrices.shape)
+        return out

@@ -1,24 +1,26 @@
-"""Where a run stands in its budget, and what follows: learning-rate multiplier, momentum, warmdown
-left.
+"""Where a run stands in its budget, and what follows: learning-rate multiplier, momentum, rounding.
 
-Everything is a function of the share of `training.duration` that is spent, so warmdown, late QAT
-and averaging happen in any run, however short, slow or often resumed. Lengths given in steps are
-turned into shares by the budget itself (steps, tokens) or by the measured step time (seconds), and
-never exceed the budget.
+Everything is a function of the fraction of `training.duration` that is spent, so warmdown, late QAT
+and averaging happen in any run, however short, slow or often resumed. Lengths given in steps become
+fractions by the budget itself (steps, tokens) or by the measured step time (seconds), and never
+exceed the budget.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from niblick.recipe.schema import TrainingRecipe
+from niblick.registry import Registry
 from niblick.units import Duration
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
-    """The start of one optimizer step: what is spent so far, and the measured seconds per step (0:
-    unknown).
+class TrainingPosition:
+    """The start of one optimizer step: what is spent so far, and the measured seconds per step.
+
+    `step_seconds` is 0 while it is unknown.
     """
 
     step: int
@@ -27,74 +29,86 @@ class Moment:
     step_seconds: float = 0.0
 
 
-class Schedule:
-    """The recipe's schedule; a budget in steps or tokens never looks at the clock."""
+Shape = Callable[[float, float], float]
+SCHEDULES: Registry[Shape] = Registry("learning-rate schedule")
+"""By name: (fraction of the warmdown still ahead, `final`) -> multiplier, after the warm-up."""
 
-    def __init__(self, recipe: TrainingRecipe) -> None:
+
+@SCHEDULES.register("linear")
+def linear(ahead: float, final: float) -> float:
+    """One until the warmdown, then a straight line to `final` (systems.md sections 1-3)."""
+    return final + (1 - final) * ahead
+
+
+class Schedule:
+    """The recipe's schedule; a budget in steps or tokens never looks at the clock.
+
+    `reserve` seconds at the end of a budget in seconds are left to what follows the steps.
+    """
+
+    def __init__(self, recipe: TrainingRecipe, reserve: float = 0.0) -> None:
         self.recipe = recipe
         self.duration = Duration.parse(recipe.duration)
+        if self.duration.unit == "seconds":
+            kept = max(self.duration.amount - reserve, self.duration.amount / 2)
+            self.duration = replace(self.duration, amount=kept)
+        self._shape = SCHEDULES[recipe.schedule.kind]
 
-    def spent(self, moment: Moment) -> float:
-        """Share of the budget that is used up; the run ends at 1 or more."""
-        return self.duration.fraction(
-            seconds=moment.seconds, steps=moment.step, tokens=moment.tokens
-        )
+    def spent(self, at: TrainingPosition) -> float:
+        """Fraction of the budget that is used up; the run ends at 1 or more."""
+        return self.duration.fraction(seconds=at.seconds, steps=at.step, tokens=at.tokens)
 
-    def is_last(self, moment: Moment) -> bool:
+    def is_last(self, at: TrainingPosition) -> bool:
         """Whether the step that starts now uses up the budget (in seconds: is expected to)."""
-        return self.spent(moment) + self._step_share(moment) >= 1
+        return self.spent(at) + self._step_fraction(at) >= 1
 
-    def multiplier(self, moment: Moment) -> float:
-        """Learning-rate multiplier: linear warm-up, one, then linear to `final` over the
-        warmdown.
-        """
-        spent = min(self.spent(moment), 1.0)
-        warmup = self._share(self.recipe.schedule.warmup, moment)
+    def fits(self, at: TrainingPosition, seconds: float) -> bool:
+        """Whether so many seconds of other work still fit into a budget in seconds."""
+        return self.duration.unit != "seconds" or at.seconds + seconds <= self.duration.amount
+
+    def multiplier(self, at: TrainingPosition) -> float:
+        """Learning-rate multiplier: linear warm-up, then the schedule's shape over the warmdown."""
+        spent = min(self.spent(at), 1.0)
+        warmup = self._fraction(self.recipe.schedule.warmup, at)
         if spent < warmup:
-            step = self._step_share(moment) or warmup / 100  # before any step was measured
+            step = self._step_fraction(at) or warmup / 100  # before any step was measured
             return (spent + step) / (warmup + step)
-        final = self.recipe.schedule.final
-        return final + (1 - final) * min(1.0, self._left(spent, warmup, moment))
+        if self._fraction(self.recipe.schedule.warmdown, at) == 0:
+            return 1.0
+        return self._shape(self.remaining(at), self.recipe.schedule.final)
 
-    def remaining(self, moment: Moment) -> float:
-        """Share of the warmdown still ahead, 1 before it begins: what late QAT and SWA wait for.
+    def remaining(self, at: TrainingPosition) -> float:
+        """Fraction of the warmdown still ahead, 1 before it begins: late QAT and SWA wait for it.
 
-        Equal to the multiplier where `final` is 0; without a warmdown the whole budget stands in
-        for it.
+        Without a warmdown the whole budget stands in for it.
         """
-        spent = min(self.spent(moment), 1.0)
-        warmup = self._share(self.recipe.schedule.warmup, moment)
-        return min(1.0, self._left(spent, warmup, moment))
+        spent = min(self.spent(at), 1.0)
+        warmup = self._fraction(self.recipe.schedule.warmup, at)
+        length = min(self._fraction(self.recipe.schedule.warmdown, at), 1 - warmup) or 1.0
+        return min(1.0, (1 - spent) / length)
 
-    def rounds(self, moment: Moment) -> bool:
-        """Whether weights are rounded from this step on (late QAT); true for the last step at the
-        latest.
-        """
-        qat = self.recipe.qat
-        return qat.enabled and (self.remaining(moment) < qat.start or self.is_last(moment))
+    def rounds(self, at: TrainingPosition) -> bool:
+        """Whether late QAT rounds from this step on; true for the last step at the latest."""
+        return self.remaining(at) < self.recipe.qat.start or self.is_last(at)
 
-    def momentum(self, moment: Moment) -> float:
+    def momentum(self, at: TrainingPosition) -> float:
         """Muon's momentum, rising linearly from `momentum[0]` to `momentum[1]` over its warm-up."""
         low, high = self.recipe.muon.momentum
         length = self.recipe.muon.momentum_warmup
         if isinstance(length, str):
-            share = moment.step / Duration.parse(length).amount
+            risen = at.step / Duration.parse(length).amount
         else:
-            share = self.spent(moment) / length if length else 1.0
-        return low + (high - low) * min(share, 1.0)
+            risen = self.spent(at) / length if length else 1.0
+        return low + (high - low) * min(risen, 1.0)
 
-    def _left(self, spent: float, warmup: float, moment: Moment) -> float:
-        length = min(self._share(self.recipe.schedule.warmdown, moment), 1 - warmup) or 1.0
-        return (1 - spent) / length
-
-    def _share(self, length: str | float, moment: Moment) -> float:
-        """A length as a share of the budget, at most 1."""
+    def _fraction(self, length: str | float, at: TrainingPosition) -> float:
+        """A length as a fraction of the budget, at most 1."""
         if not isinstance(length, str):
             return length
-        return min(1.0, Duration.parse(length).amount * self._step_share(moment))
+        return min(1.0, Duration.parse(length).amount * self._step_fraction(at))
 
-    def _step_share(self, moment: Moment) -> float:
-        """The share of the budget that one step takes."""
+    def _step_fraction(self, at: TrainingPosition) -> float:
+        """The fraction of the budget that one step takes."""
         return self.duration.fraction(
-            seconds=moment.step_seconds, steps=1, tokens=self.recipe.batch_tokens
+            seconds=at.step_seconds, steps=1, tokens=self.recipe.batch_tokens
         )

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from niblick.errors import RecipeError
 from niblick.recipe.schema import Recipe
+from niblick.registry import load_installed_plugins, loaded_plugins
 
 
 def list_recipes() -> list[str]:
@@ -44,11 +45,24 @@ def recipe_from_dict(
     if overrides:
         values = _with_nulls(_apply(deepcopy(values), overrides))
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         raise RecipeError(
             f"{origin}: " + "; ".join(_explain(e, values) for e in error.errors()[:3])
         ) from None
+    if recipe.plugins:
+        _need_plugins(recipe)
+    return recipe
+
+
+def _need_plugins(recipe: Recipe) -> None:
+    """Refuse a recipe whose plugins are not loaded: a file never decides what code is imported."""
+    load_installed_plugins()
+    for module in recipe.plugins:
+        if module not in loaded_plugins():
+            raise RecipeError(
+                f"recipe {recipe.name!r} needs the plugin {module!r}; give --plugin {module}"
+            )
 
 
 def recipe_to_toml(recipe: Recipe) -> str:

@@ -14,6 +14,9 @@ from niblick.units import Duration
 Rate = Annotated[float, Field(ge=0, strict=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, strict=False)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=False)]
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
+]
 Pair = Annotated[
     tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
 ]
@@ -46,9 +49,23 @@ class DataRecipe(Section):
     alpha: Pair = (0.9, 0.5)
 
 
+class OptimizerRecipe(Section):
+    """Which optimizer moves matrices, embeddings and control values (vectors and scalars).
+
+    Names are those of registered optimizers, those of plugins included.
+    """
+
+    matrix: str = "muon"
+    embedding: str = "adam"
+    control: str = "adam"
+
+
 class MuonRecipe(Section):
-    """Muon on matrices; momentum rises linearly from `momentum[0]` to `[1]` over
-    `momentum_warmup`.
+    """Muon; momentum rises linearly from `momentum[0]` to `[1]` over `momentum_warmup`.
+
+    `momentum_form`: "mean" is lerp(g, 1 - beta), "sum" the published beta * buf + g (section 7).
+    `decay_after_update`: section 2's order. `include`: parameters that Muon takes besides the
+    matrices, such as section 3's `shared_sparse.site_gate.weight`.
     """
 
     lr: Rate = 0.04
@@ -57,11 +74,16 @@ class MuonRecipe(Section):
     nesterov: bool = True
     newton_schulz_steps: Annotated[int, Field(ge=1, le=12)] = 5
     weight_decay: Rate = 0.04
+    momentum_form: Literal["mean", "sum"] = "mean"
+    decay_after_update: bool = False
+    include: Names = ()
 
 
 class AdamRecipe(Section):
-    """Adam with decoupled decay on everything else: embeddings at one rate, vectors and scalars at
-    another.
+    """Adam: embeddings at one rate, vectors and scalars at another.
+
+    `decoupled = False` adds the decay to the gradient (L2), as section 1's script does. With
+    `head_lr` an untied head leaves Muon for Adam at that rate, without decay (section 7).
     """
 
     embedding_lr: Rate = 0.05
@@ -69,15 +91,18 @@ class AdamRecipe(Section):
     betas: Pair = (0.9, 0.95)
     eps: Rate = 1e-8
     weight_decay: Rate = 0.04
+    decoupled: bool = True
+    head_lr: Rate | None = None
 
 
 class ScheduleRecipe(Section):
-    """Learning-rate multiplier: linear warm-up, constant, then linear to `final`.
+    """Learning-rate multiplier: linear warm-up, constant, then `kind` of fall to `final`.
 
     `warmdown` and `warmup` are fractions of the budget or "N steps"; steps are placed by the
     measured step time when the budget is in seconds, so that they always fire.
     """
 
+    kind: str = "linear"
     warmup: str | Fraction = 0.0
     warmdown: str | Fraction = 0.5
     final: Fraction = 0.0
@@ -99,11 +124,12 @@ class AveragingRecipe(Section):
 
 
 class QatRecipe(Section):
-    """Straight-through rounding as the export does it, once the learning-rate multiplier is under
-    `start`.
+    """Straight-through rounding as the codec rounds, late: once the multiplier is under `start`.
+
+    "auto" rounds where the codec can share its rounding with training, and only there.
     """
 
-    enabled: bool = True
+    enabled: Literal["auto"] | bool = "auto"
     start: Fraction = 0.15
 
 
@@ -145,6 +171,7 @@ class TrainingRecipe(Section):
     clip: Rate = 0.3
     threads: Positive | None = None
     checkpoint_every: str = "60s"
+    optimizer: OptimizerRecipe = section()
     muon: MuonRecipe = section()
     adam: AdamRecipe = section()
     schedule: ScheduleRecipe = section()
@@ -195,11 +222,16 @@ class EvaluationRecipe(Section):
 
 
 class Recipe(Section):
-    """One run, whole. `seed` decides initialisation, data order and calibration."""
+    """One run, whole. `seed` decides initialisation, data order and calibration.
+
+    `plugins` names the modules whose mixers, codecs, optimizers or the like the recipe uses; they
+    are never imported because a file says so (`--plugin MODULE`).
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
+    plugins: Names = ()
     data: DataRecipe = section()
     model: ModelRecipe
     training: TrainingRecipe = section()

@@ -7,10 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from niblick.report import plots
-from niblick.scoring.compare import Comparison, comparison_rows, run_rows, verdict
+from niblick.scoring.compare import Comparison, comparison_rows, run_rows, verdict, warning_text
 from niblick.scoring.entries import Entry
 from niblick.scoring.markup import escape
-from niblick.scoring.score import NOT_VALID
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -26,8 +25,8 @@ figure { margin: 1.5rem 0; } figcaption { color: #555; } svg { max-width: 100%; 
 
 def comparison_page(found: Comparison, entries: Sequence[Entry]) -> str:
     """The page; every piece of text from outside is escaped."""
-    data = found["data"]
-    warning = "" if found["valid"] else f'<p class="invalid">{NOT_VALID} among these runs</p>'
+    data, told = found["data"], warning_text(found)
+    warning = f'<p class="invalid">{escape(told)}</p>' if told else ""
     body = [
         "<h1>Comparison of runs</h1>",
         warning,

@@ -7,24 +7,27 @@ messages go through `say`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from niblick.artifact import ARTIFACT_FILE, open_file, save_checkpoint
-from niblick.compression.calibration import make_calibration
+from niblick.codecs import CODECS
+from niblick.compression.calibration import Calibration, left_of_budget, make_calibration
 from niblick.compression.packing import Packed, pack
+from niblick.compression.sensitivity import estimate_seconds
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
-from niblick.errors import NiblickError, TrainingError
+from niblick.errors import TrainingError
 from niblick.evaluation import EvaluationOptions, Score, evaluate
+from niblick.evaluation.processes import in_turn
 from niblick.model import build_model
 from niblick.recipe import Recipe
 from niblick.runtime import World, cache_folder, choose_device, process_group
 from niblick.training import Progress, TrainResult, train
+from niblick.training.run_folder import claimed, claimed_new
 
-T = TypeVar("T")
 Say = Callable[[str], None]
 
 
@@ -37,6 +40,7 @@ class Outcome:
     packed: Packed | None
     floating: Score
     scored: Score
+    calibration: Calibration | None
 
 
 def find_dataset(recipe: Recipe, world: World, folder: Path | None = None) -> Dataset:
@@ -54,6 +58,30 @@ def find_dataset(recipe: Recipe, world: World, folder: Path | None = None) -> Da
     return in_turn(world, resolve)
 
 
+@contextmanager
+def run_directory(world: World, folder: Path | None, *, name: str) -> Iterator[Path]:
+    """`folder`, else a new runs/NAME-N, the same for every process of a launch; the main one is its
+    only writer for the block.
+
+    `TrainingError` where another process writes there.
+    """
+    with process_group(world, choose_device(world)), ExitStack() as held:
+
+        def claim() -> Path:
+            return held.enter_context(
+                claimed_new(Path("runs"), name) if folder is None else claimed(folder)
+            )
+
+        chosen = in_turn(world, claim, main_only=True)
+        if world.size > 1:
+            import torch.distributed as dist
+
+            told = [str(chosen)]
+            dist.broadcast_object_list(told, 0)
+            chosen = Path(told[0])
+        yield chosen
+
+
 def train_and_score(
     recipe: Recipe,
     folder: Path,
@@ -66,18 +94,36 @@ def train_and_score(
     """Train in `folder`, pack to artifact.nib, score validation from the float weights and from the
     file.
 
-    Raises `TrainingError` where a signal stopped the run (a checkpoint is written), `CapacityError`
-    where the artifact exceeds its cap (the float weights are kept).
+    Raises `TrainingError` where a signal stopped the run (a checkpoint is written) or another
+    process writes into `folder`, `CapacityError` where the artifact exceeds its cap (the float
+    weights are kept).
     """
     device = choose_device(world)
-    with process_group(world, device):
+    with process_group(world, device), run_directory(world, folder, name=recipe.name):
         dataset = find_dataset(recipe, world)
-        result = train(recipe, dataset, folder, world=world, resume=resume, on_progress=on_progress)
+        calibration, reserve = None, 0.0
+        if CODECS[recipe.artifact.codec].needs_calibration:
+            calibration = make_calibration(recipe, dataset)
+            reserve = estimate_seconds(recipe, calibration)
+        result = train(
+            recipe,
+            dataset,
+            folder,
+            world=world,
+            resume=resume,
+            on_progress=on_progress,
+            spent=calibration.seconds if calibration else 0.0,
+            reserve=reserve,
+        )
         if result.interrupted:
             raise TrainingError(
                 f"stopped at step {result.steps:,}; continue with: niblick train --resume {folder}"
             )
-        packed = in_turn(world, lambda: _pack(recipe, dataset, folder, result, say), main_only=True)
+        if calibration:
+            calibration = left_of_budget(recipe, calibration, result.seconds)
+        packed = in_turn(
+            world, lambda: _pack(recipe, dataset, folder, result, calibration, say), main_only=True
+        )
         options = EvaluationOptions.from_recipe(recipe)
         packed_file = open_file(folder / ARTIFACT_FILE)
         models = (
@@ -95,13 +141,27 @@ def train_and_score(
             )
             for model, sha256 in models
         )
-    if world.is_main:
-        floating.write(folder / "scores" / f"{floating.label}-float.json")
-        scored.write(folder / "scores" / f"{scored.label}-artifact.json")
-    return Outcome(dataset=dataset, result=result, packed=packed, floating=floating, scored=scored)
+        if world.is_main:
+            floating.write(folder / "scores" / f"{floating.name}.json")
+            scored.write(folder / "scores" / f"{scored.name}.json")
+    return Outcome(
+        dataset=dataset,
+        result=result,
+        packed=packed,
+        floating=floating,
+        scored=scored,
+        calibration=calibration,
+    )
 
 
-def _pack(recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult, say: Say) -> Packed:
+def _pack(
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: Path,
+    result: TrainResult,
+    calibration: Calibration | None,
+    say: Say,
+) -> Packed:
     weights = folder / "checkpoints" / "final.safetensors"
     meta = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3)}
     save_checkpoint(
@@ -114,32 +174,5 @@ def _pack(recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult, s
         dataset.tokenizer,
         folder / ARTIFACT_FILE,
         max_bytes=recipe.artifact.max_bytes,
-        calibration=make_calibration(recipe, dataset),
+        calibration=calibration,
     )
-
-
-def in_turn(world: World, work: Callable[[], T], *, main_only: bool = False) -> T:
-    """`work` in the main process first, then in the others, which find it done (not at all with
-    `main_only`).
-
-    Where the main process fails, the others fail too instead of waiting for ever.
-    """
-    if world.size == 1:
-        return work()
-    import torch
-    import torch.distributed as dist
-
-    failure: NiblickError | None = None
-    result: T | None = None
-    if world.is_main:
-        try:
-            result = work()
-        except NiblickError as error:
-            failure = error
-    flag = torch.tensor([int(failure is not None)], device=choose_device(world))
-    dist.broadcast(flag, 0)
-    if failure is not None:
-        raise failure
-    if flag.item():
-        raise TrainingError("the main process could not go on; its message says why")
-    return result if world.is_main or main_only else work()  # type: ignore[return-value]

@@ -5,14 +5,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from niblick.files import write_atomically
+from niblick.errors import ScoreError
+from niblick.files import locked, write_atomically
 from niblick.plan import Plan
 from niblick.recipe import Recipe
 from niblick.scoring.markup import markdown
-from niblick.scoring.score import NOT_VALID, Score
+from niblick.scoring.score import NOT_VALID, Score, upgraded
 from niblick.scoring.techniques import new_techniques, rounds_late, techniques
 
 Card = dict[str, Any]
@@ -50,6 +52,9 @@ def make_card(
         "train_tokens": training["tokens"],
         "train_steps": training["steps"],
         "passes": training.get("passes"),
+        "compiled": training.get("compiled"),
+        "precision": training.get("precision"),
+        "calibration": training.get("calibration"),
         "float_bpb": floating.bpb,
         "packed_bpb": packed.bpb,
         "tax_bpb": packed.bpb - floating.bpb,
@@ -72,13 +77,44 @@ def _qat(recipe: Recipe) -> str | None:
     return "rounds exactly as the codec does" if rounds_late(recipe) else None
 
 
-def add_score(card: Card, score: Score) -> Card:
-    """The card with one more score of the same artifact listed (another split or mode)."""
-    return {**card, "scores": [*card["scores"], score.summary()]}
+def change_card(folder: Path, change: Callable[[Card | None], Card | None]) -> None:
+    """Replace the card of the run in `folder` by what `change` makes of it, in today's schema.
+
+    `change` gets None where there is no card yet, and returns None to leave it. Who else changes
+    the card at the same time waits, so nothing is lost.
+    """
+    try:
+        with locked(folder / ".card.lock"):
+            card = change(_read(folder / "card.json"))
+            if card is not None:
+                _write(card, folder)
+    except OSError as error:
+        raise ScoreError(f"cannot change the card of {str(folder)!r}: {error.strerror}") from None
 
 
 def write_card(card: Card, folder: Path) -> None:
-    """`card.json` and `card.md` in `folder`, each whole or not at all."""
+    """Make `card` the card of the run in `folder`; other scores of the same artifact that its old
+    card lists stay listed.
+    """
+
+    def merged(old: Card | None) -> Card:
+        same = old is not None and old.get("artifact_sha256") == card["artifact_sha256"]
+        return {**card, "scores": old["scores"]} if old is not None and same else card
+
+    change_card(folder, merged)
+
+
+def _read(path: Path) -> Card | None:
+    """A run's card; None where there is none, or none that can be read."""
+    try:
+        card = upgraded(json.loads(path.read_text("utf-8")))
+        return {**card, "scores": [upgraded(entry) for entry in card["scores"]]}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def _write(card: Card, folder: Path) -> None:
+    """`card.json` and `card.md`, each whole or not at all."""
     write_atomically(
         folder / "card.json", (json.dumps(card, indent=1, allow_nan=False).encode() + b"\n",)
     )
@@ -87,6 +123,7 @@ def write_card(card: Card, folder: Path) -> None:
 
 def card_markdown(card: Card) -> str:
     """The card as Markdown; a score that is not valid says so in the first line."""
+    card = upgraded(card)
     lines = (
         []
         if card["valid"]
@@ -125,7 +162,7 @@ def card_markdown(card: Card) -> str:
 
 
 def _facts(card: Card) -> list[tuple[str, str]]:
-    details, data = card["details"], card["data"]
+    data = card["data"]
     lossy = "" if data.get("lossless", True) else " (lossy)"
     passes = f", {card['passes']:.2f} passes" if card["passes"] else ""
     return [
@@ -150,8 +187,8 @@ def _facts(card: Card) -> list[tuple[str, str]]:
             "scored",
             (
                 f"{card['tokens']:,} tokens, {card['bytes']:,} bytes of {markdown(data['corpus'])}"
-                f" {markdown(details.get('split', 'validation'))} in {card['seconds']:.1f} s,"
-                f" {card['mode']}, context {details.get('context')}"
+                f" {markdown(card['split'])} in {card['seconds']:.1f} s,"
+                f" {card['mode']}, context {card['settings'].get('context')}"
             ),
         ),
         ("tokenizer", f"{markdown(data['tokenizer'])}{lossy}"),
@@ -174,6 +211,13 @@ def _facts(card: Card) -> list[tuple[str, str]]:
 
 def _optional_facts(card: Card) -> list[tuple[str, str]]:
     found = []
+    if card.get("compiled") is not None:
+        form = "compiled" if card["compiled"] else "plain, which is slower"
+        found.append(("training ran", f"{form}, in {card['precision']}"))
+    calibration = card.get("calibration")
+    if calibration and calibration["sequences"] < calibration["planned"]:
+        used, planned = calibration["sequences"], calibration["planned"]
+        found.append(("calibration", f"shortened to {used} of {planned} sequences by the budget"))
     if card.get("qat"):
         found.append(("late QAT", markdown(card["qat"])))
     if card["packing"]:
@@ -197,11 +241,29 @@ def _score_rows(card: Card) -> list[str]:
     if not card["scores"]:
         return []
     rows = [
-        f"| {markdown(s['details'].get('split'))} | {markdown(s['mode'])} | {s['bpb']:.4f} |"
-        f" {s['seconds']:.1f} |"
-        for s in card["scores"]
+        f"| {markdown(s['split'])} | {markdown(s['mode'])} | {_otherwise(s, card)} |"
+        f" {s['bpb']:.4f} | {s['seconds']:.1f} |"
+        for s in map(upgraded, card["scores"])
     ]
-    return ["| other scores of this file | mode | bpb | seconds |", "|---|---|---|---|", *rows, ""]
+    return [
+        "| other scores of this file | mode | different | bpb | seconds |",
+        "|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
+
+
+def _otherwise(score: dict[str, Any], card: Card) -> str:
+    """What of a listed score's data and settings is not the headline's."""
+    found = []
+    if score["split"] == card["split"] and score["data_sha256"] != card["data_sha256"]:
+        found.append(f"data {score['details'].get('data')} ({score['data_sha256'][:12]})")
+    found += [
+        f"{key} {(value or {}).get('method') if key == 'adaptation' else value}"
+        for key, value in score["settings"].items()
+        if key != "document" and value is not None and value != card["settings"].get(key)
+    ]
+    return markdown(", ".join(found)) or "-"
 
 
 def _baseline_rows(card: Card) -> list[str]:

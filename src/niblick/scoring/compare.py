@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from niblick.errors import ScoreError
-from niblick.scoring.entries import Entry, check_comparable
+from niblick.scoring.entries import ComparisonError, Entry, check_comparable, differing_settings
+from niblick.scoring.markup import plain
 from niblick.scoring.score import NOT_VALID
 from niblick.scoring.statistics import (
     RECORD_NATS,
@@ -26,12 +26,18 @@ from niblick.scoring.statistics import (
 Comparison = dict[str, Any]
 
 
-def compare(entries: Sequence[Entry], *, resamples: int = 10_000) -> Comparison:
+def compare(
+    entries: Sequence[Entry], *, resamples: int = 10_000, across_settings: bool = False
+) -> Comparison:
     """Statistics of each entry, and of each later one against the first; JSON-ready.
 
-    Raises `ScoreError` for different data, byte or token counts.
+    Scores of different settings are no test of the models: `differing` names the settings, and no
+    p-value or interval of a difference is taken unless `across_settings` asks for them. Raises
+    `ComparisonError` for different data, byte or token counts.
     """
     check_comparable(entries)
+    differing = differing_settings(entries)
+    tested = across_settings or not differing
     score = entries[0].seeds[0].score
     return {
         "data": {
@@ -41,8 +47,9 @@ def compare(entries: Sequence[Entry], *, resamples: int = 10_000) -> Comparison:
             "bytes": score.bytes,
         },
         "valid": all(entry.valid for entry in entries),
+        "differing": differing,
         "runs": [_describe(entry) for entry in entries],
-        "comparisons": [_against(entry, entries[0], resamples) for entry in entries[1:]],
+        "comparisons": [_against(entry, entries[0], resamples, tested) for entry in entries[1:]],
     }
 
 
@@ -55,6 +62,7 @@ def _describe(entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "seeds": [seed.name for seed in entry.seeds],
         "modes": sorted({seed.score.mode for seed in entry.seeds}),
+        "settings": entry.seeds[0].score.settings,
         "valid": entry.valid,
         "bpb": {"values": entry.bpb, **summarise(entry.bpb)},
         "nats_per_token": {"values": entry.nats, **nats},
@@ -66,8 +74,9 @@ def _describe(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _against(new: Entry, old: Entry, resamples: int) -> dict[str, Any]:
-    test, record = welch(new.nats, old.nats), record_rule(new.nats, old.nats)
+def _against(new: Entry, old: Entry, resamples: int, tested: bool) -> dict[str, Any]:
+    test = welch(new.nats, old.nats) if tested else None
+    record = record_rule(new.nats, old.nats) if tested else None
     spreads = [summarise(entry.nats)["sd"] for entry in (new, old)]
     effect = None
     if None not in spreads:
@@ -77,13 +86,17 @@ def _against(new: Entry, old: Entry, resamples: int) -> dict[str, Any]:
         "old": old.name,
         "bpb_difference": float(np.mean(new.bpb) - np.mean(old.bpb)),
         "nats_difference": float(np.mean(new.nats) - np.mean(old.nats)),
-        "bootstrap": bootstrap(new, old, resamples),
+        "bootstrap": bootstrap(new, old, resamples) if tested else None,
         "welch": (
             None
             if test is None
             else {**asdict(test), "t": test.t if abs(test.t) < float("inf") else None}
         ),
-        "record": {**asdict(record), "holds": record.holds and new.valid and old.valid},
+        "record": (
+            None
+            if record is None
+            else {**asdict(record), "holds": record.holds and new.valid and old.valid}
+        ),
         "detectable_nats": effect,
     }
 
@@ -98,7 +111,7 @@ def bootstrap(new: Entry, old: Entry, resamples: int) -> dict[str, Any] | None:
         return None
     for seed in (*new.seeds, *old.seeds):
         if seed.score.documents is None or seed.score.documents.bytes != documents.bytes:
-            raise ScoreError(
+            raise ComparisonError(
                 f"{new.name} and {old.name} count the bytes of their documents differently"
             )
     return asdict(paired_bootstrap(tables[0], tables[1], documents.bytes, resamples=resamples))
@@ -115,8 +128,8 @@ def document_nats(entry: Entry) -> list[float] | None:
 
 def comparison_text(found: Comparison) -> str:
     """The tables that `niblick compare` prints."""
-    data = found["data"]
-    lines = [] if found["valid"] else [f"{NOT_VALID} among these: see the runs that are marked", ""]
+    data, warning = found["data"], warning_text(found)
+    lines = [warning, ""] if warning else []
     lines += [
         (
             f"{data['split']}: {data['tokens']:,} tokens, {data['bytes']:,} bytes"
@@ -129,6 +142,28 @@ def comparison_text(found: Comparison) -> str:
         lines += ["", *table(comparison_rows(found))]
         lines += ["", *(verdict(row) for row in found["comparisons"])]
     return "\n".join(lines)
+
+
+def warning_text(found: Comparison) -> str:
+    """What must be said first: scores that are not valid, settings that differ; empty where all is
+    well.
+    """
+    told = [] if found["valid"] else [f"{NOT_VALID} among these: see the runs that are marked"]
+    if found["differing"]:
+        each = (
+            f"{plain(key)} "
+            + ", ".join(f"{_values(values)} ({name})" for name, values in by_run.items())
+            for key, by_run in found["differing"].items()
+        )
+        told.append(f"settings differ: {'; '.join(each)}")
+    return "; ".join(told)
+
+
+def _values(values: Sequence[Any]) -> str:
+    shown = (
+        (value or {}).get("method", value) if isinstance(value, dict) else value for value in values
+    )
+    return "/".join("-" if value is None else plain(value)[:80] for value in shown)
 
 
 def run_rows(found: Comparison) -> list[list[str]]:
@@ -198,6 +233,11 @@ def comparison_rows(found: Comparison) -> list[list[str]]:
 def verdict(row: dict[str, Any]) -> str:
     """One sentence on the record rule."""
     record = row["record"]
+    if record is None:
+        return (
+            f"{row['new']}: other settings than {row['old']}'s, so no test; --across-settings asks"
+            " for one"
+        )
     rule = f">= {RECORD_NATS} nats at p < {RECORD_P}"
     if record["p"] is None:
         return (

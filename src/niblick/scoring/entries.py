@@ -15,10 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from niblick.errors import ScoreError
+from niblick.files import sha256_file
 from niblick.scoring.markup import plain
-from niblick.scoring.score import Score, read_score
+from niblick.scoring.score import Score, read_score, upgraded
+from niblick.scoring.score_text import own_settings
 
 Curve = list[tuple[float, float, float]]
+
+
+class ComparisonError(ScoreError):
+    """What cannot be compared (exit code 2: the request is wrong, not a score)."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -61,15 +69,18 @@ class Entry:
 
 
 def read_entries(paths: Sequence[Path], *, split: str, mode: str | None) -> list[Entry]:
-    """An entry for each path, all of the same split and, where `mode` is None, of a mode that they
-    share.
+    """An entry for each path, all of the same split: of each run the score of its recipe's own
+    settings (in `mode`, where given).
+
+    Where these settings differ from run to run and all were also scored alike, those scores are
+    taken.
     """
-    found = [(path, _candidates(path, split)) for path in paths]
-    wanted = mode or _shared_mode(found)
+    found = [[_candidates(seed, split, mode) for seed in _seeds(path)] for path in paths]
+    shared = _shared_kind([seed for seeds in found for seed in seeds], alone=len(paths) == 1)
     names = _unique_names(paths)
     return [
-        Entry(name, tuple(_choose(seed, scores, wanted) for seed, scores in seeds))
-        for name, (_, seeds) in zip(names, found, strict=True)
+        Entry(name, tuple(_seed(seed, shared) for seed in seeds))
+        for name, seeds in zip(names, found, strict=True)
     ]
 
 
@@ -85,75 +96,142 @@ def check_comparable(entries: Sequence[Entry]) -> None:
         ):
             here, there = getattr(first.score, name), getattr(seed.score, name)
             if here != there:
-                raise ScoreError(
+                raise ComparisonError(
                     f"different {label}: {plain(first_entry.name)}/{first.name} has {_short(here)},"
                     f" {plain(entry.name)}/{seed.name} has {_short(there)}; only scores of the same"
                     " text compare"
                 )
 
 
+def differing_settings(entries: Sequence[Entry]) -> dict[str, dict[str, list[Any]]]:
+    """Setting -> entry -> its values, of the settings (mode first) that are not the same in all."""
+    told = {
+        entry.name: [{"mode": seed.score.mode, **seed.score.settings} for seed in entry.seeds]
+        for entry in entries
+    }
+    keys = list(dict.fromkeys(key for seeds in told.values() for seed in seeds for key in seed))
+    values = {
+        key: {name: _distinct([seed.get(key) for seed in seeds]) for name, seeds in told.items()}
+        for key in keys
+    }
+    return {
+        key: found
+        for key, found in values.items()
+        if len(_distinct([value for each in found.values() for value in each])) > 1
+    }
+
+
+def _distinct(values: Sequence[Any]) -> list[Any]:
+    return [value for i, value in enumerate(values) if value not in values[:i]]
+
+
 def _short(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else plain(str(value)[:12])
 
 
-Candidates = list[tuple[Path, list[Score]]]
+@dataclass(frozen=True)
+class _Candidates:
+    """The scores that a run, or a score file alone, offers; `own` are those of its recipe's own
+    settings on the text of its card.
+    """
+
+    path: Path
+    scores: list[Score]
+    own: list[Score]
 
 
-def _candidates(path: Path, split: str) -> Candidates:
-    """(seed folder, its scores of the split), several for a folder of seeds."""
+def _seeds(path: Path) -> list[Path]:
+    """The runs in a folder of seeds, else the run or the file itself."""
+    if not path.exists():
+        raise ComparisonError(
+            f"no run at {str(path)!r}; give run directories, folders of seeds, or score files"
+        )
+    return sorted(path.glob("seed-*/"), key=lambda p: (len(p.name), p.name)) or [path]
+
+
+def _candidates(path: Path, split: str, mode: str | None) -> _Candidates:
     if path.is_file():
         score = read_score(path)
         if score.split != split:
-            raise ScoreError(
+            raise ComparisonError(
                 f"{str(path)!r} is a score of {plain(score.split)!r}, not of {split!r}"
             )
-        return [(path, [score])]
-    if not path.is_dir():
-        raise ScoreError(
-            f"no run at {str(path)!r}; give run directories, folders of seeds, or score files"
+        return _Candidates(path, [score], [score])
+    card = _card(path)
+    scores = _scores(path, split, card)
+    fitting = [score for score in scores if mode is None or mode in (score.label, score.mode)]
+    if not fitting:
+        known = ", ".join(sorted({plain(score.mode) for score in scores}))
+        raise ComparisonError(
+            f"{str(path)!r} has no score in mode {plain(mode)!r}; it has: {known}"
         )
-    folders = sorted(path.glob("seed-*/"), key=lambda p: (len(p.name), p.name)) or [path]
-    return [(folder, _scores(folder, split)) for folder in folders]
-
-
-def _scores(folder: Path, split: str) -> list[Score]:
-    files = sorted((folder / "scores").glob("*.json"))
-    found = [
-        score for score in map(read_score, files) if score.split == split and score.artifact_sha256
+    wanted = own_settings(path, mode)
+    if wanted is None and card and mode in (None, card["mode"]):
+        wanted = card["mode"], card["settings"]
+    text = card.get("data_sha256") if card.get("split") == split else None
+    own = [
+        score
+        for score in fitting
+        if wanted == (score.mode, score.settings) and text in (None, score.data_sha256)
     ]
-    own = _json(folder / "card.json").get("artifact_sha256")
-    found = [score for score in found if own is None or score.artifact_sha256 == own]
-    if not found:
-        raise ScoreError(
+    asked = mode is not None or wanted is None
+    return _Candidates(path, fitting, fitting if asked and not own and len(fitting) == 1 else own)
+
+
+def _scores(folder: Path, split: str, card: dict[str, Any]) -> list[Score]:
+    """Scores of the run's artifact, one of each kind."""
+    artifact = card.get("artifact_sha256")
+    if artifact is None and (folder / "artifact.nib").is_file():
+        artifact = sha256_file(folder / "artifact.nib")
+    found = [read_score(path) for path in sorted((folder / "scores").glob("*.json"))]
+    kinds = {
+        score.kind: score
+        for score in found
+        if score.split == split
+        and score.artifact_sha256
+        and artifact in (None, score.artifact_sha256)
+    }
+    if not kinds:
+        raise ComparisonError(
             f"{str(folder)!r} holds no score of its artifact on {split!r}; run niblick eval on it"
             " first"
         )
-    return found
+    return list(kinds.values())
 
 
-def _shared_mode(found: list[tuple[Path, Candidates]]) -> str | None:
-    """The mode that every seed was scored in; the first run's own comes first. None if they share
-    none.
+def _shared_kind(seeds: Sequence[_Candidates], *, alone: bool) -> str | None:
+    """The one kind of score to take of all: what is some run's own where there is such, else,
+    of several runs, the only one that all have.
     """
-    everything = [{score.label for score in scores} for _, seeds in found for _, scores in seeds]
-    shared = set.intersection(*everything)
-    own = [score.label for score in found[0][1][0][1]]
-    card = (
-        _json(found[0][1][0][0] / "card.json").get("mode") if found[0][1][0][0].is_dir() else None
-    )
-    ordered = sorted(
-        (label for label in own if label in shared),
-        key=lambda label: not label.endswith(f"-{card}"),
-    )
-    return ordered[0] if ordered else None
+    shared = set.intersection(*({score.kind for score in seed.scores} for seed in seeds))
+    for seed in seeds:
+        kinds = {score.kind for score in seed.own} & shared
+        if kinds:
+            return kinds.pop() if len(kinds) == 1 else None
+    return None if alone or len(shared) != 1 else shared.pop()
 
 
-def _choose(folder: Path, scores: list[Score], wanted: str | None) -> Seed:
-    fitting = [score for score in scores if wanted is None or wanted in (score.label, score.mode)]
-    if not fitting:
-        known = ", ".join(sorted({plain(score.mode) for score in scores}))
-        raise ScoreError(f"{str(folder)!r} has no score in mode {plain(wanted)!r}; it has: {known}")
-    card = _json(folder / "card.json") if folder.is_dir() else {}
+def _chosen(seed: _Candidates, shared: str | None) -> Score:
+    if shared is not None:
+        return next(score for score in seed.scores if score.kind == shared)
+    if len(seed.own) == 1:
+        return seed.own[0]
+    what = "several scores" if seed.own else "no score"
+    known = "; ".join(_described(score) for score in (seed.own or seed.scores)[:4])
+    raise ComparisonError(
+        f"{str(seed.path)!r} holds {what} of its recipe's own settings; it has {known}; run niblick"
+        " eval on it, or give score files"
+    )
+
+
+def _described(score: Score) -> str:
+    context, precision = score.settings.get("context"), score.settings.get("precision")
+    return plain(f"{score.name} (context {context}, {precision}, data {_short(score.data_sha256)})")
+
+
+def _seed(found: _Candidates, shared: str | None) -> Seed:
+    folder = found.path
+    card = _card(folder) if folder.is_dir() else {}
     ledger = card.get("ledger") if isinstance(card.get("ledger"), dict) else {}
     parts = (
         ledger.get("parts")
@@ -162,7 +240,7 @@ def _choose(folder: Path, scores: list[Score], wanted: str | None) -> Seed:
     )
     return Seed(
         name=plain(folder.name),
-        score=fitting[0],
+        score=_chosen(found, shared),
         artifact_bytes=_whole(card.get("artifact_bytes")),
         train_seconds=_number(card.get("train_seconds")),
         curve=_curve(folder / "metrics.jsonl") if folder.is_dir() else [],
@@ -172,6 +250,15 @@ def _choose(folder: Path, scores: list[Score], wanted: str | None) -> Seed:
             if (size := _whole(value)) is not None
         },
     )
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """The run's card in today's schema; empty where there is none that can be read."""
+    card = _json(folder / "card.json")
+    try:
+        return upgraded(card) if isinstance(card.get("mode"), str) else {}
+    except TypeError:
+        return {}
 
 
 def _curve(path: Path) -> Curve:

@@ -6,7 +6,7 @@ Frozen; impossible values are refused here, with one line that names them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from niblick.errors import ScoreError
@@ -200,6 +200,24 @@ class EvaluationOptions:
     def from_recipe(cls, recipe: Recipe, **changes: Any) -> EvaluationOptions:
         """The options that a recipe's `evaluation` section asks for; keyword arguments win."""
         return cls(**{**recipe.evaluation.model_dump(), **changes})
+
+    def settings(self, context: int, engine: str = "torch") -> dict[str, Any]:
+        """What decides a score beside model, data and mode, JSON-ready; `context` is the model's.
+
+        `stride` is None where windows do not overlap, `document` says that the state is reset at
+        each BOS. Sizes that only bound memory are left out.
+        """
+        adaptation = self.ttt.settings() if self.ttt is not None else None
+        if self.mode == "leaky-ttt":
+            adaptation = asdict(self.leaky)
+        return {
+            "context": self.context or context,
+            "stride": self.stride if self.mode in ("sliding", "leaky-ttt") else None,
+            "precision": self.precision,
+            "document": self.mode == "document",
+            "adaptation": adaptation,
+            "engine": engine,
+        }
 
     def check_sizes(self, context: int) -> None:
         """Refuse a stride longer than the context: tokens between two windows would have no

@@ -1,16 +1,18 @@
 """Scores: what an evaluation measured, on what, how, with hashes; a JSON file that other tools only
 read.
 
-A score read from a file is checked: its numbers must be finite and its bits per byte must follow
-from its sums.
+A score is named by everything that decides it, so that two different measurements never share a
+file. A score read from a file is checked: its numbers must be finite and its bits per byte must
+follow from its sums. Files of schema 1, which kept split and settings among the details, are read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.errors import ScoreError
-from niblick.objective.likelihood import LN2
+from niblick.scoring.options import Adaptation, LeakyTraining
+from niblick.units import LN2
 
 NOT_VALID = "NOT A VALID SCORE"
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -38,34 +42,48 @@ class DocumentSums:
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One measurement. `seconds` is the wall time of scoring and adaptation; hashes are SHA-256 in
-    hex.
+    hex, None where unknown.
 
-    `details` says how (context, stride, split, adaptation, proof, ...); `documents` serves the
-    paired bootstrap.
+    `settings` (`EvaluationOptions.settings`), split, mode and hashes decide the numbers; `details`
+    tells the rest (names, documents, what was learnt, proof, ...); `documents` serves the paired
+    bootstrap.
     """
 
+    schema: int = SCHEMA
     bpb: float
     nats_per_token: float
     tokens: int
     bytes: int
     seconds: float
     mode: str
+    split: str = "validation"
+    settings: dict[str, Any] = field(default_factory=dict)
     data_sha256: str
+    tokenizer_sha256: str | None = None
     artifact_sha256: str | None
     valid: bool
     details: dict[str, Any] = field(default_factory=dict)
     documents: DocumentSums | None = None
 
     @property
-    def split(self) -> str:
-        """The split that was scored."""
-        return str(self.details.get("split", "validation"))
+    def label(self) -> str:
+        """What was scored and how in short, such as `validation-streaming` or
+        `test-document-lora`.
+        """
+        method = (self.settings.get("adaptation") or {}).get("method")
+        return "-".join(filter(None, (self.split, self.mode, method)))
 
     @property
-    def label(self) -> str:
-        """A file-name stem such as `validation-streaming` or `test-document-lora`."""
-        method = (self.details.get("adaptation") or {}).get("method")
-        return "-".join(filter(None, (self.split, self.mode, method)))
+    def kind(self) -> str:
+        """Equal for measurements of the same thing, whatever model they are of."""
+        return score_kind(asdict(self))
+
+    @property
+    def name(self) -> str:
+        """A file-name stem that other settings, data or models never share: split, mode, hash."""
+        decided = [self.kind, self.tokenizer_sha256, self.artifact_sha256]
+        digest = hashlib.sha256(json.dumps(decided).encode()).hexdigest()
+        return f"{self.split}-{self.mode}-{digest[:12]}"
 
     def summary(self) -> dict[str, Any]:
         """The score without its documents, for cards and standard output."""
@@ -124,10 +142,48 @@ def document_sums(
     )
 
 
+def score_kind(values: dict[str, Any]) -> str:
+    """Split, mode, settings and data of a score as plain values, in one text to be compared."""
+    keys = ("split", "mode", "settings", "data_sha256")
+    return json.dumps([values[key] for key in keys], sort_keys=True)
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """A score's values (or a card's, which has them too) in today's schema; others are kept."""
+    if "schema" in values:
+        return values
+    details = values.get("details") or {}
+    if not isinstance(details, dict):
+        raise TypeError("details must be a table")
+    learnt = details.get("adaptation")
+    known = {f.name for kind in (Adaptation, LeakyTraining) for f in fields(kind)}
+    learnt = learnt if isinstance(learnt, dict) else {}
+    settings = {
+        "context": details.get("context"),
+        "stride": details.get("stride"),
+        "precision": details.get("precision"),
+        "document": values.get("mode") == "document",
+        "adaptation": {key: value for key, value in learnt.items() if key in known} or None,
+        "engine": "torch",
+    }
+    moved = ("split", "adaptation", *settings)
+    return {
+        **values,
+        "schema": SCHEMA,
+        "split": details.get("split", "validation"),
+        "settings": settings,
+        "tokenizer_sha256": None,
+        "details": {
+            **{key: value for key, value in details.items() if key not in moved},
+            "learnt": {key: value for key, value in learnt.items() if key not in known},
+        },
+    }
+
+
 def read_score(path: Path) -> Score:
     """A score file, checked; `ScoreError` for anything else."""
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = upgraded(json.loads(path.read_text("utf-8")))
         documents = values.pop("documents", None)
         if documents is not None:
             documents = DocumentSums(
@@ -137,20 +193,28 @@ def read_score(path: Path) -> Score:
         _check(score)
     except OSError as error:
         raise ScoreError(f"cannot read score {str(path)!r}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ScoreError(f"{str(path)!r} is not a score of this project: {error}") from None
     return score
 
 
 def _check(score: Score) -> None:
+    if score.schema != SCHEMA:
+        raise ValueError(f"schema {score.schema!r} is unknown; this build reads 1 and {SCHEMA}")
+    texts = (score.mode, score.split, score.data_sha256)
+    hashes = (score.tokenizer_sha256 or "", score.artifact_sha256 or "")
+    if not all(isinstance(text, str) for text in texts + hashes):
+        raise ValueError("mode, split and hashes must be text")
     numbers = (score.bpb, score.nats_per_token, score.seconds)
     if not all(isinstance(x, int | float) and math.isfinite(x) and x >= 0 for x in numbers):
         raise ValueError(f"numbers {numbers} must be finite and not negative")
     for name in ("tokens", "bytes"):
         if not isinstance(getattr(score, name), int) or getattr(score, name) <= 0:
             raise ValueError(f"{name} {getattr(score, name)!r} must be a whole number above 0")
-    if (type(score.details), type(score.valid)) != (dict, bool):
-        raise ValueError("details must be a table and valid true or false")
+    if (type(score.settings), type(score.details), type(score.valid)) != (dict, dict, bool):
+        raise ValueError("settings and details must be tables and valid true or false")
+    if type(score.settings.get("adaptation") or {}) is not dict:
+        raise ValueError("settings.adaptation must be a table or null")
     expected = score.nats_per_token * score.tokens / LN2 / score.bytes
     if not math.isclose(score.bpb, expected, rel_tol=1e-9, abs_tol=1e-12):
         raise ValueError(f"bpb {score.bpb} does not follow from its sums, which give {expected}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from niblick.errors import NiblickError
 from niblick.files import write_atomically
-from niblick.scoring.card import Card, add_score, card_markdown, write_card
-from niblick.scoring.score import NOT_VALID, Score
+from niblick.recipe import load_recipe
+from niblick.scoring.card import Card, card_markdown, change_card
+from niblick.scoring.options import MODES, EvaluationOptions
+from niblick.scoring.score import NOT_VALID, Score, score_kind
 
 
 def score_text(score: Score) -> str:
@@ -33,8 +35,9 @@ def score_text(score: Score) -> str:
             " tokens/s)"
         ),
     ]
-    if details.get("adaptation"):
-        lines.append(f"adaptation        {_adaptation(details['adaptation'])}")
+    if score.settings.get("adaptation"):
+        told = {**score.settings["adaptation"], **details.get("learnt", {})}
+        lines.append(f"adaptation        {_adaptation(told)}")
     if details.get("proof"):
         lines.append(f"proof             {proof_text(details['proof'])}")
     return "\n".join(lines)
@@ -51,40 +54,66 @@ def proof_text(proof: dict[str, Any]) -> str:
 
 
 def _mode(score: Score) -> str:
-    details = score.details
-    stride = f", stride {details['stride']}" if "stride" in details else ""
-    return f"{score.mode}, context {details.get('context')}{stride}, {details.get('precision')}"
+    settings = score.settings
+    stride = f", stride {settings['stride']}" if settings.get("stride") else ""
+    return f"{score.mode}, context {settings.get('context')}{stride}, {settings.get('precision')}"
 
 
 def _adaptation(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items() if value not in (None, []))
 
 
+def own_settings(folder: Path, mode: str | None = None) -> tuple[str, dict[str, Any]] | None:
+    """The mode and settings that a run's recipe asks for, in `mode` instead where it is given; None
+    where the folder holds no recipe that can be read.
+    """
+    try:
+        recipe = load_recipe(folder / "recipe.toml")
+    except NiblickError:
+        return None
+    changes = {"mode": mode} if mode in MODES else {}
+    options = EvaluationOptions.from_recipe(recipe, **changes)
+    return options.mode, options.settings(recipe.model.context)
+
+
 def update_card(folder: Path, score: Score) -> None:
     """Put a new score of the run's artifact on the run's card; other cards and scores of other
     files stay as they are.
 
-    The card's own score is replaced when it is measured again (evidence of a proof comes with it);
-    another mode or split is listed. A score that is not valid never touches the card: it gets one
-    of its own beside its score file.
+    The headline is the score of the recipe's own settings that the run took: measured again, it
+    only gains the evidence of a proof, and every other score is listed below it. (A headline of
+    other settings, which older versions could put there, gives way to one of the recipe's own.) A
+    score that is not valid never touches the card: it gets one of its own beside its score file.
     """
-    try:
-        card = json.loads((folder / "card.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    if not (folder / "card.json").is_file():
         return
-    if card.get("artifact_sha256") != score.artifact_sha256 or score.artifact_sha256 is None:
-        return
-    if not score.valid:
-        own = _rescored(card, score)
-        write_atomically(
-            folder / "scores" / f"{score.label}-card.md", (card_markdown(own).encode(),)
-        )
-        return
-    if _kind(card) == _kind(score.summary()):
-        write_card(_rescored(card, score), folder)
-        return
-    others = [entry for entry in card["scores"] if _kind(entry) != _kind(score.summary())]
-    write_card(add_score({**card, "scores": others}, score), folder)
+    own = own_settings(folder)
+
+    def changed(card: Card | None) -> Card | None:
+        if card is None or score.artifact_sha256 is None:
+            return None
+        if card.get("artifact_sha256") != score.artifact_sha256:
+            return None
+        if not score.valid:
+            path = folder / "scores" / f"{score.name}-card.md"
+            write_atomically(path, (card_markdown(_rescored(card, score)).encode(),))
+            return None
+        if score_kind(card) == score.kind:
+            return _proven(card, score)
+        same_text = (card["split"], card["data_sha256"]) == (score.split, score.data_sha256)
+        wrong = own is not None and (card["mode"], card["settings"]) != own
+        if wrong and same_text and (score.mode, score.settings) == own:
+            return _rescored(card, score)
+        others = [entry for entry in card["scores"] if score_kind(entry) != score.kind]
+        return {**card, "scores": [*others, score.summary()]}
+
+    change_card(folder, changed)
+
+
+def _proven(card: Card, score: Score) -> Card | None:
+    if not score.details.get("proof"):
+        return None
+    return {**card, "details": {**card["details"], "proof": score.details["proof"]}}
 
 
 def _rescored(card: Card, score: Score) -> Card:
@@ -94,16 +123,3 @@ def _rescored(card: Card, score: Score) -> Card:
         "packed_bpb": score.bpb,
         "tax_bpb": score.bpb - card["float_bpb"],
     }
-
-
-def _kind(summary: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes two scores measurements of the same thing."""
-    details = summary["details"]
-    return (
-        summary["mode"],
-        summary["data_sha256"],
-        details.get("split"),
-        details.get("context"),
-        details.get("stride"),
-        details.get("adaptation"),
-    )

@@ -81,6 +81,7 @@ def _architecture(recipe: Recipe, plan: Plan) -> list[dict[str, Any]]:
     mixers: dict[str, int] = {}
     for layer in plan.layers:
         mixers[layer.mixer] = mixers.get(layer.mixer, 0) + 1
+    windows = [layer.span - 1 for layer in plan.layers if layer.mixer == "window"]
     rope = model.attention.rope
     heads = {
         "name": "grouped-query attention",
@@ -88,7 +89,9 @@ def _architecture(recipe: Recipe, plan: Plan) -> list[dict[str, Any]]:
         "kv_heads": model.attention.kv_heads,
     }
     found: list[dict[str, Any]] = [
-        {"name": f"{mixer} layers", "count": count} for mixer, count in sorted(mixers.items())
+        {"name": f"{mixer} layers", "count": count}
+        | ({"windows": windows} if mixer == "window" else {})
+        for mixer, count in sorted(mixers.items())
     ]
     if any(layer.span for layer in plan.layers):
         found += [

@@ -2,7 +2,7 @@
 two are kept.
 
 `model.safetensors` holds the weights to export (any command reads it), `trainer.safetensors` the
-flat buffers and `trainer.json` the numbers that continue the run bit for bit, with the hashes of
+flat buffers and `trainer.json` the counters that continue the run bit for bit, with the hashes of
 both files and of itself.
 """
 
@@ -25,13 +25,13 @@ from niblick.errors import NiblickError, TrainingError
 from niblick.recipe import Recipe
 from niblick.text.tokenizer import Tokenizer
 
-MODEL, TRAINER, NUMBERS = "model.safetensors", "trainer.safetensors", "trainer.json"
+MODEL, TRAINER, STATE = "model.safetensors", "trainer.safetensors", "trainer.json"
 KEPT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Numbers:
-    """The scalars of a run between two steps."""
+class TrainerState:
+    """The counters of a run between two steps."""
 
     step: int
     tokens: int
@@ -53,7 +53,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def write_checkpoint(
     folder: Path,
-    numbers: Numbers,
+    state: TrainerState,
     buffers: dict[str, Tensor],
     exported: dict[str, Tensor],
     recipe: Recipe,
@@ -62,17 +62,17 @@ def write_checkpoint(
     """Write `folder`/step-N whole or not at all, then drop all but the newest two; `TrainingError`
     on failure.
     """
-    final = folder / f"step-{numbers.step:08d}"
+    final = folder / f"step-{state.step:08d}"
     temporary = folder / f".{final.name}.writing"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        meta = {"step": numbers.step, "tokens": numbers.tokens, "seconds": numbers.seconds}
+        meta = {"step": state.step, "tokens": state.tokens, "seconds": state.seconds}
         save_checkpoint(
             temporary / MODEL, tensors=exported, recipe=recipe, tokenizer=tokenizer, meta=meta
         )
         save_file(buffers, temporary / TRAINER)
-        _write_numbers(temporary, numbers)
+        _write_state(temporary, state)
         _sync(temporary)
         if final.exists():
             shutil.rmtree(final)
@@ -88,21 +88,21 @@ def write_checkpoint(
     return final
 
 
-def read_checkpoint(folder: Path) -> tuple[Numbers, dict[str, Tensor]]:
-    """Numbers and buffers of one checkpoint, verified by hash; `TrainingError` naming the one
+def read_checkpoint(folder: Path) -> tuple[TrainerState, dict[str, Tensor]]:
+    """State and buffers of one checkpoint, verified by hash; `TrainingError` naming the one
     before it.
     """
     try:
-        document: dict[str, Any] = json.loads((folder / NUMBERS).read_text("utf-8"))
+        document: dict[str, Any] = json.loads((folder / STATE).read_text("utf-8"))
         hashes = document.pop("sha256")
         found = {name: _sha256(folder / name) for name in (MODEL, TRAINER)} | {
-            NUMBERS: _digest(document)
+            STATE: _digest(document)
         }
         for name, digest in found.items():
             if hashes[name] != digest:
                 raise TrainingError(f"{name} does not match its hash")
         document["validations"] = [(int(step), float(bpb)) for step, bpb in document["validations"]]
-        return Numbers(**document), load_file(folder / TRAINER)
+        return TrainerState(**document), load_file(folder / TRAINER)
     except (
         OSError,
         ValueError,
@@ -117,12 +117,12 @@ def read_checkpoint(folder: Path) -> tuple[Numbers, dict[str, Tensor]]:
         ) from None
 
 
-def _write_numbers(folder: Path, numbers: Numbers) -> None:
-    document = asdict(numbers)
+def _write_state(folder: Path, state: TrainerState) -> None:
+    document = asdict(state)
     hashes = {name: _sha256(folder / name) for name in (MODEL, TRAINER)} | {
-        NUMBERS: _digest(document)
+        STATE: _digest(document)
     }
-    (folder / NUMBERS).write_text(
+    (folder / STATE).write_text(
         json.dumps({**document, "sha256": hashes}, indent=1) + "\n", "utf-8"
     )
 

@@ -1,21 +1,87 @@
 """The run directory: recipe.toml, environment.json, metrics.jsonl and checkpoints/ (design.md,
 "Interfaces").
 
-Guarantees: files appear whole; on resuming, metrics hold no line from beyond the checkpoint; an
-error in writing names the file and leaves earlier checkpoints alone.
+Guarantees: one writer at a time (`claimed`); files appear whole; on resuming, metrics hold no line
+from beyond the checkpoint; an error in writing names the file and leaves earlier checkpoints alone.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
 from niblick.errors import TrainingError
-from niblick.files import write_atomically
+from niblick.files import locked, write_atomically
 from niblick.recipe import Recipe, recipe_to_toml
+
+LOCK_FILE = ".lock"
+_held: set[tuple[int, Path]] = set()
+
+
+def claimed(path: Path) -> AbstractContextManager[Path]:
+    """Be the only one who writes into the run directory `path` for the block; it is created where
+    it is missing, and removed again where the block fails and leaves it empty.
+
+    `TrainingError` at once where another process, or another thread, is the writer; a thread that
+    is may claim again. What a process that died had claimed is free.
+    """
+    return _claimed(path, created=False)
+
+
+def claimed_new(parent: Path, name: str) -> AbstractContextManager[Path]:
+    """Create and claim the first of NAME-1, NAME-2, ... that is free in `parent`; two processes
+    that do so together get two.
+    """
+    places = (parent / f"{name}-{number}" for number in count(1))
+    return _claimed(next(path for path in places if _created(path)), created=True)
+
+
+@contextmanager
+def _claimed(path: Path, *, created: bool) -> Iterator[Path]:
+    key = threading.get_ident(), path.resolve()
+    if key in _held:
+        yield path
+        return
+    created = _created(path) or created
+    with ExitStack() as lock:
+        with explained(path):
+            try:
+                lock.enter_context(locked(path / LOCK_FILE, wait=False))
+            except BlockingIOError:
+                raise TrainingError(
+                    f"{str(path)!r} is in use: another process trains or packs there; wait for it"
+                    " to end, or choose another --out"
+                ) from None
+        _held.add(key)
+        try:
+            yield path
+        except BaseException:
+            if created:
+                _remove_empty(path)
+            raise
+        finally:
+            _held.remove(key)
+
+
+def _created(path: Path) -> bool:
+    with explained(path):
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            return False
+    return True
+
+
+def _remove_empty(path: Path) -> None:
+    with suppress(OSError):
+        if [entry.name for entry in path.iterdir()] == [LOCK_FILE]:
+            (path / LOCK_FILE).unlink()
+            path.rmdir()
 
 
 class RunFolder:

@@ -20,10 +20,10 @@ from niblick.compression import rounding_specs
 from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
 from niblick.model import LanguageModel
-from niblick.optim import Layout, Moment, Optimizer, make_averager
-from niblick.recipe import Recipe
+from niblick.optim import Layout, Optimizers, TrainingPosition, make_averager
+from niblick.recipe import Recipe, stored_values
 from niblick.runtime import World, choose_precision
-from niblick.training.checkpoint import Numbers, write_checkpoint
+from niblick.training.checkpoint import TrainerState, write_checkpoint
 from niblick.training.device import DeviceFeeder
 from niblick.training.distributed import sum_over
 from niblick.training.pipeline import Pipeline
@@ -43,23 +43,23 @@ class RunState:
         *,
         world: World,
         device: str,
-        saved: tuple[Numbers, dict[str, Tensor]] | None = None,
+        saved: tuple[TrainerState, dict[str, Tensor]] | None = None,
     ) -> None:
         self.recipe, self.dataset, self.device = recipe, dataset, device
         self.precision = choose_precision(recipe.training.precision, device)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.model = LanguageModel(recipe.model, seed=recipe.seed).to(device)
-        self.layout = Layout(self.model.plan.parameters)
+        self.layout = Layout(self.model.plan.parameters, recipe.training)
         specs = rounding_specs(recipe, self.model.plan, refuse=saved is None)
         self.weights = Weights(self.model, self.layout, dtype=dtype, specs=specs)
-        self.optimizer = Optimizer(
+        self.optimizer = Optimizers(
             self.layout,
             self.weights.master,
-            muon=recipe.training.muon,
-            adam=recipe.training.adam,
+            recipe.training,
             dtype=dtype,
-            share=(world.rank, world.size),
-            gather=partial(sum_over, world) if world.size > 1 else None,
+            rank=world.rank,
+            world_size=world.size,
+            all_reduce=partial(sum_over, world) if world.size > 1 else None,
         )
         self.averager = make_averager(recipe.training.averaging, self.weights.master)
         self.step = self.tokens = 0
@@ -73,10 +73,15 @@ class RunState:
         self.feeder = DeviceFeeder(self.pipeline, device)
 
     @property
-    def moment(self) -> Moment:
+    def rounds(self) -> bool:
+        """Whether late QAT is part of this run: the codec must be able to share its rounding."""
+        return bool(self.weights.specs)
+
+    @property
+    def position(self) -> TrainingPosition:
         """Where the run stands, for the schedule."""
         step_seconds = median(self.step_times) if self.step_times else 0.0
-        return Moment(
+        return TrainingPosition(
             step=self.step, tokens=self.tokens, seconds=self.seconds, step_seconds=step_seconds
         )
 
@@ -94,11 +99,11 @@ class RunState:
 
     def capture(self, folder: Path) -> Path:
         """Write a checkpoint of this state below `folder`; its path."""
-        numbers = Numbers(
+        saved = TrainerState(
             step=self.step,
             tokens=self.tokens,
             seconds=self.seconds,
-            step_seconds=self.moment.step_seconds,
+            step_seconds=self.position.step_seconds,
             rounding=self.rounding,
             average_count=self.averager.count if self.averager else 0,
             average_sample=self.averager.last_sample if self.averager else -1,
@@ -107,35 +112,37 @@ class RunState:
             recipe=_fingerprint(self.recipe),
             validations=self.validations,
         )
-        buffers = {name: tensor.cpu() for name, tensor in self._buffers().items()}
+        tensors = self._own_buffers() | self.optimizer.tensors()
+        buffers = {name: tensor.cpu() for name, tensor in tensors.items()}
         return write_checkpoint(
-            folder, numbers, buffers, self.exported(), self.recipe, self.dataset.tokenizer
+            folder, saved, buffers, self.exported(), self.recipe, self.dataset.tokenizer
         )
 
-    def _buffers(self) -> dict[str, Tensor]:
-        found = {"master": self.weights.master, **self.optimizer.tensors()}
+    def _own_buffers(self) -> dict[str, Tensor]:
+        found = {"master": self.weights.master}
         if self.averager:
             found["average"] = self.averager.average
         return found
 
     @torch.no_grad()
-    def _restore(self, numbers: Numbers, buffers: dict[str, Tensor]) -> None:
-        if (numbers.layout, numbers.recipe) != (self.layout.fingerprint, _fingerprint(self.recipe)):
+    def _restore(self, saved: TrainerState, buffers: dict[str, Tensor]) -> None:
+        if (saved.layout, saved.recipe) != (self.layout.fingerprint, _fingerprint(self.recipe)):
             raise TrainingError(
-                f"the checkpoint of step {numbers.step} was trained with another recipe than the"
+                f"the checkpoint of step {saved.step} was trained with another recipe than the"
                 " one given; resume with the run's own recipe.toml"
             )
-        for name, target in self._buffers().items():
+        for name, target in self._own_buffers().items():
             target.copy_(buffers[name])
-        self.optimizer.steps = self.step = numbers.step
-        self.tokens, self.seconds, self.rounding = numbers.tokens, numbers.seconds, numbers.rounding
-        self.validations = list(numbers.validations)
-        if numbers.step_seconds:
-            self.step_times.append(numbers.step_seconds)
+        self.optimizer.load(buffers, saved.step)
+        self.step = saved.step
+        self.tokens, self.seconds, self.rounding = saved.tokens, saved.seconds, saved.rounding
+        self.validations = list(saved.validations)
+        if saved.step_seconds:
+            self.step_times.append(saved.step_seconds)
         if self.averager:
             self.averager.count, self.averager.last_sample = (
-                numbers.average_count,
-                numbers.average_sample,
+                saved.average_count,
+                saved.average_sample,
             )
 
 
@@ -167,7 +174,7 @@ def _pipeline(
 
 def _fingerprint(recipe: Recipe) -> str:
     """Hash of what must not change between a checkpoint and its continuation."""
-    values = recipe.model_dump(mode="json")
+    values = stored_values(recipe)
     free = ("duration", "checkpoint_every", "threads", "compile", "compile_warmup_steps")
     kept = {
         "seed": values["seed"],

@@ -9,6 +9,7 @@ with a checkpoint written.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import isfinite
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
-from niblick.objective import LN2, training_loss
+from niblick.objective import training_loss
 from niblick.optim import Schedule
 from niblick.recipe import Recipe
 from niblick.runtime import (
@@ -26,6 +27,8 @@ from niblick.runtime import (
     describe_environment,
     keep_freed_memory,
     process_group,
+    return_freed_memory,
+    settle_threads,
 )
 from niblick.training.checkpoint import list_checkpoints, read_checkpoint
 from niblick.training.compile import CompiledLoss
@@ -33,10 +36,10 @@ from niblick.training.distributed import agree, mean_over
 from niblick.training.dropout import Dropout
 from niblick.training.interrupts import StopFlag, stop_on_signals
 from niblick.training.progress import Clock, Progress, TrainResult
-from niblick.training.run_folder import RunFolder
+from niblick.training.run_folder import RunFolder, claimed
 from niblick.training.state import RunState
 from niblick.training.validation import make_validator
-from niblick.units import Duration
+from niblick.units import LN2, Duration
 
 Report = Callable[[Progress], None]
 
@@ -49,24 +52,31 @@ def train(
     world: World,
     resume: bool = False,
     on_progress: Report | None = None,
+    spent: float = 0.0,
+    reserve: float = 0.0,
 ) -> TrainResult:
     """Train `recipe` on `dataset` in the run directory `out`; with `resume` from its newest
     checkpoint.
 
-    `on_progress` is called in the main process only. Raises `TrainingError` or `DataError` where
-    the run cannot start or go on; checkpoints written before stay intact.
+    `spent` seconds of training time were used before the call, and `reserve` are kept for what
+    reads training text after it. `on_progress` is called in the main process only. Raises
+    `TrainingError` or `DataError` where the run cannot start or go on, as when another process
+    writes into `out`; checkpoints written before stay intact.
     """
     _check(recipe, dataset)
-    if recipe.training.threads:
-        torch.set_num_threads(recipe.training.threads)
+    settle_threads(recipe.training.threads)
     keep_freed_memory()
     folder = RunFolder(Path(out))
-    if resume:
-        folder.check_resumable()
-    elif world.is_main:
-        folder.begin(recipe, describe_environment())
     device = choose_device(world)
-    with process_group(world, device), stop_on_signals() as flag:
+    with (
+        claimed(folder.path) if world.is_main else nullcontext(),
+        process_group(world, device),
+        stop_on_signals() as flag,
+    ):
+        if resume:
+            folder.check_resumable()
+        elif world.is_main:
+            folder.begin(recipe, describe_environment())
         loop = Loop(
             recipe,
             dataset,
@@ -76,6 +86,8 @@ def train(
             flag=flag,
             resume=resume,
             report=on_progress,
+            spent=spent,
+            reserve=reserve,
         )
         try:
             return loop.run()
@@ -107,6 +119,8 @@ class Loop:
         flag: StopFlag,
         resume: bool,
         report: Report | None,
+        spent: float,
+        reserve: float,
     ) -> None:
         self.recipe, self.folder, self.world, self.device = recipe, folder, world, device
         self.flag, self.report, self.stop = flag, report if world.is_main else None, False
@@ -121,11 +135,13 @@ class Loop:
         )
         if resume and world.is_main:
             folder.rewind(self.state.step)
-        self.schedule = Schedule(recipe.training)
+        self.schedule = Schedule(recipe.training, reserve)
         self.validator = make_validator(recipe, dataset, world=world, device=device)
         self.observe_every = 1 if device == "cpu" else 10  # reading a loss waits for the device
         self.bytes_per_token = 0.0
+        self.state.seconds += spent
         self.clock = Clock(self.state.seconds)
+        self.validation_seconds = 0.0
         self.dropout = Dropout(recipe, world, device)
         self.loss = CompiledLoss(training_loss, self.state.model, recipe.training.compile, device)
         self.state.optimizer.use(self.loss.kernels)
@@ -138,7 +154,7 @@ class Loop:
         if not self._finished():
             self._warm_up()
         while not self._over():
-            before = self.schedule.spent(self.state.moment)
+            before = self.schedule.spent(self.state.position)
             loss = self._step()
             self._look_at_clock()
             if self.state.step % self.observe_every == 0 or self._finished():
@@ -158,11 +174,13 @@ class Loop:
         return self._finished() or self.stop
 
     def _finished(self) -> bool:
-        state, training = self.state, self.recipe.training
-        if self.schedule.spent(state.moment) < 1:
+        state = self.state
+        at = state.position
+        over = self.schedule.spent(at) >= 1 or not self.schedule.fits(at, at.step_seconds / 2)
+        if not over:
             return False
         averaged = state.averager is None or state.averager.count > 0
-        return averaged and (state.rounding or not training.qat.enabled)
+        return averaged and (state.rounding or not state.rounds)
 
     def _look_at_clock(self) -> None:
         """Agree on the time and on stopping, and measure the time of the steps since the last
@@ -181,17 +199,17 @@ class Loop:
     def _step(self) -> Tensor:
         """One optimizer step; the mean next-token nll (0-dimensional, on the device)."""
         state, training = self.state, self.recipe.training
-        moment = state.moment
-        state.rounding = state.rounding or self.schedule.rounds(moment)
+        at = state.position
+        state.rounding = state.rounding or (state.rounds and self.schedule.rounds(at))
         state.weights.refresh(rounded=state.rounding)
         loss = self._accumulate(*state.feeder.next())
         mean_over(self.world, state.optimizer.gradients)
         state.optimizer.clip(training.clip)
-        state.optimizer.step(self.schedule.multiplier(moment), self.schedule.momentum(moment))
+        state.optimizer.step(self.schedule.multiplier(at), self.schedule.momentum(at))
         state.step += 1
         state.tokens += training.batch_tokens
         if state.averager:
-            remaining, last = self.schedule.remaining(moment), self.schedule.is_last(moment)
+            remaining, last = self.schedule.remaining(at), self.schedule.is_last(at)
             state.averager.update(
                 state.weights.master, step=state.step, remaining=remaining, last=last
             )
@@ -264,8 +282,8 @@ class Loop:
                 self.report(progress)
 
     def _progress(self, loss: float, validation: float | None = None) -> Progress:
-        state, moment = self.state, self.state.moment
-        spent, seconds = min(1.0, self.schedule.spent(moment)), moment.step_seconds
+        state, at = self.state, self.state.position
+        spent, seconds = min(1.0, self.schedule.spent(at)), at.step_seconds
         return Progress(
             step=state.step,
             fraction=spent,
@@ -273,7 +291,7 @@ class Loop:
             tokens=state.tokens,
             loss=loss,
             bpb=loss / LN2 / (self.bytes_per_token or 1.0),
-            multiplier=self.schedule.multiplier(moment),
+            multiplier=self.schedule.multiplier(at),
             tokens_per_second=self.recipe.training.batch_tokens / seconds if seconds else 0.0,
             seconds_left=self.clock.seconds * (1 - spent) / spent if spent else 0.0,
             rounding=state.rounding,
@@ -292,15 +310,18 @@ class Loop:
         ):
             return
         every, state = self.recipe.training.validation.every, self.state
-        spent = min(1.0, self.schedule.spent(state.moment))
+        spent = min(1.0, self.schedule.spent(state.position))
         if int(spent / every + 1e-9) == int(before / every + 1e-9) and not self._finished():
             return
-        self.loss.rest()
+        if not self.schedule.fits(state.position, self.validation_seconds):
+            return
+        began = self.clock.seconds
+        return_freed_memory()
         state.weights.refresh(state.exportable, rounded=state.rounding)
         bpb = self.validator.bpb(state.model)
         state.weights.refresh(rounded=state.rounding)
         state.validations.append((state.step, bpb))
-        self.mark = None
+        self.mark, self.validation_seconds = None, self.clock.seconds - began
         if self.world.is_main:
             self.folder.log(
                 {"step": state.step, "seconds": round(self.clock.seconds, 3), "validation_bpb": bpb}

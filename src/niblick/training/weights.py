@@ -10,6 +10,8 @@ master, which is the straight-through estimator.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ from niblick.compression import RoundingSpec, round_trip
 from niblick.model import LanguageModel
 from niblick.model.kernels import Kernels
 from niblick.model.kernels.library import DTYPES
-from niblick.optim import Group, Layout
+from niblick.optim import LOW_PRECISION, Layout
 
 
 class Weights:
@@ -35,30 +37,43 @@ class Weights:
         self.layout, self.specs = layout, dict(specs)
         self.parameters = [dict(model.named_parameters())[slot.name] for slot in layout.slots]
         self.master = torch.cat([p.detach().float().reshape(-1) for p in self.parameters])
-        split = layout.segment(Group.MUON).stop
-        self._low = torch.empty(split, dtype=dtype, device=self.master.device)
-        self._high = torch.empty(layout.total - split, device=self.master.device)
+        low = [slot.role in LOW_PRECISION for slot in layout.slots]
+        size = sum(slot.size for slot, is_low in zip(layout.slots, low, strict=True) if is_low)
+        self._low = torch.empty(size, dtype=dtype, device=self.master.device)
+        self._high = torch.empty(layout.total - size, device=self.master.device)
+        self._runs: list[tuple[Tensor, slice]] = []
         self._views: list[Tensor] = []
         self._kernels: Kernels | None = None
         self._places = torch.tensor(
             [[slot.start for slot in layout.slots], [slot.size for slot in layout.slots]]
         )
-        for slot, parameter in zip(layout.slots, self.parameters, strict=True):
-            matrix = slot.group is Group.MUON
-            view = slot.view(self._low) if matrix else slot.view(self._high, offset=split)
-            parameter.data = view
-            self._views.append(view)
+        self._lay_out(low)
         self.refresh()
+
+    def _lay_out(self, low: list[bool]) -> None:
+        """Point every parameter into the copy of its precision; neighbours are copied as one."""
+        used = {True: 0, False: 0}
+        for is_low, run in groupby(
+            zip(low, self.layout.slots, self.parameters, strict=True), key=itemgetter(0)
+        ):
+            members = list(run)
+            first, last = members[0][1], members[-1][1]
+            part = slice(first.start, last.start + last.size)
+            start = used[is_low]
+            used[is_low] += part.stop - part.start
+            copy = (self._low if is_low else self._high)[start : used[is_low]]
+            self._runs.append((copy, part))
+            for _, slot, parameter in members:
+                at = slot.start - part.start
+                parameter.data = copy[at : at + slot.size].view(slot.shape)
+                self._views.append(parameter.data)
 
     @torch.no_grad()
     def refresh(self, source: Tensor | None = None, *, rounded: bool = False) -> None:
-        """Rewrite the copies from `source` (flat; the masters if None), rounded as the export
-        rounds them.
-        """
+        """Rewrite the copies from `source` (flat; the masters if None), rounded as by the codec."""
         flat = self.master if source is None else source
-        split = self._low.numel()
-        self._low.copy_(flat[:split])
-        self._high.copy_(flat[split:])
+        for copy, part in self._runs:
+            copy.copy_(flat[part])
         if not rounded:
             return
         for slot, view in zip(self.layout.slots, self._views, strict=True):
