@@ -105,7 +105,7 @@ def _measured(
 ) -> dict[str, Any]:
     """What a codec that needs calibration is given: sensitivities, and how a tax is measured."""
     model = build_model(recipe, tensors)
-    batches = calibration or Calibration(self_generated(model, seed=recipe.seed))
+    batches = calibration or self_generated(model, seed=recipe.seed)
     measured: dict[str, Any] = {"sensitivities": measure(model, batches, seed=recipe.seed)}
     if target_tax is not None and batches.bytes_per_token is not None:
         measured["tax"] = _tax(model, batches, batches.bytes_per_token)
