@@ -22,10 +22,19 @@ from niblick.model.equations import Equations
 from niblick.model.kernels import Kernels, load_kernels, use_kernels
 from niblick.model.kernels.attention import WIDTHS
 from niblick.objective import training_loss
-from niblick.optim import Layout, Muon, Optimizer, Stack, newton_schulz
+from niblick.optim import (
+    Group,
+    Layout,
+    Muon,
+    Optimizers,
+    ParameterGroup,
+    Stack,
+    Update,
+    newton_schulz,
+)
 from niblick.plan import make_plan
 from niblick.recipe import load_recipe
-from niblick.recipe.schema import AdamRecipe, MuonRecipe
+from niblick.recipe.schema import AdamRecipe, MuonRecipe, TrainingRecipe
 from niblick.scoring.options import Adaptation
 from niblick.training.weights import Weights
 from property.plans import VOCAB, model_recipes, scattered
@@ -463,9 +472,7 @@ def test_ids_outside_a_table_are_refused(kernels: Kernels, used: bool) -> None:
 def test_a_gradient_that_is_not_a_number_spoils_all_weights(kernels: Kernels, used: bool) -> None:
     layout = Layout(make_plan(load_recipe("token-shift-small").model).parameters)
     weights = torch.zeros(layout.total)
-    optimizer = Optimizer(
-        layout, weights, muon=MuonRecipe(), adam=AdamRecipe(), dtype=torch.float32
-    )
+    optimizer = Optimizers(layout, weights, TrainingRecipe(), dtype=torch.float32)
     optimizer.use(kernels if used else None)
     optimizer.gradients.fill_(1.0)[-1] = float("nan")
     optimizer.clip(1.0)
@@ -494,12 +501,14 @@ def test_muon_updates(kernels: Kernels, count: int, rows: int, columns: int, ste
     (x,) = _draw((count, rows, columns), dtype=torch.float32)
     stack = Stack(0, count, rows, columns)
     found = []
+    recipe = MuonRecipe(lr=1.0, weight_decay=0.0, nesterov=False, newton_schulz_steps=steps)
+    group = ParameterGroup(
+        group=Group.MATRIX, stacks=(stack,), size=x.numel(), dtype=torch.bfloat16
+    )
     for used in (None, kernels):
-        muon = Muon([stack], nesterov=False, steps=steps, dtype=torch.bfloat16)
-        muon.kernels, weights = used, torch.zeros(x.numel())
-        muon.step(
-            weights, x.flatten().clone(), torch.zeros_like(weights), lr=1.0, beta=0.0, decay=0.0
-        )
+        muon, weights = Muon(group, TrainingRecipe(muon=recipe)), torch.zeros(x.numel())
+        muon.use(used)
+        muon.update(weights, x.flatten().clone(), Update(step=1, multiplier=1.0, momentum=0.0))
         found.append(weights)
     assert float(found[0].norm()) > 0
     exact = newton_schulz(x, steps, torch.float32).flatten() * -(max(1.0, rows / columns) ** 0.5)
@@ -522,13 +531,8 @@ def test_optimizer_steps(kernels: Kernels, steps: int, decay: float, limit: floa
     gradients = [torch.randn(layout.total, generator=generator) for _ in range(steps)]
     for used in (None, kernels):
         weights = start.clone()
-        optimizer = Optimizer(
-            layout,
-            weights,
-            muon=MuonRecipe(),
-            adam=AdamRecipe(weight_decay=decay),
-            dtype=torch.float32,
-        )
+        training = TrainingRecipe(adam=AdamRecipe(weight_decay=decay))
+        optimizer = Optimizers(layout, weights, training, dtype=torch.float32)
         optimizer.use(used)
         for gradient in gradients:
             optimizer.gradients.copy_(gradient)

@@ -36,7 +36,8 @@ def power_of_two(quarters: int) -> float:
 
 def powers(quarters: NDArray[np.int64]) -> NDArray[np.float64]:
     """`power_of_two` of every element."""
-    return _each(power_of_two, quarters, np.float64)
+    found: NDArray[np.float64] = _each(power_of_two, quarters, np.float64)
+    return found
 
 
 def _each(function: Callable[[int], Any], quarters: NDArray[np.int64], kind: type) -> Any:
@@ -57,7 +58,8 @@ def fixed_power(quarters: int, digits: int) -> int:
 
 def fixed_powers(quarters: NDArray[np.int64], digits: int) -> NDArray[np.int64]:
     """`fixed_power` of every element."""
-    return _each(lambda value: fixed_power(value, digits), quarters, np.int64)
+    found: NDArray[np.int64] = _each(lambda value: fixed_power(value, digits), quarters, np.int64)
+    return found
 
 
 def prior(mean: int, limit: int, weight: int) -> NDArray[np.int64]:
