@@ -15,15 +15,18 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import sentencepiece
 from numpy.typing import NDArray
 
 from niblick.errors import DataError
 from niblick.text import spmodel
 from niblick.text.bytetable import ByteTable
 from niblick.text.spmodel import SPACE, Piece, SentencePieceModel
+
+if TYPE_CHECKING:
+    import sentencepiece
 
 Tokens = NDArray[np.uint16]
 CHALLENGE = "fineweb-1024"
@@ -268,6 +271,8 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    import sentencepiece
+
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
