@@ -12,15 +12,16 @@ import sys
 from importlib import import_module
 from typing import Annotated, Any
 
-import typer
-import typer.main
-from typer.core import TyperGroup
-
 from niblick import __version__
 from niblick.cli.imports import importing
 from niblick.errors import NiblickError
 from niblick.registry import load_plugin
 from niblick.runtime import LAB, lab_message
+
+with importing():
+    import typer
+    import typer.main
+    from typer.core import TyperGroup
 
 # name -> (module:function or module:app, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import sentencepiece
 from numpy.typing import NDArray
 
 from niblick.errors import DataError
@@ -25,6 +25,9 @@ from niblick.registry import Registry
 from niblick.text import spmodel
 from niblick.text.bytetable import ByteTable
 from niblick.text.spmodel import SPACE, Piece, SentencePieceModel
+
+if TYPE_CHECKING:
+    import sentencepiece
 
 Tokens = NDArray[np.uint16]
 CHALLENGE = "fineweb-1024"
@@ -285,6 +288,8 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    import sentencepiece
+
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
