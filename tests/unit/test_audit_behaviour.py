@@ -4,13 +4,15 @@ own run.
 
 from __future__ import annotations
 
+import json
 import textwrap
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from niblick.audit.behaviour import behaviour
-from niblick.audit.submission import read_submission
+import pytest
+
+from niblick.audit.behaviour import behaviour, findings_from
+from niblick.audit.sandbox import Bundle
+from niblick.audit.smoke import Program
 from niblick.audit.types import Finding, Severity, Span
 from niblick.audit.verdict import decide
 
@@ -108,7 +110,7 @@ ORDERS = """
 """
 
 
-def seen(folder: Path, mix: str, *evaluations: str) -> dict[str, Finding]:
+def seen(mix: str, *evaluations: str) -> dict[str, Finding]:
     """Findings of a program whose main calls `evaluations`, by rule and first word of the
     evidence.
     """
@@ -118,15 +120,15 @@ def seen(folder: Path, mix: str, *evaluations: str) -> dict[str, Finding]:
         + textwrap.dedent(mix)
         + textwrap.dedent(ORDERS.replace("EVALS", calls))
     )
-    (folder / "train_gpt.py").write_text(program)
-    found = behaviour(read_submission(folder), trust=True)
+    about = Program(script="train_gpt.py", text=program)
+    found = behaviour(about, Bundle({"train_gpt.py": program.encode()}), trust=True)
     return {f"{finding.rule} {finding.evidence.split()[0]}": finding for finding in found}
 
 
-def test_orders_of_scoring_and_learning_are_told_apart(tmp_path: Path) -> None:
-    found = seen(tmp_path, CAUSAL, "eval_score_then_train", "eval_train_then_score", "eval_delta")
+def test_orders_of_scoring_and_learning_are_told_apart() -> None:
+    found = seen(CAUSAL, "eval_score_then_train", "eval_train_then_score", "eval_delta")
     legal = found["dynamic-order eval_score_then_train()"]
-    assert (legal.severity, legal.verdict) == (Severity.INFO, "clean_ttt_score_first")
+    assert (legal.severity, legal.verdict) == (Severity.INFO, None)
     for name, verdict in (
         ("eval_train_then_score()", "flag_prequant_ttt"),
         ("eval_delta()", "flag_slot"),
@@ -140,12 +142,12 @@ def test_orders_of_scoring_and_learning_are_told_apart(tmp_path: Path) -> None:
     assert all(finding.source == "dynamic" for finding in found.values())
 
 
-def test_a_model_that_looks_ahead_is_a_breach(tmp_path: Path) -> None:
-    finding = seen(tmp_path, LEAKING)["dynamic-causality changing"]
+def test_a_model_that_looks_ahead_is_a_breach() -> None:
+    finding = seen(LEAKING)["dynamic-causality changing"]
     assert (finding.severity, finding.verdict) == (Severity.BREACH, "flag_other")
 
 
-def test_an_order_that_was_seen_outranks_a_suspicion_about_the_same_function() -> None:
+def test_an_order_that_was_seen_clears_no_suspicion() -> None:
     common: dict[str, Any] = {"evidence": "e", "pointer": "p", "cure": "c"}
     suspicion = Finding(
         rule="train-before-score",
@@ -154,20 +156,26 @@ def test_an_order_that_was_seen_outranks_a_suspicion_about_the_same_function() -
         span=Span(file="train_gpt.py", start=12, end=14),
         **common,
     )
-    legal = Finding(
-        rule="dynamic-order",
-        severity=Severity.INFO,
-        verdict="clean_ttt_score_first",
-        span=Span(file="train_gpt.py", start=10, end=20),
-        source="dynamic",
-        **common,
-    )
-    elsewhere = replace(legal, span=Span(file="train_gpt.py", start=30, end=40))
-    assert decide([suspicion], None, understood=True)[0] == "hold_unclear"
-    assert decide([suspicion, elsewhere], None, understood=True)[0] == "hold_unclear"
-    assert decide([suspicion, legal], None, understood=True)[0] == "clean_ttt_score_first"
+    forged = {"function": "adapt", "line": 1, "end": 99, "reached": "yes", "counted": 9}
+    result = {"driven": [{**forged, "scoreable": 9, "late": 0, "learnt": 9}]}
+    seen = list(findings_from(result, Program(script="train_gpt.py")))
+    assert len(seen) == 1 and seen[0].verdict is None
+    assert decide([suspicion, *seen], None, understood=True)[0] == "hold_unclear"
 
 
-def test_a_script_without_a_model_gives_no_findings(tmp_path: Path) -> None:
-    (tmp_path / "train_gpt.py").write_text("x = 1\n")
-    assert behaviour(read_submission(tmp_path), trust=True) == ()
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"driven": [{"function": 3, "late": "x", "counted": 10**400, "returned": [10**400]}]},
+        {"driven": {"a": 1}, "probe": [], "attempts": {"x": 2}},
+        {"probe": {"future": float("nan"), "scale": -1, "line": [1]}, "attempts": [{}, None, 7]},
+    ],
+)
+def test_a_report_of_any_shape_gives_findings_that_can_be_shown(result: dict[str, Any]) -> None:
+    for finding in findings_from(json.loads(json.dumps(result)), Program(script="train_gpt.py")):
+        assert finding.verdict is None and isinstance(finding.evidence, str)
+
+
+def test_a_script_without_a_model_gives_no_findings() -> None:
+    bundle = Bundle({"train_gpt.py": b"x = 1\n"})
+    assert behaviour(Program(script="train_gpt.py", text="x = 1\n"), bundle, trust=True) == ()
