@@ -75,7 +75,9 @@ def audit(
 
 def _read(taken: Snapshot) -> Reading:
     """Reading in a child: behind walls where there are any; no code of the submission runs."""
-    arguments = {} if taken.script is None else {"script": taken.script}
+    arguments: dict[str, Any] = {"stage_seconds": READING.cpu_seconds / 3}
+    if taken.script is not None:
+        arguments["script"] = taken.script
     job = Job(task="read", arguments=arguments, bundle=taken.bundle, place=taken.place)
     outcome = run_in(detect(), job, READING)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,6 @@ from niblick.audit.review import Examined, StageError, broken, examine, plainly
 from niblick.audit.types import Submission
 
 T = TypeVar("T")
-_STAGE_SECONDS = 8.0
 _MOST_TEXT = 2_000_000
 
 
@@ -35,7 +35,8 @@ def run(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
     signal.signal(signal.SIGPROF, _overrun)
     seen, told = Examined(), -1
     try:
-        for seen in examine(Path(job["folder"]), job.get("script"), _bounded):
+        stage = partial(_bounded, job["stage_seconds"])
+        for seen in examine(Path(job["folder"]), job.get("script"), stage):
             if len(seen.findings) != told:
                 told = len(seen.findings)
                 tell(_plain(seen))
@@ -48,13 +49,13 @@ def _overrun(*_: Any) -> None:
     raise Overrun
 
 
-def _bounded(name: str, work: Callable[[], T]) -> T:
+def _bounded(seconds: float, name: str, work: Callable[[], T]) -> T:
     """A stage under its budget; the timer strikes again for code that swallows the first."""
-    signal.setitimer(signal.ITIMER_PROF, _STAGE_SECONDS, 0.5)
+    signal.setitimer(signal.ITIMER_PROF, seconds, 0.5)
     try:
         return plainly(name, work)
     except Overrun:
-        raise StageError(f"{name} took over {_STAGE_SECONDS:g} s of processor time") from None
+        raise StageError(f"{name} took over {seconds:g} s of processor time") from None
     except MemoryError:
         raise StageError(f"{name} took more memory than a review may") from None
     finally:
