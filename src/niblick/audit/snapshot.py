@@ -108,8 +108,10 @@ def take(path: Path, script: str | None = None) -> Snapshot:
     parts = Path(os.path.abspath(folder)).parts[-3:]
     taken.place = "/".join(re.sub(r"[^\w.-]|^\.+$", "_", part)[:100] for part in parts)
     taken.script = name
-    if script is None and name is not None and not (taken.readable or taken.left_out):
-        _leave(taken, name, "cannot be taken for a script", weighs=True)
+    if script is None and name is not None and not taken.readable:
+        known = [why for each, why, _ in taken.left_out if each == name]
+        taken.left_out = [each for each in taken.left_out if each[0] != name]
+        _leave(taken, name, *(known or ["cannot be taken for a script"]), weighs=True)
     if script is not None and script not in taken.bundle.sizes():
         scripts = [each for each in taken.bundle.sizes() if each.endswith(".py")]
         shown = ", ".join(sorted(scripts, key=lambda each: each.count("/"))[:8]) or "none"
