@@ -59,7 +59,7 @@ def audit(
             findings += seen
             if smoke.status == "SMOKE_TEST_PASS":
                 findings += behaviour(reading.program, taken.bundle, trust=trust)
-            findings += _other_parameters(reading.record, smoke)
+            findings += other_parameters(reading.record, smoke.parameters)
     finally:
         taken.bundle.close()
     verdict, recommendation = decide(findings, smoke, understood=reading.understood)
@@ -163,14 +163,18 @@ def _text(value: object) -> str:
     return value[:_LONGEST]
 
 
-def _other_parameters(record: dict[str, object], smoke: Smoke) -> Iterator[Finding]:
-    """Whether every log speaks of another number of parameters than the model that was built has:
-    the logs are then of other code or other settings.
+def other_parameters(record: dict[str, object], own: int | None) -> Iterator[Finding]:
+    """Whether every log and the claim speak of another number of parameters than the model that
+    was built has: the logs are then of other code or other settings.
     """
-    own, logs = smoke.parameters, record.get("logs")
-    listed = [log for log in logs if isinstance(log, dict)] if isinstance(logs, list) else []
-    said = {str(log.get("file")): log.get("parameters") for log in listed}
-    counts = {name: count for name, count in said.items() if isinstance(count, int) and count}
+    logs = record.get("logs")
+    said = {"submission.json": record.get("claimed_parameters")}
+    for log in logs if isinstance(logs, list) else ():
+        if isinstance(log, dict):
+            said[str(log.get("file"))] = log.get("parameters")
+    counts = {
+        name: count for name, count in said.items() if isinstance(count, int) and count > 10_000
+    }
     if own is None or not counts or any(abs(each - own) <= own * 0.002 for each in counts.values()):
         return
     name, count = next(iter(counts.items()))
