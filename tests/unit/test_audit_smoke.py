@@ -190,8 +190,9 @@ def test_a_script_that_breaks_a_limit_at_import_is_at_fault_and_held(
     assert decide(findings, seen, understood=True)[0] == "hold_unclear"
 
 
-def test_a_script_that_writes_to_the_result_channel_is_flagged() -> None:
-    seen, findings = run("import os\nos.write(198, b'{}\\n')\n")
+@pytest.mark.parametrize("said", ["{}", '{"number": 1, "ok": true}', '{"number": 1', "[]"])
+def test_a_script_that_writes_to_the_result_channel_is_flagged(said: str) -> None:
+    seen, findings = run(f"import os\nos.write(198, {said.encode()!r} + b'\\n')\n")
     assert (seen.status, seen.own_fault) == ("TAMPERED", True)
     assert decide(findings, seen, understood=True)[0] == "flag_other"
 
@@ -199,7 +200,7 @@ def test_a_script_that_writes_to_the_result_channel_is_flagged() -> None:
 def test_a_forged_pass_gains_nothing() -> None:
     forged = """
         import os
-        os.write(198, b'{"ok": true, "measured": {"parameters": 7}}\\n')
+        os.write(198, b'{"number": 1, "ok": true, "measured": {"parameters": 7}}\\n')
         os._exit(0)
     """
     seen, findings = run(forged)
@@ -227,9 +228,28 @@ def test_a_forged_pass_gains_nothing() -> None:
     ],
 )
 def test_a_report_of_any_shape_is_described(report: dict[str, Any]) -> None:
-    said = json.dumps(report)
+    said = json.dumps({**report, "number": 1})
     seen, _ = run(f"import os\nos.write(198, {said!r}.encode() + b'\\n')\nos._exit(0)\n")
     assert seen.status in {"IMPORT_FAIL", "ENVIRONMENT"} and seen.parameters is None
+
+
+def test_a_model_that_breaks_a_limit_when_it_is_probed_has_imported_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("niblick.audit.smoke._LIMITS", Limits(cpu_seconds=15))
+    trap = """
+        import torch
+        class Net(torch.nn.Module):
+            def forward(self, tokens):
+                while True:
+                    pass
+        vocab_size = 64
+        def main():
+            return Net()
+    """
+    seen, findings = run(trap)
+    assert seen.status == "SMOKE_TEST_PASS"
+    assert [(f.rule, f.verdict) for f in findings] == [("dynamic-unfinished", None)]
 
 
 def test_a_script_that_hands_over_to_another_program_is_not_at_fault() -> None:

@@ -39,7 +39,7 @@ def blame(readable: bool, outcome: Outcome, stood_in: list[str], declared: set[s
     """Decides from the worker's report, or from how the run ended where there is none; `readable`
     tells that the audit's own reader could parse the file as it is.
     """
-    if outcome.result is None or outcome.reason is not None or outcome.result.get("ok") is True:
+    if outcome.result is None or outcome.reason is not None:
         return _blame_end(outcome)
     if "harness" in outcome.result:
         last = str(outcome.result["harness"]).strip().rpartition("\n")[2]

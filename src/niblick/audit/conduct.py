@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from niblick.audit.behaviour import behaviour
 from niblick.audit.review import broken
 from niblick.audit.sandbox import Job, Limits, Outcome, detect
 from niblick.audit.sandbox.child import run_in
@@ -57,8 +56,6 @@ def audit(
         if run_code and reading.program is not None and reading.program.parses:
             smoke, seen = smoke_test(reading.program, taken.bundle, trust=trust)
             findings += seen
-            if smoke.status == "SMOKE_TEST_PASS":
-                findings += behaviour(reading.program, taken.bundle, trust=trust)
             findings += other_parameters(reading.record, smoke.parameters)
     finally:
         taken.bundle.close()

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from niblick.audit.behaviour import findings_from
 from niblick.audit.blame import VARIABLE, Blame, blame
 from niblick.audit.sandbox import Bundle, Job, Limits, Outcome, detect, run
 from niblick.audit.types import Finding, Severity, Smoke, Span
 
 _MOST_VARIABLES = 4
-_LIMITS = Limits(cpu_seconds=90)
+_LIMITS = Limits(cpu_seconds=120, memory_bytes=6_000_000_000)
 TAMPERED = "the script wrote to the reviewer's result channel"
 """What tampering is called, wherever it is seen."""
 BROKEN = {
@@ -49,7 +50,7 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
     declared: tuple[str, ...] = ()
 
-    def job(self, task: str, bundle: Bundle) -> Job:
+    def job(self, bundle: Bundle) -> Job:
         """The worker's orders."""
         arguments = {
             "script": self.script,
@@ -57,13 +58,15 @@ class Program:
             "declared": list(self.declared),
             "text": self.text,
         }
-        return Job(task=task, arguments=arguments, bundle=bundle)
+        return Job(task="smoke", arguments=arguments, bundle=bundle)
 
 
 def smoke_test(
     program: Program, bundle: Bundle, *, trust: bool = False
 ) -> tuple[Smoke, tuple[Finding, ...]]:
-    """Imports the script in the sandbox and describes what happened; findings are what weighs."""
+    """Imports the script in the sandbox, probes its model, and describes what happened; findings
+    are what weighs.
+    """
     unknown = Smoke(
         status="NOT_RUN",
         seconds=None,
@@ -84,7 +87,7 @@ def smoke_test(
         why = f"no isolation on this machine ({isolation.detail}); --trust runs it anyway"
         return replace(unknown, error=why), ()
     for _ in range(_MOST_VARIABLES):
-        outcome = run(program.job("smoke", bundle), trust=trust, limits=_LIMITS)
+        outcome = run(program.job(bundle), trust=trust, limits=_LIMITS)
         seen = _judge(program, outcome, unknown)
         missing = seen.missing or ""
         variable = missing.removeprefix(VARIABLE)
@@ -98,17 +101,18 @@ def smoke_test(
 def _judge(program: Program, outcome: Outcome, unknown: Smoke) -> Smoke:
     """The smoke test's record of one run; every number in it is the worker's word."""
     result = outcome.result or {}
+    imported = result.get("ok") is True  # what ends it later is not the import's fault
     said = result.get("measured")
     measured: dict[str, Any] = said if isinstance(said, dict) else {}
     stood_in = _texts(result.get("stood_in"))
     status, fault = "SMOKE_TEST_PASS", Blame(own=False, error="")
     if outcome.tampered:
         status, fault = "TAMPERED", Blame(own=True, error=TAMPERED, cure="remove that code")
-    elif broken_limit(outcome) is not None:
+    elif not imported and broken_limit(outcome) is not None:
         status = "BROKE_LIMIT"
         error = f"importing the script broke a limit: it {BROKEN[broken_limit(outcome) or '']}"
         fault = Blame(own=True, error=error, cure="keep work behind a __main__ guard")
-    elif result.get("ok") is not True or outcome.reason is not None or outcome.exit != 0:
+    elif not imported:
         plain = program.parses and not program.packed
         fault = blame(plain, _described(outcome), stood_in, set(program.declared))
         status = "IMPORT_FAIL" if fault.own else "ENVIRONMENT"
@@ -152,18 +156,22 @@ def _texts(listed: object) -> list[str]:
     return [str(each)[:100] for each in listed[:50]] if isinstance(listed, list) else []
 
 
-def _weighty(program: Program, outcome: Outcome, seen: Smoke) -> list[Finding]:
-    """What of an import decides something: tampering, and limits that were broken."""
+def _weighty(program: Program, outcome: Outcome, seen: Smoke) -> Iterator[Finding]:
+    """What a run showed beyond an import that goes well or fails."""
     if outcome.tampered:
-        rule, verdict = "dynamic-tampering", "flag_other"
-        return [dynamic_finding(program, rule, Severity.BREACH, TAMPERED, verdict)]
-    if seen.status == "BROKE_LIMIT":
+        yield _whole(program, "dynamic-tampering", Severity.BREACH, TAMPERED, "flag_other")
+    elif seen.status == "BROKE_LIMIT":
         said = f"{seen.error}; what it does cannot be seen"
-        return [dynamic_finding(program, "dynamic-limit", Severity.WARNING, said, "hold_unclear")]
-    return []
+        yield _whole(program, "dynamic-limit", Severity.WARNING, said, "hold_unclear")
+    elif outcome.result is not None:
+        yield from findings_from(outcome.result, program.script, packed=program.packed)
+        if seen.status == "SMOKE_TEST_PASS" and (outcome.reason is not None or outcome.exit != 0):
+            why = BROKEN.get(outcome.reason or "", "ends its process")
+            said = f"the model could not be probed: it {why}; the verdict rests on reading"
+            yield _whole(program, "dynamic-unfinished", Severity.INFO, said, None)
 
 
-def dynamic_finding(
+def _whole(
     program: Program, rule: str, severity: Severity, said: str, verdict: str | None
 ) -> Finding:
     """A finding about a run as a whole."""

@@ -135,7 +135,7 @@ def run_in(isolation: Isolation, job: Job, limits: Limits) -> Outcome:
             _end(process)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return _outcome(pump, isolation, several=job.task == "read")
+    return _outcome(pump, isolation)
 
 
 def stop_all() -> None:
@@ -258,12 +258,12 @@ class _Pump:
             self.stopped = "output"
 
 
-def _outcome(pump: _Pump, isolation: Isolation, *, several: bool) -> Outcome:
+def _outcome(pump: _Pump, isolation: Isolation) -> Outcome:
     try:
         control = json.loads(bytes(pump.control) or b"{}")
     except ValueError:
         control = {}
-    result, tampered = _reports(bytes(pump.result), several=several)
+    result, tampered = _last_report(bytes(pump.result))
     return Outcome(
         result=result,
         reason=pump.stopped or control.get("reason") or (None if "exit" in control else "sandbox"),
@@ -275,17 +275,16 @@ def _outcome(pump: _Pump, isolation: Isolation, *, several: bool) -> Outcome:
     )
 
 
-def _reports(data: bytes, *, several: bool) -> tuple[dict[str, Any] | None, bool]:
-    """The last report in `data`, and whether something is there that no worker writes; one cut
-    short, where several may come, is none.
+def _last_report(data: bytes) -> tuple[dict[str, Any] | None, bool]:
+    """The last of the numbered reports in `data`, and whether something is there that no worker
+    writes. One that is cut short at the end is none.
     """
-    *lines, rest = data.split(b"\n")
-    if (len(lines) > 1 or rest) and not several:
-        return None, True
-    for line in reversed(lines):
+    last = None
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try:
-            parsed = json.loads(line)
+            last = json.loads(line)
         except (ValueError, RecursionError):
             return None, True
-        return (parsed, False) if isinstance(parsed, dict) else (None, True)
-    return None, False
+        if not isinstance(last, dict) or last.pop("number", None) != number:
+            return None, True
+    return last, last is None and bool(data)
