@@ -231,9 +231,10 @@ def test_the_environment_of_the_caller_is_not_seen(monkeypatch: pytest.MonkeyPat
 def test_the_callers_home_and_files_are_not_there(tmp_path: Path) -> None:
     secret = tmp_path / "id_rsa"
     secret.write_text("very secret")
+    at_home = [str(Path.home() / name) for name in (".ssh", ".bashrc")]
     outcome = attack(f"""
         import os
-        for path in ({str(secret)!r}, {str(Path.home() / ".ssh")!r}, {str(Path.home() / ".bashrc")!r}, "/etc/shadow"):
+        for path in {[str(secret), *at_home, "/etc/shadow"]!r}:
             try:
                 print(path, os.listdir(path) if os.path.isdir(path) else open(path).read())
             except OSError as error:
@@ -249,7 +250,8 @@ def test_nothing_outside_the_scratch_folder_can_be_written(tmp_path: Path) -> No
     outcome = attack(f"""
         import os, sys
         open("inside", "w").write("fine")
-        for path in ({str(target)!r}, "/usr/evil", "/evil", "/etc/evil", os.path.dirname(os.__file__) + "/evil.py"):
+        packages = os.path.dirname(os.__file__)
+        for path in ({str(target)!r}, "/usr/evil", "/evil", "/etc/evil", packages + "/evil.py"):
             try:
                 open(path, "w").write("x")
                 print("WROTE", path)
@@ -431,7 +433,8 @@ def test_no_id_of_the_code_is_that_of_root() -> None:
 def test_a_path_in_any_script_becomes_read_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown = [tmp_path / name for name in ("josé", "два слова", "tab\there", "back\\slash", "plain")]
+    names = ("josé", "два слова", "tab\there", "back\\slash", "plain")
+    shown = [tmp_path / name for name in names]
     for folder in shown:
         folder.mkdir()
         folder.chmod(0o777)

@@ -35,7 +35,8 @@ MODEL = """
     torch.cuda.set_device(device)
     table = torch.arange(4, device=device).cuda()
     flash = get_kernel("somebody/flash-attn3")
-    out = flash.flash_attn_func(*(torch.ones(1, 4, 2, 8, device="cuda") for _ in range(3)), causal=True)
+    parts = (torch.ones(1, 4, 2, 8, device="cuda") for _ in range(3))
+    out = flash.flash_attn_func(*parts, causal=True)
     assert out.shape == (1, 4, 2, 8)
 
     @triton.autotune(configs=[triton.Config({"BLOCK": 64}, num_warps=4)], key=["n"])
@@ -236,13 +237,12 @@ def test_a_report_of_any_shape_is_described(report: dict[str, Any]) -> None:
 def test_a_model_that_breaks_a_limit_when_it_is_probed_has_imported_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("niblick.audit.smoke._LIMITS", Limits(cpu_seconds=15))
+    monkeypatch.setattr("niblick.audit.smoke._LIMITS", Limits(idle_seconds=2.0))
     trap = """
-        import torch
+        import time, torch
         class Net(torch.nn.Module):
             def forward(self, tokens):
-                while True:
-                    pass
+                time.sleep(1000)
         vocab_size = 64
         def main():
             return Net()
