@@ -87,7 +87,7 @@ def audit_all(
             return audit(path, run_code=run_code, trust=trust, script=script)
         except NiblickError:
             raise
-        except Exception as error:  # one path must not take the others' reports with it
+        except Exception as error:  # noqa: BLE001 - one path must not take the others along
             return _failed(path, error)
 
     detect()

@@ -85,7 +85,7 @@ def load_script(folder: str, script: str, environment: dict[str, str], clock: An
     before = clock() if clock else 0.0
     try:
         loaded.module = _import(path)
-    except BaseException as error:  # a script may raise anything
+    except BaseException as error:  # noqa: BLE001 - a script may raise anything
         loaded.failure = describe(error, folder)
     loaded.seconds = time.perf_counter() - started - ((clock() if clock else 0.0) - before)
     attempts.close()
