@@ -177,6 +177,21 @@ def test_a_link_in_place_of_the_path_is_not_followed(folder: Path, tmp_path: Pat
         assert report.verdict == "hold_unclear" and "is a link" in weighty(report)[0]
 
 
+def test_a_folder_that_cannot_be_opened_is_held(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = os.open
+
+    def refuses(path: object, *rest: int, **options: int) -> int:
+        if path == folder:
+            raise PermissionError(13, "Permission denied")
+        return plain(path, *rest, **options)  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(os, "open", refuses)
+    report = read(folder)
+    assert report.verdict == "hold_unclear" and "Permission denied" in weighty(report)[0]
+
+
 def test_more_than_can_be_looked_at_is_held(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("niblick.audit.snapshot.MOST_FILES", 20)
     for number in range(40):

@@ -365,6 +365,30 @@ def test_native_calls_get_no_further_than_python() -> None:
 
 
 @walls
+def test_the_supervisor_cannot_be_slowed_down() -> None:
+    outcome = attack("""
+        import os
+        for name, call in {
+            "idle": lambda: os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0)),
+            "processor": lambda: os.sched_setaffinity(1, {0}),
+            "nice": lambda: os.setpriority(os.PRIO_PROCESS, 1, 19),
+            "user": lambda: os.setpriority(os.PRIO_USER, os.getuid(), 19),
+            "all": lambda: os.setpriority(os.PRIO_USER, 0, 19),
+        }.items():
+            try:
+                call()
+                print(name, "ALLOWED")
+            except OSError:
+                print(name, "refused")
+        os.sched_setaffinity(0, os.sched_getaffinity(0))
+    """)
+    assert outcome.result is not None
+    assert outcome.result["ok"]
+    assert "ALLOWED" not in said(outcome)
+    assert said(outcome).count("refused") == 5
+
+
+@walls
 def test_the_supervisors_memory_and_descriptors_cannot_be_opened() -> None:
     outcome = attack("""
         import os

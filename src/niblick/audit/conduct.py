@@ -24,7 +24,6 @@ READING = Limits(
     idle_seconds=10.0,
     memory_bytes=1_500_000_000,
     address_bytes=2_000_000_000,
-    processes=8,
     result_bytes=32_000_000,
 )
 _MOST_FINDINGS, _LONGEST = 1_000, 4_000
@@ -44,7 +43,7 @@ class Reading:
 def audit(
     path: Path, *, run_code: bool = True, trust: bool = False, script: str | None = None
 ) -> Report:
-    """The report on a script or record folder; `AuditError` if it cannot be opened.
+    """The report on a script or record folder; `AuditError` if it lacks `script`.
 
     With `run_code` its code runs, in the sandbox of this machine, or without walls by `trust`.
     """

@@ -91,20 +91,19 @@ def take(path: Path, script: str | None = None) -> Snapshot:
     """Copies the submission at `path`: a folder, or a script with the code beside it (all of its
     folder where that is a record). `AuditError` if it cannot be opened or lacks `script`.
     """
-    taken = Snapshot()
-    name, folder = script, path
+    taken, name, folder = Snapshot(), script, path
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             name, folder = script or path.name, path.parent
-        handle = os.open(
-            folder, _OPEN & ~os.O_NOFOLLOW if folder != path else _OPEN | os.O_DIRECTORY
-        )
+        last = _OPEN | os.O_DIRECTORY
+        handle = os.open(folder, last if folder == path else last & ~os.O_NOFOLLOW)
+        try:
+            _fill(taken, handle, name if folder != path else None)
+        finally:
+            os.close(handle)
     except OSError as error:
-        raise AuditError(f"{path}: cannot be read: {error.strerror or error}") from None
-    try:
-        _fill(taken, handle, name if folder != path else None)
-    finally:
-        os.close(handle)
+        name = name or path.name or "."
+        _leave(taken, name, f"cannot be opened ({error.strerror or error})", weighs=True)
     parts = Path(os.path.abspath(folder)).parts[-3:]
     taken.place = "/".join(re.sub(r"[^\w.-]|^\.+$", "_", part)[:100] for part in parts)
     taken.script = name

@@ -35,10 +35,12 @@ personality 135 92, memfd_create 319 279, memfd_secret 447 447, shmget 29 194, m
 semget 64 190, mq_open 240 180, sethostname 170 161, settimeofday 164 170, clock_settime 227 112,
 adjtimex 159 171, mknod 133 -, mknodat 259 33, fanotify_init 300 262, lookup_dcookie 212 18,
 iopl 172 -, ioperm 173 -, modify_ldt 154 -, vhangup 153 58, socket 41 198, socketpair 53 199,
-inotify_init 253 -, inotify_init1 294 26, vmsplice 278 75
+inotify_init 253 -, inotify_init1 294 26, vmsplice 278 75, setpriority 141 140, ioprio_set 251 30
 """
 _ARCHITECTURES = {"x86_64": (1, 0xC000003E), "aarch64": (2, 0xC00000B7)}
-_CLONE, _CLONE3, _PRLIMIT, _MMAP = (56, 220), (435, 435), (302, 261), (9, 222)
+_CLONE, _CLONE3, _MMAP = (56, 220), (435, 435), (9, 222)
+# prlimit and the setters of schedulers, their parameters and processors: for the caller itself only
+_OF_ITSELF = ((302, 261), (144, 119), (142, 118), (314, 274), (203, 122))
 
 
 def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
@@ -72,7 +74,8 @@ def program() -> bytes | None:
             code += _op(_JUMP_EQUAL, int(number), 0, 1) + _refuse(_EPERM)
     code += _op(_JUMP_EQUAL, _CLONE3[column - 1], 0, 1) + _refuse(_ENOSYS)
     code += _guarded(_CLONE[column - 1], _op(_JUMP_SET, _NEW_NAMESPACES, 0, 1))
-    code += _guarded(_PRLIMIT[column - 1], _op(_JUMP_EQUAL, 0, 1, 0))
+    for numbers in _OF_ITSELF:
+        code += _guarded(numbers[column - 1], _op(_JUMP_EQUAL, 0, 1, 0))
     both = _op(_AND, _SHARED_ANONYMOUS) + _op(_JUMP_EQUAL, _SHARED_ANONYMOUS, 0, 1)
     code += _guarded(_MMAP[column - 1], both, offset=_ARG3)
     return code + _op(_RETURN, _ALLOW)
