@@ -57,6 +57,14 @@ def said(outcome: Outcome) -> str:
     return outcome.output
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="namespaces are of Linux")
+def test_the_walls_stand_wherever_namespaces_can_be_had() -> None:
+    ask = "from niblick.audit.inside import libc; libc.unshare(libc.NAMESPACES)"
+    search = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    asked = subprocess.run([sys.executable, "-c", ask], env={**os.environ, **search}, check=False)
+    assert detect().contained or asked.returncode != 0, detect().detail
+
+
 def test_an_honest_script_reports_its_import() -> None:
     outcome = attack("print('hello'); x = 1")
     assert outcome.result is not None
@@ -117,9 +125,21 @@ def test_an_infinite_loop_ends_at_the_cpu_limit() -> None:
 
 
 def test_loops_in_many_processes_share_one_cpu_limit() -> None:
-    program = "import os\nfor _ in range(3): os.fork()\nwhile True: pass\n"
-    outcome = attack(program, Limits(cpu_seconds=2))
+    outcome = attack(
+        """
+        import os, time
+        for _ in range(3):
+            os.fork()
+        while True:
+            if time.process_time() > 1.0:
+                os.write(1, b"one whole second ")
+                while True:
+                    pass
+        """,
+        Limits(cpu_seconds=2),
+    )
     assert outcome.reason == "cpu"
+    assert said(outcome).count("second") <= 2
 
 
 def test_waiting_for_nothing_ends_at_the_idle_limit() -> None:
@@ -546,20 +566,28 @@ def test_an_interruption_ends_what_runs(tmp_path: Path) -> None:
     program = f"""
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
+from niblick.audit.sandbox import detect
 from niblick.cli import main
+detect()
+print("ready", flush=True)
 main(["audit", {str(tmp_path / "looping.py")!r}])
 """
     search = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **search})
-    worker = "niblick.audit.inside.worker"
-    while process.poll() is None and not any(
-        worker in line for line in _below(process.pid).values()
-    ):
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, **search}, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    workers: set[int] = set()
+    while process.poll() is None and len(workers) < 2:  # the one that reads, the one that runs
+        below = _below(process.pid).items()
+        workers |= {pid for pid, line in below if "niblick.audit.inside.worker" in line}
         time.sleep(0.02)
     started = _below(process.pid)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    assert not started.keys() & _everything().keys()
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert len(workers) == 2 and not started.keys() & _everything().keys()
 
 
 def _below(parent: int) -> dict[int, str]:
