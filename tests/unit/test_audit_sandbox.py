@@ -577,15 +577,18 @@ main(["audit", {str(tmp_path / "looping.py")!r}])
         [sys.executable, "-c", program], env={**os.environ, **search}, stdout=subprocess.PIPE
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
     workers: set[int] = set()
-    while process.poll() is None and len(workers) < 2:  # the one that reads, the one that runs
-        below = _below(process.pid).items()
-        workers |= {pid for pid, line in below if "niblick.audit.inside.worker" in line}
-        time.sleep(0.02)
-    started = _below(process.pid)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        while process.poll() is None and len(workers) < 2:  # the one that reads, the one that runs
+            below = _below(process.pid).items()
+            workers |= {pid for pid, line in below if "niblick.audit.inside.worker" in line}
+            time.sleep(0.02)
+        started = _below(process.pid)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert len(workers) == 2 and not started.keys() & _everything().keys()
 
