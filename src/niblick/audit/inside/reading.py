@@ -40,7 +40,7 @@ def run(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
             if len(seen.findings) != told:
                 told = len(seen.findings)
                 tell(_plain(seen))
-    except Exception as error:  # noqa: BLE001 - what was found by then counts
+    except (Exception, Overrun) as error:  # noqa: BLE001 - what was found by then counts
         seen.findings.append(broken(f"reading broke down ({type(error).__name__}: {error})"))
     return _plain(seen)
 

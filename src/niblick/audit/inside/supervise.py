@@ -55,7 +55,6 @@ def _unpack(config: dict[str, Any], scratch: str) -> None:
     """Writes the caller's files below `scratch`, open to the worker: (name, offset and length in
     the bundle, size); what a file has beyond its length reads as zeros and takes no space.
     """
-    os.chmod(scratch, 0o777)
     _make_folders(scratch, config["job"]["place"])
     for name, offset, length, size in config["files"]:
         _make_folders(scratch, os.path.dirname(name))
@@ -132,7 +131,10 @@ def _use(contained: bool) -> _Use:
     gone = resource.getrusage(resource.RUSAGE_CHILDREN)
     use = _Use(seconds=gone.ru_utime + gone.ru_stime)
     inside = {os.getpid()}
-    for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))) if _has_proc() else ():
+    if not _has_proc():  # nothing can be told of living processes
+        use.running = True
+        return use
+    for pid in sorted(map(int, filter(str.isdigit, os.listdir("/proc")))):
         with contextlib.suppress(OSError, IndexError, ValueError):
             with open(f"/proc/{pid}/stat", "rb") as file:
                 fields = file.read().rpartition(b")")[2].split()
