@@ -7,11 +7,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from niblick.audit import render
+from niblick.audit import conduct, render
 from niblick.audit.review import review
+from niblick.audit.types import Report
 from niblick.cli import audit as command
 
 
@@ -70,16 +72,15 @@ def test_a_path_that_breaks_the_audit_is_undecided_and_the_others_are_reviewed(
         (tmp_path / name).mkdir()
         (tmp_path / name / "train_gpt.py").write_text("val_loss = 0\n")
 
-    def breaks(path: Path, **options: object) -> object:
+    def breaks(path: Path, **options: Any) -> Report:
         if path.name == "bad":
             raise ZeroDivisionError("hostile")
-        return review(path)
+        return plain(path, **options)
 
-    monkeypatch.setattr("niblick.audit.review.review", breaks)
-    reports = list(
-        command._review_all(
-            [tmp_path / "good", tmp_path / "bad"], run_code=False, trust=False, script=None
-        )
+    plain = conduct.audit
+    monkeypatch.setattr("niblick.audit.conduct.audit", breaks)
+    reports = command.audit_all(
+        [tmp_path / "good", tmp_path / "bad"], run_code=False, trust=False, script=None
     )
-    assert [r.verdict for r in reports] == ["clean_neural", "hold_unclear"]
-    assert command.exit_code(reports) == 3
+    assert reports[0] == plain(tmp_path / "good", run_code=False)
+    assert reports[1].verdict == "hold_unclear" and "hostile" in reports[1].findings[0].evidence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from niblick.audit.rules import (
     artifact,
@@ -65,13 +66,11 @@ OF_TEXT: tuple[Callable[[Case], list[Finding]], ...] = (
 """Rules that look at text, and so at each module that a script carries, too."""
 
 
-def apply(case: Case) -> tuple[Finding, ...]:
-    """The findings of every rule on one case."""
-    own = [finding for rule in RULES for finding in rule(case)]
-    return (
-        *own,
-        *(finding for part in _carried(case) for rule in OF_TEXT for finding in rule(part)),
-    )
+def checks(case: Case) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
+    """Every rule with its name, on the case and on each module that the script carries."""
+    for part, rules in ((case, RULES), *((part, OF_TEXT) for part in _carried(case))):
+        for rule in rules:
+            yield rule.__module__.rpartition(".")[2], partial(rule, part)
 
 
 def _carried(case: Case) -> Iterator[Case]:

@@ -10,7 +10,7 @@ from niblick.audit.types import Finding, Severity
 
 RULE = "validation-data"
 _ALIAS = re.compile(
-    r"^\s*\$?\s*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+(\S*val\S*)\s+(\S*train\S*)", re.MULTILINE
+    r"^[ \t]*\$?[ \t]*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+(\S*val\S*)\s+(\S*train\S*)", re.MULTILINE
 )
 
 
