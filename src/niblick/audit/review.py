@@ -31,10 +31,6 @@ _WORLD_SIZE = "2"
 _MAX_MODULE = 600_000
 _MORE_COMMANDS = 2
 _NATIVE = frozenset({".c", ".cc", ".cpp", ".cu"})
-_HELD_OUT = re.compile(
-    r"^_?(?:val|valid|validation|eval|test|held|holdout)_?(?:tokens?|data|ids|stream|toks|bytes|text)",
-    re.IGNORECASE,
-)
 _SECONDS = 2.6
 """Processor time for following a program under all its commands; steps mostly run out first."""
 _LOOP = re.compile(r"\bfor\s*\([^;()]*;[^;]*;[^)]*\)")
@@ -59,7 +55,7 @@ def review(
         findings.extend(dynamic)
     record, more = record_findings(found.submission, smoke)
     findings.extend(more)
-    verdict, recommendation = decide(findings, smoke, understood=_understood(case))
+    verdict, recommendation = decide(findings, smoke)
     return Report(
         path=str(path),
         verdict=verdict,
@@ -67,37 +63,6 @@ def review(
         findings=tuple(findings),
         smoke=smoke,
         record=record,
-    )
-
-
-def _understood(case: Case) -> bool:
-    """Whether the evaluation was followed, or the program is too plain to hide anything from a
-    reader.
-    """
-    if case.tree is None or scored(case.trace):
-        return case.submission.source is None or bool(scored(case.trace))
-    return not any(
-        _learns_from_held_out(function) for function in case.functions if function.name != "main"
-    )
-
-
-def _learns_from_held_out(function: ast.FunctionDef) -> bool:
-    """Whether a function computes gradients and names held-out tokens, as far as a look at its
-    words tells.
-    """
-    nodes = list(ast.walk(function))
-    learning = any(
-        isinstance(n, ast.Call)
-        and isinstance(n.func, ast.Attribute)
-        and n.func.attr in {"backward", "grad"}
-        for n in nodes
-    )
-    return learning and any(
-        _HELD_OUT.match(
-            n.id if isinstance(n, ast.Name) else n.arg if isinstance(n, ast.arg) else n.attr
-        )
-        for n in nodes
-        if isinstance(n, (ast.Name, ast.arg, ast.Attribute))
     )
 
 

@@ -65,9 +65,9 @@ def _follow(machine: Machine, tree: ast.Module, file: str, name: str = "__main__
         machine.run_module(tree, name, file, {})
     except BudgetSignal:
         machine.trace.complete = False
-        machine.note("the engine's budget ran out")
+        machine.note("limit: the steps of work ran out")
     except RecursionError:
         machine.trace.complete = False
-        machine.note("the program nests too deeply")
+        machine.note("limit: the program nests too deeply")
     finally:
         sys.setrecursionlimit(limit)

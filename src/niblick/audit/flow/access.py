@@ -22,6 +22,7 @@ from niblick.audit.flow.boxes import (
     shaped,
     snapshot,
     target_bits,
+    witness,
 )
 from niblick.audit.flow.objects import (
     Bound,
@@ -87,6 +88,8 @@ class Access(Writing):
 
     def dotted_attribute(self, holder: Dotted, name: str) -> Any:
         full = f"{holder.name}.{name}"
+        if full in self.patched:
+            return self.patched[full]
         if full == "math.pi":
             return 3.141592653589793
         if full in {"math.inf", "np.inf", "numpy.inf"}:
@@ -217,7 +220,7 @@ class Access(Writing):
 
     def dict_item(self, holder: dict[Any, Any], key: Any, node: ast.AST, default: Any) -> Any:
         plain = self.plain_key(key)
-        value = holder.get(plain, holder.get("?", default))
+        value = self.with_held(holder.get(plain, holder.get("?", default)), self.kept(holder))
         boxes = [b for b in collect(key) if is_token(b)]
         if not boxes:
             absent = Box(marks=_split_marks(key)) if default is None else default
@@ -269,6 +272,8 @@ class Access(Writing):
         ]
         if tokens and not (is_token(box) and box.pos is not None):
             return self.looked_up(box, parts, tokens, node)
+        if any(isinstance(p, Box) and p.scores for p in parts):
+            box = self.warp(snapshot(box), "positions are chosen by their scores")
         index = tuple(subscript(p) for p in parts)
         if any(i is None for i in index[:]) and any(
             p is not None and subscript(p) is None for p in parts
@@ -291,7 +296,7 @@ class Access(Writing):
         newest = elementwise(tokens)
         source = self.frozen([box])[0]
         if source.roots and source.marks.isdisjoint({"param"}):
-            return self.score(source, newest, node)
+            return self.score(source, newest, node, picked=True)
         out = merge([source], shape=newest.shape)
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
@@ -300,13 +305,14 @@ class Access(Writing):
             out.marks |= (key.marks & {"hashed"}) | {"count"}
         elif not source.roots:
             out.marks |= {"bytes"}
+            out.val = witness(newest.pos)
             out.key = key.pos if "hashed" in key.marks else None
             out.marks |= key.marks & {"hashed"}
         if out.key is not None:
             self.interest += 1
         return out
 
-    def score(self, source: Box, target: Box, node: ast.AST | None, reduce: bool = False) -> Box:
+    def score(self, source: Box, target: Box, node: ast.AST | None, picked: bool = False) -> Box:
         raise NotImplementedError
 
     def iterate(self, value: Any, count: int | None) -> list[Any]:

@@ -339,7 +339,7 @@ class Calls(Learning):
         if result is not NotImplemented:
             return result
         if name in {"write", "writelines"}:
-            self.disk.seen |= merge(self.frozen(collect(args))).seen
+            self.to_disk(args)
         if name in {"get", "pop", "setdefault"}:
             return self.box_item(box, args[0], node) if args else box
         return self.opaque([box, *args], named, node)
@@ -411,6 +411,7 @@ class Calls(Learning):
         if name.endswith(("add.at", "maximum.at")) and args and isinstance(args[0], Box):
             args[0].table |= 1
             args[0].val = None
+            args[0].held |= self.written([b for a in args[1:] for b in collect(a)])
             self.interest += 1
             return None
         if last in {

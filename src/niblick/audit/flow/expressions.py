@@ -99,10 +99,35 @@ class Expressions(Hints):
             out.marks |= {"mixed", "hashed"} if isinstance(op, ast.BitXor) else {"mixed"}
         elif isinstance(op, (ast.Mod, ast.BitAnd, ast.BitXor)) and "mixed" in out.marks:
             out.marks |= {"hashed"}
+        out = self.arithmetic(op, a, b, out)
         self.check_report(a, b, out)
+        self.check_hints(a, b)
         self.silence(op, a, b)
         self.check_keys(op, a, b, node)
         return out
+
+    def arithmetic(self, op: ast.operator, a: Box, b: Box, out: Box) -> Box:
+        """What the witness of scores and bytes becomes where plain arithmetic does not tell."""
+        if isinstance(op, (ast.BitAnd, ast.BitOr)) and out.val is None and "bytes" in out.marks:
+            both = a.val is not None and b.val is not None
+            out.val = np.logical_and(a.val, b.val) if both else None
+        if not out.scores:
+            return out
+        for score, other in ((a, b), (b, a)):
+            if score.nll and "lse" in other.marks and out.val is None and score.val is not None:
+                out.val = np.abs(score.val) * (1 if other is a else -1)
+            if score.scores and "index" in other.marks and other.scores:
+                self.warp(out, "scores are kept or dropped by what they are")
+        if isinstance(op, ast.Pow) and a.nll:
+            self.warp(out, "scores are raised to a power")
+        if isinstance(op, (ast.Add, ast.Sub)) and not (a.scores and b.scores):
+            number = b if a.scores else a
+            if number.val is not None and number.val.size == 1 and not number.marks & {"prob"}:
+                value = abs(float(number.val.reshape(-1)[0]))
+                space = "prob" in out.marks
+                if 0.001 < value and not space and not number.deps and number.pos is None:
+                    self.warp(out, f"{value:g} is added to or taken off scores")
+        return self.lost(out, a if a.scores else b, "arithmetic with a value that is not known")
 
     def plain_binary(self, op: ast.operator, left: Any, right: Any) -> Any:
         if (
@@ -119,6 +144,7 @@ class Expressions(Hints):
             if sizes and counts and sizes[0] * counts[0] > 1_000_000:
                 return Box()
         if isinstance(op, ast.Mod) and isinstance(left, (str, bytes)):
+            self.shown_all(right, str(left))
             return "?"
         try:
             return BINARY[type(op)](left, right)
@@ -126,15 +152,6 @@ class Expressions(Hints):
             return Box(shape=())
         except (TypeError, ValueError, OverflowError):
             return merge(collect(left) + collect(right))
-
-    def check_report(self, a: Box, b: Box, out: Box) -> None:
-        """A sum of scores that meets a count of bytes becomes part of a reported bits-per-byte
-        figure.
-        """
-        for score, size in ((a, b), (b, a)):
-            if score.scores and score.pos is None and "bytes" in size.marks:
-                self.trace.reported |= out.scores
-        self.check_hints(a, b)
 
     def check_keys(self, op: ast.operator, a: Box, b: Box, node: ast.AST) -> None:
         """A count read by context-and-target over a count read by context, or mixed into that
@@ -193,7 +210,7 @@ class Expressions(Hints):
             )
         actions: dict[type[ast.unaryop], Callable[..., Any]] = {
             ast.USub: operator.neg,
-            ast.Invert: np.invert,
+            ast.Invert: _inverted,
             ast.UAdd: operator.pos,
         }
         return elementwise(self.frozen([known(value)]), actions.get(type(node.op)))
@@ -286,6 +303,8 @@ class Expressions(Hints):
         if isinstance(right, Dotted) and right.name.endswith("environ"):
             present = left in self.environment or left in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
             return present == isinstance(op, ast.In)
+        if held := self.kept(right):
+            return merge([*collect(left), Box(held=held)], shape=())
         if isinstance(left, PLAIN) and isinstance(
             right, (str, bytes, list, tuple, dict, set, range)
         ):
@@ -346,7 +365,7 @@ class Expressions(Hints):
         for piece in node.values:
             value = self.value(piece.value if isinstance(piece, ast.FormattedValue) else piece)
             if isinstance(value, Box):
-                self.shown(value)
+                self.shown(value, "".join(parts[-3:]))
                 scores |= value.scores
                 parts.append("?")
             else:
@@ -361,11 +380,6 @@ class Expressions(Hints):
             )
             self.trace.printed.append((words, scores))
         return "".join(parts)
-
-    def shown(self, value: Box) -> None:
-        """A value is printed or logged."""
-        if value.scores and "bytes" in value.marks:
-            self.trace.reported |= value.scores
 
     def ex_lambda(self, node: ast.Lambda) -> Any:
         return Function(node, self.scopes[-1], "<lambda>")
@@ -410,7 +424,9 @@ class Expressions(Hints):
 
     def ex_setcomp(self, node: ast.SetComp) -> Any:
         items = self.ex_listcomp(node)
-        return set(items) if all(isinstance(i, (int, str, float)) for i in items) else items
+        out = set(items) if all(isinstance(i, (int, str, float)) for i in items) else items
+        self.keep(out, items)
+        return out
 
     def ex_dictcomp(self, node: ast.DictComp) -> Any:
         out: dict[Any, Any] = {}
@@ -419,6 +435,7 @@ class Expressions(Hints):
             lambda: out.__setitem__(self.plain_key(self.value(node.key)), self.value(node.value)),
             out,
         )
+        self.keep(out, list(out), list(out.values()))
         return out
 
     def generate(self, parts: list[ast.comprehension], emit: Callable[[], None], out: Any) -> None:
@@ -452,6 +469,10 @@ class Expressions(Hints):
 
     def assign(self, target: ast.expr, value: Any) -> None:
         raise NotImplementedError
+
+
+def _inverted(array: Any) -> Any:
+    return np.logical_not(array) if array.dtype.kind == "f" else np.invert(array)
 
 
 def _ahead(key: Any, base: Any, step: int) -> bool:

@@ -37,8 +37,15 @@ class Files(Tensors):
         if "validation" in out.marks:
             return snapshot(self.stream, marks=frozenset({"val", "numpy"}))
         out.seen |= self.disk.seen
+        out.held |= self.disk.held
         out.marks |= {"file"}
         return out
+
+    def to_disk(self, values: list[Any]) -> None:
+        """Values are written to some file; files are not told apart."""
+        boxes = self.frozen(collect(values))
+        self.disk.seen |= merge(boxes).seen
+        self.disk.held |= self.written(boxes)
 
     def py_open(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         path = str(args[0]) if args and isinstance(args[0], (str, PurePosixPath)) else ""
@@ -68,7 +75,7 @@ class Files(Tensors):
                     (old or b"")[:at] + args[0] + (old or b"")[at + len(args[0]) :]
                 )
                 attrs["__at__"] = at + len(args[0])
-            self.disk.seen |= merge(self.frozen(collect(args))).seen
+            self.to_disk(args)
             return None
         if name == "read" and old is not None:
             count = args[0] if args and isinstance(args[0], int) else len(old)
@@ -102,10 +109,12 @@ class Files(Tensors):
         if isinstance(source, Box):
             out = merge(self.frozen([source]))
             out.seen |= self.disk.seen
+            out.held |= self.disk.held
             return out
         return self.read_data(source, named)
 
     def saved(self, args: list[Any]) -> None:
+        self.to_disk(args)
         for box in self.frozen(collect(args)):
             self.disk.seen |= self.seen(box) | box.seen
         for arg in args:

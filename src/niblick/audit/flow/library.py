@@ -124,11 +124,10 @@ class Library(Records):
         if name == "reversed":
             return items[::-1]
         if name in {"set", "frozenset"}:
-            return (
-                set(items)
-                if all(isinstance(i, (int, str, float, tuple)) and not collect(i) for i in items)
-                else items
-            )
+            plain = all(isinstance(i, (int, str, float, tuple)) and not collect(i) for i in items)
+            made = set(items) if plain else items
+            self.keep(made, items)
+            return made
         if name == "sorted":
             try:
                 return sorted(items)
@@ -159,8 +158,9 @@ class Library(Records):
         return merge(collect(value), shape=())
 
     def py_print(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        for box in collect(args):
-            self.shown(box)
+        for at, value in enumerate(args):
+            before = args[at - 1] if at and isinstance(args[at - 1], str) else ""
+            self.shown_all(value, before)
 
     def py_enumerate(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         start = named.get("start", args[1] if len(args) > 1 else 0)
@@ -285,6 +285,7 @@ class Library(Records):
                 }
             )
         out.update(named)
+        self.keep(out, *args)
         return out
 
     def py_super(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
@@ -407,6 +408,8 @@ class Library(Records):
         if last in {"OrderedDict", "Counter"}:
             made = DefaultDict(self.py_dict(args[:1] if last == "OrderedDict" else [], named, node))
             made.factory = 0 if last == "Counter" else None
+            if last == "Counter":
+                self.keep(made, *args)
             return made
         if last == "deque":
             return self.iterate(args[0], None) if args else []

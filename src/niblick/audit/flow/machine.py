@@ -100,6 +100,8 @@ class Machine(Imports):
             left.extend(right)
             return
         self.table_write(node.target, left)
+        if isinstance(right, Box) and isinstance(node.op, ast.Add):
+            self.added_up(right, node)
         result = self.binary(node.op, left, right, node)
         if isinstance(left, Box) and left.live:
             self.update_param(left, collect(right), node)

@@ -217,6 +217,7 @@ class Shapes(Access):
             return self.size(box, args, name)
         if name in {"unique", "sort", "argsort", "topk", "cummax", "cummin"}:
             out = merge([box])
+            out.held |= self.written([box])
             return (out, snapshot(out)) if name in {"sort", "topk", "cummax", "cummin"} else out
         if name in {"chunk", "split", "tensor_split", "array_split", "unbind"}:
             return (
@@ -226,6 +227,7 @@ class Shapes(Access):
             )
         if name in {"bincount", "histogram"}:
             out = merge([box], table=1)
+            out.held |= self.written([box])
             out.marks |= {"count"}
             return out
         return NotImplemented
@@ -250,6 +252,10 @@ class Shapes(Access):
             if right.pos is not None and left.pos is None:
                 return masked(right, Box(val=~condition.val.astype(bool)))
         out = elementwise([left, right])
+        if condition.val is not None and left.val is not None and right.val is not None:
+            out.val = _where(condition.val, left.val, right.val)
+        if condition.scores and out.scores:
+            self.warp(out, "scores are chosen by what they are")
         if condition.key is not None and out.key is None:
             out.key = condition.key
         return out
@@ -275,6 +281,13 @@ class Shapes(Access):
                 return Box(shape=column.shape, val=column, marks=marks)
             return found[0]
         return tuple(found)
+
+
+def _where(condition: Array, left: Array, right: Array) -> Array | None:
+    try:
+        return np.where(condition != 0, left, right)
+    except ValueError:
+        return None
 
 
 def _shape_of(sizes: Any, named: dict[str, Any]) -> tuple[int | None, ...] | None:

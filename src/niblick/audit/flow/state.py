@@ -50,6 +50,8 @@ class State:
         self.stream = stream()
         self.leaves: dict[int, Leaf] = {}
         self.disk = Box()
+        self.holding: dict[int, tuple[Any, int]] = {}
+        self.patched: dict[str, Any] = {}
         self.contents: dict[str, bytes] = {}
         self.scopes: list[tuple[dict[str, Any], ...]] = []
         self.outer_names: list[dict[str, str]] = []
@@ -135,6 +137,8 @@ class State:
     def truth(self, value: Any) -> bool | None:
         """True, False, or None where it cannot be known."""
         if isinstance(value, Box):
+            if value.scores or ("bytes" in value.marks and value.pos is not None):
+                return None
             if value.val is not None and value.val.size == 1:
                 return bool(value.val.reshape(-1)[0])
             return None

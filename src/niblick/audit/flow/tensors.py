@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import (
+    Array,
     Box,
     collect,
     depends,
@@ -22,7 +23,7 @@ from niblick.audit.flow.boxes import (
     reduced,
     shaped,
     snapshot,
-    target_bits,
+    witness,
 )
 from niblick.audit.flow.objects import CallEvent, Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import CREATE, LIKE, Shapes
@@ -238,6 +239,11 @@ _SELECT = frozenset(
         "embedding",
     }
 )
+_KEYED = frozenset({"scatter_add_", "index_add_", "scatter_", "index_put_"})
+_PICKS = frozenset(
+    "topk sort unique quantile median kthvalue masked_select compress nanquantile mode".split()
+)
+_BENT = frozenset("relu tanh erf silu gelu normalize cumsum dropout nan_to_num".split())
 _LOSSES = frozenset(
     {
         "cross_entropy",
@@ -253,10 +259,13 @@ _LOSSES = frozenset(
 class Tensors(Shapes):
     """Tensor methods and functions; each returns NotImplemented when it does not know the name."""
 
-    def score(self, source: Box, target: Box, node: ast.AST | None, reduce: bool = False) -> Box:
-        """The (negative) log-probability of `target` under what `source` was computed from."""
+    def score(self, source: Box, target: Box, node: ast.AST | None, picked: bool = False) -> Box:
+        """The loss of `target` under what `source` was computed from, or, where it is `picked` out
+        of a distribution, its log-probability or probability.
+        """
         source = self.frozen([source])[0]
         targets = depends(target)
+        self.check_answer(source, target, node)
         self.interest += 1
         self.order += 1
         number = len(self.trace.scores) + 1
@@ -282,17 +291,21 @@ class Tensors(Shapes):
         out = Box(
             shape=target.shape,
             pos=target.pos,
+            val=_loss(target, source.marks, picked),
             nll=True,
             seen=source.seen,
+            held=source.held,
             roots=source.roots,
             targets=targets if target.pos is None else 0,
             scores=frozenset({number}) | source.scores,
             marks=(target.marks - {"val", "numpy", "mixed", "hashed"})
-            | (source.marks & {"train"})
+            | (source.marks & {"train", *(("prob",) if picked else ())})
             | {"nll"},
             key=source.key,
         )
-        return reduced(out) if reduce else out
+        if target.pos is None and out.held:
+            self.held_state(out, targets, node)
+        return out
 
     def forward(self, module: Module, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """A model's output: logits of its tokens, or the loss of its targets where those are given
@@ -328,6 +341,18 @@ class Tensors(Shapes):
         self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST, method: bool
     ) -> Any:
         """The result of an operation by its last name; NotImplemented when it is none of ours."""
+        out = self.operation(name, args, named, node, method)
+        first = args[0] if args else None
+        if isinstance(first, Box) and first.scores and name not in _LOSSES:
+            for box in collect(out):
+                if name in _PICKS:
+                    self.warp(box, f"scores are picked by {name}")
+                self.lost(box, first, name)
+        return out
+
+    def operation(
+        self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST, method: bool
+    ) -> Any:
         if name in _LOSSES:
             return self.loss(args, named, node)
         if not method and (name in CREATE or name in LIKE):
@@ -348,7 +373,14 @@ class Tensors(Shapes):
         if name in _REDUCE:
             return self.reduce(name, first, args, named)
         if name in _ONE:
-            return elementwise(self.frozen([first]), _ONE[name])
+            out = elementwise(self.frozen([first]), _ONE[name])
+            if name == "exp" and (first.nll or "logprob" in first.marks):
+                out.marks = out.marks - {"logprob"} | {"prob"}
+            elif name.startswith("log") and "prob" in first.marks:
+                out.marks = out.marks - {"prob"} | {"logprob"}
+            elif first.nll and name in {"sqrt", "square", "sign", "floor", "round"}:
+                self.warp(out, f"scores go through {name}")
+            return out
         if name in _TWO and len(args) > 1:
             return self.two(name, first, known(args[1]), node)
         return self.reshaping(name, first, args, named)
@@ -357,26 +389,48 @@ class Tensors(Shapes):
         a, b = self.frozen([first, second])
         if name in _OPERATORS:
             return self.binary(_OPERATORS[name](), a, b, node)  # type: ignore[no-any-return]
+        if name == "logaddexp":
+            a, b = snapshot(a, marks=a.marks | {"logprob"}), b
         out = elementwise([a, b], _TWO[name])
+        if name in {"maximum", "minimum"}:
+            self.bounded(name, a, b, out)
+        if name in {"pow", "power"} and a.nll:
+            self.warp(out, "scores are raised to a power")
         if name in {"eq", "ne", "lt", "le", "gt", "ge"}:
             out.nll, out.marks = False, out.marks | {"index"}
         self.check_report(a, b, out)
         return out
 
+    def bounded(self, name: str, a: Box, b: Box, out: Box) -> None:
+        """The smaller or larger of two: of scores, or of a score and a bound."""
+        if self.chosen([a, b]):
+            self.warp(out, "the better of several scores is taken")
+            return
+        for score, other in ((a, b), (b, a)):
+            if score.nll and other.val is not None and other.val.size == 1:
+                bound = float(other.val.reshape(-1)[0])
+                probe = snapshot(score)
+                low, high = (bound, None) if name == "maximum" else (None, bound)
+                self.capped(probe, low, high)
+                out.marks |= probe.marks
+
     def same(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Box:
         if name in {"clamp", "clip", "clamp_min", "clamp_max"}:
-            if name == "clamp_max":
-                named = {"max": args[1]} if len(args) > 1 else named
-            return snapshot(
-                self.frozen([first])[0],
-                val=self.clipped(first, args[1:] if name != "clamp_max" else [], named),
-            )
+            return self.clamped(name, first, args, named)
         if name == "requires_grad_":
             if not first.roots and not (len(args) > 1 and args[1] is False):
                 return self.make_leaf(first, "tensor")
             return first
         out = snapshot(first)
         out.live, out.table = first.live, first.table
+        if name in {"softmax", "log_softmax", "sigmoid"}:
+            out.marks = out.marks - {"prob", "logprob"}
+            out.marks |= {"logprob" if name == "log_softmax" else "prob"}
+            out.val = None
+        if first.val is not None and first.nll and name in _BENT:
+            out.val = None
+        if name == "log1p" or name == "expm1":
+            out.val = None
         if name in {"clone", "copy", "astype", "float", "bfloat16", "half"} or (
             name == "to" and first.live
         ):
@@ -407,11 +461,13 @@ class Tensors(Shapes):
             return elementwise(
                 self.frozen([first, args[1]]), np.maximum if name == "max" else np.minimum
             )
-        if box.nll and box.pos is not None and name in {"sum", "mean"}:
-            kept = target_bits(box)
-            for number in box.scores:
-                self.trace.kept[number] = self.trace.kept.get(number, 0) | kept
-        if axis is None:
+        if name in {"max", "min"} and self.chosen([box]) and axis is not None:
+            self.warp(box, "the better of several scores is taken")
+        if name in {"sum", "mean", "nansum", "average", "nanmean"}:
+            self.added_up(box, None)
+        if is_token(box) and not box.nll:
+            box = snapshot(box, held=box.held | depends(box))
+        if axis is None or (box.shape is not None and len(box.shape) == 1):
             return reduced(box, _REDUCE[name])
         if isinstance(axis, int) and box.pos is not None and not box.nll:
             keep = bool(named.get("keepdim", named.get("keepdims", False)))
@@ -419,6 +475,24 @@ class Tensors(Shapes):
             return (out, Box()) if name in {"max", "min"} and "numpy" not in box.marks else out
         out = merge([box], nll=False)
         out.key = box.key
+        if name == "logsumexp":
+            out.marks |= {"lse"}
+        if box.nll and box.val is not None and isinstance(axis, int):
+            out.val = np.asarray(_REDUCE[name](box.val, axis=axis))
+            out.shape, out.nll = out.val.shape, box.nll
+        return out
+
+    def clamped(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Box:
+        """Values held between bounds."""
+        if name == "clamp_max":
+            named = {"max": args[1]} if len(args) > 1 else named
+        rest = args[1:] if name != "clamp_max" else []
+        out = snapshot(self.frozen([first])[0], val=self.clipped(first, rest, named))
+        low = named.get("min", named.get("a_min", rest[0] if rest else None))
+        high = named.get("max", named.get("a_max", rest[1] if len(rest) > 1 else None))
+        self.capped(out if out.val is not None else snapshot(first), low, high)
+        if first.nll and out.val is None:
+            self.capped(out, low, high)
         return out
 
     def loss(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
@@ -432,12 +506,13 @@ class Tensors(Shapes):
         if not boxes or not isinstance(target, Box):
             target = next((b for b in boxes[1:] if is_token(b)), Box())
         source = merge(self.frozen(boxes[:1]))
+        source.pos = boxes[0].pos if boxes else None
         out = self.score(source, target, node)
-        return (
-            out
-            if named.get("reduction") in {"none", None} and named.get("reduction") == "none"
-            else reduced(out)
-        )
+        how = named.get("reduction")
+        if how == "none":
+            return out
+        self.added_up(out, node)
+        return reduced(out, np.sum if how == "sum" else np.mean)
 
     def in_place(
         self, name: str, first: Box, rest: list[Any], named: dict[str, Any], node: ast.AST
@@ -457,13 +532,15 @@ class Tensors(Shapes):
                 )
             return first
         sources = self.frozen([b for a in rest for b in collect(a)])
-        if name in {"scatter_add_", "index_add_", "scatter_", "index_put_"} and any(
-            is_token(b) for b in sources
-        ):
+        if name in _KEYED and any(is_token(b) for b in sources):
+            if name == "scatter_" and self.row_aligned(first, sources):
+                return first
             first.table |= 1
             first.val = None
+            first.held |= self.written(sources)
             return first
         if name in _RESET:
+            first.held = 0
             first.val = (
                 np.zeros_like(first.val) if name == "zero_" and first.val is not None else None
             )
@@ -478,13 +555,35 @@ class Tensors(Shapes):
             return masked(
                 first, Box(val=None if sources[0].val is None else ~sources[0].val.astype(bool))
             )
+        if name == "add_":
+            for source in sources:
+                self.added_up(source, node)
         self.check_report(first, merge(sources), mixed)
         if name == "mul_" and sources and mixed.nll:
             mixed = masked(mixed, sources[0])
-        for field in ("pos", "key", "deps", "targets", "seen", "roots", "scores", "marks", "nll"):
+        for field in ("pos", "key", "deps", "targets", "seen", "held", "roots", "scores", "marks", "nll"):
             setattr(first, field, getattr(mixed, field))
-        first.val = mixed.val if name == "copy_" else None
+        action = {"add_": np.add, "sub_": np.subtract, "mul_": np.multiply, "div_": np.true_divide}
+        if name in action and sources and not named:
+            known_both = elementwise([first, sources[0]], action[name]).val
+            mixed.val = known_both
+        first.val = mixed.val if name == "copy_" or (name in action and not named) else None
         return first
+
+    def row_aligned(self, first: Box, sources: list[Box]) -> bool:
+        """Whether a write puts one entry, known by its position, into each row of a fresh array;
+        the array then remembers that position row by row.
+        """
+        key = next((s for s in sources if is_token(s)), None)
+        shape = first.shape
+        if first.table or key is None or key.pos is None or key.held or not shape:
+            return False
+        rows = key.pos.max(axis=-1) if key.pos.ndim == len(shape) else key.pos
+        if None in shape or rows.shape != tuple(shape[:-1]) or rows.size * int(shape[-1]) > 4e6:  # type: ignore[arg-type]
+            return False
+        first.pos = np.broadcast_to(rows[..., None], tuple(int(s or 0) for s in shape))
+        first.val = None
+        return True
 
     def reset_leaves(self, roots: frozenset[int]) -> None:
         """A fresh start: what these leaves had learnt is overwritten (a module's only if it is an
@@ -493,6 +592,14 @@ class Tensors(Shapes):
         for root in roots:
             if self.leaves[root].kind != "module" or "adapter" in self.leaves[root].marks:
                 self.leaves[root].seen = 0
+
+
+def _loss(target: Box, marks: frozenset[str], picked: bool) -> Array | None:
+    """The witness of a score: a loss, a log-probability or a probability."""
+    content = witness(target.pos)
+    if content is None or not picked:
+        return content
+    return np.exp(-content) if "prob" in marks else -content
 
 
 def _shifted(tokens: list[Box]) -> Box | None:

@@ -18,6 +18,7 @@ from niblick.audit.flow.objects import (
     Instance,
     Module,
     Namespace,
+    ReplacedEvent,
     UpdateEvent,
 )
 
@@ -47,6 +48,8 @@ class Writing(Expressions):
             ):
                 value.leaf = holder.leaf
             attrs[name] = self.seed_by_name(name, value)
+            if isinstance(holder, Module) and not isinstance(value, Module):
+                self.leaves[holder.leaf].seen |= merge(self.frozen(collect(value))).held
         elif isinstance(holder, Class):
             holder.body[name] = value
         elif isinstance(holder, Box):
@@ -60,9 +63,16 @@ class Writing(Expressions):
                 extra = merge(self.frozen(collect(value)))
                 holder.seen |= extra.seen
         elif isinstance(holder, Dotted):
-            self.trace.constants[f"{holder.name}.{name}"] = (
-                value if isinstance(value, (int, float, str, bool)) else None
+            self.patch(f"{holder.name}.{name}", value, node)
+
+    def patch(self, name: str, value: Any, node: ast.AST) -> None:
+        """A name of a library is given another value."""
+        self.patched[name] = value
+        self.trace.replaced.append(
+            ReplacedEvent(
+                name=name, where=self.where(node), followed=isinstance(value, (Function, Dotted))
             )
+        )
 
     def seed_by_name(self, name: str, value: Any) -> Any:
         """A value nothing is known of, under a name that says it holds validation tokens, is the
@@ -91,7 +101,7 @@ class Writing(Expressions):
         gained = 0
         marks: frozenset[str] = frozenset()
         for source in self.frozen(sources):
-            gained |= source.seen | (target_bits(source) if "grad" in source.marks else 0)
+            gained |= source.seen | source.held | (target_bits(source) if "grad" in source.marks else 0)
             marks |= source.marks
         for root in holder.roots:
             leaf = self.leaves[root]
@@ -124,6 +134,7 @@ class Writing(Expressions):
     def set_item(self, holder: Any, key: Any, value: Any, node: ast.AST) -> None:
         if isinstance(holder, dict):
             holder[self.plain_key(key)] = value
+            self.keep(holder, key, value)
         elif isinstance(holder, list):
             index = plain_index(key) if not isinstance(key, slice) else None
             if isinstance(index, (int, np.integer)) and -len(holder) <= index < len(holder):
@@ -155,6 +166,10 @@ class Writing(Expressions):
             isinstance(p, Box) and is_token(p) and "index" not in p.marks for p in parts
         ) and not is_token(box):
             box.table |= 1
+        keys = [p for p in parts if isinstance(p, Box)]
+        if any(is_token(p) and "index" not in p.marks for p in keys):
+            box.held |= self.written([*keys, *collect(value)])
+        box.held |= merge([*keys, source]).held
         index = tuple(subscript(p) for p in parts)
         unknown = any(subscript(p) is None and p is not None for p in parts)
         box.seen |= source.seen

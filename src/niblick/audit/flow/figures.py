@@ -1,0 +1,164 @@
+"""From losses to the reported figure: what is added up, from which state it came, and what it comes
+to.
+
+A figure is honest if it is a plain sum of the losses of the positions it counts, divided by their
+bytes. The engine sees a breach of that as a mark (`warp:...`) on the values behind a figure, or as
+content that differs from what the witness (see `boxes`) of an honest figure comes to.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import Box, collect, target_bits
+from niblick.audit.flow.objects import FigureEvent, StateEvent
+from niblick.audit.flow.keeping import Keeping
+from niblick.audit.flow.state import State
+
+WARP = "warp:"
+LOST = "lost:"
+_MOST_FIGURES = 1600
+_CAP_IN_PROBABILITY = 1e-5
+_GAPS = 0.05
+_SHORTEST = 8
+_LABEL = re.compile(r"bpb|bits[\s_-]*(?:per|/)[\s_-]*byte", re.IGNORECASE)
+_OTHER = re.compile(
+    r"delta|diff|gain|improv|\bvs\b|chang|reduc|sav(?:ed|ing)|gap|lower|better|worse|std|minus|Δ",
+    re.IGNORECASE,
+)
+
+
+class Figures(Keeping):
+    """Follows scores through sums to what is printed."""
+
+    def warp(self, box: Box, what: str) -> Box:
+        """Marks scores as changed in a way that an honest sum never is."""
+        if box.scores:
+            box.marks |= {f"{WARP}{what} (line {self.line})"}
+        return box
+
+    def lost(self, box: Box, before: Box, what: str) -> Box:
+        """Marks scores whose content an operation has made unknown."""
+        if before.scores and before.val is not None and box.scores and box.val is None:
+            box.marks |= {f"{LOST}{what} (line {self.line})"}
+        return box
+
+    def added_up(self, box: Box, node: ast.AST | None) -> None:
+        """Scores are added up."""
+        if not box.nll or not box.scores:
+            return
+        kept = target_bits(box)
+        if box.pos is not None:
+            for number in box.scores:
+                self.trace.kept[number] = self.trace.kept.get(number, 0) | kept
+            if box.pos.size >= _SHORTEST and _full_of_gaps(box.pos):
+                self.warp(box, "positions between scored ones are left out")
+        if box.held:
+            self.held_state(box, kept, node)
+
+    def held_state(self, box: Box, kept: int, node: ast.AST | None) -> None:
+        """State that holds stream positions takes part in scores that are counted."""
+        both = box.held & kept
+        newest = (both >> max(kept.bit_length() - 1, 0)) & 1
+        if box.pos is None and not newest:
+            both = 0
+        self.state_event(both, box.held, node)
+
+    def state_event(self, leaked: int, held: int, node: ast.AST | None) -> None:
+        self.order += 1
+        self.interest += bool(leaked)
+        self.trace.states.append(
+            StateEvent(
+                order=self.order,
+                positions=leaked,
+                held=held,
+                where=self.where(node),
+                certain=self.uncertain <= 0 and not self.widened,
+            )
+        )
+
+    def check_answer(self, source: Box, target: Box, node: ast.AST | None) -> None:
+        """A distribution of which each element was made from the very token it is for."""
+        made, wanted = source.pos, target.pos
+        if made is None or wanted is None:
+            return
+        if made.ndim == wanted.ndim + 1:
+            made = made.max(axis=-1)
+        elif made.ndim == wanted.ndim and made.size != wanted.size and made.ndim:
+            made = made.max(axis=-1, keepdims=True)
+        if made.size != wanted.size:
+            return
+        made, wanted = made.reshape(-1), wanted.reshape(-1)
+        peeked = (made >= wanted) & (wanted >= 0)
+        if peeked.mean() > 0.5:
+            low = int(wanted[peeked].min())
+            self.state_event(1 << low, 1 << low, node)
+
+    def capped(self, box: Box, low: Any, high: Any) -> None:
+        """Scores are held between bounds: in logarithms none is honest, of probabilities only tiny
+        ones are.
+        """
+        if not box.nll:
+            return
+        sign = float(np.sign(box.val).sum()) if box.val is not None else 0.0
+        if "prob" in box.marks:
+            if isinstance(low, (int, float)) and low > _CAP_IN_PROBABILITY:
+                self.warp(box, f"probabilities are raised to at least {low:g}")
+        elif (high is not None and sign >= 0) or (low is not None and sign < 0):
+            self.warp(box, "losses are cut off at a bound")
+
+    def chosen(self, boxes: list[Box]) -> bool:
+        """Whether the smaller (or larger) of several scores of the same tokens is taken."""
+        return sum(bool(b.nll and b.scores) for b in boxes) > 1
+
+    def check_report(self, a: Box, b: Box, out: Box) -> None:
+        """A sum of scores that meets a count of bytes becomes part of a reported figure."""
+        for score, size in ((a, b), (b, a)):
+            if score.scores and score.pos is None and "bytes" in size.marks:
+                self.trace.reported |= out.scores
+                self.trace.formed[id(out)] = out
+
+    def shown(self, value: Box, label: str = "") -> None:
+        """A value is printed or logged after the words `label`."""
+        if not value.scores or "bytes" not in value.marks:
+            return
+        self.trace.reported |= value.scores
+        if len(self.trace.figures) < _MOST_FIGURES:
+            self.trace.figures.append(figure_of(self, value, label))
+
+    def shown_all(self, values: Any, label: str = "") -> None:
+        for box in collect(values):
+            self.shown(box, label)
+
+
+def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
+    """What is known of a figure that is printed."""
+    content = None
+    if value.val is not None and value.val.size == 1:
+        content = abs(float(value.val.reshape(-1)[0]))
+    named = bool(_LABEL.search(label[-40:])) and not _OTHER.search(label[-60:])
+    return FigureEvent(
+        named=named,
+        content=content,
+        warps=tuple(sorted(m.removeprefix(WARP) for m in value.marks if m.startswith(WARP))),
+        lost=tuple(sorted(m.removeprefix(LOST) for m in value.marks if m.startswith(LOST))),
+        scores=value.scores,
+        where=engine.where(),
+        certain=engine.uncertain <= 0,
+    )
+
+
+def honest(content: float) -> bool:
+    """Whether the witness of a figure is that of a plain sum over bytes, in bits or in nats."""
+    return any(abs(content - wanted) < 0.002 * wanted for wanted in (1.0, 1.0 / math.log(2.0)))
+
+
+def _full_of_gaps(positions: np.ndarray[Any, Any]) -> bool:
+    flat = positions.reshape(-1)
+    steps = np.diff(flat[flat >= 0])
+    return bool(((steps > 1).sum() if steps.size else 0) > _GAPS * max(steps.size, 1))
