@@ -11,6 +11,7 @@ import numpy as np
 
 from niblick.audit.flow.access_index import plain_index, subscript
 from niblick.audit.flow.boxes import (
+    GUESS,
     STREAM,
     Box,
     collect,
@@ -279,6 +280,8 @@ class Access(Writing):
             p is not None and subscript(p) is None for p in parts
         ):
             unknown = snapshot(box, pos=None, val=None, key=None, shape=None)
+            if box.val is not None and box.val.size > 1 and (box.nll or "bytes" in box.marks):
+                unknown.val, unknown.marks = np.asarray(GUESS), unknown.marks | {"guess"}
             unknown.deps |= depends(box) if box.pos is not None and self.widened == 0 else 0
             if box.pos is not None:
                 unknown.targets |= target_bits(box)
@@ -287,6 +290,8 @@ class Access(Writing):
             if box.key is not None and all(p is None or isinstance(p, (Box, slice)) for p in parts):
                 unknown.key, unknown.pos, unknown.shape = box.key, box.pos, box.shape
             return unknown
+        if box.nll and box.shape and box.shape[0] == 1 and isinstance(key, slice) and key.start:
+            box = shaped(box, lambda a: a.reshape(-1))
         out = shaped(box, lambda a: a[index])
         out.live = box.live
         return out
@@ -306,6 +311,7 @@ class Access(Writing):
         elif not source.roots:
             out.marks |= {"bytes"}
             out.val = witness(newest.pos)
+            out.marks |= {"guess"} if newest.pos is None else set()
             out.key = key.pos if "hashed" in key.marks else None
             out.marks |= key.marks & {"hashed"}
         if out.key is not None:
@@ -352,6 +358,7 @@ class Access(Writing):
             and box.key is None
             and not box.roots
             and not box.deps
+            and "bytes" not in box.marks
         ):
             return box.val[i].item()
         return shaped(box, lambda a: a[i])

@@ -116,7 +116,7 @@ class Expressions(Hints):
         for score, other in ((a, b), (b, a)):
             if score.nll and "lse" in other.marks and out.val is None and score.val is not None:
                 out.val = np.abs(score.val) * (1 if other is a else -1)
-            if score.scores and "index" in other.marks and other.scores:
+            if score.scores and "tested" in other.marks:
                 self.warp(out, "scores are kept or dropped by what they are")
         if isinstance(op, ast.Pow) and a.nll:
             self.warp(out, "scores are raised to a power")
@@ -285,7 +285,7 @@ class Expressions(Hints):
             ):
                 out.val = a.val == 1
             out.nll = False
-            out.marks |= {"index"}
+            out.marks |= {"index", "tested"} if out.scores else {"index"}
             return out
         if (
             isinstance(left, Dotted)

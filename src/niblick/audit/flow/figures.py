@@ -147,6 +147,7 @@ def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
         content=content,
         warps=tuple(sorted(m.removeprefix(WARP) for m in value.marks if m.startswith(WARP))),
         lost=tuple(sorted(m.removeprefix(LOST) for m in value.marks if m.startswith(LOST))),
+        guessed="guess" in value.marks,
         scores=value.scores,
         where=engine.where(),
         certain=engine.uncertain <= 0,
@@ -159,6 +160,9 @@ def honest(content: float) -> bool:
 
 
 def _full_of_gaps(positions: np.ndarray[Any, Any]) -> bool:
-    flat = positions.reshape(-1)
-    steps = np.diff(flat[flat >= 0])
-    return bool(((steps > 1).sum() if steps.size else 0) > _GAPS * max(steps.size, 1))
+    rows = positions.reshape(-1, positions.shape[-1]) if positions.ndim else positions.reshape(1, 1)
+    gaps = steps = 0
+    for row in rows:
+        jumps = np.diff(row[row >= 0])
+        gaps, steps = gaps + int((jumps > 1).sum()), steps + jumps.size
+    return gaps > _GAPS * max(steps, 1)

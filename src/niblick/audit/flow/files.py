@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import STREAM, Box, collect, merge, snapshot
+from niblick.audit.flow.boxes import STREAM, WITNESS, Box, collect, merge, snapshot
 from niblick.audit.flow.objects import Module, Namespace
 from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.tensors import Tensors
@@ -28,7 +28,8 @@ class Files(Tensors):
             header[: min(3, count)] = (20240520, 1, STREAM)[: min(3, count)]
             return Box(shape=(count,), val=header, marks=frozenset({"numpy"}))
         if re.search(r"bytes|lengths", PurePosixPath(text).name):
-            return Box(shape=(STREAM,), marks=frozenset({"bytes", "numpy"}))
+            marks = frozenset({"bytes", "numpy"})
+            return Box(shape=(STREAM,), val=WITNESS[:STREAM], marks=marks)
         if kind == "val":
             return snapshot(self.stream, marks=frozenset({"val", "numpy"}))
         if kind == "train":

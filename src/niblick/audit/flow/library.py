@@ -86,7 +86,8 @@ class Library(Records):
                 box.val is not None
                 and box.val.size == 1
                 and box.pos is None
-                and not (box.roots or box.deps or box.key is not None)
+                and not (box.roots or box.deps or box.held or box.key is not None)
+                and "bytes" not in box.marks
             )
             if name in {"int", "float", "bool"} and plain and box.val is not None:
                 try:

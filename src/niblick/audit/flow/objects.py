@@ -184,6 +184,7 @@ class FigureEvent:
     content: float | None
     warps: tuple[str, ...]
     lost: tuple[str, ...]
+    guessed: bool
     scores: frozenset[int]
     where: Where
     certain: bool

@@ -200,6 +200,7 @@ class Shapes(Access):
                 box.val is not None
                 and box.val.size == 1
                 and not (box.pos is not None or box.roots or box.deps or box.key is not None)
+                and "bytes" not in box.marks
             ):
                 return box.val.reshape(-1)[0].item()
             return (
@@ -208,6 +209,8 @@ class Shapes(Access):
                 else snapshot(box)
             )
         if name in {"numel", "__len__"}:
+            if box.pos is None and (box.deps or box.targets) and box.shape is None:
+                return Box(shape=(), val=np.asarray(1))
             return (
                 Box(shape=())
                 if box.shape is None or None in box.shape

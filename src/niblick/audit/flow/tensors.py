@@ -300,7 +300,7 @@ class Tensors(Shapes):
             scores=frozenset({number}) | source.scores,
             marks=(target.marks - {"val", "numpy", "mixed", "hashed"})
             | (source.marks & {"train", *(("prob",) if picked else ())})
-            | {"nll"},
+            | ({"nll"} if target.pos is not None else {"nll", "guess"}),
             key=source.key,
         )
         if target.pos is None and out.held:
@@ -397,7 +397,7 @@ class Tensors(Shapes):
         if name in {"pow", "power"} and a.nll:
             self.warp(out, "scores are raised to a power")
         if name in {"eq", "ne", "lt", "le", "gt", "ge"}:
-            out.nll, out.marks = False, out.marks | {"index"}
+            out.nll, out.marks = False, out.marks | {"index"} | ({"tested"} if out.scores else set())
         self.check_report(a, b, out)
         return out
 

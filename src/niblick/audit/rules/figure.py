@@ -37,6 +37,8 @@ def _why(event: FigureEvent) -> str:
     if event.warps:
         return "; ".join(event.warps)
     if event.content is not None and not honest(event.content):
+        if event.guessed and not 0.2 < event.content < 5:
+            return ""
         return (
             "with losses and bytes that are equal at every position it comes to"
             f" {event.content:.4g}, where a plain sum comes to 1.443 (1 in nats)"
@@ -45,7 +47,7 @@ def _why(event: FigureEvent) -> str:
 
 
 def _finding(case: Case, event: FigureEvent) -> Finding:
-    sure = bool(event.warps or event.content is not None)
+    sure = bool(event.warps or (event.content is not None and not event.guessed))
     return case.finding(
         RULE,
         Severity.BREACH if sure and event.certain else Severity.WARNING,
