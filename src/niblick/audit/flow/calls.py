@@ -94,7 +94,10 @@ class Calls(Learning):
         if isinstance(callee, Dotted):
             return self.call_dotted(callee.name, args, named, node)
         if isinstance(callee, Module):
-            return self.forward(callee, args, named, node)
+            own = callee.cls.find("forward") if callee.cls is not None else None
+            return self.forward(
+                callee, args, named, node, own if isinstance(own, Function) else None
+            )
         if isinstance(callee, Instance):
             method = callee.cls.find("__call__") or callee.cls.find("forward")
             if isinstance(method, Function):

@@ -10,7 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, collect, elementwise, is_token, known, masked, merge
+from niblick.audit.flow.boxes import (
+    GUESS,
+    Box,
+    collect,
+    elementwise,
+    is_token,
+    known,
+    masked,
+    merge,
+    shaped,
+    target_bits,
+    witness,
+)
+from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import (
@@ -89,6 +102,7 @@ class Expressions(Hints):
         if isinstance(left, str) or isinstance(right, str):
             return merge(self.frozen(collect(left) + collect(right)))
         a, b = self.frozen([known(left)])[0], self.frozen([known(right)])[0]
+        a, b = _like(a, b), _like(b, a)
         out = elementwise([a, b], BINARY[type(op)])
         if isinstance(op, ast.Mult):
             if out.nll and b.val is not None and not b.nll:
@@ -111,11 +125,22 @@ class Expressions(Hints):
         if isinstance(op, (ast.BitAnd, ast.BitOr)) and out.val is None and "bytes" in out.marks:
             both = a.val is not None and b.val is not None
             out.val = np.logical_and(a.val, b.val) if both else None
+        if isinstance(op, ast.Mult) and out.val is None:
+            for part, mask in ((a, b), (b, a)):
+                masked_out = part.val is not None and part.val.size > 1 and mask.shape != ()
+                if masked_out and (part.nll or "bytes" in part.marks) and not mask.scores:
+                    if part.nll:
+                        out.targets |= target_bits(part)
+                    out.val, out.pos, out.shape = np.asarray(GUESS), None, None
+                    out.marks |= {"guess"}
         if not out.scores:
             return out
         for score, other in ((a, b), (b, a)):
             if score.nll and "lse" in other.marks and out.val is None and score.val is not None:
                 out.val = np.abs(score.val) * (1 if other is a else -1)
+            elif out.nll and "lse" in other.marks and out.val is None and out.pos is not None:
+                out.val = witness(out.pos)
+                out.marks = frozenset(m for m in out.marks if not m.startswith(LOST))
             if score.scores and "tested" in other.marks:
                 self.warp(out, "scores are kept or dropped by what they are")
         if isinstance(op, ast.Pow) and a.nll:
@@ -469,6 +494,16 @@ class Expressions(Hints):
 
     def assign(self, target: ast.expr, value: Any) -> None:
         raise NotImplementedError
+
+
+def _like(score: Box, other: Box) -> Box:
+    """Scores as one row of tokens, in the shape of what they meet where that has as many."""
+    if score.pos is None or not score.nll or other.shape is None or None in other.shape:
+        return score
+    shape = tuple(int(s or 0) for s in other.shape)
+    if len(shape) < 2 or score.pos.ndim != 1 or int(np.prod(shape)) != score.pos.size:
+        return score
+    return shaped(score, lambda a: a.reshape(shape))
 
 
 def _inverted(array: Any) -> Any:

@@ -79,7 +79,7 @@ class Learning(Containers):
                 return self.call_function(bound.function, [module, *args], named, node)
             if name in {"train", "eval"}:
                 return module
-            return self.forward(module, args, named, node)
+            return self.forward(module, args, named, node, bound.function)
         if name in _SELF_MODULE:
             return [module] if name in {"modules", "children"} else module
         whole = self.param_box(frozenset({module.leaf}))

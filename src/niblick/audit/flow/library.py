@@ -80,6 +80,9 @@ class Library(Records):
         return NotImplemented
 
     def pure(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
+        if args and isinstance(args[0], Bound) and isinstance(args[0].holder, Box):
+            if args[0].name == "size":
+                args = [self.reshaping("numel", args[0].holder, [args[0].holder], {}), *args[1:]]
         if args and isinstance(args[0], Box):
             box = self.frozen([args[0]])[0]
             plain = (
@@ -96,7 +99,7 @@ class Library(Records):
                     return Box(shape=())
             if name == "str":
                 return "?"
-            return snapshot(box, shape=(), marks=box.marks | {"scalar"})
+            return self.scalar(box)
         if any(
             not isinstance(
                 a, (int, float, str, bytes, bool, list, tuple, PurePosixPath, np.generic)

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, Leaf, collect, merge, replace_content
+from niblick.audit.flow.boxes import Box, Leaf, collect, merge, replace_content, snapshot
+from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.imports import Imports
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import Class, Dotted, Function
@@ -103,6 +104,8 @@ class Machine(Imports):
         if isinstance(right, Box) and isinstance(node.op, ast.Add):
             self.added_up(right, node)
         result = self.binary(node.op, left, right, node)
+        if self.widened and isinstance(left, Box) and isinstance(result, Box):
+            result = self.kept_content(left, result)
         if isinstance(left, Box) and left.live:
             self.update_param(left, collect(right), node)
             return
@@ -110,6 +113,15 @@ class Machine(Imports):
             replace_content(left, result)
             return
         self.assign(node.target, result)
+
+    def kept_content(self, left: Box, result: Box) -> Box:
+        """In the last turn of a loop that stands for many, a sum keeps its content where the turn
+        adds what is not known.
+        """
+        if not left.scores or left.val is None or result.val is not None:
+            return result
+        lost = {m for m in result.marks if m.startswith(LOST)}
+        return snapshot(result, val=left.val, marks=result.marks - (lost - left.marks))
 
     def table_write(self, target: ast.expr, old: Any) -> None:
         """Marks the table behind `table[key] += ...` as one that counts."""

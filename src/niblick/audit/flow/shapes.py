@@ -18,6 +18,7 @@ from niblick.audit.flow.boxes import (
     merge,
     shaped,
     snapshot,
+    target_bits,
 )
 from niblick.audit.flow.objects import Dotted
 
@@ -203,11 +204,7 @@ class Shapes(Access):
                 and "bytes" not in box.marks
             ):
                 return box.val.reshape(-1)[0].item()
-            return (
-                snapshot(box, shape=(), marks=box.marks | {"scalar"})
-                if name == "item"
-                else snapshot(box)
-            )
+            return self.scalar(box) if name == "item" else snapshot(box)
         if name in {"numel", "__len__"}:
             if box.pos is None and (box.deps or box.targets) and box.shape is None:
                 return Box(shape=(), val=np.asarray(1))
@@ -235,6 +232,14 @@ class Shapes(Access):
             return out
         return NotImplemented
 
+    def scalar(self, box: Box) -> Box:
+        """A value that the program takes for one number; scores of each token were their mean then."""
+        out = snapshot(box, shape=(), marks=box.marks | {"scalar"})
+        if box.scores and box.val is not None and box.val.size > 1:
+            out.targets |= target_bits(box)
+            out.val, out.pos = np.asarray(box.val.mean()), None
+        return out
+
     def size(self, box: Box, args: list[Any], name: str) -> Any:
         if name != "size":
             return Box(shape=()) if box.shape is None else len(box.shape)
@@ -257,6 +262,8 @@ class Shapes(Access):
         out = elementwise([left, right])
         if condition.val is not None and left.val is not None and right.val is not None:
             out.val = _where(condition.val, left.val, right.val)
+        elif left.val is not None and right.val is not None and left.nll and right.nll:
+            out.val = left.val if np.array_equal(left.val, right.val) else None
         if condition.scores and out.scores:
             self.warp(out, "scores are chosen by what they are")
         if condition.key is not None and out.key is None:

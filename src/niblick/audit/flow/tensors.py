@@ -307,9 +307,16 @@ class Tensors(Shapes):
             self.held_state(out, targets, node)
         return out
 
-    def forward(self, module: Module, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+    def forward(
+        self,
+        module: Module,
+        args: list[Any],
+        named: dict[str, Any],
+        node: ast.AST,
+        method: Function | None = None,
+    ) -> Any:
         """A model's output: logits of its tokens, or the loss of its targets where those are given
-        too.
+        too, one number or one a token as `method` says.
         """
         boxes = self.frozen([b for a in (*args, *named.values()) for b in collect(a)])
         leaves = {module.leaf, *(a.leaf for a in (*args, *named.values()) if isinstance(a, Module))}
@@ -331,7 +338,11 @@ class Tensors(Shapes):
                 )
             )
         if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
-            return self.score(source, target, node)
+            out = self.score(source, target, node)
+            if method is None or _per_token(method.node):
+                return out
+            self.added_up(out, node)
+            return reduced(out, np.mean)
         self.interest += 1
         source.shape = None
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
@@ -429,8 +440,9 @@ class Tensors(Shapes):
             out.val = None
         if first.val is not None and first.nll and name in _BENT:
             out.val = None
-        if name == "log1p" or name == "expm1":
+        if name in {"log1p", "expm1"}:
             out.val = None
+            out.marks |= {"lse"} if name == "log1p" and out.roots else set()
         if name in {"clone", "copy", "astype", "float", "bfloat16", "half"} or (
             name == "to" and first.live
         ):
@@ -600,6 +612,21 @@ def _loss(target: Box, marks: frozenset[str], picked: bool) -> Array | None:
     if content is None or not picked:
         return content
     return np.exp(-content) if "prob" in marks else -content
+
+
+def _per_token(function: ast.AST) -> bool:
+    """Whether a model's method gives the loss of each token, as far as its own text tells."""
+    losses = [
+        n
+        for n in ast.walk(function)
+        if isinstance(n, ast.Call)
+        and _LOSSES & {getattr(n.func, "attr", ""), getattr(n.func, "id", "")}
+    ]
+    return not losses or any(
+        k.arg == "reduction" and not (isinstance(k.value, ast.Constant) and k.value.value != "none")
+        for n in losses
+        for k in n.keywords
+    )
 
 
 def _shifted(tokens: list[Box]) -> Box | None:
