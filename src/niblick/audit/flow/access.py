@@ -138,6 +138,9 @@ class Access(Writing):
             return holder.attrs
         if name == "__class__":
             return cls or Dotted("?")
+        getter = cls.find("__getattr__") if cls is not None else None
+        if isinstance(getter, Function) and isinstance(holder, Instance):
+            return self.call_function(getter, [holder, name], {}, node)
         if isinstance(holder, Module):
             if name in {"module", "_orig_mod"}:
                 return holder

@@ -11,6 +11,7 @@ from typing import Any
 from niblick.audit.flow.boxes import Box, collect, is_token, merge, snapshot
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.learning import Learning
+from niblick.audit.flow.methods import small
 from niblick.audit.flow.objects import (
     Bound,
     Class,
@@ -93,6 +94,8 @@ class Calls(Learning):
             return self.instantiate(callee, args, named, node)
         if isinstance(callee, Dotted):
             return self.call_dotted(callee.name, args, named, node)
+        if isinstance(callee, Box) and "param" in callee.marks and callee.roots:
+            return self.layer(callee, args, named, node)
         if isinstance(callee, Module):
             own = callee.cls.find("forward") if callee.cls is not None else None
             return self.forward(
@@ -111,6 +114,11 @@ class Calls(Learning):
                 node,
             )
         return self.opaque([callee, *args], named, node)
+
+    def layer(self, layer: Box, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        """What a part of a model makes of its input."""
+        boxes = self.frozen([layer, *(b for a in (*args, *named.values()) for b in collect(a))])
+        return merge(boxes, targets=0, nll=False, marks=frozenset({"logits"}))
 
     def opaque(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """The result of something not understood: it may depend on everything it was given."""
@@ -264,13 +272,14 @@ class Calls(Learning):
     def instantiate(self, cls: Class, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         if cls.kind == "module":
             leaf = self.new_leaf("module", cls.name)
-            if (
-                any(isinstance(a, Module) for a in (*args, *named.values()))
-                or "lora" in cls.name.lower()
-                or "adapt" in cls.name.lower()
-            ):
+            if any(isinstance(a, Module) for a in (*args, *named.values())) or small(cls):
                 self.leaves[leaf].marks = frozenset({"adapter"})
-            return Module(cls.name, leaf, cls)
+            module = Module(cls.name, leaf, cls)
+            init = cls.find("__init__")
+            own = [f for f in cls.body.values() if isinstance(f, Function) and f is not init]
+            if isinstance(init, Function) and any(self.learning(f) for f in own):
+                self.call_function(init, [module, *args], named, node)
+            return module
         if cls.kind == "optimizer":
             return Optimizer(cls.name, self.roots_in([*args, *named.values()]))
         if cls.kind == "autograd":

@@ -138,6 +138,7 @@ class Containers(Library):
             )
         if name in {"write_bytes", "write_text"}:
             self.to_disk(args)
+            self.writes(path)
             return None
         if name in {"resolve", "absolute", "expanduser"}:
             return path

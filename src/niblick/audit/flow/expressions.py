@@ -66,6 +66,30 @@ COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Is: operator.is_,
     ast.IsNot: operator.is_not,
 }
+OPERATOR_NAMES: dict[type[ast.AST], str] = {
+    ast.Add: "add",
+    ast.Sub: "sub",
+    ast.Mult: "mul",
+    ast.Div: "truediv",
+    ast.FloorDiv: "floordiv",
+    ast.Mod: "mod",
+    ast.Pow: "pow",
+    ast.BitXor: "xor",
+    ast.BitAnd: "and",
+    ast.BitOr: "or",
+    ast.LShift: "lshift",
+    ast.RShift: "rshift",
+    ast.MatMult: "matmul",
+    ast.Eq: "eq",
+    ast.NotEq: "ne",
+    ast.Lt: "lt",
+    ast.LtE: "le",
+    ast.Gt: "gt",
+    ast.GtE: "ge",
+    ast.USub: "neg",
+    ast.UAdd: "pos",
+    ast.Invert: "invert",
+}
 _MAX_ITEMS = 1600
 _MOST_BITS = 20_000
 _MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
@@ -90,11 +114,18 @@ class Expressions(Hints):
     def ex_binop(self, node: ast.BinOp) -> Any:
         return self.binary(node.op, self.value(node.left), self.value(node.right), node)
 
-    def binary(self, op: ast.operator, left: Any, right: Any, node: ast.AST) -> Any:
+    def binary(
+        self, op: ast.operator, left: Any, right: Any, node: ast.AST, in_place: bool = False
+    ) -> Any:
         if isinstance(left, PLAIN) and isinstance(right, PLAIN):
             return self.plain_binary(op, left, right)
-        if isinstance(left, (Instance,)) and isinstance(left.cls, Class):
-            return merge(self.frozen(collect(left) + collect(right)))
+        if isinstance(left, Instance) or isinstance(right, Instance):
+            name = OPERATOR_NAMES[type(op)]
+            names = (f"__i{name}__", f"__{name}__") if in_place else (f"__{name}__",)
+            unknown = merge(self.frozen(collect(left) + collect(right)))
+            if isinstance(left, Instance):
+                return self.own_method(left, names, [right], node, unknown)
+            return self.own_method(right, (f"__r{name}__",), [left], node, unknown)
         if isinstance(left, (list, tuple)) and isinstance(op, (ast.Add, ast.Mult)):
             return self.iterate(left, None) + (
                 self.iterate(right, None) if isinstance(op, ast.Add) else []
@@ -222,6 +253,9 @@ class Expressions(Hints):
 
     def ex_unaryop(self, node: ast.UnaryOp) -> Any:
         value = self.value(node.operand)
+        if isinstance(value, Instance):
+            name = f"__{OPERATOR_NAMES.get(type(node.op), 'bool')}__"
+            value = self.own_method(value, (name,), [], node, value)
         if isinstance(node.op, ast.Not):
             test = self.truth(value)
             return Box(shape=()) if test is None else not test
@@ -288,7 +322,13 @@ class Expressions(Hints):
                 else ((left is right) == isinstance(op, ast.Is))
             )
         if isinstance(op, (ast.In, ast.NotIn)):
+            if isinstance(right, Instance):
+                return self.own_method(right, ("__contains__",), [left], None, Box(shape=()))
             return self.contains(op, left, right)
+        if isinstance(left, Instance) and type(op) in OPERATOR_NAMES:
+            name = f"__{OPERATOR_NAMES[type(op)]}__"
+            if isinstance(left.cls.find(name), Function):
+                return self.own_method(left, (name,), [right], None, Box(shape=()))
         if isinstance(left, PLAIN) and isinstance(right, PLAIN):
             try:
                 return COMPARE[type(op)](left, right)
@@ -482,6 +522,21 @@ class Expressions(Hints):
                 self.clause(parts[1:], emit, out)
             if len(out) > _MAX_ITEMS or (self.interest != mark and len(out) > 3):
                 break
+
+    def own_method(
+        self, holder: Instance, names: tuple[str, ...], args: list[Any], node: Any, other: Any
+    ) -> Any:
+        """What the first of these methods that an object of the program has gives, else `other`."""
+        for name in names:
+            method = holder.cls.find(name)
+            if isinstance(method, Function):
+                return self.call_function(method, [holder, *args], {}, node or method.node)
+        return other
+
+    def call_function(
+        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
+        raise NotImplementedError
 
     def attribute(self, holder: Any, name: str, node: ast.AST) -> Any:
         raise NotImplementedError

@@ -18,6 +18,7 @@ import numpy as np
 from niblick.audit.flow.boxes import Box, collect, target_bits
 from niblick.audit.flow.objects import FigureEvent, StateEvent
 from niblick.audit.flow.keeping import Keeping
+from niblick.audit.flow.signals import ContinueSignal
 from niblick.audit.flow.state import State
 
 WARP = "warp:"
@@ -122,6 +123,12 @@ class Figures(Keeping):
             if score.scores and score.pos is None and "bytes" in size.marks:
                 self.trace.reported |= out.scores
                 self.trace.formed[id(out)] = out
+
+    def skipped(self, condition: Any, *ends: BaseException | None) -> None:
+        """Scores that are only taken decide whether a turn of a loop goes on."""
+        tested = isinstance(condition, Box) and "tested" in condition.marks
+        if tested and self.no_grad and any(isinstance(e, ContinueSignal) for e in ends):
+            self.trace.skips.append(self.where())
 
     def shown(self, value: Box, label: str = "") -> None:
         """A value is printed or logged after the words `label`."""

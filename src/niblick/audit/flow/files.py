@@ -39,8 +39,14 @@ class Files(Tensors):
             return snapshot(self.stream, marks=frozenset({"val", "numpy"}))
         out.seen |= self.disk.seen
         out.held |= self.disk.held
-        out.marks |= {"file"}
+        own = not text or "?" in text or bool(self.wrote & {text, "?"})
+        out.marks |= {"file"} if own else {"file", "foreign"}
         return out
+
+    def writes(self, path: Any) -> None:
+        """The program writes a file (`?`: one whose name is not known)."""
+        text = str(path) if isinstance(path, (str, PurePosixPath)) else "?"
+        self.wrote.add("?" if "?" in text else text)
 
     def to_disk(self, values: list[Any]) -> None:
         """Values are written to some file; files are not told apart."""
@@ -51,6 +57,8 @@ class Files(Tensors):
     def py_open(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         path = str(args[0]) if args and isinstance(args[0], (str, PurePosixPath)) else ""
         mode = str(args[1]) if len(args) > 1 else str(named.get("mode", "r"))
+        if mode[:1] in {"w", "a", "x"} or "+" in mode:
+            self.writes(path or "?")
         if "w" in mode:
             self.contents.pop(path, None)
         at = len(self.contents.get(path, b"")) if "a" in mode else 0
@@ -116,6 +124,7 @@ class Files(Tensors):
 
     def saved(self, args: list[Any]) -> None:
         self.to_disk(args)
+        self.writes(args[-1] if isinstance(args[-1], (str, PurePosixPath)) else args[0])
         for box in self.frozen(collect(args)):
             self.disk.seen |= self.seen(box) | box.seen
         for arg in args:

@@ -7,7 +7,8 @@ from typing import Any
 
 from niblick.audit.flow.adapters import attaches, cleans
 from niblick.audit.flow.boxes import Box, collect, depends, known, merge, snapshot, target_bits
-from niblick.audit.flow.containers import Containers
+from niblick.audit.flow.methods import learns, starts_afresh, tail
+from niblick.audit.flow.observing import Observing
 from niblick.audit.flow.objects import Bound, Dotted, Function, Module, Namespace, Optimizer
 
 _SELF_MODULE = frozenset(
@@ -48,10 +49,7 @@ _USUAL_NAMES = (
 One more is left unknown.
 """
 
-_LEARNS = frozenset({"backward", "grad", "step"})
-
-
-class Learning(Containers):
+class Learning(Observing):
     """Models and optimizers: parameters, gradients, steps and loaded weights."""
 
     def roots_in(self, values: list[Any]) -> frozenset[int]:
@@ -72,11 +70,11 @@ class Learning(Containers):
     ) -> Any:
         name, leaf = bound.name, self.leaves[module.leaf]
         if bound.function is not None and name != "forward":
-            if name.startswith("reset"):
+            if self.learning(bound.function):
+                return self.call_function(bound.function, [module, *args], named, node)
+            if starts_afresh(module.cls, bound.function):
                 leaf.seen = 0
                 return None
-            if _learns(bound.function):
-                return self.call_function(bound.function, [module, *args], named, node)
             if name in {"train", "eval"}:
                 return module
             return self.forward(module, args, named, node, bound.function)
@@ -100,6 +98,18 @@ class Learning(Containers):
         if name in {"no_sync", "register_buffer", "add_module"}:
             return Dotted("contextlib.nullcontext")
         return self.forward(module, args, named, node)
+
+    def learning(self, function: Function) -> bool:
+        """Whether a function of the program trains, itself or in what it calls."""
+        return learns(function, self.program_functions, self.training)
+
+    def program_functions(self, function: Function, call: ast.Call) -> list[Function]:
+        """The functions of the program that a call in `function` may be to."""
+        name = tail(call.func)
+        if isinstance(call.func, ast.Name):
+            found = next((s[name] for s in function.scopes if name in s), None)
+            return [found] if isinstance(found, Function) else []
+        return self.methods.get(name, [])
 
     def note_adapters(self, function: Function, args: list[Any]) -> None:
         """Adapters that a function of the program has hung on a model, or has taken from it or
@@ -193,10 +203,3 @@ class Learning(Containers):
             )
         return out
 
-
-def _learns(function: Function) -> bool:
-    """Whether a model's method trains: it calls backward, grad or a step."""
-    return any(
-        isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in _LEARNS
-        for n in ast.walk(function.node)
-    )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced, snapshot
+from niblick.audit.flow.methods import tail
 from niblick.audit.flow.objects import (
     Bound,
     CallEvent,
@@ -40,6 +41,8 @@ _OUTSIDE = (
     "boto3",
     "datasets",
 )
+_PICKLES = ("pickle.", "cPickle.", "dill.", "cloudpickle.", "joblib.", "_pickle.", "marshal.")
+_MAX_TEXT = 200_000
 _PURE: dict[str, Callable[..., Any]] = {
     "int": int,
     "float": float,
@@ -314,6 +317,45 @@ class Library(Records):
 
     py_quit = py_exit
 
+    def py_exec(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        """Text that is run: followed where it is known, noted where no rule of text sees it."""
+        text = args[0] if args else None
+        plain = isinstance(node, ast.Call) and tail(node.func) in {"exec", "eval", "compile"}
+        if isinstance(text, str) and "?" not in text and len(text) < _MAX_TEXT and not plain:
+            try:
+                body = ast.parse(text).body
+            except (SyntaxError, ValueError, RecursionError):
+                body = []
+            self.block(body)
+        elif not plain:
+            self.unread("text that this review has not seen is run", node)
+        return Box()
+
+    py_eval = py_exec
+
+    def py_compile(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return args[0] if args else Box()
+
+    def py___import__(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        name = args[0] if args else None
+        if isinstance(name, str) and "?" not in name:
+            return self.import_program(name) or Dotted(name.partition(".")[0])
+        self.unread("a module whose name is not known is imported", node)
+        return Box()
+
+    def unread(self, what: str, node: ast.AST) -> None:
+        """Code that reading does not see takes part in the run."""
+        self.order += 1
+        self.trace.calls.append(
+            CallEvent(
+                name="unread-code",
+                where=self.where(node),
+                certain=self.uncertain <= 0,
+                detail=what,
+                order=self.order,
+            )
+        )
+
     def py_id(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return id(args[0]) if args else 0
 
@@ -382,6 +424,13 @@ class Library(Records):
     def objects_call(
         self, name: str, last: str, args: list[Any], named: dict[str, Any], node: ast.AST
     ) -> Any:
+        if last in {"load", "loads"} and name.startswith(_PICKLES):
+            if any("foreign" in b.marks for b in self.frozen(collect(args)) ) or any(
+                "foreign" in self.read_data(a.attrs["__path__"], {}).marks
+                for a in args
+                if isinstance(a, Namespace) and "__path__" in a.attrs
+            ):
+                self.unread(f"{name} reads a file that the run has not written", node)
         if last in {"Path", "PurePath", "PosixPath"}:
             return PurePosixPath(*[str(a) for a in args if isinstance(a, (str, PurePosixPath))])
         if last == "dtype" and args and isinstance(args[0], str):
@@ -482,6 +531,9 @@ class Library(Records):
         return found or (
             Dotted(name) if last == "import_module" and isinstance(name, str) else Namespace({})
         )
+
+    def block(self, body: list[ast.stmt]) -> None:
+        raise NotImplementedError
 
     def import_program(self, name: str) -> Namespace | None:
         raise NotImplementedError

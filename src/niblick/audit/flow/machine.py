@@ -17,7 +17,8 @@ from niblick.audit.flow.boxes import Box, Leaf, collect, merge, replace_content,
 from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.imports import Imports
 from niblick.audit.flow.joining import joined
-from niblick.audit.flow.objects import Class, Dotted, Function
+from niblick.audit.flow.methods import called, tail
+from niblick.audit.flow.objects import Class, Dotted, Function, Instance
 from niblick.audit.flow.signals import (
     AbortSignal,
     BreakSignal,
@@ -93,6 +94,9 @@ class Machine(Imports):
     def do_augassign(self, node: ast.AugAssign) -> None:
         left = self.value(_as_load(node.target))
         right = self.value(node.value)
+        if isinstance(left, Instance):
+            self.assign(node.target, self.binary(node.op, left, right, node, in_place=True))
+            return
         if (
             isinstance(left, list)
             and isinstance(right, (list, tuple))
@@ -203,6 +207,9 @@ class Machine(Imports):
         finally:
             self.scopes.pop()
             self.defining = previous
+        for name, value in body.items():
+            if isinstance(value, Function):
+                self.methods.setdefault(name, []).append(value)
         self.store(node.name, cls)
 
     def do_return(self, node: ast.Return) -> None:
@@ -237,8 +244,12 @@ class Machine(Imports):
 
     def do_with(self, node: ast.With | ast.AsyncWith) -> None:
         entered = 0
+        managers: list[Instance] = []
         for item in node.items:
             value = self.value(item.context_expr)
+            if isinstance(value, Instance):
+                managers.append(value)
+                value = self.own_method(value, ("__enter__", "__aenter__"), [], node, value)
             if isinstance(value, Dotted) and value.name.rsplit(".", 1)[-1] in {
                 "no_grad",
                 "inference_mode",
@@ -253,6 +264,8 @@ class Machine(Imports):
             self.block(node.body)
         finally:
             self.no_grad -= entered
+            for manager in reversed(managers):
+                self.own_method(manager, ("__exit__", "__aexit__"), [None] * 3, node, None)
 
     do_asyncwith = do_with
 
@@ -268,12 +281,41 @@ class Machine(Imports):
         except AbortSignal as signal:
             if not node.handlers or signal.final:
                 raise
-            handler = node.handlers[0]
-            if handler.name:
-                self.store(handler.name, Box())
-            self.block(handler.body)
+            if len(node.handlers) == 1:
+                self.handle(node.handlers[0])
+            else:
+                for handler in node.handlers:
+                    self.uncertainly(lambda one=handler: self.handle(one))
+        else:
+            self.suspect_handlers(node)
         finally:
             self.block(node.finalbody)
+
+    def handle(self, handler: ast.ExceptHandler) -> None:
+        if handler.name:
+            self.store(handler.name, Box())
+        self.block(handler.body)
+
+    def suspect_handlers(self, node: ast.Try) -> None:
+        """Runs handlers that nothing seen leads to, where they do more than report: what they
+        learn or write may have happened, the names they set stay as they were.
+        """
+        for handler in node.handlers:
+            if self.acts(handler):
+                scope = self.scopes[-1][0]
+                before = dict(scope)
+                self.uncertainly(lambda one=handler: self.handle(one))
+                scope.clear()
+                scope.update(before)
+
+    def acts(self, body: ast.AST) -> bool:
+        """Whether code trains, itself or through the functions of the program that it calls."""
+        around = Function(ast.Lambda(), self.scopes[-1], "<handler>")
+        return any(
+            tail(call.func) in {"backward", "step"}
+            or any(self.learning(f) for f in self.program_functions(around, call))
+            for call in called(body)
+        )
 
     def do_match(self, node: ast.Match) -> None:
         for case in node.cases:
@@ -283,7 +325,7 @@ class Machine(Imports):
         condition = self.value(node.test)
         test = self.truth(condition)
         if test is None:
-            self.both(node.body, node.orelse, self.depends_on_data(condition))
+            self.both(node.body, node.orelse, condition, self.depends_on_data(condition))
         else:
             self.block(node.body if test else node.orelse)
 
@@ -303,15 +345,19 @@ class Machine(Imports):
             )
         )
 
-    def both(self, then: list[ast.stmt], other: list[ast.stmt], data: bool = False) -> None:
+    def both(
+        self, then: list[ast.stmt], other: list[ast.stmt], condition: Any, data: bool = False
+    ) -> None:
         """Runs two alternatives on the same state and joins what they leave behind."""
         self.uncertain -= data
         try:
-            self.alternatives(then, other)
+            self.alternatives(then, other, condition)
         finally:
             self.uncertain += data
 
-    def alternatives(self, then: list[ast.stmt], other: list[ast.stmt]) -> None:
+    def alternatives(
+        self, then: list[ast.stmt], other: list[ast.stmt], condition: Any
+    ) -> None:
         scope = self.scopes[-1][0]
         before = dict(scope)
         first = self.uncertainly(lambda: self.block(then))
@@ -320,6 +366,7 @@ class Machine(Imports):
         scope.update(before)
         second = self.uncertainly(lambda: self.block(other))
         self.maybe_ended += first is not None or second is not None
+        self.skipped(condition, first, second)
         if first is not None and second is not None:
             if isinstance(first, ReturnSignal) and isinstance(second, ReturnSignal):
                 raise ReturnSignal(joined(first.value, second.value))

@@ -226,6 +226,7 @@ class Trace:
     hints: dict[str, HintEvent] = field(default_factory=dict)
     kept: dict[int, int] = field(default_factory=dict)
     states: list[StateEvent] = field(default_factory=list)
+    skips: list[Where] = field(default_factory=list)
     figures: list[FigureEvent] = field(default_factory=list)
     formed: dict[int, Any] = field(default_factory=dict)
     replaced: list[ReplacedEvent] = field(default_factory=list)

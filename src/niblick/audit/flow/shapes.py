@@ -176,6 +176,12 @@ class Shapes(Access):
             if len(parts) == 1 and name not in {"stack", "vstack"}:
                 return parts[0]
             return _cat(parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"})
+        if name == "one_hot":
+            sizes = [_size(a) for a in args[1:2]] or [None]
+            if box.pos is None or not sizes[0] or box.pos.size * sizes[0] > 4_000_000:
+                return merge([box])
+            each = shaped(snapshot(box, val=None), lambda a: np.repeat(a[..., None], sizes[0], -1))
+            return each
         if name == "where":
             return self.where_call(args)
         if name in {"nonzero", "argwhere", "flatnonzero"}:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, Leaf, merge, stream
-from niblick.audit.flow.objects import Class, Dotted, Namespace, Trace, Where
+from niblick.audit.flow.objects import Class, Dotted, Function, Namespace, Trace, Where
 from niblick.audit.flow.signals import BudgetSignal
 
 PLAIN = (
@@ -51,6 +51,10 @@ class State:
         self.leaves: dict[int, Leaf] = {}
         self.disk = Box()
         self.holding: dict[int, tuple[Any, int]] = {}
+        self.wrote: set[str] = set()
+        self.training: dict[int, bool] = {}
+        self.methods: dict[str, list[Function]] = {}
+        self.observed: dict[int, str] = {}
         self.patched: dict[str, Any] = {}
         self.contents: dict[str, bytes] = {}
         self.scopes: list[tuple[dict[str, Any], ...]] = []

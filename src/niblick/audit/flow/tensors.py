@@ -318,6 +318,8 @@ class Tensors(Shapes):
         """A model's output: logits of its tokens, or the loss of its targets where those are given
         too, one number or one a token as `method` says.
         """
+        if method is not None and self.learning(method):
+            return self.call_function(method, [module, *args], named, node)
         boxes = self.frozen([b for a in (*args, *named.values()) for b in collect(a)])
         leaves = {module.leaf, *(a.leaf for a in (*args, *named.values()) if isinstance(a, Module))}
         source = merge(boxes, roots=frozenset(leaves).union(*[b.roots for b in boxes]))
@@ -339,6 +341,9 @@ class Tensors(Shapes):
             )
         if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
             out = self.score(source, target, node)
+            why = self.observe(method, module, args, named, node) if method is not None else ""
+            if why:
+                self.warp(out, why)
             if method is None or _per_token(method.node):
                 return out
             self.added_up(out, node)

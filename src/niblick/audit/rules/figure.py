@@ -17,7 +17,7 @@ _CURE = "Add up every position's loss as computed and divide once by the bytes a
 
 def check(case: Case) -> list[Finding]:
     """A breach per figure that is no plain sum, a suspicion where its making was lost."""
-    return [*_figures(case), *_replaced(case)]
+    return [*_figures(case), *_skipped(case), *_replaced(case)]
 
 
 def _figures(case: Case) -> list[Finding]:
@@ -58,6 +58,22 @@ def _finding(case: Case, event: FigureEvent) -> Finding:
         where=event.where,
         cure=_CURE,
     )
+
+
+def _skipped(case: Case) -> list[Finding]:
+    return [
+        case.finding(
+            RULE,
+            Severity.WARNING,
+            f"{where.function} goes on to the next turn of a loop depending on how large a score"
+            " is: which positions are counted hangs on their own losses.",
+            verdict="flag_other",
+            pointer="bytes",
+            where=where,
+            cure=_CURE,
+        )
+        for where in case.trace.skips[:1]
+    ]
 
 
 def _replaced(case: Case) -> list[Finding]:

@@ -39,6 +39,7 @@ _ALWAYS = frozenset(
         "cloudpickle.load",
     }
 )
+_HOOKS = frozenset({"sys.meta_path", "sys.path_hooks"})
 _PLAIN = frozenset(
     {
         "format",
@@ -102,7 +103,39 @@ def check(case: Case) -> list[Finding]:
                         ),
                     )
                 )
-    return out[:10]
+    return [*out[:10], *_followed(case), *_hooks(case, program)]
+
+
+def _followed(case: Case) -> list[Finding]:
+    """Code that the engine saw run under another name, or come out of a pickle."""
+    return [
+        _hold(case, f"{c.where.function} runs code that this review could not read: {c.detail}.", c.where.line)
+        for c in case.trace.calls
+        if c.name == "unread-code"
+    ][:3]
+
+
+def _hooks(case: Case, program: Program) -> list[Finding]:
+    """An importer of the script's own whose modules were not found in it."""
+    if case.carried:
+        return []
+    for node in ast.walk(program.tree):
+        if isinstance(node, ast.Attribute) and program.full_name(node) in _HOOKS:
+            return [_hold(case, f"The script puts an importer of its own into {ast.unparse(node)}, and"
+                " the modules that it makes were not found.", node.lineno)]
+    return []
+
+
+def _hold(case: Case, evidence: str, line: int) -> Finding:
+    return case.finding(
+        RULE,
+        Severity.WARNING,
+        evidence,
+        verdict="hold_unclear",
+        pointer="record",
+        line=line,
+        cure="Ship that code as plain text in the folder.",
+    )
 
 
 def _unread(case: Case, program: Program, call: ast.Call) -> str:
