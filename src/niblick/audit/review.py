@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -31,8 +30,6 @@ _WORLD_SIZE = "2"
 _MAX_MODULE = 600_000
 _MORE_COMMANDS = 2
 _NATIVE = frozenset({".c", ".cc", ".cpp", ".cu"})
-_SECONDS = 2.6
-"""Processor time for following a program under all its commands; steps mostly run out first."""
 _LOOP = re.compile(r"\bfor\s*\([^;()]*;[^;]*;[^)]*\)")
 
 
@@ -71,15 +68,14 @@ def build_case(found: Read) -> Case:
     evaluation.
     """
     submission = found.submission
-    until = time.process_time() + _SECONDS
-    case = _followed(found, submission.command, _SECONDS)
+    case = _followed(found, submission.command, flow.MOST_STEPS)
     if case.tree is None or scored(case.trace) or submission.script is None:
         return case
     others = documented_commands(
         submission.root, submission.script.name, submission.readme, submission.metadata
     )
     for command in (*islice((c for c in others if c != submission.command), _MORE_COMMANDS), None):
-        left = until - time.process_time()
+        left = flow.MOST_STEPS - case.trace.steps
         if left <= 0:
             break
         other = _followed(found, command, left) if command != submission.command else case
@@ -88,8 +84,8 @@ def build_case(found: Read) -> Case:
     return case
 
 
-def _followed(found: Read, command: RunCommand | None, seconds: float) -> Case:
-    """The case of a submission as one command runs it, followed for so many seconds at most."""
+def _followed(found: Read, command: RunCommand | None, budget: int) -> Case:
+    """The case of a submission as one command runs it, followed for so many steps at most."""
     submission = found.submission
     environment = dict(found.loader_environment)
     arguments: list[str] = []
@@ -114,7 +110,7 @@ def _followed(found: Read, command: RunCommand | None, seconds: float) -> Case:
             arguments=arguments,
             modules=_modules(found),
             native=_native(found),
-            seconds=seconds,
+            budget=budget,
         )
     return Case(submission=submission, trace=trace, carried=found.carried, environment=environment)
 

@@ -106,7 +106,7 @@ class Expressions(Hints):
         if kind is ast.Name:
             return self.lookup(node.id)  # type: ignore[attr-defined]
         handler = getattr(self, f"ex_{kind.__name__.lower()}", None)
-        return handler(node) if handler is not None else Box()
+        return self.charged(handler(node)) if handler is not None else Box()
 
     def ex_attribute(self, node: ast.Attribute) -> Any:
         return self.attribute(self.value(node.value), node.attr, node)

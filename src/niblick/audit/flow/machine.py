@@ -8,7 +8,6 @@ interest runs twice and once more for its last turn; steps are bounded.
 from __future__ import annotations
 
 import ast
-import time
 from typing import Any
 
 import numpy as np
@@ -475,9 +474,4 @@ def _as_load(target: ast.expr) -> ast.expr:
     return target
 
 
-def run_deadline(seconds: float) -> float:
-    """The processor time of this process at which a run must stop."""
-    return time.process_time() + seconds
-
-
-__all__ = ["BudgetSignal", "Leaf", "Machine", "run_deadline"]
+__all__ = ["BudgetSignal", "Leaf", "Machine"]

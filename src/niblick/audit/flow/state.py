@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import time
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -29,6 +28,8 @@ PLAIN = (
     slice,
     np.generic,
 )
+_ELEMENTS = 13
+"""Two to this power of elements are a step of work."""
 
 
 class State:
@@ -38,13 +39,11 @@ class State:
         self,
         environment: dict[str, str],
         modules: dict[str, tuple[str, ast.Module]],
-        deadline: float,
         budget: int,
     ) -> None:
         self.environment = environment
         self.modules = modules
         self.loaded: dict[str, Namespace] = {}
-        self.deadline = deadline
         self.budget = budget
         self.trace = Trace()
         self.stream = stream()
@@ -85,10 +84,15 @@ class State:
     def tick(self, node: ast.AST) -> None:
         self.trace.steps += 1
         self.line = getattr(node, "lineno", self.line)
-        if self.trace.steps > self.budget or (
-            not self.trace.steps % 512 and time.process_time() > self.deadline
-        ):
+        if self.trace.steps > self.budget:
             raise BudgetSignal
+
+    def charged(self, value: Any) -> Any:
+        """Counts the elements that an operation has touched as work."""
+        if isinstance(value, Box):
+            for array in (value.pos, value.val):
+                self.trace.steps += array.size >> _ELEMENTS if array is not None else 0
+        return value
 
     def fails(self, text: str) -> None:
         """Notes an exception that the program cannot avoid on this way and does not catch."""

@@ -103,7 +103,7 @@ def check(case: Case) -> list[Finding]:
                         ),
                     )
                 )
-    return [*out[:10], *_followed(case), *_hooks(case, program)]
+    return [*out[:10], *_coded(case), *_followed(case), *_hooks(case, program)]
 
 
 def _followed(case: Case) -> list[Finding]:
@@ -113,6 +113,17 @@ def _followed(case: Case) -> list[Finding]:
         for c in case.trace.calls
         if c.name == "unread-code"
     ][:3]
+
+
+def _coded(case: Case) -> list[Finding]:
+    """Source text in a coding that shows a reader something else than Python runs."""
+    layers = case.submission.source.layers if case.submission.source else ()
+    return [
+        _hold(case, f"The source declares the coding {layer.partition(':')[2]}: what an editor shows"
+            " need not be what Python runs.", 1)
+        for layer in layers
+        if layer.startswith("coding:")
+    ]
 
 
 def _hooks(case: Case, program: Program) -> list[Finding]:
