@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 
 from niblick.audit import flow
-from niblick.audit.command import documented_commands, prose_settings
-from niblick.audit.evidence import settings_from_logs
+from niblick.audit.command import documented_commands
+from niblick.audit.conditions import settings
 from niblick.audit.flow.native import gated_outputs
 from niblick.audit.flow.objects import Trace
 from niblick.audit.rules import apply
@@ -87,18 +87,11 @@ def build_case(found: Read) -> Case:
 def _followed(found: Read, command: RunCommand | None, budget: int) -> Case:
     """The case of a submission as one command runs it, followed for so many steps at most."""
     submission = found.submission
-    environment = dict(found.loader_environment)
-    arguments: list[str] = []
-    if command is not None:
-        environment.update(command.environment)
-        arguments = _arguments(command.text, submission.script)
+    environment = settings(submission, found.loader_environment, command)
+    arguments = _arguments(command.text, submission.script) if command is not None else []
     world = command.world_size if command else None
     trace = Trace()
     source = submission.source
-    if source is not None and source.tree is not None:
-        shown = settings_from_logs(source.tree, source.text, submission.root)
-        stated = prose_settings(submission.readme) if command is None else {}
-        environment = {**shown, **stated, **environment}
     environment["WORLD_SIZE"] = (
         "1" if (world or environment.get("WORLD_SIZE")) in (1, "1") else _WORLD_SIZE
     )

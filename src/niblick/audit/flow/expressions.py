@@ -38,58 +38,8 @@ from niblick.audit.flow.objects import (
 )
 from niblick.audit.flow.signals import AbortSignal
 from niblick.audit.flow.state import PLAIN
+from niblick.audit.operators import BINARY, COMPARE, METHODS
 
-BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-    ast.BitXor: operator.xor,
-    ast.BitAnd: operator.and_,
-    ast.BitOr: operator.or_,
-    ast.LShift: operator.lshift,
-    ast.RShift: operator.rshift,
-    ast.MatMult: operator.matmul,
-}
-COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.In: lambda a, b: a in b,
-    ast.NotIn: lambda a, b: a not in b,
-    ast.Is: operator.is_,
-    ast.IsNot: operator.is_not,
-}
-OPERATOR_NAMES: dict[type[ast.AST], str] = {
-    ast.Add: "add",
-    ast.Sub: "sub",
-    ast.Mult: "mul",
-    ast.Div: "truediv",
-    ast.FloorDiv: "floordiv",
-    ast.Mod: "mod",
-    ast.Pow: "pow",
-    ast.BitXor: "xor",
-    ast.BitAnd: "and",
-    ast.BitOr: "or",
-    ast.LShift: "lshift",
-    ast.RShift: "rshift",
-    ast.MatMult: "matmul",
-    ast.Eq: "eq",
-    ast.NotEq: "ne",
-    ast.Lt: "lt",
-    ast.LtE: "le",
-    ast.Gt: "gt",
-    ast.GtE: "ge",
-    ast.USub: "neg",
-    ast.UAdd: "pos",
-    ast.Invert: "invert",
-}
 _MAX_ITEMS = 1600
 _MOST_BITS = 20_000
 _MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
@@ -120,7 +70,7 @@ class Expressions(Hints):
         if isinstance(left, PLAIN) and isinstance(right, PLAIN):
             return self.plain_binary(op, left, right)
         if isinstance(left, Instance) or isinstance(right, Instance):
-            name = OPERATOR_NAMES[type(op)]
+            name = METHODS[type(op)]
             names = (f"__i{name}__", f"__{name}__") if in_place else (f"__{name}__",)
             unknown = merge(self.frozen(collect(left) + collect(right)))
             if isinstance(left, Instance):
@@ -254,7 +204,7 @@ class Expressions(Hints):
     def ex_unaryop(self, node: ast.UnaryOp) -> Any:
         value = self.value(node.operand)
         if isinstance(value, Instance):
-            name = f"__{OPERATOR_NAMES.get(type(node.op), 'bool')}__"
+            name = f"__{METHODS.get(type(node.op), 'bool')}__"
             value = self.own_method(value, (name,), [], node, value)
         if isinstance(node.op, ast.Not):
             test = self.truth(value)
@@ -325,8 +275,8 @@ class Expressions(Hints):
             if isinstance(right, Instance):
                 return self.own_method(right, ("__contains__",), [left], None, Box(shape=()))
             return self.contains(op, left, right)
-        if isinstance(left, Instance) and type(op) in OPERATOR_NAMES:
-            name = f"__{OPERATOR_NAMES[type(op)]}__"
+        if isinstance(left, Instance) and type(op) in METHODS:
+            name = f"__{METHODS[type(op)]}__"
             if isinstance(left.cls.find(name), Function):
                 return self.own_method(left, (name,), [right], None, Box(shape=()))
         if isinstance(left, PLAIN) and isinstance(right, PLAIN):

@@ -71,6 +71,7 @@ def _counts(nodes: list[ast.AST]) -> bool:
             isinstance(node, ast.AugAssign)
             and isinstance(node.op, ast.Add)
             and isinstance(node.target, ast.Subscript)
+            and isinstance(node.value, ast.Constant)
         ):
             return True
         if (

@@ -14,7 +14,7 @@ import math
 import re
 import statistics
 
-from niblick.audit.evidence import log_lines
+from niblick.audit.conditions import log_lines
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.reach import Reach
 from niblick.audit.types import Finding, Severity

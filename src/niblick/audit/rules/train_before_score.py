@@ -48,11 +48,7 @@ def check(case: Case) -> list[Finding]:
                 Severity.BREACH if event.certain and step.certain else Severity.WARNING,
                 f"{step.where.function} (line {step.where.line}) steps the weights on validation"
                 f" tokens, and {event.where.function} scores {positions(both)} of them afterwards.",
-                verdict=(
-                    "flag_other"
-                    if trained and step.where.function in {"main", "<module>"}
-                    else "flag_prequant_ttt"
-                ),
+                verdict="flag_other" if trained else "flag_prequant_ttt",
                 pointer="C3",
                 where=event.where,
                 cure=(

@@ -10,7 +10,9 @@ from niblick.audit.types import Finding, Severity
 
 RULE = "validation-data"
 _ALIAS = re.compile(
-    r"^\s*\$?\s*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+(\S*val\S*)\s+(\S*train\S*)", re.MULTILINE
+    r"^\s*\$?\s*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+"
+    r"(\S*(?<![a-z])val(?:id|idation)?(?![a-z])\S*)\s+(\S*(?<![a-z])train(?![a-z])\S*(?<!\.py))\s*$",
+    re.MULTILINE,
 )
 
 

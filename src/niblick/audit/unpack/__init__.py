@@ -8,7 +8,6 @@ read instead of guessing.
 from __future__ import annotations
 
 import ast
-import codecs
 import re
 import sys
 import warnings
@@ -138,7 +137,7 @@ def _text(data: bytes) -> tuple[str, str]:
     coding = declared_coding(data)
     if coding not in _USUAL_CODINGS:
         try:
-            return _lines(codecs.decode(data, coding)), coding
+            return _lines(data.decode(coding)), coding
         except (LookupError, TypeError, ValueError) as problem:
             raise PackError(f"its declared coding {coding!r} does not decode it") from problem
     try:
@@ -151,7 +150,7 @@ def _text(data: bytes) -> tuple[str, str]:
 
 def declared_coding(data: bytes) -> str:
     """The coding that the first two lines of a source declare; UTF-8 where they declare none."""
-    for line in data.removeprefix(codecs.BOM_UTF8).splitlines()[:2]:
+    for line in data.removeprefix(b"\xef\xbb\xbf").splitlines()[:2]:
         found = _COOKIE.match(line)
         if found is not None:
             return found[1].decode("ascii", "replace").lower().replace("_", "-")

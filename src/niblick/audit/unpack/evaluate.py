@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
 from typing import Any
 
+from niblick.audit.operators import BINARY, COMPARE
 from niblick.audit.unpack.codecs import MAX_TEXT, PackError
 from niblick.audit.unpack.values import UNKNOWN, Dotted, Executed, Function, Handle, Loader, Space
 
@@ -48,31 +49,6 @@ class _Loop(Exception):  # noqa: N818
     """`break` and `continue`; the argument says which."""
 
 
-_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Mod: operator.mod,
-    ast.FloorDiv: operator.floordiv,
-    ast.BitXor: operator.xor,
-    ast.BitAnd: operator.and_,
-    ast.BitOr: operator.or_,
-    ast.RShift: operator.rshift,
-    ast.LShift: operator.lshift,
-    ast.Div: operator.truediv,
-}
-_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.In: lambda a, b: a in b,
-    ast.NotIn: lambda a, b: a not in b,
-    ast.Is: operator.is_,
-    ast.IsNot: operator.is_not,
-}
 _METHODS = frozenset(
     {
         "encode",
@@ -333,7 +309,7 @@ class Evaluator:
                 raise PackError(f"a loader value of {size} items, at most {MAX_TEXT}")
         if isinstance(node.op, ast.Mod) and isinstance(left, (str, bytes)):
             return UNKNOWN
-        action = _BINARY.get(type(node.op))
+        action = BINARY.get(type(node.op))
         return _try(lambda: action(left, right)) if action else UNKNOWN
 
     def _unaryop(self, node: ast.UnaryOp, scope: dict[str, Any]) -> Any:
@@ -356,7 +332,7 @@ class Evaluator:
             return UNKNOWN
         if left == Dotted("__name__"):
             return right == "__main__"
-        return _try(lambda: _COMPARE[type(node.ops[0])](left, right))
+        return _try(lambda: COMPARE[type(node.ops[0])](left, right))
 
     def _boolop(self, node: ast.BoolOp, scope: dict[str, Any]) -> Any:
         value: Any = UNKNOWN
