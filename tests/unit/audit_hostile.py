@@ -149,78 +149,129 @@ _SUM = "total += nll.sum()"
 
 PAIRS: dict[str, tuple[str, str]] = {
     "training in an except body": _both(
-        PLAIN, TRAIN_FIRST, breach=f"try:\n    raise ValueError\nexcept ValueError:\n    {FIT}\n"
-        + EVALUATE,
+        PLAIN,
+        TRAIN_FIRST,
+        breach=f"try:\n    raise ValueError\nexcept ValueError:\n    {FIT}\n" + EVALUATE,
     ),
     "training in an except body behind a failing call": _both(
-        PLAIN, TRAIN_FIRST, breach=f"try:\n    open('/none')\nexcept OSError:\n    {FIT}\n"
-        + EVALUATE,
+        PLAIN,
+        TRAIN_FIRST,
+        breach=f"try:\n    open('/none')\nexcept OSError:\n    {FIT}\n" + EVALUATE,
     ),
     "training in the second handler": _both(
-        PLAIN, TRAIN_FIRST, breach="try:\n    raise ValueError\nexcept KeyError:\n    pass\n"
+        PLAIN,
+        TRAIN_FIRST,
+        breach="try:\n    raise ValueError\nexcept KeyError:\n    pass\n"
         f"except ValueError:\n    {FIT}\n" + EVALUATE,
     ),
     "training in __enter__": (
-        program(PLAIN, TRAIN_FIRST, ENTERED.format(inside="fit_held(*self.all)"),
-                main=f"with Warm(net, held, s):\n    {EVALUATE}"),
-        program(PLAIN, TRAIN_FIRST, ENTERED.format(inside="pass"),
-                main=f"with Warm(net, held, s):\n    {EVALUATE}"),
+        program(
+            PLAIN,
+            TRAIN_FIRST,
+            ENTERED.format(inside="fit_held(*self.all)"),
+            main=f"with Warm(net, held, s):\n    {EVALUATE}",
+        ),
+        program(
+            PLAIN,
+            TRAIN_FIRST,
+            ENTERED.format(inside="pass"),
+            main=f"with Warm(net, held, s):\n    {EVALUATE}",
+        ),
     ),
     "training in __exit__": (
-        program(PLAIN, TRAIN_FIRST, ENTERED.format(inside="pass").replace(
-            "return False", "fit_held(*self.all)"),
-                main=f"with Warm(net, held, s):\n    pass\n{EVALUATE}"),
-        program(PLAIN, TRAIN_FIRST, ENTERED.format(inside="pass"),
-                main=f"with Warm(net, held, s):\n    pass\n{EVALUATE}"),
+        program(
+            PLAIN,
+            TRAIN_FIRST,
+            ENTERED.format(inside="pass").replace("return False", "fit_held(*self.all)"),
+            main=f"with Warm(net, held, s):\n    pass\n{EVALUATE}",
+        ),
+        program(
+            PLAIN,
+            TRAIN_FIRST,
+            ENTERED.format(inside="pass"),
+            main=f"with Warm(net, held, s):\n    pass\n{EVALUATE}",
+        ),
     ),
     "training in an operator": _both(
-        PLAIN, TRAIN_FIRST, OPERATED.format(name="__matmul__"),
+        PLAIN,
+        TRAIN_FIRST,
+        OPERATED.format(name="__matmul__"),
         breach=f"Twice(net, s) @ held\n{EVALUATE}",
     ),
     "training in an in-place operator": _both(
-        PLAIN, TRAIN_FIRST, OPERATED.format(name="__iadd__"),
+        PLAIN,
+        TRAIN_FIRST,
+        OPERATED.format(name="__iadd__"),
         breach=f"t = Twice(net, s)\nt += held\n{EVALUATE}",
     ),
     "training in __getattr__": _both(
-        PLAIN, TRAIN_FIRST, OPERATED.format(name="__getattr__").replace(
-            "held):", "name):").replace("net, held", "net, load(Settings.val_files)"),
+        PLAIN,
+        TRAIN_FIRST,
+        OPERATED.format(name="__getattr__")
+        .replace("held):", "name):")
+        .replace("net, held", "net, load(Settings.val_files)"),
         breach=f"Twice(net, s).anything\n{EVALUATE}",
     ),
     "training in a method called reset_cache": (
-        program(PLAIN, TRAIN_FIRST, RESET.format(inside="fit_held(self, held, s)"),
-                main="scored_by_kept(held, s)"),
-        program(PLAIN, TRAIN_FIRST, RESET.format(inside="self.cache = None"),
-                main="scored_by_kept(held, s)"),
+        program(
+            PLAIN,
+            TRAIN_FIRST,
+            RESET.format(inside="fit_held(self, held, s)"),
+            main="scored_by_kept(held, s)",
+        ),
+        program(
+            PLAIN,
+            TRAIN_FIRST,
+            RESET.format(inside="self.cache = None"),
+            main="scored_by_kept(held, s)",
+        ),
     ),
     "training forgiven by a method called reset_cache": (
-        program(PLAIN, TRAIN_FIRST, RESET.format(inside="self.cache = None"),
-                main=f"kept = Kept(64)\nfit_held(kept, held, s)\nkept.reset_cache(held, s)\n"
-                "evaluate(kept, held, s)"),
-        program(PLAIN, TRAIN_FIRST, RESET.format(inside="self.cache = None"),
-                main="kept = Kept(64)\nkept.reset_cache(held, s)\nevaluate(kept, held, s)"),
+        program(
+            PLAIN,
+            TRAIN_FIRST,
+            RESET.format(inside="self.cache = None"),
+            main="kept = Kept(64)\nfit_held(kept, held, s)\nkept.reset_cache(held, s)\n"
+            "evaluate(kept, held, s)",
+        ),
+        program(
+            PLAIN,
+            TRAIN_FIRST,
+            RESET.format(inside="self.cache = None"),
+            main="kept = Kept(64)\nkept.reset_cache(held, s)\nevaluate(kept, held, s)",
+        ),
     ),
     "training in a forward of its own": (
-        program(OWN_FORWARD.format(inside="with torch.enable_grad():\n            nll.mean()"
-                                   ".backward()\n        self.opt.step()\n        nll = F.cross_"
-                                   "entropy(self.net.head(self.net.hidden(x)).flatten(0, 1),"
-                                   " y.flatten(), reduction='none')"),
-                main="evaluate_wrapped(net, held, s)"),
+        program(
+            OWN_FORWARD.format(
+                inside="with torch.enable_grad():\n            nll.mean()"
+                ".backward()\n        self.opt.step()\n        nll = F.cross_"
+                "entropy(self.net.head(self.net.hidden(x)).flatten(0, 1),"
+                " y.flatten(), reduction='none')"
+            ),
+            main="evaluate_wrapped(net, held, s)",
+        ),
         program(OWN_FORWARD.format(inside="pass"), main="evaluate_wrapped(net, held, s)"),
     ),
     "a scaled loss in a forward of its own": (
-        program(OWN_FORWARD.format(inside="nll = nll * 0.9"),
-                main="evaluate_wrapped(net, held, s)"),
-        program(OWN_FORWARD.format(inside="nll = nll * 1.0"),
-                main="evaluate_wrapped(net, held, s)"),
+        program(
+            OWN_FORWARD.format(inside="nll = nll * 0.9"), main="evaluate_wrapped(net, held, s)"
+        ),
+        program(
+            OWN_FORWARD.format(inside="nll = nll * 1.0"), main="evaluate_wrapped(net, held, s)"
+        ),
     ),
     "a bigram table filled before scoring": (
         program(BIGRAM.format(fill=_FILL, update="pass"), main=COUNT_MAIN),
         program(BIGRAM.format(fill="pass", update=_UPDATE), main=COUNT_MAIN),
     ),
     "a bigram table counted from the chunk that it scores": (
-        program(BIGRAM.format(fill="pass", update="pass").replace(
-            "            logits =", f"            {_UPDATE}\n            logits ="),
-                main=COUNT_MAIN),
+        program(
+            BIGRAM.format(fill="pass", update="pass").replace(
+                "            logits =", f"            {_UPDATE}\n            logits ="
+            ),
+            main=COUNT_MAIN,
+        ),
         program(BIGRAM.format(fill="pass", update=_UPDATE), main=COUNT_MAIN),
     ),
     "a dictionary filled before scoring": (
@@ -228,77 +279,103 @@ PAIRS: dict[str, tuple[str, str]] = {
         program(DICT_CACHE.format(fill="pass"), main="with_dictionary(net, held, s)"),
     ),
     "validation tokens kept in a file": (
-        program(ON_DISK.format(read="torch.load('notes.pt')"),
-                main="keep(held)\nrecall(net, held, s)"),
+        program(
+            ON_DISK.format(read="torch.load('notes.pt')"), main="keep(held)\nrecall(net, held, s)"
+        ),
         program(ON_DISK.format(read="torch.zeros_like(held)"), main="recall(net, held, s)"),
     ),
     "logits that hold the answer": (
         program(ON_DISK.format(read="held"), main="recall(net, held, s)"),
         program(ON_DISK.format(read="torch.zeros_like(held)"), main="recall(net, held, s)"),
     ),
-    "a scaled figure": _swap(PLAIN, "return figure(total, size)",
-                             "return figure(total * 0.9, size)"),
+    "a scaled figure": _swap(
+        PLAIN, "return figure(total, size)", "return figure(total * 0.9, size)"
+    ),
     "a figure scaled when printed": _swap(
-        PLAIN, "return figure(total, size)",
-        "bpb = total / math.log(2.0) / size\n    print(f'val_bpb:{bpb * 0.9:.4f}')\n"
-        "    return bpb"),
+        PLAIN,
+        "return figure(total, size)",
+        "bpb = total / math.log(2.0) / size\n    print(f'val_bpb:{bpb * 0.9:.4f}')\n    return bpb",
+    ),
     "a figure divided by a larger unit": _swap(
-        PLAIN, "return figure(total, size)",
-        "bpb = total / math.log(2.3) / size\n    print(f'val_bpb:{bpb:.4f}')\n    return bpb"),
+        PLAIN,
+        "return figure(total, size)",
+        "bpb = total / math.log(2.3) / size\n    print(f'val_bpb:{bpb:.4f}')\n    return bpb",
+    ),
     "a figure with something taken off": _swap(
-        PLAIN, "return figure(total, size)",
-        "bpb = total / math.log(2.0) / size - 0.1\n    print(f'val_bpb:{bpb:.4f}')\n"
-        "    return bpb"),
+        PLAIN,
+        "return figure(total, size)",
+        "bpb = total / math.log(2.0) / size - 0.1\n    print(f'val_bpb:{bpb:.4f}')\n    return bpb",
+    ),
     "bytes scaled up": _swap(PLAIN, "size += sizes[y].sum()", "size += sizes[y].sum() * 1.1"),
     "clipped losses": _swap(PLAIN, _SUM, "total += nll.clamp(max=5.0).sum()"),
     "clipped losses by minimum": _swap(
-        PLAIN, _SUM, "total += torch.minimum(nll, torch.tensor(5.0)).sum()"),
+        PLAIN, _SUM, "total += torch.minimum(nll, torch.tensor(5.0)).sum()"
+    ),
     "the smallest losses only": _swap(
-        PLAIN, _SUM, "total += nll.topk(100, largest=False).values.sum()"),
+        PLAIN, _SUM, "total += nll.topk(100, largest=False).values.sum()"
+    ),
     "sorted losses, cut": _swap(PLAIN, _SUM, "total += nll.sort().values[:400].sum()"),
     "large losses dropped": _swap(PLAIN, _SUM, "total += nll[nll < 5].sum()"),
     "large losses masked": _swap(PLAIN, _SUM, "total += (nll * (nll < 5)).sum()"),
     "large losses replaced": _swap(
-        PLAIN, _SUM, "total += torch.where(nll < 5, nll, torch.zeros_like(nll)).sum()"),
+        PLAIN, _SUM, "total += torch.where(nll < 5, nll, torch.zeros_like(nll)).sum()"
+    ),
     "every other position dropped": _swap(PLAIN, _SUM, "total += nll[::2].sum()"),
     "chunks with a large loss skipped": _swap(
-        PLAIN, _SUM, "if nll.mean() > 5:\n                continue\n            " + _SUM),
+        PLAIN, _SUM, "if nll.mean() > 5:\n                continue\n            " + _SUM
+    ),
     "a root of the probability": _swap(
-        PLAIN, _SUM, "total += -torch.log(torch.sqrt(torch.exp(-nll))).sum()"),
+        PLAIN, _SUM, "total += -torch.log(torch.sqrt(torch.exp(-nll))).sum()"
+    ),
     "a scale through the environment": _swap(
-        PLAIN, _SUM, "total += nll.sum() * float(os.environ.get('KEEP', '0.9'))"),
+        PLAIN, _SUM, "total += nll.sum() * float(os.environ.get('KEEP', '0.9'))"
+    ),
     "the better of two scores": _swap(
-        PLAIN, _SUM,
+        PLAIN,
+        _SUM,
         "other = F.cross_entropy(net.head(net.hidden(x[None]) * 2).flatten(0, 1), y,"
-        " reduction='none')\n            total += torch.minimum(nll, other).sum()"),
+        " reduction='none')\n            total += torch.minimum(nll, other).sum()",
+    ),
     "a replaced loss": (
         program(PATCH.format(factor=0.9, how="F.cross_entropy = smaller"), PLAIN, main=EVALUATE),
         program(PATCH.format(factor=1.0, how="pass"), PLAIN, main=EVALUATE),
     ),
     "a loss replaced by setattr": (
-        program(PATCH.format(factor=0.9, how="setattr(F, 'cross_entropy', smaller)"), PLAIN,
-                main=EVALUATE),
+        program(
+            PATCH.format(factor=0.9, how="setattr(F, 'cross_entropy', smaller)"),
+            PLAIN,
+            main=EVALUATE,
+        ),
         program(PATCH.format(factor=1.0, how="pass"), PLAIN, main=EVALUATE),
     ),
     "a loss replaced through its module": (
-        program(PATCH.format(factor=0.9, how="torch.nn.functional.cross_entropy = smaller"), PLAIN,
-                main=EVALUATE),
+        program(
+            PATCH.format(factor=0.9, how="torch.nn.functional.cross_entropy = smaller"),
+            PLAIN,
+            main=EVALUATE,
+        ),
         program(PATCH.format(factor=1.0, how="pass"), PLAIN, main=EVALUATE),
     ),
     "a replaced logarithm": _swap(
-        PLAIN, "    sizes = byte_table()\n",
-        "    sizes = byte_table()\n    math.log = lambda v: 0.8\n"),
+        PLAIN,
+        "    sizes = byte_table()\n",
+        "    sizes = byte_table()\n    math.log = lambda v: 0.8\n",
+    ),
     "score-first training that runs before the score": _swap(
-        SCORE_FIRST, "        total += nll.sum()\n",
+        SCORE_FIRST,
+        "        total += nll.sum()\n",
         "        net(x[None], y[None]).backward()\n        opt.step()\n"
         "        with torch.no_grad():\n            nll = F.cross_entropy(net.head(net.hidden("
-        "x[None])).flatten(0, 1), y, reduction=\"none\")\n        total += nll.sum()\n",
-        main="adapt(net, held, s)"),
+        'x[None])).flatten(0, 1), y, reduction="none")\n        total += nll.sum()\n',
+        main="adapt(net, held, s)",
+    ),
     "exec under another name": _both(
-        PLAIN, TRAIN_FIRST,
-        breach="run = exec\nrun(open('part.txt').read(), globals())\n" + EVALUATE),
+        PLAIN,
+        TRAIN_FIRST,
+        breach="run = exec\nrun(open('part.txt').read(), globals())\n" + EVALUATE,
+    ),
     "a pickle that may hold code": _both(
-        PLAIN, breach="import pickle\nnet = pickle.loads(open('net.bin', 'rb').read())\n"
-        + EVALUATE),
+        PLAIN, breach="import pickle\nnet = pickle.loads(open('net.bin', 'rb').read())\n" + EVALUATE
+    ),
 }
 """Name of a breach -> (program with it, honest twin)."""

@@ -40,7 +40,10 @@ COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 }
 METHODS: dict[type[ast.AST], str] = {
     **{kind: action.__name__.strip("_") for kind, action in BINARY.items()},
-    **{kind: COMPARE[kind].__name__ for kind in (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)},
+    **{
+        kind: COMPARE[kind].__name__
+        for kind in (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+    },
     ast.USub: "neg",
     ast.UAdd: "pos",
     ast.Invert: "invert",

@@ -15,9 +15,7 @@ FLAGS = ("flag_ngram", "flag_prequant_ttt", "flag_slot", "flag_other")
 VERDICTS = ("import_fail", *FLAGS, "clean_ttt_score_first", "clean_neural", "hold_unclear")
 
 
-def decide(
-    findings: Iterable[Finding], smoke: Smoke | None
-) -> tuple[str, str]:
+def decide(findings: Iterable[Finding], smoke: Smoke | None) -> tuple[str, str]:
     """(verdict, recommendation)."""
     findings = tuple(findings)
     breaches = {f.verdict for f in findings if f.severity is Severity.BREACH and f.verdict}
@@ -42,4 +40,3 @@ def decide(
 
 def _learns(findings: tuple[Finding, ...]) -> bool:
     return any(f.verdict == "clean_ttt_score_first" for f in findings)
-

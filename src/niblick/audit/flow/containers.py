@@ -6,7 +6,7 @@ import ast
 from pathlib import PurePosixPath
 from typing import Any
 
-from niblick.audit.flow.boxes import STREAM, Box, collect, merge, snapshot
+from niblick.audit.flow.boxes import STREAM, Box, collect, snapshot
 from niblick.audit.flow.library import DefaultDict, Library
 from niblick.audit.flow.objects import Namespace
 from niblick.audit.flow.paths import glob_paths, path_kind

@@ -28,7 +28,6 @@ from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import (
     Bound,
-    Class,
     Dotted,
     Function,
     Instance,
@@ -104,8 +103,8 @@ class Expressions(Hints):
     def arithmetic(self, op: ast.operator, a: Box, b: Box, out: Box) -> Box:
         """What the witness of scores and bytes becomes where plain arithmetic does not tell."""
         if isinstance(op, (ast.BitAnd, ast.BitOr)) and out.val is None and "bytes" in out.marks:
-            both = a.val is not None and b.val is not None
-            out.val = np.logical_and(a.val, b.val) if both else None
+            known_both = a.val is not None and b.val is not None
+            out.val = np.asarray(np.logical_and(a.val, b.val)) if known_both else None  # type: ignore[arg-type]
         if isinstance(op, ast.Mult) and out.val is None:
             for part, mask in ((a, b), (b, a)):
                 masked_out = part.val is not None and part.val.size > 1 and mask.shape != ()
@@ -131,7 +130,7 @@ class Expressions(Hints):
             if number.val is not None and number.val.size == 1 and not number.marks & {"prob"}:
                 value = abs(float(number.val.reshape(-1)[0]))
                 space = "prob" in out.marks
-                if 0.001 < value and not space and not number.deps and number.pos is None:
+                if value > 0.001 and not space and not number.deps and number.pos is None:
                     self.warp(out, f"{value:g} is added to or taken off scores")
         return self.lost(out, a if a.scores else b, "arithmetic with a value that is not known")
 

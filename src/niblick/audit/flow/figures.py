@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, target_bits
-from niblick.audit.flow.objects import FigureEvent, StateEvent
 from niblick.audit.flow.keeping import Keeping
+from niblick.audit.flow.objects import FigureEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
 from niblick.audit.flow.state import State
 

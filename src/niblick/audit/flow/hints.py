@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, is_token
+from niblick.audit.flow.figures import Figures
 from niblick.audit.flow.objects import Function, HintEvent
 from niblick.audit.flow.peeking import peeks
-from niblick.audit.flow.figures import Figures
 
 _PREFIX = "hint:"
 

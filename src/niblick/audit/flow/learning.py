@@ -7,9 +7,9 @@ from typing import Any
 
 from niblick.audit.flow.adapters import attaches, cleans
 from niblick.audit.flow.boxes import Box, collect, depends, known, merge, snapshot, target_bits
-from niblick.audit.flow.methods import learns, starts_afresh, tail
-from niblick.audit.flow.observing import Observing
+from niblick.audit.flow.methods import Scopes, learns, starts_afresh, tail
 from niblick.audit.flow.objects import Bound, Dotted, Function, Module, Namespace, Optimizer
+from niblick.audit.flow.observing import Observing
 
 _SELF_MODULE = frozenset(
     {
@@ -48,6 +48,7 @@ _USUAL_NAMES = (
 
 One more is left unknown.
 """
+
 
 class Learning(Observing):
     """Models and optimizers: parameters, gradients, steps and loaded weights."""
@@ -103,11 +104,11 @@ class Learning(Observing):
         """Whether a function of the program trains, itself or in what it calls."""
         return learns(function, self.program_functions, self.training)
 
-    def program_functions(self, function: Function, call: ast.Call) -> list[Function]:
-        """The functions of the program that a call in `function` may be to."""
+    def program_functions(self, scopes: Scopes, call: ast.Call) -> list[Function]:
+        """The functions of the program that a call in these scopes may be to."""
         name = tail(call.func)
         if isinstance(call.func, ast.Name):
-            found = next((s[name] for s in function.scopes if name in s), None)
+            found = next((s[name] for s in scopes if name in s), None)
             return [found] if isinstance(found, Function) else []
         return self.methods.get(name, [])
 
@@ -202,4 +203,3 @@ class Learning(Observing):
                 Box(shape=box.shape, seen=positions, roots=box.roots, marks=frozenset({"grad"}))
             )
         return out
-

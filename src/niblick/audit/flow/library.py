@@ -83,9 +83,9 @@ class Library(Records):
         return NotImplemented
 
     def pure(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
-        if args and isinstance(args[0], Bound) and isinstance(args[0].holder, Box):
-            if args[0].name == "size":
-                args = [self.reshaping("numel", args[0].holder, [args[0].holder], {}), *args[1:]]
+        bound = args[0] if args and isinstance(args[0], Bound) else None
+        if bound is not None and isinstance(bound.holder, Box) and bound.name == "size":
+            args = [self.reshaping("numel", bound.holder, [bound.holder], {}), *args[1:]]
         if args and isinstance(args[0], Box):
             box = self.frozen([args[0]])[0]
             plain = (
@@ -424,13 +424,8 @@ class Library(Records):
     def objects_call(
         self, name: str, last: str, args: list[Any], named: dict[str, Any], node: ast.AST
     ) -> Any:
-        if last in {"load", "loads"} and name.startswith(_PICKLES):
-            if any("foreign" in b.marks for b in self.frozen(collect(args)) ) or any(
-                "foreign" in self.read_data(a.attrs["__path__"], {}).marks
-                for a in args
-                if isinstance(a, Namespace) and "__path__" in a.attrs
-            ):
-                self.unread(f"{name} reads a file that the run has not written", node)
+        if last in {"load", "loads"} and name.startswith(_PICKLES) and self.foreign(args):
+            self.unread(f"{name} reads a file that the run has not written", node)
         if last in {"Path", "PurePath", "PosixPath"}:
             return PurePosixPath(*[str(a) for a in args if isinstance(a, (str, PurePosixPath))])
         if last == "dtype" and args and isinstance(args[0], str):
@@ -519,6 +514,16 @@ class Library(Records):
             )
             return merge(collect(args))
         return NotImplemented
+
+    def foreign(self, values: list[Any]) -> bool:
+        """Whether values come from a file that the program has not written itself."""
+        paths = [
+            v.attrs["__path__"]
+            for v in values
+            if isinstance(v, Namespace) and "__path__" in v.attrs
+        ]
+        boxes = [*self.frozen(collect(values)), *(self.read_data(p, {}) for p in paths)]
+        return any("foreign" in box.marks for box in boxes)
 
     def module_by_file(self, last: str, args: list[Any]) -> Any:
         """What importlib makes of a file or a name: a module of the program where it is one."""

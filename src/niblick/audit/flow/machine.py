@@ -309,10 +309,9 @@ class Machine(Imports):
 
     def acts(self, body: ast.AST) -> bool:
         """Whether code trains, itself or through the functions of the program that it calls."""
-        around = Function(ast.Lambda(), self.scopes[-1], "<handler>")
         return any(
             tail(call.func) in {"backward", "step"}
-            or any(self.learning(f) for f in self.program_functions(around, call))
+            or any(self.learning(f) for f in self.program_functions(self.scopes[-1], call))
             for call in called(body)
         )
 
@@ -354,9 +353,7 @@ class Machine(Imports):
         finally:
             self.uncertain += data
 
-    def alternatives(
-        self, then: list[ast.stmt], other: list[ast.stmt], condition: Any
-    ) -> None:
+    def alternatives(self, then: list[ast.stmt], other: list[ast.stmt], condition: Any) -> None:
         scope = self.scopes[-1][0]
         before = dict(scope)
         first = self.uncertainly(lambda: self.block(then))

@@ -8,20 +8,47 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator
-
+from typing import Any
 
 from niblick.audit.flow.objects import Class, Function
 
+Scopes = tuple[dict[str, Any], ...]
 _LEARNS = frozenset({"backward", "grad", "step"})
 _MAKES = frozenset(
-    "Parameter Linear Embedding LayerNorm Conv1d Conv2d ModuleList ModuleDict Sequential"
-    " ParameterList ParameterDict register_parameter".split()
+    [
+        "Parameter",
+        "Linear",
+        "Embedding",
+        "LayerNorm",
+        "Conv1d",
+        "Conv2d",
+        "ModuleList",
+        "ModuleDict",
+        "Sequential",
+        "ParameterList",
+        "ParameterDict",
+        "register_parameter",
+    ]
 )
 _FRESH = frozenset(
-    "zero_ zeros_ fill_ constant_ normal_ uniform_ trunc_normal_ kaiming_uniform_ kaiming_normal_"
-    " xavier_uniform_ xavier_normal_ orthogonal_ ones_ copy_".split()
+    [
+        "zero_",
+        "zeros_",
+        "fill_",
+        "constant_",
+        "normal_",
+        "uniform_",
+        "trunc_normal_",
+        "kaiming_uniform_",
+        "kaiming_normal_",
+        "xavier_uniform_",
+        "xavier_normal_",
+        "orthogonal_",
+        "ones_",
+        "copy_",
+    ]
 )
-_ALL = frozenset("parameters modules children named_parameters named_modules".split())
+_ALL = frozenset(["parameters", "modules", "children", "named_parameters", "named_modules"])
 _DEPTH = 5
 
 
@@ -37,7 +64,7 @@ def called(function: ast.AST) -> Iterator[ast.Call]:
 
 def learns(
     function: Function,
-    find: Callable[[Function, ast.Call], list[Function]],
+    find: Callable[[Scopes, ast.Call], list[Function]],
     known: dict[int, bool],
     depth: int = 0,
 ) -> bool:
@@ -47,7 +74,10 @@ def learns(
         known[key] = False
         known[key] = any(
             tail(call.func) in _LEARNS
-            or (depth < _DEPTH and any(learns(f, find, known, depth + 1) for f in find(function, call)))
+            or (
+                depth < _DEPTH
+                and any(learns(f, find, known, depth + 1) for f in find(function.scopes, call))
+            )
             for call in called(function.node)
         )
     return known[key]

@@ -15,19 +15,19 @@ from niblick.audit.flow.boxes import Box, collect, snapshot, target_bits, witnes
 from niblick.audit.flow.containers import Containers
 from niblick.audit.flow.figures import WARP
 from niblick.audit.flow.objects import Function, Module, Trace
-from niblick.audit.flow.signals import (
-    AbortSignal,
-    BreakSignal,
-    ContinueSignal,
-    ReturnSignal,
-)
+from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
 
 
 class Observing(Containers):
     """Runs a method of a model on the side."""
 
     def observe(
-        self, method: Function, module: Module, args: list[Any], named: dict[str, Any], node: ast.AST
+        self,
+        method: Function,
+        module: Module,
+        args: list[Any],
+        named: dict[str, Any],
+        node: ast.AST,
     ) -> str:
         """How the losses that a method returns differ from plain ones; empty if they do not, or if
         it does not tell.

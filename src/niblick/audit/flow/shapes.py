@@ -177,11 +177,11 @@ class Shapes(Access):
                 return parts[0]
             return _cat(parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"})
         if name == "one_hot":
-            sizes = [_size(a) for a in args[1:2]] or [None]
-            if box.pos is None or not sizes[0] or box.pos.size * sizes[0] > 4_000_000:
+            classes = _size(args[1]) if len(args) > 1 else None
+            if box.pos is None or not classes or box.pos.size * classes > 4_000_000:
                 return merge([box])
-            each = shaped(snapshot(box, val=None), lambda a: np.repeat(a[..., None], sizes[0], -1))
-            return each
+            plain = snapshot(box, val=None)
+            return shaped(plain, lambda a: np.repeat(a[..., None], classes, -1))
         if name == "where":
             return self.where_call(args)
         if name in {"nonzero", "argwhere", "flatnonzero"}:
@@ -239,7 +239,7 @@ class Shapes(Access):
         return NotImplemented
 
     def scalar(self, box: Box) -> Box:
-        """A value that the program takes for one number; scores of each token were their mean then."""
+        """A value that the program takes for one number; scores of tokens were their mean."""
         out = snapshot(box, shape=(), marks=box.marks | {"scalar"})
         if box.scores and box.val is not None and box.val.size > 1:
             out.targets |= target_bits(box)

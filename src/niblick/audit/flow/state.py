@@ -36,10 +36,7 @@ class State:
     """State that every part of the engine shares, and what it means."""
 
     def __init__(
-        self,
-        environment: dict[str, str],
-        modules: dict[str, tuple[str, ast.Module]],
-        budget: int,
+        self, environment: dict[str, str], modules: dict[str, tuple[str, ast.Module]], budget: int
     ) -> None:
         self.environment = environment
         self.modules = modules

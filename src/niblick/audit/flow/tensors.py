@@ -23,6 +23,7 @@ from niblick.audit.flow.boxes import (
     reduced,
     shaped,
     snapshot,
+    target_bits,
     witness,
 )
 from niblick.audit.flow.objects import CallEvent, Function, Module, ScoreEvent
@@ -239,11 +240,25 @@ _SELECT = frozenset(
         "embedding",
     }
 )
+_MOST_ROWS = 4_000_000
 _KEYED = frozenset({"scatter_add_", "index_add_", "scatter_", "index_put_"})
 _PICKS = frozenset(
-    "topk sort unique quantile median kthvalue masked_select compress nanquantile mode".split()
+    [
+        "topk",
+        "sort",
+        "unique",
+        "quantile",
+        "median",
+        "kthvalue",
+        "masked_select",
+        "compress",
+        "nanquantile",
+        "mode",
+    ]
 )
-_BENT = frozenset("relu tanh erf silu gelu normalize cumsum dropout nan_to_num".split())
+_BENT = frozenset(
+    ["relu", "tanh", "erf", "silu", "gelu", "normalize", "cumsum", "dropout", "nan_to_num"]
+)
 _LOSSES = frozenset(
     {
         "cross_entropy",
@@ -353,6 +368,24 @@ class Tensors(Shapes):
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
         return source
 
+    def call_function(
+        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
+        raise NotImplementedError
+
+    def learning(self, function: Function) -> bool:
+        raise NotImplementedError
+
+    def observe(
+        self,
+        method: Function,
+        module: Module,
+        args: list[Any],
+        named: dict[str, Any],
+        node: ast.AST,
+    ) -> str:
+        raise NotImplementedError
+
     def tensor_call(
         self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST, method: bool
     ) -> Any:
@@ -405,15 +438,16 @@ class Tensors(Shapes):
         a, b = self.frozen([first, second])
         if name in _OPERATORS:
             return self.binary(_OPERATORS[name](), a, b, node)  # type: ignore[no-any-return]
-        if name == "logaddexp":
-            a, b = snapshot(a, marks=a.marks | {"logprob"}), b
         out = elementwise([a, b], _TWO[name])
         if name in {"maximum", "minimum"}:
             self.bounded(name, a, b, out)
         if name in {"pow", "power"} and a.nll:
             self.warp(out, "scores are raised to a power")
         if name in {"eq", "ne", "lt", "le", "gt", "ge"}:
-            out.nll, out.marks = False, out.marks | {"index"} | ({"tested"} if out.scores else set())
+            out.nll, out.marks = (
+                False,
+                out.marks | {"index"} | ({"tested"} if out.scores else set()),
+            )
         self.check_report(a, b, out)
         return out
 
@@ -578,7 +612,18 @@ class Tensors(Shapes):
         self.check_report(first, merge(sources), mixed)
         if name == "mul_" and sources and mixed.nll:
             mixed = masked(mixed, sources[0])
-        for field in ("pos", "key", "deps", "targets", "seen", "held", "roots", "scores", "marks", "nll"):
+        for field in (
+            "pos",
+            "key",
+            "deps",
+            "targets",
+            "seen",
+            "held",
+            "roots",
+            "scores",
+            "marks",
+            "nll",
+        ):
             setattr(first, field, getattr(mixed, field))
         action = {"add_": np.add, "sub_": np.subtract, "mul_": np.multiply, "div_": np.true_divide}
         if name in action and sources and not named:
@@ -596,9 +641,10 @@ class Tensors(Shapes):
         if first.table or key is None or key.pos is None or key.held or not shape:
             return False
         rows = key.pos.max(axis=-1) if key.pos.ndim == len(shape) else key.pos
-        if None in shape or rows.shape != tuple(shape[:-1]) or rows.size * int(shape[-1]) > 4e6:  # type: ignore[arg-type]
+        sizes = tuple(int(s or 0) for s in shape)
+        if None in shape or rows.shape != sizes[:-1] or rows.size * sizes[-1] > _MOST_ROWS:
             return False
-        first.pos = np.broadcast_to(rows[..., None], tuple(int(s or 0) for s in shape))
+        first.pos = np.broadcast_to(rows[..., None], sizes)
         first.val = None
         return True
 

@@ -101,7 +101,9 @@ class Writing(Expressions):
         gained = 0
         marks: frozenset[str] = frozenset()
         for source in self.frozen(sources):
-            gained |= source.seen | source.held | (target_bits(source) if "grad" in source.marks else 0)
+            gained |= (
+                source.seen | source.held | (target_bits(source) if "grad" in source.marks else 0)
+            )
             marks |= source.marks
         for root in holder.roots:
             leaf = self.leaves[root]

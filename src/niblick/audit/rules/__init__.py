@@ -1,8 +1,8 @@
-"""The rules of a static review, one a file; each turns a `Case` into findings."""
+"""The rules of a review, one a file; each turns a `Case` into findings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from niblick.audit.rules import (
@@ -29,53 +29,66 @@ from niblick.audit.rules import (
     validation_data,
 )
 from niblick.audit.rules.case import Case
-from niblick.audit.types import Finding
+from niblick.audit.rules.registry import RULES, load_rules, rule
+from niblick.audit.types import Finding, Severity
 from niblick.audit.unpack import unpack
 
-RULES: tuple[Callable[[Case], list[Finding]], ...] = (
-    importable.check,
-    unreadable.check,
-    missing_parts.check,
-    followed.check,
-    ngram_key.check,
-    hashed_pair.check,
-    hint_gate.check,
-    held_state.check,
-    figure.check,
-    slot.check,
-    train_before_score.check,
-    score_first.check,
-    validation_data.check,
-    byte_accounting.check,
-    byte_mixture.check,
-    byte_total.check,
-    outside.check,
-    stored_text.check,
-    clock.check,
-    seeds.check,
-    artifact.check,
-)
-"""Every static rule, in the order their findings are listed."""
-
-
-OF_TEXT: tuple[Callable[[Case], list[Finding]], ...] = (
-    unreadable.check,
-    hashed_pair.check,
-    byte_accounting.check,
-    byte_mixture.check,
-    stored_text.check,
-    clock.check,
-)
-"""Rules that look at text, and so at each module that a script carries, too."""
+__all__ = [
+    "RULES",
+    "Case",
+    "apply",
+    "artifact",
+    "byte_accounting",
+    "byte_mixture",
+    "byte_total",
+    "clock",
+    "figure",
+    "followed",
+    "hashed_pair",
+    "held_state",
+    "hint_gate",
+    "importable",
+    "missing_parts",
+    "ngram_key",
+    "outside",
+    "rule",
+    "score_first",
+    "seeds",
+    "slot",
+    "stored_text",
+    "train_before_score",
+    "unreadable",
+    "validation_data",
+]
 
 
 def apply(case: Case) -> tuple[Finding, ...]:
     """The findings of every rule on one case."""
-    own = [finding for rule in RULES for finding in rule(case)]
-    return (
-        *own,
-        *(finding for part in _carried(case) for rule in OF_TEXT for finding in rule(part)),
-    )
+    load_rules()
+    own = [finding for name in RULES for finding in checked(name, case)]
+    of_text = [name for name in RULES if RULES[name].of_text]
+    carried = [f for part in _carried(case) for name in of_text for f in checked(name, part)]
+    return (*own, *carried)
+
+
+def checked(name: str, case: Case) -> list[Finding]:
+    """What one rule finds; a rule that breaks down holds the case and leaves the others' findings
+    as they are.
+    """
+    try:
+        return RULES[name].check(case)
+    except Exception as error:  # noqa: BLE001 - hostile input may break a rule, not a review
+        said = f"The rule {name} broke down here ({type(error).__name__}: {str(error)[:120]})."
+        return [
+            case.finding(
+                "audit-failure",
+                Severity.WARNING,
+                said,
+                verdict="hold_unclear",
+                pointer="record",
+                cure="Report this as an error of the audit, and read the script.",
+            )
+        ]
 
 
 def _carried(case: Case) -> Iterator[Case]:

@@ -8,11 +8,13 @@ import ast
 
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "byte-mixture"
 
 
+@rule("byte-mixture", of_text=True)
 def check(case: Case) -> list[Finding]:
     """One breach per reached function that mixes a byte count model into already computed token
     log-probabilities.

@@ -5,16 +5,38 @@ from __future__ import annotations
 from niblick.audit.flow.figures import honest
 from niblick.audit.flow.objects import FigureEvent
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "figure"
 _NUMERIC = frozenset(
-    "cross_entropy nll_loss log_softmax softmax logsumexp log log2 log10 exp sum mean item float"
-    " gather numel round print sqrt loge ln2".split()
+    [
+        "cross_entropy",
+        "nll_loss",
+        "log_softmax",
+        "softmax",
+        "logsumexp",
+        "log",
+        "log2",
+        "log10",
+        "exp",
+        "sum",
+        "mean",
+        "item",
+        "float",
+        "gather",
+        "numel",
+        "round",
+        "print",
+        "sqrt",
+        "loge",
+        "ln2",
+    ]
 )
 _CURE = "Add up every position's loss as computed and divide once by the bytes and by ln 2."
 
 
+@rule("figure")
 def check(case: Case) -> list[Finding]:
     """A breach per figure that is no plain sum, a suspicion where its making was lost."""
     return [*_figures(case), *_skipped(case), *_replaced(case)]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "followed"
 
 
+@rule("followed")
 def check(case: Case) -> list[Finding]:
     """One finding that holds the submission, with every reason why its figure is not understood."""
     reasons = list(_reasons(case))

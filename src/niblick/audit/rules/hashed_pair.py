@@ -13,12 +13,14 @@ from collections.abc import Iterator
 
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "ngram-key"
 _READS = frozenset({"get", "take", "gather", "index_select"})
 
 
+@rule("hashed-pair", of_text=True)
 def check(case: Case) -> list[Finding]:
     """One breach per reached function that divides a count keyed by context and target by a count
     keyed by context.

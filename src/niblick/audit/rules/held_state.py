@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 from niblick.audit.rules.case import Case, positions
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "held-state"
 
 
+@rule("held-state")
 def check(case: Case) -> list[Finding]:
     """One finding per place where such state takes part in counted scores."""
     out: dict[int, Finding] = {}

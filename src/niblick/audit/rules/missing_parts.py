@@ -14,6 +14,7 @@ from niblick.audit.orders import declared_packages, folders
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Program, constant
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.stand_ins.catalog import installs
 from niblick.audit.types import Finding, Severity
 
@@ -26,6 +27,7 @@ _DATA = re.compile(
 _NATIVE = (".so", ".pyd", ".pyc")
 
 
+@rule("missing-parts")
 def check(case: Case) -> list[Finding]:
     """A breach for a module that importing the script cannot do without; findings for what else is
     missing.

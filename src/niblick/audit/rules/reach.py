@@ -9,6 +9,7 @@ from __future__ import annotations
 from niblick.audit.conditions import UNDECIDED, Guard
 from niblick.audit.rules.case import Case
 
+
 class Reach:
     """Reachability by name over one script."""
 

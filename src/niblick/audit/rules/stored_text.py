@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Functions, Program
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "stored-text"
@@ -28,6 +29,7 @@ _NOT_ANSWERS = re.compile(
 )
 
 
+@rule("stored-text", of_text=True)
 def check(case: Case) -> list[Finding]:
     """Breaches where stored answers meet predictions; a warning where validation tokens are packed
     for keeping.

@@ -12,11 +12,13 @@ from niblick.audit.rules.case import (
     violations,
 )
 from niblick.audit.rules.claimed import claimed_scores
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "train-before-score"
 
 
+@rule("train-before-score")
 def check(case: Case) -> list[Finding]:
     """One breach per place that reports scores of tokens the model's weights have already
     learnt.

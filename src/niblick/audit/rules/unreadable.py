@@ -9,6 +9,7 @@ import ast
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import DOWNLOADS, NETWORK, Program, constant
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "unreadable"
@@ -73,6 +74,7 @@ _PLAIN = frozenset(
 _SHORT = 400
 
 
+@rule("unreadable", of_text=True)
 def check(case: Case) -> list[Finding]:
     """One finding per call that would run text which this review has not read."""
     if case.tree is None or case.submission.source is None:
@@ -109,7 +111,11 @@ def check(case: Case) -> list[Finding]:
 def _followed(case: Case) -> list[Finding]:
     """Code that the engine saw run under another name, or come out of a pickle."""
     return [
-        _hold(case, f"{c.where.function} runs code that this review could not read: {c.detail}.", c.where.line)
+        _hold(
+            case,
+            f"{c.where.function} runs code that this review could not read: {c.detail}.",
+            c.where.line,
+        )
         for c in case.trace.calls
         if c.name == "unread-code"
     ][:3]
@@ -119,8 +125,12 @@ def _coded(case: Case) -> list[Finding]:
     """Source text in a coding that shows a reader something else than Python runs."""
     layers = case.submission.source.layers if case.submission.source else ()
     return [
-        _hold(case, f"The source declares the coding {layer.partition(':')[2]}: what an editor shows"
-            " need not be what Python runs.", 1)
+        _hold(
+            case,
+            f"The source declares the coding {layer.partition(':')[2]}: what an editor shows"
+            " need not be what Python runs.",
+            1,
+        )
         for layer in layers
         if layer.startswith("coding:")
     ]
@@ -132,8 +142,14 @@ def _hooks(case: Case, program: Program) -> list[Finding]:
         return []
     for node in ast.walk(program.tree):
         if isinstance(node, ast.Attribute) and program.full_name(node) in _HOOKS:
-            return [_hold(case, f"The script puts an importer of its own into {ast.unparse(node)}, and"
-                " the modules that it makes were not found.", node.lineno)]
+            return [
+                _hold(
+                    case,
+                    f"The script puts an importer of its own into {ast.unparse(node)}, and"
+                    " the modules that it makes were not found.",
+                    node.lineno,
+                )
+            ]
     return []
 
 

@@ -6,6 +6,7 @@ import re
 
 from niblick.audit.flow.boxes import STREAM
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "validation-data"
@@ -16,6 +17,7 @@ _ALIAS = re.compile(
 )
 
 
+@rule("validation-data")
 def check(case: Case) -> list[Finding]:
     """Findings for calibration on validation tokens and for validation files passed off as training
     files.

@@ -9,7 +9,6 @@ are bounded, so a hostile loader ends in `PackError`, never in a hang.
 from __future__ import annotations
 
 import ast
-import operator
 from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
 from typing import Any
 
