@@ -5,7 +5,6 @@ own run.
 from __future__ import annotations
 
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +144,7 @@ def test_a_model_that_looks_ahead_is_a_breach(tmp_path: Path) -> None:
     assert (finding.severity, finding.verdict) == (Severity.BREACH, "flag_other")
 
 
-def test_an_order_that_was_seen_outranks_a_suspicion_about_the_same_function() -> None:
+def test_an_order_that_was_seen_does_not_take_back_a_suspicion_of_reading() -> None:
     common: dict[str, Any] = {"evidence": "e", "pointer": "p", "cure": "c"}
     suspicion = Finding(
         rule="train-before-score",
@@ -162,10 +161,9 @@ def test_an_order_that_was_seen_outranks_a_suspicion_about_the_same_function() -
         source="dynamic",
         **common,
     )
-    elsewhere = replace(legal, span=Span(file="train_gpt.py", start=30, end=40))
-    assert decide([suspicion], None, understood=True)[0] == "hold_unclear"
-    assert decide([suspicion, elsewhere], None, understood=True)[0] == "hold_unclear"
-    assert decide([suspicion, legal], None, understood=True)[0] == "clean_ttt_score_first"
+    assert decide([suspicion], None)[0] == "hold_unclear"
+    assert decide([suspicion, legal], None)[0] == "hold_unclear"
+    assert decide([legal], None)[0] == "clean_ttt_score_first"
 
 
 def test_a_script_without_a_model_gives_no_findings(tmp_path: Path) -> None:

@@ -308,7 +308,8 @@ class Access(Writing):
         out = merge([source], shape=newest.shape)
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
-        if box.table & 1 or "count" in box.marks:
+        empty = box.val is not None and box.val.size > 1 and not box.val.any()
+        if box.table & 1 or "count" in box.marks or empty:
             out.key, out.deps = key.pos, source.deps | newest.deps
             out.marks |= (key.marks & {"hashed"}) | {"count"}
         elif not source.roots:

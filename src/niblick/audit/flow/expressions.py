@@ -118,6 +118,8 @@ class Expressions(Hints):
         for score, other in ((a, b), (b, a)):
             if score.nll and "lse" in other.marks and out.val is None and score.val is not None:
                 out.val = np.abs(score.val) * (1 if other is a else -1)
+            elif isinstance(op, ast.Add) and "prob" in score.marks:
+                self.mixture(score, other, out)
             elif out.nll and "lse" in other.marks and out.val is None and out.pos is not None:
                 out.val = witness(out.pos)
                 out.marks = frozenset(m for m in out.marks if not m.startswith(LOST))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, collect, target_bits
+from niblick.audit.flow.boxes import Box, collect, target_bits, witness
 from niblick.audit.flow.keeping import Keeping
 from niblick.audit.flow.objects import FigureEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
@@ -112,6 +112,19 @@ class Figures(Keeping):
                 self.warp(box, f"probabilities are raised to at least {low:g}")
         elif (high is not None and sign >= 0) or (low is not None and sign < 0):
             self.warp(box, "losses are cut off at a bound")
+
+    def mixture(self, score: Box, other: Box, out: Box) -> None:
+        """A probability (or its logarithm) that has been given less than all the weight meets one
+        read from counts: the mixture is a distribution like any other.
+        """
+        plain = witness(out.pos) if out.pos is not None else None
+        if plain is None or score.val is None or not score.nll:
+            return
+        if "count" not in other.marks or other.scores:
+            return
+        whole = np.exp(-plain) if "prob" in score.marks else -plain
+        if score.val.shape == whole.shape and bool((score.val < whole - 1e-9).all()):
+            out.val = whole
 
     def chosen(self, boxes: list[Box]) -> bool:
         """Whether the smaller (or larger) of several scores of the same tokens is taken."""

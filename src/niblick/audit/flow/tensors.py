@@ -439,6 +439,9 @@ class Tensors(Shapes):
         if name in _OPERATORS:
             return self.binary(_OPERATORS[name](), a, b, node)  # type: ignore[no-any-return]
         out = elementwise([a, b], _TWO[name])
+        if name == "logaddexp":
+            self.mixture(a, b, out)
+            self.mixture(b, a, out)
         if name in {"maximum", "minimum"}:
             self.bounded(name, a, b, out)
         if name in {"pow", "power"} and a.nll:
