@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from niblick.audit.rules import (
     artifact,
@@ -41,6 +42,8 @@ __all__ = [
     "byte_accounting",
     "byte_mixture",
     "byte_total",
+    "checked",
+    "checks",
     "clock",
     "figure",
     "followed",
@@ -64,11 +67,18 @@ __all__ = [
 
 def apply(case: Case) -> tuple[Finding, ...]:
     """The findings of every rule on one case."""
+    return tuple(finding for _, check in checks(case) for finding in check())
+
+
+def checks(case: Case) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
+    """Every rule with its name, ready to look at the case, and those of text at each module that
+    the script carries.
+    """
     load_rules()
-    own = [finding for name in RULES for finding in checked(name, case)]
-    of_text = [name for name in RULES if RULES[name].of_text]
-    carried = [f for part in _carried(case) for name in of_text for f in checked(name, part)]
-    return (*own, *carried)
+    for part in (case, *_carried(case)):
+        for name in RULES:
+            if part is case or RULES[name].of_text:
+                yield name, partial(checked, name, part)
 
 
 def checked(name: str, case: Case) -> list[Finding]:
