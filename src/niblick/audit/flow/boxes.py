@@ -82,6 +82,17 @@ def witness(positions: Array | None) -> Array | None:
     return np.where(positions >= 0, WITNESS[np.minimum(positions, STREAM)], 0.0)
 
 
+def mean_witness(positions: int) -> float:
+    """The mean witness of a set of positions."""
+    places = np.flatnonzero(
+        np.unpackbits(
+            np.frombuffer(positions.to_bytes((STREAM >> 3) + 8, "little"), dtype=np.uint8),
+            bitorder="little",
+        )
+    )
+    return float(WITNESS[np.minimum(places, STREAM)].mean()) if places.size else float(GUESS)
+
+
 def depends(box: Box) -> int:
     """Every stream position a value depends on."""
     return box.deps | box.targets | bits(box.pos)

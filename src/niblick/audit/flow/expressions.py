@@ -107,7 +107,8 @@ class Expressions(Hints):
             out.val = np.asarray(np.logical_and(a.val, b.val)) if known_both else None  # type: ignore[arg-type]
         if isinstance(op, ast.Mult) and out.val is None:
             for part, mask in ((a, b), (b, a)):
-                masked_out = part.val is not None and part.val.size > 1 and mask.shape != ()
+                several = part.val is not None and (part.val.size > 1 or "guess" in part.marks)
+                masked_out = several and mask.shape != ()
                 if masked_out and (part.nll or "bytes" in part.marks) and not mask.scores:
                     if part.nll:
                         out.targets |= target_bits(part)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, collect, target_bits, witness
+from niblick.audit.flow.boxes import Box, collect, mean_witness, target_bits, witness
 from niblick.audit.flow.keeping import Keeping
 from niblick.audit.flow.objects import FigureEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
@@ -145,7 +145,7 @@ class Figures(Keeping):
 
     def shown(self, value: Box, label: str = "") -> None:
         """A value is printed or logged after the words `label`."""
-        if not value.scores or "bytes" not in value.marks:
+        if not value.scores or not ("bytes" in value.marks or _named(label)):
             return
         self.trace.reported |= value.scores
         if len(self.trace.figures) < _MOST_FIGURES:
@@ -157,26 +157,37 @@ class Figures(Keeping):
 
 
 def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
-    """What is known of a figure that is printed."""
+    """What is known of a figure that is printed; one that no byte count took part in is per token,
+    which a vocabulary of bytes makes the same and any other makes larger.
+    """
     content = None
     if value.val is not None and value.val.size == 1:
         content = abs(float(value.val.reshape(-1)[0]))
-    named = bool(_LABEL.search(label[-40:])) and not _OTHER.search(label[-60:])
+    if content is not None and "bytes" not in value.marks:
+        kept = 0
+        for number in value.scores:
+            kept |= engine.trace.kept.get(number, 0)
+        content /= mean_witness(kept)
     return FigureEvent(
-        named=named,
+        named=_named(label),
         content=content,
         warps=tuple(sorted(m.removeprefix(WARP) for m in value.marks if m.startswith(WARP))),
         lost=tuple(sorted(m.removeprefix(LOST) for m in value.marks if m.startswith(LOST))),
-        guessed="guess" in value.marks,
+        guessed=bool(value.marks & {"guess"}) or "bytes" not in value.marks,
         scores=value.scores,
         where=engine.where(),
         certain=engine.uncertain <= 0,
     )
 
 
-def honest(content: float) -> bool:
+def _named(label: str) -> bool:
+    """Whether words say that bits per byte follow."""
+    return bool(_LABEL.search(label[-40:])) and not _OTHER.search(label[-60:])
+
+
+def honest(content: float, slack: float = 0.002) -> bool:
     """Whether the witness of a figure is that of a plain sum over bytes, in bits or in nats."""
-    return any(abs(content - wanted) < 0.002 * wanted for wanted in (1.0, 1.0 / math.log(2.0)))
+    return any(abs(content - wanted) < slack * wanted for wanted in (1.0, 1.0 / math.log(2.0)))
 
 
 def _full_of_gaps(positions: np.ndarray[Any, Any]) -> bool:

@@ -107,8 +107,11 @@ class Machine(Imports):
         if isinstance(right, Box) and isinstance(node.op, ast.Add):
             self.added_up(right, node)
         result = self.binary(node.op, left, right, node)
-        if self.widened and isinstance(left, Box) and isinstance(result, Box):
-            result = self.kept_content(left, result)
+        if isinstance(right, Box) and right.scores:
+            self.adders.add(id(node))
+        elif isinstance(left, Box) and isinstance(result, Box):
+            seen_before = self.widened or id(node) in self.adders
+            result = self.kept_content(left, result) if seen_before else result
         if isinstance(left, Box) and left.live:
             self.update_param(left, collect(right), node)
             return
@@ -118,8 +121,8 @@ class Machine(Imports):
         self.assign(node.target, result)
 
     def kept_content(self, left: Box, result: Box) -> Box:
-        """In the last turn of a loop that stands for many, a sum keeps its content where the turn
-        adds what is not known.
+        """A sum of scores keeps its content where the same statement, or the last turn of a loop
+        that stands for many, adds what is not known.
         """
         if not left.scores or left.val is None or result.val is not None:
             return result

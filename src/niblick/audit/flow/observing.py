@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, collect, snapshot, target_bits, witness
+from niblick.audit.flow.boxes import Box, collect, mean_witness, snapshot, target_bits, witness
 from niblick.audit.flow.containers import Containers
 from niblick.audit.flow.figures import WARP
 from niblick.audit.flow.objects import Function, Module, Trace
@@ -75,10 +75,9 @@ def _changed(box: Box) -> str:
     if box.pos is not None and content.shape == box.pos.shape:
         plain = witness(box.pos)
     else:
-        places = np.array([i for i, bit in enumerate(bin(target_bits(box))[:1:-1]) if bit == "1"])
-        each = witness(places) if places.size else None
-        plain = each.mean() if each is not None else None
-        if plain is not None and each is not None and np.allclose(content, each.sum(), rtol=1e-3):
+        count = target_bits(box).bit_count()
+        plain = np.asarray(mean_witness(target_bits(box)))
+        if np.allclose(content, plain * count, rtol=1e-3):
             return ""
     if plain is None or np.allclose(content, plain, rtol=2e-3):
         return ""

@@ -47,6 +47,7 @@ class State:
         self.leaves: dict[int, Leaf] = {}
         self.disk = Box()
         self.holding: dict[int, tuple[Any, int]] = {}
+        self.adders: set[int] = set()
         self.wrote: set[str] = set()
         self.training: dict[int, bool] = {}
         self.methods: dict[str, list[Function]] = {}

@@ -521,6 +521,8 @@ class Tensors(Shapes):
             self.added_up(box, None)
         if is_token(box) and not box.nll:
             box = snapshot(box, held=box.held | depends(box))
+        if name == "sum" and box.val is None and box.shape is None and _is_mask(box):
+            return snapshot(reduced(box), val=np.asarray(1.0))
         if axis is None or (box.shape is not None and len(box.shape) == 1):
             return reduced(box, _REDUCE[name])
         if isinstance(axis, int) and box.pos is not None and not box.nll:
@@ -666,6 +668,11 @@ def _loss(target: Box, marks: frozenset[str], picked: bool) -> Array | None:
     if content is None or not picked:
         return content
     return np.exp(-content) if "prob" in marks else -content
+
+
+def _is_mask(box: Box) -> bool:
+    """Whether an unknown value weighs tokens: it is no score and no model made it."""
+    return not box.scores and not box.roots and "train" not in box.marks
 
 
 def _per_token(function: ast.AST) -> bool:

@@ -59,7 +59,7 @@ def _why(event: FigureEvent) -> str:
     if event.warps:
         return "; ".join(event.warps)
     if event.content is not None and not honest(event.content):
-        if event.guessed and not 0.2 < event.content < 5:
+        if event.guessed and (not 0.2 < event.content < 5 or honest(event.content, 0.05)):
             return ""
         return (
             "with losses and bytes that are equal at every position it comes to"
