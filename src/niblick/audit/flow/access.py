@@ -38,6 +38,7 @@ from niblick.audit.flow.objects import (
 )
 from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.writing import Writing
+from niblick.audit.words import words
 
 _VALIDATION_NAME = re.compile(
     r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
@@ -151,41 +152,13 @@ class Access(Writing):
         return Bound(holder, name) if base is None or name.islower() else Box()
 
     def submodule(self, holder: Module, name: str) -> Any:
-        if name in {
-            "parameters",
-            "named_parameters",
-            "state_dict",
-            "load_state_dict",
-            "to",
-            "cuda",
-            "cpu",
-            "eval",
-            "train",
-            "forward",
-            "bfloat16",
-            "float",
-            "half",
-            "double",
-            "zero_grad",
-            "requires_grad_",
-            "modules",
-            "named_modules",
-            "apply",
-            "children",
-            "register_forward_hook",
-            "buffers",
-            "named_buffers",
-            "compile",
-            "no_sync",
-            "generate",
-            "register_buffer",
-            "add_module",
-            "register_forward_pre_hook",
-            "named_children",
-            "register_parameter",
-            "get_parameter",
-            "get_submodule",
-        }:
+        if name in words(
+            "parameters named_parameters state_dict load_state_dict to cuda cpu eval train"
+            " forward bfloat16 float half double zero_grad requires_grad_ modules named_modules"
+            " apply children register_forward_hook buffers named_buffers compile no_sync"
+            " generate register_buffer add_module register_forward_pre_hook named_children"
+            " register_parameter get_parameter get_submodule"
+        ):
             return Bound(holder, name)
         return self.param_box(frozenset({holder.leaf}))
 

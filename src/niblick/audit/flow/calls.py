@@ -23,45 +23,17 @@ from niblick.audit.flow.objects import (
     Optimizer,
 )
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
+from niblick.audit.words import words
 
 _MAX_DEPTH = 40
 _MOST_INNER_CALLS = 200
-_WRAPPERS = frozenset(
-    {
-        "compile",
-        "DistributedDataParallel",
-        "DDP",
-        "DataParallel",
-        "FullyShardedDataParallel",
-        "script",
-        "jit",
-        "njit",
-        "disable",
-        "allow_in_graph",
-        "vmap",
-        "prange",
-        "lru_cache",
-        "cache",
-        "wraps",
-        "checkpoint",
-    }
+_WRAPPERS = words(
+    "compile DistributedDataParallel DDP DataParallel FullyShardedDataParallel script jit njit"
+    " disable allow_in_graph vmap prange lru_cache cache wraps checkpoint"
 )
-_OPTIMIZERS = frozenset(
-    {
-        "SGD",
-        "Adam",
-        "AdamW",
-        "Adagrad",
-        "RMSprop",
-        "LBFGS",
-        "Muon",
-        "Adamax",
-        "NAdam",
-        "RAdam",
-        "Lion",
-        "Adafactor",
-        "ZeroRedundancyOptimizer",
-    }
+_OPTIMIZERS = words(
+    "SGD Adam AdamW Adagrad RMSprop LBFGS Muon Adamax NAdam RAdam Lion Adafactor"
+    " ZeroRedundancyOptimizer"
 )
 
 
@@ -370,31 +342,19 @@ class Calls(Learning):
             return args[0] if args else None
         if last in _OPTIMIZERS:
             return Optimizer(last, self.roots_in([*args, *named.values()]))
-        if last in {
-            "no_grad",
-            "inference_mode",
-            "enable_grad",
-            "nullcontext",
-            "autocast",
-            "set_grad_enabled",
-        }:
+        if last in words(
+            "no_grad inference_mode enable_grad nullcontext autocast set_grad_enabled"
+        ):
             off = last == "set_grad_enabled" and args and self.truth(args[0]) is False
             return Dotted(
                 "torch.no_grad"
                 if off or (last == "inference_mode" and args and args[0] is True)
                 else name
             )
-        if last in {
-            "Parameter",
-            "Linear",
-            "Embedding",
-            "LayerNorm",
-            "ModuleList",
-            "Sequential",
-            "ParameterList",
-            "ParameterDict",
-            "ModuleDict",
-        }:
+        if last in words(
+            "Parameter Linear Embedding LayerNorm ModuleList Sequential ParameterList"
+            " ParameterDict ModuleDict"
+        ):
             return self.torch_module(last, args)
         if name.endswith("autograd.grad") and args:
             return self.gradients(args, named)
@@ -412,11 +372,13 @@ class Calls(Learning):
             return int(self.environment.get("WORLD_SIZE", "1"))
         if last == "get_rank":
             return 0
-        if name in {
-            "torch.cuda.is_available",
-            "torch.distributed.is_available",
-            "torch.distributed.is_initialized",
-        } or last in {"is_initialized", "is_available"}:
+        if name in frozenset(
+            [
+                "torch.cuda.is_available",
+                "torch.distributed.is_available",
+                "torch.distributed.is_initialized",
+            ]
+        ) or last in {"is_initialized", "is_available"}:
             return True
         if last in {"bos_id", "bos_token_id"}:
             return 1
@@ -426,16 +388,9 @@ class Calls(Learning):
             args[0].held |= self.written([b for a in args[1:] for b in collect(a)])
             self.interest += 1
             return None
-        if last in {
-            "save",
-            "all_reduce",
-            "barrier",
-            "synchronize",
-            "manual_seed",
-            "seed",
-            "broadcast",
-            "destroy_process_group",
-        }:
+        if last in words(
+            "save all_reduce barrier synchronize manual_seed seed broadcast destroy_process_group"
+        ):
             return args[0] if last in {"all_reduce", "broadcast"} and args else None
         if numpy and last == "nonzero":
             named = {**named, "as_tuple": True}

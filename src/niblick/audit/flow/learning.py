@@ -10,26 +10,11 @@ from niblick.audit.flow.boxes import Box, collect, depends, known, merge, snapsh
 from niblick.audit.flow.methods import Scopes, learns, starts_afresh, tail
 from niblick.audit.flow.objects import Bound, Dotted, Function, Module, Namespace, Optimizer
 from niblick.audit.flow.observing import Observing
+from niblick.audit.words import words
 
-_SELF_MODULE = frozenset(
-    {
-        "to",
-        "cuda",
-        "cpu",
-        "eval",
-        "train",
-        "bfloat16",
-        "float",
-        "half",
-        "double",
-        "requires_grad_",
-        "compile",
-        "apply",
-        "type",
-        "share_memory",
-        "modules",
-        "children",
-    }
+_SELF_MODULE = words(
+    "to cuda cpu eval train bfloat16 float half double requires_grad_ compile apply type"
+    " share_memory modules children"
 )
 
 _PARAMETERS = frozenset({"parameters", "buffers"})

@@ -92,7 +92,7 @@ class Library(Records):
                 box.val is not None
                 and box.val.size == 1
                 and box.pos is None
-                and not (box.roots or box.deps or box.held or box.key is not None)
+                and not (box.roots or box.deps or box.held or box.scores or box.key is not None)
                 and "bytes" not in box.marks
             )
             if name in {"int", "float", "bool"} and plain and box.val is not None:
@@ -479,28 +479,17 @@ class Library(Records):
             )
         if last == "ArgumentParser":
             return Namespace({"__parser__": {}})
-        if last in {
-            "fromfile",
-            "memmap",
-            "load",
-            "from_file",
-            "load_file",
-            "read_table",
-            "loadtxt",
-        }:
+        if last in frozenset(
+            ["fromfile", "memmap", "load", "from_file", "load_file", "read_table", "loadtxt"]
+        ):
             return self.loaded_data(name, last, args, named)
         if last in {"save", "savez", "save_file", "dump"} and args:
             return self.saved(args)
         if last == "BytesIO":
             return merge(self.frozen(collect(args)))
-        if name.startswith(_OUTSIDE) or last in {
-            "snapshot_download",
-            "hf_hub_download",
-            "urlopen",
-            "urlretrieve",
-            "system",
-            "popen",
-        }:
+        if name.startswith(_OUTSIDE) or last in frozenset(
+            ["snapshot_download", "hf_hub_download", "urlopen", "urlretrieve", "system", "popen"]
+        ):
             detail = str(args[0])[:120] if args and isinstance(args[0], (str, list, tuple)) else ""
             self.order += 1
             self.trace.calls.append(

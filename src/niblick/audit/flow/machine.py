@@ -175,13 +175,9 @@ class Machine(Imports):
             name = value.name.rsplit(".", 1)[-1] if isinstance(value, (Dotted, Function)) else ""
             if name in {"no_grad", "inference_mode"}:
                 marks.add("no_grad")
-            elif name in {
-                "property",
-                "cached_property",
-                "staticmethod",
-                "classmethod",
-                "contextmanager",
-            }:
+            elif name in frozenset(
+                ["property", "cached_property", "staticmethod", "classmethod", "contextmanager"]
+            ):
                 marks.add(name)
             elif name == "jit" and isinstance(value, Dotted) and "triton" in value.name:
                 marks.add("kernel")

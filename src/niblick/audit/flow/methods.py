@@ -11,42 +11,17 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from niblick.audit.flow.objects import Class, Function
+from niblick.audit.words import words
 
 Scopes = tuple[dict[str, Any], ...]
 _LEARNS = frozenset({"backward", "grad", "step"})
-_MAKES = frozenset(
-    [
-        "Parameter",
-        "Linear",
-        "Embedding",
-        "LayerNorm",
-        "Conv1d",
-        "Conv2d",
-        "ModuleList",
-        "ModuleDict",
-        "Sequential",
-        "ParameterList",
-        "ParameterDict",
-        "register_parameter",
-    ]
+_MAKES = words(
+    "Parameter Linear Embedding LayerNorm Conv1d Conv2d ModuleList ModuleDict Sequential"
+    " ParameterList ParameterDict register_parameter"
 )
-_FRESH = frozenset(
-    [
-        "zero_",
-        "zeros_",
-        "fill_",
-        "constant_",
-        "normal_",
-        "uniform_",
-        "trunc_normal_",
-        "kaiming_uniform_",
-        "kaiming_normal_",
-        "xavier_uniform_",
-        "xavier_normal_",
-        "orthogonal_",
-        "ones_",
-        "copy_",
-    ]
+_FRESH = words(
+    "zero_ zeros_ fill_ constant_ normal_ uniform_ trunc_normal_ kaiming_uniform_"
+    " kaiming_normal_ xavier_uniform_ xavier_normal_ orthogonal_ ones_ copy_"
 )
 _ALL = frozenset(["parameters", "modules", "children", "named_parameters", "named_modules"])
 _DEPTH = 5

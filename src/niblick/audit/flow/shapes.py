@@ -207,6 +207,7 @@ class Shapes(Access):
                 box.val is not None
                 and box.val.size == 1
                 and not (box.pos is not None or box.roots or box.deps or box.key is not None)
+                and not box.scores
                 and "bytes" not in box.marks
             ):
                 return box.val.reshape(-1)[0].item()

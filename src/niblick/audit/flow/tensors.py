@@ -28,6 +28,7 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.objects import CallEvent, Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import CREATE, LIKE, Shapes
+from niblick.audit.words import words
 
 _ONE: dict[str, Callable[..., Any]] = {
     "exp": np.exp,
@@ -95,78 +96,14 @@ _OPERATORS: dict[str, type[ast.operator]] = {
     "true_divide": ast.Div,
     "left_shift": ast.LShift,
 }
-_SAME = frozenset(
-    {
-        "to",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "long",
-        "int",
-        "short",
-        "cpu",
-        "cuda",
-        "detach",
-        "clone",
-        "contiguous",
-        "numpy",
-        "astype",
-        "copy",
-        "type",
-        "bool",
-        "requires_grad_",
-        "pin_memory",
-        "share_memory_",
-        "from_numpy",
-        "as_tensor",
-        "tensor",
-        "asarray",
-        "array",
-        "ascontiguousarray",
-        "clamp",
-        "clip",
-        "clamp_min",
-        "clamp_max",
-        "nan_to_num",
-        "relu",
-        "sigmoid",
-        "tanh",
-        "log_softmax",
-        "softmax",
-        "erf",
-        "type_as",
-        "byte",
-        "char",
-        "Tensor",
-        "detach_",
-        "asanyarray",
-        "retain_grad",
-        "log1p",
-        "expm1",
-        "silu",
-        "gelu",
-        "dropout",
-        "record_stream",
-        "int64",
-        "int32",
-        "uint64",
-        "uint32",
-        "uint16",
-        "int16",
-        "float64",
-        "float32",
-        "uint8",
-        "int8",
-        "LongTensor",
-        "IntTensor",
-        "FloatTensor",
-        "alias",
-        "frombuffer",
-        "cumsum",
-        "float_power",
-        "normalize",
-    }
+_SAME = words(
+    "to float double half bfloat16 long int short cpu cuda detach clone contiguous numpy astype"
+    " copy type bool requires_grad_ pin_memory share_memory_ from_numpy as_tensor tensor asarray"
+    " array ascontiguousarray clamp clip clamp_min clamp_max nan_to_num relu sigmoid tanh"
+    " log_softmax softmax erf type_as byte char Tensor detach_ asanyarray retain_grad log1p"
+    " expm1 silu gelu dropout record_stream int64 int32 uint64 uint32 uint16 int16 float64"
+    " float32 uint8 int8 LongTensor IntTensor FloatTensor alias frombuffer cumsum float_power"
+    " normalize"
 )
 _REDUCE: dict[str, Callable[..., Any]] = {
     "sum": np.sum,
@@ -188,86 +125,25 @@ _REDUCE: dict[str, Callable[..., Any]] = {
     "nanmean": np.mean,
     "median": np.median,
 }
-_IN_PLACE = frozenset(
-    {
-        "copy_",
-        "add_",
-        "sub_",
-        "mul_",
-        "div_",
-        "lerp_",
-        "addcmul_",
-        "addcdiv_",
-        "index_add_",
-        "index_copy_",
-        "scatter_",
-        "scatter_add_",
-        "masked_fill_",
-        "clamp_",
-        "index_put_",
-        "put_",
-        "set_",
-        "addmm_",
-        "masked_scatter_",
-    }
+_IN_PLACE = words(
+    "copy_ add_ sub_ mul_ div_ lerp_ addcmul_ addcdiv_ index_add_ index_copy_ scatter_"
+    " scatter_add_ masked_fill_ clamp_ index_put_ put_ set_ addmm_ masked_scatter_"
 )
-_RESET = frozenset(
-    {
-        "zero_",
-        "fill_",
-        "normal_",
-        "uniform_",
-        "zeros_",
-        "ones_",
-        "constant_",
-        "orthogonal_",
-        "kaiming_uniform_",
-        "xavier_uniform_",
-        "kaiming_normal_",
-        "trunc_normal_",
-        "xavier_normal_",
-    }
+_RESET = words(
+    "zero_ fill_ normal_ uniform_ zeros_ ones_ constant_ orthogonal_ kaiming_uniform_"
+    " xavier_uniform_ kaiming_normal_ trunc_normal_ xavier_normal_"
 )
-_SELECT = frozenset(
-    {
-        "index_select",
-        "take",
-        "take_along_dim",
-        "take_along_axis",
-        "gather",
-        "masked_select",
-        "compress",
-        "embedding",
-    }
+_SELECT = words(
+    "index_select take take_along_dim take_along_axis gather masked_select compress embedding"
 )
 _MOST_ROWS = 4_000_000
 _KEYED = frozenset({"scatter_add_", "index_add_", "scatter_", "index_put_"})
-_PICKS = frozenset(
-    [
-        "topk",
-        "sort",
-        "unique",
-        "quantile",
-        "median",
-        "kthvalue",
-        "masked_select",
-        "compress",
-        "nanquantile",
-        "mode",
-    ]
-)
+_PICKS = words("topk sort unique quantile median kthvalue masked_select compress nanquantile mode")
 _BENT = frozenset(
     ["relu", "tanh", "erf", "silu", "gelu", "normalize", "cumsum", "dropout", "nan_to_num"]
 )
-_LOSSES = frozenset(
-    {
-        "cross_entropy",
-        "nll_loss",
-        "fused_cross_entropy",
-        "linear_cross_entropy",
-        "CrossEntropyLoss",
-        "NLLLoss",
-    }
+_LOSSES = words(
+    "cross_entropy nll_loss fused_cross_entropy linear_cross_entropy CrossEntropyLoss NLLLoss"
 )
 
 

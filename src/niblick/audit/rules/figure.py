@@ -7,31 +7,12 @@ from niblick.audit.flow.objects import FigureEvent
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
+from niblick.audit.words import words
 
 RULE = "figure"
-_NUMERIC = frozenset(
-    [
-        "cross_entropy",
-        "nll_loss",
-        "log_softmax",
-        "softmax",
-        "logsumexp",
-        "log",
-        "log2",
-        "log10",
-        "exp",
-        "sum",
-        "mean",
-        "item",
-        "float",
-        "gather",
-        "numel",
-        "round",
-        "print",
-        "sqrt",
-        "loge",
-        "ln2",
-    ]
+_NUMERIC = words(
+    "cross_entropy nll_loss log_softmax softmax logsumexp log log2 log10 exp sum mean item"
+    " float gather numel round print sqrt loge ln2"
 )
 _CURE = "Add up every position's loss as computed and divide once by the bytes and by ln 2."
 

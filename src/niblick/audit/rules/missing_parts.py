@@ -17,6 +17,7 @@ from niblick.audit.rules.reach import Reach
 from niblick.audit.rules.registry import rule
 from niblick.audit.stand_ins.catalog import installs
 from niblick.audit.types import Finding, Severity
+from niblick.audit.words import words
 
 RULE = "missing-part"
 _KNOWN = frozenset({*sys.stdlib_module_names, "torch", "__main__"})
@@ -165,14 +166,9 @@ def _files(case: Case, program: Program) -> Iterator[Finding]:
             else next((constant(k.value, str) for k in call.keywords if k.arg == "mode"), "r")
         )
         tail = name.rpartition(".")[2]
-        if tail in {
-            "open",
-            "load",
-            "loadtxt",
-            "fromfile",
-            "read_text",
-            "read_bytes",
-        } and not re.search("[wax]", str(mode or "r")):
+        if tail in words("open load loadtxt fromfile read_text read_bytes") and not re.search(
+            "[wax]", str(mode or "r")
+        ):
             read.setdefault(path.removeprefix("./"), call)
         else:
             written.add(path.removeprefix("./"))

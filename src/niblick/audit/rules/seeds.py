@@ -13,18 +13,11 @@ from niblick.audit.rules.program import Program
 from niblick.audit.rules.reach import Reach
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
+from niblick.audit.words import words
 
 RULE = "seeds"
-_SETS = frozenset(
-    {
-        "manual_seed",
-        "manual_seed_all",
-        "default_rng",
-        "RandomState",
-        "seed_everything",
-        "set_seed",
-        "Generator",
-    }
+_SETS = words(
+    "manual_seed manual_seed_all default_rng RandomState seed_everything set_seed Generator"
 )
 _SEED = re.compile(r"(?:^|_)seeds?(?:$|_)", re.IGNORECASE)
 _FIGURE = re.compile(r"bpb|val_?loss|val_?score|bits_per", re.IGNORECASE)

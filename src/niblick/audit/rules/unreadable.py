@@ -11,65 +11,21 @@ from niblick.audit.rules.program import DOWNLOADS, NETWORK, Program, constant
 from niblick.audit.rules.reach import Reach
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
+from niblick.audit.words import words
 
 RULE = "unreadable"
-_RUNS = frozenset(
-    {
-        "exec",
-        "eval",
-        "builtins.exec",
-        "builtins.eval",
-        "runpy.run_path",
-        "marshal.loads",
-        "types.FunctionType",
-        "types.CodeType",
-        "dill.loads",
-        "cloudpickle.loads",
-        "dill.load",
-        "cloudpickle.load",
-    }
+_RUNS = words(
+    "exec eval builtins.exec builtins.eval runpy.run_path marshal.loads types.FunctionType"
+    " types.CodeType dill.loads cloudpickle.loads dill.load cloudpickle.load"
 )
-_ALWAYS = frozenset(
-    {
-        "marshal.loads",
-        "types.FunctionType",
-        "types.CodeType",
-        "dill.loads",
-        "cloudpickle.loads",
-        "dill.load",
-        "cloudpickle.load",
-    }
+_ALWAYS = words(
+    "marshal.loads types.FunctionType types.CodeType dill.loads cloudpickle.loads dill.load"
+    " cloudpickle.load"
 )
 _HOOKS = frozenset({"sys.meta_path", "sys.path_hooks"})
-_PLAIN = frozenset(
-    {
-        "format",
-        "join",
-        "strip",
-        "replace",
-        "dedent",
-        "str",
-        "repr",
-        "int",
-        "float",
-        "len",
-        "lower",
-        "upper",
-        "splitlines",
-        "getsource",
-        "compile",
-        "get",
-        "getenv",
-        "split",
-        "range",
-        "enumerate",
-        "zip",
-        "items",
-        "sorted",
-        "exec",
-        "eval",
-        "append",
-    }
+_PLAIN = words(
+    "format join strip replace dedent str repr int float len lower upper splitlines getsource"
+    " compile get getenv split range enumerate zip items sorted exec eval append"
 )
 _SHORT = 400
 

@@ -21,22 +21,10 @@ from niblick.audit.unpack.bundles import bundled, path_of
 from niblick.audit.unpack.codecs import MAX_TEXT, PackError
 from niblick.audit.unpack.evaluate import Evaluator, Executed, Loader
 from niblick.audit.unpack.fstrings import for_old_parser
+from niblick.audit.words import words
 
 MAX_DEPTH = 24
-_DECODING = frozenset(
-    {
-        "lzma",
-        "zlib",
-        "base64",
-        "bz2",
-        "gzip",
-        "brotli",
-        "zstandard",
-        "binascii",
-        "codecs",
-        "marshal",
-    }
-)
+_DECODING = words("lzma zlib base64 bz2 gzip brotli zstandard binascii codecs marshal")
 _COOKIE = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
 _BLANK = re.compile(rb"^[ \t\f]*(?:#|$)")
 _UTF8 = frozenset({"utf-8", "utf8", "u8", "utf", "utf-8-sig", "ascii", "us-ascii"})

@@ -25,14 +25,10 @@ from niblick.audit.unpack.evaluate import (
     Space,
     _try,
 )
+from niblick.audit.words import words
 
-_MODULE = frozenset(
-    {
-        "types.ModuleType",
-        "importlib.util.spec_from_loader",
-        "importlib.util.module_from_spec",
-        "vars",
-    }
+_MODULE = words(
+    "types.ModuleType importlib.util.spec_from_loader importlib.util.module_from_spec vars"
 )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from niblick.audit.operators import BINARY, COMPARE
 from niblick.audit.unpack.codecs import MAX_TEXT, PackError
 from niblick.audit.unpack.values import UNKNOWN, Dotted, Executed, Function, Handle, Loader, Space
+from niblick.audit.words import words
 
 MAX_STEPS = 300_000
 _MAX_ITEMS = 200_000
@@ -48,39 +49,10 @@ class _Loop(Exception):  # noqa: N818
     """`break` and `continue`; the argument says which."""
 
 
-_METHODS = frozenset(
-    {
-        "encode",
-        "decode",
-        "replace",
-        "join",
-        "strip",
-        "lstrip",
-        "rstrip",
-        "split",
-        "splitlines",
-        "translate",
-        "removeprefix",
-        "removesuffix",
-        "lower",
-        "upper",
-        "swapcase",
-        "startswith",
-        "endswith",
-        "hex",
-        "append",
-        "extend",
-        "items",
-        "keys",
-        "values",
-        "get",
-        "update",
-        "pop",
-        "reverse",
-        "to_bytes",
-        "find",
-        "partition",
-    }
+_METHODS = words(
+    "encode decode replace join strip lstrip rstrip split splitlines translate removeprefix"
+    " removesuffix lower upper swapcase startswith endswith hex append extend items keys values"
+    " get update pop reverse to_bytes find partition"
 )
 _BUILTINS: dict[str, Callable[..., Any]] = {
     "bytes": bytes,
@@ -115,31 +87,14 @@ _BUILTINS: dict[str, Callable[..., Any]] = {
     "filter": filter,
 }
 _JOIN = frozenset({"os.path.join", "posixpath.join"})
-_SAME = frozenset(
-    {
-        "compile",
-        "io.BytesIO",
-        "io.StringIO",
-        "memoryview",
-        "textwrap.dedent",
-        "pathlib.Path",
-        "os.path.abspath",
-        "os.path.realpath",
-        "os.path.expanduser",
-    }
+_SAME = words(
+    "compile io.BytesIO io.StringIO memoryview textwrap.dedent pathlib.Path os.path.abspath"
+    " os.path.realpath os.path.expanduser"
 )
 _RUN = frozenset({"exec", "eval", "builtins.exec", "builtins.eval"})
-_RUN_FILE = frozenset(
-    {
-        "runpy.run_path",
-        "os.system",
-        "subprocess.run",
-        "subprocess.call",
-        "subprocess.check_call",
-        "subprocess.Popen",
-        "os.execv",
-        "os.execvp",
-    }
+_RUN_FILE = words(
+    "runpy.run_path os.system subprocess.run subprocess.call subprocess.check_call"
+    " subprocess.Popen os.execv os.execvp"
 )
 
 
