@@ -70,6 +70,30 @@ def with_dictionary(net, held, s):
 _FILL_DICT = """for i in range(len(words) - 1):
         follows[words[i]] = words[i + 1]"""
 
+GUESSES = """
+def guessed(net, held, s):
+    sizes = byte_table()
+    words = held.tolist()
+    best = {{}}
+    guess = torch.zeros(held.numel(), dtype=torch.int64)
+    for i in range(1, len(words)):
+        {before}
+        guess[i] = best.get(words[i - 1], 0)
+        {after}
+    total, size = torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            logits = net.head(net.hidden(x[None])).flatten(0, 1)
+            extra = F.one_hot(guess[a + 1:a + s.context + 1], 1024)
+            mixed = 0.7 * torch.softmax(logits, -1) + 0.3 * extra
+            nll = -torch.log(mixed.gather(1, y[:, None])).squeeze(1)
+            total += nll.sum()
+            size += sizes[y].sum()
+    return figure(total, size)
+"""
+_LEARN_GUESS = "best[words[i - 1]] = words[i]"
+
 ENTERED = """
 class Warm:
     def __init__(self, net, held, s):
@@ -277,6 +301,10 @@ PAIRS: dict[str, tuple[str, str]] = {
     "a dictionary filled before scoring": (
         program(DICT_CACHE.format(fill=_FILL_DICT), main="with_dictionary(net, held, s)"),
         program(DICT_CACHE.format(fill="pass"), main="with_dictionary(net, held, s)"),
+    ),
+    "guesses that hold the token they guess": (
+        program(GUESSES.format(before=_LEARN_GUESS, after="pass"), main="guessed(net, held, s)"),
+        program(GUESSES.format(before="pass", after=_LEARN_GUESS), main="guessed(net, held, s)"),
     ),
     "validation tokens kept in a file": (
         program(

@@ -301,6 +301,8 @@ class Expressions(Hints):
                 )
             ):
                 out.val = a.val == 1
+            if isinstance(op, ast.Eq):
+                self.check_hit(a, b)
             out.nll = False
             out.marks |= {"index", "tested"} if out.scores else {"index"}
             return out

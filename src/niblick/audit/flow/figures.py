@@ -100,6 +100,12 @@ class Figures(Keeping):
             low = int(wanted[peeked].min())
             self.state_event(1 << low, 1 << low, node)
 
+    def check_hit(self, a: Box, b: Box) -> None:
+        """What state says of each token is compared with that token, and was written with it."""
+        for said, token in ((a, b), (b, a)):
+            if "count" in said.marks and "count" not in token.marks and token.marks & {"val"}:
+                self.check_answer(said, token, None)
+
     def capped(self, box: Box, low: Any, high: Any) -> None:
         """Scores are held between bounds: in logarithms none is honest, of probabilities only tiny
         ones are.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.access_index import plain_index, subscript
-from niblick.audit.flow.boxes import Box, collect, is_token, known, merge, target_bits
+from niblick.audit.flow.boxes import Box, collect, is_token, known, merge, snapshot, target_bits
 from niblick.audit.flow.expressions import Expressions
 from niblick.audit.flow.objects import (
     Class,
@@ -168,12 +168,13 @@ class Writing(Expressions):
             isinstance(p, Box) and is_token(p) and "index" not in p.marks for p in parts
         ) and not is_token(box):
             box.table |= 1
-        keys = [p for p in parts if isinstance(p, Box)]
-        if any(is_token(p) and "index" not in p.marks for p in keys):
-            box.held |= self.written([*keys, *collect(value)])
-        box.held |= merge([*keys, source]).held
         index = tuple(subscript(p) for p in parts)
         unknown = any(subscript(p) is None and p is not None for p in parts)
+        if not unknown and len(parts) == 1 and isinstance(index[0], int) and new.held:
+            newest = new.held.bit_length() - 1
+            new = snapshot(new, pos=np.maximum(newest, -1 if new.pos is None else new.pos))
+        else:
+            self.hold(box, [p for p in parts if isinstance(p, Box)], [*collect(value), source])
         box.seen |= source.seen
         box.roots |= source.roots
         box.scores |= source.scores
@@ -195,6 +196,12 @@ class Writing(Expressions):
         if new.pos is None:
             box.deps |= source.deps
             box.targets |= source.targets
+
+    def hold(self, box: Box, keys: list[Box], values: list[Box]) -> None:
+        """What an array holds once values have been written to it under keys."""
+        if any(is_token(key) and "index" not in key.marks for key in keys):
+            box.held |= self.written([*keys, *values])
+        box.held |= merge([*keys, *values]).held
 
     def spread(self, box: Box, new: Box, source: Box) -> None:
         """An assignment to unknown places."""
