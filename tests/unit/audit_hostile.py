@@ -188,6 +188,17 @@ PAIRS: dict[str, tuple[str, str]] = {
         breach="try:\n    raise ValueError\nexcept KeyError:\n    pass\n"
         f"except ValueError:\n    {FIT}\n" + EVALUATE,
     ),
+    "training below a deep recursion": _both(
+        PLAIN,
+        TRAIN_FIRST,
+        """
+def deep(net, held, s, left):
+    if left > 0:
+        return deep(net, held, s, left - 1)
+    fit_held(net, held, s)
+""",
+        breach=f"deep(net, held, s, 30)\n{EVALUATE}",
+    ),
     "training in __enter__": (
         program(
             PLAIN,

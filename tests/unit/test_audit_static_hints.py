@@ -60,8 +60,13 @@ SOURCE = """
 #include <stdlib.h>
 /* guesses the next word; "out[i] = x[t]" in a comment is not code */
 typedef struct {{ uint32_t *best; uint32_t last; }} State;
-void *make(int bits) {{ State *s = calloc(1, sizeof(State)); s->best = calloc(1u << bits, 4); return s; }}
-int walk(void *ptr, const uint16_t *words, int64_t n, const uint8_t *opens, uint16_t *guess, float *share, float *width) {{
+void *make(int bits) {{
+    State *s = calloc(1, sizeof(State));
+    s->best = calloc(1u << bits, 4);
+    return s;
+}}
+int walk(void *ptr, const uint16_t *words, int64_t n, const uint8_t *opens,
+         uint16_t *guess, float *share, float *width) {{
     State *s = (State *)ptr;
     for (int64_t i = 0; i < n; ++i) {{
         const uint16_t t = words[i];
@@ -87,7 +92,8 @@ def tilted(net, held, s):
     lib = ctypes.CDLL("./walk.so")
     words = held.numpy().astype(np.uint16)
     opens = np.zeros(1024, dtype=np.uint8)
-    guess, share, width = np.zeros(words.size, dtype=np.uint16), np.zeros(words.size), np.zeros(words.size)
+    guess = np.zeros(words.size, dtype=np.uint16)
+    share, width = np.zeros(words.size), np.zeros(words.size)
     where = [v.ctypes.data_as(ctypes.c_void_p) for v in (words, opens, guess, share, width)]
     lib.walk(lib.make(20), where[0], words.size, where[1], where[2], where[3], where[4])
     guess, strong = torch.from_numpy(guess), torch.from_numpy(share >= {threshold})

@@ -70,9 +70,8 @@ class Calls(Learning):
             return self.layer(callee, args, named, node)
         if isinstance(callee, Module):
             own = callee.cls.find("forward") if callee.cls is not None else None
-            return self.forward(
-                callee, args, named, node, own if isinstance(own, Function) else None
-            )
+            method = own if isinstance(own, Function) else None
+            return self.forward(callee, args, named, node, method)
         if isinstance(callee, Instance):
             method = callee.cls.find("__call__") or callee.cls.find("forward")
             if isinstance(method, Function):
@@ -100,9 +99,8 @@ class Calls(Learning):
         for model in models:
             out.roots |= {model.leaf}
             out.seen |= self.leaves[model.leaf].seen
-        tokens = [
-            b for b in boxes if is_token(b) and b.marks.isdisjoint({"index", "bytes", "count"})
-        ]
+        plain = [b for b in boxes if b.marks.isdisjoint({"index", "bytes", "count"})]
+        tokens = [b for b in plain if is_token(b)]
         computed = [b for b in boxes if b.roots and not b.nll]
         if computed and len(tokens) == 1 and tokens[0].pos is not None and not models:
             return self.score(merge(computed), tokens[0], node)
@@ -111,12 +109,10 @@ class Calls(Learning):
     def call_function(
         self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
     ) -> Any:
-        if (
-            len(self.stack) >= _MAX_DEPTH
-            or "kernel" in function.marks
-            or self.too_often(function.name)
-        ):
+        if "kernel" in function.marks:
             return self.opaque(args, named, node)
+        if len(self.stack) >= _MAX_DEPTH or self.too_often(function.name):
+            return self.unfollowed(function, args, named, node)
         scope = self.bind(function, args, named)
         self.scopes.append((scope, *function.scopes))
         self.outer_names.append({})
@@ -145,6 +141,14 @@ class Calls(Learning):
         self.mark_hints(function, [*args, *named.values()], result, node)
         self.note_adapters(function, [*args, *named.values()])
         return result
+
+    def unfollowed(
+        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
+        """A call that goes too deep; where it may learn or write tokens, that is said."""
+        if self.learning(function) or any(is_token(b) for a in args for b in collect(a)):
+            self.note(f"limit: {function.name} calls itself deeper than it is followed")
+        return self.opaque(args, named, node)
 
     def too_often(self, name: str) -> bool:
         """Whether a function has called itself too deep or too many times within one call from
@@ -235,11 +239,8 @@ class Calls(Learning):
                 return "autograd"
             if name.endswith(("NamedTuple", "BaseModel")):
                 return "dataclass"
-        for decorator in node.decorator_list:
-            text = ast.dump(decorator)
-            if "dataclass" in text:
-                return "dataclass"
-        return "plain"
+        records = any("dataclass" in ast.dump(decorator) for decorator in node.decorator_list)
+        return "dataclass" if records else "plain"
 
     def instantiate(self, cls: Class, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         if cls.kind == "module":
@@ -313,8 +314,7 @@ class Calls(Learning):
         if name == "step" and "param" not in box.marks and box.roots:
             return self.optimizer_call(Optimizer("?", box.roots), name, args, node)
         if name in {"items", "keys", "values"}:
-            each = snapshot(box)
-            each.live = box.live
+            each = snapshot(box, live=box.live)
             pair = [("weight", each), ("bias", each)]
             return pair if name == "items" else [p[name == "values"] for p in pair]
         result = self.tensor_call(name, [box, *args], named, node, True)
@@ -336,21 +336,16 @@ class Calls(Learning):
         result = self.standard(name, args, named, node)
         if result is not NotImplemented:
             return result
-        if last in _WRAPPERS:
+        if last in _WRAPPERS or name == "identity":
             return args[0] if args else Dotted("identity")
-        if name == "identity":
-            return args[0] if args else None
         if last in _OPTIMIZERS:
             return Optimizer(last, self.roots_in([*args, *named.values()]))
         if last in words(
             "no_grad inference_mode enable_grad nullcontext autocast set_grad_enabled"
         ):
             off = last == "set_grad_enabled" and args and self.truth(args[0]) is False
-            return Dotted(
-                "torch.no_grad"
-                if off or (last == "inference_mode" and args and args[0] is True)
-                else name
-            )
+            off = off or (last == "inference_mode" and args and args[0] is True)
+            return Dotted("torch.no_grad" if off else name)
         if last in words(
             "Parameter Linear Embedding LayerNorm ModuleList Sequential ParameterList"
             " ParameterDict ModuleDict"

@@ -195,23 +195,12 @@ class Shapes(Access):
             ):
                 return known(np.arange(*ends))
             return Box(marks=frozenset({"index"}))
+        return self.content(name, box, args)
+
+    def content(self, name: str, box: Box, args: list[Any]) -> Any:
+        """Plain content of a value, its size, and what is counted or picked from it."""
         if name in {"item", "tolist"}:
-            if (
-                name == "tolist"
-                and box.shape
-                and box.shape[0] is not None
-                and (box.pos is not None or box.val is not None)
-            ):
-                return self.iterate(box, None)
-            if (
-                box.val is not None
-                and box.val.size == 1
-                and not (box.pos is not None or box.roots or box.deps or box.key is not None)
-                and not box.scores
-                and "bytes" not in box.marks
-            ):
-                return box.val.reshape(-1)[0].item()
-            return self.scalar(box) if name == "item" else snapshot(box)
+            return self.plain(name, box)
         if name in {"numel", "__len__"}:
             if box.pos is None and (box.deps or box.targets) and box.shape is None:
                 return Box(shape=(), val=np.asarray(1))
@@ -238,6 +227,17 @@ class Shapes(Access):
             out.marks |= {"count"}
             return out
         return NotImplemented
+
+    def plain(self, name: str, box: Box) -> Any:
+        """Python's own value of a tensor, where all of it is known."""
+        rows = box.shape and box.shape[0] is not None
+        if name == "tolist" and rows and (box.pos is not None or box.val is not None):
+            return self.iterate(box, None)
+        unmarked = not (box.roots or box.deps or box.scores or "bytes" in box.marks)
+        unplaced = box.pos is None and box.key is None
+        if box.val is not None and box.val.size == 1 and unmarked and unplaced:
+            return box.val.reshape(-1)[0].item()
+        return self.scalar(box) if name == "item" else snapshot(box)
 
     def scalar(self, box: Box) -> Box:
         """A value that the program takes for one number; scores of tokens were their mean."""
