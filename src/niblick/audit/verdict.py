@@ -15,8 +15,10 @@ FLAGS = ("flag_ngram", "flag_prequant_ttt", "flag_slot", "flag_other")
 VERDICTS = ("import_fail", *FLAGS, "clean_ttt_score_first", "clean_neural", "hold_unclear")
 
 
-def decide(findings: Iterable[Finding], smoke: Smoke | None) -> tuple[str, str]:
-    """(verdict, recommendation)."""
+def decide(
+    findings: Iterable[Finding], smoke: Smoke | None, *, understood: bool = True
+) -> tuple[str, str]:
+    """(verdict, recommendation). `understood` tells whether reading came to its end at all."""
     findings = tuple(findings)
     breaches = {f.verdict for f in findings if f.severity is Severity.BREACH and f.verdict}
     if "import_fail" in breaches or (
@@ -27,7 +29,7 @@ def decide(findings: Iterable[Finding], smoke: Smoke | None) -> tuple[str, str]:
         if flag in breaches:
             return flag, "DO NOT ACCEPT as a record: the score is not valid"
     suspected = {f.verdict for f in findings if f.severity is Severity.WARNING and f.verdict}
-    if suspected & {*FLAGS, "hold_unclear"}:
+    if suspected & {*FLAGS, "hold_unclear"} or not understood:
         return (
             "hold_unclear",
             "HOLD: the evidence does not decide, a person should read the places named",

@@ -64,8 +64,8 @@ __all__ = [
 
 
 def apply(case: Case) -> tuple[Finding, ...]:
-    """The findings of every rule on one case."""
-    return tuple(finding for _, check in checks(case) for finding in check())
+    """The findings of every rule on one case; a rule that breaks down holds it."""
+    return tuple(finding for name, check in checks(case) for finding in checked(case, name, check))
 
 
 def checks(case: Case) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
@@ -76,15 +76,13 @@ def checks(case: Case) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
     for part in (case, *_carried(case)):
         for name in RULES:
             if part is case or RULES[name].of_text:
-                yield name, partial(checked, name, part)
+                yield name, partial(RULES[name].check, part)
 
 
-def checked(name: str, case: Case) -> list[Finding]:
-    """What one rule finds; a rule that breaks down holds the case and leaves the others' findings
-    as they are.
-    """
+def checked(case: Case, name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """What one rule finds; if it breaks down, that alone, and the others' findings stay."""
     try:
-        return RULES[name].check(case)
+        return check()
     except Exception as error:  # noqa: BLE001 - hostile input may break a rule, not a review
         said = f"The rule {name} broke down here ({type(error).__name__}: {str(error)[:120]})."
         return [

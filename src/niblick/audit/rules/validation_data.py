@@ -11,7 +11,7 @@ from niblick.audit.types import Finding, Severity
 
 RULE = "validation-data"
 _ALIAS = re.compile(
-    r"^\s*\$?\s*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+"
+    r"^[ \t]*\$?[ \t]*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+"
     r"(\S*(?<![a-z])val(?:id|idation)?(?![a-z])\S*)\s+(\S*(?<![a-z])train(?![a-z])\S*(?<!\.py))\s*$",
     re.MULTILINE,
 )
