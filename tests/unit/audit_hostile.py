@@ -408,6 +408,42 @@ def deep(net, held, s, left):
         'x[None])).flatten(0, 1), y, reduction="none")\n        total += nll.sum()\n',
         main="adapt(net, held, s)",
     ),
+    "training in an assertion": _both(
+        PLAIN, TRAIN_FIRST, breach=f"assert {FIT} is None\n{EVALUATE}"
+    ),
+    "training in a raised exception": _both(
+        PLAIN,
+        TRAIN_FIRST,
+        breach=f"try:\n    raise ValueError({FIT})\nexcept ValueError:\n    pass\n{EVALUATE}",
+    ),
+    "training in a format specification": _both(
+        PLAIN, TRAIN_FIRST, breach=f"print(f\"{{1:{{{FIT} or ''}}}}\")\n{EVALUATE}"
+    ),
+    "training handed to something else": _both(
+        PLAIN,
+        TRAIN_FIRST,
+        breach="import weakref\nclass Nothing: pass\n"
+        f"weakref.finalize(Nothing(), fit_held, net, held, s)\n{EVALUATE}",
+    ),
+    "training when an object is shown": _both(
+        PLAIN,
+        TRAIN_FIRST,
+        OPERATED.format(name="__str__")
+        .replace("held):", "):")
+        .replace("net, held", "net, load(Settings.val_files)"),
+        breach=f"print(Twice(net, s))\n{EVALUATE}",
+    ),
+    "counts added to weights": _both(
+        PLAIN, breach=f"net.table.weight.data[held] += 0.1\n{EVALUATE}"
+    ),
+    "counts added to weights in place": _both(
+        PLAIN,
+        breach="net.table.weight.data.index_add_(0, held, torch.ones(held.numel(), 64))\n"
+        + EVALUATE,
+    ),
+    "a plain number printed as the figure": _both(
+        PLAIN, breach=f"{EVALUATE}\nfinal = 0.91\nprint(f'val_bpb:{{final:.4f}}')"
+    ),
     "exec under another name": _both(
         PLAIN,
         TRAIN_FIRST,

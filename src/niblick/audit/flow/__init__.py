@@ -65,6 +65,7 @@ def _follow(machine: Machine, tree: ast.Module, file: str, name: str = "__main__
     sys.setrecursionlimit(max(limit, 20_000))
     try:
         machine.run_module(tree, name, file, {})
+        machine.left_over()
     except BudgetSignal:
         machine.trace.complete = False
         machine.note("limit: the steps of work ran out")

@@ -118,6 +118,8 @@ class Access(Writing):
             return shaped(box, lambda a: a.T)
         if name in _VIEWS or name == "ctypes":
             return box
+        if box.live and "param" in box.marks and name in self.fields:
+            return box
         if name in {"requires_grad", "is_cuda", "dtype", "device", "nbytes", "itemsize"}:
             return Box(shape=())
         return Bound(box, name)

@@ -45,6 +45,8 @@ class Branching(Imports):
         finally:
             self.block(node.finalbody)
 
+    do_trystar = do_try
+
     def handle(self, handler: ast.ExceptHandler) -> None:
         if handler.name:
             self.store(handler.name, Box())
@@ -71,7 +73,10 @@ class Branching(Imports):
         )
 
     def do_match(self, node: ast.Match) -> None:
+        self.value(node.subject)
         for case in node.cases:
+            if case.guard is not None:
+                self.value(case.guard)
             self.uncertainly(lambda body=case.body: self.block(body))
 
     def do_if(self, node: ast.If) -> None:

@@ -58,6 +58,12 @@ class Calls(Learning):
         return self.call_value(callee, args, named, node)
 
     def call_value(self, callee: Any, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        if not isinstance(callee, (Function, Class)):
+            for arg in (*args, *named.values()):
+                function = arg.function if isinstance(arg, Bound) else arg
+                if isinstance(function, Function) and self.learning(function):
+                    said = getattr(callee, "name", "") or "a call"
+                    self.handed[id(function.node)] = (function, said)
         if isinstance(callee, Function):
             return self.call_function(callee, args, named, node)
         if isinstance(callee, Bound):
@@ -120,6 +126,7 @@ class Calls(Learning):
         self.yields.append([])
         self.stack.append(function.name)
         self.trace.reached.add(function.name)
+        self.entered.add(id(function.node))
         quiet = "no_grad" in function.marks
         hooks = self.hooks
         self.no_grad += quiet
@@ -149,6 +156,17 @@ class Calls(Learning):
         if self.learning(function) or any(is_token(b) for a in args for b in collect(a)):
             self.note(f"limit: {function.name} calls itself deeper than it is followed")
         return self.opaque(args, named, node)
+
+    def left_over(self) -> None:
+        """Notes code that trains and that the run may come to by ways that are not followed."""
+        for key, (function, said) in self.handed.items():
+            if key not in self.entered:
+                self.note(f"limit: {function.name}, which trains, was handed to {said}")
+        for name, methods in self.methods.items():
+            for method in methods if name.startswith("__") and name.endswith("__") else ():
+                made = method.owner is not None and id(method.owner) in self.made
+                if made and id(method.node) not in self.entered and self.learning(method):
+                    self.note(f"limit: {name} trains, and what calls it was not followed")
 
     def too_often(self, name: str) -> bool:
         """Whether a function has called itself too deep or too many times within one call from
@@ -243,6 +261,7 @@ class Calls(Learning):
         return "dataclass" if records else "plain"
 
     def instantiate(self, cls: Class, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        self.made.add(id(cls))
         if cls.kind == "module":
             leaf = self.new_leaf("module", cls.name)
             if any(isinstance(a, Module) for a in (*args, *named.values())) or small(cls):

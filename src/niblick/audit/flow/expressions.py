@@ -118,6 +118,10 @@ class Expressions(Arithmetic):
         scores: frozenset[int] = frozenset()
         for piece in node.values:
             value = self.value(piece.value if isinstance(piece, ast.FormattedValue) else piece)
+            if isinstance(piece, ast.FormattedValue) and piece.format_spec is not None:
+                self.value(piece.format_spec)
+            if isinstance(value, float) and parts:
+                self.constant_shown("".join(parts[-3:]))
             if isinstance(value, Box):
                 self.shown(value, "".join(parts[-3:]))
                 scores |= value.scores

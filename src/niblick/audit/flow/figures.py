@@ -27,9 +27,11 @@ _MOST_FIGURES = 1600
 _CAP_IN_PROBABILITY = 1e-5
 _GAPS = 0.05
 _SHORTEST = 8
+CONSTANT = re.compile(r"(?:bpb|bits[\s_-]*per[\s_-]*byte)[\"']?\s*[:=]\s*\d\.\d\d", re.IGNORECASE)
 _LABEL = re.compile(r"bpb|bits[\s_-]*(?:per|/)[\s_-]*byte", re.IGNORECASE)
 _OTHER = re.compile(
-    r"delta|diff|gain|improv|\bvs\b|chang|reduc|sav(?:ed|ing)|gap|lower|better|worse|std|minus|Δ",
+    r"delta|diff|gain|improv|\bvs\b|chang|reduc|sav(?:ed|ing)|gap|lower|better|worse|std|minus|Δ"
+    r"|baseline|target|prior|previous|sota|best|record|expect|threshold|goal|limit|init",
     re.IGNORECASE,
 )
 
@@ -156,6 +158,13 @@ class Figures(Keeping):
         self.trace.reported |= value.scores
         if len(self.trace.figures) < _MOST_FIGURES:
             self.trace.figures.append(figure_of(self, value, label))
+
+    def constant_shown(self, label: str) -> None:
+        """A plain number is printed after the words `label`."""
+        if _named(label) and len(self.trace.figures) < _MOST_FIGURES:
+            self.trace.figures.append(
+                figure_of(self, Box(marks=frozenset({f"{WARP}it is a plain number"})), label)
+            )
 
     def shown_all(self, values: Any, label: str = "") -> None:
         for box in collect(values):

@@ -39,12 +39,9 @@ class InPlace(Scoring):
             if name in _RESET:
                 self.reset_leaves(first.roots)
             else:
-                self.update_param(
-                    first,
-                    [b for a in rest for b in collect(a)],
-                    node,
-                    replace=name in {"copy_", "set_"},
-                )
+                given = [b for a in rest for b in collect(a)]
+                held = Box(held=self.written(given)) if name in _KEYED else Box()
+                self.update_param(first, [*given, held], node, replace=name in {"copy_", "set_"})
             return first
         sources = self.frozen([b for a in rest for b in collect(a)])
         if name in _KEYED and any(is_token(b) for b in sources):

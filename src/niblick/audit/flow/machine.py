@@ -198,6 +198,9 @@ class Machine(Branching):
         finally:
             self.scopes.pop()
             self.defining = previous
+        self.fields |= {
+            n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and _is_own(n)
+        }
         for name, value in body.items():
             if isinstance(value, Function):
                 self.methods.setdefault(name, []).append(value)
@@ -212,7 +215,12 @@ class Machine(Branching):
     def do_continue(self, node: ast.Continue) -> None:
         raise ContinueSignal
 
+    def do_assert(self, node: ast.Assert) -> None:
+        self.value(node.test)
+
     def do_raise(self, node: ast.Raise) -> None:
+        if node.exc is not None:
+            self.value(node.exc)
         if not self.uncertain:
             self.raised = True
             self.note(f"line {node.lineno}: the program raises here")
@@ -232,6 +240,8 @@ class Machine(Branching):
         for target in node.targets:
             if isinstance(target, ast.Name):
                 self.scopes[-1][0].pop(target.id, None)
+            elif isinstance(target, ast.Subscript):
+                self.value(target.slice)
 
     def do_with(self, node: ast.With | ast.AsyncWith) -> None:
         entered = 0
@@ -259,6 +269,12 @@ class Machine(Branching):
                 self.own_method(manager, ("__exit__", "__aexit__"), [None] * 3, node, None)
 
     do_asyncwith = do_with
+
+
+def _is_own(node: ast.Attribute) -> bool:
+    """Whether a node sets a field of `self`."""
+    own = isinstance(node.value, ast.Name) and node.value.id == "self"
+    return own and isinstance(node.ctx, ast.Store)
 
 
 def _as_load(target: ast.expr) -> ast.expr:

@@ -47,6 +47,10 @@ class State:
         self.leaves: dict[int, Leaf] = {}
         self.disk = Box()
         self.holding: dict[int, tuple[Any, int]] = {}
+        self.entered: set[int] = set()
+        self.fields = {"weight", "bias"}
+        self.made: set[int] = set()
+        self.handed: dict[int, tuple[Function, str]] = {}
         self.adders: set[int] = set()
         self.wrote: set[str] = set()
         self.training: dict[int, bool] = {}

@@ -98,9 +98,10 @@ class Writing(Expressions):
         """An in-place change of parameters: they now carry what the new values had been trained
         on.
         """
-        gained = 0
+        gained = held = 0
         marks: frozenset[str] = frozenset()
         for source in self.frozen(sources):
+            held |= source.held
             gained |= (
                 source.seen | source.held | (target_bits(source) if "grad" in source.marks else 0)
             )
@@ -111,7 +112,7 @@ class Writing(Expressions):
                 leaf.seen = gained
             fresh = gained & ~leaf.seen
             leaf.seen |= gained
-            if fresh and "grad" in marks:
+            if fresh and ("grad" in marks or held & fresh):
                 self.record_update(frozenset({root}), fresh, node, marks)
 
     def record_update(
@@ -157,7 +158,9 @@ class Writing(Expressions):
 
     def box_set_item(self, box: Box, key: Any, value: Any, node: ast.AST) -> None:
         if box.live:
-            self.update_param(box, collect(value), node)
+            keys = [p for p in (key if isinstance(key, tuple) else [key]) if isinstance(p, Box)]
+            held = Box(held=self.written([k for k in keys if "index" not in k.marks]))
+            self.update_param(box, [*collect(value), held], node)
             return
         source = merge(self.frozen(collect(value)))
         new = (
