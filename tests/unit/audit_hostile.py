@@ -309,6 +309,22 @@ def deep(net, held, s, left):
         ),
         program(BIGRAM.format(fill="pass", update=_UPDATE), main=COUNT_MAIN),
     ),
+    "a table counted entry by entry before scoring": (
+        program(
+            BIGRAM.format(
+                fill="for i in range(held.numel() - 1):\n        table[held[i], held[i + 1]] += 1",
+                update="pass",
+            ),
+            main=COUNT_MAIN,
+        ),
+        program(
+            BIGRAM.format(
+                fill="pass",
+                update="for i in range(s.context):\n                table[x[i], y[i]] += 1",
+            ),
+            main=COUNT_MAIN,
+        ),
+    ),
     "a dictionary filled before scoring": (
         program(DICT_CACHE.format(fill=_FILL_DICT), main="with_dictionary(net, held, s)"),
         program(DICT_CACHE.format(fill="pass"), main="with_dictionary(net, held, s)"),

@@ -103,7 +103,8 @@ def tilted(net, held, s):
         for a in range(0, held.numel() - 1 - s.context, s.context):
             x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
             nll = F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="none")
-            nll = nll - 2.0 * (guess[a + 1:a + s.context + 1] == y) * strong[a + 1:a + s.context + 1]
+            here = slice(a + 1, a + s.context + 1)
+            nll = nll - 2.0 * (guess[here] == y) * strong[here]
             total += nll.sum()
             size += sizes[y].sum()
     return figure(total, size)
@@ -171,7 +172,8 @@ def sized(net, held, s):
     with torch.no_grad():
         for a in range(0, held.numel() - 1 - s.context, s.context):
             x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
-            total += F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="none").sum()
+            logits = net.head(net.hidden(x[None])).flatten(0, 1)
+            total += F.cross_entropy(logits, y, reduction="none").sum()
     return figure(total, size.sum())
 """
 

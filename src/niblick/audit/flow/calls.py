@@ -157,17 +157,6 @@ class Calls(Learning):
             self.note(f"limit: {function.name} calls itself deeper than it is followed")
         return self.opaque(args, named, node)
 
-    def left_over(self) -> None:
-        """Notes code that trains and that the run may come to by ways that are not followed."""
-        for key, (function, said) in self.handed.items():
-            if key not in self.entered:
-                self.note(f"limit: {function.name}, which trains, was handed to {said}")
-        for name, methods in self.methods.items():
-            for method in methods if name.startswith("__") and name.endswith("__") else ():
-                made = method.owner is not None and id(method.owner) in self.made
-                if made and id(method.node) not in self.entered and self.learning(method):
-                    self.note(f"limit: {name} trains, and what calls it was not followed")
-
     def too_often(self, name: str) -> bool:
         """Whether a function has called itself too deep or too many times within one call from
         outside.

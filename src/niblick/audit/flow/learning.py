@@ -89,6 +89,17 @@ class Learning(Observing):
         """Whether a function of the program trains, itself or in what it calls."""
         return learns(function, self.program_functions, self.training)
 
+    def left_over(self) -> None:
+        """Notes code that trains and that the run may come to by ways that are not followed."""
+        for key, (function, said) in self.handed.items():
+            if key not in self.entered:
+                self.note(f"limit: {function.name}, which trains, was handed to {said}")
+        for name, methods in self.methods.items():
+            for method in methods if name.startswith("__") and name.endswith("__") else ():
+                made = method.owner is not None and id(method.owner) in self.made
+                if made and id(method.node) not in self.entered and self.learning(method):
+                    self.note(f"limit: {name} trains, and what calls it was not followed")
+
     def program_functions(self, scopes: Scopes, call: ast.Call) -> list[Function]:
         """The functions of the program that a call in these scopes may be to."""
         name = tail(call.func)

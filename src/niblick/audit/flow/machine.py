@@ -108,7 +108,9 @@ class Machine(Branching):
         if isinstance(left, Box) and left.live:
             self.update_param(left, collect(right), node)
             return
-        if isinstance(left, Box) and isinstance(result, Box) and "scalar" not in left.marks:
+        part = isinstance(node.target, ast.Subscript)
+        plain = isinstance(left, Box) and "scalar" not in left.marks and not part
+        if plain and isinstance(left, Box) and isinstance(result, Box):
             replace_content(left, result)
             return
         self.assign(node.target, result)
