@@ -26,7 +26,6 @@ from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal,
 from niblick.audit.words import words
 
 _MAX_DEPTH = 40
-_MOST_INNER_CALLS = 200
 _WRAPPERS = words(
     "compile DistributedDataParallel DDP DataParallel FullyShardedDataParallel script jit njit"
     " disable allow_in_graph vmap prange lru_cache cache wraps checkpoint"
@@ -156,14 +155,6 @@ class Calls(Learning):
         if self.learning(function) or any(is_token(b) for a in args for b in collect(a)):
             self.note(f"limit: {function.name} calls itself deeper than it is followed")
         return self.opaque(args, named, node)
-
-    def too_often(self, name: str) -> bool:
-        """Whether a function has called itself too deep or too many times within one call from
-        outside.
-        """
-        depth = self.stack.count(name)
-        self.inner_calls[name] = self.inner_calls.get(name, 0) + 1 if depth else 0
-        return depth > 4 or self.inner_calls[name] > _MOST_INNER_CALLS
 
     def run_body(self, function: Function) -> Any:
         if isinstance(function.node, ast.Lambda):

@@ -12,6 +12,7 @@ from niblick.audit.flow.objects import Bound, Dotted, Function, Module, Namespac
 from niblick.audit.flow.observing import Observing
 from niblick.audit.words import words
 
+_MOST_INNER_CALLS = 200
 _SELF_MODULE = words(
     "to cuda cpu eval train bfloat16 float half double requires_grad_ compile apply type"
     " share_memory modules children"
@@ -99,6 +100,14 @@ class Learning(Observing):
                 made = method.owner is not None and id(method.owner) in self.made
                 if made and id(method.node) not in self.entered and self.learning(method):
                     self.note(f"limit: {name} trains, and what calls it was not followed")
+
+    def too_often(self, name: str) -> bool:
+        """Whether a function has called itself too deep or too many times within one call from
+        outside.
+        """
+        depth = self.stack.count(name)
+        self.inner_calls[name] = self.inner_calls.get(name, 0) + 1 if depth else 0
+        return depth > 4 or self.inner_calls[name] > _MOST_INNER_CALLS
 
     def program_functions(self, scopes: Scopes, call: ast.Call) -> list[Function]:
         """The functions of the program that a call in these scopes may be to."""
