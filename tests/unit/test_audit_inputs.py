@@ -15,15 +15,14 @@ from niblick.audit import conduct, render
 from niblick.audit.review import review
 from niblick.audit.types import Report
 from niblick.cli import audit as command
+from unit.audit_programs import PLAIN, SCORE_FIRST, program
 
 
 def test_an_empty_folder_and_a_script_that_scores_nothing_are_not_clean(tmp_path: Path) -> None:
     assert review(tmp_path).verdict == "hold_unclear"
     (tmp_path / "train_gpt.py").write_text("print('hello')\n")
     report = review(tmp_path)
-    assert report.verdict == "hold_unclear" and any(
-        f.rule == "nothing-scored" for f in report.findings
-    )
+    assert report.verdict == "hold_unclear" and any(f.rule == "followed" for f in report.findings)
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
@@ -37,7 +36,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     (folder / "again").symlink_to(folder)
     report = review(folder)
     assert report.verdict == "hold_unclear" and any(
-        "no script" in f.evidence for f in report.findings
+        "no Python script" in f.evidence for f in report.findings
     )
 
 
@@ -49,9 +48,9 @@ def test_files_that_are_no_program_are_import_failures(tmp_path: Path, data: byt
 
 def test_sarif_places_every_finding_below_the_reviewed_path(tmp_path: Path) -> None:
     script = tmp_path / "train_gpt.py"
-    script.write_text("import torch\nval_loss = 0\n")
+    script.write_text(program(SCORE_FIRST, main="adapt(net, held, s)"))
     report = review(script)
-    finding = report.findings[0]
+    finding = next(f for f in report.findings if f.span is not None)
     assert finding.span is not None
     spans = [
         replace(finding.span, file=name)
@@ -70,7 +69,7 @@ def test_a_path_that_breaks_the_audit_is_undecided_and_the_others_are_reviewed(
 ) -> None:
     for name in ("good", "bad"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "train_gpt.py").write_text("val_loss = 0\n")
+        (tmp_path / name / "train_gpt.py").write_text(program(PLAIN, main="evaluate(net, held, s)"))
 
     def breaks(path: Path, **options: Any) -> Report:
         if path.name == "bad":

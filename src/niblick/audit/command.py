@@ -51,6 +51,11 @@ def documented_commands(
     yield from sorted(
         found, key=lambda c: (c.world_size or 0, len(c.environment), -found.index(c)), reverse=True
     )
+    yield from shell_commands(root, script)
+
+
+def shell_commands(root: Path, script: str) -> Iterator[RunCommand]:
+    """The launch of `script` in each shell script of a folder that has one."""
     for path in sorted(
         root.glob("*.sh"), key=lambda p: (not p.name.startswith(("run", "train")), p.name)
     ):

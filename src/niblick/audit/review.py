@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from niblick.audit import flow
-from niblick.audit.command import documented_commands, prose_settings
-from niblick.audit.evidence import settings_from_logs
+from niblick.audit.command import documented_commands
+from niblick.audit.conditions import settings
 from niblick.audit.flow.native import gated_outputs
 from niblick.audit.flow.objects import Trace
 from niblick.audit.record import record_findings
@@ -38,12 +37,6 @@ _WORLD_SIZE = "2"
 _MAX_MODULE = 600_000
 _MORE_COMMANDS = 2
 _NATIVE = frozenset({".c", ".cc", ".cpp", ".cu"})
-_HELD_OUT = re.compile(
-    r"^_?(?:val|valid|validation|eval|test|held|holdout)_?(?:tokens?|data|ids|stream|toks|bytes|text)",
-    re.IGNORECASE,
-)
-_SECONDS = 2.6
-"""Processor time for following a program under all its commands; steps mostly run out first."""
 _LOOP = re.compile(r"\bfor\s*\([^;()]*;[^;]*;[^)]*\)")
 
 
@@ -93,7 +86,7 @@ def examine(path: Path, script: str | None = None, stage: Any = plainly) -> Iter
         return
     with _failing(seen):
         case = stage("following the program", lambda: build_case(found))
-        seen.understood = stage("following the program", lambda: _understood(case))
+        seen.understood = True  # how far it was followed is a rule's matter
     listed: list[tuple[str, Callable[[], list[Finding]]]] = []
     with _failing(seen):
         listed = stage("unpacking", lambda: list(checks(case))) if case is not None else []
@@ -142,51 +135,19 @@ def review(path: str | Path, *, script: str | None = None) -> Report:
     )
 
 
-def _understood(case: Case) -> bool:
-    """Whether the evaluation was followed, or the program is too plain to hide anything from a
-    reader.
-    """
-    if case.tree is None or scored(case.trace):
-        return case.submission.source is None or bool(scored(case.trace))
-    return not any(
-        _learns_from_held_out(function) for function in case.functions if function.name != "main"
-    )
-
-
-def _learns_from_held_out(function: ast.FunctionDef) -> bool:
-    """Whether a function computes gradients and names held-out tokens, as far as a look at its
-    words tells.
-    """
-    nodes = list(ast.walk(function))
-    learning = any(
-        isinstance(n, ast.Call)
-        and isinstance(n.func, ast.Attribute)
-        and n.func.attr in {"backward", "grad"}
-        for n in nodes
-    )
-    return learning and any(
-        _HELD_OUT.match(
-            n.id if isinstance(n, ast.Name) else n.arg if isinstance(n, ast.arg) else n.attr
-        )
-        for n in nodes
-        if isinstance(n, (ast.Name, ast.arg, ast.Attribute))
-    )
-
-
 def build_case(found: Read) -> Case:
     """The case of a submission: its program followed under the documented command that reaches its
     evaluation.
     """
     submission = found.submission
-    until = time.process_time() + _SECONDS
-    case = _followed(found, submission.command, _SECONDS)
+    case = _followed(found, submission.command, flow.MOST_STEPS)
     if case.tree is None or scored(case.trace) or submission.script is None:
         return case
     others = documented_commands(
         submission.root, submission.script.name, submission.readme, submission.metadata
     )
     for command in (*islice((c for c in others if c != submission.command), _MORE_COMMANDS), None):
-        left = until - time.process_time()
+        left = flow.MOST_STEPS - case.trace.steps
         if left <= 0:
             break
         other = _followed(found, command, left) if command != submission.command else case
@@ -195,21 +156,14 @@ def build_case(found: Read) -> Case:
     return case
 
 
-def _followed(found: Read, command: RunCommand | None, seconds: float) -> Case:
-    """The case of a submission as one command runs it, followed for so many seconds at most."""
+def _followed(found: Read, command: RunCommand | None, budget: int) -> Case:
+    """The case of a submission as one command runs it, followed for so many steps at most."""
     submission = found.submission
-    environment = dict(found.loader_environment)
-    arguments: list[str] = []
-    if command is not None:
-        environment.update(command.environment)
-        arguments = _arguments(command.text, submission.script)
+    environment = settings(submission, found.loader_environment, command)
+    arguments = _arguments(command.text, submission.script) if command is not None else []
     world = command.world_size if command else None
     trace = Trace()
     source = submission.source
-    if source is not None and source.tree is not None:
-        shown = settings_from_logs(source.tree, source.text, submission.root)
-        stated = prose_settings(submission.readme) if command is None else {}
-        environment = {**shown, **stated, **environment}
     environment["WORLD_SIZE"] = (
         "1" if (world or environment.get("WORLD_SIZE")) in (1, "1") else _WORLD_SIZE
     )
@@ -221,7 +175,7 @@ def _followed(found: Read, command: RunCommand | None, seconds: float) -> Case:
             arguments=arguments,
             modules=_modules(found),
             native=_native(found),
-            seconds=seconds,
+            budget=budget,
         )
     return Case(submission=submission, trace=trace, carried=found.carried, environment=environment)
 

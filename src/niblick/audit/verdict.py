@@ -16,11 +16,9 @@ VERDICTS = ("import_fail", *FLAGS, "clean_ttt_score_first", "clean_neural", "hol
 
 
 def decide(
-    findings: Iterable[Finding], smoke: Smoke | None, *, understood: bool
+    findings: Iterable[Finding], smoke: Smoke | None, *, understood: bool = True
 ) -> tuple[str, str]:
-    """(verdict, recommendation). `understood` tells whether the evaluation could be followed at
-    all.
-    """
+    """(verdict, recommendation). `understood` tells whether reading came to its end at all."""
     findings = tuple(findings)
     breaches = {f.verdict for f in findings if f.severity is Severity.BREACH and f.verdict}
     if "import_fail" in breaches or (

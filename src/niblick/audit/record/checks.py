@@ -280,7 +280,8 @@ def check_score(evidence: Evidence) -> Iterator[Finding]:
     yield _finding(
         "record-score",
         Severity.WARNING,
-        f"the claimed {claim:.5f} bpb is in no log and is no mean of one; the nearest is {nearest.bpb:.5f}",
+        f"the claimed {claim:.5f} bpb is in no log and is no mean of one; the nearest is"
+        f" {nearest.bpb:.5f}",
         "Limits and evidence: the logs show the claimed score",
         "claim what the logs show, or add the log",
         file=log.name,
