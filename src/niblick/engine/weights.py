@@ -110,15 +110,17 @@ def store(
 
 def _cheapest(codes: NDArray[np.int32], tails: bool) -> int:
     """The bits in which codes, and tails where they may be, are read soonest."""
-    sizes = np.where(codes < 0, ~codes, codes).reshape(-1)
-    counts = np.bincount(np.minimum(sizes, _REST), minlength=_REST + 1)
-    more = int((sizes[sizes > _REST] // _REST).sum())  # entries of the largest beyond their first
-    costs = {
-        bits: codes.size * (bits / 8 + -(-bits // 8)) / 2 + _TAIL * beyond
-        for bits in _RANGES
-        if not (beyond := int(counts[1 << (bits - 1) :].sum()) + more if bits < 24 else 0)
-        or (tails and codes.shape[1] <= _TAIL_COLUMNS)
-    }
+    sizes = np.where(codes < 0, ~codes, codes)
+    largest = int(sizes.max(initial=0))
+    enough = next(bits for bits, (_, most) in _RANGES.items() if largest <= most)
+    if not tails or codes.shape[1] > _TAIL_COLUMNS:
+        return enough
+    # Entries of the largest beyond their first.
+    more = int((sizes[sizes > _REST] // _REST).sum()) if largest > _REST else 0
+    costs = {}
+    for bits in (bits for bits in _RANGES if bits <= enough):
+        beyond = np.count_nonzero(sizes > _RANGES[bits][1]) + more if bits < enough else 0
+        costs[bits] = codes.size * (bits / 8 + -(-bits // 8)) / 2 + _TAIL * beyond
     return min(costs, key=lambda bits: costs[bits])
 
 
@@ -129,9 +131,9 @@ def _tail(
 
     What no entry can hold takes several.
     """
-    rows, columns = np.nonzero(rest)
-    if not len(rows):
+    if not rest.any():
         return None, None
+    rows, columns = np.nonzero(rest)
     left = rest[rows, columns].astype(np.int64)
     times = -(-np.abs(left) // _REST)
     rows, columns = np.repeat(rows, times), np.repeat(columns, times)
