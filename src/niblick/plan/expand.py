@@ -9,6 +9,7 @@ from functools import cached_property
 from math import sqrt
 
 from niblick.errors import RecipeError
+from niblick.limits import MAX_PARAMETERS, MAX_STATE_BYTES, quoted
 from niblick.plan import parts
 from niblick.plan.layer import VirtualLayer
 from niblick.plan.mixers import MIXER_TABLES, mlp_table
@@ -100,7 +101,7 @@ def make_plan(model: ModelRecipe) -> Plan:
         if layer.mixer not in MIXER_TABLES:
             known = ", ".join(MIXER_TABLES)
             raise RecipeError(
-                f"model.stack: unknown mixer {layer.mixer!r} in {layer.block}; known: {known}"
+                f"model.stack: unknown mixer {quoted(layer.mixer)} in {layer.block}; known: {known}"
             )
     n = len(layers)
     tables = [
@@ -113,7 +114,19 @@ def make_plan(model: ModelRecipe) -> Plan:
     ]
     tables += [layer_table(model, layer, n) for layer in layers]
     tables += [parts.sidecar_table(model), parts.mtp_table(model)]
-    return Plan(model, layers, tuple(tables))
+    plan = Plan(model, layers, tuple(tables))
+    _check_sizes(plan)
+    return plan
+
+
+def _check_sizes(plan: Plan) -> None:
+    """Refuse what no machine of this project's users could hold, before anything is allocated."""
+    for what, size, limit in (
+        ("parameters", plan.parameter_count, MAX_PARAMETERS),
+        ("bytes of decode state", plan.decode_state_bytes(), MAX_STATE_BYTES),
+    ):
+        if size > limit:
+            raise RecipeError(f"a model of {size:,} {what}; at most {limit:,} are accepted")
 
 
 def layer_table(model: ModelRecipe, layer: VirtualLayer, layers: int) -> Table:
