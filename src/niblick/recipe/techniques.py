@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from niblick.errors import RecipeError
+from niblick.limits import quoted
 from niblick.recipe.load import recipe_from_dict
 from niblick.recipe.model import ModelRecipe
 from niblick.recipe.schema import Recipe
@@ -154,7 +155,7 @@ def without(recipe: Recipe, name: str) -> Recipe:
     for part in name.split("+"):
         if part not in TECHNIQUES:
             raise RecipeError(
-                f"unknown technique {part!r}; {recipe.name} uses:"
+                f"unknown technique {quoted(part)}; {recipe.name} uses:"
                 f" {', '.join(used_techniques(recipe))}"
             )
         after = _changed(changed, TECHNIQUES[part].without(changed))
