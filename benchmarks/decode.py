@@ -52,51 +52,46 @@ def clock(options: argparse.Namespace) -> Any:
     return time.process_time if options.cpu_time else time.perf_counter
 
 
-def open_plan(name: str) -> Any:
-    """The model in a file, or one of a recipe's plan with random weights."""
+def open_plan(name: str) -> tuple[Any, Any, Any]:
+    """Recipe, plan and tensors of a file, or of a recipe with random weights."""
     if not Path(name).exists():
         return random_model(*name.split(":"))
-    from niblick.artifact import open_model
+    from niblick.artifact import open_file
 
-    return open_model(name).model
+    opened = open_file(name)
+    return opened.recipe, opened.plan, opened.tensors
 
 
-def random_model(name: str, bits: str | None = None) -> Any:
-    """A full-size model with random weights, rounded per row to `bits` or those that the recipe
-    names.
-    """
-    import torch
+def random_model(name: str, bits: str | None = None) -> tuple[Any, Any, Any]:
+    """A full-size model of random codes of `bits`, or of as many as the recipe names."""
+    import numpy as np
 
-    from niblick.compression.rounding import round_trip, row_specs
-    from niblick.model import LanguageModel
-    from niblick.model.tree import draw
-    from niblick.plan import Init
+    from niblick.artifact import exported_recipe
+    from niblick.codecs import QuantizedTensor
+    from niblick.plan import Role, make_plan
     from niblick.recipe import load_recipe
 
-    asked = (
-        () if bits is None else (f"artifact.matrix_bits={bits}", f"artifact.embedding_bits={bits}")
-    )
-    recipe = load_recipe(name, asked)
-    model = LanguageModel(recipe.model, seed=None).eval()
-    specs = row_specs(recipe, model.plan)
-    generator = torch.Generator().manual_seed(0)
-    tensors = dict(model.named_parameters())
-    with torch.no_grad():
-        for parameter in model.plan.parameters:
-            weight, normal = (
-                tensors[parameter.name],
-                Init(kind="normal", value=parameter.shape[-1] ** -0.5 if parameter.shape else 1.0),
-            )
-            weight.copy_(
-                draw(
-                    parameter.shape,
-                    normal if parameter.name in specs else parameter.init,
-                    generator,
-                )
-            )
-            if parameter.name in specs:
-                weight.copy_(round_trip(weight, specs[parameter.name]))
-    return model
+    recipe = load_recipe(name)
+    plan = make_plan(exported_recipe(recipe).model)
+    widths = {
+        Role.MATRIX: int(bits or recipe.artifact.matrix_bits),
+        Role.EMBEDDING: int(bits or recipe.artifact.embedding_bits),
+    }
+    draw, tensors = np.random.default_rng(0), {}
+    for parameter in plan.exported:
+        if parameter.role not in widths:
+            value = 1.0 if parameter.init.kind == "normal" else parameter.init.value
+            tensors[parameter.name] = np.full(parameter.shape, value, dtype=np.float32)
+            continue
+        most = (1 << (widths[parameter.role] - 1)) - 1
+        normal = draw.standard_normal(parameter.shape) * parameter.shape[-1] ** -0.5
+        steps = np.abs(normal).max(axis=1) / most
+        tensors[parameter.name] = QuantizedTensor(
+            shape=parameter.shape,
+            codes=np.rint(normal / steps[:, None]).astype(np.int8),
+            row_steps=steps,
+        )
+    return recipe, plan, tensors
 
 
 def best_seconds(engine: Any, options: argparse.Namespace, batch: int = 1) -> float:
@@ -139,15 +134,16 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Everything about one model; runs in its own process."""
     import torch
 
-    from niblick.engine import NativeEngine, ReferenceEngine, open_engine
+    from niblick.engine import NativeEngine, open_engine
+    from niblick.evaluation.torch_engine import TorchEngine
+    from niblick.model import build_model
 
     torch.set_num_threads(options.threads)
     before = resident()
-    model = open_plan(name)
-    plan, context = model.plan, model.recipe.context
+    recipe, plan, tensors = open_plan(name)
     slow = None
-    if ":" not in name:  # the bits of its weights make no difference to the reference engine
-        reference = ReferenceEngine(model)
+    if ":" not in name:  # the bits of its weights make no difference to torch
+        reference = TorchEngine(build_model(recipe, tensors))
         reference.read(0, [1] * 1000)
         slow = (
             best_seconds(
@@ -157,11 +153,11 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         )
         del reference
     began = clock(options)()
-    engine = open_engine(model, threads=options.threads)
+    engine = open_engine(plan, tensors, threads=options.threads)
     laid_out = clock(options)() - began
     if not isinstance(engine, NativeEngine):
         raise SystemExit("the native engine could not be built here: is there a C compiler?")
-    del model
+    del tensors
     found = {
         "model": name,
         "engine": engine.name,
@@ -171,7 +167,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "state_bytes": engine.state_bytes,
         "plan_state_bytes": plan.decode_state_bytes(),
         "layout_seconds": laid_out,
-        "positions": position_rows(engine, context, options),
+        "positions": position_rows(engine, plan.model.context, options),
         "resident_bytes": resident() - before,
         "reference_ms": slow,
     }
@@ -181,7 +177,8 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def _batches(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     from niblick.engine import open_engine
 
-    engine = open_engine(open_plan(name), slots=max(options.batches), threads=options.threads)
+    _, plan, tensors = open_plan(name)
+    engine = open_engine(plan, tensors, slots=max(options.batches), threads=options.threads)
     for slot in range(engine.slots):
         engine.read(slot, [1] * 1000)
     rows = []

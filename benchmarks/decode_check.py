@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from niblick.artifact import Loaded, open_model
+import niblick
+from niblick import Model
 from niblick.data.shards import open_shard
-from niblick.engine import GREEDY, Engine, NativeEngine, ReferenceEngine, open_engine
+from niblick.engine import GREEDY, Engine
 
 CHUNK = 512
 
@@ -27,15 +28,13 @@ CHUNK = 512
 def check(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Everything about one artifact, checkpoint or run directory."""
     torch.set_num_threads(options.threads)
-    loaded = open_model(path)
-    native = open_engine(loaded.model, threads=options.threads)
-    if not isinstance(native, NativeEngine):
-        raise SystemExit("the native engine could not be built here: is there a C compiler?")
+    loaded = niblick.load(path)
+    native = loaded.open_engine(threads=options.threads, kind="native")
     bos = [loaded.recipe.model.bos_id]
-    prompt = bos if loaded.tokenizer is None else [*bos, *loaded.tokenizer.encode("The river")]
+    prompt = [*bos, *loaded.tokenizer.encode("The river")] if loaded.has_tokenizer else bos
     found = {
         "model": str(path),
-        "greedy": greedy(native, ReferenceEngine(loaded.model), prompt, options.check_tokens),
+        "greedy": greedy(native, loaded.open_engine(kind="torch"), prompt, options.check_tokens),
     }
     if options.text:
         ids = read_text(options.text, loaded)[: options.text_tokens]
@@ -43,12 +42,10 @@ def check(path: Path, options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def read_text(path: Path, loaded: Loaded) -> np.ndarray:
+def read_text(path: Path, loaded: Model) -> np.ndarray:
     """Token ids of a shard or of a plain text."""
     if path.suffix == ".bin":
         return np.asarray(open_shard(path), dtype=np.int64)
-    if loaded.tokenizer is None:
-        raise SystemExit(f"{loaded.path} brings no tokenizer for {path}")
     return np.asarray(
         loaded.tokenizer.encode_document(path.read_text(encoding="utf-8")), dtype=np.int64
     )
@@ -80,13 +77,14 @@ def greedy(native: Engine, reference: Engine, prompt: list[int], count: int) -> 
 
 
 @torch.inference_mode()
-def text_bits(native: Engine, loaded: Loaded, ids: np.ndarray) -> dict[str, Any]:
+def text_bits(native: Engine, loaded: Model, ids: np.ndarray) -> dict[str, Any]:
     """Bits per byte (per token without a tokenizer) of ids[1:] after ids[0], by both."""
-    rows, state = [], loaded.model.empty_state()
+    model = loaded.torch()
+    rows, state = [], model.empty_state()
     for start in range(0, len(ids) - 1, CHUNK):
         part = torch.from_numpy(ids[start : min(start + CHUNK, len(ids) - 1)])[None]
-        hidden, state = loaded.model.hidden(part, state, keep=True)
-        rows.append(loaded.model.head(hidden)[0].double())
+        hidden, state = model.hidden(part, state, keep=True)
+        rows.append(model.head(hidden)[0].double())
     right = torch.cat(rows)
     native.read(0, ids[:1])
     found = []
@@ -99,7 +97,9 @@ def text_bits(native: Engine, loaded: Loaded, ids: np.ndarray) -> dict[str, Any]
         torch.nn.functional.cross_entropy(x, wanted, reduction="sum").item() / np.log(2)
         for x in (own, right)
     ]
-    count = len(loaded.tokenizer.decode_bytes(ids.tolist())) if loaded.tokenizer else len(ids) - 1
+    count = (
+        len(loaded.tokenizer.decode_bytes(ids.tolist())) if loaded.has_tokenizer else len(ids) - 1
+    )
     off = (own - right).abs().amax(1)
     return {
         "tokens": len(ids) - 1,

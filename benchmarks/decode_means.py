@@ -16,9 +16,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from niblick.engine.lattice import encode
 from niblick.engine.library import ENGINE
 from niblick.engine.structures import matrix_of
+from niblick.engine.weights import store
 
 SIDE, COUNT, ROUNDS = 512, 104, 12
 
@@ -77,9 +77,8 @@ def native(limit: int) -> Callable[[], None]:
     assert library is not None
     library.nb_floats.restype = ctypes.c_void_p
     draw = np.random.default_rng(0)
-    codes = encode(
-        (draw.integers(-limit, limit + 1, (COUNT * SIDE, SIDE)) * 0.01).astype(np.float32)
-    )
+    numbers = draw.integers(-limit, limit + 1, (COUNT * SIDE, SIDE)).astype(np.int32)
+    codes = store(numbers, np.full(COUNT * SIDE, 0.01, dtype=np.float32))
     memory = library.nb_floats(ctypes.c_int64(codes.data.nbytes // 4))
     ctypes.memmove(memory, codes.data.ctypes.data, codes.data.nbytes)
     matrix = matrix_of(codes)

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from niblick.artifact import build_model, open_model
+from niblick.artifact import open_file
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.evaluation import Adaptation, EvaluationOptions, LeakyTraining
 from niblick.evaluation.evaluate import score_tokens
-from niblick.model import LanguageModel
+from niblick.model import LanguageModel, build_model
 from niblick.objective import LN2
 from niblick.recipe import load_recipe
 from niblick.runtime import World, cache_folder
@@ -112,8 +112,8 @@ def verdict(streaming: tuple[float, float], sliding: tuple[float, float]) -> int
 def load(options: argparse.Namespace) -> tuple[LanguageModel, Dataset]:
     """The named model and its data, or a model trained here."""
     if options.model is not None:
-        loaded = open_model(options.model)
-        recipe, model = loaded.recipe, loaded.model
+        opened = open_file(options.model)
+        recipe, model = opened.recipe, build_model(opened.recipe, opened.tensors)
     else:
         recipe, model = load_recipe(options.recipe, options.set), None
     dataset = (

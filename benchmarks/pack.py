@@ -35,22 +35,24 @@ import zstandard
 from numpy.typing import NDArray
 from torch import Tensor
 
-from niblick.artifact import build_model, exported_recipe, read_checkpoint
+from niblick.artifact import exported_recipe, read_checkpoint
 from niblick.artifact.checkpoint import find_weights
+from niblick.codecs import CODECS, Job
 from niblick.codecs.allocation import fill_budget
-from niblick.codecs.base import exported_tensors
+from niblick.codecs.base import Sensitivity, exported_tensors
 from niblick.codecs.feedback import factor
+from niblick.codecs.int_zlib import quantize, quantized
 from niblick.codecs.matrices import as_matrix, from_matrix
 from niblick.codecs.payload import read_payload, write_payload
+from niblick.codecs.quantized import Tensors
 from niblick.codecs.rounder import Candidate, Rounder
 from niblick.codecs.symbols import Tables
 from niblick.codecs.tensor_stream import new_tables
-from niblick.compression import CODECS, Calibration, Job
-from niblick.compression.rounding import dequantize, quantize, row_specs
-from niblick.compression.sensitivity import Sensitivity, measure
-from niblick.compression.training_text import make_calibration
+from niblick.compression.calibration import Calibration, make_calibration
+from niblick.compression.sensitivity import measure
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
+from niblick.model import build_model
 from niblick.plan import Parameter, Plan, Role, make_plan
 from niblick.recipe import Recipe
 from niblick.runtime import cache_folder
@@ -65,6 +67,7 @@ MARKERS = (
     ("niblick rd", "o"),
 )
 Weights = dict[str, Tensor]
+Decoded = Weights | Tensors
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Scene:
 
 
 # (bytes, weights as decoded, a function that decodes again for the clock)
-Result = tuple[int, Weights, Callable[[], object]]
+Result = tuple[int, Decoded, Callable[[], object]]
 
 
 def row_codes(weight: Tensor, limit: int, low: int, *, percentile: bool) -> tuple[Tensor, Tensor]:
@@ -129,7 +132,7 @@ def published(scene: Scene, kind: str) -> Result:
             weight, 127 if wide else 31, -127 if wide else -32, percentile=kind != "mixed" or wide
         )
         store[p.name + ".q"], store[p.name + ".scale"] = codes, scale
-        found[p.name] = dequantize(codes, scale, p.shape)
+        found[p.name] = (codes.float() * scale.float()[:, None]).reshape(p.shape)
     buffer = io.BytesIO()
     torch.save(store, buffer)
     raw = buffer.getvalue()
@@ -162,9 +165,10 @@ def brotli_codes(
 def int6_brotli(scene: Scene) -> Result:
     """Row maximum without a floor, by role, under Brotli."""
     codes, scales, found = {}, {}, {}
-    for name, spec in row_specs(scene.recipe, scene.plan).items():
-        codes[name], scales[name] = quantize(scene.weights[name], spec)
-        found[name] = dequantize(codes[name], scales[name], tuple(scene.weights[name].shape))
+    for name, spec in CODECS["int-zlib"].rounding(scene.recipe, scene.plan).items():
+        made = quantize(scene.weights[name].numpy(), spec)
+        codes[name], scales[name] = map(torch.from_numpy, made)
+        found[name] = torch.from_numpy(quantized(scene.weights[name].shape, *made).dequantize())
     return brotli_codes(scene, codes, scales, found)
 
 
@@ -175,7 +179,7 @@ def gptq(
     int8 range.
     """
     limit = 127 if p.role is Role.EMBEDDING else 31
-    matrix = as_matrix(p, weight).double().numpy()
+    matrix = as_matrix(p, weight.numpy()).astype(np.float64)
     upper, _ = factor(sensitivity.columns, 0.01, 1e-6)
     width = k * (20 / 12.85 if p.role is Role.EMBEDDING else 1)
     scale = np.float16(np.maximum(width * matrix.std(axis=1) / limit, 1e-7)).astype(np.float64)
@@ -184,8 +188,9 @@ def gptq(
         target = matrix[:, c] + error[:, :c] @ upper[:c, c]
         codes[:, c] = np.clip(np.rint(target / scale), -limit, limit)
         error[:, c] = matrix[:, c] - codes[:, c] * scale
-    values = from_matrix(p, torch.from_numpy(codes * scale[:, None]).float())
-    return torch.from_numpy(codes.astype(np.int8)), torch.from_numpy(scale).half(), values
+    values = from_matrix(p, (codes * scale[:, None]).astype(np.float32))
+    stored = torch.from_numpy(codes.astype(np.int8)), torch.from_numpy(scale).half()
+    return *stored, torch.from_numpy(values)
 
 
 def gptq_brotli(scene: Scene, k: float) -> Result:
@@ -224,6 +229,11 @@ def as_array(weight: Tensor) -> NDArray[np.float32]:
     return np.asarray(weight.float().flatten(1) if weight.dim() > 2 else weight.float())
 
 
+def arrays(scene: Scene) -> dict[str, NDArray[np.float32]]:
+    """The weights as codecs take them."""
+    return {name: weight.numpy() for name, weight in scene.weights.items()}
+
+
 def int_zlib(scene: Scene, bits: int | None = None) -> Result:
     """This package's plain codec, with the recipe's bits or with others."""
     recipe = scene.recipe
@@ -231,7 +241,7 @@ def int_zlib(scene: Scene, bits: int | None = None) -> Result:
         changed = recipe.artifact.model_copy(update={"matrix_bits": bits, "embedding_bits": bits})
         recipe = recipe.model_copy(update={"artifact": changed})
     engine = CODECS["int-zlib"]
-    encoded = engine.encode(Job(tensors=scene.weights, recipe=recipe, plan=scene.plan))
+    encoded = engine.encode(Job(tensors=arrays(scene), recipe=recipe, plan=scene.plan))
     return (
         len(encoded.payload),
         encoded.decoded,
@@ -252,7 +262,7 @@ def _size(candidate: Candidate) -> tuple[int, Tables]:
     return len(written.payload), written.tables
 
 
-def bits_per_byte(scene: Scene, dataset: Dataset, weights: Weights, count: int) -> float:
+def bits_per_byte(scene: Scene, dataset: Dataset, weights: Decoded, count: int) -> float:
     """Score of the first `count` validation tokens in windows of the recipe's context."""
     model = build_model(scene.recipe, weights)
     tokens = np.asarray(dataset.tokens("validation"))[:count].astype(np.int64)
@@ -287,7 +297,7 @@ class Table:
         ended = time.process_time()
         return self.enter(name, size, found, middle - started + extra, ended - middle)
 
-    def enter(self, name: str, size: int, found: Weights, encoding: float, decoding: float) -> Row:
+    def enter(self, name: str, size: int, found: Decoded, encoding: float, decoding: float) -> Row:
         """Score what a codec's bytes decode to; seconds of encoding and decoding are given."""
         bpb = bits_per_byte(self.scene, self.dataset, found, self.count)
         bits = 8 * size / self.scene.plan.parameter_count
@@ -315,7 +325,7 @@ def frontier(table: Table, bits: list[float], sigmas: list[float], python: str |
             nncodec(table, python, other.size)
     table.add("niblick int-zlib", lambda: int_zlib(scene))
     table.add("niblick int-zlib, 4 bits", lambda: int_zlib(scene, 4))
-    rounder = Rounder(scene.plan, scene.weights, scene.sensitivities)
+    rounder = Rounder(scene.plan, arrays(scene), scene.sensitivities)
 
     def rd(name: str, size: int) -> Row:
         return table.add(
@@ -399,7 +409,8 @@ def main() -> None:
         else resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
     )
     plan = make_plan(recipe.model)
-    weights = exported_tensors(found.tensors, make_plan(found.recipe.model))
+    kept = exported_tensors(found.tensors, make_plan(found.recipe.model))
+    weights = {name: torch.tensor(array) for name, array in kept.items()}
     calibration = make_calibration(recipe, dataset)
     started = time.process_time()
     sensitivities = measure(build_model(recipe, weights), calibration, seed=recipe.seed)

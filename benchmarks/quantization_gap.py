@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from niblick.artifact import build_model, open_model, save_checkpoint
-from niblick.compression.rounding import RoundingSpec, round_trip
+from niblick.artifact import open_file, save_checkpoint
+from niblick.compression import RoundingSpec, round_trip
 from niblick.data.prepare import resolve_dataset
 from niblick.evaluation import EvaluationOptions, evaluate
+from niblick.model import build_model
 from niblick.plan import Plan, Role, make_plan
 from niblick.recipe import Recipe, load_recipe
 from niblick.runtime import World, cache_folder
@@ -72,7 +73,7 @@ def weights(recipe: Recipe, folder: Path) -> dict[str, Tensor]:
         save_checkpoint(
             path, tensors=result.tensors, recipe=recipe, tokenizer=dataset.tokenizer, meta={}
         )
-    return {name: t.detach() for name, t in open_model(path).model.state_dict().items()}
+    return {name: torch.tensor(array) for name, array in open_file(path).tensors.items()}
 
 
 def measure(recipe: Recipe, folder: Path) -> list[float]:

@@ -161,7 +161,7 @@ def ours(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     def batch(laps: Laps, first: bool) -> None:
         inputs, targets = (torch.from_numpy(array) for array in data.next())
         laps.lap("data")
-        loss_of.backward(inputs, targets, share=share)
+        loss_of.backward(inputs, targets, weight=share)
         weights.collect(optimizer.gradients, add=not first)
         laps.lap_in("forward", ahead / (ahead + back), "backward")
 

@@ -1,29 +1,28 @@
 """niblick: train, pack, score, audit and run the best language model that fits a byte budget.
 
-`niblick.load(path)` gives a LanguageModel from an artifact, a checkpoint or a run directory.
+`niblick.load(X)` gives a `niblick.Model` from an artifact, a checkpoint or a run directory; it
+needs no torch.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from niblick.runtime import prepare_threads
+
 if TYPE_CHECKING:
-    from niblick.model import LanguageModel
+    from niblick.facade import Model, load
+
+prepare_threads()  # torch reads the environment when it is loaded
 
 __version__ = "0.1.0"
+__all__ = ["Model", "__version__", "load"]
 
 
-def load(path: str | Path) -> LanguageModel:
-    """The model in an artifact, a checkpoint or a run directory, in float32 on the CPU, ready to
-    call.
+def __getattr__(name: str) -> object:
+    """`Model` and `load`, imported when they are used."""
+    if name in ("Model", "load"):
+        from niblick import facade
 
-    `logits, state = model(tokens, state=None)`: tokens (B, T) int64, logits (B, T, V) float32.
-    Raises `niblick.errors.ArtifactError` for a file that is missing, damaged or foreign.
-    """
-    from niblick.artifact import open_model
-
-    return open_model(path).model
-
-
-__all__ = ["__version__", "load"]
+        return getattr(facade, name)
+    raise AttributeError(f"module 'niblick' has no attribute {name!r}")

@@ -1,26 +1,28 @@
-"""Files written whole or not at all, JSON read within bounds, and locks that one process holds."""
+"""Files read whole and checked, written whole or not at all, and locked by one process."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import json
+import lzma
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from niblick.errors import DataError
+from niblick.errors import DataError, NiblickError
 from niblick.limits import MAX_AMOUNT, MAX_JSON_BYTES, MAX_TEXT, cut, quoted
 
 Record = TypeVar("Record")
 
 
 def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write `chunks` to `path` through a temporary file beside it; `DataError` on failure."""
+    """Write `chunks` to `path` through a temporary file beside it; `DataError` where that fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,7 +35,8 @@ def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
     except OSError as error:
         raise DataError(f"cannot write {str(path)!r}: {error.strerror}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -100,6 +103,31 @@ else:
 
     def _lock(descriptor: int, wait: bool) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def expand(data: bytes, decoder: Any, limit: int, what: str, refusal: type[NiblickError]) -> bytes:
+    """What a zlib or LZMA `decoder` makes of `data`: one whole stream of at most `limit` bytes.
+
+    Raises `refusal` naming `what` for a stream that is damaged, longer, cut off, or followed by
+    something.
+    """
+    try:
+        raw: bytes = decoder.decompress(data, limit + 1)
+        if not decoder.eof and len(raw) <= limit:
+            raw += decoder.decompress(b"", 1)  # LZMA's end mark may still be unread
+    except (zlib.error, lzma.LZMAError, EOFError) as error:
+        raise refusal(f"{what} is damaged: {error}") from None
+    if len(raw) > limit:
+        raise refusal(f"{what} expands to more than {limit:,} bytes")
+    if not decoder.eof or decoder.unused_data:
+        raise refusal(f"{what} is truncated, or something follows it")
+    return raw
+
+
+def run_of(path: Path) -> Path | None:
+    """The run directory that a file lies in, up to three folders deep."""
+    folders = list(path.parents)[:3]
+    return next((folder for folder in folders if (folder / "recipe.toml").is_file()), None)
 
 
 def sha256_file(path: Path) -> str:

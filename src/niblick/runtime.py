@@ -1,19 +1,31 @@
-"""The edge to the machine: the one module that reads the launcher's environment and chooses
-devices.
+"""The edge to the machine: the one module that reads the environment, sets what libraries take from
+it, and chooses devices and numbers of threads.
 
 Guarantees: importing it touches neither torch nor the environment.
 """
 
 from __future__ import annotations
 
-import ctypes
+import math
 import os
-import platform
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+# How long threads of OpenMP and of OpenBLAS (as a power of two of processor cycles, 2^26 by
+# default) spin for the next call before they sleep. Read when the libraries are loaded.
+WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "16"}
+_WAIT_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+_told: list[str] = []  # what has been said once
+from importlib.util import find_spec
+
+from niblick.errors import NiblickError
+
+LAB = ("torch", "matplotlib")  # top-level packages of the extra
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,92 @@ def choose_device(world: World) -> str:
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{world.local_rank % torch.cuda.device_count()}"
+
+
+def available_processors(root: Path = Path("/")) -> int:
+    """Processors that this process may use: those it may run on, or fewer where its control group
+    has a quota (versions 1 and 2; part of one counts as one). `root` is where /proc is.
+    """
+    allowed = getattr(os, "sched_getaffinity", None)
+    count = len(allowed(0)) if allowed else os.cpu_count() or 1
+    return max(1, min([count, *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The quotas, in processors, of this process's control groups and of those they are in."""
+    for line in _lines(root / "proc/self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        mount, system = before.split(), after.split()
+        if len(mount) < 5 or len(system) < 3 or system[0] not in ("cgroup", "cgroup2"):
+            continue
+        second = system[0] == "cgroup2"
+        if not second and "cpu" not in system[2].split(","):
+            continue
+        group = _group(root, second, inside=mount[3])
+        for each in (group, *group.parents):
+            folder = root / mount[4].lstrip("/") / each
+            if second:
+                numbers = " ".join(_lines(folder / "cpu.max")).split()
+            else:
+                names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                numbers = " ".join(text for n in names for text in _lines(folder / n)).split()
+            if len(numbers) == 2 and all(n.isdecimal() and int(n) for n in numbers):
+                yield int(numbers[0]) / int(numbers[1])
+
+
+def _group(root: Path, second: bool, *, inside: str) -> PurePosixPath:
+    """This process's control group, relative to a hierarchy that is mounted from `inside` of it."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if (controllers == "") if second else ("cpu" in controllers.split(",")):
+            group = PurePosixPath(path)
+            within = group.relative_to(inside) if group.is_relative_to(inside) else group
+            return PurePosixPath(str(within).lstrip("/"))
+    return PurePosixPath()
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def prepare_threads() -> None:
+    """Before torch and numpy are loaded: have their threads sleep while they wait, and no more of
+    them than there are processors. What the user has set stays; once torch is loaded, this does
+    nothing.
+    """
+    if "torch" in sys.modules:
+        return
+    if not any(name in os.environ for name in _WAIT_CHOICES):
+        os.environ["OMP_WAIT_POLICY"] = WAIT_POLICY["OMP_WAIT_POLICY"]
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", WAIT_POLICY["OPENBLAS_THREAD_TIMEOUT"])
+    processors = available_processors()
+    if "OMP_NUM_THREADS" not in os.environ and processors < (os.cpu_count() or 1):
+        os.environ["OMP_NUM_THREADS"] = str(processors)
+
+
+def settle_threads(wanted: int | None = None) -> None:
+    """Before long work: torch uses `wanted` threads, or no more than there are processors where
+    neither the caller nor the user says how many. Warns, once, where threads of torch spin.
+    """
+    import torch
+
+    if wanted is not None:
+        torch.set_num_threads(wanted)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), available_processors()))
+    spins = not any(name in os.environ for name in _WAIT_CHOICES)
+    if spins and torch.get_num_threads() > 1 and not _told:
+        _told.append("spins")
+        warnings.warn(
+            "torch was loaded before niblick, and its threads spin while they wait, which is slow"
+            " beside other work: set OMP_WAIT_POLICY=passive before Python starts, or import"
+            " niblick first",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 @contextmanager
@@ -87,6 +185,45 @@ def choose_precision(wanted: str, device: str) -> str:
     )
 
 
+def thread_count() -> int:
+    """Threads to compute with: OMP_NUM_THREADS, else the processor cores this process may use."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted) > 0:
+        return int(wanted)
+    processors, cores = available_processors(), set()
+    for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ():
+        place = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(place.read_text() if place.exists() else str(cpu))  # hardware threads share one
+    return min(processors, len(cores) or processors)
+
+
+def has_lab() -> bool:
+    """Whether torch is installed; it is not imported."""
+    return find_spec("torch") is not None
+
+
+def has_gpu() -> bool:
+    """Whether a CUDA device is likely to be at hand, told without torch."""
+    return Path("/dev/nvidiactl").exists()
+
+
+@contextmanager
+def needs_lab(what: str) -> Iterator[None]:
+    """Imports of the lab's packages in the block; `NiblickError` tells how to install them."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in LAB:
+            raise
+        raise NiblickError(lab_message(what, name)) from None
+
+
+def lab_message(what: str, package: str) -> str:
+    """That `what` needs a package of the lab, and the command that installs it."""
+    return f"{what} needs {package}, which is not installed; run: pip install 'niblick[lab]'"
+
+
 def keep_freed_memory() -> bool:
     """Have the C library reuse large freed blocks rather than return them to the system; whether it
     could.
@@ -94,6 +231,8 @@ def keep_freed_memory() -> bool:
     A training step frees and takes the same blocks again; fresh pages for each cost a tenth of its
     time.
     """
+    import ctypes
+
     threshold, trim, largest = -3, -1, 2**31 - 1  # glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -104,6 +243,8 @@ def keep_freed_memory() -> bool:
 
 def return_freed_memory() -> None:
     """Have the C library give what has been freed back to the system, where it can."""
+    import ctypes
+
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError):
@@ -118,6 +259,8 @@ def cache_folder() -> Path:
 
 def describe_environment() -> dict[str, Any]:
     """What a run's `environment.json` records: versions, processor and device."""
+    import platform
+
     import torch
 
     import niblick
@@ -129,12 +272,15 @@ def describe_environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cpus": os.cpu_count(),
+        "available_cpus": available_processors(),
         "threads": torch.get_num_threads(),
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 
 
 def _processor() -> str:
+    import platform
+
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

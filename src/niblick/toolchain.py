@@ -25,6 +25,7 @@ _ABSENT = (
     OSError,
     AttributeError,
 )  # no such file; or modules that come from memory, which have no folder
+_POOL = ("pool.c", "pool.h")  # of native/, beside this module
 TUNED: tuple[Tuning, ...] = (("-march=native",), ("-mcpu=native",), ())
 
 
@@ -34,7 +35,7 @@ class CLibrary:
 
     `names` are units and the headers they include; `tunings` are further options, of which the
     first that the compiler takes is used. A library with tunings belongs to one kind of processor,
-    and its file name says so.
+    and its file name says so. A `pooled` library is built with the thread pool of native/pool.h.
     """
 
     package: str
@@ -42,6 +43,7 @@ class CLibrary:
     names: tuple[str, ...]
     flags: Tuning
     tunings: tuple[Tuning, ...] = ((),)
+    pooled: bool = False
     compilers: tuple[str, ...] = ("gcc", "cc", "clang")
 
     def path(self) -> Path:
@@ -86,14 +88,16 @@ class CLibrary:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=target.parent) as name:
             folder, built = Path(name), Path(name) / "library.so"
-            for file, text in self._sources().items():
+            sources = self._sources()
+            for file, text in sources.items():
                 (folder / file).write_bytes(text)
-            units = [str(folder / file) for file in self.names if file.endswith(".c")]
+            units = [str(folder / file) for file in sources if file.endswith(".c")]
             command = [
                 compiler,
                 *self.flags,
                 "-shared",
                 "-fPIC",
+                *(("-pthread",) if self.pooled else ()),
                 *options,
                 *units,
                 "-o",
@@ -109,7 +113,11 @@ class CLibrary:
         folder = resources.files(self.package)
         if self.folder:
             folder = folder / self.folder
-        return {name: (folder / name).read_bytes() for name in self.names}
+        sources = {name: (folder / name).read_bytes() for name in self.names}
+        if self.pooled:
+            native = resources.files("niblick") / "native"
+            sources |= {name: (native / name).read_bytes() for name in _POOL}
+        return sources
 
 
 def _processor() -> tuple[str, ...]:

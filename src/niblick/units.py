@@ -1,14 +1,16 @@
-"""Quantities with a unit: durations of training and decimal byte counts."""
+"""Quantities with a unit: durations of training, decimal byte counts, bits and nats."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import log
 from typing import Literal
 
 from niblick.errors import RecipeError
 from niblick.limits import MAX_AMOUNT, quoted
 
+LN2 = log(2.0)  # nats of a bit
 Unit = Literal["seconds", "steps", "tokens"]
 _SUFFIXES: dict[str, tuple[Unit, float]] = {
     "s": ("seconds", 1),

@@ -38,7 +38,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """No library is found and none is built: the reference engine runs."""
+    """No library is found and none is built: the numpy engine runs."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", "")
 
@@ -68,7 +68,7 @@ def test_json_holds_the_text_that_is_streamed(models, capfdbinary):
     assert document["text"] + "\n" == plain.decode()
     assert document["prompt_tokens"] == 3
     assert len(document["tokens"]) <= 20
-    assert document["engine"] == "reference"
+    assert document["engine"] == "numpy"
 
 
 def test_a_stop_string_ends_the_text_before_it(models, capfdbinary):

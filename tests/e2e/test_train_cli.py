@@ -131,9 +131,11 @@ def test_an_artifact_far_over_its_cap_is_foreseen_before_training_and_the_cure_i
     assert not (recipe.parent / "capped" / "metrics.jsonl").exists()
 
 
-def test_quantization_aware_training_that_the_codec_cannot_use_is_said(
+def test_quantization_aware_training_that_the_codec_cannot_use_is_refused(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ("--set", "artifact.codec=rd", "--set", "training.qat.enabled=true")
-    assert run("train", str(recipe), "--out", "run", "--duration", "2 steps", *settings) == 0
-    assert "training.qat has no effect with codec rd" in capsys.readouterr().err
+    assert run("train", str(recipe), "--out", "run", "--duration", "2 steps", *settings) == 2
+    said = capsys.readouterr().err
+    assert "training.qat.enabled" in said and "artifact.codec 'rd'" in said
+    assert not (recipe.parent / "run" / "metrics.jsonl").exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from niblick.artifact import open_model
+from decoded import opened_model
 from training_runs import tiny_dataset
 
 DROPOUT = {"token": 0.1, "bigram": 0.3}
@@ -113,7 +113,7 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path) -> None:
     assert found[0] == found[1], "both processes hold the same bits"
     curves = [_curve(tmp_path / name) for name in ("one", "two")]
     torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), atol=2e-4, rtol=0)
-    models = [open_model(tmp_path / name).model.state_dict() for name in ("one", "two")]
+    models = [opened_model(tmp_path / name).state_dict() for name in ("one", "two")]
     for name, tensor in models[0].items():
         torch.testing.assert_close(tensor, models[1][name], atol=1e-3, rtol=1e-2)
 

@@ -109,7 +109,7 @@ def state_dicts(rng: random.Random, folder: Path, seeds: Seeds) -> list[str]:
     if shape == 0:
         content = {"quantized": tensors, "scales": tensors, "passthrough": {}}
     elif shape == 1:
-        content = {"w": tensors, "m": dict.fromkeys(tensors, {"q": 1})}
+        content = {"w": tensors, "m": {name: {"q": 1} for name in tensors}}
     elif shape == 2:
         keys = rng.choice([("quantized", "scales"), ("w", "m")])
         content = {
@@ -172,7 +172,7 @@ def recipes(rng: random.Random, folder: Path, seeds: Seeds) -> list[str]:
     text = to_toml(twisted(rng, load_recipe(name).model_dump(mode="json")))
     data = text.encode()
     (folder / "r.toml").write_bytes(damaged(rng, data) if rng.random() < 0.3 else data)
-    return ["plan", "r.toml"] + rng.choice([[], ["--json"]])
+    return ["plan", "r.toml", *rng.choice([[], ["--json"]])]
 
 
 @target

@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,12 @@ def _warm_up() -> None:
     """Import every command, and what the commands import when they run."""
     import torch
 
-    import niblick.exchange.foreign
-    import niblick.report.run
     from niblick.cli import COMMANDS
 
     torch.set_num_threads(1)
-    for target, _ in COMMANDS.values():
-        __import__(target.partition(":")[0])
+    commands = [target.partition(":")[0] for target, _ in COMMANDS.values()]
+    for name in (*commands, "niblick.exchange.foreign", "niblick.report.run"):
+        import_module(name)
 
 
 def _limit(memory: int) -> None:

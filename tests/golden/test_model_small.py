@@ -7,10 +7,10 @@ import re
 import pytest
 import torch
 
+from niblick.artifact.sizes import artifact_sizes
 from niblick.model import LanguageModel
 from niblick.objective import training_loss
 from niblick.plan import Plan, make_plan
-from niblick.plan.sizes import artifact_sizes
 from niblick.recipe import load_recipe
 
 FULL = ("token-shift", "depth-recurrent", "sidecar")

@@ -132,7 +132,10 @@ def embedding(call: Call) -> Array:
             bucket = bigram_bucket(
                 token, None if p is None else call.tokens[p], model["bigram"]["buckets"]
             )
-            e += w["bigram.scale"] * (w["bigram.proj.weight"] @ w["bigram.embed.weight"][bucket])
+            row = w["bigram.embed.weight"][bucket]
+            if model["bigram"]["projection"]:
+                row = w["bigram.proj.weight"] @ row
+            e += w["bigram.scale"] * row
         rows.append(rms(e))
     if not model["smear"]["enabled"]:
         return np.array(rows)

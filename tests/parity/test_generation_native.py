@@ -14,22 +14,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.engine import (
-    GREEDY,
-    NativeEngine,
-    ReferenceEngine,
-    Sampling,
-    continue_batch,
-    continue_tokens,
-    open_engine,
-)
-from niblick.engine.lattice import Codes, decode, store
+from engines import engine_tensors, native, plain, quantized
+from niblick.engine import GREEDY, Sampling, continue_batch, continue_tokens, open_engine
 from niblick.engine.library import ENGINE
 from niblick.engine.structures import matrix_of, unsupported
+from niblick.engine.weights import Codes, decode, store
+from niblick.errors import NiblickError
+from niblick.evaluation.torch_engine import TorchEngine
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe, recipe_from_dict
 
 CLOSE = 1e-4  # of logits that reach 30
+ALL_CLOSE = 2e-4  # the worst of all tokens at all positions
 SMALL = [
     "model.dim=48",
     "model.context=40",
@@ -48,6 +44,25 @@ PLANS = {
     ),
     "depth-recurrent": ("depth-recurrent", [*SMALL, "model.attention.rope.dims=12"]),
     "sidecar": ("sidecar", [*SMALL, "model.attention.xsa_last=2"]),
+    "sidecar, bigram without projection": (
+        "sidecar",
+        [
+            *SMALL,
+            'model.stack.0.layers=["full*4"]',
+            "model.sidecar.layers=[2,3]",
+            "model.bigram.width=48",
+            "model.bigram.projection=false",
+        ],
+    ),
+    "token-shift alone": (
+        "token-shift",
+        [
+            *SMALL,
+            'model.stack.0.layers=["token-shift*3"]',
+            "model.value_embedding.enabled=false",
+            "model.value_embedding.layers=[]",
+        ],
+    ),
     "sidecar, masked, rescaled": (
         "sidecar",
         [
@@ -95,8 +110,8 @@ def library(tmp_path_factory):
 
 
 def made(plan: str, *, levels: int | None = 31, columns: bool = False) -> LanguageModel:
-    """A model with every parameter away from its start; matrices on a grid of `levels` steps either
-    way.
+    """A model with every parameter away from its start; its matrices are quantized to `levels`
+    steps either way, per row and with `columns` per column too.
     """
     name, overrides = PLANS[plan]
     values = load_recipe(name, overrides).model_dump(mode="json")
@@ -104,17 +119,16 @@ def made(plan: str, *, levels: int | None = 31, columns: bool = False) -> Langua
         values["model"]["stack"] = [{"layers": ["token-shift", "full"]}]
         values["model"]["value_embedding"] = {"enabled": True, "layers": [1]}
     model = LanguageModel(recipe_from_dict(values).model).eval()
-    generator = torch.Generator().manual_seed(3)
+    generator, draw = torch.Generator().manual_seed(3), np.random.default_rng(3)
+    model.quantized = {}
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.15)
             if levels and parameter.dim() == 2:
-                step = parameter.abs().amax(1, keepdim=True) / levels
-                if columns:
-                    step = 0.06 * 2 ** (
-                        torch.randint(-4, 4, (parameter.shape[1],), generator=generator) / 4
-                    )
-                parameter.copy_((parameter / step).round() * step)
+                factors = 2 ** (draw.integers(-4, 4, parameter.shape[1]) / 4) if columns else None
+                tensor = quantized(parameter.numpy(), levels, factors)
+                parameter.copy_(torch.from_numpy(tensor.dequantize()))
+                model.quantized[name] = tensor
     return model
 
 
@@ -128,15 +142,72 @@ def tokens(count: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("plan", PLANS)
 def test_logits_equal_the_reference_after_prompts_and_steps(library, plan):
     model = made(plan)
-    native, reference = NativeEngine(model, library, threads=1), ReferenceEngine(model)
+    fast, reference = native(model, library, threads=1), TorchEngine(model)
     for length in (1, 150):
-        for engine in (native, reference):
+        for engine in (fast, reference):
             engine.read(0, tokens(length))
-        assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
+        assert np.abs(fast.logits(0) - reference.logits(0)).max() < CLOSE
         for token in tokens(12, seed=1).tolist():
-            for engine in (native, reference):
+            for engine in (fast, reference):
                 engine.step([token])
-            assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
+            assert np.abs(fast.logits(0) - reference.logits(0)).max() < CLOSE
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_numpy_engine_gives_the_reference_logits_in_any_cut(plan):
+    model = made(plan)
+    many, reference = plain(model, slots=2), TorchEngine(model)
+    many.read(1, tokens(7))
+    for engine in (many, reference):
+        engine.read(0, tokens(150))
+    assert np.abs(many.logits(0) - reference.logits(0)).max() < CLOSE
+    many.read(0, tokens(150)[:3])
+    for token in tokens(150)[3:].tolist():
+        many.step([token])
+    assert np.abs(many.logits(0) - reference.logits(0)).max() < CLOSE
+
+
+@pytest.mark.parametrize("context", [None, 24, 70])
+@pytest.mark.parametrize("plan", ["two layers", "sidecar, masked, rescaled"])
+def test_every_engine_gives_the_nats_of_the_models_distributions(library, plan, context):
+    model, ids = made(plan), tokens(120)
+    declared = context or model.recipe.context
+    with torch.no_grad():
+        state = model.empty_state(context=declared)
+        logits = model(torch.from_numpy(ids)[None], state)[0][0]
+    right = -torch.log_softmax(logits, dim=1).numpy()
+    engines = (
+        native(model, library, threads=2, context=context),
+        plain(model, context=context),
+        TorchEngine(model, context=context),
+    )
+    for engine in engines:
+        engine.reset(0)
+        for start in range(0, 120, 40):
+            engine.advance(np.zeros(40), ids[start : start + 40], "all")
+            wanted = np.repeat(np.arange(96)[None], 40, axis=0)
+            part = slice(start, start + 40)
+            assert np.abs(engine.nll(wanted) - right[part]).max() < ALL_CLOSE
+            assert np.abs(engine.rows(40) - logits[part].numpy()).max() < ALL_CLOSE
+            assert np.array_equal(engine.nll(wanted[:, 5:6])[:, 0], engine.nll(wanted)[:, 5])
+
+
+@pytest.mark.parametrize("plan", ["sidecar, masked, rescaled", "within documents, untied, no cap"])
+def test_slots_side_by_side_score_to_the_bit_what_each_scores_alone(library, plan):
+    model = made(plan)
+    many = native(model, library, slots=3, threads=2)
+    alone = native(model, library, threads=1)
+    texts = [tokens(20, seed=seed) for seed in range(3)]
+    targets = tokens(60, seed=9)[:, None]
+    many.advance(np.repeat(np.arange(3), 20), np.concatenate(texts), "all")
+    together = many.nll(targets).reshape(3, 20)
+    for slot, text in enumerate(texts):
+        alone.reset(0)
+        for at in range(0, 20, 5):
+            alone.advance(np.zeros(5), text[at : at + 5], "all")
+            wanted = targets[20 * slot + at : 20 * slot + at + 5]
+            assert np.array_equal(alone.nll(wanted)[:, 0], together[slot, at : at + 5])
+        assert np.array_equal(alone.logits(0), many.logits(slot))
 
 
 @pytest.fixture(scope="session", params=[(), ("-march=x86-64-v3",)], ids=["baseline", "AVX2"])
@@ -155,25 +226,25 @@ def portable(library, request, tmp_path_factory):
 @pytest.mark.parametrize("levels", [7, 31, 127, 9000, None])
 def test_processors_without_integer_dot_products_give_the_reference_logits(portable, levels):
     model = made("sidecar", levels=levels, columns=levels == 9000)
-    native, reference = NativeEngine(model, portable, threads=1), ReferenceEngine(model)
-    for engine in (native, reference):
+    fast, reference = native(model, portable, threads=1), TorchEngine(model)
+    for engine in (fast, reference):
         engine.read(0, tokens(90))
-    assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
+    assert np.abs(fast.logits(0) - reference.logits(0)).max() < CLOSE
     prompt = tokens(90)
-    native.read(0, prompt[:70])
+    fast.read(0, prompt[:70])
     for token in prompt[70:].tolist():
-        native.step([token])
-    assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
+        fast.step([token])
+    assert np.abs(fast.logits(0) - reference.logits(0)).max() < CLOSE
 
 
 @pytest.mark.parametrize("levels", [7, 31, 127, None])
 def test_every_width_of_codes_gives_the_reference_logits(library, levels):
     model = made("token-shift", levels=levels)
-    native, reference = NativeEngine(model, library, threads=1), ReferenceEngine(model)
-    for engine in (native, reference):
+    fast, reference = native(model, library, threads=1), TorchEngine(model)
+    for engine in (fast, reference):
         engine.read(0, tokens(90))
-    assert set(native.bits.values()) == {{7: 4, 31: 6, 127: 8, None: 24}[levels]}
-    assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
+    assert set(fast.bits.values()) == {{7: 4, 31: 6, 127: 8, None: 24}[levels]}
+    assert np.abs(fast.logits(0) - reference.logits(0)).max() < CLOSE
 
 
 def product(library: ctypes.CDLL, codes: Codes, x: np.ndarray) -> np.ndarray:
@@ -245,21 +316,18 @@ def test_products_and_tails_of_every_width_are_those_of_the_weights(portable, li
 
 def test_steps_per_column_give_the_reference_logits(library):
     model = made("token-shift", columns=True)
-    native, reference = NativeEngine(model, library, threads=1), ReferenceEngine(model)
-    for engine in (native, reference):
+    fast, reference = native(model, library, threads=1), TorchEngine(model)
+    for engine in (fast, reference):
         engine.read(0, tokens(90))
-    assert max(native.bits.values()) <= 8
-    assert np.abs(native.logits(0) - reference.logits(0)).max() < CLOSE
+    assert max(fast.bits.values()) <= 8
+    assert np.abs(fast.logits(0) - reference.logits(0)).max() < CLOSE
 
 
 @pytest.mark.parametrize("plan", PLANS)
 def test_cuts_batches_and_threads_change_no_bit(library, plan):
     model = made(plan)
     prompts = [tokens(count, seed=count) for count in (3, 70, 20)]
-    many, one = (
-        NativeEngine(model, library, slots=3, threads=2),
-        NativeEngine(model, library, threads=1),
-    )
+    many, one = (native(model, library, slots=3, threads=2), native(model, library, threads=1))
     for slot, prompt in enumerate(prompts):
         many.read(slot, prompt)
     for token in range(5, 30):
@@ -273,7 +341,7 @@ def test_cuts_batches_and_threads_change_no_bit(library, plan):
 
 def test_a_slot_forgets_its_last_text_when_it_reads_a_new_prompt(library):
     model = made("sidecar")
-    used, fresh = NativeEngine(model, library, threads=1), NativeEngine(model, library, threads=1)
+    used, fresh = native(model, library, threads=1), native(model, library, threads=1)
     used.read(0, tokens(100, seed=8))
     for engine in (used, fresh):
         engine.read(0, tokens(9))
@@ -296,7 +364,7 @@ def test_the_library_draws_the_tokens_that_the_reference_draws(library, sampling
     model = made("token-shift")
     found = [
         list(continue_tokens(engine, [1, 5], sampling, max_tokens=60, vocab=90))
-        for engine in (NativeEngine(model, library, threads=1), ReferenceEngine(model))
+        for engine in (native(model, library, threads=1), TorchEngine(model))
     ]
     assert found[0] == found[1]
     assert max(found[0]) < 90
@@ -304,23 +372,23 @@ def test_the_library_draws_the_tokens_that_the_reference_draws(library, sampling
 
 def test_greedy_text_of_a_thousand_tokens_is_the_reference_text(library):
     model = made("two layers", levels=None)
-    native, reference = NativeEngine(model, library, threads=1), ReferenceEngine(model)
-    for engine in (native, reference):
+    fast, reference = native(model, library, threads=1), TorchEngine(model)
+    for engine in (fast, reference):
         engine.read(0, [1])
     for _ in range(1000):
         best, second = np.sort(reference.logits(0))[::-1][:2]
-        token = native.choose(0, GREEDY, 0)
+        token = fast.choose(0, GREEDY, 0)
         if token != reference.choose(0, GREEDY, 0):
             assert best - second < 1e-3
             return
-        native.step([token])
+        fast.step([token])
         reference.step([token])
 
 
 def test_a_batch_gives_what_its_prompts_give_alone_in_the_engine(library):
     model = made("depth-recurrent")
     prompts = [[1, 9], [1, 50, 60], [1]]
-    engine = NativeEngine(model, library, slots=3, threads=1)
+    engine = native(model, library, slots=3, threads=1)
     batch = continue_batch(engine, prompts, Sampling(seed=5), max_tokens=10)
     alone = [
         list(continue_tokens(engine, prompt, Sampling(seed=5 + i), max_tokens=10))
@@ -333,16 +401,21 @@ def test_state_is_the_plans_in_sixteen_bits_and_a_step_per_key_and_value(library
     model = LanguageModel(load_recipe("depth-recurrent").model)
     half = model.plan.decode_state_bytes("bfloat16")
     steps = 2 * 4 * half // (2 * model.recipe.head_dim) // 2
-    assert NativeEngine(model, library, threads=1).state_bytes == half + steps
+    assert native(model, library, threads=1).state_bytes == half + steps
 
 
 def test_weights_that_packing_wrote_take_no_more_bits_than_their_codes(library):
-    engine = NativeEngine(made("depth-recurrent", levels=31), library, threads=1)
+    engine = native(made("depth-recurrent", levels=31), library, threads=1)
     assert set(engine.bits.values()) == {6}
 
 
-def test_a_model_the_engine_cannot_run_says_why_and_the_reference_runs_it(library):
+def test_a_model_the_native_engine_cannot_run_says_why_and_numpy_runs_it(library):
     model = LanguageModel(load_recipe("token-shift", [*SMALL, "model.sidecar.width=5000"]).model)
-    assert "5000" in unsupported(model)
-    assert open_engine(model, build="now").name == "reference"
-    assert open_engine(made("token-shift"), build="never").name == "native"
+    tensors = engine_tensors(model)
+    assert "5000" in unsupported(model.plan)
+    assert open_engine(model.plan, tensors, build="now").name == "numpy"
+    with pytest.raises(NiblickError, match="5000"):
+        open_engine(model.plan, tensors, kind="native")
+    model = made("token-shift")
+    assert open_engine(model.plan, engine_tensors(model), build="never").name == "native"
+    assert open_engine(model.plan, engine_tensors(model), kind="numpy").name == "numpy"

@@ -60,6 +60,9 @@ PARTS: dict[str, dict[str, Any]] = {
     },
     "value embedding": {"value_embedding": {"enabled": True, "layers": [0], "width": 6}},
     "bigram embedding": {"bigram": {"enabled": True, "buckets": 7, "width": 5}},
+    "bigram embedding without projection": {
+        "bigram": {"enabled": True, "buckets": 7, "width": 16, "projection": False}
+    },
     "smear": {"smear": {"enabled": True}},
     "sidecar at two sites": {
         "stack": [{"layers": ["full", "token-shift"]}],

@@ -23,10 +23,11 @@ def model_recipes(draw: st.DrawFn, **fixed: Any) -> ModelRecipe:
     head = draw(st.sampled_from([4, 6]))
     flags = draw(
         st.fixed_dictionaries(
-            {name: st.booleans() for name in ("bigram", "smear", "skips", "mask", "mix")}
+            {name: st.booleans() for name in ("bigram", "mapped", "smear", "skips", "mask", "mix")}
         )
     )
     stack = draw(stacks())
+    bigram = {"width": 3} if flags["mapped"] else {"width": heads * head, "projection": False}
     values: dict[str, Any] = {
         "vocab_size": VOCAB,
         "dim": heads * head,
@@ -38,7 +39,7 @@ def model_recipes(draw: st.DrawFn, **fixed: Any) -> ModelRecipe:
         "document_attention": draw(st.sampled_from(["across", "within"])),
         "tied": draw(st.booleans()),
         "softcap": draw(st.sampled_from([None, 30.0, 3.0])),
-        "bigram": {"enabled": flags["bigram"], "buckets": 32, "width": 3},
+        "bigram": {"enabled": flags["bigram"], "buckets": 32, **bigram},
         "smear": {"enabled": flags["smear"]},
         "residual_mix": {"enabled": flags["mix"]},
         "skips": {"enabled": flags["skips"], "pop": draw(st.sampled_from(["early", "late"]))},

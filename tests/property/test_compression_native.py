@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from niblick.codecs.grid import Grid, unit
-from niblick.codecs.native.decoder import NativeDecoder, native_stream
+from niblick.codecs.grid import Grid, restore, unit
+from niblick.codecs.native import NativeDecoder, load_native
+from niblick.codecs.quantized import dequantized
 from niblick.codecs.symbols import Decoder, Encoder
-from niblick.codecs.tensor_stream import new_tables, read_values, write_tensor
+from niblick.codecs.tensor_stream import new_tables, read_tensor, write_tensor
 from niblick.errors import ArtifactError
 from niblick.plan import Init, Parameter, Role
 
-LIBRARY = native_stream(build=True)
+LIBRARY = load_native(build=True)
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="no C compiler")
 SHAPES = st.sampled_from(
     [(1, 1), (1, 9), (7, 1), (3, 4), (31, 5), (32, 3), (70, 9), (257, 2), (600, 3), (0, 4), (4, 0)]
@@ -57,15 +58,14 @@ def tensors(draw: st.DrawFn) -> tuple[Parameter, Grid, Any]:
 
 
 def outcome(decoder: Decoder | NativeDecoder, members: list[Parameter], delta: float) -> list[Any]:
-    """What a decoder gives for tensors in turn and at its end: bytes of values, or an error's
-    text.
-    """
+    """What a decoder gives for tensors in turn: bytes of levels and values, or an error's text."""
     found: list[Any] = []
     try:
         for member in members:
-            _, values = read_values(decoder, member, delta)
-            assert values.dtype == np.float32
-            found.append((values.shape, values.tobytes()))
+            grid, levels = read_tensor(decoder, member)
+            assert levels.dtype == np.int32
+            tensor = restore(member, grid, levels, delta)
+            found.append((levels.tobytes(), dequantized(tensor).tobytes()))
         decoder.finish()
     except ArtifactError as error:
         found.append(str(error))
@@ -135,4 +135,4 @@ def test_long_tables_are_halved_alike() -> None:
     grid = Grid(0, np.zeros(300, dtype=np.int64), np.zeros(900, dtype=np.int64))
     member = parameter(300, 900, Role.VECTOR)
     found = both([member], *coded([(member, grid, symbols)]), 1.0)
-    assert found[0][0] == (300, 900)
+    assert found[0][0] == symbols.astype(np.int32).tobytes()

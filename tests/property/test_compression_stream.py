@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from decoded import quantizers
 from niblick.codecs.contexts import table_limits, table_means
 from niblick.codecs.feedback import deinterleave, factor, interleave, round_columns
 from niblick.codecs.fixed import fixed_power, power_of_two, prior
 from niblick.codecs.grid import Grid
-from niblick.codecs.native import native_trellis
+from niblick.codecs.native import load_native, search_paths
 from niblick.codecs.symbols import Decoder, Encoder
 from niblick.codecs.tensor_stream import new_tables, read_tensor, write_tensor
-from niblick.codecs.trellis import SCALAR, TRELLIS, Machine, quantizers, reference_search, search
+from niblick.codecs.trellis import SCALAR, TRELLIS, TrellisCode, reference_search, search
 from niblick.errors import ArtifactError
 from niblick.plan import Init, Parameter, Role
 
@@ -61,8 +62,8 @@ def test_any_symbols_come_back_exactly(data: st.DataObject) -> None:
         and (found.rows == grid.rows).all()
         and (found.columns == grid.columns).all()
     )
-    machine = TRELLIS if rows >= 32 else SCALAR
-    assert (levels == machine.level(symbols, quantizers(machine, symbols))).all()
+    code = TRELLIS if rows >= 32 else SCALAR
+    assert (levels == code.level(symbols, quantizers(code, symbols))).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -106,17 +107,17 @@ def test_coded_symbols_are_near_their_entropy_and_smaller_than_general_compresso
     assert bits.symbols / 8 < min(map(len, rivals))
 
 
-@pytest.mark.parametrize("machine", [SCALAR, TRELLIS])
-def test_the_search_finds_the_cheapest_path(machine: Machine) -> None:
+@pytest.mark.parametrize("code", [SCALAR, TRELLIS])
+def test_the_search_finds_the_cheapest_path(code: TrellisCode) -> None:
     generator = np.random.default_rng(0)
     target = generator.normal(size=(4, 3)) * 2
     bits = np.abs(np.arange(20))[None, None, :].repeat(2, axis=1) * 0.7
-    symbols, levels = search(machine, target, bits, np.zeros((4, 3), dtype=np.int64), 0.3)
-    assert (levels == machine.level(symbols, quantizers(machine, symbols))).all()
+    symbols, levels = search(code, target, bits, np.zeros((4, 3), dtype=np.int64), 0.3)
+    assert (levels == code.level(symbols, quantizers(code, symbols))).all()
     options = (
         np.stack(np.meshgrid(*[np.arange(-6, 7)] * 4, indexing="ij"), axis=-1).reshape(-1, 4).T
     )
-    reached = machine.level(options, quantizers(machine, options))
+    reached = code.level(options, quantizers(code, options))
     for path in range(3):
         cost = ((target[:, path, None] - reached) ** 2 + 0.3 * 0.7 * np.abs(options)).sum(axis=0)
         own = (
@@ -135,8 +136,8 @@ def test_the_search_finds_the_cheapest_path(machine: Machine) -> None:
 def test_the_compiled_search_equals_the_reference_bit_for_bit(
     length: int, paths: int, scale: float, seed: int
 ) -> None:
-    native = native_trellis()
-    if native is None:
+    library = load_native(build=True)
+    if library is None:
         pytest.skip("no C compiler")
     generator = np.random.default_rng(seed)
     target = np.round(generator.normal(size=(length, paths)) * scale, int(generator.integers(0, 9)))
@@ -144,7 +145,7 @@ def test_the_compiled_search_equals_the_reference_bit_for_bit(
         np.abs(generator.normal(size=(5, 2, 12))) * 3,
         generator.integers(0, 5, (length, paths)),
     )
-    one = native(target, bits, kinds, TRELLIS.branches()[1], 0.04)
+    one = search_paths(library, target, bits, kinds, TRELLIS.branches()[1], 0.04)
     two = reference_search(TRELLIS, target, bits, kinds, 0.04)
     assert (one[0] == two[0]).all() and (one[1] == two[1]).all()
 
@@ -152,12 +153,12 @@ def test_the_compiled_search_equals_the_reference_bit_for_bit(
 def test_a_trellis_needs_fewer_bits_than_plain_rounding_for_the_same_error() -> None:
     target = np.random.default_rng(1).normal(size=(256, 40))
 
-    def bits_and_error(machine: Machine, step: float) -> tuple[float, float]:
+    def bits_and_error(code: TrellisCode, step: float) -> tuple[float, float]:
         free = np.zeros((1, 2, 50))
         symbols, levels = search(
-            machine, target / step, free, np.zeros(target.shape, dtype=np.int64), 0.0
+            code, target / step, free, np.zeros(target.shape, dtype=np.int64), 0.0
         )
-        kinds, total = quantizers(machine, symbols), 0.0
+        kinds, total = quantizers(code, symbols), 0.0
         for kind in np.unique(kinds):
             _, counts = np.unique(symbols[kinds == kind], return_counts=True)
             total -= float((counts * np.log2(counts / counts.sum())).sum())

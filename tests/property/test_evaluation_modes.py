@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from niblick.evaluation.evaluate import score_tokens
-from niblick.evaluation.modes import receptive_field
 from niblick.runtime import World
 from niblick.scoring.options import EvaluationOptions, OptionsError
 from niblick.scoring.windows import document_windows, sliding_windows
@@ -79,7 +78,7 @@ def test_all_modes_agree_on_a_stream_that_fits_the_context():
 @given(st.integers(0, 80), stacks, st.booleans())
 def test_no_token_beyond_the_receptive_field_touches_a_score(position, stack, masked):
     model = make_model(stack, document_mask=masked)
-    reach = receptive_field(model.plan, CONTEXT)
+    reach = model.plan.receptive_field(CONTEXT)
     tokens = make_tokens([120]).astype(np.int64)
     changed = tokens.copy()
     changed[position] = 4 + 65 if tokens[position] != 4 + 65 else 4 + 66

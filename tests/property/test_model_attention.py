@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.model.banded import banded_attention, reference_attention, stepped_attention
+from niblick.components.banded import banded_attention, reference_attention, stepped_attention
 
 RUNS = settings(max_examples=40, deadline=None)
 

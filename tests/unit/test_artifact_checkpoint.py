@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from niblick.artifact import open_model, read_checkpoint, save_checkpoint
+from niblick.artifact import open_file, read_checkpoint, save_checkpoint
 from niblick.errors import ArtifactError
-from niblick.model import LanguageModel
+from niblick.model import LanguageModel, build_model
 from niblick.recipe import Recipe, recipe_from_dict
 from niblick.text.tokenizer import load_tokenizer
 
@@ -44,21 +47,25 @@ def test_a_checkpoint_gives_back_weights_recipe_tokenizer_and_notes(tmp_path: Pa
     model = saved(tmp_path / "c.safetensors", steps=7)
     found = read_checkpoint(tmp_path / "c.safetensors")
     assert all(
-        torch.equal(found.tensors[name], tensor) for name, tensor in model.state_dict().items()
+        torch.equal(torch.tensor(found.tensors[name]), tensor)
+        for name, tensor in model.state_dict().items()
     )
     assert found.recipe == tiny() and found.meta == {"steps": 7}
     assert found.tokenizer is not None and found.tokenizer.sha256 == load_tokenizer("bytes").sha256
-    loaded = open_model(tmp_path / "c.safetensors")
+    loaded = open_file(tmp_path / "c.safetensors")
     tokens = torch.arange(12).view(1, -1)
-    assert torch.equal(loaded.model(tokens)[0], model(tokens)[0]) and loaded.kind == "checkpoint"
+    assert (
+        torch.equal(build_model(loaded.recipe, loaded.tensors)(tokens)[0], model(tokens)[0])
+        and loaded.kind == "checkpoint"
+    )
 
 
 def test_a_run_folder_opens_its_newest_checkpoint(tmp_path: Path) -> None:
     for step in (5, 10):
         saved(tmp_path / "checkpoints" / f"step-{step:08d}" / "model.safetensors", step=step)
-    assert open_model(tmp_path).meta == {"step": 10}
-    assert open_model(tmp_path / "checkpoints").meta == {"step": 10}
-    assert open_model(tmp_path / "checkpoints" / "step-00000005").meta == {"step": 5}
+    assert open_file(tmp_path).meta == {"step": 10}
+    assert open_file(tmp_path / "checkpoints").meta == {"step": 10}
+    assert open_file(tmp_path / "checkpoints" / "step-00000005").meta == {"step": 5}
 
 
 def test_altered_and_truncated_checkpoints_are_refused(tmp_path: Path) -> None:
@@ -77,10 +84,36 @@ def test_altered_and_truncated_checkpoints_are_refused(tmp_path: Path) -> None:
 def test_safetensors_from_elsewhere_are_told_apart(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2)}, str(tmp_path / "c.safetensors"))
     with pytest.raises(ArtifactError, match="no checkpoint of niblick"):
-        open_model(tmp_path / "c.safetensors")
+        open_file(tmp_path / "c.safetensors")
 
 
 def test_saving_twice_gives_equal_bytes(tmp_path: Path) -> None:
     saved(tmp_path / "a.safetensors", n=1)
     saved(tmp_path / "b.safetensors", n=1)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_checkpoints_of_other_float_types_are_read_as_float32(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    tensors = {
+        name: t.to(dtype) for name, t in LanguageModel(tiny().model, seed=3).state_dict().items()
+    }
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    described = {
+        "format": 1,
+        "recipe": tiny().model_dump(mode="json"),
+        "meta": {},
+        "digest": digest.hexdigest(),
+        "tokenizer": None,
+    }
+    path = tmp_path / "c.safetensors"
+    save_file(tensors, str(path), metadata={"niblick": json.dumps(described)})
+    found = read_checkpoint(path).tensors
+    for name, tensor in tensors.items():
+        assert found[name].dtype == np.float32
+        assert torch.equal(torch.tensor(found[name]), tensor.float()), name

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from niblick.artifact import build_model, container, open_model
+from decoded import opened_model
+from niblick.artifact import container, open_file
+from niblick.artifact.sizes import artifact_sizes
 from niblick.compression.packing import pack
-from niblick.errors import ArtifactError, CapacityError
-from niblick.model import LanguageModel
+from niblick.errors import ArtifactError, CapacityError, DataError
+from niblick.model import LanguageModel, build_model
 from niblick.plan import make_plan
-from niblick.plan.sizes import artifact_sizes
 from niblick.recipe import Recipe, recipe_from_dict
 from niblick.text.tokenizer import load_tokenizer
 
@@ -54,10 +55,10 @@ def test_a_packed_model_gives_the_logits_of_its_decoded_tensors_bit_for_bit(tmp_
     result = pack(
         weights(recipe), recipe, load_tokenizer("bytes"), tmp_path / "a.nib", codec="int-zlib"
     )
-    loaded = open_model(tmp_path / "a.nib")
+    loaded = open_file(tmp_path / "a.nib")
     tokens = torch.randint(0, 260, (2, 20), generator=torch.Generator().manual_seed(1))
     expected = build_model(recipe, result.tensors)(tokens)[0]
-    assert torch.equal(loaded.model(tokens)[0], expected)
+    assert torch.equal(build_model(loaded.recipe, loaded.tensors)(tokens)[0], expected)
     assert (
         loaded.kind == "artifact"
         and loaded.tokenizer is not None
@@ -97,10 +98,10 @@ def test_every_altered_byte_and_every_truncation_is_refused(packed: Path, tmp_pa
     for length in range(0, len(data), 7):
         victim.write_bytes(data[:length])
         with pytest.raises(ArtifactError):
-            open_model(victim)
+            open_file(victim)
     victim.write_bytes(data + b"\0")
     with pytest.raises(ArtifactError, match="where its lengths say"):
-        open_model(victim)
+        open_file(victim)
 
 
 def test_packing_is_deterministic(tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_training_only_heads_are_dropped(tmp_path: Path) -> None:
     result = pack(tensors, recipe, load_tokenizer("bytes"), tmp_path / "a.nib", codec="int-zlib")
     assert not [name for name in result.tensors if name.startswith("mtp_heads")]
     assert not [
-        name for name, _ in open_model(tmp_path / "a.nib").model.named_parameters() if "mtp" in name
+        name for name, _ in opened_model(tmp_path / "a.nib").named_parameters() if "mtp" in name
     ]
 
 
@@ -182,7 +183,7 @@ def test_the_bound_holds_and_a_text_file_is_refused_in_one_line(
     assert packed.stat().st_size <= bound and 0 < estimate <= bound
     (tmp_path / "t.txt").write_text("hello world")
     with pytest.raises(ArtifactError, match="not a niblick artifact") as caught:
-        open_model(tmp_path / "t.txt")
+        open_file(tmp_path / "t.txt")
     assert "\n" not in str(caught.value)
 
 
@@ -215,7 +216,7 @@ def test_valid_checksums_over_nonsense_are_refused(packed: Path, tmp_path: Path)
     ]
     for changes in cases:
         with pytest.raises(ArtifactError) as caught:
-            open_model(hostile(tmp_path, packed, **changes))
+            open_file(hostile(tmp_path, packed, **changes))
         assert "\n" not in str(caught.value)
 
 
@@ -231,7 +232,7 @@ def test_damaged_payloads_behind_a_valid_checksum_are_refused(packed: Path, tmp_
     ):
         path.write_bytes(container.build(found.header, found.tokenizer, payload))
         with pytest.raises(ArtifactError):
-            open_model(path)
+            open_file(path)
 
 
 def test_a_bomb_in_the_header_is_refused(packed: Path, tmp_path: Path) -> None:
@@ -242,17 +243,17 @@ def test_a_bomb_in_the_header_is_refused(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "h.nib").write_bytes(body + container._digest(body))
     assert len(data)
     with pytest.raises(ArtifactError, match="header"):
-        open_model(tmp_path / "h.nib")
+        open_file(tmp_path / "h.nib")
 
 
 def test_a_path_without_permission_or_model_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no model at"):
-        open_model(tmp_path / "absent")
+        open_file(tmp_path / "absent")
     with pytest.raises(ArtifactError, match="no checkpoint in"):
-        open_model(tmp_path)
+        open_file(tmp_path)
     recipe = tiny()
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ArtifactError, match="cannot write"):
+    with pytest.raises(DataError, match="cannot write"):
         pack(
             weights(recipe),
             recipe,

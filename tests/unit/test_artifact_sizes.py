@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from niblick.artifact.sizes import artifact_sizes
 from niblick.plan import make_plan
-from niblick.plan.sizes import artifact_sizes
 from niblick.recipe import list_recipes, load_recipe
 from niblick.text.tokenizer import load_tokenizer
 

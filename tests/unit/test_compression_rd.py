@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.artifact import open_model
-from niblick.compression import CODECS, Calibration
+from decoded import floats, opened_model
+from niblick.codecs import CODECS
+from niblick.compression import Calibration
 from niblick.compression.packing import Packed, pack
 from niblick.compression.sensitivity import measure
 from niblick.errors import ArtifactError, CapacityError
@@ -68,23 +69,28 @@ def packed(
     )
 
 
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
 def test_decoding_gives_the_encoders_tensors_bit_for_bit_also_in_a_fresh_process(
     tmp_path: Path,
 ) -> None:
     recipe, out = small(), tmp_path / "a.nib"
     result = packed(out, weights(recipe), recipe)
-    decoded = open_model(out).model.state_dict()
-    for name, tensor in result.tensors.items():
+    decoded = opened_model(out).state_dict()
+    for name, tensor in floats(result.tensors).items():
         assert torch.equal(decoded[name], tensor), name
     script = (
-        "import sys, torch, hashlib; from niblick.artifact import open_model; m ="
-        " open_model(sys.argv[1]).model; print(hashlib.sha256(m.logits(torch.arange(40).view(1,"
+        "import sys, torch, hashlib; from niblick.artifact import open_file; from niblick.model"
+        " import build_model; o = open_file(sys.argv[1]); m = build_model(o.recipe, o.tensors);"
+        " print(hashlib.sha256(m.logits(torch.arange(40).view(1,"
         " -1)).detach().numpy().tobytes()).hexdigest())"
     )
     run = subprocess.run(
         [sys.executable, "-c", script, str(out)], capture_output=True, text=True, check=True
     )
-    logits = open_model(out).model.logits(torch.arange(40).view(1, -1)).detach()
+    logits = opened_model(out).logits(torch.arange(40).view(1, -1)).detach()
     assert run.stdout.strip() == hashlib.sha256(logits.numpy().tobytes()).hexdigest()
 
 
@@ -121,8 +127,8 @@ def test_any_budget_and_any_weights_end_at_most_at_the_budget(budget: int, kind:
         assert out.stat().st_size == result.size <= budget
         filled = result.size >= budget - max(0.001 * budget, 16)
         assert filled or result.choice["limit"] == "largest" or result.choice["plain_bytes"]
-        decoded = open_model(out).model.state_dict()
-        assert all(torch.equal(decoded[name], tensor) for name, tensor in result.tensors.items())
+        decoded = opened_model(out).state_dict()
+        assert equal(decoded, floats(result.tensors))
 
 
 def test_bytes_of_code_count_under_the_cap_where_asked(tmp_path: Path) -> None:
@@ -149,16 +155,16 @@ def test_repetitive_weights_take_next_to_nothing_and_decode(tmp_path: Path) -> N
     recipe = small()
     tensors = {name: torch.full_like(tensor, 0.5) for name, tensor in weights(recipe).items()}
     result = packed(tmp_path / "a.nib", tensors, recipe, max_bytes=100_000)
-    decoded = open_model(tmp_path / "a.nib").model.state_dict()
+    decoded = opened_model(tmp_path / "a.nib").state_dict()
     assert result.size < 2_500
-    assert all(torch.equal(decoded[name], tensor) for name, tensor in result.tensors.items())
+    assert equal(decoded, floats(result.tensors))
 
 
 def test_more_bytes_never_give_a_worse_fit(tmp_path: Path) -> None:
     recipe, tensors = small(), weights(small())
     errors = []
     for budget in (2_600, 4_000, 7_000):
-        found = packed(tmp_path / "a.nib", tensors, recipe, max_bytes=budget).tensors
+        found = floats(packed(tmp_path / "a.nib", tensors, recipe, max_bytes=budget).tensors)
         errors.append(sum(float((found[name] - tensors[name]).square().sum()) for name in tensors))
     assert errors[0] > errors[1] > errors[2]
 
@@ -199,8 +205,8 @@ def test_odd_tensors_pack_and_decode(tmp_path: Path) -> None:
     tensors["blocks.0.mixer.W_k.weight"].mul_(1e-42)
     tensors["blocks.1.attn.q_gain"][0] = -1e6
     result = packed(tmp_path / "a.nib", tensors, recipe)
-    decoded = open_model(tmp_path / "a.nib").model.state_dict()
-    assert all(torch.equal(decoded[name], tensor) for name, tensor in result.tensors.items())
+    decoded = opened_model(tmp_path / "a.nib").state_dict()
+    assert equal(decoded, floats(result.tensors))
     assert float(decoded["blocks.0.mlp.proj.weight"][3, 5]) > 5e3
 
 

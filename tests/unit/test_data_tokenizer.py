@@ -11,7 +11,6 @@ import sentencepiece
 from niblick.errors import DataError
 from niblick.text import spmodel
 from niblick.text.bpe import train_tokenizer
-from niblick.text.spmodel import Piece, SentencePieceModel
 from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 
 TEXTS = ["the fox and the dog of the house", "and the house of the fox\nof the town"] * 20
@@ -124,12 +123,13 @@ def test_a_packed_tokenizer_that_expands_without_end_is_refused() -> None:
 
 def test_models_that_cannot_be_accounted_for_are_refused() -> None:
     learned = spmodel.lossless_bpe(["\u2581"], 300)
-    suffix = SentencePieceModel(learned.pieces, ((24, 0, 1), *learned.trainer), learned.normalizer)
+    suffix = spmodel.lossless_bpe(["\u2581"], 300)
+    suffix.message.trainer.space_as_suffix = True
     with pytest.raises(DataError, match="end of words"):
         SentencePieceTokenizer(suffix)
-    nameless = tuple(Piece("<x>", 0.0, p.kind) if p.text == "<s>" else p for p in learned.pieces)
+    learned.message.pieces[1].text = b"<x>"
     with pytest.raises(DataError, match="<s>"):
-        SentencePieceTokenizer(SentencePieceModel(nameless, learned.trainer, learned.normalizer))
+        SentencePieceTokenizer(learned)
 
 
 def test_byte_tokens_follow_the_challenge_s_layout() -> None:

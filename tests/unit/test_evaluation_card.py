@@ -14,6 +14,7 @@ from niblick.recipe import load_recipe, recipe_to_toml
 from niblick.scoring.card import make_card, write_card
 from niblick.scoring.score import make_score
 from niblick.scoring.score_text import score_text, update_card
+from niblick.scoring.techniques import techniques
 
 PROOF = {
     "tokens": 900,
@@ -164,6 +165,18 @@ def test_a_score_of_another_file_does_not_touch_the_card(run):
     update_card(run, replace(make("document"), artifact_sha256="b" * 64))
     update_card(run, replace(make("document"), artifact_sha256=None))
     assert card_of(run) == before
+
+
+def test_a_card_names_what_an_exact_reproduction_of_the_published_models_needs():
+    overrides = ['model.stack.0.layers=["window:128","window:1024"]', "model.sidecar.layers=[1]"]
+    overrides += ["model.bigram.width=512", "model.bigram.projection=false"]
+    recipe = load_recipe("sidecar", overrides)
+    found = techniques(recipe, make_plan(recipe.model))["architecture"]
+    named = {entry["name"]: entry for entry in found}
+    assert named["window layers"]["windows"] == [128, 1024]
+    assert named["rotary base rescaling"]["train_length"] == 1024
+    assert named["U-Net skips"]["pop"] == "early"
+    assert named["hashed bigram embedding"]["projection"] is False
 
 
 def test_a_score_in_words_names_mode_data_adaptation_and_proof():

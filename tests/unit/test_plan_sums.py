@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from niblick.errors import RecipeError
-from niblick.plan import Plan, Role, layer_table, make_plan
+from niblick.plan import Plan, Role, layer_spec, make_plan
 from niblick.recipe.model import ModelRecipe
 from property.plans import mixer_names, model_recipes
 
@@ -68,6 +68,7 @@ def test_every_optional_part_adds_exactly_its_parameters() -> None:
     heads: dict[str, Any] = {"heads": H, "kv_heads": G, "rope": rope}
     added: dict[int, dict[str, Any]] = {
         50 * 7 + D * 7 + 1: {"bigram": {"enabled": True, "buckets": 50, "width": 7}},
+        60 * D + 1: {"bigram": {"enabled": True, "buckets": 60, "width": D, "projection": False}},
         D: {"smear": {"enabled": True}},
         1 * D: {"skips": {"enabled": True}},
         V * 5 + G * E * 5 + 2: {"value_embedding": {"enabled": True, "layers": [1, 2], "width": 5}},
@@ -141,7 +142,7 @@ def test_an_unknown_mixer_is_refused_with_the_known_ones() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(model=model_recipes())
-def test_totals_are_the_sums_over_tables_and_names_are_unique(model: ModelRecipe) -> None:
+def test_totals_are_the_sums_over_specs_and_names_are_unique(model: ModelRecipe) -> None:
     found = make_plan(model)
     assert [layer.mixer for layer in found.layers] == mixer_names(
         model.model_dump(mode="json")["stack"]
@@ -150,10 +151,9 @@ def test_totals_are_the_sums_over_tables_and_names_are_unique(model: ModelRecipe
     assert len(set(names)) == len(names)
     assert len({entry.name for entry in found.state}) == len(found.state)
     assert found.parameter_count == sum(p.size for p in found.parameters if p.role is not Role.HEAD)
-    per_layer = [layer_table(model, layer, len(found.layers)) for layer in found.layers]
+    per_layer = [layer_spec(model, layer) for layer in found.layers]
     assert (
-        sum(product.flops for table in per_layer for product in table.products)
-        < found.flops_per_token
+        sum(product.flops for spec in per_layer for product in spec.matmuls) < found.flops_per_token
     )
     assert found.decode_state_bytes("float16") <= found.decode_state_bytes("float32")
     pushes, pops = (

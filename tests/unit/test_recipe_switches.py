@@ -37,6 +37,7 @@ OTHER: dict[str, Any] = {
     "model.bigram.enabled": False,
     "model.bigram.buckets": 4096,
     "model.bigram.width": 96,
+    "model.bigram.projection": True,
     "model.bigram.scale": 0.1,
     "model.smear.enabled": False,
     "model.residual_mix.enabled": False,
@@ -109,7 +110,7 @@ OTHER: dict[str, Any] = {
     "training.averaging.warmup": False,
     "training.averaging.every": 10,
     "training.averaging.start": 0.3,
-    "training.qat.enabled": False,
+    "training.qat.enabled": True,
     "training.qat.start": 0.3,
     "training.dropout.token": 0.1,
     "training.dropout.bigram": 0.3,
@@ -124,7 +125,8 @@ OTHER: dict[str, Any] = {
     "evaluation.stride": 32,
     "evaluation.batch_tokens": 4096,
 }
-NOT_OTHER = {"model.sidecar.enabled"}  # on only together with its layers
+# on only together with its layers, off only with a table as wide as the model
+NOT_OTHER = {"model.sidecar.enabled", "model.bigram.projection"}
 
 
 def leaves(section: type[BaseModel], prefix: str = "") -> list[str]:

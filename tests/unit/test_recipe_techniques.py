@@ -25,6 +25,8 @@ EVERYTHING = [
     "model.stack.0.loops=2",
     "model.value_embedding.layers=[10]",
     "training.dropout.bigram=0.3",
+    "training.qat.enabled=true",
+    "artifact.codec=int-zlib",
 ]
 
 

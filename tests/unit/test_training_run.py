@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from niblick.artifact import open_model
+from decoded import opened_model
 from niblick.compression import round_trip, rounding_specs
 from niblick.data.dataset import Dataset
 from niblick.model import LanguageModel
@@ -86,7 +86,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(
     dataset: Dataset, reference: tuple[str, Path], tmp_path: Path
 ) -> None:
     result = run(tiny_recipe(micro_batch_tokens=32), dataset, tmp_path / "run")
-    whole = open_model(reference[1]).model.state_dict()
+    whole = opened_model(reference[1]).state_dict()
     for name, tensor in result.tensors.items():
         torch.testing.assert_close(tensor, whole[name], atol=2e-4, rtol=1e-3)
 
@@ -95,7 +95,7 @@ def test_the_newest_checkpoint_is_the_model_that_training_returned(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     result = run(tiny_recipe(), dataset, tmp_path / "run")
-    loaded = open_model(tmp_path / "run").model.state_dict()
+    loaded = opened_model(tmp_path / "run").state_dict()
     assert set(loaded) == set(result.tensors)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in result.tensors.items())
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2

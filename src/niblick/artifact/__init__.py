@@ -1,19 +1,16 @@
-"""Files that hold a model: the artifact container, float checkpoints, and state dicts from
-elsewhere.
-"""
+"""Files that hold a model: the artifact container and float checkpoints. No torch."""
 
 from niblick.artifact.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from niblick.artifact.ledger import Ledger
-from niblick.artifact.load import ARTIFACT_FILE, Loaded, build_model, exported_recipe, open_model
+from niblick.artifact.load import ARTIFACT_FILE, Opened, exported_recipe, open_file
 
 __all__ = [
     "ARTIFACT_FILE",
     "Checkpoint",
     "Ledger",
-    "Loaded",
-    "build_model",
+    "Opened",
     "exported_recipe",
-    "open_model",
+    "open_file",
     "read_checkpoint",
     "save_checkpoint",
 ]

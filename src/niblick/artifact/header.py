@@ -1,9 +1,8 @@
-"""The header of an artifact: a JSON object, deflated with a preset dictionary so that a recipe
-costs few bytes.
+"""The header of an artifact: a JSON object, deflated with a preset dictionary.
 
-The dictionary is part of container version 1: it may never change. It affects size only; any JSON
-object round-trips. Reading is bounded: a header that would expand beyond `MAX_HEADER` or is not a
-JSON object is refused.
+So a recipe costs few bytes. The dictionary is part of container version 1: it may never change. It
+affects size only; any JSON object round-trips. Reading is bounded: a header that would expand
+beyond `MAX_HEADER` or is not a JSON object is refused.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ import zlib
 from typing import Any
 
 from niblick.errors import ArtifactError
+from niblick.files import expand, parse_json
+from niblick.limits import cut
 
 MAX_HEADER = 1 << 16
 _DICTIONARY = (
@@ -44,9 +45,7 @@ _DICTIONARY = (
 
 
 def encode_header(values: dict[str, Any]) -> bytes:
-    """Compact, sorted JSON of `values`, deflated; `ArtifactError` when it is too long to be read
-    back.
-    """
+    """Compact, sorted JSON of `values`, deflated; `ArtifactError` where it is too long."""
     try:
         raw = json.dumps(values, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
     except (TypeError, ValueError) as error:
@@ -61,14 +60,12 @@ def encode_header(values: dict[str, Any]) -> bytes:
 
 def decode_header(data: bytes) -> dict[str, Any]:
     """Undo `encode_header`; `ArtifactError` for bytes that it cannot have written."""
-    reader = zlib.decompressobj(-15, zdict=_DICTIONARY)
+    decoder = zlib.decompressobj(-15, zdict=_DICTIONARY)
+    raw = expand(data, decoder, MAX_HEADER, "the header", ArtifactError)
     try:
-        raw = reader.decompress(data, MAX_HEADER + 1)
-        if len(raw) > MAX_HEADER or not reader.eof or reader.unused_data:
-            raise ArtifactError(f"the header is truncated or expands beyond {MAX_HEADER:,} bytes")
-        values = json.loads(raw)
-    except (zlib.error, ValueError, RecursionError) as error:
-        raise ArtifactError(f"the header cannot be read: {error}") from None
+        values = parse_json(raw)
+    except ValueError as error:
+        raise ArtifactError(f"the header cannot be read: {cut(error, 120)}") from None
     if not isinstance(values, dict):
         raise ArtifactError(f"the header holds a JSON {type(values).__name__}, not an object")
     return values

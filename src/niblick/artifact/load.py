@@ -1,7 +1,7 @@
-"""Opening a model: an artifact, a checkpoint or a run folder becomes a LanguageModel ready to use.
+"""Opening a model: an artifact, a checkpoint or a run folder becomes its tensors, plan and recipe.
 
-Everything comes from the one file: recipe, tokenizer, weights. Sizes are bounded by what the file
-can hold before the model is allocated.
+Everything comes from the one file. Sizes are bounded by what the file can hold before anything is
+allocated. No torch.
 """
 
 from __future__ import annotations
@@ -10,42 +10,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from niblick.artifact import container
 from niblick.artifact.checkpoint import find_weights, read_checkpoint
+from niblick.codecs import CODECS, Tensor
 from niblick.codecs.base import exported_tensors
-from niblick.compression import CODECS
 from niblick.errors import ArtifactError, NiblickError
 from niblick.files import sha256_file
-from niblick.model import LanguageModel, Steps
+from niblick.limits import cut, quoted
 from niblick.plan import Plan, make_plan
 from niblick.recipe import Recipe, recipe_from_dict
 from niblick.text.tokenizer import Tokenizer, load_tokenizer
 
 ARTIFACT_FILE = "artifact.nib"
-MAX_LAYERS = 4096
 _FREE_PARAMETERS, _PARAMETERS_PER_BYTE = 1 << 22, 1024
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model in eval mode (float32, CPU) with everything the file says about it; `sha256` is the
-    file's.
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What a model's file says: its tensors by name, in the order of `plan`, and all about them.
+
+    `plan` is that of the exported model, without training-only heads. An artifact's matrices and
+    embeddings are quantized, a checkpoint's tensors float32; `sha256` is the file's.
     """
 
-    model: LanguageModel
     recipe: Recipe
+    plan: Plan
     tokenizer: Tokenizer | None
+    tensors: dict[str, Tensor]
     kind: Literal["artifact", "checkpoint"]
     path: Path
     sha256: str
     meta: dict[str, Any]
 
 
-def open_model(path: Path | str) -> Loaded:
-    """Open an artifact, a checkpoint (file or folder) or a run folder (its artifact, else its
-    newest checkpoint).
+def open_file(path: Path | str) -> Opened:
+    """Open an artifact, a checkpoint (file or folder) or a run folder.
+
+    Of a run folder its artifact, else its newest checkpoint. Raises `ArtifactError` for a file that
+    is missing, damaged or foreign.
     """
     path = Path(path)
     if not path.exists():
@@ -70,18 +72,6 @@ def capacity(payload: int) -> int:
     return _FREE_PARAMETERS + _PARAMETERS_PER_BYTE * payload
 
 
-def build_model(
-    recipe: Recipe, tensors: dict[str, Tensor], steps: Steps | None = None
-) -> LanguageModel:
-    """A LanguageModel of the exported recipe holding `tensors`, in eval mode; `steps` as its codec
-    told them.
-    """
-    model = LanguageModel(exported_recipe(recipe).model, seed=None)
-    model.load_state_dict(tensors)
-    model.steps = steps or {}
-    return model.eval()
-
-
 def _inside(folder: Path) -> Path:
     if (folder / ARTIFACT_FILE).is_file():
         return folder / ARTIFACT_FILE
@@ -90,26 +80,29 @@ def _inside(folder: Path) -> Path:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Artifacts are told by their first bytes; of the rest, only the suffix promises a
-    checkpoint.
-    """
+    """Artifacts are told by their first bytes; of the rest, the suffix promises a checkpoint."""
     try:
         return not container.is_artifact(path) and path.suffix == ".safetensors"
     except OSError as error:
         raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror}") from None
 
 
-def _open_checkpoint(path: Path) -> Loaded:
+def _open_checkpoint(path: Path) -> Opened:
     found = read_checkpoint(path)
-    _check_layers(found.recipe)
     tensors = exported_tensors(found.tensors, make_plan(found.recipe.model))
-    model = build_model(found.recipe, tensors)
-    return Loaded(
-        model, found.recipe, found.tokenizer, "checkpoint", path, sha256_file(path), found.meta
+    return Opened(
+        recipe=found.recipe,
+        plan=make_plan(exported_recipe(found.recipe).model),
+        tokenizer=found.tokenizer,
+        tensors=dict(tensors),
+        kind="checkpoint",
+        path=path,
+        sha256=sha256_file(path),
+        meta=found.meta,
     )
 
 
-def _open_artifact(path: Path) -> Loaded:
+def _open_artifact(path: Path) -> Opened:
     found = container.read(path)
     recipe = _recipe(path, found.header)
     try:
@@ -122,20 +115,22 @@ def _open_artifact(path: Path) -> Loaded:
             )
         codec = found.header.get("codec")
         if not isinstance(codec, str) or codec not in CODECS:
-            raise ArtifactError(f"unknown codec {codec!r}; this build reads {', '.join(CODECS)}")
-        steps: Steps = {}
-        tensors = CODECS[codec].decode(found.payload, recipe, plan, steps)
+            raise ArtifactError(
+                f"unknown codec {quoted(codec)}; this build reads {', '.join(CODECS)}"
+            )
+        tensors = CODECS[codec].decode(found.payload, recipe, plan)
     except NiblickError as error:
-        raise ArtifactError(f"artifact {str(path)!r} is refused: {error}") from None
+        raise ArtifactError(f"artifact {str(path)!r} is refused: {cut(error, 150)}") from None
     meta = found.header.get("meta")
-    return Loaded(
-        build_model(recipe, tensors, steps),
-        recipe,
-        tokenizer,
-        "artifact",
-        path,
-        sha256_file(path),
-        meta if isinstance(meta, dict) else {},
+    return Opened(
+        recipe=recipe,
+        plan=plan,
+        tokenizer=tokenizer,
+        tensors=tensors,
+        kind="artifact",
+        path=path,
+        sha256=sha256_file(path),
+        meta=meta if isinstance(meta, dict) else {},
     )
 
 
@@ -143,30 +138,16 @@ def _recipe(path: Path, header: dict[str, Any]) -> Recipe:
     values = header.get("recipe")
     if not isinstance(values, dict):
         raise ArtifactError(f"artifact {str(path)!r} holds no recipe")
-    stack = values.get("model", {}).get("stack") if isinstance(values.get("model"), dict) else None
-    if isinstance(stack, list) and len(stack) > 64:
-        raise ArtifactError(
-            f"artifact {str(path)!r} declares {len(stack)} stack segments; at most 64 are accepted"
-        )
     try:
         return recipe_from_dict(values)
-    except (NiblickError, RecursionError) as error:
-        raise ArtifactError(f"artifact {str(path)!r} holds no usable recipe: {error}") from None
-
-
-def _check_layers(recipe: Recipe) -> None:
-    layers = sum(segment.loops * len(segment.blocks) for segment in recipe.model.stack)
-    if layers > MAX_LAYERS:
+    except NiblickError as error:
         raise ArtifactError(
-            f"a recipe of {layers:,} virtual layers; at most {MAX_LAYERS:,} are accepted"
-        )
+            f"artifact {str(path)!r} holds no usable recipe: {cut(error, 150)}"
+        ) from None
 
 
 def _bounded_plan(recipe: Recipe, payload: int) -> Plan:
-    """The plan of the exported model, refused where it declares more parameters than the payload
-    can hold.
-    """
-    _check_layers(recipe)
+    """The exported model's plan; refused where the payload cannot hold that many parameters."""
     plan = make_plan(exported_recipe(recipe).model)
     if plan.parameter_count > capacity(payload):
         raise ArtifactError(

@@ -24,6 +24,7 @@ from niblick.cli.imports import importing
 from niblick.errors import NiblickError
 from niblick.limits import cut, quoted
 from niblick.registry import load_plugin
+from niblick.runtime import LAB, lab_message
 
 # name -> (module:function or module:app, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -182,6 +183,11 @@ def _run(arguments: list[str] | None) -> int:
         code = error.exit_code
     except USAGE_ERROR as error:
         code = _fail(error.format_message(), 2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in LAB:
+            raise
+        code = _fail(lab_message("this command", package), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", 130)
     except BrokenPipeError:

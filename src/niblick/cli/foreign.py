@@ -1,15 +1,19 @@
-"""`niblick import`: a published state dict becomes a checkpoint that eval, pack and generate
-accept.
-"""
+"""`niblick import`: a published state dict becomes a checkpoint that other commands accept."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from niblick.exchange.foreign import Imported
+
+# What changes an assumption that is no key of the recipe.
+_OPTIONS = {"tokenizer": "--tokenizer", "table_dtype": "--bfloat16-tables"}
 
 
 def import_command(
@@ -28,39 +32,53 @@ def import_command(
         list[str] | None,
         typer.Option("--set", help="What tensors cannot tell: model.softcap=30. Repeatable."),
     ] = None,
+    bfloat16_tables: Annotated[
+        bool,
+        typer.Option(
+            "--bfloat16-tables",
+            help="Round embedding tables to bfloat16, as published code does on loading.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Read a published state dict, infer its recipe, and write a checkpoint."""
     from niblick.artifact import save_checkpoint
     from niblick.errors import ArtifactError
     from niblick.exchange.foreign import import_state_dict
+    from niblick.plan import make_plan
     from niblick.text.tokenizer import load_tokenizer
 
     if out.suffix != ".safetensors":
         raise ArtifactError(f"--out {str(out)!r} must end in .safetensors")
     chosen = load_tokenizer(tokenizer) if tokenizer is not None else None
-    found = import_state_dict(file, family, tokenizer=chosen, overrides=set_ or ())
+    found = import_state_dict(
+        file, family, tokenizer=chosen, overrides=set_ or (), bfloat16_tables=bfloat16_tables
+    )
     save_checkpoint(
         out, tensors=found.tensors, recipe=found.recipe, tokenizer=found.tokenizer, meta=found.meta
     )
-    parameters = sum(tensor.numel() for tensor in found.tensors.values())
+    _report(found)
+    summary = {
+        "checkpoint": str(out),
+        "parameters": make_plan(found.recipe.model).parameter_count,
+        "tensors": len(found.tensors),
+        "tokenizer": found.tokenizer.name if found.tokenizer else None,
+    }
     if as_json:
-        json.dump(
-            {
-                "checkpoint": str(out),
-                "parameters": parameters,
-                "tensors": len(found.tensors),
-                "tokenizer": found.tokenizer.name if found.tokenizer else None,
-                "recipe": found.recipe.model_dump(mode="json"),
-            },
-            sys.stdout,
-            indent=1,
-        )
-        sys.stdout.write("\n")
+        summary |= {"assumed": found.assumed, "ignored": found.ignored}
+        print(json.dumps(summary | {"recipe": found.recipe.model_dump(mode="json")}, indent=1))
         return
-    named = (
-        f"tokenizer {found.tokenizer.name}"
-        if found.tokenizer
-        else "no tokenizer (name one to eval or generate)"
+    named = summary["tokenizer"] or "none (name one to eval or generate)"
+    print(
+        f"{out}: {summary['parameters']:,} parameters in {summary['tensors']} tensors as {family};"
+        f" tokenizer: {named}"
     )
-    print(f"{out}: {parameters:,} parameters in {len(found.tensors)} tensors as {family}, {named}")
+
+
+def _report(found: Imported) -> None:
+    """One line on standard error for everything that is not from the file or not of the model."""
+    for name, value in found.assumed.items():
+        option = _OPTIONS.get(name, "--set")
+        print(f"assumed {name} = {json.dumps(value)} ({option} changes it)", file=sys.stderr)
+    for name, reason in found.ignored.items():
+        print(f"ignored tensor {name}: {reason}", file=sys.stderr)

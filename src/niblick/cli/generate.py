@@ -5,61 +5,55 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from niblick.cli.imports import importing
-from niblick.errors import NiblickError
+from niblick.cli.options import JsonOption, ModelArgument, ThreadsOption, TokenizerOption
 
 if TYPE_CHECKING:
-    from niblick.artifact import Loaded
     from niblick.engine import Continuation
-    from niblick.text.tokenizer import Tokenizer
+
+PromptOption = Annotated[str, typer.Option(help="Text to continue; empty starts a document.")]
+MaxTokensOption = Annotated[int, typer.Option(help="Most tokens to generate.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
+TopKOption = Annotated[int, typer.Option(help="Draw among the k likeliest tokens; 0: all.")]
+TopPOption = Annotated[
+    float, typer.Option(help="Draw among the likeliest tokens that hold this probability.")
+]
+SeedOption = Annotated[int, typer.Option(help="Same seed, same text.")]
+StopOption = Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")]
+AcrossOption = Annotated[
+    bool, typer.Option("--across-documents", help="Go on where the model ends its document.")
+]
 
 
 def generate_command(
-    model: Annotated[Path, typer.Argument(help="Artifact, checkpoint or run directory.")],
-    prompt: Annotated[str, typer.Option(help="Text to continue; empty starts a document.")] = "",
-    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Draw among the k likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Draw among the likeliest tokens that hold this probability.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same text.")] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="End before this text. Repeatable.")
-    ] = None,
-    across_documents: Annotated[
-        bool, typer.Option("--across-documents", help="Go on where the model ends its document.")
-    ] = False,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="A .model file, fineweb-1024 or bytes, for models that bring none."),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Processor threads; all that torch would use if not given.")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document at the end instead.")
-    ] = False,
+    model: ModelArgument,
+    prompt: PromptOption = "",
+    max_tokens: MaxTokensOption = 256,
+    temperature: TemperatureOption = 0.8,
+    top_k: TopKOption = 0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = 0,
+    stop: StopOption = None,
+    across_documents: AcrossOption = False,
+    tokenizer: TokenizerOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt. Prints the continuation only, as it is produced."""
     with importing():
-        from niblick.artifact import open_model
-        from niblick.engine import Sampling, open_engine, start_text
+        from niblick import facade
+        from niblick.engine import Sampling, start_text
         from niblick.engine.library import is_building
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    loaded = open_model(model)
-    found = _tokenizer(loaded, tokenizer)
-    engine = open_engine(loaded.model, threads=threads, build="background")
-    del loaded  # the native engine holds its own, smaller weights
+    loaded = facade.load(model, tokenizer=tokenizer)
     text = start_text(
-        engine,
-        found,
+        loaded.open_engine(threads=threads, build="background"),
+        loaded.tokenizer,
         prompt,
         sampling,
         max_tokens=max_tokens,
@@ -69,33 +63,23 @@ def generate_command(
     started = time.perf_counter()
     for piece in text:
         if not as_json:
-            sys.stdout.buffer.write(piece.encode())
-            sys.stdout.buffer.flush()
+            _write(piece)
     if as_json:
-        _print_json(text, prompt, time.perf_counter() - started)
-    else:
-        sys.stdout.buffer.write(b"\n")
-        sys.stdout.buffer.flush()
+        _write(_document(text, prompt, time.perf_counter() - started))
+    _write("\n")
     if is_building():
         print(
             "niblick: finishing to compile the fast engine, once on this machine", file=sys.stderr
         )
 
 
-def _tokenizer(loaded: Loaded, wanted: str | None) -> Tokenizer:
-    """The model's own tokenizer, or the one asked for."""
-    from niblick.text.tokenizer import load_tokenizer
-
-    if wanted is not None:
-        return load_tokenizer(wanted)
-    if loaded.tokenizer is None:
-        raise NiblickError(
-            f"{str(loaded.path)!r} brings no tokenizer; give one with --tokenizer FILE"
-        )
-    return loaded.tokenizer
+def _write(text: str) -> None:
+    """To standard output, at once."""
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
 
 
-def _print_json(text: Continuation, prompt: str, seconds: float) -> None:
+def _document(text: Continuation, prompt: str, seconds: float) -> str:
     document = {
         "prompt": prompt,
         "text": text.text,
@@ -108,5 +92,4 @@ def _print_json(text: Continuation, prompt: str, seconds: float) -> None:
         "tokens_per_second": round(len(text.tokens) / seconds, 1) if text.tokens else 0.0,
         "state_bytes": text.engine.state_bytes,
     }
-    sys.stdout.buffer.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
-    sys.stdout.buffer.flush()
+    return json.dumps(document, ensure_ascii=False)

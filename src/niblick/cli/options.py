@@ -10,6 +10,16 @@ import typer
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
 
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="An artifact, a checkpoint or a run directory.")
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(help="A .model file, fineweb-1024 or bytes, for models that bring none."),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(help="Processor threads; one per core if not given.")
+]
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")
 ]

@@ -30,7 +30,7 @@ def pack_command(
         float | None,
         typer.Option(help="Instead: the smallest file that loses at most so many bits per byte."),
     ] = None,
-    codec: Annotated[str | None, typer.Option(help="rd or int-zlib; else the recipe's.")] = None,
+    codec: Annotated[str | None, typer.Option(help="A codec's name; else the recipe's.")] = None,
     code_bytes: Annotated[
         int, typer.Option(help="Bytes of code that count under the cap too.")
     ] = 0,
@@ -48,7 +48,8 @@ def pack_command(
     with importing():
         from niblick.artifact.checkpoint import find_weights
         from niblick.errors import ArtifactError
-        from niblick.training.run_folder import claimed, run_of
+        from niblick.files import run_of
+        from niblick.training.run_folder import claimed
 
     if not model.exists():
         raise ArtifactError(f"no checkpoint at {str(model)!r}; give a checkpoint or a run folder")
@@ -86,10 +87,12 @@ def _pack(
 ) -> Packed:
     """Read the checkpoint, calibrate where its codec does, and write `out`."""
     from niblick.artifact import read_checkpoint
+    from niblick.codecs import CODECS
     from niblick.compression.packing import pack
 
     checkpoint = read_checkpoint(weights)
     name = codec or checkpoint.recipe.artifact.codec
+    calibrate = calibrate and CODECS[name].needs_calibration
     return pack(
         checkpoint.tensors,
         checkpoint.recipe,
@@ -97,7 +100,7 @@ def _pack(
         out,
         max_bytes=max_bytes if max_bytes is not None else checkpoint.recipe.artifact.max_bytes,
         codec=name,
-        calibration=_calibration(checkpoint, data) if calibrate and name == "rd" else None,
+        calibration=_calibration(checkpoint, data) if calibrate else None,
         meta=checkpoint.meta,
         **limits,
     )
@@ -105,7 +108,7 @@ def _pack(
 
 def _calibration(checkpoint: Checkpoint, data: Path | None) -> Calibration:
     """Training batches drawn as `train` draws them, with the bytes that a token stands for."""
-    from niblick.compression.training_text import make_calibration
+    from niblick.compression.calibration import make_calibration
     from niblick.errors import DataError
     from niblick.report.run import find_dataset
     from niblick.runtime import read_world

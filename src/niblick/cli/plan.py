@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from niblick.plan import Plan, VirtualLayer, layer_table, make_plan
-from niblick.plan.sizes import artifact_sizes
+from niblick.artifact.sizes import artifact_sizes
+from niblick.components import MIXERS
+from niblick.plan import Plan, VirtualLayer, layer_spec, make_plan
 from niblick.recipe import Recipe, list_recipes, load_recipe
 from niblick.units import format_bytes
 
@@ -21,7 +22,7 @@ def plan_command(
         str, typer.Argument(help="Name of a shipped recipe, or the path of a TOML file.")
     ],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one key: a.b=value. Repeatable.")
+        list[str] | None, typer.Option("--set", help="Change one key: a.b=value. Repeaspec.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -76,15 +77,15 @@ def layer_rows(plan: Plan) -> list[dict[str, Any]]:
     counted: set[str] = set()
     rows = []
     for layer in plan.layers:
-        table = layer_table(plan.model, layer, len(plan.layers))
-        new = [p for p in table.parameters if p.name not in counted]
+        spec = layer_spec(plan.model, layer)
+        new = [p for p in spec.parameters if p.name not in counted]
         counted.update(p.name for p in new)
         rows.append(
             {
                 "layer": layer.index,
                 "block": layer.block,
                 "mixer": layer.mixer,
-                "window": layer.span - 1 if layer.mixer == "window" else None,
+                "window": layer.span - 1 if MIXERS[layer.mixer].windowed else None,
                 "scale": layer.scale,
                 "xsa": layer.xsa,
                 "value_embedding": layer.value_embedding,
@@ -92,8 +93,8 @@ def layer_rows(plan: Plan) -> list[dict[str, Any]]:
                 "push": layer.push,
                 "pop": layer.pop,
                 "parameters": sum(p.size for p in new),
-                "flops_per_token": sum(product.flops for product in table.products),
-                "decode_state_bytes": sum(entry.bytes(4) for entry in table.state),
+                "flops_per_token": sum(product.flops for product in spec.matmuls),
+                "decode_state_bytes": sum(entry.bytes(4) for entry in spec.state),
             }
         )
     return rows

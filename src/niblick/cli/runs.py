@@ -156,32 +156,30 @@ def _say(message: str) -> None:
 
 
 def _check_packing(recipe: Recipe, options: Options) -> list[str]:
-    """What to warn of before training; `CapacityError` where the artifact would exceed its cap by
-    far.
+    """What to warn of before training; `CapacityError` where the cap would be exceeded by far.
 
     A run that is being resumed is let go on: its float weights can be packed with another codec.
     """
+    from niblick.artifact.sizes import artifact_sizes
+    from niblick.codecs import CODECS, rounding_specs
     from niblick.errors import CapacityError
     from niblick.plan import make_plan
-    from niblick.plan.sizes import artifact_sizes
 
-    _, estimate = artifact_sizes(recipe, make_plan(recipe.model))
-    limit, found = recipe.artifact.max_bytes, []
-    if estimate > limit:
-        cure = (
-            "a smaller model"
-            if recipe.artifact.codec == "rd"
-            else "--set artifact.codec=rd, which fills the cap"
-        )
-        said = (
-            f"the artifact, estimated at {estimate:,} bytes, exceeds the cap of {limit:,}; cure:"
-            f" {cure}, or --max-bytes"
-        )
-        if estimate > _HOPELESS * limit and not options.resume:
-            raise CapacityError(said)
-        found.append(said)
-    if recipe.training.qat.enabled and recipe.artifact.codec == "rd":
-        found.append(
-            "training.qat has no effect with codec rd, whose grid is measured after training"
-        )
-    return found
+    plan = make_plan(recipe.model)
+    rounding_specs(recipe, plan, refuse=not options.resume)
+    _, estimate = artifact_sizes(recipe, plan)
+    limit = recipe.artifact.max_bytes
+    if estimate <= limit:
+        return []
+    filling = [name for name in CODECS if CODECS[name].fills_cap]
+    cure = "a smaller model"
+    if recipe.artifact.codec not in filling:
+        without = " (with --set training.qat.enabled=false)" if recipe.training.qat.enabled else ""
+        cure = f"--set artifact.codec={filling[0]}, which fills the cap{without}"
+    said = (
+        f"the artifact, estimated at {estimate:,} bytes, exceeds the cap of {limit:,}; cure:"
+        f" {cure}, or --max-bytes"
+    )
+    if estimate > _HOPELESS * limit and not options.resume:
+        raise CapacityError(said)
+    return [said]

@@ -1,1 +1,24 @@
-"""Codecs: the tensors of a model to a payload of few bytes and back. No torch."""
+"""Codecs: the tensors of a model to a payload of few bytes and back. No torch.
+
+Decoding is bit-identical on any machine: symbols come from integer frequency tables, weights from
+products of numbers that are stored or built by exact arithmetic.
+"""
+
+from niblick.codecs import int_zlib, rd  # each registers itself
+from niblick.codecs.base import CODECS, Codec, Encoded, Job, RoundingSpec, rounding_specs
+from niblick.codecs.quantized import QuantizedTensor, Tensor, Tensors, dequantized
+
+__all__ = [
+    "CODECS",
+    "Codec",
+    "Encoded",
+    "Job",
+    "QuantizedTensor",
+    "RoundingSpec",
+    "Tensor",
+    "Tensors",
+    "dequantized",
+    "int_zlib",
+    "rd",
+    "rounding_specs",
+]

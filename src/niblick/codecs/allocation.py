@@ -1,7 +1,7 @@
 """Finding the one number that trades bytes for loss: fill a byte budget from below, or meet a loss.
 
-All tensors share it: the grids already hold what each tensor, row and column is worth, so equal
-slopes everywhere is the optimal allocation, and the search is over a single delta.
+It is the same for all tensors: the grids already hold what each tensor, row and column is worth, so
+a byte buys as much everywhere, and the search is over a single delta.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 from math import exp, log, sqrt
 from typing import Any
 
-from torch import Tensor
-
+from niblick.codecs.quantized import Tensors
 from niblick.codecs.rounder import Candidate, Rounder
 from niblick.codecs.symbols import Tables
 
-FILL = 0.9992  # Aim for this share of a budget: within 0.1 % of it, from below.
+FILL = 0.9992  # Aim for this fraction of a budget: within 0.1 % of it, from below.
 _TOLERANCE = 0.9990
 _GRAIN = 16  # The stream grows in words, so tiny budgets cannot be met to the byte.
 _NEAR = 0.9  # A measured loss this close below its target is good enough.
@@ -27,9 +26,7 @@ Size = Callable[[Candidate], tuple[int, Tables]]
 
 @dataclass
 class _Search:
-    """Points tried so far, as (log delta, bytes); the first two teach the prices that later
-    rounding weighs.
-    """
+    """Points (log delta, bytes) tried so far; the first two teach the prices of later rounding."""
 
     rounder: Rounder
     size: Size
@@ -87,31 +84,23 @@ def fill_budget(rounder: Rounder, budget: int, size: Size) -> tuple[Candidate, d
 
 
 def _next(tried: list[tuple[float, int]], aim: float, rounder: Rounder) -> float:
-    """Interpolate log delta between the tightest bracket, else follow the last slope or the closed
-    form's.
-    """
+    """log delta between the tightest bracket, else by the closed form's bytes per log delta."""
     above = [point for point in tried[1:] or tried if point[1] > aim]
     below = [point for point in tried[1:] or tried if point[1] <= aim]
     if above and below:
         one, two = max(above), min(below)
-        share = (one[1] - aim) / max(one[1] - two[1], 1)
-        return exp(one[0] + min(max(share, 0.03), 0.97) * (two[0] - one[0]))
+        way = (one[1] - aim) / max(one[1] - two[1], 1)
+        return exp(one[0] + min(max(way, 0.03), 0.97) * (two[0] - one[0]))
     x, found = tried[-1]
-    slope = (rounder.bits(exp(x) * 1.02) - rounder.bits(exp(x))) / 8 / log(1.02)
-    move = (aim - found) / min(slope, -1.0)
+    change = (rounder.bits(exp(x) * 1.02) - rounder.bits(exp(x))) / 8 / log(1.02)
+    move = (aim - found) / min(change, -1.0)
     return exp(x + min(max(move * 1.02, -2.0), 2.0))
 
 
 def meet_tax(
-    rounder: Rounder,
-    tax: Callable[[dict[str, Tensor]], float],
-    target: float,
-    budget: int | None,
-    size: Size,
+    rounder: Rounder, tax: Callable[[Tensors], float], target: float, budget: int | None, size: Size
 ) -> tuple[Candidate, dict[str, Any]]:
-    """The smallest candidate whose measured tax is at most `target` bits per byte (and which fits
-    `budget`).
-    """
+    """The smallest candidate of at most `target` bits per byte measured tax that fits `budget`."""
     search = _Search(rounder, size)
     lowest, highest = rounder.smallest_delta(), rounder.largest_delta()
     low, high = lowest, highest

@@ -6,28 +6,28 @@ byte of it, by part and by tensor, and returns the tensors exactly as decoding w
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from niblick.errors import ArtifactError
-from niblick.model import Steps
-from niblick.plan import Plan
+from niblick.codecs.quantized import Floats, Tensor, Tensors
+from niblick.errors import ArtifactError, RecipeError
+from niblick.plan import Plan, Role
 from niblick.recipe import Recipe
 from niblick.registry import Registry
 
-if TYPE_CHECKING:
-    from niblick.compression.calibration import Calibration
+Sizes = tuple[int, int]
+QUANTIZED_ROLES = (Role.MATRIX, Role.EMBEDDING)
 
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor's line of the ledger: its bytes of the payload and the order-0 entropy of its
-    symbols.
-    """
+    """One tensor's line of the ledger: bytes of the payload, order-0 entropy of its symbols."""
 
     bytes: int
     parameters: int
@@ -41,8 +41,9 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A payload, its bytes by part (they sum to its length) and by tensor, and the tensors as
-    decoded.
+    """A payload, its bytes by part and by tensor, and the tensors as `Codec.decode` gives them.
+
+    The bytes by part sum to the payload's length.
     """
 
     payload: bytes
@@ -52,63 +53,112 @@ class Encoded:
     choice: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Sensitivity:
+    """Fisher factors of one tensor in its (R, C) layout, per token, in nats per squared weight.
+
+    The cost of an error E is about 1/2 tr(L E A E^T) / t with t = tr L = tr A; `rows` is L's
+    diagonal (R,), `columns` is A (C, C).
+    """
+
+    rows: NDArray[np.float64]
+    columns: NDArray[np.float64]
+
+    @property
+    def trace(self) -> float:
+        """tr A, the Fisher information of the whole tensor."""
+        return float(self.columns.trace())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """What a codec is asked to encode, and within which limits.
 
-    `tensors` are float32 on the CPU, one for each exported parameter of the plan. `budget` is the
-    most bytes the payload may take, None for the codec's default quality; `target_tax` asks for the
-    smallest payload within that loss in bits per byte instead. Codecs whose rounding depends on
-    data need `calibration`.
+    `tensors` are float32, one for each exported parameter of the plan. `budget` is the most bytes
+    the payload may take, None for the codec's default quality; `target_tax` asks for the smallest
+    payload within that loss in bits per byte instead, which `tax` measures. `sensitivities` and
+    `tax` are there for codecs that need calibration.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Floats]
     recipe: Recipe
     plan: Plan
     budget: int | None = None
     target_tax: float | None = None
-    calibration: Calibration | None = None
+    sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
+    tax: Callable[[Tensors], float] | None = None
 
 
-class Codec(Protocol):
+@dataclass(frozen=True)
+class RoundingSpec:
+    """How one parameter is rounded: signed codes of `bits` bits, one scale per row."""
+
+    bits: int
+
+    @property
+    def limit(self) -> int:
+        """The largest code."""
+        return (1 << (self.bits - 1)) - 1
+
+
+class Codec(ABC):
     """Encodes a job's tensors; decodes them from the payload, the recipe and its plan alone."""
 
-    @property
-    def name(self) -> str:
-        """What recipes and headers call it."""
-        ...
+    name: str
+    needs_calibration: bool = False  # whether `encode` wants the job's sensitivities and tax
+    fills_cap: bool = False  # whether it finds the quality that fills the recipe's cap
 
-    @property
-    def needs_calibration(self) -> bool:
-        """Whether its rounding depends on batches of training text."""
-        ...
-
+    @abstractmethod
     def encode(self, job: Job) -> Encoded:
         """The payload for `job`; deterministic."""
-        ...
 
-    def decode(
-        self, payload: bytes, recipe: Recipe, plan: Plan, steps: Steps | None = None
-    ) -> dict[str, Tensor]:
-        """Exactly `Encoded.decoded`; `ArtifactError` for a payload that is no such thing.
+    @abstractmethod
+    def decode(self, payload: bytes, recipe: Recipe, plan: Plan) -> dict[str, Tensor]:
+        """The plan's exported tensors in its order: matrices and embeddings quantized, others not.
 
-        `steps`, where given, receives what the matrices are whole multiples of, if the payload says
-        so.
+        Equals `Encoded.decoded`; `ArtifactError` for a payload that `encode` cannot have written.
         """
-        ...
+
+    @abstractmethod
+    def sizes(self, recipe: Recipe, plan: Plan, other: int) -> Sizes:
+        """(bound, estimate) of the payload in bytes before anything is trained.
+
+        The bound holds for any weights; the estimate supposes trained, roughly Gaussian ones.
+        `other` bytes of the recipe's cap are taken by header and tokenizer.
+        """
+
+    def rounding(self, recipe: Recipe, plan: Plan) -> dict[str, RoundingSpec]:
+        """How late quantization-aware training rounds parameters by name; none where it cannot."""
+        return {}
+
+    def describe(self, recipe: Recipe) -> dict[str, dict[str, Any]]:
+        """A card's entries under "quantization" and "compression": a name and its settings."""
+        return {"quantization": {"name": f"{self.name} codec"}, "compression": {"name": self.name}}
 
 
 CODECS: Registry[Codec] = Registry("codec")
 
 
-def get_codec(name: str) -> Codec:
-    """The codec called `name`; the error for an unknown one lists those there are."""
-    return CODECS[name]
+def rounding_specs(recipe: Recipe, plan: Plan, *, refuse: bool = True) -> dict[str, RoundingSpec]:
+    """The parameters that late quantization-aware training rounds, as the recipe's codec will.
+
+    Where the recipe asks for it with a codec that cannot use it, `RecipeError`; none without
+    `refuse`, for runs that were begun when this had no effect.
+    """
+    if not recipe.training.qat.enabled:
+        return {}
+    name = recipe.artifact.codec
+    specs = CODECS[name].rounding(recipe, plan)
+    if not specs and refuse and recipe.training.qat.enabled is True:
+        raise RecipeError(
+            f"training.qat.enabled is true, but artifact.codec {name!r} does not round as training"
+            " could; set training.qat.enabled=false or choose another codec"
+        )
+    return specs
 
 
-def exported_tensors(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-    """The plan's exported parameters out of `tensors`, float32 and contiguous on the CPU; heads are
-    dropped.
+def exported_tensors(tensors: Mapping[str, ArrayLike], plan: Plan) -> dict[str, Floats]:
+    """The plan's exported parameters out of `tensors` as contiguous float32; heads are dropped.
 
     Raises `ArtifactError` naming the first missing, extra, misshapen or non-finite tensor.
     """
@@ -118,25 +168,21 @@ def exported_tensors(tensors: dict[str, Tensor], plan: Plan) -> dict[str, Tensor
         raise ArtifactError(
             f"tensor {extra[0]!r} is no parameter of this recipe ({len(extra)} such)"
         )
-    found: dict[str, Tensor] = {}
+    found: dict[str, Floats] = {}
     for parameter in plan.exported:
-        tensor = tensors.get(parameter.name)
-        if tensor is None:
-            raise ArtifactError(f"tensor {parameter.name!r} {parameter.shape} is missing")
-        if tuple(tensor.shape) != parameter.shape:
-            raise ArtifactError(
-                f"tensor {parameter.name!r} has shape {tuple(tensor.shape)}, not {parameter.shape}"
-            )
-        tensor = tensor.detach().to("cpu", torch.float32).contiguous()
-        if not bool(torch.isfinite(tensor).all()):
-            raise ArtifactError(
-                f"tensor {parameter.name!r} holds infinities or NaN and cannot be packed"
-            )
-        found[parameter.name] = tensor
+        name, shape = parameter.name, parameter.shape
+        if name not in tensors:
+            raise ArtifactError(f"tensor {name!r} {shape} is missing")
+        tensor = np.require(tensors[name], np.float32, "C")
+        if tensor.shape != shape:
+            raise ArtifactError(f"tensor {name!r} has shape {tensor.shape}, not {shape}")
+        if not np.isfinite(tensor).all():
+            raise ArtifactError(f"tensor {name!r} holds infinities or NaN and cannot be packed")
+        found[name] = tensor
     return found
 
 
-def share(total: int, weights: list[int]) -> list[int]:
+def apportion(total: int, weights: list[int]) -> list[int]:
     """Split `total` bytes in proportion to `weights` into whole numbers that sum to it."""
     whole = max(sum(weights), 1)
     ends = [0]
@@ -146,3 +192,11 @@ def share(total: int, weights: list[int]) -> list[int]:
     if weights:
         marks[-1] = total
     return [after - before for before, after in pairwise(marks)]
+
+
+def order0_bits(symbols: NDArray[Any]) -> float:
+    """Total bits of integer `symbols` (any shape) under their own histogram."""
+    if symbols.size == 0:
+        return 0.0
+    _, counts = np.unique(symbols, return_counts=True)
+    return float(-(counts * np.log2(counts / symbols.size)).sum())

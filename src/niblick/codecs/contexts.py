@@ -1,5 +1,4 @@
-"""Which frequency table codes a symbol: the expected magnitude of its column, row and quantizer, in
-integers.
+"""Which frequency table codes a symbol: by the magnitude that its place lets expect.
 
 The expected magnitude of symbol (r, c) is the mean over the rows above it in its column, weighted
 by the rows' steps, times its row's stored correction. It is quantized to half octaves; each half
@@ -43,8 +42,9 @@ class ColumnContext:
     def __init__(
         self, *, mean: int, rows: Ints, columns: Ints, corrections: Ints, scalar: bool
     ) -> None:
-        """`mean`: expected magnitude at step exponents 0, in quarter octaves; exponents (R,), (C,),
-        (R,).
+        """Exponents (R,) and (C,) and corrections (R,), with the mean magnitude at exponents 0.
+
+        `mean` is in quarter octaves as the exponents are, corrections in half octaves.
         """
         self.scale = fixed_powers(np.clip(rows, -40, 40), DIGITS)
         self.lift = fixed_powers(2 * corrections, DIGITS)

@@ -1,5 +1,4 @@
-"""Successive quantization with error feedback: each column absorbs what the columns before it got
-wrong.
+"""Successive quantization with error feedback: columns absorb the errors of those before them.
 
 For a cost tr(L E A E^T) with A = (U + I) D (U + I)^T, U strictly upper triangular, column k is
 rounded to w_k + sum_{j<k} e_j U_jk (GPTQ in the form of LDLQ); what remains is sum_k D_k |rounding
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from niblick.codecs.trellis import Machine, search
+from niblick.codecs.trellis import TrellisCode, search
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -22,8 +21,7 @@ _BLOCK = 32  # columns whose errors are fed to all later ones at once
 
 
 def factor(columns: Floats, damping: float, floor: float) -> tuple[Floats, Floats]:
-    """(U, D) of A with correlations damped: strictly upper feedback (C, C) and conditional costs
-    (C,).
+    """(U, D) of A, damped: strictly upper feedback (C, C) and conditional costs (C,).
 
     `damping` is added in proportion to each diagonal entry, so that channels of little weight keep
     their place, and `floor` times their mean to all: without it, channels that calibration hardly
@@ -42,18 +40,17 @@ def round_columns(
     weight: Floats,
     step: Floats,
     feedback: Floats,
-    machine: Machine,
+    code: TrellisCode,
     paths: int,
     bits: Floats,
     kinds: Ints,
     multiplier: float,
 ) -> tuple[Ints, Ints, float]:
-    """(symbols, levels, squared error) for B matrices of one shape: `weight`, `step`, `kinds` (B,
-    R, C), `feedback` (B, C, C).
+    """Symbols (B, R, C), levels (B, R, C) and squared error of B matrices of one shape.
 
-    Symbols and levels are (B, R, C); the squared error is of the rounding alone, in units of steps,
-    over everything. Each column's rows form `paths` interleaved trellis paths: row r belongs to
-    path r mod `paths`.
+    `weight`, `step` and `kinds` are (B, R, C), `feedback` (B, C, C). The squared error is of the
+    rounding alone, in units of steps, over everything. Each column's rows form `paths` interleaved
+    trellis paths: row r belongs to path r mod `paths`.
     """
     batch, rows, columns = weight.shape
     # Columns first, so that each is contiguous.
@@ -68,7 +65,7 @@ def round_columns(
                 pending[:, k] + np.matmul(feedback[:, None, begin:k, k], error[:, begin:k])[:, 0]
             )
             found, level = search(
-                machine,
+                code,
                 interleave(target / step[:, k], paths),
                 bits,
                 interleave(kinds[:, k], paths),

@@ -1,5 +1,4 @@
-"""Integer arithmetic behind every table that decoding depends on: powers of two in quarter octaves,
-and priors.
+"""Integer arithmetic behind all tables of decoding: powers of two in quarter octaves, and priors.
 
 Only Python's exact integers and products of float64 numbers that are exactly rounded are used, so
 that encoder and decoder agree on any machine; no logarithm, exponential or root of the
@@ -57,22 +56,22 @@ def fixed_powers(quarters: NDArray[np.int64], digits: int) -> NDArray[np.int64]:
 
 
 def prior(mean: int, limit: int, weight: int) -> NDArray[np.int64]:
-    """Counts of the symbols -limit..limit with expected magnitude `mean` / 256, each at least 1,
-    about `weight` in all.
+    """Counts of the symbols -limit..limit with expected magnitude `mean` / 256.
 
-    Small magnitudes follow a two-sided geometric law; from 1 on, three quarters are Gaussian.
+    Each is at least 1; they sum to about `weight`. Small magnitudes follow a two-sided geometric
+    law; from 1 on, three quarters are Gaussian.
     """
     laws = [(1, _geometric(mean, limit))]
     if mean >= 256:
         laws.append((3, _gaussian(mean, limit)))
-    share = sum(parts for parts, _ in laws)
+    whole = sum(parts for parts, _ in laws)
     half = [0] * (limit + 1)
     for parts, law in laws:
         total = law[0] + 2 * sum(law[1:])
         half = [
             sum(pair)
             for pair in zip(
-                half, [weight * parts * value // (share * total) for value in law], strict=True
+                half, [weight * parts * value // (whole * total) for value in law], strict=True
             )
         ]
     half = [max(value, 1) for value in half]

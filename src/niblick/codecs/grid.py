@@ -1,5 +1,4 @@
-"""The quantization grid of each tensor: step exponents by tensor, row and column, from
-sensitivities.
+"""The quantization grid of each tensor: step exponents by tensor, row and column.
 
 Steps are delta * 2^((tensor + row + column) / 4): within a quarter octave of the water-filling
 optimum, where an error of one step costs the same wherever it is made. Exponents of short rows are
@@ -8,16 +7,18 @@ coarser, since each costs its own bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from niblick.codecs.base import QUANTIZED_ROLES, Sensitivity
 from niblick.codecs.feedback import factor
 from niblick.codecs.fixed import power_of_two, powers
-from niblick.codecs.matrices import matrix_shape
-from niblick.codecs.trellis import SCALAR, TRELLIS, Machine
-from niblick.compression.sensitivity import Sensitivity
+from niblick.codecs.matrices import from_matrix, matrix_shape, origin
+from niblick.codecs.quantized import QuantizedTensor, Tensor, narrow
+from niblick.codecs.trellis import SCALAR, TRELLIS, TrellisCode
 from niblick.plan import Parameter, Role
 
 Floats = NDArray[np.float64]
@@ -37,24 +38,19 @@ class Grid:
     rows: Ints
     columns: Ints
 
+    def sides(self, delta: float) -> tuple[Floats, Floats]:
+        """Steps of the rows (R,) and factors of the columns (C,), each exactly rounded."""
+        return delta * power_of_two(self.tensor) * powers(self.rows), powers(self.columns)
+
     def steps(self, delta: float) -> Floats:
-        """Steps (R, C): a product of exactly rounded factors in a fixed order."""
-        base = delta * power_of_two(self.tensor)
-        found: Floats = base * powers(self.rows)[:, None] * powers(self.columns)[None, :]
-        return found
-
-    def sides(self, delta: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Steps of the rows (R,) and factors of the columns (C,), to float32's accuracy."""
-        with np.errstate(over="ignore"):
-            rows = (delta * power_of_two(self.tensor) * powers(self.rows)).astype(np.float32)
-            return rows, powers(self.columns).astype(np.float32)
+        """Steps (R, C): the products of both sides."""
+        rows, columns = self.sides(delta)
+        return np.outer(rows, columns)
 
 
-def machine_of(parameter: Parameter) -> Machine:
-    """The trellis for matrices and embeddings with room for it, plain rounding for everything
-    small.
-    """
-    large = parameter.role in (Role.MATRIX, Role.EMBEDDING) and matrix_shape(parameter)[0] >= 32
+def code_of(parameter: Parameter) -> TrellisCode:
+    """The trellis for matrices and embeddings with room for it, plain rounding for the small."""
+    large = parameter.role in QUANTIZED_ROLES and matrix_shape(parameter)[0] >= 32
     return TRELLIS if large else SCALAR
 
 
@@ -95,3 +91,15 @@ def _coarse(logs: Floats, length: int) -> Ints:
     step = unit(length)
     limit = _LARGEST_EXPONENT // step
     return np.clip(np.rint(logs / step), -limit, limit).astype(np.int64) * step
+
+
+def restore(parameter: Parameter, grid: Grid, levels: NDArray[Any], delta: float) -> Tensor:
+    """The tensor that `levels` (R, C) mean on `grid`: quantized, or float32 for small roles."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows, columns = grid.sides(delta)
+    found = QuantizedTensor(
+        shape=levels.shape, codes=narrow(levels), row_steps=rows, column_factors=columns
+    )
+    if parameter.role in QUANTIZED_ROLES:
+        return replace(found, shape=parameter.shape)
+    return from_matrix(parameter, found.dequantize()) + origin(parameter)

@@ -1,5 +1,4 @@
-"""Every parameter as a matrix (R, C) whose columns are coded in turn: the one view that the codec
-works on.
+"""Every parameter as a matrix (R, C) whose columns are coded in turn.
 
 Matrices and embeddings are as they are; a depthwise filter (channels, 1, width) is (channels,
 width); control vectors are (channels, rows), so that each of their rows becomes a column with
@@ -8,47 +7,46 @@ statistics of its own.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from niblick.codecs.quantized import Floats
 from niblick.plan import Parameter, Role
+
+_CONTROLS = (Role.VECTOR, Role.SCALAR)
 
 
 def matrix_shape(parameter: Parameter) -> tuple[int, int]:
     """(R, C) of a parameter."""
     shape = parameter.shape or (1,)
-    if parameter.role in (Role.VECTOR, Role.SCALAR):
-        columns = parameter.size // max(shape[-1], 1)
-        return shape[-1], columns
-    return shape[0], parameter.size // max(shape[0], 1)
+    rows = shape[-1] if parameter.role in _CONTROLS else shape[0]
+    return rows, parameter.size // max(rows, 1)
 
 
-def as_matrix(parameter: Parameter, tensor: Tensor) -> Tensor:
+def as_matrix(parameter: Parameter, tensor: Floats) -> Floats:
     """`tensor` in the layout (R, C), contiguous."""
     rows, columns = matrix_shape(parameter)
-    if parameter.role in (Role.VECTOR, Role.SCALAR):
-        return tensor.reshape(columns, rows).T.contiguous()
-    return tensor.reshape(rows, columns).contiguous()
+    if parameter.role in _CONTROLS:
+        return np.ascontiguousarray(tensor.reshape(columns, rows).T)
+    return np.ascontiguousarray(tensor).reshape(rows, columns)
 
 
-def from_matrix(parameter: Parameter, matrix: Tensor) -> Tensor:
+def from_matrix(parameter: Parameter, matrix: Floats) -> Floats:
     """Undo `as_matrix`."""
-    if parameter.role in (Role.VECTOR, Role.SCALAR):
-        return matrix.T.reshape(parameter.shape).contiguous()
-    return matrix.reshape(parameter.shape).contiguous()
+    return (matrix.T if parameter.role in _CONTROLS else matrix).reshape(parameter.shape)
 
 
-def start(parameter: Parameter) -> Tensor:
-    """What control vectors and scalars are coded as differences from: about where training began;
-    for others a 0.
+def origin(parameter: Parameter) -> Floats:
+    """What control vectors and scalars are coded as differences from: about where training began.
 
-    A phase is rounded to 1/64, so that no library's exponential function takes part in decoding.
+    For other roles it is 0. A phase is rounded to 1/64, so that no library's exponential function
+    takes part in decoding.
     """
-    if parameter.role not in (Role.VECTOR, Role.SCALAR):
-        return torch.zeros(())
-    init, value = parameter.init, torch.zeros(parameter.shape)
+    init = parameter.init
+    if parameter.role not in _CONTROLS:
+        return np.zeros((), dtype=np.float32)
+    value = np.zeros(parameter.shape, dtype=np.float32)
     if init.kind == "constant":
-        return value.fill_(init.value)
-    if init.kind == "phase":
+        value[...] = init.value
+    elif init.kind == "phase":
         value[0], value[1] = round(init.value * 64) / 64, 1 - round(init.value * 64) / 64
     return value

@@ -1,5 +1,4 @@
-"""The payload of the codec "rd": step, symbol stream, escapes, and where it pays a section of
-plainly compressed symbols.
+"""The rate-distortion codec's payload: step, symbol stream, escapes, plainly compressed symbols.
 
 Reading checks every length and range before it is used, and a checksum over the decoded tensors
 guards against a decoder that would differ.
@@ -12,19 +11,18 @@ import zlib
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from niblick.codecs.base import share
-from niblick.codecs.matrices import from_matrix, matrix_shape, start
+from niblick.codecs.base import apportion
+from niblick.codecs.grid import restore
+from niblick.codecs.matrices import matrix_shape
 from niblick.codecs.plain import choices, read_plain, write_plain
+from niblick.codecs.quantized import Tensor, Tensors, dequantized
 from niblick.codecs.rounder import LARGEST_SYMBOL, Candidate
 from niblick.codecs.symbols import Encoder, Tables
-from niblick.codecs.tensor_stream import Bits, new_tables, open_decoder, read_values, write_tensor
+from niblick.codecs.tensor_stream import Bits, new_tables, open_decoder, read_tensor, write_tensor
 from niblick.errors import ArtifactError
-from niblick.model import Steps
-from niblick.plan import Parameter, Plan, Role
+from niblick.plan import Plan
 
 Ints = NDArray[np.int64]
 # Step (below 0: a section of plainly compressed symbols follows the streams), bytes of two streams,
@@ -37,8 +35,8 @@ HEAD_BYTES = _HEAD.size
 class Written:
     """A candidate after entropy coding.
 
-    `bits` are prices by tensor, `escapes` and `plain` bytes of those sections; `distance` is the
-    share by which the coder's stream exceeds its model's entropy, `tables` what the coder has
+    `bits` are prices by tensor, `escapes` and `plain` bytes of those sections; `coder_overhead` is
+    by what fraction the coder's stream exceeds its model's entropy, `tables` what the coder has
     learnt.
     """
 
@@ -46,14 +44,12 @@ class Written:
     bits: dict[str, Bits]
     escapes: int
     plain: int
-    distance: float
+    coder_overhead: float
     tables: Tables
 
 
 def write_payload(candidate: Candidate, *, thorough: bool = True) -> Written:
-    """Through the tables; then, where plain compression is smaller for some tensors or for all,
-    once more with it.
-    """
+    """The smallest of the payloads with no tensor, some or all compressed plainly."""
     adaptive = _write_with(candidate, [False] * len(candidate.parameters))
     symbols = [candidate.symbols[p.name] for p in candidate.parameters]
     prices = [
@@ -76,30 +72,18 @@ def _write_with(candidate: Candidate, plain: list[bool]) -> Written:
         members = [p for p, apart in zip(candidate.parameters, plain, strict=True) if apart]
         section = np.packbits(plain, bitorder="little").tobytes()
         section += write_plain([candidate.symbols[p.name] for p in members])
-        for p, size in zip(members, share(len(section), [p.size for p in members]), strict=True):
+        sizes = apportion(len(section), [p.size for p in members])
+        for p, size in zip(members, sizes, strict=True):
             bits[p.name] = replace(bits[p.name], symbols=8.0 * size)
-    head = _HEAD.pack(
-        -candidate.delta if section else candidate.delta,
-        len(stream),
-        len(escapes),
-        _checksum(candidate.tensors),
-    )
-    coded = 8 * (len(stream) + len(escapes))
-    return Written(
-        head + stream + escapes + section,
-        bits,
-        len(escapes),
-        len(section),
-        coded / max(encoder.bits, 1.0) - 1,
-        encoder.tables,
-    )
+    delta = -candidate.delta if section else candidate.delta
+    head = _HEAD.pack(delta, len(stream), len(escapes), _checksum(candidate.tensors))
+    overhead = 8 * (len(stream) + len(escapes)) / max(encoder.bits, 1.0) - 1
+    payload = head + stream + escapes + section
+    return Written(payload, bits, len(escapes), len(section), overhead, encoder.tables)
 
 
-def read_payload(payload: bytes, plan: Plan, steps: Steps | None = None) -> dict[str, Tensor]:
-    """Grids and symbols to tensors; `ArtifactError` for a payload that is no such thing.
-
-    `steps`, where given, receives what matrices are whole multiples of.
-    """
+def read_payload(payload: bytes, plan: Plan) -> dict[str, Tensor]:
+    """Grids and symbols to tensors; `ArtifactError` for a payload that is no such thing."""
     if len(payload) < _HEAD.size:
         raise ArtifactError("the payload ends before its head")
     delta, stream, escapes, checksum = _HEAD.unpack_from(payload)
@@ -114,10 +98,8 @@ def read_payload(payload: bytes, plan: Plan, steps: Steps | None = None) -> dict
     decoder = open_decoder(payload[_HEAD.size : first], payload[first:second], plan.parameter_count)
     found: dict[str, Tensor] = {}
     for parameter in plan.exported:
-        grid, values = read_values(decoder, parameter, abs(delta), plain.get(parameter.name))
-        found[parameter.name] = restore(parameter, values)
-        if steps is not None and parameter.role in (Role.MATRIX, Role.EMBEDDING):
-            steps[parameter.name] = grid.sides(abs(delta))
+        grid, levels = read_tensor(decoder, parameter, plain.get(parameter.name))
+        found[parameter.name] = restore(parameter, grid, levels, abs(delta))
     decoder.finish()
     if _checksum(found) != checksum:
         raise ArtifactError("the decoded tensors do not match their checksum")
@@ -138,18 +120,12 @@ def _read_plain(section: bytes, plan: Plan) -> dict[str, Ints]:
     return {p.name: symbols for p, symbols in zip(members, found, strict=True)}
 
 
-def restore(parameter: Parameter, values: NDArray[np.float32]) -> Tensor:
-    """The tensor of a parameter from its dequantized matrix; `ArtifactError` for infinities and
-    NaN.
-    """
-    if not np.isfinite(values).all():
-        raise ArtifactError(f"tensor {parameter.name!r} decodes to values beyond float32")
-    return from_matrix(parameter, torch.from_numpy(values)).add_(start(parameter))
-
-
-def _checksum(tensors: dict[str, Tensor]) -> int:
-    value = 0
-    for tensor in tensors.values():
-        # Adding zero makes one zero of two, so that equal numbers have equal bytes.
-        value = zlib.crc32((tensor + 0.0).contiguous().numpy().data, value)
-    return value
+def _checksum(tensors: Tensors) -> int:
+    """CRC-32 over the float32 values; `ArtifactError` for infinities and NaN."""
+    total = 0
+    for name, tensor in tensors.items():
+        values = dequantized(tensor)
+        if not np.isfinite(values).all():
+            raise ArtifactError(f"tensor {name!r} decodes to values beyond float32")
+        total = zlib.crc32(np.ascontiguousarray(values).data, total)
+    return total

@@ -1,10 +1,9 @@
-"""Plain compression of symbols, for tensors so regular that no adaptive table can follow: constant,
-repeated, periodic.
+"""Plain compression of symbols, for tensors so regular that no adaptive table can follow.
 
-A section holds the symbols of chosen tensors, row by row, as integers of 1, 2 or 4 bytes under the
-smallest of LZMA, Brotli and Zstandard. With all tensors in it the payload cannot be larger than
-general compressors make the same codes, but for the section's list of tensors. What a section
-expands to is bounded before it is expanded.
+They are constant, repeated or periodic. A section holds the symbols of chosen tensors, row by row,
+as integers of 1, 2 or 4 bytes under the smallest of LZMA, Brotli and Zstandard. With all tensors in
+it the payload cannot be larger than general compressors make the same codes, but for the section's
+list of tensors. What a section expands to is bounded before it is expanded.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.errors import ArtifactError
+from niblick.files import expand
 
 Ints = NDArray[np.int64]
 _WIDTHS = (1, 2, 4)
@@ -39,9 +39,7 @@ def smallest(raw: bytes) -> bytes:
 
 
 def quick(raw: bytes) -> int:
-    """About what `smallest` would give, a few percent to a quarter more, in a fraction of its
-    time.
-    """
+    """A few percent to a quarter more than `smallest` would give, in a fraction of its time."""
     import brotli
 
     return len(brotli.compress(raw, quality=5, lgwin=24))
@@ -56,17 +54,13 @@ def as_bytes(symbols: Ints) -> tuple[int, bytes]:
 
 
 def write_plain(symbols: list[Ints]) -> bytes:
-    """A section with the tensors given: their integers' widths, then all of them compressed as
-    one.
-    """
+    """A section with the tensors given: their integers' widths, then all compressed as one."""
     forms = [as_bytes(entry) for entry in symbols]
     return bytes(width for width, _ in forms) + smallest(b"".join(raw for _, raw in forms))
 
 
 def read_plain(section: bytes, shapes: list[tuple[int, int]]) -> list[Ints]:
-    """Undo `write_plain`, given the tensors' shapes (R, C); `ArtifactError` for any other
-    section.
-    """
+    """Undo `write_plain` for tensors of `shapes` (R, C); `ArtifactError` for another section."""
     widths = list(section[: len(shapes)])
     if len(section) <= len(shapes) or not set(widths) <= set(_WIDTHS):
         raise ArtifactError("the plain symbols are damaged: their head is out of range")
@@ -90,11 +84,10 @@ def read_plain(section: bytes, shapes: list[tuple[int, int]]) -> list[Ints]:
 
 
 def choices(symbols: list[Ints], prices: list[float], *, thorough: bool) -> list[list[bool]]:
-    """Which tensors it may pay to put in a plain section, given what the tables charge for each in
-    bits; often none.
+    """Which tensors it may pay to put in a plain section; often none.
 
-    One choice are the tensors that are smaller one by one, another all of them, so that one may
-    repeat another.
+    `prices` are what the tables charge for each in bits. One choice are the tensors that are
+    smaller one by one, another all of them, so that one may repeat another.
     """
     raws = [as_bytes(entry)[1] for entry in symbols]
     limit = _UNLIKELY if thorough else _HOPELESS
@@ -133,17 +126,7 @@ def _pack_zstd(raw: bytes) -> bytes:
 def _unpack_lzma(data: bytes, limit: int, view: dict[str, int]) -> bytes:
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": _LARGEST_WINDOW, **view}]
     decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=filters)
-    try:
-        raw = decoder.decompress(data, limit + 1)
-        # The end mark may still be unread.
-        raw += decoder.decompress(b"", 1) if not decoder.eof else b""
-    except (lzma.LZMAError, EOFError) as error:
-        raise ArtifactError(f"the plain symbols are damaged: {error}") from None
-    if not decoder.eof or decoder.unused_data:
-        raise ArtifactError(
-            "the plain symbols are damaged: their stream has no end, or something behind it"
-        )
-    return raw
+    return expand(data, decoder, limit, "the section of plain symbols", ArtifactError)
 
 
 def _unpack_brotli(data: bytes, limit: int) -> bytes:
@@ -166,11 +149,19 @@ def _unpack_brotli(data: bytes, limit: int) -> bytes:
 def _unpack_zstd(data: bytes, limit: int) -> bytes:
     import zstandard
 
+    decoder = zstandard.ZstdDecompressor(max_window_size=1 << 27)
     try:
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as reader:
-            return reader.read(limit + 1)
+        with decoder.stream_reader(data) as reader:
+            raw = reader.read(limit + 1)
+        if len(raw) > limit:
+            return raw
+        whole = decoder.decompressobj()  # which alone says where the frame ends
+        whole.decompress(data)
     except zstandard.ZstdError as error:
         raise ArtifactError(f"the plain symbols are damaged: {error}") from None
+    if not whole.eof or whole.unused_data:
+        raise ArtifactError("the plain symbols are damaged: they are cut off, or longer")
+    return raw
 
 
 _PACKERS: tuple[Callable[[bytes], bytes], ...] = (

@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
+_BLOCK = 1 << 15  # elements whose float64 products are held at once: they stay in the cache
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class QuantizedTensor:
-    """Integers times steps: value[r, c] = codes[r, c] * (row_steps[r] * column_factors[c // g]).
+    """Integers times steps: codes[r, c] * (row_steps[r] * column_factors[c // group]).
 
-    `codes` (R, C) of any integer type; `row_steps` (R,) and `column_factors` (ceil(C / g),) with
-    g = `group`, None for ones, in float64; `correction` adds A @ B of shapes (R, k) and (k, C).
-    Products are formed in float64 in this order and rounded once to `rounded_to`; `shape` is the
-    tensor's own.
+    `codes` (R, C) of any integer type; `row_steps` (R,) and `column_factors` (ceil(C / group),),
+    None for ones, in float64; `correction` adds A @ B of shapes (R, k) and (k, C). Products are
+    formed in float64 in this order and rounded once to `rounded_to`; a zero is never negative.
+    `shape` is the tensor's own.
     """
 
     shape: tuple[int, ...]
@@ -43,17 +44,23 @@ class QuantizedTensor:
 
     def dequantize(self) -> Floats:
         """The float32 tensor in its own shape; infinite or NaN where a value is beyond float32."""
-        steps, factors = self.row_steps[:, None], self.wide_factors
-        if factors is not None:
-            steps = steps * factors[None, :]
+        rows_in_all, columns = self.codes.shape
+        out = np.empty((rows_in_all, columns), dtype=np.float32)
+        height, factors = max(1, _BLOCK // max(columns, 1)), self.wide_factors
+        for start in range(0, rows_in_all, height):
+            rows = slice(start, start + height)
+            out[rows] = self._rows(rows, factors)
+        return out.reshape(self.shape)
+
+    def _rows(self, rows: slice, factors: NDArray[np.float64] | None) -> Floats:
+        steps = self.row_steps[rows, None]
         with np.errstate(over="ignore", invalid="ignore"):
-            values = self.codes * steps
+            values = self.codes[rows] * (steps if factors is None else steps * factors)
             if self.correction is not None:
-                values = values + self.correction[0] @ self.correction[1]
+                values += self.correction[0][rows] @ self.correction[1]
             rounded = values.astype(np.float32)
-        if self.rounded_to == "bfloat16":
-            rounded = round_to_bfloat16(rounded)
-        return rounded.reshape(self.shape)
+        rounded += 0.0  # one zero of two, so that equal numbers have equal bytes
+        return round_to_bfloat16(rounded) if self.rounded_to == "bfloat16" else rounded
 
 
 Tensor = QuantizedTensor | Floats
@@ -70,3 +77,10 @@ def round_to_bfloat16(values: Floats) -> Floats:
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
     return np.where(np.isfinite(values), rounded.view(np.float32), values)
+
+
+def narrow(codes: NDArray[Any]) -> NDArray[Any]:
+    """The integers in the smallest of int8, int16 and int32 that holds them."""
+    largest = max(int(codes.max()), -int(codes.min())) if codes.size else 0
+    kinds = (np.int8, np.int16, np.int32)
+    return codes.astype(next(kind for kind in kinds if largest <= np.iinfo(kind).max), copy=False)

@@ -1,5 +1,4 @@
-"""The codec "rd": water-filled steps, error feedback, trellis-coded rounding, adaptive entropy
-coding.
+"""The codec "rd": water-filled steps, error feedback, trellis-coded rounding, adaptive coding.
 
 Every parameter is coded by role, vectors and scalars included. Steps come from the Fisher
 information measured on calibration batches, rounding weighs error against the coder's own prices,
@@ -9,115 +8,108 @@ fills a byte budget or meets a loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import Tensor
-
-from niblick.codecs.allocation import fill_budget, meet_tax
-from niblick.codecs.base import CODECS, Encoded, Job, TensorRow, share
-from niblick.codecs.entropy import order0_bits
-from niblick.codecs.payload import HEAD_BYTES, Written, read_payload, write_payload
-from niblick.codecs.rounder import Candidate, Rounder
-from niblick.codecs.symbols import Tables
-from niblick.compression.calibration import Calibration, mean_nll, self_generated
-from niblick.compression.sensitivity import measure
+from niblick.codecs.base import (
+    CODECS,
+    Codec,
+    Encoded,
+    Job,
+    Sizes,
+    TensorRow,
+    apportion,
+    order0_bits,
+)
+from niblick.codecs.quantized import Tensor
 from niblick.errors import NiblickError
-from niblick.model import LanguageModel, Steps
 from niblick.plan import Plan
 from niblick.recipe import Recipe
+
+if TYPE_CHECKING:
+    from niblick.codecs.payload import Written
+    from niblick.codecs.rounder import Candidate
+    from niblick.codecs.symbols import Tables
 
 DEFAULT_BITS = 4.0
 
 
-def _size(candidate: Candidate) -> tuple[int, Tables]:
-    written = write_payload(candidate, thorough=False)
-    return len(written.payload), written.tables
+class RateDistortion(Codec):
+    """Fits a byte budget from below, or a loss; by default half a byte per parameter."""
 
-
-@dataclass(frozen=True)
-class RateDistortion:
-    """Fits a byte budget from below, or a loss; needs calibration batches, or writes its own
-    text.
-    """
-
-    name: str = "rd"
-    needs_calibration: bool = True
+    name = "rd"
+    needs_calibration = fills_cap = True
 
     def encode(self, job: Job) -> Encoded:
-        """Measure, round and code until the payload fills the budget (default: half a byte per
-        parameter).
-        """
-        model = _model(job)
-        calibration = job.calibration or Calibration(self_generated(model, seed=job.recipe.seed))
-        rounder = Rounder(job.plan, job.tensors, measure(model, calibration, seed=job.recipe.seed))
-        if job.target_tax is not None:
-            tax = _tax(model, calibration, job.tensors)
-            candidate, choice = meet_tax(rounder, tax, job.target_tax, job.budget, _size)
-        else:
-            budget = (
-                job.budget
-                if job.budget is not None
-                else round(DEFAULT_BITS * job.plan.parameter_count / 8)
+        """Round and code until the payload fills the budget or meets the loss."""
+        from niblick.codecs.allocation import fill_budget, meet_tax
+        from niblick.codecs.payload import write_payload
+        from niblick.codecs.rounder import Rounder
+
+        def size(candidate: Candidate) -> tuple[int, Tables]:
+            written = write_payload(candidate, thorough=False)
+            return len(written.payload), written.tables
+
+        rounder = Rounder(job.plan, job.tensors, job.sensitivities)
+        if job.target_tax is None:
+            most = round(DEFAULT_BITS * job.plan.parameter_count / 8)
+            budget = most if job.budget is None else job.budget
+            candidate, choice = fill_budget(rounder, budget, size)
+        elif job.tax is None:
+            raise NiblickError(
+                "a target tax in bits per byte needs calibration text of known length"
             )
-            candidate, choice = fill_budget(rounder, budget, _size)
-        return _encoded(candidate, write_payload(candidate), choice, job)
+        else:
+            candidate, choice = meet_tax(rounder, job.tax, job.target_tax, job.budget, size)
+        return _encoded(candidate, write_payload(candidate), choice, job.plan)
 
-    def decode(
-        self, payload: bytes, recipe: Recipe, plan: Plan, steps: Steps | None = None
-    ) -> dict[str, Tensor]:
+    def decode(self, payload: bytes, recipe: Recipe, plan: Plan) -> dict[str, Tensor]:
         """The tensors of `encode`, bit for bit, on any machine."""
-        return read_payload(payload, plan, steps)
+        from niblick.codecs.payload import read_payload
+
+        return read_payload(payload, plan)
+
+    def sizes(self, recipe: Recipe, plan: Plan, other: int) -> Sizes:
+        """The room under the cap, which the solver fills, within the largest and smallest file.
+
+        The largest has about nine bits a weight; the smallest is little but the tensors' grids.
+        """
+        rows = [p.shape[0] if p.shape else 1 for p in plan.exported]
+        sides = sum(r + p.size // max(r, 1) for r, p in zip(rows, plan.exported, strict=True))
+        largest = round(plan.parameter_count * 9.5 / 8) + sides
+        smallest = sides // 2 + 4 * len(plan.exported) + round(0.03 * plan.parameter_count / 8)
+        room = max(recipe.artifact.max_bytes - other, 0)
+        filled = max(min(largest, room), smallest)
+        return filled, filled
+
+    def describe(self, recipe: Recipe) -> dict[str, dict[str, Any]]:
+        """Its names in the field; it has no settings but the cap."""
+        return {
+            "quantization": {"name": "rate-distortion trellis-coded quantization"},
+            "compression": {"name": "context-modelled entropy coding of every tensor"},
+        }
 
 
-def _model(job: Job) -> LanguageModel:
-    model = LanguageModel(job.plan.model, seed=None)
-    model.load_state_dict(job.tensors)
-    return model.eval()
+def _encoded(candidate: Candidate, written: Written, choice: dict[str, Any], plan: Plan) -> Encoded:
+    from niblick.codecs.payload import HEAD_BYTES
 
-
-def _tax(
-    model: LanguageModel, calibration: Calibration, tensors: dict[str, Tensor]
-) -> Callable[[dict[str, Tensor]], float]:
-    """Bits per byte that other weights lose against `tensors` on the calibration batches."""
-    if calibration.bytes_per_token is None:
-        raise NiblickError("a target tax in bits per byte needs calibration text of known length")
-    scale = 1 / (np.log(2.0) * calibration.bytes_per_token)
-    reference = mean_nll(model, calibration)
-
-    def tax(candidate: dict[str, Tensor]) -> float:
-        model.load_state_dict(candidate)
-        found = (mean_nll(model, calibration) - reference) * scale
-        model.load_state_dict(tensors)
-        return float(found)
-
-    return tax
-
-
-def _encoded(candidate: Candidate, written: Written, choice: dict[str, Any], job: Job) -> Encoded:
     body = len(written.payload) - HEAD_BYTES
-    order = list(written.bits)
-    kinds = [
-        round(1000 * sum(getattr(bits, kind) for bits in written.bits.values()))
-        for kind in ("symbols", "scales", "models")
-    ]
-    symbols, scales, models = share(body, kinds)
-    parts = {"symbols": symbols, "scales": scales, "models": models, "payload_head": HEAD_BYTES}
-    sizes = share(body, [round(1000 * written.bits[name].total) for name in order])
+    prices = written.bits
+    kinds = ("symbols", "scales", "models")
+    sums = [round(1000 * sum(getattr(bits, kind) for bits in prices.values())) for kind in kinds]
+    parts = dict(zip(kinds, apportion(body, sums), strict=True)) | {"payload_head": HEAD_BYTES}
+    sizes = apportion(body, [round(1000 * bits.total) for bits in prices.values()])
     rows = {
-        name: TensorRow(size, job.tensors[name].numel(), order0_bits(candidate.symbols[name]))
-        for name, size in zip(order, sizes, strict=True)
+        p.name: TensorRow(size, p.size, order0_bits(candidate.symbols[p.name]))
+        for p, size in zip(candidate.parameters, sizes, strict=True)
     }
     told = {
         **choice,
         "delta": candidate.delta,
-        "coder_excess": round(written.distance, 6),
+        "coder_excess": round(written.coder_overhead, 6),
         "predicted_tax_nats": round(candidate.predicted, 6),
         "escape_bytes": written.escapes,
         "plain_bytes": written.plain,
-        "bits_by_role": _by_role(job.plan, rows),
+        "bits_by_role": _by_role(plan, rows),
     }
     return Encoded(written.payload, parts, rows, candidate.tensors, told)
 

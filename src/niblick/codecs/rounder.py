@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from niblick.codecs.base import Sensitivity
 from niblick.codecs.contexts import LEVELS, SCALAR_KIND, THRESHOLDS
 from niblick.codecs.feedback import round_columns
-from niblick.codecs.grid import Grid, machine_of, make_grid, paths_of
-from niblick.codecs.matrices import as_matrix, from_matrix, matrix_shape, start
+from niblick.codecs.grid import Grid, code_of, make_grid, paths_of, restore
+from niblick.codecs.matrices import as_matrix, matrix_shape, origin
+from niblick.codecs.quantized import Floats as Weights
+from niblick.codecs.quantized import Tensor
 from niblick.codecs.symbols import Tables
 from niblick.codecs.tensor_stream import new_tables
-from niblick.codecs.trellis import SCALAR, TRELLIS, Machine
-from niblick.compression.sensitivity import Sensitivity
+from niblick.codecs.trellis import SCALAR, TRELLIS, TrellisCode
 from niblick.plan import Parameter, Plan
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# Price of a bit in squared steps. A scalar step is as wide as 1.75 trellis steps at equal slope.
+# Price of a bit in squared steps. A scalar step is as wide as 1.75 trellis steps at equal price.
 MULTIPLIER = {TRELLIS.states: 0.04, SCALAR.states: 0.03}
 _SCALAR_QUARTERS = 3
 _SAMPLE = 4096
@@ -30,9 +31,7 @@ _PRICED, LARGEST_SYMBOL = 64, 1 << 20
 
 @dataclass(frozen=True)
 class Candidate:
-    """One rounding of the model: grids, symbols (R, C) and tensors by name, and the loss predicted
-    in nats.
-    """
+    """One rounding of the model: grids, symbols (R, C), tensors, and the predicted loss in nats."""
 
     delta: float
     parameters: tuple[Parameter, ...]
@@ -44,9 +43,9 @@ class Candidate:
 
 @dataclass
 class _Group:
-    """Tensors of one shape and machine, rounded side by side."""
+    """Tensors of one shape and trellis code, rounded side by side."""
 
-    machine: Machine
+    code: TrellisCode
     paths: int
     parameters: list[Parameter]
     weight: Floats
@@ -58,33 +57,31 @@ class Rounder:
     """Holds what does not depend on delta: grids, feedback and weights, grouped by shape."""
 
     def __init__(
-        self, plan: Plan, tensors: dict[str, Tensor], sensitivities: dict[str, Sensitivity]
+        self, plan: Plan, tensors: Mapping[str, Weights], sensitivities: Mapping[str, Sensitivity]
     ) -> None:
         self.parameters = plan.exported
         self.tables: Tables = new_tables()
-        self._groups: dict[tuple[int, int, int], list[Parameter]] = {}
+        alike: dict[tuple[int, int, int], list[Parameter]] = {}
         for parameter in plan.exported:
-            key = (*matrix_shape(parameter), machine_of(parameter).states)
-            self._groups.setdefault(key, []).append(parameter)
-        self._made = [_group(members, tensors, sensitivities) for members in self._groups.values()]
-        self._samples = [sample for group in self._made for sample in _samples(group)]
+            key = (*matrix_shape(parameter), code_of(parameter).states)
+            alike.setdefault(key, []).append(parameter)
+        self._groups = [_group(members, tensors, sensitivities) for members in alike.values()]
+        self._samples = [sample for group in self._groups for sample in _samples(group)]
 
     def smallest_delta(self) -> float:
         """Below this, symbols would grow beyond what the tables were made for."""
-        return max(max(_floor(group, i) for i in range(len(group.grids))) for group in self._made)
+        return max(max(_floor(group, i) for i in range(len(group.grids))) for group in self._groups)
 
     def largest_delta(self) -> float:
         """Above this, every symbol is zero."""
         found = 1e-12
-        for group in self._made:
+        for group in self._groups:
             for weight, grid in zip(group.weight, group.grids, strict=True):
                 found = max(found, float((np.abs(weight) / grid.steps(1.0)).max()))
         return 4 * found
 
     def bits(self, delta: float) -> float:
-        """A closed-form guess at the model's bits: geometric symbols of each row's and column's
-        magnitude.
-        """
+        """A guess at the model's bits: geometric symbols of each row's and column's magnitude."""
         total = 0.0
         for means, stands_for in self._samples:
             mean = means / delta + 1e-9
@@ -99,15 +96,12 @@ class Rounder:
         symbols: dict[str, Ints] = {}
         decoded: dict[str, Tensor] = {}
         predicted = 0.0
-        for group in self._made:
+        for group in self._groups:
             found, levels, cost = _round_group(group, delta, self.tables)
             predicted += cost
             for i, parameter in enumerate(group.parameters):
                 grids[parameter.name], symbols[parameter.name] = group.grids[i], found[i]
-                values = (levels[i] * group.grids[i].steps(delta)).astype(np.float32)
-                decoded[parameter.name] = start(parameter) + from_matrix(
-                    parameter, torch.from_numpy(values)
-                )
+                decoded[parameter.name] = restore(parameter, group.grids[i], levels[i], delta)
         order = [p.name for p in self.parameters]
         return Candidate(
             delta,
@@ -120,36 +114,34 @@ class Rounder:
 
 
 def _group(
-    members: list[Parameter], tensors: dict[str, Tensor], sensitivities: dict[str, Sensitivity]
+    members: list[Parameter],
+    tensors: Mapping[str, Weights],
+    sensitivities: Mapping[str, Sensitivity],
 ) -> _Group:
-    machine = machine_of(members[0])
-    weight = np.stack([as_matrix(p, tensors[p.name] - start(p)).double().numpy() for p in members])
+    code = code_of(members[0])
+    weight = np.stack([as_matrix(p, tensors[p.name] - origin(p)) for p in members])
     made = [make_grid(p, sensitivities[p.name]) for p in members]
-    widen = _SCALAR_QUARTERS if machine.states == 1 else 0
+    widen = _SCALAR_QUARTERS if code.states == 1 else 0
     grids = [Grid(grid.tensor + widen, grid.rows, grid.columns) for grid, _ in made]
     feedback = np.stack([matrix for _, matrix in made])
-    paths = paths_of(members[0]) if machine.states > 1 else 1
-    return _Group(machine, paths, members, weight, feedback, grids)
+    paths = paths_of(members[0]) if code.states > 1 else 1
+    return _Group(code, paths, members, weight.astype(np.float64), feedback, grids)
 
 
 def _samples(group: _Group) -> list[tuple[Floats, int]]:
-    """For each tensor the expected magnitudes at delta = 1 of some of its elements, and how many
-    they stand for.
-    """
+    """For each tensor the expected magnitudes of some elements at delta = 1, and its size."""
     found = []
     for weight, grid in zip(group.weight, group.grids, strict=True):
-        expected = _expected(weight, grid.steps(1.0) * group.machine.stride).ravel()
+        expected = _expected(weight, grid.steps(1.0) * group.code.stride).ravel()
         found.append((expected[:: expected.size // _SAMPLE + 1].copy(), expected.size))
     return found
 
 
 def _floor(group: _Group, index: int) -> float:
-    """The delta at which a matrix's mean magnitude would be 250 symbols, or any largest magnitude
-    beyond reach.
-    """
-    steps = group.grids[index].steps(1.0) * group.machine.stride
+    """The delta at which a matrix's mean symbol would be 250, or any symbol out of range."""
+    steps = group.grids[index].steps(1.0) * group.code.stride
     ratio = np.abs(group.weight[index]) / steps
-    mean = float(ratio.mean()) / 250 if group.machine.states > 1 else 0.0
+    mean = float(ratio.mean()) / 250 if group.code.states > 1 else 0.0
     return max(mean, float(ratio.max()) / LARGEST_SYMBOL, 1e-30)
 
 
@@ -161,12 +153,12 @@ def _expected(weight: Floats, step: Floats) -> Floats:
     return expected
 
 
-def _prices(tables: Tables, machine: Machine) -> Floats:
+def _prices(tables: Tables, code: TrellisCode) -> Floats:
     """Bits (LEVELS, 2, magnitudes) that the tables charge, signs averaged."""
     out = np.zeros((LEVELS, 2, _PRICED + 1))
     for level in range(LEVELS):
         for quantizer in (0, 1):
-            kind = level + (SCALAR_KIND if machine.states == 1 else quantizer * LEVELS)
+            kind = level + (SCALAR_KIND if code.states == 1 else quantizer * LEVELS)
             table = tables[kind]
             bits, zero = table.bits, table.limit
             both = (bits[zero : 2 * zero + 1] + bits[zero::-1]) / 2
@@ -179,7 +171,7 @@ def _prices(tables: Tables, machine: Machine) -> Floats:
 def _round_group(group: _Group, delta: float, tables: Tables) -> tuple[Ints, Ints, float]:
     steps = np.stack([grid.steps(delta) for grid in group.grids])
     expected = np.stack(
-        [_expected(w, s * group.machine.stride) for w, s in zip(group.weight, steps, strict=True)]
+        [_expected(w, s * group.code.stride) for w, s in zip(group.weight, steps, strict=True)]
     )
     fixed = np.minimum(expected * 256, 1e9).astype(np.int64)
     kinds = np.searchsorted(THRESHOLDS, fixed, side="right")
@@ -187,11 +179,11 @@ def _round_group(group: _Group, delta: float, tables: Tables) -> tuple[Ints, Int
         group.weight,
         steps,
         group.feedback,
-        group.machine,
+        group.code,
         group.paths,
-        _prices(tables, group.machine),
+        _prices(tables, group.code),
         kinds,
-        MULTIPLIER[group.machine.states],
+        MULTIPLIER[group.code.states],
     )
-    widen = 2 ** (_SCALAR_QUARTERS / 2) if group.machine.states == 1 else 1.0
+    widen = 2 ** (_SCALAR_QUARTERS / 2) if group.code.states == 1 else 1.0
     return symbols, levels, 0.5 * residual * widen * delta**2

@@ -1,5 +1,4 @@
-"""Entropy coding of integers with constriction: adaptive integer frequency tables over an ANS
-stream.
+"""Entropy coding of integers with constriction: adaptive frequency tables over an ANS stream.
 
 A symbol's table is named by its kind. A table starts from a law built by integer arithmetic and
 adds what was coded, block by block; it is rebuilt only once it has grown by an eighth, so encoder
@@ -21,7 +20,7 @@ from niblick.codecs.fixed import prior
 from niblick.errors import ArtifactError
 
 Ints = NDArray[np.int64]
-_WEIGHT, _LARGEST_TOTAL = 40, 1 << 21
+_WEIGHT, _LARGEST_TOTAL, _LONGEST_ESCAPE = 40, 1 << 21, 30  # the last in bits
 
 
 @cache
@@ -42,9 +41,7 @@ class Table:
 
     @classmethod
     def start(cls, mean: int, limit: int) -> Table:
-        """A law whose magnitudes have the expected value `mean` / 256, worth a few dozen
-        symbols.
-        """
+        """A law of expected magnitude `mean` / 256, worth a few dozen symbols."""
         counts = np.append(_prior(mean, limit), 1)
         return cls(limit, counts, int(counts.sum()))
 
@@ -194,7 +191,7 @@ class Decoder:
     def _escape(self, limit: int) -> int:
         start = self._escapes.find("1", self._at)
         length = start - self._at + 1
-        if start < 0 or length > 40 or start + length > len(self._escapes):
+        if start < 0 or length > _LONGEST_ESCAPE or start + length > len(self._escapes):
             raise ArtifactError("the escape stream is damaged")
         self._at = start + length
         coded = int(self._escapes[start : self._at], 2)
@@ -219,9 +216,7 @@ def read_words(stream: bytes) -> NDArray[np.uint32]:
 
 
 def check_ends(empty: bool, left: int, ones: bool) -> None:
-    """Refuse streams that hold more than was taken: symbols, or bits of escapes that are no padding
-    of a byte.
-    """
+    """Refuse streams that hold more than was taken: symbols, or escapes beyond a byte's padding."""
     if not empty:
         raise ArtifactError("the symbol stream holds more than its tensors")
     if left >= 8 or ones:

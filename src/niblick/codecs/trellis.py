@@ -1,11 +1,10 @@
-"""Dependent (trellis-coded) scalar quantization: which multiples of the step a symbol can mean
-depends on its past.
+"""Dependent (trellis-coded) scalar quantization: what a symbol means depends on its past.
 
 Two quantizers share the multiples n of a step: Q0 has the even ones, n = 2k; Q1 the odd ones and
 zero, n = 2k - sgn k. A state machine driven by the parity of k picks one for each symbol, and the
 encoder finds the best path with the Viterbi algorithm under distortion + multiplier * bits (as in
 ISO/IEC 15938-17 and VVC, here with 8 states of the Ungerboeck kind). At 2.5 bits this needs about
-0.11 bit less than uniform scalar quantization for the same error. A scalar quantizer is the machine
+0.11 bit less than uniform scalar quantization for the same error. A scalar quantizer is the code
 with one state and n = k.
 """
 
@@ -16,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from niblick.codecs.native import native_trellis
+from niblick.codecs.native import load_native, search_paths
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Machine:
+class TrellisCode:
     """States with their quantizer (0 or 1), and the next state for an even and an odd symbol."""
 
     following: Ints
@@ -43,8 +42,9 @@ class Machine:
         return found
 
     def branches(self) -> tuple[Ints, Ints]:
-        """For each state its two predecessors (2, S), and the subset 2 * quantizer + parity each
-        comes by.
+        """For each state its two predecessors (2, S), and the subset that each comes by.
+
+        A subset is 2 * quantizer + parity.
         """
         arrivals: list[list[tuple[int, int]]] = [[] for _ in range(self.states)]
         for state, (even, odd) in enumerate(self.following.tolist()):
@@ -55,28 +55,16 @@ class Machine:
         return before, 2 * self.quantizer[before] + parity
 
 
-SCALAR = Machine(np.array([[0, 0]]), np.array([0]), 1)
-TRELLIS = Machine(
+SCALAR = TrellisCode(np.array([[0, 0]]), np.array([0]), 1)
+TRELLIS = TrellisCode(
     np.array([[0, 1], [2, 3], [5, 4], [7, 6], [1, 0], [3, 2], [4, 5], [6, 7]]),
     np.array([0, 1, 0, 1, 0, 1, 0, 1]),
     2,
 )
 
 
-def quantizers(machine: Machine, symbols: Ints) -> Ints:
-    """The quantizer of every symbol (L, N): each of the N paths starts in state 0."""
-    found = np.zeros_like(symbols)
-    state = np.zeros(symbols.shape[1], dtype=np.int64)
-    if machine.states == 1:
-        return found
-    for i in range(len(symbols)):
-        found[i] = machine.quantizer[state]
-        state = machine.following[state, symbols[i] & 1]
-    return found
-
-
 def search(
-    machine: Machine, target: Floats, bits: Floats, kinds: Ints, multiplier: float
+    code: TrellisCode, target: Floats, bits: Floats, kinds: Ints, multiplier: float
 ) -> tuple[Ints, Ints]:
     """The cheapest symbols (L, N), and the levels they mean, for `target` (L, N) along N
     independent paths.
@@ -85,48 +73,46 @@ def search(
     quantizer; `kinds` (L, N) chooses the row. Minimises sum (target - level)^2 + multiplier * bits.
     Compiled where it can be, with the same result bit for bit.
     """
-    native = native_trellis() if machine.states > 1 else None
-    if native is not None:
-        chosen, quantizer = native(target, bits, kinds, machine.branches()[1], multiplier)
+    library = load_native(build=True) if code.states > 1 else None
+    if library is not None:
+        subset = code.branches()[1]
+        chosen, quantizer = search_paths(library, target, bits, kinds, subset, multiplier)
     else:
-        chosen, quantizer = reference_search(machine, target, bits, kinds, multiplier)
+        chosen, quantizer = reference_search(code, target, bits, kinds, multiplier)
     symbols = np.where(target < 0, -chosen, chosen)
-    return symbols, machine.level(symbols, quantizer)
+    return symbols, code.level(symbols, quantizer)
 
 
 def reference_search(
-    machine: Machine, target: Floats, bits: Floats, kinds: Ints, multiplier: float
+    code: TrellisCode, target: Floats, bits: Floats, kinds: Ints, multiplier: float
 ) -> tuple[Ints, Ints]:
     """Magnitudes and quantizers (L, N) of the cheapest paths, in plain numpy."""
-    cost, magnitude = _candidates(machine, np.abs(target), bits, kinds, multiplier)
-    if machine.states > 1:
-        return _viterbi(machine, cost, magnitude)
+    cost, magnitude = _candidates(code, np.abs(target), bits, kinds, multiplier)
+    if code.states > 1:
+        return _viterbi(code, cost, magnitude)
     chosen = np.take_along_axis(magnitude, np.argmin(cost, axis=0)[None], axis=0)[0]
     return chosen, np.zeros_like(chosen)
 
 
 def _candidates(
-    machine: Machine, size: Floats, bits: Floats, kinds: Ints, multiplier: float
+    code: TrellisCode, size: Floats, bits: Floats, kinds: Ints, multiplier: float
 ) -> tuple[Floats, Ints]:
-    """For each subset (quantizer, parity) the cheaper of its two nearest magnitudes towards zero:
-    (4, L, N).
-    """
+    """For each subset the cheaper of its two nearest magnitudes towards zero: (4, L, N)."""
     last = bits.shape[2] - 1
-    subsets = 4 if machine.states > 1 else 2
+    subsets = 4 if code.states > 1 else 2
     cost = np.empty((subsets, *size.shape))
     magnitude = np.empty((subsets, *size.shape), dtype=np.int64)
     for subset in range(subsets):
         quantizer, parity = divmod(subset, 2)
         prices = bits[:, quantizer]
         near = (
-            2 * np.rint(((size + quantizer) / machine.stride - parity) / 2).astype(np.int64)
-            + parity
+            2 * np.rint(((size + quantizer) / code.stride - parity) / 2).astype(np.int64) + parity
         )
         near = np.maximum(near, parity)
         below = np.maximum(near - 2, parity)
         options = []
         for symbol in (near, below):
-            level = machine.stride * symbol - quantizer * (symbol > 0)
+            level = code.stride * symbol - quantizer * (symbol > 0)
             price = prices[kinds, np.minimum(symbol, last)] + np.maximum(symbol - last, 0) * 0.01
             options.append((size - level) ** 2 + multiplier * price)
         keep = options[0] <= options[1]
@@ -135,19 +121,19 @@ def _candidates(
     return cost, magnitude
 
 
-def _viterbi(machine: Machine, cost: Floats, magnitude: Ints) -> tuple[Ints, Ints]:
+def _viterbi(code: TrellisCode, cost: Floats, magnitude: Ints) -> tuple[Ints, Ints]:
     """Magnitudes and quantizers (L, N) along the cheapest paths from state 0.
 
     States 2j and 2j + 1 are reached from j and j + S/2 alone, so one step is two additions and a
     minimum on views.
     """
-    before, subset = machine.branches()
-    half = machine.states // 2
+    before, subset = code.branches()
+    half = code.states // 2
     assert (
-        before == np.stack([np.arange(machine.states) // 2, np.arange(machine.states) // 2 + half])
+        before == np.stack([np.arange(code.states) // 2, np.arange(code.states) // 2 + half])
     ).all()
     _, length, paths = cost.shape
-    total = np.full((machine.states, paths), 1e30)
+    total = np.full((code.states, paths), 1e30)
     total[0] = 0.0
     low, high, reached = total[:half, None], total[half:, None], total.reshape(half, 2, paths)
     branch = cost[subset].transpose(0, 2, 1, 3).reshape(2, length, half, 2, paths)
@@ -158,7 +144,7 @@ def _viterbi(machine: Machine, cost: Floats, magnitude: Ints) -> tuple[Ints, Int
         np.add(high, branch[1, i], out=two)
         np.less(two, one, out=upper[i])
         np.minimum(one, two, out=reached)
-    flat = upper.reshape(length, machine.states * paths).view(np.uint8)
+    flat = upper.reshape(length, code.states * paths).view(np.uint8)
     column = np.arange(paths)
     state = total.argmin(axis=0)
     states, picks = (

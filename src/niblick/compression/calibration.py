@@ -1,20 +1,31 @@
-"""Calibration: token batches that sensitivities and losses are measured on, and the time spent
-reading them.
+"""Calibration: token batches that sensitivities and losses are measured on, and the time it takes.
 
-The caller hands in batches of *training* text; where there is none, the model writes its own.
+The batches are *training* text drawn from the recipe's seed; where there is none, the model writes
+its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from niblick.data.dataset import Dataset
 from niblick.model import LanguageModel
+from niblick.plan import make_plan
+from niblick.recipe import Recipe
+from niblick.text.tokenizer import Tokenizer
+from niblick.units import Duration
+
+# Many short sequences: each is one sample of the Fisher information, and the number of samples is
+# what counts. Large models, which lose less, make do with fewer.
+SEQUENCES, FEWEST, LENGTH, ROWS = 256, 96, 128, 8
+_WORK = 1 << 30  # parameters times sequences
 
 
 @dataclass
@@ -48,9 +59,7 @@ class Calibration:
 
 @torch.no_grad()
 def mean_nll(model: LanguageModel, calibration: Calibration) -> float:
-    """Mean negative log-likelihood per token in nats on the batches, first tokens aside; adds to
-    the seconds.
-    """
+    """Mean negative log-likelihood per token in nats, first tokens aside; adds to the seconds."""
     batches = list(calibration)
     started = perf_counter()
     total, count = 0.0, 0
@@ -68,9 +77,7 @@ def mean_nll(model: LanguageModel, calibration: Calibration) -> float:
 def self_generated(
     model: LanguageModel, *, seed: int, sequences: int = 64, length: int = 256
 ) -> Iterator[Tensor]:
-    """Text that the model writes itself at temperature 1, all sequences side by side from BOS: (8,
-    T) batches.
-    """
+    """Text that the model writes from BOS at temperature 1, as (8, T) batches."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.full((sequences, 1), model.recipe.bos_id, dtype=torch.int64)
     written, state = [tokens], None
@@ -79,3 +86,35 @@ def self_generated(
         tokens = torch.multinomial(logits[:, -1].softmax(-1), 1, generator=generator)
         written.append(tokens)
     yield from torch.split(torch.cat(written, dim=1), 8)
+
+
+def make_calibration(
+    recipe: Recipe, dataset: Dataset, *, sequences: int | None = None
+) -> Calibration:
+    """Random training sequences as (B, T) int64 batches, the same for the same recipe and data.
+
+    By default 256, for models of more than four million parameters fewer, but at least 96.
+    """
+    if sequences is None:
+        sequences = min(
+            SEQUENCES, max(FEWEST, _WORK // max(make_plan(recipe.model).parameter_count, 1))
+        )
+    total = dataset.token_count("train")
+    length = min(LENGTH, recipe.training.sequence_length, total)
+    starts = np.random.default_rng(recipe.seed).integers(0, total - length + 1, size=sequences)
+    rows = dataset.rows("train", starts.tolist(), length).astype(np.int64)
+    batches = [torch.from_numpy(rows[i : i + ROWS]) for i in range(0, sequences, ROWS)]
+    return Calibration(batches, bytes_per_token=_bytes_per_token(dataset.tokenizer, batches))
+
+
+def left_of_budget(recipe: Recipe, calibration: Calibration, spent: float) -> Calibration:
+    """The calibration with what is left of a budget in seconds as its limit."""
+    duration = Duration.parse(recipe.training.duration)
+    limit = max(duration.amount - spent, 0.0) if duration.unit == "seconds" else None
+    return replace(calibration, seconds=0.0, limit=limit)
+
+
+def _bytes_per_token(tokenizer: Tokenizer, batches: list[Tensor]) -> float:
+    rows = [row for batch in batches for row in batch.numpy()]
+    total = sum(int(tokenizer.byte_table.count(row[1:], row[:-1]).sum()) for row in rows)
+    return total / max(sum(len(row) - 1 for row in rows), 1)

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import log
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from niblick.artifact import container
-from niblick.artifact.atomic import write_file
 from niblick.artifact.ledger import Ledger
 from niblick.artifact.load import capacity, exported_recipe
-from niblick.codecs.base import Encoded, exported_tensors
-from niblick.compression import Job, get_codec
-from niblick.compression.calibration import Calibration
+from niblick.codecs import CODECS, Encoded, Job, Tensor, Tensors
+from niblick.codecs.base import exported_tensors
+from niblick.compression.calibration import Calibration, mean_nll, self_generated
+from niblick.compression.sensitivity import measure
 from niblick.errors import ArtifactError, CapacityError
+from niblick.files import write_atomically
+from niblick.model import LanguageModel, build_model, load_tensors
 from niblick.plan import make_plan
 from niblick.recipe import Recipe, stored_values
+from niblick.runtime import settle_threads
 from niblick.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A written artifact: its size on disk, its ledger, its tensors as decoded, and what the codec
-    chose.
+    """A written artifact: its size on disk, its ledger, its tensors as decoded, what was chosen.
 
     `calibration_seconds` is the time spent reading training text, which counts as training time.
     """
@@ -38,7 +43,7 @@ class Packed:
 
 
 def pack(
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, ArrayLike],
     recipe: Recipe,
     tokenizer: Tokenizer | None,
     out: Path,
@@ -50,15 +55,16 @@ def pack(
     extra_bytes: int = 0,
     meta: dict[str, Any] | None = None,
 ) -> Packed:
-    """Encode `tensors` and write the artifact `out` atomically; nothing is written when the cap is
-    exceeded.
+    """Encode `tensors` and write the artifact `out`; nothing is written where the cap is exceeded.
 
     `max_bytes` caps the file plus `extra_bytes` (the code's, where it counts). `codec` overrides
-    the recipe's. Raises `CapacityError` naming the excess and the largest tensors, `ArtifactError`
+    the recipe's. A codec that needs calibration and is given none calibrates on text that the model
+    writes itself. Raises `CapacityError` naming the excess and the largest tensors, `ArtifactError`
     for tensors that do not fit.
     """
+    settle_threads()
     name = codec or recipe.artifact.codec
-    engine = get_codec(name)
+    chosen = CODECS[name]
     recipe = recipe.model_copy(
         update={"artifact": recipe.artifact.model_copy(update={"codec": name})}
     )
@@ -66,31 +72,58 @@ def pack(
     header = {"codec": name, "meta": meta or {}, "recipe": stored_values(recipe)}
     stored = tokenizer.to_bytes() if tokenizer is not None else b""
     fixed = len(container.build(header, stored, b""))
-    budget = None if max_bytes is None else max_bytes - extra_bytes - fixed
     kept = exported_tensors(tensors, make_plan(recipe.model))
     job = Job(
         tensors=kept,
         recipe=recipe,
         plan=plan,
-        budget=budget,
+        budget=None if max_bytes is None else max_bytes - extra_bytes - fixed,
         target_tax=target_tax,
-        calibration=calibration,
+        **_measured(kept, recipe, calibration, target_tax) if chosen.needs_calibration else {},
     )
-    encoded = engine.encode(job)
+    encoded = chosen.encode(job)
     if plan.parameter_count > capacity(len(encoded.payload)):
         raise ArtifactError(
             f"{plan.parameter_count:,} nearly constant parameters; no artifact may declare that"
             " many"
         )
-    ledger = _ledger(encoded, header, fixed - len(stored), len(stored))
-    if budget is not None and len(encoded.payload) > budget:
+    ledger = _ledger(encoded, fixed - len(stored), len(stored))
+    if job.budget is not None and len(encoded.payload) > job.budget:
         _refuse(ledger, extra_bytes, max_bytes or 0, encoded.choice)
-    write_file(out, container.build(header, stored, encoded.payload))
+    write_atomically(out, [container.build(header, stored, encoded.payload)])
     seconds = calibration.seconds if calibration is not None else 0.0
     return Packed(out, ledger.total, ledger, encoded.decoded, encoded.choice, seconds)
 
 
-def _ledger(encoded: Encoded, header: dict[str, Any], head: int, tokenizer: int) -> Ledger:
+def _measured(
+    tensors: Mapping[str, NDArray[np.float32]],
+    recipe: Recipe,
+    calibration: Calibration | None,
+    target_tax: float | None,
+) -> dict[str, Any]:
+    """What a codec that needs calibration is given: sensitivities, and how a tax is measured."""
+    model = build_model(recipe, tensors)
+    batches = calibration or Calibration(self_generated(model, seed=recipe.seed))
+    measured: dict[str, Any] = {"sensitivities": measure(model, batches, seed=recipe.seed)}
+    if target_tax is not None and batches.bytes_per_token is not None:
+        measured["tax"] = _tax(model, batches, batches.bytes_per_token)
+    return measured
+
+
+def _tax(
+    model: LanguageModel, batches: Calibration, bytes_per_token: float
+) -> Callable[[Tensors], float]:
+    """Bits per byte that other weights lose against the model's on the calibration batches."""
+    reference, scale = mean_nll(model, batches), 1 / (log(2) * bytes_per_token)
+
+    def tax(candidate: Tensors) -> float:
+        load_tensors(model, candidate)
+        return (mean_nll(model, batches) - reference) * scale
+
+    return tax
+
+
+def _ledger(encoded: Encoded, head: int, tokenizer: int) -> Ledger:
     parts = {
         "container": container.FIXED_BYTES,
         "header": head - container.FIXED_BYTES,

@@ -1,5 +1,4 @@
-"""How much each parameter's error costs: Kronecker factors of the Fisher information, from training
-batches.
+"""How much each parameter's error costs: Kronecker factors of the Fisher information.
 
 Labels are drawn from the model's own predictions, so that the gradient of a whole sequence is an
 unbiased sample of the Fisher information of all its tokens: positions are independent and their
@@ -9,7 +8,6 @@ and a block visited often counts as often.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
@@ -18,39 +16,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from niblick.codecs.base import Sensitivity
 from niblick.codecs.matrices import as_matrix
 from niblick.compression.calibration import Calibration
 from niblick.errors import NiblickError
 from niblick.model import LanguageModel
+from niblick.recipe import Recipe
+from niblick.units import Duration
 
-Array = NDArray[np.float64]
-
-
-@dataclass
-class Sensitivity:
-    """Fisher factors of one tensor in its (R, C) layout, per token, in nats per squared unit of
-    weight.
-
-    The cost of an error E is about 1/2 tr(L E A E^T) / t with t = tr L = tr A; `rows` is L's
-    diagonal.
-    """
-
-    rows: Array
-    columns: Array
-
-    @property
-    def trace(self) -> float:
-        """tr A, the Fisher information of the whole tensor."""
-        return float(self.columns.trace())
+_MARGIN = 1.25  # of the time that measuring is expected to take
+Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def measure(model: LanguageModel, calibration: Calibration, *, seed: int) -> dict[str, Sensitivity]:
-    """Fisher factors of every exported parameter from the calibration batches; adds to
-    `calibration.seconds`.
-    """
+    """Fisher factors of every exported parameter from the batches; adds to their seconds."""
     started, before = perf_counter(), calibration.seconds
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, Sensitivity] = {}
+    found: dict[str, Factors] = {}
     tokens = calibration.sequences = 0
     for sequence in (row for batch in calibration for row in torch.split(batch, 1)):
         spent = before + perf_counter() - started
@@ -63,37 +45,49 @@ def measure(model: LanguageModel, calibration: Calibration, *, seed: int) -> dic
         raise NiblickError(
             "no calibration tokens were given; this codec needs batches of training tokens"
         )
-    for entry in found.values():
-        entry.rows /= tokens
-        entry.columns /= tokens
     calibration.seconds = before + perf_counter() - started
-    return found
+    return {
+        name: Sensitivity(rows / tokens, columns / tokens)
+        for name, (rows, columns) in found.items()
+    }
+
+
+def estimate_seconds(recipe: Recipe, calibration: Calibration) -> float:
+    """Seconds of a budget in seconds to keep for measuring; 0 for other budgets.
+
+    Measured on two sequences with an untrained model; that time is added to the calibration's.
+    """
+    if Duration.parse(recipe.training.duration).unit != "seconds":
+        return 0.0
+    model, each = LanguageModel(recipe.model, seed=recipe.seed), 0.0
+    started = perf_counter()
+    for row in next(iter(calibration))[:2]:  # the first takes longer than the others
+        began = perf_counter()
+        measure(model, Calibration([row[None]]), seed=recipe.seed)
+        each = perf_counter() - began
+    calibration.seconds += perf_counter() - started
+    return _MARGIN * each * calibration.planned
 
 
 def _accumulate(
-    model: LanguageModel,
-    found: dict[str, Sensitivity],
-    sequence: Tensor,
-    generator: torch.Generator,
+    model: LanguageModel, found: dict[str, Factors], sequence: Tensor, generator: torch.Generator
 ) -> None:
     """Add one sequence's gradient to the factors."""
     logits = model.logits(sequence).flatten(0, 1)
     labels = _draw(logits.detach(), generator)
-    named = [(p, tensor) for p, tensor in zip(model.plan.exported, _tensors(model), strict=True)]
+    named = dict(model.named_parameters())
+    tensors = [named[p.name] for p in model.plan.exported]
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    gradients = torch.autograd.grad(loss, [tensor for _, tensor in named], allow_unused=True)
-    for (parameter, tensor), gradient in zip(named, gradients, strict=True):
-        matrix = as_matrix(
-            parameter, gradient if gradient is not None else torch.zeros_like(tensor)
-        )
-        right = (matrix.T @ matrix).double().numpy()
+    grads = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
+    for parameter, grad in zip(model.plan.exported, grads, strict=True):
+        matrix = torch.from_numpy(as_matrix(parameter, grad.numpy()))
+        columns = (matrix.T @ matrix).double().numpy()
         rows = matrix.square().sum(1).double().numpy()
-        entry = found.get(parameter.name)
-        if entry is None:
-            found[parameter.name] = Sensitivity(rows, right)
+        if parameter.name in found:
+            for total, part in zip(found[parameter.name], (rows, columns), strict=True):
+                total += part
         else:
-            entry.rows += rows
-            entry.columns += right
+            found[parameter.name] = (rows, columns)
 
 
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -101,8 +95,3 @@ def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     mass = logits.softmax(-1).cumsum(-1)
     place = torch.rand(len(mass), 1, generator=generator) * mass[:, -1:]
     return torch.searchsorted(mass, place).squeeze(-1).clamp_(max=mass.shape[1] - 1)
-
-
-def _tensors(model: LanguageModel) -> list[Tensor]:
-    named = dict(model.named_parameters())
-    return [named[p.name] for p in model.plan.exported]

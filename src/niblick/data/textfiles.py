@@ -98,6 +98,24 @@ def _hidden(path: Path, root: Path) -> bool:
     return path != root and any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
+def read_texts(path: Path) -> list[str]:
+    """Every document of a text file or folder of text files, whatever a lone file is called."""
+    if not path.exists():
+        raise DataError(f"no text at {str(path)!r}")
+    if path.is_file():
+        return list(_READERS.get(path.suffix, _txt)(path))
+    sorted_out, others = read_folder(path, ())
+    assert not sorted_out
+    return others
+
+
+def holds_texts(path: Path) -> bool:
+    """Whether `path` is a file, or a folder with text files in it."""
+    return path.is_file() or any(
+        file.suffix in _READERS and not _hidden(file, path) for file in path.rglob("*")
+    )
+
+
 def read_folder(root: Path, splits: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
     """Documents under `root` (a folder or one file): those in folders named as `splits`, and all
     others.

@@ -1,10 +1,10 @@
-"""Generation: engines that run a model with constant state, sampling, and streams of tokens and
-text.
-"""
+"""Running a model without torch: engines with constant state, sampling, streams of text."""
 
-from niblick.engine.base import Engine, ReferenceEngine
+from niblick.engine.base import Engine
+from niblick.engine.choice import open_engine
 from niblick.engine.continuation import Continuation, continue_batch, continue_tokens, start_text
-from niblick.engine.native import NativeEngine, open_engine
+from niblick.engine.native import NativeEngine
+from niblick.engine.plain import NumpyEngine
 from niblick.engine.sampling import GREEDY, Sampling
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "Continuation",
     "Engine",
     "NativeEngine",
-    "ReferenceEngine",
+    "NumpyEngine",
     "Sampling",
     "continue_batch",
     "continue_tokens",

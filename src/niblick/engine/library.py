@@ -1,6 +1,4 @@
-"""The native engine's shared library, compiled on demand; also beside other work, so that nobody
-waits for it.
-"""
+"""The native engine's shared library, compiled on demand or beside other work."""
 
 from __future__ import annotations
 
@@ -11,24 +9,16 @@ from niblick.toolchain import TUNED, CLibrary
 ENGINE = CLibrary(
     package="niblick.engine",
     folder="native",
-    names=("api.c", "attention.c", "forward.c", "pool.c", "product.c", "vector.c", "engine.h"),
-    flags=(
-        "-std=gnu11",
-        "-O3",
-        "-ffp-contract=fast",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-pthread",
-    ),
+    names=("api.c", "attention.c", "forward.c", "product.c", "vector.c", "engine.h"),
+    flags=("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     tunings=TUNED,
+    pooled=True,
 )
 _BUILDER = "niblick-engine-build"
 
 
 def build_in_background() -> threading.Thread:
-    """Compile beside other work; the process waits for it before it ends, so the next one has the
-    library.
-    """
+    """Compile beside other work; the process waits for it before it ends."""
     thread = threading.Thread(target=ENGINE.build, name=_BUILDER)
     thread.start()
     return thread

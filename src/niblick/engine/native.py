@@ -1,64 +1,67 @@
-"""The native engine: the plan run by a small compiled library over quantized weights and
-preallocated state.
+"""The native engine: the plan run by a small compiled library over quantized weights.
 
-Guarantees: exact weights (or 16 bits of them, see `lattice`), float32 arithmetic, no allocation per
-token, and the same numbers for every number of threads, batch and cut of a prompt.
+Guarantees: codes as the file holds them (floats in 24 bits, see `weights`), float32 arithmetic, no
+allocation per token, and the same numbers for every number of threads, batch and cut of a prompt.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import Literal
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from niblick.engine.base import Engine, ReferenceEngine
-from niblick.engine.library import ENGINE, build_in_background
+from niblick.codecs.quantized import Tensors
+from niblick.engine.base import Engine, Ids, Wanted
 from niblick.engine.sampling import Sampling
-from niblick.engine.structures import Layout, PlanStruct, unsupported
-from niblick.model import LanguageModel
+from niblick.engine.structures import Layout, PlanStruct
+from niblick.plan import Plan
+from niblick.runtime import thread_count
 
-COLUMNS = 64  # prompt tokens per call
+COLUMNS = 64  # tokens per call
+_WANTED: dict[Wanted, int] = {"none": 0, "last": 1, "all": 2}
 
 
 class NativeEngine(Engine):
-    """`slots` sequences of a model; the model itself is not needed afterwards."""
+    """`slots` sequences of a model; plan and tensors are not needed afterwards."""
 
     def __init__(
         self,
-        model: LanguageModel,
+        plan: Plan,
+        tensors: Tensors,
         library: ctypes.CDLL,
         *,
         slots: int = 1,
         threads: int | None = None,
-        exact: bool = True,
+        context: int | None = None,
     ) -> None:
-        """Lay `model` out. `exact` off rounds every matrix to 8 bits, whatever it holds."""
+        """Lay the model out; `MemoryError` where weights or state do not fit."""
         self._engine = None
         self._library = _declare(library)
-        self.threads = max(1, min(threads or torch.get_num_threads(), 64))
-        self._columns = max(COLUMNS, slots)
+        self.threads = max(1, min(threads or thread_count(), 64))
+        self.name, self.slots, self.vocab_size = "native", slots, plan.model.vocab_size
+        self.columns = max(COLUMNS, slots)
         self._layout = Layout(
-            model,
+            plan,
+            tensors,
             self._library,
-            slots=slots,
-            columns=self._columns,
-            threads=self.threads,
-            exact=exact,
+            context=context or plan.model.context,
+            sizes={"slots": slots, "columns": self.columns, "threads": self.threads},
         )
-        self.name, self.slots, self.vocab_size = "native", slots, model.recipe.vocab_size
         self.weight_bytes, self.state_bytes = self._layout.weight_bytes, self._layout.state_bytes
         self._engine = self._library.nb_create(ctypes.byref(self._layout.plan))
         if not self._engine:
             raise MemoryError("the engine's state does not fit into memory")
-        self._slots = np.zeros(self._columns, dtype=np.int32)
-        self._tokens = np.zeros(self._columns, dtype=np.int32)
-        self._rows = np.arange(slots, dtype=np.int32)
-        self._pointers = {id(a): a.ctypes.data for a in (self._slots, self._tokens, self._rows)}
-        self._logits = [self._row(slot) for slot in range(slots)]
+        self._slots, self._tokens = (np.zeros(self.columns, dtype=np.int32) for _ in range(2))
+        self._order = np.arange(slots, dtype=np.int32)
+        self._at = tuple(a.ctypes.data for a in (self._slots, self._tokens, self._order))
+        self._logits = [
+            self._view(self._library.nb_logits(self._engine, slot), (self.vocab_size,))
+            for slot in range(slots)
+        ]
+        stride = self._library.nb_stride(self._engine)
+        self._rows = self._view(self._library.nb_rows(self._engine), (self.columns, stride))
 
     def __del__(self) -> None:
         if getattr(self, "_engine", None):
@@ -70,30 +73,40 @@ class NativeEngine(Engine):
         """Bits per weight in memory of every matrix."""
         return dict(self._layout.bits)
 
-    def read(self, slot: int, tokens: Sequence[int] | NDArray[np.int64], *, at: int = 0) -> None:
-        """See `Engine.read`; `at` is the position at which the prompt's first token stands."""
-        ids = np.asarray(tokens, dtype=np.int64)
-        self._check(slot, ids)
+    def reset(self, slot: int, *, at: int = 0) -> None:
+        """See `Engine.reset`."""
         self._library.nb_reset(self._engine, slot, at)
-        self._slots[:] = slot
-        for start in range(0, len(ids), self._columns):
-            part = ids[start : start + self._columns]
-            self._tokens[: len(part)] = part
-            self._run(len(part), self._slots, wanted=start + len(part) == len(ids))
 
-    def step(self, tokens: Sequence[int]) -> None:
+    def advance(self, slots: Ids, tokens: Ids, wanted: Wanted) -> None:
+        """See `Engine.advance`."""
+        count = len(tokens)
+        self._slots[:count], self._tokens[:count] = slots, tokens
+        self._run(count, self._at[0], _WANTED[wanted])
+
+    def step(self, tokens: Ids) -> None:
         """See `Engine.step`."""
         count = len(tokens)
         for slot, token in enumerate(tokens):
             if not 0 <= token < self.vocab_size or slot >= self.slots:
-                self._check(slot, np.array([token]))
+                self.check(slot, [token])
             self._tokens[slot] = token
         if count:
-            self._run(count, self._rows, wanted=True)
+            self._run(count, self._at[2], 1)
 
     def logits(self, slot: int) -> NDArray[np.float32]:
         """See `Engine.logits`."""
         return self._logits[slot]
+
+    def rows(self, count: int) -> NDArray[np.float32]:
+        """See `Engine.rows`."""
+        return self._rows[:count, : self.vocab_size]
+
+    def nll(self, targets: NDArray[np.integer]) -> NDArray[np.float32]:
+        """See `Engine.nll`; done by the library."""
+        wanted = np.ascontiguousarray(targets, dtype=np.int32)
+        found = np.empty(wanted.shape, dtype=np.float32)
+        self._library.nb_nll(self._engine, *wanted.shape, wanted.ctypes.data, found.ctypes.data)
+        return found
 
     def choose(self, slot: int, sampling: Sampling, draw: int, vocab: int | None = None) -> int:
         """See `Engine.choose`; done by the library."""
@@ -110,71 +123,37 @@ class NativeEngine(Engine):
         )
         return found
 
-    def _run(self, count: int, slots: NDArray[np.int32], *, wanted: bool) -> None:
-        failed = self._library.nb_run(
-            self._engine,
-            count,
-            self._pointers[id(slots)],
-            self._pointers[id(self._tokens)],
-            int(wanted),
-        )
+    def _run(self, count: int, slots: int, wanted: int) -> None:
+        failed = self._library.nb_run(self._engine, count, slots, self._at[1], wanted)
         assert not failed
 
-    def _row(self, slot: int) -> NDArray[np.float32]:
-        """A view of one slot's logits in the engine's memory."""
-        return np.ctypeslib.as_array(
-            self._library.nb_logits(self._engine, slot), shape=(self.vocab_size,)
-        )
-
-
-def open_engine(
-    model: LanguageModel,
-    *,
-    slots: int = 1,
-    threads: int | None = None,
-    build: Literal["now", "background", "never"] = "now",
-) -> Engine:
-    """The fastest engine that can run `model` here; its `name` says which one it is.
-
-    The native one needs a library that is compiled once per machine: now (a few seconds), in the
-    background for later processes, or never. The reference engine stands in wherever there is none.
-    """
-    if next(model.parameters()).device.type == "cpu" and unsupported(model) is None:
-        if build == "now":
-            ENGINE.build()
-        library = ENGINE.load()
-        if library is not None:
-            return NativeEngine(model, library, slots=slots, threads=threads)
-        if build == "background" and ENGINE.compiler():
-            build_in_background()
-    return ReferenceEngine(model, slots=slots)
+    @staticmethod
+    def _view(at: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The engine's own memory as an array."""
+        return np.ctypeslib.as_array(at, shape=shape)
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     """Argument and result types of the functions in native/engine.h."""
     handle, integer, pointer = ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p
-    library.nb_create.restype, library.nb_create.argtypes = handle, [ctypes.POINTER(PlanStruct)]
-    library.nb_floats.restype, library.nb_floats.argtypes = handle, [ctypes.c_int64]
-    library.nb_free.restype, library.nb_free.argtypes = None, [handle]
-    library.nb_destroy.restype, library.nb_destroy.argtypes = None, [handle]
-    library.nb_reset.restype, library.nb_reset.argtypes = None, [handle, integer, ctypes.c_int64]
-    library.nb_run.restype, library.nb_run.argtypes = (
-        integer,
-        [handle, integer, pointer, pointer, integer],
-    )
-    library.nb_logits.restype, library.nb_logits.argtypes = (
-        ctypes.POINTER(ctypes.c_float),
-        [handle, integer],
-    )
-    library.nb_choose.restype = integer
-    library.nb_choose.argtypes = [
-        handle,
-        integer,
-        integer,
-        ctypes.c_double,
-        integer,
-        ctypes.c_double,
-        ctypes.c_uint64,
-        ctypes.c_uint64,
-    ]
+    long, real, floats = ctypes.c_int64, ctypes.c_double, ctypes.POINTER(ctypes.c_float)
+    types = {
+        "nb_create": (handle, [ctypes.POINTER(PlanStruct)]),
+        "nb_floats": (handle, [long]),
+        "nb_free": (None, [handle]),
+        "nb_destroy": (None, [handle]),
+        "nb_reset": (None, [handle, integer, long]),
+        "nb_run": (integer, [handle, integer, pointer, pointer, integer]),
+        "nb_logits": (floats, [handle, integer]),
+        "nb_rows": (floats, [handle]),
+        "nb_stride": (integer, [handle]),
+        "nb_nll": (None, [handle, integer, integer, pointer, pointer]),
+        "nb_choose": (
+            integer,
+            [handle, integer, integer, real, integer, real, ctypes.c_uint64, ctypes.c_uint64],
+        ),
+    }
+    for name, (result, arguments) in types.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
     return library

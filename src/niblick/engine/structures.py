@@ -1,26 +1,24 @@
-"""A model laid out for the native engine: its C structures, quantized matrices and places in the
-state.
+"""A model laid out for the native engine: C structures, matrices and places in the state.
 
-Mirrors native/engine.h field by field; `Layout` keeps alive every array that a structure points
-into.
+Mirrors native/engine.h field by field. `Layout` keeps alive every array that a structure points to.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint8, c_void_p
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from niblick.engine.grids import find_base
-from niblick.engine.lattice import BLOCK, Codes, encode
-from niblick.model import LanguageModel
-from niblick.model.rotary import rotary_base
-from niblick.plan import VirtualLayer
+from niblick.codecs.quantized import Floats, Tensors, dequantized
+from niblick.components.attention import rotary_frequencies
+from niblick.engine.plain import sigmoid
+from niblick.engine.weights import BLOCK, Codes, encode
+from niblick.plan import Plan, VirtualLayer
 
 WIDE = 16
 LARGEST = 4096  # widths beyond this do not fit the engine's fixed buffers
@@ -28,16 +26,20 @@ MIXERS = ("token-shift", "window", "full")
 Ints = dict[str, Any]
 
 
+def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+    """Fields of one type, as `_fields_` lists them."""
+    return [(name, kind) for name in names.split()]
+
+
 class Matrix(ctypes.Structure):
     """nb_matrix."""
 
     _fields_ = [
         ("codes", POINTER(c_uint8)),
-        ("scales", POINTER(c_float)),
-        ("columns", POINTER(c_float)),
+        *_fields(POINTER(c_float), "scales columns"),
         ("tail", c_void_p),
         ("tail_at", POINTER(c_int32)),
-        *((n, c_int32) for n in ("rows", "cols", "bits")),
+        *_fields(c_int32, "rows cols bits"),
     ]
 
 
@@ -45,27 +47,13 @@ class Layer(ctypes.Structure):
     """nb_layer."""
 
     _fields_ = [
-        *((n, c_int32) for n in ("mixer", "span", "xsa", "push", "pop", "site")),
-        *((n, c_float) for n in ("scale", "value_scale")),
-        *(
-            (n, POINTER(c_float))
-            for n in ("attn_scale", "mlp_scale", "mix", "carry", "mix_r", "mix_k")
-        ),
-        *((n, POINTER(c_float)) for n in ("q_gain", "k_gain", "k_shift", "v_shift", "local_v")),
-        *(
-            (n, c_int64)
-            for n in (
-                "at_shift",
-                "at_keys",
-                "at_values",
-                "at_key_steps",
-                "at_value_steps",
-                "at_k_shift",
-                "at_v_shift",
-                "at_sidecar",
-            )
-        ),
-        *((n, Matrix) for n in ("r", "k", "v", "q", "out", "fc", "proj")),
+        *_fields(c_int32, "mixer span xsa push pop site"),
+        *_fields(c_float, "scale value_scale"),
+        *_fields(POINTER(c_float), "attn_scale mlp_scale mix carry mix_r mix_k"),
+        *_fields(POINTER(c_float), "q_gain k_gain k_shift v_shift local_v"),
+        *_fields(c_int64, "at_shift at_keys at_values at_key_steps at_value_steps"),
+        *_fields(c_int64, "at_k_shift at_v_shift at_sidecar"),
+        *_fields(Matrix, "r k v q out fc proj"),
     ]
 
 
@@ -73,115 +61,77 @@ class PlanStruct(ctypes.Structure):
     """nb_plan."""
 
     _fields_ = [
-        *(
-            (n, c_int32)
-            for n in (
-                "dim",
-                "heads",
-                "groups",
-                "head",
-                "vocab",
-                "hidden",
-                "half",
-                "layers",
-                "pushes",
-            )
-        ),
-        *(
-            (n, c_int32)
-            for n in (
-                "bos",
-                "document_mask",
-                "within",
-                "qk_norm",
-                "buckets",
-                "side_width",
-                "side_kernel",
-            )
-        ),
-        *((n, c_int32) for n in ("columns", "slots", "threads")),
-        *((n, c_float) for n in ("softcap", "slope", "bigram_scale")),
+        *_fields(c_int32, "dim heads groups head vocab hidden half layers pushes"),
+        *_fields(c_int32, "bos document_mask within qk_norm buckets side_width side_kernel"),
+        *_fields(c_int32, "columns slots threads"),
+        *_fields(c_float, "softcap slope bigram_scale"),
         ("layer", POINTER(Layer)),
-        *((n, POINTER(c_float)) for n in ("smear", "side_gate", "side_scale", "side_kernels")),
+        *_fields(POINTER(c_float), "smear side_gate side_scale side_kernels"),
         ("frequencies", POINTER(c_double)),
-        *(
-            (n, Matrix)
-            for n in ("embedding", "head_matrix", "bigram", "bigram_proj", "value", "value_proj")
-        ),
-        *((n, Matrix) for n in ("side_g", "side_v", "side_p")),
-        *((n, c_int64) for n in ("at_smear", "state_floats")),
+        *_fields(Matrix, "embedding head_matrix bigram bigram_proj value value_proj"),
+        *_fields(Matrix, "side_g side_v side_p"),
+        *_fields(c_int64, "at_smear state_floats"),
     ]
 
 
-def unsupported(model: LanguageModel) -> str | None:
-    """Why the native engine cannot run `model`, None where it can."""
-    recipe, plan = model.recipe, model.plan
+def unsupported(plan: Plan) -> str | None:
+    """Why the native engine cannot run `plan`, None where it can."""
+    model = plan.model
     for layer in plan.layers:
         if layer.mixer not in MIXERS:
             return f"it has no {layer.mixer!r} mixer"
-    widths = (
-        recipe.dim,
-        recipe.mlp_dim,
-        recipe.bigram.width,
-        recipe.value_embedding.width,
-        recipe.sidecar.width,
-    )
-    if max(widths) > LARGEST:
-        return f"a width of {max(widths)} is beyond its {LARGEST}"
+    parts = (model.bigram.width, model.value_embedding.width, model.sidecar.width)
+    widest = max(model.dim, model.mlp_dim, *parts)
+    if widest > LARGEST:
+        return f"a width of {widest} is beyond its {LARGEST}"
     return None
 
 
 class Layout:
-    """The structures of one model for `slots` sequences; `weight_bytes` is what its weights
-    take.
+    """The structures of one model; `weight_bytes` is what its weights take.
+
+    `sizes` are the engine's slots, columns and threads; full attention sees `context` positions.
     """
 
     def __init__(
         self,
-        model: LanguageModel,
+        plan: Plan,
+        tensors: Tensors,
         library: ctypes.CDLL,
         *,
-        slots: int,
-        columns: int,
-        threads: int,
-        exact: bool,
+        context: int,
+        sizes: Mapping[str, int],
     ) -> None:
         """Raises `MemoryError` where the weights do not fit."""
-        self._library, self._model, self._exact = library, model, exact
-        self._tensors = dict(model.named_parameters())
+        self._library, self._source, self._tensors = library, plan, tensors
+        self._context, self._sizes = context, sizes
         self._codes: dict[str, Codes] = {}
         self._memory = None
-        matrices = (
-            p.detach()[:8].float().cpu().numpy() for p in self._tensors.values() if p.dim() == 2
-        )
-        self._base = find_base(matrices)
-        self._describe(slots, columns, threads)
+        self._describe()
         self._settle()
-        self._describe(slots, columns, threads)
+        self._describe()
         self.weight_bytes = sum(c.nbytes for c in self._codes.values()) + sum(
             a.nbytes for a in self._arrays
         )
-        self.state_bytes = 4 * self._floats * slots
+        self.state_bytes = 4 * self._floats * sizes["slots"]
         self.bits = {name: codes.bits for name, codes in self._codes.items()}
-        del self._model, self._tensors
+        del self._source, self._tensors
 
     def __del__(self) -> None:
         if getattr(self, "_memory", None):
             self._library.nb_free(self._memory)
             self._memory = None
 
-    def _describe(self, slots: int, columns: int, threads: int) -> None:
-        """Fill the structures, encoding each matrix when it is first met: in order of use."""
+    def _describe(self) -> None:
+        """Fill the structures; each matrix is encoded when it is first met: in order of use."""
         self._arrays: list[NDArray[Any]] = []
         self._floats = 0
-        layers = self._model.plan.layers
+        layers = self._source.layers
         self.layers = (Layer * len(layers))(*(self._layer(layer) for layer in layers))
-        self.plan = self._plan(slots, columns, threads)
+        self.plan = self._plan()
 
     def _settle(self) -> None:
-        """Move all codes into one piece of the library's memory, in the order in which a token
-        meets them.
-        """
+        """Move all codes into one piece of the library's memory, in the order of their use."""
         total = sum(codes.data.nbytes for codes in self._codes.values())
         self._memory = self._library.nb_floats(total // 4 + 4096)
         if not self._memory:
@@ -198,30 +148,39 @@ class Layout:
         at, self._floats = self._floats, self._floats + floats
         return at
 
-    def _vector(self, name: str | None, *, gate: bool = False) -> Any:
-        """A pointer to a float32 parameter, or to its sigmoid; null without a name."""
-        if name is None or name not in self._tensors:
-            return None
-        value = self._tensors[name].detach().float().cpu()
-        array = np.ascontiguousarray((torch.sigmoid(value) if gate else value).reshape(-1).numpy())
+    def _floats_of(self, name: str) -> Floats:
+        """A parameter as float32."""
+        return np.ascontiguousarray(dequantized(self._tensors[name]), dtype=np.float32)
+
+    def _kept(self, array: Floats) -> Any:
+        """A pointer to `array`, which is kept alive."""
         self._arrays.append(array)
         return array.ctypes.data_as(POINTER(c_float))
 
+    def _vector(self, name: str, *, gate: bool = False) -> Any:
+        """A pointer to a float32 parameter, or to its sigmoid; null where there is none."""
+        if name not in self._tensors:
+            return None
+        value = self._floats_of(name).reshape(-1)
+        return self._kept(sigmoid(value) if gate else value)
+
+    def _scalar(self, name: str) -> float:
+        """A parameter of one number."""
+        return float(self._floats_of(name).reshape(()))
+
     def _matrix(self, name: str) -> Matrix:
-        """A quantized parameter (rows, cols); the blocks that loops share are laid out once."""
+        """A matrix (rows, cols); the blocks that loops share are laid out once."""
         if name not in self._tensors:
             return Matrix()
         if name not in self._codes:
-            weight = self._tensors[name].detach().float().cpu().numpy()
-            steps = self._model.steps.get(name)
-            self._codes[name] = encode(weight, exact=self._exact, base=self._base, steps=steps)
+            self._codes[name] = encode(self._tensors[name])
         return matrix_of(self._codes[name])
 
     def _layer(self, layer: VirtualLayer) -> Layer:
-        model, block, scalars = self._model.recipe, layer.block, layer.scalars
+        model, block, scalars = self._source.model, layer.block, layer.scalars
         found = Layer(
             mixer=int(layer.mixer != "token-shift"),
-            span=layer.span,
+            span=self._span(layer),
             xsa=layer.xsa,
             push=layer.push,
             pop=-1 if layer.pop is None else layer.pop,
@@ -234,9 +193,7 @@ class Layout:
             proj=self._matrix(f"{block}.mlp.proj.weight"),
         )
         if layer.pop is not None:
-            carry = self._tensors["skip_weights"].detach().float().cpu().numpy()[layer.pop].copy()
-            self._arrays.append(carry)
-            found.carry = carry.ctypes.data_as(POINTER(c_float))
+            found.carry = self._kept(self._floats_of("skip_weights")[layer.pop].copy())
         if layer.sidecar_site is not None:
             found.at_sidecar = self._place((model.sidecar.kernel - 1) * model.sidecar.width)
         if layer.mixer == "token-shift":
@@ -250,10 +207,10 @@ class Layout:
         found.mix_k = self._vector(f"{prefix}.mix_k", gate=True)
         for field, name in (("r", "W_r"), ("k", "W_k"), ("v", "W_v")):
             setattr(found, field, self._matrix(f"{prefix}.{name}.weight"))
-        found.at_shift = self._place(self._model.recipe.dim)
+        found.at_shift = self._place(self._source.model.dim)
 
     def _attention(self, found: Layer, layer: VirtualLayer, prefix: str) -> None:
-        groups, width = self._model.recipe.attention.kv_heads, self._model.recipe.head_dim
+        groups, width = self._source.model.attention.kv_heads, self._source.model.head_dim
         for field, name in (("q", "c_q"), ("k", "c_k"), ("v", "c_v"), ("out", "proj")):
             setattr(found, field, self._matrix(f"{prefix}.{name}.weight"))
         found.q_gain, found.k_gain = (
@@ -264,22 +221,25 @@ class Layout:
         )
         found.local_v = self._vector(f"{prefix}.local_v_mix")
         if layer.value_embedding:
-            found.value_scale = float(self._tensors[f"ve_scales.{layer.index}"].detach())
-        ring = -(-layer.span // BLOCK) * BLOCK
+            found.value_scale = self._scalar(f"ve_scales.{layer.index}")
+        ring = -(-found.span // BLOCK) * BLOCK
         found.at_keys = self._place(groups * ring * width // 2)  # 16 bits each
-        found.at_values = self._place(-(-groups * layer.span * _padded(width) // 2))
+        found.at_values = self._place(-(-groups * found.span * _padded(width) // 2))
         found.at_key_steps = self._place(groups * ring)
         found.at_value_steps = self._place(groups * ring)
-        if self._model.recipe.attention.kv_shift:
+        if self._source.model.attention.kv_shift:
             found.at_k_shift, found.at_v_shift = (
                 self._place(groups * width),
                 self._place(groups * width),
             )
 
-    def _plan(self, slots: int, columns: int, threads: int) -> PlanStruct:
-        model, plan = self._model.recipe, self._model.plan
-        base = rotary_base(model, model.context)
-        frequencies = base ** (np.arange(model.rope_dims // 2) * (-2.0 / model.rope_frequency_dims))
+    def _span(self, layer: VirtualLayer) -> int:
+        """Positions that attention sees: a full layer's are the declared context."""
+        return self._context if layer.mixer == "full" else layer.span
+
+    def _plan(self) -> PlanStruct:
+        model, plan = self._source.model, self._source
+        frequencies = np.array(rotary_frequencies(model, self._context), dtype=np.float64)
         self._arrays.append(frequencies)
         return PlanStruct(
             dim=model.dim,
@@ -298,9 +258,7 @@ class Layout:
             buckets=model.bigram.buckets,
             side_width=model.sidecar.width,
             side_kernel=model.sidecar.kernel,
-            columns=columns,
-            slots=slots,
-            threads=threads,
+            **self._sizes,
             softcap=model.softcap or 0.0,
             slope=model.mlp.slope if model.mlp.activation == "leaky-relu-squared" else 0.0,
             layer=self.layers,
@@ -312,7 +270,7 @@ class Layout:
 
     def _outside(self) -> Ints:
         """Everything of the plan that is not in a layer."""
-        tied = self._model.recipe.tied
+        tied = self._source.model.tied
         found: Ints = {
             "embedding": self._matrix("tok_emb.weight"),
             "head_matrix": self._matrix("tok_emb.weight" if tied else "lm_head.weight"),
@@ -328,7 +286,7 @@ class Layout:
         for field, name in (("side_g", "gate"), ("side_v", "value"), ("side_p", "proj")):
             found[field] = self._matrix(f"shared_sparse.{name}.weight")
         if "bigram.scale" in self._tensors:
-            found["bigram_scale"] = float(self._tensors["bigram.scale"].detach())
+            found["bigram_scale"] = self._scalar("bigram.scale")
         return found
 
 

@@ -1,8 +1,7 @@
-"""From a model and a split to a Score: check the data, score every token once, sum in float64."""
+"""Scores of the lab's model: any device, many processes, learning at test time."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -16,12 +15,12 @@ from niblick.evaluation.leaky import REASON, learn_before_scoring
 from niblick.evaluation.modes import Job, make_job, score_stream
 from niblick.evaluation.tally import Report
 from niblick.model import LanguageModel
-from niblick.runtime import World
+from niblick.runtime import World, settle_threads
 from niblick.scoring.data import Target, load_target
+from niblick.scoring.evaluate import score_target
 from niblick.scoring.options import EvaluationOptions
 from niblick.scoring.proof import Scorer
-from niblick.scoring.proving import proof_options, prove_target
-from niblick.scoring.score import Score, make_score
+from niblick.scoring.score import Score
 
 
 def evaluate(
@@ -43,34 +42,54 @@ def evaluate(
     caught reading ahead or not normalised; `seconds` leaves the proof out. `on_progress` is told
     the share of the split that this process has scored.
     """
+    settle_threads()
     world = world or World()
     recipe = model.recipe
     target = load_target(dataset, split, vocab_size=recipe.vocab_size, bos_id=recipe.bos_id)
+    return evaluate_target(
+        model,
+        target,
+        options=options,
+        world=world or World(),
+        artifact_sha256=artifact_sha256,
+        prove=prove,
+        on_progress=on_progress,
+    )
+
+
+def evaluate_target(
+    model: LanguageModel,
+    target: Target,
+    *,
+    options: EvaluationOptions,
+    world: World,
+    artifact_sha256: str | None = None,
+    prove: bool = False,
+    on_progress: Report | None = None,
+) -> Score:
+    """`evaluate` for a text that has been checked."""
     training = model.training
     model.eval()
-    began = time.perf_counter()
-    nll, facts = _score(
-        replace(make_job(model, target.tokens, options, world), on_progress=on_progress)
-    )
-    seconds = time.perf_counter() - began
-    details = _details(dataset, target, options, world, facts)
-    if prove and world.is_main:
-        details["proof"] = _prove(model, target, options)
-    model.train(training)
-    return make_score(
-        nll[0],
-        target.counts,
-        target.documents,
-        seconds=seconds,
-        mode=options.mode,
-        split=target.split,
-        settings=options.settings(recipe.context),
-        data_sha256=target.sha256,
-        tokenizer_sha256=dataset.tokenizer.sha256,
-        artifact_sha256=artifact_sha256,
-        valid=options.mode != "leaky-ttt",
-        details=details,
-    )
+
+    def run() -> tuple[NDArray[np.float32], dict[str, Any]]:
+        job = replace(make_job(model, target.tokens, options, world), on_progress=on_progress)
+        nll, learnt = _score(job)
+        return nll[0], learnt
+
+    try:
+        return score_target(
+            target,
+            model.recipe,
+            options,
+            run,
+            engine="torch",
+            processes=world.size,
+            artifact_sha256=artifact_sha256,
+            prover=(lambda small: make_scorer(model, small)) if prove and world.is_main else None,
+            reason=REASON if options.mode == "leaky-ttt" else None,
+        )
+    finally:
+        model.train(training)
 
 
 def score_tokens(
@@ -101,36 +120,3 @@ def _score(job: Job) -> tuple[NDArray[np.float32], dict[str, Any]]:
             job, facts = learn_before_scoring(job, options.leaky)
         tally = score_stream(job)
     return tally.collect(job.world, job.device), facts
-
-
-def _prove(model: LanguageModel, target: Target, options: EvaluationOptions) -> dict[str, Any]:
-    recipe, context = model.recipe, options.context or model.recipe.context
-    small = proof_options(options, context)
-    return prove_target(
-        make_scorer(model, small),
-        target,
-        small,
-        context=context,
-        alphabet=recipe.vocab_size,
-        bos_id=recipe.bos_id,
-    )
-
-
-def _details(
-    dataset: Dataset,
-    target: Target,
-    options: EvaluationOptions,
-    world: World,
-    learnt: dict[str, Any],
-) -> dict[str, Any]:
-    details: dict[str, Any] = {
-        "data": dataset.name,
-        "tokenizer": dataset.tokenizer.name,
-        "lossless": dataset.tokenizer.lossless,
-        "documents": len(target.documents),
-        "processes": world.size,
-        "learnt": learnt,
-    }
-    if options.mode == "leaky-ttt":
-        details["reason"] = REASON
-    return details

@@ -17,7 +17,6 @@ from torch import Tensor
 from niblick.evaluation.tally import Report, Tally
 from niblick.model import LanguageModel, State
 from niblick.objective import token_nll
-from niblick.plan import Plan
 from niblick.runtime import World
 from niblick.scoring.options import EvaluationOptions
 from niblick.scoring.windows import (
@@ -152,7 +151,7 @@ def _streaming(job: Job, tally: Tally) -> None:
     mine = share(len(cuts), job.world.rank, job.world.size)
     if not mine:
         return
-    memory = receptive_field(job.model.plan, job.context)
+    memory = job.model.plan.receptive_field(job.context)
     warmup = mine.start if memory is None else min(mine.start, -(-memory // size))
     begin = mine.start - warmup
     state = replace(job.model.empty_state(context=job.context), position=begin * size)
@@ -171,24 +170,6 @@ def stream(job: Job, tally: Tally, state: State, start: int, end: int) -> State:
         assert after is not None
         state = after
     return state
-
-
-def receptive_field(plan: Plan, context: int) -> int | None:
-    """How many earlier tokens can touch a prediction, None if there is no bound.
-
-    Every attention layer reaches back its span, every shift and filter a step or two; along a path
-    they add up.
-    """
-    model = plan.model
-    reach = int(model.smear.enabled) + int(model.bigram.enabled)
-    if model.sidecar.enabled:
-        reach += (model.sidecar.kernel - 1) * len(model.sidecar.layers)
-    for layer in plan.layers:
-        span = {"token-shift": 2, "window": layer.span, "full": context}.get(layer.mixer)
-        if span is None:
-            return None
-        reach += span - 1 + int(layer.mixer != "token-shift" and model.attention.kv_shift)
-    return reach
 
 
 def gather(job: Job, batch: Sequence[Window]) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from niblick.artifact import ARTIFACT_FILE, open_model
+from niblick.artifact import ARTIFACT_FILE, open_file
 from niblick.errors import NiblickError
 from niblick.evaluation import EvaluationOptions, evaluate
+from niblick.model import build_model
 from niblick.recipe import Recipe, recipe_from_dict
 from niblick.report.run import find_dataset, train_and_score
 from niblick.runtime import World, choose_device, process_group, read_world
@@ -66,13 +67,13 @@ def _recipe(settings: dict[str, Any], options: argparse.Namespace) -> Recipe:
 
 def _score(recipe: Recipe, world: World) -> dict[str, Any]:
     """The Score of the artifact, from the file alone."""
-    loaded = open_model(ARTIFACT_FILE)
+    loaded = open_file(ARTIFACT_FILE)
     device = choose_device(world)
     with process_group(world, device):
         dataset = find_dataset(recipe, world)
         check_tokenizer(loaded.tokenizer, dataset)
         score = evaluate(
-            loaded.model.to(device),
+            build_model(loaded.recipe, loaded.tensors).to(device),
             dataset,
             split="validation",
             options=EvaluationOptions.from_recipe(recipe),

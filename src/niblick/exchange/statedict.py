@@ -1,7 +1,7 @@
-"""Reading published state dicts: plain `.pt` files, and the int8, int6 and mixed dictionaries.
+"""Reading published state dicts: plain `.pt` files, and the quantized ones of systems.md 1-3.
 
 Files are unpickled weights-only, so a hostile pickle cannot run. Memory is bounded by the file's
-size: decompression, what the pickle may build, and tensors that claim more than they store.
+size: decompression, what the pickle may build, and what its tensors become.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import zstandard
@@ -24,7 +25,7 @@ from niblick.errors import ArtifactError
 from niblick.limits import cut, quoted
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_FREE_BYTES, _LARGEST, _LONGEST_NAME = 1 << 26, 1 << 30, 512
+_FREE_BYTES, _LARGEST = 1 << 26, 1 << 30
 # What torch's reader raises on files that are no state dict.
 _UNREADABLE = (
     RuntimeError,
@@ -43,60 +44,55 @@ _UNREADABLE = (
 )
 _BUFFER = re.compile(rb"c(builtins|__builtin__)\nbytearray\n")  # of any length, filled at once
 _WRAPPERS = ("_orig_mod.", "module.")
+_LONGEST_NAME = 100
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The float32 tensors of a published file, dequantized, by name; `ArtifactError` for anything
-    else.
+@dataclass(frozen=True)
+class StateDict:
+    """Float tensors by name, dequantized, each in the dtype that the published model holds it in.
+
+    `says_dtypes` is false for the mixed dictionary, which leaves its tensors' dtypes to a template
+    that the file does not hold.
     """
+
+    tensors: dict[str, Tensor]
+    says_dtypes: bool
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """The tensors of a published file; `ArtifactError` for anything else."""
     raw = _inflate(path, _read(path))
-    content = _table(_unpickle(path, raw), "the file")
-    left = _FREE_BYTES + 4 * len(raw)  # int8 codes become float32
-    for tensor in _tensors(content):
-        left -= 4 * _dense(tensor).numel()
-    if left < 0:
+    content = _mapping(f"{str(path)!r}", _unpickle(path, raw))
+    if sum(4 * tensor.numel() for tensor in _tensors(content)) > _FREE_BYTES + 4 * len(raw):
         raise ArtifactError(f"{str(path)!r} holds more numbers than its {len(raw):,} bytes can")
+    mixed = set(content) == {"w", "m"}
     if "quantized" in content and "scales" in content:
         found = _rows(content)
-    elif set(content) == {"w", "m"}:
+    elif mixed:
         found = _mixed(content)
     else:
         found = dict(content)
-    return {_plain_name(name): _floats(name, tensor) for name, tensor in found.items()}
+    tensors = {_plain_name(name): _floats(name, tensor) for name, tensor in found.items()}
+    return StateDict(tensors, not mixed)
 
 
-def _table(value: Any, what: str) -> dict[str, Any]:
-    """A mapping whose keys are names; `ArtifactError` for anything else."""
+def _mapping(what: str, value: Any) -> Mapping[str, Any]:
+    """`value`, a table whose keys are names; `ArtifactError` for anything else."""
     if not isinstance(value, Mapping):
         raise ArtifactError(f"{what} holds a {type(value).__name__}, not a state dict")
     for name in value:
-        if not isinstance(name, str) or len(name) > _LONGEST_NAME:
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME or not name.isprintable():
             shown = quoted(name) if isinstance(name, str) else f"a {type(name).__name__}"
             raise ArtifactError(f"{what} holds {shown} where the name of a tensor is expected")
-    return dict(value)
+    return value
 
 
 def _tensors(content: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The tensors of a state dict and of the dictionaries in it."""
+    """The plain tensors of a state dict and of the dictionaries in it."""
     for value in content.values():
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, Mapping):
-            yield from (inner for inner in value.values() if isinstance(inner, Tensor))
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """`tensor`, refused unless it is a plain one that stores every number it claims to have."""
-    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    if not plain or tensor.is_quantized or tensor.is_nested:
-        raise ArtifactError(
-            f"a tensor of the state dict is {tensor.layout} on {tensor.device.type}"
-        )
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ArtifactError(
-            f"a tensor of shape {cut(tuple(tensor.shape), 60)} stores fewer numbers than it claims"
-        )
-    return tensor
+        parts = value.values() if isinstance(value, Mapping) else (value,)
+        yield from (part for part in parts if _is_plain(part))
 
 
 def _read(path: Path) -> bytes:
@@ -153,18 +149,36 @@ def _unpickle(path: Path, raw: bytes) -> Any:
 
 
 def _rows(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections 1 and 2: codes times the scale of their row, and float tensors passed through."""
-    found = _table(content.get("passthrough") or {}, "'passthrough'")
-    scales = _table(content["scales"], "'scales'")
-    for name, codes in _table(content["quantized"], "'quantized'").items():
-        found[name] = _dequantize(name, codes, scales.get(name))
+    """Sections 1 and 2: codes times their row's scale, and floats, back in the dtypes they had."""
+    parts = {
+        key: _mapping(repr(key), content.get(key, {}))
+        for key in ("quantized", "scales", "dtypes", "passthrough", "passthrough_orig_dtypes")
+    }
+    found = {
+        name: _cast(name, _floats(name, tensor), parts["passthrough_orig_dtypes"].get(name))
+        for name, tensor in parts["passthrough"].items()
+    }
+    for name, codes in parts["quantized"].items():
+        dequantized = _dequantize(name, codes, parts["scales"].get(name))
+        found[name] = _cast(name, dequantized, parts["dtypes"].get(name))
     return found
 
 
+def _cast(name: str, tensor: Tensor, dtype: Any) -> Tensor:
+    """The tensor in the dtype that the file states for it, or as it is where it states none."""
+    if dtype is None:
+        return tensor
+    known = str(dtype).removeprefix("torch.")
+    if known not in _DTYPES:
+        raise ArtifactError(f"tensor {name!r} is said to be {known:.40}, not {', '.join(_DTYPES)}")
+    return tensor.to(_DTYPES[known])
+
+
 def _mixed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Section 3: `m` says of each name whether `w` holds the tensor, or its codes and scale."""
-    weights, found = _table(content["w"], "'w'"), dict[str, Any]()
-    for name, kind in _table(content["m"], "'m'").items():
+    """Section 3: `m` says for each name whether `w` holds the tensor or its codes and scale."""
+    found: dict[str, Any] = {}
+    weights = _mapping("'w'", content["w"])
+    for name, kind in _mapping("'m'", content["m"]).items():
         if isinstance(kind, Mapping):
             found[name] = _dequantize(name, weights.get(f"{name}.q"), weights.get(f"{name}.scale"))
         else:
@@ -173,23 +187,31 @@ def _mixed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dequantize(name: str, codes: Any, scale: Any) -> Tensor:
-    if not isinstance(codes, Tensor) or not isinstance(scale, Tensor):
-        raise ArtifactError(f"quantized tensor {quoted(name)} lacks its codes or its scale")
+    if not _is_plain(codes) or not _is_plain(scale):
+        raise ArtifactError(f"quantized tensor {name!r} lacks its codes or its scale")
     wide = scale.float()
     if wide.dim() == 0:
         return codes.float() * wide
     if wide.dim() != 1 or codes.dim() < 1 or wide.shape[0] != codes.shape[0]:
-        raise ArtifactError(
-            f"scales {cut(tuple(scale.shape), 40)} do not fit the rows of {quoted(name)}"
-        )
+        raise ArtifactError(f"scales {cut(tuple(scale.shape), 40)} do not fit the rows of {name!r}")
     return codes.float() * wide.view(-1, *[1] * (codes.dim() - 1))
 
 
 def _floats(name: str, tensor: Any) -> Tensor:
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+    if not _is_plain(tensor) or not tensor.is_floating_point():
         kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ArtifactError(f"entry {quoted(name)} is {kind}, not a tensor of floats")
-    return tensor.detach().float().contiguous()
+        raise ArtifactError(f"entry {name!r} is {kind}, not a plain tensor of floats")
+    return tensor.detach()
+
+
+def _is_plain(tensor: Any) -> TypeGuard[Tensor]:
+    """A dense tensor whose values are all in the file: not sparse, without data, or expanded."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
 
 
 def _plain_name(name: str) -> str:

@@ -16,23 +16,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from niblick.components import DOCUMENTS, MTP, Call
+from niblick.components.attention import rotary_base
+from niblick.components.functional import rotation
 from niblick.errors import NiblickError
-from niblick.model.embedding import embed, value_embed
-from niblick.model.mixers import MIXERS, Context
-from niblick.model.ops import Ops
-from niblick.model.rotary import rotary_table
-from niblick.model.sidecar import sidecar
+from niblick.model.equations import Equations, softcap
 from niblick.model.state import State
-from niblick.model.tree import Node, build_tree, initialise
-from niblick.plan import Plan, VirtualLayer, make_plan
+from niblick.model.tree import Linear, Node, build_tree, initialise
+from niblick.plan import Plan, make_plan
 from niblick.recipe.model import ModelRecipe
 
 NO_FACTORS: Mapping[str, Tensor] = MappingProxyType({})
-
-
-Steps = dict[
-    str, tuple[NDArray[np.float32], NDArray[np.float32]]
-]  # of rows (R,), factors of columns (C,)
+PLAIN = Equations()
+Steps = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 class LanguageModel(Node):
@@ -46,9 +42,8 @@ class LanguageModel(Node):
         super().__init__()
         self.recipe = model
         self.plan: Plan = make_plan(model)
-        self.ops = Ops()  # may be replaced by a faster object of the same kind
-        # a hint from the model's file: by name, what a matrix held whole multiples of
         self.steps: Steps = {}
+        self.kernels: Equations | None = None  # see `use_kernels`
         build_tree(self, self.plan)
         if seed is not None:
             initialise(self, self.plan, seed)
@@ -82,56 +77,47 @@ class LanguageModel(Node):
         keep: bool = False,
         factors: Mapping[str, Tensor] = NO_FACTORS,
     ) -> tuple[Tensor, State | None]:
-        """The final normalised state (B, T, D), and with `keep` the decode state after the last
-        token.
+        """The final normalised state (B, T, D), and with `keep` the decode state after the last.
 
         `factors` (B, T, 1) by table ("token", "bigram", "value_embedding") are what training's
         dropout draws.
         """
-        call = self._context(tokens, state, context, keep, factors)
-        x = x0 = embed(self, call)
-        call.value_embedding = value_embed(self, call)
+        call = self._call(tokens, state, context, keep, factors)
+        form = self._form(call)
+        x = x0 = form.embed(call)
+        call.value_embedding = form.values(call)
         skips: list[Tensor] = []
         for layer in self.plan.layers:
-            x = self._layer(layer, x, x0, skips, call)
-        after = (
-            State(call.after, call.position + tokens.shape[1], call.span_limit) if keep else None
-        )
-        return self.ops.mix_norm(x, x0, None, 1.0)[1], after
+            if layer.pop is not None:
+                x = form.pop(layer, x, skips.pop(), call)
+            x = form.block(layer, x, x0, call)
+            if layer.sidecar_site is not None:
+                x = form.sidecar(layer.sidecar_site, x, call)
+            if layer.push:
+                skips.append(x)
+        after = State(call.after, call.position + tokens.shape[1], call.context) if keep else None
+        return form.finish(x, call), after
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits c tanh(z / c) of z = hidden @ W.T, W the tied embedding or the head of its own."""
-        return self.softcap(F.linear(hidden, self._head_weight.to(hidden.dtype)))
+        return softcap(F.linear(hidden, self._head_weight.to(hidden.dtype)), self.recipe.softcap)
 
     def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """The mean of -ln p(target) in nats, float32: what `head` says of `targets`, without
-        keeping its logits.
-        """
-        return self.ops.head_loss(hidden, self._head_weight, targets, self.recipe.softcap)
+        """The mean of -ln p(target) in nats, float32: what `head` says of `targets`."""
+        form = self.kernels if self.kernels and hidden.dtype is self.dtype else PLAIN
+        return form.head_loss(hidden, self._head_weight, targets, self.recipe.softcap)
 
     @property
     def _head_weight(self) -> Tensor:
         return cast(Tensor, self.tok_emb.weight if self.recipe.tied else self.lm_head.weight)
 
-    def softcap(self, z: Tensor) -> Tensor:
-        """c tanh(z / c), or z where the recipe has no softcap."""
-        cap = self.recipe.softcap
-        return z if cap is None else cap * torch.tanh(z.float() / cap)
-
     def mtp_logits(self, hidden: Tensor) -> list[Tensor]:
-        """Logits of the multi-token-prediction heads: head j speaks of the token j+1 further on
-        than `head`.
-        """
-        return [
-            self.softcap(F.linear(hidden, head.weight.to(hidden.dtype)))
-            for head in self.mtp_heads.children()
-        ]
+        """Logits of the multi-token-prediction heads, head j's of the token j + 1 further on."""
+        return [softcap(z, self.recipe.softcap) for z in MTP.forward(self, hidden)]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the matrices and so of the activations; embeddings and control values may
-        keep float32.
-        """
+        """That of the matrices and so of the activations; all else may keep float32."""
         weight = cast(Node, self.get_submodule(self.plan.layers[0].block)).mlp.fc.weight
         return cast(torch.dtype, weight.dtype)
 
@@ -142,64 +128,52 @@ class LanguageModel(Node):
             self.plan, batch, context=context, device=weight.device, dtype=weight.dtype
         )
 
-    def _context(
+    @property
+    def adapted(self) -> bool:
+        """Whether anything is added to what a linear map gives (see `Linear.extra`)."""
+        return any(isinstance(each, Linear) and each.extra for each in self.modules())
+
+    def _form(self, call: Call) -> Equations:
+        """The kernels where they were put in and take the call, else plain torch."""
+        alone = call.before is None and not call.keep
+        if self.kernels is None or not alone or self.adapted or not self.kernels.takes(call):
+            return PLAIN
+        return self.kernels
+
+    def _call(
         self,
         tokens: Tensor,
         state: State | None,
         context: int | None,
         keep: bool,
         factors: Mapping[str, Tensor],
-    ) -> Context:
-        model = self.recipe
-        boundary = tokens == model.bos_id if model.document_mask else None
+    ) -> Call:
+        model, length = self.recipe, tokens.shape[1]
         position = 0 if state is None else state.position
-        limit = (
-            state.context if state is not None else context or max(tokens.shape[1], model.context)
-        )
-        table = rotary_table(model, position, tokens.shape[1], limit, tokens.device)
-        call = Context(
+        declared = state.context if state is not None else context or max(length, model.context)
+        call = Call(
             model=model,
             root=self,
             tokens=tokens,
-            boundary=boundary,
-            rotary=table,
-            before=state,
-            span_limit=limit,
+            boundary=tokens == model.bos_id if model.document_mask else None,
+            rotary=rotation(
+                rotary_base(model, declared),
+                model.rope_dims // 2,
+                model.rope_frequency_dims,
+                position,
+                length,
+                tokens.device,
+            ),
+            before=None if state is None else state.tensors,
+            context=declared,
             position=position,
             keep=keep,
             dtype=self.dtype,
-            ops=self.ops,
             factors=factors,
         )
-        if model.document_attention == "within":
-            _find_documents(call)
+        if DOCUMENTS.used(model):
+            call.document_first = DOCUMENTS.forward(call)
         return call
-
-    def _layer(
-        self, layer: VirtualLayer, x: Tensor, x0: Tensor, skips: list[Tensor], call: Context
-    ) -> Tensor:
-        """One virtual layer: skip, residual mix, mixer, channel mixer, sidecar."""
-        block, scalars = (
-            self.get_submodule(layer.block),
-            cast(Node, self.get_submodule(layer.scalars)),
-        )
-        if layer.pop is not None:
-            x = self.ops.add(x, skips.pop(), self.skip_weights[layer.pop])
-        mix = scalars.resid_mix if self.recipe.residual_mix.enabled else None
-        x, u = self.ops.mix_norm(x, x0, mix, layer.scale)
-        mixed = MIXERS[layer.mixer](block, u, layer, call)
-        mlp, slope = (
-            cast(Node, block).mlp,
-            0.0 if self.recipe.mlp.activation == "relu-squared" else self.recipe.mlp.slope,
-        )
-        x = self.ops.channel(
-            x, mixed, scalars.attn_scale, layer.scale, mlp.fc, mlp.proj, scalars.mlp_scale, slope
-        )
-        if layer.sidecar_site is not None:
-            x = sidecar(self, x, layer.sidecar_site, call)
-        if layer.push:
-            skips.append(x)
-        return x
 
     def _check(self, tokens: Tensor, state: State | None) -> None:
         if (
@@ -225,17 +199,3 @@ class LanguageModel(Node):
             raise NiblickError(
                 f"the state is of {state.batch} sequences, the tokens are of {tokens.shape[0]}"
             )
-
-
-def _find_documents(call: Context) -> None:
-    """Absolute position of the newest BOS at or before each token, and its entry in the state."""
-    length = call.tokens.shape[1]
-    positions = torch.arange(call.position, call.position + length, device=call.tokens.device)
-    starts = torch.where(call.tokens == call.model.bos_id, positions, -1)
-    last = call.last("document.start")
-    before = (
-        torch.zeros_like(positions[:1]).expand(call.tokens.shape[0], 1) if last is None else last
-    )
-    first = torch.cummax(torch.cat([before, starts], dim=1), dim=1).values[:, 1:]
-    call.document_first = first
-    call.remember("document.start", first[:, -1:])

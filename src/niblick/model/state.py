@@ -1,5 +1,4 @@
-"""Decode state: rings of keys and values, vectors for shifts; its size is constant and equals the
-plan's.
+"""Decode state: rings of keys and values, vectors for shifts; as large as the plan says.
 
 Calls never write into the state they were given, so a state can be kept and branched from.
 """
@@ -12,8 +11,6 @@ import torch
 from torch import Tensor
 
 from niblick.plan import Plan
-
-NO_TOKEN = -1  # stands for "no previous token" in integer entries
 
 
 @dataclass(frozen=True)
@@ -42,21 +39,14 @@ class State:
         """The state before the first token; full layers' rings hold `context` positions (the
         recipe's if None).
         """
-        spans = {f"layers.{layer.index}": layer for layer in plan.layers if layer.mixer == "full"}
         declared = context or plan.model.context
         tensors = {}
         for entry in plan.state:
-            shape = entry.shape
-            owner, _, leaf = entry.name.rpartition(".")
-            if leaf in ("keys", "values") and owner in spans:
-                shape = (shape[0], declared, shape[2])
-            if entry.kind == "int64":
-                fill = 0 if entry.name == "document.start" else NO_TOKEN
-                tensors[entry.name] = torch.full(
-                    (batch, *shape), fill, dtype=torch.int64, device=device
-                )
-            else:
-                tensors[entry.name] = torch.zeros((batch, *shape), dtype=dtype, device=device)
+            shape = [batch, *entry.shape]
+            if entry.context_axis is not None:
+                shape[1 + entry.context_axis] = declared
+            kind = torch.int64 if entry.kind == "int64" else dtype
+            tensors[entry.name] = torch.full(shape, entry.fill, dtype=kind, device=device)
         return cls(tensors, 0, declared)
 
     @property

@@ -1,9 +1,8 @@
-"""Parameters by their published dotted names: a tree of plain modules, allocated and initialised
-from a plan.
-"""
+"""Parameters by their published names: a tree of modules, allocated and filled from a plan."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,15 +20,18 @@ class Node(nn.Module):
 
 
 class Linear(Node):
-    """A place that holds a `weight` (out, in): called, it is the bias-free linear map (..., in) ->
-    (..., out).
+    """A place that holds a `weight` (out, in): called, it is the bias-free linear map.
 
     It computes in the weight's dtype, so that casting the matrices of a model casts its products.
+    An adapter sets `extra`: what that gives of the input is added to the output.
     """
 
+    extra: Callable[[Tensor], Tensor] | None = None
+
     def forward(self, x: Tensor) -> Tensor:
-        """Apply the weight."""
-        return nn.functional.linear(x.to(self.weight.dtype), self.weight)
+        """(..., in) -> (..., out)."""
+        out = nn.functional.linear(x.to(self.weight.dtype), self.weight)
+        return out if self.extra is None else out + self.extra(x)
 
 
 def build_tree(root: nn.Module, plan: Plan) -> None:
@@ -46,9 +48,7 @@ def build_tree(root: nn.Module, plan: Plan) -> None:
 
 @torch.no_grad()
 def initialise(root: nn.Module, plan: Plan, seed: int) -> None:
-    """Fill every parameter as its table says, from `seed` alone (drawn on the CPU in plan
-    order).
-    """
+    """Fill every parameter as its spec says, from `seed` alone (drawn on the CPU in plan order)."""
     generator = torch.Generator().manual_seed(seed)
     tensors = dict(root.named_parameters())
     for parameter in plan.parameters:

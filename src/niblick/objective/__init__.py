@@ -2,6 +2,7 @@
 them.
 """
 
-from niblick.objective.likelihood import LN2, token_nll, training_loss
+from niblick.components.functional import nll as token_nll
+from niblick.objective.likelihood import training_loss
 
-__all__ = ["LN2", "token_nll", "training_loss"]
+__all__ = ["token_nll", "training_loss"]

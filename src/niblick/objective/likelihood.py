@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import log
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from niblick.components.functional import nll as token_nll
 from niblick.model import LanguageModel
 from niblick.model.lm import NO_FACTORS
-
-LN2 = log(2.0)
-
-
-def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """-ln p(target) in nats, float32 (B, T), for logits (B, T, V) and targets (B, T)."""
-    flat = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return flat.view(targets.shape)
 
 
 def training_loss(

@@ -1,20 +1,25 @@
-"""Plans: a recipe's model section expanded, without torch, into virtual layers, parameters and
-sizes.
-"""
+"""Plans: a recipe's model expanded, without torch, into layers, parameters and sizes."""
 
-from niblick.plan.expand import Plan, layer_table, make_plan
-from niblick.plan.layer import VirtualLayer
-from niblick.plan.table import Init, Parameter, Product, Role, StateEntry, Table
+from niblick.components.base import (
+    ComponentSpec,
+    Init,
+    Matmul,
+    Parameter,
+    Role,
+    StateEntry,
+    VirtualLayer,
+)
+from niblick.plan.expand import Plan, layer_spec, make_plan
 
 __all__ = [
+    "ComponentSpec",
     "Init",
+    "Matmul",
     "Parameter",
     "Plan",
-    "Product",
     "Role",
     "StateEntry",
-    "Table",
     "VirtualLayer",
-    "layer_table",
+    "layer_spec",
     "make_plan",
 ]

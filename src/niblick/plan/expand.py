@@ -1,29 +1,38 @@
-"""Expansion of a model recipe into virtual layers and the sums of their tables; knows sizes before
-building.
-"""
+"""A model recipe expanded into virtual layers, and the sum of its components' specs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
 
+from niblick.components import (
+    AFTER,
+    BEFORE,
+    MIXERS,
+    MLP,
+    RESIDUAL_MIX,
+    SCALES,
+    SKIPS,
+    ComponentSpec,
+    Matmul,
+    Parameter,
+    Role,
+    StateEntry,
+    VirtualLayer,
+)
 from niblick.errors import RecipeError
-from niblick.limits import MAX_PARAMETERS, MAX_STATE_BYTES, quoted
-from niblick.plan import parts
-from niblick.plan.layer import VirtualLayer
-from niblick.plan.mixers import MIXER_TABLES, mlp_table
-from niblick.plan.table import Parameter, Product, Role, StateEntry, Table
+from niblick.limits import MAX_PARAMETERS, MAX_STATE_BYTES
 from niblick.recipe.model import ModelRecipe
-from niblick.recipe.stack import ATTENTION_MIXERS, LayerSpec
+from niblick.recipe.stack import LayerSpec
 
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A model before it exists: its virtual layers and every parameter, product and state entry, in
-    order.
+    """A model before it exists: its virtual layers, and what its components declare, in order.
 
     `parameters` holds training-only heads too; `exported` leaves them out and is what sizes speak
     of.
@@ -31,15 +40,13 @@ class Plan:
 
     model: ModelRecipe
     layers: tuple[VirtualLayer, ...]
-    tables: tuple[Table, ...]
+    specs: tuple[ComponentSpec, ...]
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
-        """Every distinct parameter (a looped block counts once, and starts as its first visit
-        says).
-        """
+        """Each parameter once; a looped block's start as at its first visit."""
         found: dict[str, Parameter] = {}
-        for parameter in (p for table in self.tables for p in table.parameters):
+        for parameter in (p for spec in self.specs for p in spec.parameters):
             found.setdefault(parameter.name, parameter)
         return tuple(found.values())
 
@@ -49,19 +56,24 @@ class Plan:
         return tuple(p for p in self.parameters if p.role is not Role.HEAD)
 
     @cached_property
-    def products(self) -> tuple[Product, ...]:
+    def matmuls(self) -> tuple[Matmul, ...]:
         """Matrix products of one token, a looped block's once per visit."""
-        return tuple(product for table in self.tables for product in table.products)
+        return tuple(product for spec in self.specs for product in spec.matmuls)
 
     @cached_property
     def state(self) -> tuple[StateEntry, ...]:
         """Decode state, one entry per tensor."""
-        return tuple(entry for table in self.tables for entry in table.state)
+        return tuple(entry for spec in self.specs for entry in spec.state)
 
     @cached_property
     def state_names(self) -> frozenset[str]:
         """Names of the decode state's tensors."""
         return frozenset(entry.name for entry in self.state)
+
+    @property
+    def attends(self) -> bool:
+        """Whether any layer is attention."""
+        return any(layer.span for layer in self.layers)
 
     @property
     def parameter_count(self) -> int:
@@ -71,14 +83,12 @@ class Plan:
     @property
     def weight_blocks(self) -> int:
         """Number of distinct weight blocks."""
-        return len({layer.block for layer in self.layers})
+        return len(self.visits())
 
     @property
     def flops_per_token(self) -> int:
-        """Forward operations of one token: matrix products (2mnk), attention at its span, head
-        included.
-        """
-        return sum(product.flops for product in self.products)
+        """Operations of one token: matrix products (2mnk), attention at its span, head included."""
+        return sum(product.flops for product in self.matmuls)
 
     def decode_state_bytes(self, dtype: str = "float32") -> int:
         """Bytes of decode state at batch 1 with full rings, floats stored as `dtype`."""
@@ -86,35 +96,29 @@ class Plan:
 
     def visits(self) -> dict[str, int]:
         """How often each weight block is visited per token."""
-        counts: dict[str, int] = {}
+        return Counter(layer.block for layer in self.layers)
+
+    def receptive_field(self, context: int) -> int | None:
+        """How many earlier tokens can touch a prediction, None if there is no bound.
+
+        Along a path through the layers, what each part reaches adds up.
+        """
+        reaches: list[int | None] = [
+            part.reach(self.model) for part in (*BEFORE, *AFTER) if part.used(self.model)
+        ]
         for layer in self.layers:
-            counts[layer.block] = counts.get(layer.block, 0) + 1
-        return counts
+            reaches.append(MIXERS[layer.mixer].reach(self.model, layer, context))
+        bounded = [reach for reach in reaches if reach is not None]
+        return sum(bounded) if len(bounded) == len(reaches) else None
 
 
 def make_plan(model: ModelRecipe) -> Plan:
-    """Expand a validated model section into its plan; raises `RecipeError` for a mixer that is not
-    registered.
-    """
-    layers = tuple(_layers(model))
-    for layer in layers:
-        if layer.mixer not in MIXER_TABLES:
-            known = ", ".join(MIXER_TABLES)
-            raise RecipeError(
-                f"model.stack: unknown mixer {quoted(layer.mixer)} in {layer.block}; known: {known}"
-            )
-    n = len(layers)
-    tables = [
-        parts.embedding_table(model),
-        parts.bigram_table(model, n),
-        parts.smear_table(model),
-        parts.value_embedding_table(model),
-        parts.skips_table(model, n),
-        parts.document_table(model),
-    ]
-    tables += [layer_table(model, layer, n) for layer in layers]
-    tables += [parts.sidecar_table(model), parts.mtp_table(model)]
-    plan = Plan(model, layers, tuple(tables))
+    """Expand a model section; raises `RecipeError` for a mixer that is not registered."""
+    layers = _layers(model)
+    specs = [part.spec(model) for part in BEFORE if part.used(model)]
+    specs += [layer_spec(model, layer) for layer in layers]
+    specs += [part.spec(model) for part in AFTER if part.used(model)]
+    plan = Plan(model, layers, tuple(specs))
     _check_sizes(plan)
     return plan
 
@@ -129,26 +133,14 @@ def _check_sizes(plan: Plan) -> None:
             raise RecipeError(f"a model of {size:,} {what}; at most {limit:,} are accepted")
 
 
-def layer_table(model: ModelRecipe, layer: VirtualLayer, layers: int) -> Table:
-    """Everything that one visit needs: its scalars, its mixer and its channel mixer, one after the
-    other.
-    """
-    found = (
-        parts.scalars_table(model, layer, layers),
-        MIXER_TABLES[layer.mixer](model, layer),
-        mlp_table(model, layer),
-    )
-    return Table(
-        parameters=tuple(p for table in found for p in table.parameters),
-        products=tuple(p for table in found for p in table.products),
-        state=tuple(s for table in found for s in table.state),
-    )
+def layer_spec(model: ModelRecipe, layer: VirtualLayer) -> ComponentSpec:
+    """Everything that one visit needs: its scales, its mixer and its channel mixer."""
+    parts = (SCALES, RESIDUAL_MIX, MIXERS[layer.mixer], MLP)
+    return sum((part.spec(model, layer) for part in parts), ComponentSpec())
 
 
 def _visits(model: ModelRecipe) -> list[tuple[str, LayerSpec]]:
-    """(block name, spec) of every virtual layer: each segment's blocks round-robin, `loops` times
-    over.
-    """
+    """(block name, spec) of every virtual layer: a segment's blocks in order, `loops` times."""
     return [
         (f"{segment.name}.{j}", spec)
         for segment in model.stack
@@ -157,18 +149,16 @@ def _visits(model: ModelRecipe) -> list[tuple[str, LayerSpec]]:
     ]
 
 
-def _layers(model: ModelRecipe) -> list[VirtualLayer]:
-    visits = _visits(model)
-    n = len(visits)
-    pops = _pops(model, n)
-    sites = (
-        {layer: site for site, layer in enumerate(sorted(model.sidecar.layers))}
-        if model.sidecar.enabled
-        else {}
-    )
-    found = []
-    for i, (block, spec) in enumerate(visits):
-        attends = spec.mixer in ATTENTION_MIXERS
+def _layers(model: ModelRecipe) -> tuple[VirtualLayer, ...]:
+    found, pops, n = [], SKIPS.places(model), model.depth
+    sites = sorted(model.sidecar.layers) if model.sidecar.enabled else []
+    for i, (block, spec) in enumerate(_visits(model)):
+        if spec.mixer not in MIXERS:
+            known = ", ".join(MIXERS)
+            raise RecipeError(
+                f"model.stack: unknown mixer {spec.mixer!r} in {block}; known: {known}"
+            )
+        attends = MIXERS[spec.mixer].attends
         found.append(
             VirtualLayer(
                 index=i,
@@ -177,25 +167,17 @@ def _layers(model: ModelRecipe) -> list[VirtualLayer]:
                 scalars=f"vlayers.{i}" if model.scalars == "virtual" else block,
                 span=(spec.window + 1 if spec.window else model.context) if attends else 0,
                 scale=1 / sqrt(i + 1) if attends and model.depth_scale else 1.0,
-                xsa=attends and _has_xsa(model, i, n),
+                xsa=attends and _has_xsa(model, i),
                 value_embedding=model.value_embedding.enabled and i in model.value_embedding.layers,
-                sidecar_site=sites.get(i),
+                sidecar_site=sites.index(i) if i in sites else None,
                 push=model.skips.enabled and i < n // 2,
                 pop=pops.get(i),
             )
         )
-    return found
+    return tuple(found)
 
 
-def _has_xsa(model: ModelRecipe, index: int, layers: int) -> bool:
+def _has_xsa(model: ModelRecipe, index: int) -> bool:
     if model.attention.xsa_layers is not None:
         return index in model.attention.xsa_layers
-    return index >= layers - model.attention.xsa_last
-
-
-def _pops(model: ModelRecipe, layers: int) -> dict[int, int]:
-    """Virtual layer -> index of the skip weight it applies, counted in the order of popping."""
-    if not model.skips.enabled:
-        return {}
-    first = layers // 2 if model.skips.pop == "early" else layers - layers // 2
-    return {first + j: j for j in range(layers // 2)}
+    return index >= model.depth - model.attention.xsa_last

@@ -7,7 +7,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from niblick.limits import MAX_LAYERS
-from niblick.recipe.stack import ATTENTION_MIXERS
 
 if TYPE_CHECKING:
     from niblick.recipe.model import ModelRecipe
@@ -17,19 +16,14 @@ def check_model(model: ModelRecipe) -> None:
     """Raise ValueError for the first combination that cannot be built."""
     _check_widths(model)
     _check_stack(model)
-    mixers = [
-        spec.mixer
-        for segment in model.stack
-        for _ in range(segment.loops)
-        for spec in segment.blocks
-    ]
-    attention = [i for i, mixer in enumerate(mixers) if mixer in ATTENTION_MIXERS]
+    layers = [spec for segment in model.stack for spec in segment.blocks * segment.loops]
+    attention = [i for i, spec in enumerate(layers) if spec.attends]
     _check_layers(
         "attention.xsa_layers", model.attention.xsa_layers or (), attention, "an attention layer"
     )
     embedding = model.value_embedding
     _check_layers("value_embedding.layers", embedding.layers, attention, "an attention layer")
-    _check_layers("sidecar.layers", model.sidecar.layers, range(len(mixers)), "a layer")
+    _check_layers("sidecar.layers", model.sidecar.layers, range(len(layers)), "a layer")
     for name, section in (("value_embedding", model.value_embedding), ("sidecar", model.sidecar)):
         if section.enabled and not section.layers:
             raise ValueError(
@@ -47,6 +41,10 @@ def _check_widths(model: ModelRecipe) -> None:
         )
     if model.mlp_dim < 1:
         raise ValueError(f"mlp.width {model.mlp.width} of dim {model.dim} leaves no hidden unit")
+    if model.bigram.enabled and not model.bigram.projection and model.bigram.width != model.dim:
+        raise ValueError(
+            f"bigram.width {model.bigram.width} must be dim {model.dim} without bigram.projection"
+        )
     rope = model.rope_dims
     if rope % 2 or rope > model.head_dim:
         raise ValueError(

@@ -29,11 +29,15 @@ class EmbeddingRecipe(Section):
 
 
 class BigramRecipe(Section):
-    """Hashed bigram embedding of the current and previous input token (systems.md section 1)."""
+    """Hashed bigram embedding of the current and previous input token (systems.md section 1).
+
+    Without `projection` the table is as wide as the model and its rows are added as they are.
+    """
 
     enabled: bool = False
     buckets: Annotated[int, Field(ge=2, le=1 << 24)] = 2048
     width: Width = 128
+    projection: bool = True
     scale: Real = 0.05
 
 
@@ -53,10 +57,10 @@ class ResidualMixRecipe(Section):
 
 
 class SkipRecipe(Section):
-    """U-Net skips: the first n//2 outputs are pushed and popped by n//2 later layers.
+    """U-Net skips: the first n//2 outputs are pushed, and n//2 later layers pop one each.
 
-    `pop = "early"` starts at layer n//2 (section 3), `"late"` pops in the last n//2 layers (section
-    2); they differ only for odd n.
+    `pop`: "early" pops before the next n//2 layers, as all published models do; "late" before the
+    last n//2. They differ for odd n only, where the last or the middle layer pops nothing.
     """
 
     enabled: bool = False
@@ -68,8 +72,8 @@ class RopeRecipe(Section):
 
     `dims`: a number, "full" (E) or "adaptive" (E up to 32, else 3E/4 rounded down to even).
     `frequency_dims`: the F in base^(-2j/F): "head" (E), "rotary" (`dims`) or a number.
-    `train_length`: beyond this declared context the base is rescaled (section 3); null switches
-    that off.
+    `train_length`: beyond this declared context the base is rescaled (section 3), in training too
+    where the recipe's context is longer; null switches that off.
     """
 
     dims: Annotated[int, Field(ge=0, le=MAX_WIDTH)] | Literal["full", "adaptive"] = 16
@@ -169,6 +173,11 @@ class ModelRecipe(Section):
     mlp: MlpRecipe = section()
     sidecar: SidecarRecipe = section()
     mtp: MtpRecipe = section()
+
+    @property
+    def depth(self) -> int:
+        """Number of virtual layers."""
+        return sum(segment.loops * len(segment.blocks) for segment in self.stack)
 
     @property
     def head_dim(self) -> int:

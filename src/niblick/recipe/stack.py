@@ -10,28 +10,28 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from niblick.components import MIXERS
 from niblick.limits import MAX_LOOPS, MAX_SEGMENT_LAYERS, quoted
 from niblick.recipe.base import FROM_LIST, Section
-
-ATTENTION_MIXERS = (
-    "window",
-    "full",
-)  # the mixers that take XSA, a value embedding and a ring of keys
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One weight block: the mixer's name and, for window attention, how many earlier positions it
-    sees.
-    """
+    """One weight block: the mixer's name and, where it has one, its window of earlier positions."""
 
     mixer: str
     window: int | None = None
 
+    @property
+    def attends(self) -> bool:
+        """Whether the mixer is attention; false for one that is not registered."""
+        return self.mixer in MIXERS and MIXERS[self.mixer].attends
+
 
 def parse_layers(text: str) -> list[LayerSpec]:
-    """Read one entry: MIXER, MIXER:WINDOW, or either with *COUNT behind it; ValueError on anything
-    else.
+    """Read one entry: MIXER, MIXER:WINDOW, or either with *COUNT behind it.
+
+    Raises ValueError for anything else.
     """
     match = re.fullmatch(r"([a-z][a-z0-9-]*)(?::([0-9]{1,7}))?(?:\*([0-9]{1,3}))?", text)
     if match is None:
@@ -39,9 +39,10 @@ def parse_layers(text: str) -> list[LayerSpec]:
             f'layer {quoted(text)} is not like "token-shift*4", "window:128" or "full"'
         )
     name, window, count = match[1], match[2], int(match[3] or 1)
-    if (name == "window") != (window is not None):
+    if name in MIXERS and MIXERS[name].windowed != (window is not None):
+        takers = " or ".join(f'"{each}"' for each in MIXERS if MIXERS[each].windowed)
         raise ValueError(
-            f'layer {quoted(text)}: a window goes with "window" alone, as in "window:128"'
+            f'layer {quoted(text)}: a window goes with {takers} alone, as in "window:128"'
         )
     if (window is not None and int(window) == 0) or count == 0:
         raise ValueError(f"layer {quoted(text)}: window and count must be at least 1")

@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from niblick.artifact import ARTIFACT_FILE, build_model, open_model, save_checkpoint
-from niblick.codecs.base import CODECS
-from niblick.compression.calibration import Calibration
+from niblick.artifact import ARTIFACT_FILE, open_file, save_checkpoint
+from niblick.codecs import CODECS
+from niblick.compression.calibration import Calibration, left_of_budget, make_calibration
 from niblick.compression.packing import Packed, pack
-from niblick.compression.training_text import estimate_seconds, left_of_budget, make_calibration
+from niblick.compression.sensitivity import estimate_seconds
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
-from niblick.errors import ArtifactError, NiblickError, StoppedError, TrainingError
+from niblick.errors import DataError, StoppedError
 from niblick.evaluation import EvaluationOptions, Score, evaluate
+from niblick.evaluation.processes import in_turn
+from niblick.model import build_model
 from niblick.recipe import Recipe
 from niblick.runtime import World, cache_folder, choose_device, process_group
 from niblick.training import Progress, TrainResult, train
 from niblick.training.run_folder import claimed, claimed_new
 
-T = TypeVar("T")
 Say = Callable[[str], None]
 
 
@@ -129,8 +129,11 @@ def train_and_score(
             world, lambda: _pack(recipe, dataset, folder, result, calibration, say), main_only=True
         )
         options = EvaluationOptions.from_recipe(recipe)
-        loaded = open_model(folder / ARTIFACT_FILE)
-        models = ((build_model(recipe, result.tensors), None), (loaded.model, loaded.sha256))
+        packed_file = open_file(folder / ARTIFACT_FILE)
+        models = (
+            (build_model(recipe, result.tensors), None),
+            (build_model(recipe, packed_file.tensors), packed_file.sha256),
+        )
         floating, scored = (
             evaluate(
                 model.to(device),
@@ -178,32 +181,5 @@ def _pack(
             max_bytes=recipe.artifact.max_bytes,
             calibration=calibration,
         )
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}; the float weights are kept in {str(weights)!r}") from None
-
-
-def in_turn(world: World, work: Callable[[], T], *, main_only: bool = False) -> T:
-    """`work` in the main process first, then in the others, which find it done (not at all with
-    `main_only`).
-
-    Where the main process fails, the others fail too instead of waiting for ever.
-    """
-    if world.size == 1:
-        return work()
-    import torch
-    import torch.distributed as dist
-
-    failure: NiblickError | None = None
-    result: T | None = None
-    if world.is_main:
-        try:
-            result = work()
-        except NiblickError as error:
-            failure = error
-    flag = torch.tensor([int(failure is not None)], device=choose_device(world))
-    dist.broadcast(flag, 0)
-    if failure is not None:
-        raise failure
-    if flag.item():
-        raise TrainingError("the main process could not go on; its message says why")
-    return result if world.is_main or main_only else work()  # type: ignore[return-value]
+    except DataError as error:
+        raise DataError(f"{error}; the float weights are kept in {str(weights)!r}") from None

@@ -1,10 +1,10 @@
-"""What is scored, checked before anything is computed: whole, unaltered, with the right tokenizer
-and byte counts.
-"""
+"""What is scored, checked before anything is computed: whole, unaltered, its bytes counted."""
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,13 @@ _PIECE = 1_000_000  # tokens decoded at once
 
 @dataclass(frozen=True)
 class Target:
-    """A split that passed: its tokens (n,), bytes of tokens 1 .. n-1, documents as token ranges,
-    content hash.
+    """Text that passed: tokens (n,), bytes of tokens 1 .. n-1, documents as token ranges.
+
+    `name` says where it is from; `sha256` is of the tokens as little-endian uint16.
     """
 
+    name: str
+    tokenizer: Tokenizer
     split: str
     tokens: NDArray[np.uint16]
     counts: NDArray[np.int64]
@@ -31,15 +34,12 @@ class Target:
 
 
 def load_target(dataset: Dataset, split: str, *, vocab_size: int, bos_id: int) -> Target:
-    """Read and check `split`; `ScoreError` if it is not what its manifest says or not the model's
-    alphabet.
+    """Read and check `split`.
+
+    `ScoreError` if it is not what its manifest says or not the model's alphabet.
     """
     tokenizer = dataset.tokenizer
-    if (tokenizer.vocab_size, tokenizer.bos_id) != (vocab_size, bos_id):
-        raise ScoreError(
-            f"the data's tokenizer has {tokenizer.vocab_size} ids and BOS {tokenizer.bos_id}; "
-            f"the model has {vocab_size} and BOS {bos_id}"
-        )
+    _check_alphabet(tokenizer, vocab_size, bos_id)
     _check_numbering(dataset, split)
     tokens = dataset.tokens(split)
     if len(tokens) < 2:
@@ -50,7 +50,40 @@ def load_target(dataset: Dataset, split: str, *, vocab_size: int, bos_id: int) -
     sha256 = dataset.sha256(split)
     _check_manifest(dataset, split, len(tokens), sha256)
     _check_bytes(dataset, split, tokens, counts)
-    return Target(split, tokens, counts, list(dataset.documents(split)), sha256)
+    return Target(
+        dataset.name, tokenizer, split, tokens, counts, list(dataset.documents(split)), sha256
+    )
+
+
+def text_target(
+    name: str, texts: Sequence[str], tokenizer: Tokenizer, *, vocab_size: int, bos_id: int
+) -> Target:
+    """Documents of plain text in the model's own tokens; `ScoreError` where they hold none."""
+    _check_alphabet(tokenizer, vocab_size, bos_id)
+    documents = [tokenizer.encode_document(text) for text in texts]
+    tokens = np.concatenate([*documents, np.empty(0, dtype=np.uint16)])
+    if len(tokens) < 2:
+        raise ScoreError(f"{name!r} holds no text; at least one token is needed to score")
+    ends = np.cumsum([len(ids) for ids in documents]).tolist()
+    counts = tokenizer.byte_table.count(tokens[1:], tokens[:-1])
+    decoded = _decoded(tokenizer, tokens)
+    expected = sum(len(text.encode()) for text in texts) if tokenizer.lossless else decoded
+    if not int(counts.sum()) == decoded == expected:
+        raise ScoreError(
+            f"token bytes add up to {int(counts.sum()):,}, the decoded text of {name!r} has"
+            f" {decoded:,}, the text itself {expected:,}"
+        )
+    sha256 = hashlib.sha256(tokens.astype("<u2").tobytes()).hexdigest()
+    spans = list(zip([0, *ends], ends, strict=False))
+    return Target(name, tokenizer, "text", tokens, counts, spans, sha256)
+
+
+def _check_alphabet(tokenizer: Tokenizer, vocab_size: int, bos_id: int) -> None:
+    if (tokenizer.vocab_size, tokenizer.bos_id) != (vocab_size, bos_id):
+        raise ScoreError(
+            f"the data's tokenizer has {tokenizer.vocab_size} ids and BOS {tokenizer.bos_id}; "
+            f"the model has {vocab_size} and BOS {bos_id}"
+        )
 
 
 def check_tokenizer(model: Tokenizer | None, dataset: Dataset) -> None:
@@ -94,9 +127,7 @@ def _check_manifest(dataset: Dataset, split: str, tokens: int, sha256: str) -> N
 def _check_bytes(
     dataset: Dataset, split: str, tokens: NDArray[np.uint16], counts: NDArray[np.int64]
 ) -> None:
-    """Counted bytes against the decoded text, and where nothing is lost against the text that was
-    prepared.
-    """
+    """Counted bytes against the decoded text, and against the manifest where nothing is lost."""
     tokenizer, counted = dataset.tokenizer, int(counts.sum())
     decoded = sum(
         _decoded(tokenizer, tokens[i : i + _PIECE + 1]) for i in range(0, len(tokens) - 1, _PIECE)

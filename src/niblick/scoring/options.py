@@ -201,7 +201,7 @@ class EvaluationOptions:
         """The options that a recipe's `evaluation` section asks for; keyword arguments win."""
         return cls(**{**recipe.evaluation.model_dump(), **changes})
 
-    def settings(self, context: int) -> dict[str, Any]:
+    def settings(self, context: int, engine: str = "torch") -> dict[str, Any]:
         """What decides a score beside model, data and mode, JSON-ready; `context` is the model's.
 
         `stride` is None where windows do not overlap, `document` says that the state is reset at
@@ -216,7 +216,7 @@ class EvaluationOptions:
             "precision": self.precision,
             "document": self.mode == "document",
             "adaptation": adaptation,
-            "engine": "torch",
+            "engine": engine,
         }
 
     def check_sizes(self, context: int) -> None:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from niblick.errors import ScoreError
 from niblick.limits import cut
-from niblick.objective.likelihood import LN2
 from niblick.scoring.options import Adaptation, LeakyTraining
+from niblick.units import LN2
 
 NOT_VALID = "NOT A VALID SCORE"
 SCHEMA = 2

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from niblick.plan import Plan
+from niblick.codecs import CODECS, rounding_specs
+from niblick.plan import Plan, make_plan
 from niblick.recipe import Recipe, load_recipe
 
 GROUPS = (
@@ -80,6 +81,7 @@ def _architecture(recipe: Recipe, plan: Plan) -> list[dict[str, Any]]:
     mixers: dict[str, int] = {}
     for layer in plan.layers:
         mixers[layer.mixer] = mixers.get(layer.mixer, 0) + 1
+    windows = [layer.span - 1 for layer in plan.layers if layer.mixer == "window"]
     rope = model.attention.rope
     heads = {
         "name": "grouped-query attention",
@@ -87,7 +89,9 @@ def _architecture(recipe: Recipe, plan: Plan) -> list[dict[str, Any]]:
         "kv_heads": model.attention.kv_heads,
     }
     found: list[dict[str, Any]] = [
-        {"name": f"{mixer} layers", "count": count} for mixer, count in sorted(mixers.items())
+        {"name": f"{mixer} layers", "count": count}
+        | ({"windows": windows} if mixer == "window" else {})
+        for mixer, count in sorted(mixers.items())
     ]
     if any(layer.span for layer in plan.layers):
         found += [
@@ -157,30 +161,20 @@ def _evaluation(recipe: Recipe) -> dict[str, Any]:
 
 
 def _compression(recipe: Recipe) -> dict[str, Any]:
-    artifact = recipe.artifact
-    if artifact.codec == "rd":
-        return {"name": "context-modelled entropy coding of every tensor"}
-    return {
-        "name": "zlib",
-        "matrix_bits": artifact.matrix_bits,
-        "embedding_bits": artifact.embedding_bits,
-    }
+    return CODECS[recipe.artifact.codec].describe(recipe)["compression"]
 
 
 def _quantization(recipe: Recipe) -> list[dict[str, Any]]:
-    artifact = recipe.artifact
-    name = {"rd": "rate-distortion trellis-coded quantization"}.get(
-        artifact.codec, f"{artifact.codec} codec"
-    )
-    found: list[dict[str, Any]] = [{"name": name, "max_bytes": artifact.max_bytes}]
+    described = CODECS[recipe.artifact.codec].describe(recipe)["quantization"]
+    found: list[dict[str, Any]] = [{**described, "max_bytes": recipe.artifact.max_bytes}]
     if rounds_late(recipe):
         found.append(_entry("late quantization-aware training", recipe.training.qat))
     return found
 
 
 def rounds_late(recipe: Recipe) -> bool:
-    """Whether training rounds: not for the codec "rd", whose grid is measured after training."""
-    return recipe.training.qat.enabled and recipe.artifact.codec != "rd"
+    """Whether training rounds as the recipe's codec will."""
+    return bool(rounding_specs(recipe, make_plan(recipe.model), refuse=False))
 
 
 def _averaging(recipe: Recipe) -> list[dict[str, Any]]:

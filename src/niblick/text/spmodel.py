@@ -1,10 +1,11 @@
-"""A SentencePiece model as plain data: parsed, reduced to what decides its behaviour, and
-serialised.
+"""A SentencePiece model: read, reduced to what decides its behaviour, and written.
 
-`canonical` drops what does not change a single token (training paths, self tests), so that equal
-tokenizers have equal bytes. `pack` and `unpack` turn the canonical form into the few bytes an
-artifact carries: a vocabulary that niblick trained is only its list of pieces (about 2 kB at
-1,024), any other is the canonical form compressed.
+Only the fields that change a token are declared here, so that reading drops the rest (training
+paths, self tests) and equal tokenizers have equal bytes. The messages are described at run time:
+the library's own module would demand the protobuf it was generated with.
+
+`pack` and `unpack` turn a model into the few bytes an artifact carries: a vocabulary that niblick
+trained is only its list of pieces (about 2 kB at 1,024), any other is the whole model compressed.
 """
 
 from __future__ import annotations
@@ -12,20 +13,70 @@ from __future__ import annotations
 import lzma
 import struct
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
 
 from niblick.errors import DataError
-from niblick.text import protowire as wire
+from niblick.files import expand
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"
 MAX_MODEL_BYTES = 16_000_000
-_PIECES, _TRAINER, _NORMALIZER, _DENORMALIZER = 1, 2, 3, 5
-_MODEL_TYPE, _SUFFIX, _BYTE_FALLBACK = 3, 24, 35
-_KEPT_TRAINER_FIELDS = {_MODEL_TYPE, _SUFFIX, _BYTE_FALLBACK, 44, 45, 46, 47, 48}
-_CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES, _ESCAPE_SPACES = 2, 3, 4, 5
 BYTE_PIECES = tuple(f"<0x{value:02X}>" for value in range(256))
 _LISTED, _COMPRESSED = b"nT\x01", b"nT\x02"
+_NAMED_PIECES = {45: "unknown", 46: "bos", 47: "eos", 48: "pad"}
+# Fields of sentencepiece_model.proto: name, number, type, default. Text is read as bytes, so that a
+# piece that is not UTF-8 is told from a damaged file.
+_MESSAGES = {
+    "Piece": (("text", 1, "BYTES", ""), ("score", 2, "FLOAT", "0"), ("kind", 3, "INT32", "1")),
+    "Trainer": (
+        ("model_type", 3, "INT32", "1"),
+        ("space_as_suffix", 24, "BOOL", "false"),
+        ("byte_fallback", 35, "BOOL", "false"),
+        ("unknown_surface", 44, "BYTES", ""),
+        *((f"{name}_piece", number, "BYTES", "") for number, name in _NAMED_PIECES.items()),
+    ),
+    "Normalizer": (
+        ("charsmap", 2, "BYTES", ""),
+        ("dummy_prefix", 3, "BOOL", "true"),
+        ("remove_spaces", 4, "BOOL", "true"),
+        ("escape_spaces", 5, "BOOL", "true"),
+    ),
+    "Model": (
+        ("pieces", 1, "Piece", ""),
+        ("trainer", 2, "Trainer", ""),
+        ("normalizer", 3, "Normalizer", ""),
+        ("denormalizer", 5, "BYTES", ""),
+    ),
+}
+
+
+@cache
+def _messages() -> dict[str, Any]:
+    """The message classes by name; protobuf is imported when a model is first read or made."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(
+        name="niblick_sentencepiece.proto", package="niblick", syntax="proto2"
+    )
+    kinds = descriptor_pb2.FieldDescriptorProto
+    for message, fields in _MESSAGES.items():
+        made = file.message_type.add(name=message)
+        for name, number, kind, default in fields:
+            field = made.field.add(name=name, number=number, label=kinds.LABEL_OPTIONAL)
+            if kind in _MESSAGES:
+                field.type, field.type_name = kinds.TYPE_MESSAGE, f".niblick.{kind}"
+            else:
+                field.type, field.default_value = kinds.Type.Value(f"TYPE_{kind}"), default
+            if name == "pieces":
+                field.label = kinds.LABEL_REPEATED
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return {
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"niblick.{name}"))
+        for name in _MESSAGES
+    }
 
 
 @dataclass(frozen=True)
@@ -37,144 +88,107 @@ class Piece:
     kind: int = NORMAL
 
 
-@dataclass(frozen=True)
 class SentencePieceModel:
-    """What decides how a SentencePiece model encodes: pieces, training settings that matter,
-    normalizer.
-    """
+    """What decides how a SentencePiece model encodes, around its protocol-buffer `message`."""
 
-    pieces: tuple[Piece, ...]
-    trainer: tuple[wire.Field, ...] = ()
-    normalizer: tuple[wire.Field, ...] = ()
-    denormalizer: bytes = field(default=b"", repr=False)
+    def __init__(self, message: Any) -> None:
+        self.message = message
 
-    def _number(self, fields: tuple[wire.Field, ...], number: int, default: int) -> int:
-        values = [value for key, _, value in fields if key == number]
-        return int(values[-1]) if values and isinstance(values[-1], int) else default
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The vocabulary in order of ids."""
+        return tuple(Piece(p.text.decode(), p.score, p.kind) for p in self.message.pieces)
 
     @property
     def kind_name(self) -> str:
         """`unigram`, `bpe`, `word` or `char`."""
-        return {1: "unigram", 2: "bpe", 3: "word", 4: "char"}.get(
-            self._number(self.trainer, _MODEL_TYPE, 1), "?"
-        )
-
-    @property
-    def byte_fallback(self) -> bool:
-        """Whether characters outside the vocabulary become byte pieces rather than the unknown
-        piece.
-        """
-        return bool(self._number(self.trainer, _BYTE_FALLBACK, 0))
+        kinds = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
+        return kinds.get(self.message.trainer.model_type, "?")
 
     @property
     def space_as_suffix(self) -> bool:
         """Whether U+2581 ends words instead of beginning them."""
-        return bool(self._number(self.trainer, _SUFFIX, 0))
+        return bool(self.message.trainer.space_as_suffix)
 
     @property
     def dummy_prefix(self) -> bool:
         """Whether encoding puts a space in front of the text, which decoding takes off again."""
-        return bool(self._number(self.normalizer, _DUMMY_PREFIX, 1))
+        return bool(self.message.normalizer.dummy_prefix)
 
     @property
     def identity(self) -> bool:
         """Whether text reaches the encoder unchanged (but for spaces written U+2581)."""
-        charsmap = any(number == _CHARSMAP and value for number, _, value in self.normalizer)
-        removes = self._number(self.normalizer, _REMOVE_SPACES, 1)
-        escapes = self._number(self.normalizer, _ESCAPE_SPACES, 1)
-        return not charsmap and not removes and bool(escapes) and not self.denormalizer
+        rules = self.message.normalizer
+        changes = rules.charsmap or rules.remove_spaces or self.message.denormalizer
+        return not changes and bool(rules.escape_spaces)
 
     @property
     def lossless(self) -> bool:
         """Whether decoding undoes encoding for every Unicode text."""
         texts = {piece.text for piece in self.pieces if piece.kind == NORMAL}
-        bytes_present = {piece.text for piece in self.pieces if piece.kind == BYTE} >= set(
-            BYTE_PIECES
-        )
-        return self.identity and self.byte_fallback and bytes_present and SPACE in texts
+        spelled = {piece.text for piece in self.pieces if piece.kind == BYTE} >= set(BYTE_PIECES)
+        fallback = bool(self.message.trainer.byte_fallback)
+        return self.identity and fallback and spelled and SPACE in texts
 
     def with_dummy_prefix(self, on: bool) -> SentencePieceModel:
         """The same model with the space in front of the text switched on or off."""
-        kept = tuple(entry for entry in self.normalizer if entry[0] != _DUMMY_PREFIX)
-        return replace(
-            self, normalizer=tuple(sorted((*kept, (_DUMMY_PREFIX, wire.VARINT, int(on)))))
-        )
+        message = type(self.message)()
+        message.CopyFrom(self.message)
+        message.normalizer.dummy_prefix = on
+        return SentencePieceModel(message)
 
     def serialize(self) -> bytes:
-        """The model as SentencePiece reads it."""
-        out = [wire.write_field(_PIECES, wire.BYTES, _write_piece(piece)) for piece in self.pieces]
-        for number, fields in ((_TRAINER, self.trainer), (_NORMALIZER, self.normalizer)):
-            out.append(
-                wire.write_field(number, wire.BYTES, b"".join(wire.write_field(*f) for f in fields))
-            )
-        if self.denormalizer:
-            out.append(wire.write_field(_DENORMALIZER, wire.BYTES, self.denormalizer))
-        return b"".join(out)
-
-
-def _write_piece(piece: Piece) -> bytes:
-    kind = b"" if piece.kind == NORMAL else wire.write_field(3, wire.VARINT, piece.kind)
-    text = wire.write_field(1, wire.BYTES, piece.text.encode())
-    return text + wire.write_field(2, wire.FIXED32, struct.pack("<f", piece.score)) + kind
-
-
-def _read_piece(data: bytes) -> Piece:
-    text, score, kind = "", 0.0, NORMAL
-    for number, _, value in wire.read_fields(data):
-        if number == 1 and isinstance(value, bytes):
-            text = value.decode("utf-8", "strict")
-        elif number == 2 and isinstance(value, bytes) and len(value) == 4:
-            score = float(struct.unpack("<f", value)[0])
-        elif number == 3 and isinstance(value, int):
-            kind = value
-    if kind == BYTE and text not in BYTE_PIECES:
-        raise DataError(
-            f"the tokenizer has byte piece {text!r}; byte pieces are written <0x00> to <0xFF>"
-        )
-    return Piece(text, score, kind)
-
-
-def _kept(data: bytes, numbers: set[int]) -> tuple[wire.Field, ...]:
-    return tuple(
-        sorted(
-            (entry for entry in wire.read_fields(data) if entry[0] in numbers), key=lambda f: f[0]
-        )
-    )
+        """The model as SentencePiece reads it; equal models have equal bytes."""
+        return bytes(self.message.SerializeToString(deterministic=True))
 
 
 def parse(data: bytes) -> SentencePieceModel:
     """Read a `.model` file's bytes into canonical form; raises `DataError` where it is not one."""
-    pieces: list[Piece] = []
-    trainer: tuple[wire.Field, ...] = ()
-    normalizer: tuple[wire.Field, ...] = ()
-    denormalizer = b""
+    from google.protobuf.message import DecodeError
+
+    message = _messages()["Model"]()
     try:
-        for number, _, value in wire.read_fields(data):
-            if not isinstance(value, bytes):
-                raise DataError(
-                    f"the tokenizer has a number in field {number}; it is not a SentencePiece model"
-                )
-            if number == _PIECES:
-                pieces.append(_read_piece(value))
-            elif number == _TRAINER:
-                trainer = _kept(value, _KEPT_TRAINER_FIELDS)
-            elif number == _NORMALIZER:
-                normalizer = _kept(
-                    value, {_CHARSMAP, _DUMMY_PREFIX, _REMOVE_SPACES, _ESCAPE_SPACES}
-                )
-            elif number == _DENORMALIZER and any(
-                entry[0] == _CHARSMAP for entry in wire.read_fields(value)
-            ):
-                denormalizer = value
+        message.ParseFromString(data)
+    except DecodeError:
+        raise DataError("the tokenizer is truncated, or it is not a SentencePiece model") from None
+    if not 2 <= len(message.pieces) <= 65536:
+        raise DataError(
+            f"the tokenizer has {len(message.pieces)} pieces; a SentencePiece model here has 2 to"
+            " 65,536"
+        )
+    message.DiscardUnknownFields()
+    for piece in message.pieces:
+        piece.text, piece.score = piece.text, piece.score  # written also where they are defaults
+        if piece.kind == NORMAL:
+            piece.ClearField("kind")
+    message.trainer.SetInParent()
+    message.normalizer.SetInParent()
+    if not _replaces(message.denormalizer):
+        message.ClearField("denormalizer")
+    model = SentencePieceModel(message)
+    try:
+        pieces = model.pieces
     except UnicodeDecodeError:
         raise DataError(
             "the tokenizer has a piece that is not UTF-8; it is not a SentencePiece model"
         ) from None
-    if not 2 <= len(pieces) <= 65536:
-        raise DataError(
-            f"the tokenizer has {len(pieces)} pieces; a SentencePiece model here has 2 to 65,536"
-        )
-    return SentencePieceModel(tuple(pieces), trainer, normalizer, denormalizer)
+    for piece in pieces:
+        if piece.kind == BYTE and piece.text not in BYTE_PIECES:
+            raise DataError(
+                f"the tokenizer has byte piece {piece.text!r}; byte pieces are written <0x00> to"
+                " <0xFF>"
+            )
+    return model
+
+
+def _replaces(denormalizer: bytes) -> bool:
+    """Whether a denormalizer has a map of characters."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return bool(_messages()["Normalizer"].FromString(denormalizer).HasField("charsmap"))
+    except DecodeError:
+        raise DataError("the tokenizer's denormalizer is damaged") from None
 
 
 def lossless_bpe(texts: list[str], vocab_size: int) -> SentencePieceModel:
@@ -183,45 +197,33 @@ def lossless_bpe(texts: list[str], vocab_size: int) -> SentencePieceModel:
     Ids: 0 unknown, 1 `<s>`, 2 to 257 the bytes, then `texts`, then `<unused0>` and so on up to
     `vocab_size`.
     """
-    head = [Piece("<unk>", 0.0, UNKNOWN), Piece("<s>", 0.0, CONTROL)]
-    head += [Piece(text, 0.0, BYTE) for text in BYTE_PIECES]
-    learned = [Piece(text, -float(rank)) for rank, text in enumerate(texts)]
-    missing = vocab_size - len(head) - len(learned)
-    padding = [Piece(f"<unused{number}>", 0.0, UNUSED) for number in range(missing)]
-    trainer = ((_MODEL_TYPE, wire.VARINT, 2), (_BYTE_FALLBACK, wire.VARINT, 1))
-    switches = (
-        (_DUMMY_PREFIX, wire.VARINT, 1),
-        (_REMOVE_SPACES, wire.VARINT, 0),
-        (_ESCAPE_SPACES, wire.VARINT, 1),
-    )
-    return SentencePieceModel(tuple(head + learned + padding), trainer, switches)
+    message = _messages()["Model"]()
+    add = message.pieces.add
+    add(text=b"<unk>", score=0.0, kind=UNKNOWN)
+    add(text=b"<s>", score=0.0, kind=CONTROL)
+    for text in BYTE_PIECES:
+        add(text=text.encode(), score=0.0, kind=BYTE)
+    for rank, text in enumerate(texts):
+        add(text=text.encode(), score=-float(rank))
+    for number in range(vocab_size - len(message.pieces)):
+        add(text=f"<unused{number}>".encode(), score=0.0, kind=UNUSED)
+    message.trainer.model_type, message.trainer.byte_fallback = 2, True
+    switches = message.normalizer
+    switches.dummy_prefix, switches.remove_spaces, switches.escape_spaces = True, False, True
+    return SentencePieceModel(message)
 
 
 def pack(model: SentencePieceModel) -> bytes:
     """The fewest bytes that `unpack` turns into the same model."""
-    learned = [piece.text.encode() for piece in model.pieces if piece.kind == NORMAL]
-    if max(map(len, learned), default=0) < 256:
-        rebuilt = lossless_bpe([text.decode() for text in learned], len(model.pieces))
-        if rebuilt == model:
-            body = struct.pack("<HH", len(model.pieces) - 1, len(learned)) + bytes(
-                map(len, learned)
-            )
-            return _LISTED + zlib.compress(body + b"".join(learned), 9)
-    return _COMPRESSED + lzma.compress(model.serialize(), preset=9 | lzma.PRESET_EXTREME)
-
-
-def _inflate(data: bytes) -> bytes:
-    listed, packed = data.startswith(_LISTED), data[len(_LISTED) :]
-    decoder = zlib.decompressobj() if listed else lzma.LZMADecompressor(memlimit=256_000_000)
-    try:
-        raw = decoder.decompress(packed, MAX_MODEL_BYTES + 1)
-    except (zlib.error, lzma.LZMAError) as error:
-        raise DataError(f"the packed tokenizer is damaged: {error}") from None
-    if len(raw) > MAX_MODEL_BYTES:
-        raise DataError(f"the packed tokenizer expands to more than {MAX_MODEL_BYTES:,} bytes")
-    if not decoder.eof or decoder.unused_data:
-        raise DataError("the packed tokenizer is truncated, or something follows it")
-    return raw
+    learned = [piece.text for piece in model.pieces if piece.kind == NORMAL]
+    texts, whole = [text.encode() for text in learned], model.serialize()
+    if max(map(len, texts), default=0) < 256:
+        rebuilt = lossless_bpe(learned, len(model.pieces))
+        if rebuilt.serialize() == whole:
+            counts = struct.pack("<HH", len(model.pieces) - 1, len(texts))
+            body = counts + bytes(map(len, texts)) + b"".join(texts)
+            return _LISTED + zlib.compress(body, 9)
+    return _COMPRESSED + lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)
 
 
 def unpack(data: bytes) -> SentencePieceModel:
@@ -230,10 +232,13 @@ def unpack(data: bytes) -> SentencePieceModel:
         raise DataError(
             f"a tokenizer of {len(data):,} bytes; at most {MAX_MODEL_BYTES:,} are accepted"
         )
-    if not data.startswith((_LISTED, _COMPRESSED)):
+    listed = data.startswith(_LISTED)
+    if not listed and not data.startswith(_COMPRESSED):
         return parse(data)
-    raw = _inflate(data)
-    return parse(raw) if data.startswith(_COMPRESSED) else _unpack_list(raw)
+    decoder = zlib.decompressobj() if listed else lzma.LZMADecompressor(memlimit=256_000_000)
+    packed = data[len(_LISTED) :]
+    raw = expand(packed, decoder, MAX_MODEL_BYTES, "the packed tokenizer", DataError)
+    return _unpack_list(raw) if listed else parse(raw)
 
 
 def _unpack_list(raw: bytes) -> SentencePieceModel:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from niblick.artifact import save_checkpoint
-from niblick.errors import ArtifactError, TrainingError
+from niblick.errors import NiblickError, TrainingError
 from niblick.files import parse_json, record
 from niblick.limits import cut
 from niblick.recipe import Recipe
@@ -81,7 +81,7 @@ def write_checkpoint(
             shutil.rmtree(final)
         temporary.rename(final)
         _sync_path(folder)
-    except (OSError, SafetensorError, ArtifactError) as error:
+    except (OSError, SafetensorError, NiblickError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise TrainingError(
             f"cannot write checkpoint {str(final)!r}: {error}{_intact(folder)}"

@@ -1,5 +1,4 @@
-"""The compiled form of the loss: fused kernels on the CPU, torch.compile on CUDA; plain torch where
-neither works.
+"""The compiled form of the loss: fused kernels on the CPU, torch.compile on CUDA, or plain torch.
 
 Which of the two is a measurement (docs/performance.md): on the CPU torch.compile costs over a
 minute of the budget and gains little, the kernels compile in seconds, once per machine.
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from niblick.errors import TrainingError
 from niblick.model import LanguageModel
-from niblick.model.kernels import FusedOps, Kernels, load_kernels
+from niblick.model.kernels import Kernels, load_kernels, use_kernels
 from niblick.model.lm import NO_FACTORS
 from niblick.training.recorded import Batch, RecordedLoss
 
@@ -52,9 +51,9 @@ class CompiledLoss:
                 False,
                 True,
             )
-        elif (kernels := load_kernels()) is not None:
-            model.ops, self.kernels, self.compiled = FusedOps(kernels), kernels, True
-            self._recorded = RecordedLoss(plain, model, kernels)
+        elif use_kernels(model, kernels := load_kernels()):
+            self.kernels, self.compiled = kernels, True
+            self._recorded = RecordedLoss(plain, model)
         elif wanted == "on":
             raise TrainingError(
                 'training.compile = "on" needs a C compiler (gcc or clang); use "auto" or "off"'
@@ -65,25 +64,19 @@ class CompiledLoss:
         inputs: Tensor,
         targets: Tensor,
         factors: Mapping[str, Tensor] = NO_FACTORS,
-        share: float = 1.0,
+        weight: float = 1.0,
     ) -> Tensor:
-        """Give the parameters, which have no gradient, that of `share` times the loss until the
-        next call; the mean next-token nll.
+        """Give the parameters, which have none, the gradient of `weight` times the loss.
+
+        Returns the mean next-token nll.
         """
         if self._recorded is not None:
-            recorded = self._recorded.backward(Batch(inputs, targets, factors, share))
+            recorded = self._recorded.backward(Batch(inputs, targets, factors, weight))
             if recorded is not None:
                 return recorded
         loss, nll = self(inputs, targets, factors)
-        (loss * share if share < 1 else loss).backward()  # type: ignore[no-untyped-call]
+        (loss * weight if weight < 1 else loss).backward()  # type: ignore[no-untyped-call]
         return nll.detach()
-
-    def rest(self) -> None:
-        """Give memory that only `backward` uses back to the system, for as long as something else
-        runs.
-        """
-        if self._recorded is not None:
-            self._recorded.rest()
 
     def __call__(
         self, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor] = NO_FACTORS

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from niblick.components import BEFORE
 from niblick.recipe import Recipe
 from niblick.runtime import World
 
@@ -19,25 +20,18 @@ class Dropout:
 
     def __init__(self, recipe: Recipe, world: World, device: str) -> None:
         training, model = recipe.training, recipe.model
-        used = {
-            "token": True,
-            "bigram": model.bigram.enabled,
-            "value_embedding": model.value_embedding.enabled,
-        }
-        self.shares = {k: v for k, v in training.dropout.model_dump().items() if v and used[k]}
+        tables = {part.table for part in BEFORE if part.used(model)}
+        rates = training.dropout.model_dump()
+        self.rates = {k: rate for k, rate in rates.items() if rate and k in tables}
         self._shape = training.batch_tokens // training.sequence_length, training.sequence_length, 1
         self._seed, self._world, self._device = recipe.seed, world, device
 
     def draw(self, step: int) -> dict[str, Tensor]:
-        """0 where a row is dropped, else 1 / (1 - share): by table, for this process's rows of step
-        `step`.
-        """
+        """0 where a row is dropped, else 1 / (1 - rate), by table, for this process's rows."""
         generator = np.random.default_rng([self._seed, step])
-        return {name: self._factor(generator, share) for name, share in self.shares.items()}
+        return {name: self._factor(generator, rate) for name, rate in self.rates.items()}
 
-    def _factor(self, generator: np.random.Generator, share: float) -> Tensor:
-        kept = (
-            generator.random(self._shape, dtype=np.float32)[self._world.rank :: self._world.size]
-            >= share
-        )
-        return (torch.from_numpy(kept).float() / (1 - share)).to(self._device)
+    def _factor(self, generator: np.random.Generator, rate: float) -> Tensor:
+        drawn = generator.random(self._shape, dtype=np.float32)
+        kept = drawn[self._world.rank :: self._world.size] >= rate
+        return (torch.from_numpy(kept).float() / (1 - rate)).to(self._device)

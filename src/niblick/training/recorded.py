@@ -1,137 +1,108 @@
-"""Forward and backward of a micro-batch as a captured program: the same gradients to the bit,
-without Python's share of the time.
+"""Forward and backward of a micro-batch as one recorded graph, without modules and autograd.
 
-The first micro-batch is computed both ways. Where they differ, or the computation cannot be
-captured, there is no program. What is recorded is the model as it was then: hooks and operations
-that it is given later are not seen.
+The graph is what `torch.fx` traces of the loss and its gradients: the operators that are run, the
+kernels' among them, in straight-line code that frees what it no longer needs. The first micro-batch
+is computed both ways. Where they differ in a bit, or the computation cannot be traced, there is no
+graph. What is recorded is the model as it was then.
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from niblick.model import LanguageModel
-from niblick.model.kernels import Kernels
-from niblick.model.kernels.capture import NotRepeatableError, Program, capture
-from niblick.model.kernels.ops import within
 
 Loss = Callable[[Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch: ids (B, T) int64, dropout's factors (B, T, 1) by table, and the share of its
-    loss in the step's.
+    """A micro-batch: ids (B, T) int64, dropout's factors (B, T, 1) by table.
+
+    `weight` is the part of the step's loss that it makes up.
     """
 
     inputs: Tensor
     targets: Tensor
     factors: Mapping[str, Tensor]
-    share: float = 1.0
+    weight: float = 1.0
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them; the factors by their names' order."""
         return self.inputs, self.targets, *(self.factors[name] for name in sorted(self.factors))
 
-    def clone(self) -> Batch:
-        """The same in memory of its own."""
-        return Batch(
-            self.inputs.clone(),
-            self.targets.clone(),
-            {name: factor.clone() for name, factor in self.factors.items()},
-            self.share,
-        )
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What a graph is made for: names, shapes and the weight."""
+        shapes = ((t.shape, t.dtype, t.device) for t in self.tensors)
+        return self.weight, *sorted(self.factors), *shapes
 
 
 class RecordedLoss:
     """Gradients of micro-batches that are like the first one."""
 
-    def __init__(self, loss: Loss, model: LanguageModel, kernels: Kernels) -> None:
-        self._loss, self._kernels, self._words = loss, kernels, model.recipe.vocab_size
+    def __init__(self, loss: Loss, model: LanguageModel) -> None:
+        self._loss, self._model = loss, model
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._first: Batch | None = None  # the program reads its tensors
-        self._kind: tuple[object, ...] = ()
-        self.program: Program | None = None
+        self._kind: tuple[object, ...] | None = None
+        self.graph: GraphModule | None = None
 
     def backward(self, batch: Batch) -> Tensor | None:
-        """Give each parameter its gradient, until the next call, and return the mean nll; None for
-        a batch unlike the first.
+        """Give each parameter its gradient and return the mean nll.
+
+        None, and no gradients, for a batch unlike the first or a model with adapters.
         """
-        if not (within(batch.inputs, self._words) and within(batch.targets, self._words)):
+        if self._model.adapted:
             return None
-        if self._first is None:
-            self._first, self._kind = batch.clone(), self._kind_of(batch)
-            self.program = self._record(self._first)
-        if self.program is None or self._kind != self._kind_of(batch):
+        if self._kind is None:
+            self._kind, self.graph = batch.kind, self._record(batch)
+        if self.graph is None or self._kind != batch.kind:
             return None
-        for mine, given in zip(self._first.tensors, batch.tensors, strict=True):
-            mine.copy_(given)
-        nll, *slopes = self.program()
-        for parameter, slope in zip(self._parameters, slopes, strict=True):
-            parameter.grad = slope
+        nll, *grads = self._run(self.graph, batch)
+        for parameter, grad in zip(self._parameters, grads, strict=True):
+            parameter.grad = grad
         assert nll is not None
-        return nll.clone()
+        return nll
 
-    def _kind_of(self, batch: Batch) -> tuple[object, ...]:
-        """What a program is made for: names, shapes, the share, and where the parameters lie."""
-        shapes = ((t.shape, t.dtype, t.device) for t in batch.tensors)
-        return (
-            batch.share,
-            *sorted(batch.factors),
-            *shapes,
-            *(p.data_ptr() for p in self._parameters),
-        )
+    @torch.no_grad()
+    def _run(self, graph: GraphModule, batch: Batch) -> Sequence[Tensor | None]:
+        found: Sequence[Tensor | None] = graph(*batch.tensors)
+        return found
 
-    def rest(self) -> None:
-        """Give the program's memory back until the next batch; gradients that were not moved
-        elsewhere are lost.
-        """
-        if self.program is not None:
-            self.program.rest()
+    def _record(self, batch: Batch) -> GraphModule | None:
+        from torch.fx.experimental.proxy_tensor import make_fx
 
-    def _record(self, batch: Batch) -> Program | None:
-        expected = [_digest(t) for t in self._compute(batch)]
+        names = sorted(batch.factors)
+
+        def compute(inputs: Tensor, targets: Tensor, *factors: Tensor) -> Sequence[Tensor | None]:
+            loss, nll = self._loss(inputs, targets, dict(zip(names, factors, strict=True)))
+            weighted = loss * batch.weight if batch.weight < 1 else loss
+            grads = torch.autograd.grad(weighted, self._parameters, allow_unused=True)
+            return nll.detach(), *grads
+
         try:
-            program = capture(self._kernels, lambda: self._compute(batch))
-            if [_digest(t) for t in program()] == expected:
-                return program
+            graph = make_fx(compute)(*batch.tensors)
+            expected = compute(*batch.tensors)
+            if all(map(_same, self._run(graph, batch), expected)):
+                return graph
             reason = "it differs from the original"
-        except (
-            NotRepeatableError,
-            AttributeError,
-            OSError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-        warnings.warn(
-            f"the training step is not recorded and takes a tenth longer: {reason}", stacklevel=2
-        )
+        warnings.warn(f"the training step is not recorded and takes longer: {reason}", stacklevel=2)
         return None
 
-    def _compute(self, batch: Batch) -> Sequence[Tensor | None]:
-        """The mean nll and the gradients."""
-        loss, nll = self._loss(batch.inputs, batch.targets, batch.factors)
-        slopes = torch.autograd.grad(
-            loss * batch.share if batch.share < 1 else loss, self._parameters, allow_unused=True
-        )
-        return nll.detach(), *slopes
 
-
-def _digest(t: Tensor | None) -> tuple[object, ...]:
-    """Equal exactly where type, shape and all bits are."""
-    if t is None:
-        return ()
-    return (
-        t.dtype,
-        t.shape,
-        hashlib.blake2b(t.detach().reshape(-1).view(torch.uint8).numpy().data).digest(),
-    )
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether type, shape and all bits are equal."""
+    if one is None or other is None:
+        return one is other
+    alike = one.dtype == other.dtype and one.shape == other.shape
+    bits = (t.detach().reshape(-1).view(torch.uint8) for t in (one, other))
+    return alike and torch.equal(*bits)

@@ -45,12 +45,6 @@ def claimed_new(parent: Path, name: str) -> AbstractContextManager[Path]:
     return _claimed(next(path for path in places if _created(path)), created=True)
 
 
-def run_of(path: Path) -> Path | None:
-    """The run directory that a file lies in, up to three folders deep."""
-    folders = list(path.parents)[:3]
-    return next((folder for folder in folders if (folder / "recipe.toml").is_file()), None)
-
-
 @contextmanager
 def _claimed(path: Path, *, created: bool) -> Iterator[Path]:
     key = threading.get_ident(), path.resolve()

@@ -50,7 +50,7 @@ class RunState:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.model = LanguageModel(recipe.model, seed=recipe.seed).to(device)
         self.layout = Layout(self.model.plan.parameters, recipe.training)
-        specs = rounding_specs(recipe, self.model.plan) if recipe.training.qat.enabled else {}
+        specs = rounding_specs(recipe, self.model.plan, refuse=saved is None)
         self.weights = Weights(self.model, self.layout, dtype=dtype, specs=specs)
         self.optimizer = Optimizers(
             self.layout,

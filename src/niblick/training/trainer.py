@@ -19,7 +19,7 @@ from torch import Tensor
 
 from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
-from niblick.objective import LN2, training_loss
+from niblick.objective import training_loss
 from niblick.optim import Schedule
 from niblick.recipe import Recipe
 from niblick.runtime import (
@@ -28,6 +28,8 @@ from niblick.runtime import (
     describe_environment,
     keep_freed_memory,
     process_group,
+    return_freed_memory,
+    settle_threads,
 )
 from niblick.training.checkpoint import KEPT, list_checkpoints, read_checkpoint
 from niblick.training.compile import CompiledLoss
@@ -38,7 +40,7 @@ from niblick.training.progress import Clock, Progress, TrainResult
 from niblick.training.run_folder import RunFolder, claimed
 from niblick.training.state import RunState
 from niblick.training.validation import make_validator
-from niblick.units import Duration
+from niblick.units import LN2, Duration
 
 Report = Callable[[Progress], None]
 
@@ -65,8 +67,7 @@ def train(
     writes into `out`; checkpoints written before stay intact.
     """
     _check(recipe, dataset)
-    if recipe.training.threads:
-        torch.set_num_threads(recipe.training.threads)
+    settle_threads(recipe.training.threads)
     keep_freed_memory()
     folder = RunFolder(Path(out))
     device = choose_device(world)
@@ -335,7 +336,7 @@ class Loop:
         if not self.schedule.fits(state.position, self.validation_seconds):
             return
         began = self.clock.seconds
-        self.loss.rest()
+        return_freed_memory()
         state.weights.refresh(state.exportable, rounded=state.rounding)
         bpb = self.validator.bpb(state.model)
         state.weights.refresh(rounded=state.rounding)

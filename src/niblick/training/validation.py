@@ -10,10 +10,11 @@ from torch import Tensor
 
 from niblick.data.dataset import Dataset
 from niblick.model import LanguageModel
-from niblick.objective import LN2, token_nll
+from niblick.objective import token_nll
 from niblick.recipe import Recipe
 from niblick.runtime import World
 from niblick.training.distributed import sum_over
+from niblick.units import LN2
 
 
 class Validator:

@@ -1,8 +1,8 @@
-/* Decoding of the symbol stream: symbols.py, contexts.py, trellis.py and stream.py, operation for
+/* Decoding of the symbol stream: symbols.py, contexts.py and tensor_stream.py, operation for
  * operation.
  *
- * All memory is the caller's. Integers wrap and divide as numpy's do; fractions are float32 and
- * float64 without contraction, so that every number equals the reference's. Tables of all kinds lie
+ * All memory is the caller's. Integers wrap and divide as numpy's do; fractions are float32
+ * without contraction, so that every number equals the reference's. Tables of all kinds lie
  * behind one another in `counts` and, each followed by the end of its range, in `cdf`; a table
  * holds the symbols -limit .. limit and the escape.
  */
@@ -17,7 +17,7 @@
 #define GUIDE_BITS 10
 #define LARGEST_TOTAL (1 << 21)
 #define LARGEST_SIZE (1 << 20)
-#define LONGEST_ESCAPE 40
+#define LONGEST_ESCAPE 30
 #define DIGITS 12
 
 typedef struct {
@@ -43,12 +43,9 @@ typedef struct {
     int64_t states, stride;
     const int64_t *following, *quantizer; /* (states, 2), (states,) */
     int64_t *state;                       /* (height, columns) */
-    double step;
-    const double *row_step, *column_step;
-    uint8_t *kind;   /* (height * columns,) scratch */
-    int64_t *place;  /* the same */
-    int64_t *symbol; /* the same */
-    float *values;   /* (rows, columns) */
+    uint8_t *kind;                        /* (height * columns,) scratch */
+    int64_t *place, *symbol;              /* the same */
+    int32_t *level;                       /* (rows, columns) */
 } Matrix;
 
 /* The quantized cumulative distribution that constriction makes of float32 counts. */
@@ -155,10 +152,9 @@ static void kinds_of(const Matrix *m, const int64_t *first, int64_t start, int64
     }
 }
 
-/* Learn a row, move its path, and turn symbols into values. */
+/* Learn a row, move its path, and turn symbols into levels. */
 static void finish_row(Matrix *m, int64_t row, const int64_t *symbol, int64_t *state) {
-    const double base = m->step * m->row_step[row];
-    float *values = m->values + row * m->columns;
+    int32_t *levels = m->level + row * m->columns;
     for (int64_t c = 0; c < m->columns; c++) {
         const int64_t size = symbol[c] < 0 ? -symbol[c] : symbol[c];
         const int64_t known = size < LARGEST_SIZE ? size : LARGEST_SIZE;
@@ -168,12 +164,12 @@ static void finish_row(Matrix *m, int64_t row, const int64_t *symbol, int64_t *s
             level = m->stride * level - ((level > 0) - (level < 0)) * m->quantizer[state[c]];
             state[c] = m->following[2 * state[c] + (symbol[c] & 1)];
         }
-        values[c] = (float)((double)level * (base * m->column_step[c]));
+        levels[c] = (int32_t)level;
     }
 }
 
-/* A whole matrix; false where the escapes are damaged. */
-int niblick_matrix(Decoder *d, Matrix *m) {
+/* The levels of a whole matrix; false where the escapes are damaged. */
+int niblick_levels(Decoder *d, Matrix *m) {
     int64_t first[63];
     for (int64_t b = 0, level = 0; b < 63; first[b++] = level)
         while (level < m->levels - 1 && m->thresholds[level] <= (int64_t)1 << b) level++;

@@ -36,6 +36,7 @@ static int allocate(nb_engine *e) {
     ok = (e->side = nb_floats(n * 2 * pad(p->side_width + 1))) && ok;
     ok = (e->skip = nb_floats(n * p->pushes * e->wide + 1)) && ok;
     ok = (e->angle = nb_floats(n * 2 * p->half + 1)) && ok;
+    ok = (e->log_sum = nb_floats(n)) && ok;
     ok = (e->scores = nb_floats((int64_t)p->threads * e->score_floats)) && ok;
     e->scratch_bytes = nb_scratch((int)n, e->wide_hidden) / 64 * 64 + 64;
     ok = (e->scratch = (uint8_t *)nb_floats(p->threads * e->scratch_bytes / 4 + 1)) && ok;
@@ -51,7 +52,7 @@ nb_engine *nb_create(const nb_plan *plan) {
     nb_engine *e = calloc(1, sizeof *e);
     if (!e) return NULL;
     e->plan = *plan;
-    if (!allocate(e) || !(e->pool = nb_pool_create(e))) {
+    if (!allocate(e)) {
         nb_destroy(e);
         return NULL;
     }
@@ -61,10 +62,9 @@ nb_engine *nb_create(const nb_plan *plan) {
 
 void nb_destroy(nb_engine *e) {
     if (!e) return;
-    nb_pool_destroy(e->pool);
     void *owned[] = {e->x,       e->x0,    e->xe,     e->u,    e->a,      e->b,     e->o,
                      e->hidden,  e->qkv,   e->ve,     e->side, e->skip,   e->angle, e->scores,
-                     e->scratch, e->state, e->logits, e->slot, e->column, e->draws};
+                     e->scratch, e->state, e->logits, e->slot, e->column, e->draws, e->log_sum};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     free(e);
 }
@@ -99,6 +99,12 @@ static double seconds(void) {
     return now.tv_sec + 1e-9 * now.tv_nsec;
 }
 
+/* nb_forward on as many threads as there are, `threads` at most. */
+static void run(nb_engine *e, int threads) {
+    e->active = nb_begin(threads);
+    nb_team(e->active, nb_forward, e);
+}
+
 /* On busy processors waiting for each other costs more than sharing the work saves: take what has
  * been faster lately, and look again now and then. Results are the same to the bit. */
 static void run_single(nb_engine *e) {
@@ -106,9 +112,8 @@ static void run_single(nb_engine *e) {
     uint32_t step = e->steps++;
     if (step < TRIALS) all = step & 1;
     else if (step % PROBE == 0) all = !all;
-    e->active = all ? e->plan.threads : 1;
     double began = seconds();
-    nb_pool_run(e->pool);
+    run(e, all ? e->plan.threads : 1);
     double cost = seconds() - began;
     e->cost[all] = step < 2 ? cost : 0.8 * e->cost[all] + 0.2 * cost;
 }
@@ -121,14 +126,26 @@ int nb_run(nb_engine *e, int n, const int32_t *slots, const int32_t *tokens, int
     e->chained = 0;
     e->wanted = wanted;
     for (int c = 0; c < n; c++) place(e, c, slots[c], tokens[c]);
-    if (n > 1 || e->plan.threads == 1) {
-        e->active = e->plan.threads;
-        nb_pool_run(e->pool);
-    } else run_single(e);
+    if (n > 1 || e->plan.threads == 1) run(e, e->plan.threads);
+    else run_single(e);
     return 0;
 }
 
 float *nb_logits(nb_engine *e, int slot) { return e->logits + (int64_t)slot * e->plan.vocab; }
+
+/* Logits of all columns of a call that wanted them: rows nb_stride apart, until the next call. */
+float *nb_rows(nb_engine *e) { return e->hidden; }
+
+int nb_stride(nb_engine *e) { return e->wide_hidden; }
+
+/* Nats of `count` targets after each of the n columns of a call that wanted all logits. */
+void nb_nll(nb_engine *e, int n, int count, const int32_t *targets, float *out) {
+    for (int c = 0; c < n; c++)
+        for (int k = 0; k < count; k++) {
+            int64_t at = (int64_t)c * count + k;
+            out[at] = e->log_sum[c] - e->hidden[(int64_t)c * e->wide_hidden + targets[at]];
+        }
+}
 
 static double uniform(uint64_t seed, uint64_t draw) {
     uint64_t z = seed + (draw + 1) * 0x9E3779B97F4A7C15u;

@@ -97,8 +97,8 @@ static void softmax(float *s, const float *steps, int count) {
         sums += w;
     }
     for (int i = 0; i < WIDE; i++) sum += sums[i];
-    float share = 1 / sum;
-    for (int i = 0; i < count; i += WIDE) *(vec *)(s + i) *= share * *(const vec *)(steps + i);
+    float norm = 1 / sum;
+    for (int i = 0; i < count; i += WIDE) *(vec *)(s + i) *= norm * *(const vec *)(steps + i);
 }
 
 /* y += weights times values, for H heads and P vectors of a value */

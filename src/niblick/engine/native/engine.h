@@ -12,7 +12,8 @@
 #define _GNU_SOURCE /* madvise */
 #endif
 
-#include <stdatomic.h>
+#include "pool.h"
+
 #include <stdint.h>
 
 typedef float vec
@@ -30,6 +31,7 @@ enum {
     MAX_THREADS = 64
 };
 enum { TOKEN_SHIFT = 0, ATTENTION = 1 };
+enum { NONE = 0, LAST = 1, ALL = 2 };                     /* tokens whose logits are wanted */
 enum { PLAIN = 0, SQUARE = 1, SIGMOID = 2, SOFTCAP = 3 }; /* what happens to a product's outputs */
 
 typedef struct {
@@ -88,19 +90,15 @@ typedef struct {
     int32_t token;
 } nb_slot;
 
-typedef struct {
-    _Atomic int arrived, phase;
-} nb_barrier;
-
 typedef struct nb_engine {
     nb_plan plan;
     float *state;  /* slots x state_floats */
-    float *logits; /* slots x V */
+    float *logits; /* slots x V, after each slot's last token */
     nb_slot *slot;
     nb_column *column;
     int32_t n, chained, wanted;
-    float *x, *x0, *xe, *u, *a, *b, *o, *hidden, *qkv, *ve, *side, *skip,
-        *angle;       /* columns x something */
+    float *x, *x0, *xe, *u, *a, *b, *o, *hidden, *qkv, *ve, *side, *skip, *angle,
+        *log_sum;     /* columns x something; hidden holds all logits at the end */
     float *scores;    /* threads x (H/G) x span */
     uint8_t *scratch; /* threads x scratch_bytes */
     int64_t scratch_bytes;
@@ -111,8 +109,6 @@ typedef struct nb_engine {
     uint32_t steps;
     double
         cost[2]; /* seconds of a single column, alone and with all threads, as a moving average */
-    nb_barrier barrier;
-    struct nb_pool *pool;
 } nb_engine;
 
 static inline vec nb_pick(veci where, vec yes, vec no) {
@@ -157,12 +153,7 @@ void nb_sigmoid(float *x, int n);
 /* attention.c */
 void nb_attention(nb_engine *e, const nb_layer *layer, int group, float *scores);
 /* forward.c */
-void nb_forward(nb_engine *e, int thread);
-/* pool.c */
-struct nb_pool *nb_pool_create(nb_engine *e);
-void nb_pool_destroy(struct nb_pool *pool);
-void nb_pool_run(struct nb_pool *pool);
-void nb_wait(nb_engine *e);
+void nb_forward(void *engine, int thread);
 /* api.c: what Python calls */
 nb_engine *nb_create(const nb_plan *plan);
 void nb_destroy(nb_engine *e);
@@ -170,6 +161,9 @@ void nb_free(float *memory);
 void nb_reset(nb_engine *e, int slot, int64_t position);
 int nb_run(nb_engine *e, int n, const int32_t *slots, const int32_t *tokens, int wanted);
 float *nb_logits(nb_engine *e, int slot);
+float *nb_rows(nb_engine *e);
+int nb_stride(nb_engine *e);
+void nb_nll(nb_engine *e, int n, int count, const int32_t *targets, float *out);
 int nb_choose(nb_engine *e, int slot, int vocab, double temperature, int top_k, double top_p,
               uint64_t seed, uint64_t draw);
 

@@ -1,7 +1,7 @@
 /* The loop over the plan's virtual layers for all columns of a call; every thread runs it in step
  * with the others.
  *
- * Work on single columns is divided by column, products by row, attention by group; nb_wait stands
+ * Work on single columns is divided by column, products by row, attention by group; nb_meet stands
  * wherever one thread reads what another has written.
  */
 #include "engine.h"
@@ -47,8 +47,12 @@ static void embed(const work *w) {
             if (col->before == NO_TOKEN) index = p->buckets - 1;
             memset(row, 0, e->wide * sizeof(float));
             nb_row(&p->bigram, index, 1, row);
-            nb_product(&p->bigram_proj, row, 0, sum, 0, 1, 0, p->dim, PLAIN, 0, w->scratch);
-            for (int i = 0; i < p->dim; i++) x[i] += p->bigram_scale * sum[i];
+            const float *branch = row;
+            if (p->bigram_proj.codes) {
+                nb_product(&p->bigram_proj, row, 0, sum, 0, 1, 0, p->dim, PLAIN, 0, w->scratch);
+                branch = sum;
+            }
+            for (int i = 0; i < p->dim; i++) x[i] += p->bigram_scale * branch[i];
         }
         nb_rms(x, x, p->dim, 1);
         if (p->value.codes) {
@@ -63,7 +67,7 @@ static void embed(const work *w) {
             e->angle[(int64_t)c * 2 * p->half + p->half + i] = (float)sin(angle);
         }
     }
-    if (e->chained) nb_wait(e);
+    if (e->chained) nb_meet(e->active);
     for (int c = w->from; c < w->to; c++) {
         float *x = e->x + (int64_t)c * e->wide;
         memcpy(x, e->xe + (int64_t)c * e->wide, p->dim * sizeof(float));
@@ -113,10 +117,11 @@ static void sidecar(const work *w, const nb_layer *layer) {
         for (int c = w->from; c < w->to; c++) sidecar_column(e, layer, c, w->scratch);
         return;
     }
-    nb_wait(e); /* columns of one slot depend on each other: one thread takes them in order */
+    nb_meet(
+        e->active); /* columns of one slot depend on each other: one thread takes them in order */
     if (w->thread == 0)
         for (int c = 0; c < e->n; c++) sidecar_column(e, layer, c, w->scratch);
-    nb_wait(e);
+    nb_meet(e->active);
 }
 
 /* skip, residual mix, norm: x becomes the layer's input, u what its mixer sees */
@@ -140,7 +145,7 @@ static void begin(const work *w, const nb_layer *layer, int *depth) {
 static void token_shift(const work *w, const nb_layer *layer) {
     nb_engine *e = w->e;
     const nb_plan *p = &e->plan;
-    if (e->chained) nb_wait(e);
+    if (e->chained) nb_meet(e->active);
     for (int c = w->from; c < w->to; c++) {
         const float *u = e->u + (int64_t)c * e->wide, *last = before(e, c, e->u, layer->at_shift);
         float *r = e->a + (int64_t)c * e->wide, *k = e->b + (int64_t)c * e->wide;
@@ -150,12 +155,12 @@ static void token_shift(const work *w, const nb_layer *layer) {
             k[i] = old + layer->mix_k[i] * step;
         }
     }
-    nb_wait(e);
+    nb_meet(e->active);
     product(w, &layer->r, e->a, e->wide, e->qkv, e->wide_qkv, e->n, SIGMOID, 0);
     product(w, &layer->k, e->b, e->wide, e->hidden, e->wide_hidden, e->n, SQUARE, 0);
-    nb_wait(e);
+    nb_meet(e->active);
     product(w, &layer->v, e->hidden, e->wide_hidden, e->o, e->wide, e->n, PLAIN, 0);
-    nb_wait(e);
+    nb_meet(e->active);
     for (int c = w->from; c < w->to; c++) {
         float *o = e->o + (int64_t)c * e->wide;
         const float *gate = e->qkv + (int64_t)c * e->wide_qkv;
@@ -170,16 +175,16 @@ static void token_shift(const work *w, const nb_layer *layer) {
 static void attention(const work *w, const nb_layer *layer) {
     nb_engine *e = w->e;
     int dim = e->plan.dim, groups = e->plan.groups;
-    nb_wait(e);
+    nb_meet(e->active);
     product(w, &layer->q, e->u, e->wide, e->qkv, e->wide_qkv, e->n, PLAIN, 0);
     product(w, &layer->k, e->u, e->wide, e->qkv + dim, e->wide_qkv, e->n, PLAIN, 0);
     product(w, &layer->v, e->u, e->wide, e->qkv + dim + layer->k.rows, e->wide_qkv, e->n, PLAIN, 0);
-    nb_wait(e);
+    nb_meet(e->active);
     for (int g = w->thread; g < groups; g += w->threads)
         nb_attention(e, layer, g, e->scores + (int64_t)w->thread * e->score_floats);
-    nb_wait(e);
+    nb_meet(e->active);
     product(w, &layer->out, e->a, e->wide, e->o, e->wide, e->n, PLAIN, 0);
-    nb_wait(e);
+    nb_meet(e->active);
 }
 
 static void channel_mixer(const work *w, const nb_layer *layer) {
@@ -191,11 +196,11 @@ static void channel_mixer(const work *w, const nb_layer *layer) {
         for (int i = 0; i < dim; i++) x[i] += layer->attn_scale[i] * o[i];
         nb_rms(x, e->b + (int64_t)c * e->wide, dim, layer->scale);
     }
-    nb_wait(e);
+    nb_meet(e->active);
     product(w, &layer->fc, e->b, e->wide, e->hidden, e->wide_hidden, e->n, SQUARE, e->plan.slope);
-    nb_wait(e);
+    nb_meet(e->active);
     product(w, &layer->proj, e->hidden, e->wide_hidden, e->o, e->wide, e->n, PLAIN, 0);
-    nb_wait(e);
+    nb_meet(e->active);
     for (int c = w->from; c < w->to; c++) {
         float *x = e->x + (int64_t)c * e->wide;
         const float *o = e->o + (int64_t)c * e->wide;
@@ -211,31 +216,48 @@ static void push(const work *w, int *depth) {
     ++*depth;
 }
 
-/* logits of every slot's last column */
+/* ln of the sum of e^x over n logits */
+static float log_sum(const float *x, int n) {
+    float most = x[0];
+    for (int i = 1; i < n; i++) most = x[i] > most ? x[i] : most;
+    double sum = 0;
+    for (int i = 0; i < n; i += WIDE) {
+        vec part = (vec){0} - INFINITY;
+        memcpy(&part, x + i, (n - i < WIDE ? n - i : WIDE) * sizeof(float));
+        vec power = nb_exp(part - most);
+        sum += nb_total((vec)((veci)power & (part > -3.0e38f)));
+    }
+    return most + (float)log(sum);
+}
+
+/* logits of every slot's last column, or of all columns and what their likelihoods divide by */
 static void head(const work *w) {
     nb_engine *e = w->e;
     const nb_plan *p = &e->plan;
     for (int c = w->from; c < w->to; c++)
         nb_rms(e->x + (int64_t)c * e->wide, e->u + (int64_t)c * e->wide, p->dim, 1);
-    nb_wait(e);
+    nb_meet(e->active);
     int act = p->softcap > 0 ? SOFTCAP : PLAIN;
-    if (!e->chained) { /* columns are slots 0, 1, ... only when the caller says so; write each to
-                          its own place */
-        product(w, &p->head_matrix, e->u, e->wide, e->hidden, e->wide_hidden, e->n, act,
-                p->softcap);
-        nb_wait(e);
-        for (int c = w->from; c < w->to; c++)
-            memcpy(e->logits + (int64_t)e->column[c].slot * p->vocab,
-                   e->hidden + (int64_t)c * e->wide_hidden, p->vocab * sizeof(float));
+    if (e->chained && e->wanted != ALL) { /* most columns are nobody's last */
+        for (int c = 0; c < e->n; c++)
+            if (e->column[c].last)
+                product(w, &p->head_matrix, e->u + (int64_t)c * e->wide, 0,
+                        e->logits + (int64_t)e->column[c].slot * p->vocab, 0, 1, act, p->softcap);
         return;
     }
-    for (int c = 0; c < e->n; c++)
+    product(w, &p->head_matrix, e->u, e->wide, e->hidden, e->wide_hidden, e->n, act, p->softcap);
+    nb_meet(e->active);
+    for (int c = w->from; c < w->to; c++) {
+        const float *row = e->hidden + (int64_t)c * e->wide_hidden;
         if (e->column[c].last)
-            product(w, &p->head_matrix, e->u + (int64_t)c * e->wide, 0,
-                    e->logits + (int64_t)e->column[c].slot * p->vocab, 0, 1, act, p->softcap);
+            memcpy(e->logits + (int64_t)e->column[c].slot * p->vocab, row,
+                   p->vocab * sizeof(float));
+        if (e->wanted == ALL) e->log_sum[c] = log_sum(row, p->vocab);
+    }
 }
 
-void nb_forward(nb_engine *e, int thread) {
+void nb_forward(void *engine, int thread) {
+    nb_engine *e = engine;
     const nb_plan *p = &e->plan;
     work w = {e,
               thread,

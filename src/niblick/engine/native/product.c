@@ -16,6 +16,26 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+/* `call` with the constant BITS for every width of codes: each is compiled by itself */
+#define WIDTH(label, bits, call)                                                                   \
+    label:                                                                                         \
+    {                                                                                              \
+        enum { BITS = bits };                                                                      \
+        call;                                                                                      \
+        break;                                                                                     \
+    }
+#define EACH_WIDTH(call)                                                                           \
+    switch (j->m->bits) {                                                                          \
+        WIDTH(case 2, 2, call)                                                                     \
+        WIDTH(case 4, 4, call)                                                                     \
+        WIDTH(case 6, 6, call)                                                                     \
+        WIDTH(case 8, 8, call)                                                                     \
+        WIDTH(case 10, 10, call)                                                                   \
+        WIDTH(case 12, 12, call)                                                                   \
+        WIDTH(case 16, 16, call)                                                                   \
+        WIDTH(default, 24, call)                                                                   \
+    }
+
 typedef struct {
     const nb_matrix *m;
     const float *in;
@@ -260,31 +280,7 @@ static void multiply(job *j, int n, int first, int end, void *scratch) {
         steps[c] = split(j, j->in + c * j->in_stride, digits + c * stride, sums + c * DIGITS,
                          whole + (int64_t)c * 4 * j->groups);
     inputs x = {digits, sums, whole, steps, stride};
-    switch (j->m->bits) {
-    case 2:
-        matrix_of(j, &x, 2, n, first, end, bytes);
-        break;
-    case 4:
-        matrix_of(j, &x, 4, n, first, end, bytes);
-        break;
-    case 6:
-        matrix_of(j, &x, 6, n, first, end, bytes);
-        break;
-    case 8:
-        matrix_of(j, &x, 8, n, first, end, bytes);
-        break;
-    case 10:
-        matrix_of(j, &x, 10, n, first, end, bytes);
-        break;
-    case 12:
-        matrix_of(j, &x, 12, n, first, end, bytes);
-        break;
-    case 16:
-        matrix_of(j, &x, 16, n, first, end, bytes);
-        break;
-    default:
-        matrix_of(j, &x, 24, n, first, end, bytes);
-    }
+    EACH_WIDTH(matrix_of(j, &x, BITS, n, first, end, bytes))
 }
 #else
 enum { RUN = BLOCK / 4 }; /* groups made floats at a time */
@@ -366,31 +362,7 @@ INLINE void matrix_of(const job *j, int bits, int n, int first, int end, float *
 }
 
 static void multiply(job *j, int n, int first, int end, void *scratch) {
-    switch (j->m->bits) {
-    case 2:
-        matrix_of(j, 2, n, first, end, scratch);
-        break;
-    case 4:
-        matrix_of(j, 4, n, first, end, scratch);
-        break;
-    case 6:
-        matrix_of(j, 6, n, first, end, scratch);
-        break;
-    case 8:
-        matrix_of(j, 8, n, first, end, scratch);
-        break;
-    case 10:
-        matrix_of(j, 10, n, first, end, scratch);
-        break;
-    case 12:
-        matrix_of(j, 12, n, first, end, scratch);
-        break;
-    case 16:
-        matrix_of(j, 16, n, first, end, scratch);
-        break;
-    default:
-        matrix_of(j, 24, n, first, end, scratch);
-    }
+    EACH_WIDTH(matrix_of(j, BITS, n, first, end, scratch))
 }
 #endif
 

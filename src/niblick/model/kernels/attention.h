@@ -142,38 +142,34 @@ static void attend_block(const Block *o, const uint16_t *k, const uint32_t *acro
 
 /* q (B, H, T, d), k (B, G, T, d), v (B, T, G, d) -> y (B, T, H, d) and log_sum (B, H, T), to base
  * 2; causal, `span` keys at most. */
-void attend_bf16(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *y,
-                 float *log_sum, int64_t batch, int64_t heads, int64_t groups, int64_t length,
-                 int64_t span, int64_t d) {
+EACH_UNIT(, attend_bf16, batch *groups, (const uint16_t *, q), (const uint16_t *, k),
+          (const uint16_t *, v), (uint16_t *, y), (float *, log_sum), (int64_t, batch),
+          (int64_t, heads), (int64_t, groups), (int64_t, length), (int64_t, span), (int64_t, d)) {
     int64_t padded = (length + LANES - 1) / LANES * LANES, each = heads / groups;
-    _Pragma("omp parallel for schedule(static)") for (int64_t unit = 0; unit < batch * groups;
-                                                      unit++) {
-        int64_t b = unit / groups, g = unit % groups;
-        uint32_t *across = room(padded * d * 2), *v_down = room(padded * d * 2);
-        float *out = room(LANES * d * 4), top[LANES], total[LANES];
-        pack_down(v + (b * length * groups + g) * d, groups * d, length, padded, d, v_down);
-        for (int64_t h = g * each; h < (g + 1) * each; h++) {
-            pack_across(q + (b * heads + h) * length * d, d, length, padded, d, across);
-            for (int64_t q0 = 0; q0 < length; q0 += LANES) {
-                for (int64_t j = 0; j < LANES; j++) top[j] = NONE, total[j] = 0;
-                memset(out, 0, LANES * d * 4);
-                for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length;
-                     k0 += LANES) {
-                    Block block = block_of(q0, k0, tile_rows(k0, length), span);
-                    attend_block(&block, k + unit * length * d, across, padded, v_down, d, top,
-                                 total, out);
-                }
-                for (int64_t i = 0; i < tile_rows(q0, length); i++) {
-                    uint16_t *to = y + ((b * length + q0 + i) * heads + h) * d;
-                    log_sum[(b * heads + h) * length + q0 + i] =
-                        top[i] * LOG2E / sqrtf(d) + log2f(total[i]);
-                    INDEPENDENT for (int64_t e = 0; e < d; e++) to[e] =
-                        narrow(out[i * d + e] / total[i]);
-                }
+    int64_t b = unit / groups, g = unit % groups;
+    uint32_t *across = room(padded * d * 2), *v_down = room(padded * d * 2);
+    float *out = room(LANES * d * 4), top[LANES], total[LANES];
+    pack_down(v + (b * length * groups + g) * d, groups * d, length, padded, d, v_down);
+    for (int64_t h = g * each; h < (g + 1) * each; h++) {
+        pack_across(q + (b * heads + h) * length * d, d, length, padded, d, across);
+        for (int64_t q0 = 0; q0 < length; q0 += LANES) {
+            for (int64_t j = 0; j < LANES; j++) top[j] = NONE, total[j] = 0;
+            memset(out, 0, LANES * d * 4);
+            for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length; k0 += LANES) {
+                Block block = block_of(q0, k0, tile_rows(k0, length), span);
+                attend_block(&block, k + unit * length * d, across, padded, v_down, d, top, total,
+                             out);
+            }
+            for (int64_t i = 0; i < tile_rows(q0, length); i++) {
+                uint16_t *to = y + ((b * length + q0 + i) * heads + h) * d;
+                log_sum[(b * heads + h) * length + q0 + i] =
+                    top[i] * LOG2E / sqrtf(d) + log2f(total[i]);
+                INDEPENDENT for (int64_t e = 0; e < d; e++) to[e] =
+                    narrow(out[i * d + e] / total[i]);
             }
         }
-        free(across), free(v_down), free(out);
     }
+    free(across), free(v_down), free(out);
 }
 
 /* A head's tensors as backward's products read them. */
@@ -223,62 +219,57 @@ static void attend_back_block(const Block *o, const uint16_t *k, const uint16_t 
 
 /* Backward: from g, the gradient of y, and what forward gave, the gradients gq, gk, gv, laid out as
  * q, k, v. */
-void attend_back_bf16(const uint16_t *q, const uint16_t *k, const uint16_t *v, const uint16_t *y,
-                      const float *log_sum, const uint16_t *g, uint16_t *gq, uint16_t *gk,
-                      uint16_t *gv, int64_t batch, int64_t heads, int64_t groups, int64_t length,
-                      int64_t span, int64_t d) {
+EACH_UNIT(, attend_back_bf16, batch *groups, (const uint16_t *, q), (const uint16_t *, k),
+          (const uint16_t *, v), (const uint16_t *, y), (const float *, log_sum),
+          (const uint16_t *, g), (uint16_t *, gq), (uint16_t *, gk), (uint16_t *, gv),
+          (int64_t, batch), (int64_t, heads), (int64_t, groups), (int64_t, length), (int64_t, span),
+          (int64_t, d)) {
     int64_t padded = (length + LANES - 1) / LANES * LANES, each = heads / groups,
             size = padded * d * 2;
-    _Pragma("omp parallel for schedule(static)") for (int64_t unit = 0; unit < batch * groups;
-                                                      unit++) {
-        int64_t b = unit / groups, group = unit % groups;
-        Packed head = {room(size), room(size),       room(size),
-                       room(size), room(padded * 4), room(padded * 4)};
-        uint32_t *k_down = room(size);
-        float *sum_k = room(padded * d * 4), *sum_v = room(padded * d * 4),
-              *sum_q = room(LANES * d * 4);
-        const uint16_t *keys = k + unit * length * d,
-                       *values = v + (b * length * groups + group) * d;
-        memset(sum_k, 0, padded * d * 4);
-        memset(sum_v, 0, padded * d * 4);
-        pack_down(keys, d, length, padded, d, k_down);
-        for (int64_t h = group * each; h < (group + 1) * each; h++) {
-            int64_t at = (b * length * heads + h) * d, row = heads * d,
-                    mine = (b * heads + h) * length;
-            pack_across(q + mine * d, d, length, padded, d, head.q_across);
-            pack_down(q + mine * d, d, length, padded, d, head.q_down);
-            pack_across(g + at, row, length, padded, d, head.g_across);
-            pack_down(g + at, row, length, padded, d, head.g_down);
-            for (int64_t t = 0; t < padded; t++) {
-                float sum = 0;
-                if (t < length)
-                    INDEPENDENT for (int64_t e = 0; e < d; e++) sum +=
-                        widen(g[at + t * row + e]) * widen(y[at + t * row + e]);
-                head.pull[t] = sum;
-                head.log_sum[t] = t < length ? log_sum[mine + t] : 0;
-            }
-            for (int64_t q0 = 0; q0 < length; q0 += LANES) {
-                memset(sum_q, 0, LANES * d * 4);
-                for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length;
-                     k0 += LANES) {
-                    Block block = block_of(q0, k0, tile_rows(k0, length), span);
-                    attend_back_block(&block, keys, values, groups * d, k_down, &head, padded, d,
-                                      sum_q, sum_k, sum_v);
-                }
-                INDEPENDENT for (int64_t i = 0; i < tile_rows(q0, length) * d; i++)
-                    gq[(mine + q0) * d + i] = narrow(sum_q[i]);
-            }
+    int64_t b = unit / groups, group = unit % groups;
+    Packed head = {room(size), room(size),       room(size),
+                   room(size), room(padded * 4), room(padded * 4)};
+    uint32_t *k_down = room(size);
+    float *sum_k = room(padded * d * 4), *sum_v = room(padded * d * 4),
+          *sum_q = room(LANES * d * 4);
+    const uint16_t *keys = k + unit * length * d, *values = v + (b * length * groups + group) * d;
+    memset(sum_k, 0, padded * d * 4);
+    memset(sum_v, 0, padded * d * 4);
+    pack_down(keys, d, length, padded, d, k_down);
+    for (int64_t h = group * each; h < (group + 1) * each; h++) {
+        int64_t at = (b * length * heads + h) * d, row = heads * d, mine = (b * heads + h) * length;
+        pack_across(q + mine * d, d, length, padded, d, head.q_across);
+        pack_down(q + mine * d, d, length, padded, d, head.q_down);
+        pack_across(g + at, row, length, padded, d, head.g_across);
+        pack_down(g + at, row, length, padded, d, head.g_down);
+        for (int64_t t = 0; t < padded; t++) {
+            float sum = 0;
+            if (t < length)
+                INDEPENDENT for (int64_t e = 0; e < d; e++) sum +=
+                    widen(g[at + t * row + e]) * widen(y[at + t * row + e]);
+            head.pull[t] = sum;
+            head.log_sum[t] = t < length ? log_sum[mine + t] : 0;
         }
-        for (int64_t t = 0; t < length; t++) {
-            uint16_t *to = gv + ((b * length + t) * groups + group) * d;
-            INDEPENDENT for (int64_t e = 0; e < d; e++) gk[(unit * length + t) * d + e] =
-                narrow(sum_k[t * d + e]);
-            INDEPENDENT for (int64_t e = 0; e < d; e++) to[e] = narrow(sum_v[t * d + e]);
+        for (int64_t q0 = 0; q0 < length; q0 += LANES) {
+            memset(sum_q, 0, LANES * d * 4);
+            for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length; k0 += LANES) {
+                Block block = block_of(q0, k0, tile_rows(k0, length), span);
+                attend_back_block(&block, keys, values, groups * d, k_down, &head, padded, d, sum_q,
+                                  sum_k, sum_v);
+            }
+            INDEPENDENT for (int64_t i = 0; i < tile_rows(q0, length) * d; i++)
+                gq[(mine + q0) * d + i] = narrow(sum_q[i]);
         }
-        free(head.q_across), free(head.q_down), free(head.g_across), free(head.g_down),
-            free(head.log_sum);
-        free(head.pull), free(k_down), free(sum_k), free(sum_v), free(sum_q);
     }
+    for (int64_t t = 0; t < length; t++) {
+        uint16_t *to = gv + ((b * length + t) * groups + group) * d;
+        INDEPENDENT for (int64_t e = 0; e < d; e++) gk[(unit * length + t) * d + e] =
+            narrow(sum_k[t * d + e]);
+        INDEPENDENT for (int64_t e = 0; e < d; e++) to[e] = narrow(sum_v[t * d + e]);
+    }
+    free(head.q_across), free(head.q_down), free(head.g_across), free(head.g_down),
+        free(head.log_sum);
+    free(head.pull), free(k_down), free(sum_k), free(sum_v), free(sum_q);
 }
 
 int64_t attends(void) { return 1; }

@@ -49,32 +49,39 @@ static void add_norm_rows_back(const uint16_t *g, const float *gn, const uint16_
     }
 }
 
+/* The forward's tiles; up and down are the weights in panels. */
+EACH_UNIT(static, channel_tiles, TILES(rows), (const uint16_t *, x), (const uint16_t *, branch),
+          (const float *, a), (const float *, s), (uint32_t *, up), (uint32_t *, down),
+          (float, slope), (float, scale), (uint16_t *, y), (float *, inverse), (uint16_t *, h),
+          (uint16_t *, out), (int64_t, rows), (int64_t, d), (int64_t, m)) {
+    int64_t t0 = unit * LANES;
+    int64_t count = tile_rows(t0, rows), at = t0 * d;
+    uint16_t *n = room(LANES * d * 2), *act = room(LANES * m * 2);
+    float *c = room(LANES * (d > STRIP ? d : STRIP) * 4);
+    add_norm_rows(x + at, branch + at, a, scale, y + at, n, inverse + t0, count, d);
+    for (int64_t j = 0; j < m; j += STRIP) {
+        int64_t wide_by = m - j < STRIP ? m - j : STRIP;
+        rows_by_panels(n, up, j, c, count, wide_by, d / 2);
+        for (int64_t r = 0; r < count; r++)
+            for (int64_t i = 0; i < wide_by; i += 16) {
+                __m512 v = _mm512_loadu_ps(c + r * wide_by + i);
+                slim(h + (t0 + r) * m + j + i, v);
+                v = bent(v, slope);
+                slim(act + r * m + j + i, _mm512_mul_ps(v, v));
+            }
+    }
+    rows_by_panels(act, down, 0, c, count, d, m / 2);
+    for (int64_t r = 0; r < count; r++)
+        INDEPENDENT for (int64_t j = 0; j < d; j++) out[at + r * d + j] =
+            narrow(widen(y[at + r * d + j]) + s[j] * c[r * d + j]);
+    free(n), free(act), free(c);
+}
+
 void channel_bf16(const uint16_t *x, const uint16_t *branch, const float *a, const float *s,
                   const uint16_t *w1, const uint16_t *w2, float slope, float scale, uint16_t *y,
                   float *inverse, uint16_t *h, uint16_t *out, int64_t rows, int64_t d, int64_t m) {
     uint32_t *up = panels_across(w1, m, d), *down = panels_across(w2, d, m);
-    _Pragma("omp parallel for schedule(static)") for (int64_t t0 = 0; t0 < rows; t0 += LANES) {
-        int64_t count = tile_rows(t0, rows), at = t0 * d;
-        uint16_t *n = room(LANES * d * 2), *act = room(LANES * m * 2);
-        float *c = room(LANES * (d > STRIP ? d : STRIP) * 4);
-        add_norm_rows(x + at, branch + at, a, scale, y + at, n, inverse + t0, count, d);
-        for (int64_t j = 0; j < m; j += STRIP) {
-            int64_t wide_by = m - j < STRIP ? m - j : STRIP;
-            rows_by_panels(n, up, j, c, count, wide_by, d / 2);
-            for (int64_t r = 0; r < count; r++)
-                for (int64_t i = 0; i < wide_by; i += 16) {
-                    __m512 v = _mm512_loadu_ps(c + r * wide_by + i);
-                    slim(h + (t0 + r) * m + j + i, v);
-                    v = bent(v, slope);
-                    slim(act + r * m + j + i, _mm512_mul_ps(v, v));
-                }
-        }
-        rows_by_panels(act, down, 0, c, count, d, m / 2);
-        for (int64_t r = 0; r < count; r++)
-            INDEPENDENT for (int64_t j = 0; j < d; j++) out[at + r * d + j] =
-                narrow(widen(y[at + r * d + j]) + s[j] * c[r * d + j]);
-        free(n), free(act), free(c);
-    }
+    channel_tiles(x, branch, a, s, up, down, slope, scale, y, inverse, h, out, rows, d, m);
     free(up), free(down);
 }
 
@@ -114,6 +121,50 @@ static void keep_pairs(const uint16_t *x, int64_t count, int64_t d, uint32_t *pa
                       panel(panels, pairs, j) + (pair0 + r / 2) * PANEL);
 }
 
+/* The backward's tiles; into and back are the weights in panels. */
+EACH_UNIT(static, channel_tiles_back, TILES(rows), (const uint16_t *, g),
+          (const uint16_t *, branch), (const float *, a), (const float *, s), (uint32_t *, into),
+          (uint32_t *, back), (float, slope), (float, scale), (const uint16_t *, y),
+          (const float *, inverse), (const uint16_t *, h), (uint16_t *, gx), (uint16_t *, gbranch),
+          (float *, ga), (const ChannelPanels *, kept), (int64_t, rows), (int64_t, d),
+          (int64_t, m)) {
+    int64_t pairs = TILES(rows) * LANES / 2;
+    int64_t t0 = unit * LANES, count = tile_rows(t0, rows), at = t0 * d, pair0 = t0 / 2;
+    uint16_t *up = room(LANES * d * 2), *n = room(LANES * d * 2), *gh = room(LANES * m * 2);
+    float *c = room(LANES * (d > STRIP ? d : STRIP) * 4);
+    for (int64_t r = 0; r < LANES; r++) {
+        const uint16_t *now = row_or_zero(g + at, r, count, d),
+                       *row = row_or_zero(y + at, r, count, d);
+        float k = r < count ? inverse[t0 + r] * scale : 0;
+        INDEPENDENT for (int64_t j = 0; j < d; j++) up[r * d + j] = narrow(s[j] * widen(now[j]));
+        INDEPENDENT for (int64_t j = 0; j < d; j++) n[r * d + j] = narrow(k * widen(row[j]));
+    }
+    keep_pairs(g + at, count, d, kept->g, pairs, pair0);
+    keep_pairs(n, LANES, d, kept->n, pairs, pair0);
+    for (int64_t j = 0; j < m; j += STRIP) {
+        int64_t width = m - j < STRIP ? m - j : STRIP;
+        rows_by_panels(up, into, j, c, LANES, width, d / 2);
+        channel_slopes(h + t0 * m, c, slope, count, m, j, width, gh, kept, pairs, pair0);
+    }
+    rows_by_panels(gh, back, 0, c, LANES, d, m / 2);
+    add_norm_rows_back(g + at, c, y + at, inverse + t0, branch + at, a, scale, gx + at,
+                       gbranch + at, ga + unit * d, count, d);
+    free(up), free(n), free(gh), free(c);
+}
+
+/* Rows of w2's gradient and their part in that of s, from the sums for s = 1. */
+EACH_UNIT(static, channel_scales, d, (const float *, sum), (const uint16_t *, w2),
+          (const float *, s), (uint16_t *, gw2), (float *, gs), (int64_t, d), (int64_t, m)) {
+    int64_t j = unit;
+    __m512 along = _mm512_setzero_ps(), share = _mm512_set1_ps(s[j]);
+    for (int64_t i = j * m; i < (j + 1) * m; i += 16) {
+        __m512 v = _mm512_loadu_ps(sum + i);
+        along = _mm512_fmadd_ps(v, wide(w2 + i), along);
+        slim(gw2 + i, _mm512_mul_ps(v, share));
+    }
+    gs[j] = _mm512_reduce_add_ps(along);
+}
+
 /* Backward: g is the gradient of out; ga holds (tiles, d) partial sums; gw1 and gw2 are laid out as
  * the weights. */
 void channel_back_bf16(const uint16_t *g, const uint16_t *branch, const float *a, const float *s,
@@ -121,47 +172,17 @@ void channel_back_bf16(const uint16_t *g, const uint16_t *branch, const float *a
                        const uint16_t *y, const float *inverse, const uint16_t *h, uint16_t *gx,
                        uint16_t *gbranch, float *ga, float *gs, uint16_t *gw1, uint16_t *gw2,
                        int64_t rows, int64_t d, int64_t m) {
-    int64_t tiles = (rows + LANES - 1) / LANES, pairs = tiles * LANES / 2;
+    int64_t pairs = TILES(rows) * LANES / 2;
     uint32_t *into = panels_down(w2, d, m), *back = panels_down(w1, m, d);
     ChannelPanels kept = {room(pairs * d * 4), room(pairs * d * 4), room(pairs * m * 4),
                           room(pairs * m * 4)};
-    _Pragma("omp parallel for schedule(static)") for (int64_t tile = 0; tile < tiles; tile++) {
-        int64_t t0 = tile * LANES, count = tile_rows(t0, rows), at = t0 * d, pair0 = t0 / 2;
-        uint16_t *up = room(LANES * d * 2), *n = room(LANES * d * 2), *gh = room(LANES * m * 2);
-        float *c = room(LANES * (d > STRIP ? d : STRIP) * 4);
-        for (int64_t r = 0; r < LANES; r++) {
-            const uint16_t *now = row_or_zero(g + at, r, count, d),
-                           *row = row_or_zero(y + at, r, count, d);
-            float k = r < count ? inverse[t0 + r] * scale : 0;
-            INDEPENDENT for (int64_t j = 0; j < d; j++) up[r * d + j] =
-                narrow(s[j] * widen(now[j]));
-            INDEPENDENT for (int64_t j = 0; j < d; j++) n[r * d + j] = narrow(k * widen(row[j]));
-        }
-        keep_pairs(g + at, count, d, kept.g, pairs, pair0);
-        keep_pairs(n, LANES, d, kept.n, pairs, pair0);
-        for (int64_t j = 0; j < m; j += STRIP) {
-            int64_t width = m - j < STRIP ? m - j : STRIP;
-            rows_by_panels(up, into, j, c, LANES, width, d / 2);
-            channel_slopes(h + t0 * m, c, slope, count, m, j, width, gh, &kept, pairs, pair0);
-        }
-        rows_by_panels(gh, back, 0, c, LANES, d, m / 2);
-        add_norm_rows_back(g + at, c, y + at, inverse + t0, branch + at, a, scale, gx + at,
-                           gbranch + at, ga + tile * d, count, d);
-        free(up), free(n), free(gh), free(c);
-    }
+    channel_tiles_back(g, branch, a, s, into, back, slope, scale, y, inverse, h, gx, gbranch, ga,
+                       &kept, rows, d, m);
     float *sum = room(d * m * 4);
     gather(kept.slope, kept.n, sum, m, d, pairs);
     slim_all(sum, gw1, m, d);
     gather(kept.g, kept.act, sum, d, m, pairs);
-    _Pragma("omp parallel for schedule(static)") for (int64_t j = 0; j < d; j++) {
-        __m512 along = _mm512_setzero_ps(), share = _mm512_set1_ps(s[j]);
-        for (int64_t i = j * m; i < (j + 1) * m; i += 16) {
-            __m512 v = _mm512_loadu_ps(sum + i);
-            along = _mm512_fmadd_ps(v, wide(w2 + i), along);
-            slim(gw2 + i, _mm512_mul_ps(v, share));
-        }
-        gs[j] = _mm512_reduce_add_ps(along);
-    }
+    channel_scales(sum, w2, s, gw2, gs, d, m);
     free(into), free(back), free(kept.g), free(kept.n), free(kept.act), free(kept.slope), free(sum);
 }
 #endif

@@ -57,14 +57,14 @@ static void head_block(const uint16_t *weight, const uint32_t *down, const uint3
     if (slopes) product(pairs, 1, LANES, down + v0 / 2 * d, d, out, d, LANES, d, count / 2, 1);
 }
 
-/* GATHERED positions from g0 on, or as many as there are: nll and, with slopes (of their turn,
-   which begins at t0), also gh and down, what the slopes are multiplied with: hidden divided by the
-   sums, as pairs down the rows. */
-static void head_group(const uint16_t *hidden, const uint16_t *weight, const uint32_t *under,
-                       const int64_t *targets, float cap, float *nll, uint16_t *slopes, float *gh,
-                       uint32_t *down, int64_t g0, int64_t t0, int64_t rows, int64_t words,
-                       int64_t d) {
-    int64_t count = rows - g0 < GATHERED ? rows - g0 : GATHERED;
+/* The positions t0 .. stop, GATHERED or as many as there are at a time: nll and, with slopes (of
+   their turn, which begins at t0), also gh and down, what the slopes are multiplied with: hidden
+   divided by the sums, as pairs down the rows. */
+EACH_UNIT(static, head_groups, (stop - t0 + GATHERED - 1) / GATHERED, (const uint16_t *, hidden),
+          (const uint16_t *, weight), (const uint32_t *, under), (const int64_t *, targets),
+          (float, cap), (float *, nll), (uint16_t *, slopes), (float *, gh), (uint32_t *, down),
+          (int64_t, t0), (int64_t, stop), (int64_t, rows), (int64_t, words), (int64_t, d)) {
+    int64_t g0 = t0 + unit * GATHERED, count = rows - g0 < GATHERED ? rows - g0 : GATHERED;
     uint32_t *across = room(GATHERED * d * 2);
     float *out = room(GATHERED * d * 4), total[GATHERED] = {0};
     memset(out, 0, GATHERED * d * 4);
@@ -99,6 +99,15 @@ static void head_group(const uint16_t *hidden, const uint16_t *weight, const uin
     free(across), free(out);
 }
 
+/* Adds what the positions t0 .. stop say about the weights' gradient, or, the first, sets it. */
+EACH_UNIT(static, head_weights, TILES(words), (uint16_t *, slopes), (const uint32_t *, down),
+          (float *, gweight), (int64_t, t0), (int64_t, stop), (int64_t, words), (int64_t, d)) {
+    int64_t v0 = unit * LANES;
+    for (int64_t g0 = t0; g0 < stop; g0 += GATHERED)
+        product(head_slopes(slopes, words, g0 - t0, v0), GATHERED / 2, 1, down + (g0 - t0) / 2 * d,
+                d, gweight + v0 * d, d, tile_rows(v0, words), d, GATHERED / 2, g0 > 0);
+}
+
 /* hidden (rows, d), weight (words, d), targets (rows) -> nll (rows); with gh (rows, d) and gweight
    (words, d) also the gradients of the sum of nll. `words` is even, d a multiple of 16, cap
    positive. */
@@ -110,32 +119,29 @@ void head_bf16(const uint16_t *hidden, const uint16_t *weight, const int64_t *ta
     if (gh) pack_down(weight, d, words, words, d, under);
     for (int64_t t0 = 0; t0 < rows; t0 += turn) {
         int64_t stop = rows - t0 < turn ? rows : t0 + turn;
-        _Pragma("omp parallel for schedule(static)") for (int64_t g0 = t0; g0 < stop;
-                                                          g0 += GATHERED)
-            head_group(hidden, weight, under, targets, cap, nll, slopes, gh, down, g0, t0, rows,
-                       words, d);
-        if (!gh) continue;
-        _Pragma("omp parallel for schedule(static)") for (int64_t v0 = 0; v0 < words;
-                                                          v0 += LANES) for (int64_t g0 = t0;
-                                                                            g0 < stop;
-                                                                            g0 += GATHERED)
-            product(head_slopes(slopes, words, g0 - t0, v0), GATHERED / 2, 1,
-                    down + (g0 - t0) / 2 * d, d, gweight + v0 * d, d, tile_rows(v0, words), d,
-                    GATHERED / 2, g0 > 0);
+        head_groups(hidden, weight, under, targets, cap, nll, slopes, gh, down, t0, stop, rows,
+                    words, d);
+        if (gh) head_weights(slopes, down, gweight, t0, stop, words, d);
     }
     free(under), free(down), free(slopes);
+}
+
+/* to[i] = share x[i], as bfloat16. */
+EACH_UNIT(static, shrink_half, CHUNKS, (const float *, x), (float, share), (uint16_t *, to),
+          (int64_t, n)) {
+    INDEPENDENT for (int64_t i = n * unit / CHUNKS; i < n * (unit + 1) / CHUNKS; i++) to[i] =
+        narrow(share * x[i]);
+}
+
+EACH_UNIT(static, shrink, CHUNKS, (const float *, x), (float, share), (float *, to), (int64_t, n)) {
+    INDEPENDENT for (int64_t i = n * unit / CHUNKS; i < n * (unit + 1) / CHUNKS; i++) to[i] =
+        share * x[i];
 }
 
 /* Gradients of the mean of nll times *up, from those of its sum. */
 void head_back_bf16(const float *gh, const float *gweight, const float *up, uint16_t *ghidden,
                     float *gw, int64_t rows, int64_t words, int64_t d) {
-    int64_t n = rows * d, m = words * d;
-    float share = *up / rows;
-    _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++) {
-        INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++) ghidden[i] =
-            narrow(share * gh[i]);
-        INDEPENDENT for (int64_t i = m * c / CHUNKS; i < m * (c + 1) / CHUNKS; i++) gw[i] =
-            share * gweight[i];
-    }
+    shrink_half(gh, *up / rows, ghidden, rows * d);
+    shrink(gweight, *up / rows, gw, words * d);
 }
 #endif

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "pool.h"
+
 #define CHUNKS 32
 #define MOST 16384 /* widest row */
 
@@ -66,6 +68,13 @@ void fold_f32(const float *rows, float *out, int64_t parts, int64_t d) {
     memset(out, 0, d * sizeof(float));
     for (int64_t p = 0; p < parts; p++)
         INDEPENDENT for (int64_t j = 0; j < d; j++) out[j] += rows[p * d + j];
+}
+
+/* void name(type argument, ...), which runs the block for each of CHUNKS parts, `unit`. */
+#define EACH_CHUNK(name, ...) EACH_UNIT(, name, CHUNKS, __VA_ARGS__)
+
+EACH_UNIT(static, clear, CHUNKS, (float *, x), (int64_t, n)) {
+    memset(x + n * unit / CHUNKS, 0, (n * (unit + 1) / CHUNKS - n * unit / CHUNKS) * sizeof(float));
 }
 
 #define REAL float

@@ -6,15 +6,15 @@
    depend on the number of threads. No tensor written overlaps one that is read. `rows` counts
    positions (batch times length), `d` is the width of one. */
 
-#define EACH_CHUNK _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)
-#define EACH_ROW for (int64_t r = rows * c / CHUNKS; r < rows * (c + 1) / CHUNKS; r++)
+#define EACH_ROW for (int64_t r = rows * unit / CHUNKS; r < rows * (unit + 1) / CHUNKS; r++)
 #define EACH INDEPENDENT for (int64_t j = 0; j < d; j++)
 
 /* mixed = m0 x + m1 x0 (x itself without m0), n = scale * rms(mixed), inverse[r] = 1 / root mean
  * square. */
-void NAME(mix_norm)(const REAL *x, const REAL *x0, const float *m0, const float *m1, float scale,
-                    REAL *mixed, REAL *n, float *inverse, int64_t rows, int64_t d) {
-    EACH_CHUNK EACH_ROW {
+EACH_CHUNK(NAME(mix_norm), (const REAL *, x), (const REAL *, x0), (const float *, m0),
+           (const float *, m1), (float, scale), (REAL *, mixed), (REAL *, n), (float *, inverse),
+           (int64_t, rows), (int64_t, d)) {
+    EACH_ROW {
         const REAL *in = x + r * d, *start = x0 ? x0 + r * d : in;
         float kept[d], sum = 0;
         if (m0) {
@@ -41,36 +41,35 @@ static inline void NAME(norm_slope)(const REAL *gn, const REAL *x, float inv, fl
 }
 
 /* Backward of mix_norm; gmixed may be absent; gm takes CHUNKS times (2, d) sums. */
-void NAME(mix_norm_back)(const REAL *gmixed, const REAL *gn, const REAL *mixed,
-                         const float *inverse, const REAL *x, const REAL *x0, const float *m0,
-                         const float *m1, float scale, REAL *gx, REAL *gx0, float *gm, int64_t rows,
-                         int64_t d) {
-    EACH_CHUNK {
-        float *sum0 = gm + (int64_t)c * 2 * d, *sum1 = sum0 + d;
-        if (m0) memset(sum0, 0, 2 * d * sizeof(float));
-        EACH_ROW {
-            float g[d];
-            if (gmixed) EACH g[j] = LOAD(gmixed[r * d + j]);
-            else EACH g[j] = 0;
-            if (gn) NAME(norm_slope)(gn + r * d, mixed + r * d, inverse[r], scale, g, d);
-            if (!m0) {
-                EACH gx[r * d + j] = STORE(g[j]);
-                continue;
-            }
-            EACH {
-                sum0[j] += g[j] * LOAD(x[r * d + j]);
-                sum1[j] += g[j] * LOAD(x0[r * d + j]);
-                gx[r * d + j] = STORE(g[j] * m0[j]);
-                gx0[r * d + j] = STORE(g[j] * m1[j]);
-            }
+EACH_CHUNK(NAME(mix_norm_back), (const REAL *, gmixed), (const REAL *, gn), (const REAL *, mixed),
+           (const float *, inverse), (const REAL *, x), (const REAL *, x0), (const float *, m0),
+           (const float *, m1), (float, scale), (REAL *, gx), (REAL *, gx0), (float *, gm),
+           (int64_t, rows), (int64_t, d)) {
+    float *sum0 = gm + unit * 2 * d, *sum1 = sum0 + d;
+    if (m0) memset(sum0, 0, 2 * d * sizeof(float));
+    EACH_ROW {
+        float g[d];
+        if (gmixed) EACH g[j] = LOAD(gmixed[r * d + j]);
+        else EACH g[j] = 0;
+        if (gn) NAME(norm_slope)(gn + r * d, mixed + r * d, inverse[r], scale, g, d);
+        if (!m0) {
+            EACH gx[r * d + j] = STORE(g[j]);
+            continue;
+        }
+        EACH {
+            sum0[j] += g[j] * LOAD(x[r * d + j]);
+            sum1[j] += g[j] * LOAD(x0[r * d + j]);
+            gx[r * d + j] = STORE(g[j] * m0[j]);
+            gx0[r * d + j] = STORE(g[j] * m1[j]);
         }
     }
 }
 
 /* y = x + a * branch; with n: n = scale * rms(y). */
-void NAME(add_norm)(const REAL *x, const REAL *branch, const float *a, float scale, REAL *y,
-                    REAL *n, float *inverse, int64_t rows, int64_t d) {
-    EACH_CHUNK EACH_ROW {
+EACH_CHUNK(NAME(add_norm), (const REAL *, x), (const REAL *, branch), (const float *, a),
+           (float, scale), (REAL *, y), (REAL *, n), (float *, inverse), (int64_t, rows),
+           (int64_t, d)) {
+    EACH_ROW {
         float kept[d], sum = 0;
         EACH {
             REAL rounded = STORE(LOAD(x[r * d + j]) + a[j] * LOAD(branch[r * d + j]));
@@ -86,31 +85,30 @@ void NAME(add_norm)(const REAL *x, const REAL *branch, const float *a, float sca
 }
 
 /* Backward of add_norm: gx is the gradient of both y and x; ga takes CHUNKS sums. */
-void NAME(add_norm_back)(const REAL *gy, const REAL *gn, const REAL *y, const float *inverse,
-                         const REAL *branch, const float *a, float scale, REAL *gx, REAL *gbranch,
-                         float *ga, int64_t rows, int64_t d) {
-    EACH_CHUNK {
-        float *sum = ga + (int64_t)c * d;
-        memset(sum, 0, d * sizeof(float));
-        EACH_ROW {
-            float g[d];
-            if (gy) EACH g[j] = LOAD(gy[r * d + j]);
-            else EACH g[j] = 0;
-            if (gn) NAME(norm_slope)(gn + r * d, y + r * d, inverse[r], scale, g, d);
-            EACH {
-                sum[j] += g[j] * LOAD(branch[r * d + j]);
-                gx[r * d + j] = STORE(g[j]);
-                gbranch[r * d + j] = STORE(g[j] * a[j]);
-            }
+EACH_CHUNK(NAME(add_norm_back), (const REAL *, gy), (const REAL *, gn), (const REAL *, y),
+           (const float *, inverse), (const REAL *, branch), (const float *, a), (float, scale),
+           (REAL *, gx), (REAL *, gbranch), (float *, ga), (int64_t, rows), (int64_t, d)) {
+    float *sum = ga + unit * d;
+    memset(sum, 0, d * sizeof(float));
+    EACH_ROW {
+        float g[d];
+        if (gy) EACH g[j] = LOAD(gy[r * d + j]);
+        else EACH g[j] = 0;
+        if (gn) NAME(norm_slope)(gn + r * d, y + r * d, inverse[r], scale, g, d);
+        EACH {
+            sum[j] += g[j] * LOAD(branch[r * d + j]);
+            gx[r * d + j] = STORE(g[j]);
+            gbranch[r * d + j] = STORE(g[j] * a[j]);
         }
     }
 }
 
 /* first, second = prev + s (u - prev), prev the row before within the sequence, zero at its start
    and at a boundary. The second may be absent, here and in the backward. */
-void NAME(shift)(const REAL *u, const uint8_t *boundary, const float *s1, const float *s2,
-                 REAL *first, REAL *second, int64_t rows, int64_t length, int64_t d) {
-    EACH_CHUNK EACH_ROW {
+EACH_CHUNK(NAME(shift), (const REAL *, u), (const uint8_t *, boundary), (const float *, s1),
+           (const float *, s2), (REAL *, first), (REAL *, second), (int64_t, rows),
+           (int64_t, length), (int64_t, d)) {
+    EACH_ROW {
         const REAL *now = u + r * d, *before = now - d;
         if (!follows(boundary, r, length)) {
             EACH first[r * d + j] = STORE(s1[j] * LOAD(now[j]));
@@ -125,55 +123,54 @@ void NAME(shift)(const REAL *u, const uint8_t *boundary, const float *s1, const 
 }
 
 /* Backward of shift; gs takes CHUNKS times (2, d) sums. */
-void NAME(shift_back)(const REAL *g1, const REAL *g2, const REAL *u, const uint8_t *boundary,
-                      const float *s1, const float *s2, REAL *gu, float *gs, int64_t rows,
-                      int64_t length, int64_t d) {
-    EACH_CHUNK {
-        float *sum1 = gs + (int64_t)c * 2 * d, *sum2 = sum1 + d;
-        memset(sum1, 0, 2 * d * sizeof(float));
-        EACH_ROW {
-            int64_t at = r * d, after = at + d;
-            float g[d];
-            int followed = follows(boundary, r + 1, length);
-            EACH g[j] = s1[j] * LOAD(g1[at + j]);
-            if (g2) EACH g[j] += s2[j] * LOAD(g2[at + j]);
-            if (followed) EACH g[j] += (1 - s1[j]) * LOAD(g1[after + j]);
-            if (followed && g2) EACH g[j] += (1 - s2[j]) * LOAD(g2[after + j]);
-            EACH gu[at + j] = STORE(g[j]);
-            int alone = !follows(boundary, r, length);
-            const REAL *before = alone ? u + at : u + at - d;
-            float keep = alone ? 0 : 1;
-            EACH sum1[j] += (LOAD(u[at + j]) - keep * LOAD(before[j])) * LOAD(g1[at + j]);
-            if (g2) EACH sum2[j] += (LOAD(u[at + j]) - keep * LOAD(before[j])) * LOAD(g2[at + j]);
-        }
+EACH_CHUNK(NAME(shift_back), (const REAL *, g1), (const REAL *, g2), (const REAL *, u),
+           (const uint8_t *, boundary), (const float *, s1), (const float *, s2), (REAL *, gu),
+           (float *, gs), (int64_t, rows), (int64_t, length), (int64_t, d)) {
+    float *sum1 = gs + unit * 2 * d, *sum2 = sum1 + d;
+    memset(sum1, 0, 2 * d * sizeof(float));
+    EACH_ROW {
+        int64_t at = r * d, after = at + d;
+        float g[d];
+        int followed = follows(boundary, r + 1, length);
+        EACH g[j] = s1[j] * LOAD(g1[at + j]);
+        if (g2) EACH g[j] += s2[j] * LOAD(g2[at + j]);
+        if (followed) EACH g[j] += (1 - s1[j]) * LOAD(g1[after + j]);
+        if (followed && g2) EACH g[j] += (1 - s2[j]) * LOAD(g2[after + j]);
+        EACH gu[at + j] = STORE(g[j]);
+        int alone = !follows(boundary, r, length);
+        const REAL *before = alone ? u + at : u + at - d;
+        float keep = alone ? 0 : 1;
+        EACH sum1[j] += (LOAD(u[at + j]) - keep * LOAD(before[j])) * LOAD(g1[at + j]);
+        if (g2) EACH sum2[j] += (LOAD(u[at + j]) - keep * LOAD(before[j])) * LOAD(g2[at + j]);
     }
 }
 
 /* y = leaky_relu(x, slope)^2, and its backward. */
-void NAME(square)(const REAL *x, float slope, REAL *y, int64_t rows, int64_t d) {
-    EACH_CHUNK EACH_ROW EACH {
+EACH_CHUNK(NAME(square), (const REAL *, x), (float, slope), (REAL *, y), (int64_t, rows),
+           (int64_t, d)) {
+    EACH_ROW EACH {
         float v = LOAD(x[r * d + j]), h = v > 0 ? v : v * slope;
         y[r * d + j] = STORE(h * h);
     }
 }
 
-void NAME(square_back)(const REAL *g, const REAL *x, float slope, REAL *gx, int64_t rows,
-                       int64_t d) {
-    EACH_CHUNK EACH_ROW EACH {
+EACH_CHUNK(NAME(square_back), (const REAL *, g), (const REAL *, x), (float, slope), (REAL *, gx),
+           (int64_t, rows), (int64_t, d)) {
+    EACH_ROW EACH {
         float v = LOAD(x[r * d + j]), k = v > 0 ? 2 : 2 * slope * slope;
         gx[r * d + j] = STORE(LOAD(g[r * d + j]) * k * v);
     }
 }
 
 /* y = sigmoid(a) b, and its backward. */
-void NAME(gate)(const REAL *a, const REAL *b, REAL *y, int64_t rows, int64_t d) {
-    EACH_CHUNK EACH_ROW EACH y[r * d + j] =
-        STORE(LOAD(b[r * d + j]) * logistic(LOAD(a[r * d + j])));
+EACH_CHUNK(NAME(gate), (const REAL *, a), (const REAL *, b), (REAL *, y), (int64_t, rows),
+           (int64_t, d)) {
+    EACH_ROW EACH y[r * d + j] = STORE(LOAD(b[r * d + j]) * logistic(LOAD(a[r * d + j])));
 }
 
-void NAME(gate_back)(const REAL *g, const REAL *a, const REAL *b, REAL *ga, REAL *gb, int64_t rows,
-                     int64_t d) {
-    EACH_CHUNK EACH_ROW EACH {
+EACH_CHUNK(NAME(gate_back), (const REAL *, g), (const REAL *, a), (const REAL *, b), (REAL *, ga),
+           (REAL *, gb), (int64_t, rows), (int64_t, d)) {
+    EACH_ROW EACH {
         float s = logistic(LOAD(a[r * d + j])), up = LOAD(g[r * d + j]);
         gb[r * d + j] = STORE(up * s);
         ga[r * d + j] = STORE(up * LOAD(b[r * d + j]) * s * (1 - s));
@@ -183,9 +180,9 @@ void NAME(gate_back)(const REAL *g, const REAL *a, const REAL *b, REAL *ga, REAL
 /* nll[r] = log sum exp(cap(z)) - cap(z[target]), cap(z) = c tanh(z / c) or z for c = 0; log_sum is
    kept for backward. |cap(z)| <= c bounds the exponent, so rows are shifted by c where there is a
    cap, else by their maximum. */
-void NAME(nll)(const REAL *z, const int64_t *target, float c0, float *nll, float *log_sum,
-               int64_t rows, int64_t d) {
-    EACH_CHUNK EACH_ROW {
+EACH_CHUNK(NAME(nll), (const REAL *, z), (const int64_t *, target), (float, c0), (float *, nll),
+           (float *, log_sum), (int64_t, rows), (int64_t, d)) {
+    EACH_ROW {
         const REAL *row = z + r * d;
         float top = c0, sum = 0;
         if (c0 == 0) {
@@ -200,9 +197,9 @@ void NAME(nll)(const REAL *z, const int64_t *target, float c0, float *nll, float
 }
 
 /* Backward of nll: g is the gradient per row. */
-void NAME(nll_back)(const REAL *z, const int64_t *target, const float *log_sum, const float *g,
-                    float c0, REAL *gz, int64_t rows, int64_t d) {
-    EACH_CHUNK EACH_ROW {
+EACH_CHUNK(NAME(nll_back), (const REAL *, z), (const int64_t *, target), (const float *, log_sum),
+           (const float *, g), (float, c0), (REAL *, gz), (int64_t, rows), (int64_t, d)) {
+    EACH_ROW {
         const REAL *row = z + r * d;
         REAL *out = gz + r * d;
         float up = g[r], base = log_sum[r];
@@ -272,11 +269,10 @@ static inline void NAME(heads_row)(const REAL *x, const float *cosine, const flo
 /* Heads: x (rows, heads, d) -> y (batch, heads, length, d): rms over d, rotate the first 2 half
    dims, times gain. cosine and sine are (length, half); gain (heads) may be absent; inverse (rows,
    heads) is kept for backward. */
-void NAME(heads)(const REAL *x, const float *cosine, const float *sine, const float *gain, REAL *y,
-                 float *inverse, int64_t rows, int64_t length, int64_t heads, int64_t half,
-                 int64_t d) {
-    EACH_CHUNK EACH_ROW NAME(heads_row)(x, cosine, sine, gain, y, inverse, r, length, heads, half,
-                                        d);
+EACH_CHUNK(NAME(heads), (const REAL *, x), (const float *, cosine), (const float *, sine),
+           (const float *, gain), (REAL *, y), (float *, inverse), (int64_t, rows),
+           (int64_t, length), (int64_t, heads), (int64_t, half), (int64_t, d)) {
+    EACH_ROW NAME(heads_row)(x, cosine, sine, gain, y, inverse, r, length, heads, half, d);
 }
 
 /* Its backward; returns the gradient of the gain. */
@@ -314,21 +310,20 @@ static inline void NAME(heads_back_row)(const REAL *gy, const REAL *x, const flo
 }
 
 /* Backward of heads; gg takes CHUNKS times (heads) sums of the gain's gradient. */
-void NAME(heads_back)(const REAL *gy, const REAL *x, const float *cosine, const float *sine,
-                      const float *gain, const float *inverse, REAL *gx, float *gg, int64_t rows,
-                      int64_t length, int64_t heads, int64_t half, int64_t d) {
-    EACH_CHUNK {
-        memset(gg + c * heads, 0, heads * sizeof(float));
-        EACH_ROW NAME(heads_back_row)(gy, x, cosine, sine, gain, inverse, gx + r * heads * d,
-                                      gg + c * heads, r, length, heads, half, d);
-    }
+EACH_CHUNK(NAME(heads_back), (const REAL *, gy), (const REAL *, x), (const float *, cosine),
+           (const float *, sine), (const float *, gain), (const float *, inverse), (REAL *, gx),
+           (float *, gg), (int64_t, rows), (int64_t, length), (int64_t, heads), (int64_t, half),
+           (int64_t, d)) {
+    memset(gg + unit * heads, 0, heads * sizeof(float));
+    EACH_ROW NAME(heads_back_row)(gy, x, cosine, sine, gain, inverse, gx + r * heads * d,
+                                  gg + unit * heads, r, length, heads, half, d);
 }
 
 /* Exclusive self attention: out = y - (y . u) u, u the unit vector of the group's v; y (rows,
    heads, d), v (rows, groups, d). */
-void NAME(exclude)(const REAL *y, const REAL *v, REAL *out, int64_t rows, int64_t heads,
-                   int64_t groups, int64_t d) {
-    EACH_CHUNK EACH_ROW for (int64_t h = 0; h < heads; h++) {
+EACH_CHUNK(NAME(exclude), (const REAL *, y), (const REAL *, v), (REAL *, out), (int64_t, rows),
+           (int64_t, heads), (int64_t, groups), (int64_t, d)) {
+    EACH_ROW for (int64_t h = 0; h < heads; h++) {
         const REAL *a = y + (r * heads + h) * d, *b = v + (r * groups + h / (heads / groups)) * d;
         float dot = 0, square = 0;
         EACH dot += LOAD(a[j]) * LOAD(b[j]);
@@ -340,10 +335,11 @@ void NAME(exclude)(const REAL *y, const REAL *v, REAL *out, int64_t rows, int64_
 
 /* Backward of exclude: with s = y . u, gy = g - (g . u) u and gu = -sum over the group's heads of
  * (g . u) y + s g. */
-void NAME(exclude_back)(const REAL *g, const REAL *y, const REAL *v, REAL *gy, REAL *gv,
-                        int64_t rows, int64_t heads, int64_t groups, int64_t d) {
+EACH_CHUNK(NAME(exclude_back), (const REAL *, g), (const REAL *, y), (const REAL *, v),
+           (REAL *, gy), (REAL *, gv), (int64_t, rows), (int64_t, heads), (int64_t, groups),
+           (int64_t, d)) {
     int64_t repeat = heads / groups;
-    EACH_CHUNK EACH_ROW for (int64_t k = 0; k < groups; k++) {
+    EACH_ROW for (int64_t k = 0; k < groups; k++) {
         const REAL *b = v + (r * groups + k) * d;
         float square = 0, unit[d], slope[d], along = 0;
         EACH square += LOAD(b[j]) * LOAD(b[j]);
@@ -365,9 +361,9 @@ void NAME(exclude_back)(const REAL *g, const REAL *y, const REAL *v, REAL *gy, R
 
 /* In place: row r of s (rows, d) becomes softmax(scale * s) over columns first[q] .. last[q]-1,
    zero elsewhere, where q = r mod queries. */
-void NAME(softmax)(REAL *s, const int32_t *first, const int32_t *last, float scale, int64_t rows,
-                   int64_t queries, int64_t d) {
-    EACH_CHUNK EACH_ROW {
+EACH_CHUNK(NAME(softmax), (REAL *, s), (const int32_t *, first), (const int32_t *, last),
+           (float, scale), (int64_t, rows), (int64_t, queries), (int64_t, d)) {
+    EACH_ROW {
         REAL *row = s + r * d;
         int64_t lo = first[r % queries], hi = last[r % queries];
         float kept[d], top = -FLT_MAX, sum = 0;
@@ -383,8 +379,9 @@ void NAME(softmax)(REAL *s, const int32_t *first, const int32_t *last, float sca
 }
 
 /* In place: the gradient g of softmax's output p becomes that of its input, scale included. */
-void NAME(softmax_back)(REAL *g, const REAL *p, float scale, int64_t rows, int64_t d) {
-    EACH_CHUNK EACH_ROW {
+EACH_CHUNK(NAME(softmax_back), (REAL *, g), (const REAL *, p), (float, scale), (int64_t, rows),
+           (int64_t, d)) {
+    EACH_ROW {
         float dot = 0;
         EACH dot += LOAD(g[r * d + j]) * LOAD(p[r * d + j]);
         EACH g[r * d + j] = STORE(scale * LOAD(p[r * d + j]) * (LOAD(g[r * d + j]) - dot));
@@ -393,6 +390,5 @@ void NAME(softmax_back)(REAL *g, const REAL *p, float scale, int64_t rows, int64
 
 #include "tables.h"
 #include "sidecar.h"
-#undef EACH_CHUNK
 #undef EACH_ROW
 #undef EACH

@@ -7,7 +7,6 @@ Where it cannot be compiled, there is no library and the model keeps its plain o
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,7 +39,8 @@ _LIBRARY = CLibrary(
         "-fno-signed-zeros",
         "-freciprocal-math",
     ),
-    tunings=(("-march=native", "-fopenmp"), *TUNED),
+    tunings=TUNED,
+    pooled=True,
 )
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 # One letter per argument: p pointer, f float, i 64-bit integer; the order is that of kernels.h.
@@ -97,12 +97,10 @@ _FLOAT_ONLY = {
     "fold": "ppii",
 }  # optimizer.h, kernels.c
 _TYPES = {"p": ctypes.c_void_p, "f": ctypes.c_float, "i": ctypes.c_int64}
-Capturing = Callable[[Any, tuple[Tensor | float | None, ...]], None]
 DTYPES = tuple(_SUFFIX)
 CHUNKS = 32  # partial sums per reduction, as in kernels.c
 LANES = 64  # positions of one tile, as in products.h
 PANEL = 32  # columns of packed weights, as in products.h
-MAPS = 3  # linear maps of one input, as in maps.h
 
 
 class Kernels:
@@ -110,9 +108,8 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
-        self.capture: Capturing | None = (
-            None  # takes calls in place of making them, while a computation is recorded
-        )
+        self._set_threads, self._threads = library.nb_threads, 0
+        self._set_threads.argtypes, self._set_threads.restype = [ctypes.c_int], None
         self.attends = bool(library.attends())  # whether the processor has what products.h needs
         for dtype, suffix in _SUFFIX.items():
             extra = (
@@ -126,14 +123,17 @@ class Kernels:
                 self._functions[name, dtype] = function
 
     def __call__(self, name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
-        """Call kernel `name`; tensors must be contiguous, on the CPU, and of the types that
-        kernels.h states.
-        """
+        """Call kernel `name`; tensors must be contiguous, on the CPU, of the types it states."""
         function = self._functions[name, dtype]
-        if self.capture is not None:
-            self.capture(function, arguments)
-            return
+        self.follow_torch()
         function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+    def follow_torch(self) -> None:
+        """Use as many threads as torch does from now on; a call does so by itself."""
+        threads = torch.get_num_threads()
+        if threads != self._threads:
+            self._set_threads(threads)
+            self._threads = threads
 
 
 def load_kernels() -> Kernels | None:

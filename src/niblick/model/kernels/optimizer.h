@@ -2,14 +2,13 @@
  * Newton-Schulz where pairs of bfloat16 multiply. */
 
 #define EACH_ELEMENT                                                                               \
-    _Pragma("omp parallel for schedule(static)") for (int c = 0; c < CHUNKS; c++)                  \
-        INDEPENDENT for (int64_t i = n * c / CHUNKS; i < n * (c + 1) / CHUNKS; i++)
+    INDEPENDENT for (int64_t i = n * unit / CHUNKS; i < n * (unit + 1) / CHUNKS; i++)
 
 /* AdamW on n elements, of gradients times `share`; keep = 1 - lr * decay, rate = lr / (1 -
  * beta1^t), correct = 1 / sqrt(1 - beta2^t). */
-void adam_f32(float *w, const float *gradients, float share, float *first, float *second,
-              float beta1, float beta2, float eps, float rate, float correct, float keep,
-              int64_t n) {
+EACH_CHUNK(adam_f32, (float *, w), (const float *, gradients), (float, share), (float *, first),
+           (float *, second), (float, beta1), (float, beta2), (float, eps), (float, rate),
+           (float, correct), (float, keep), (int64_t, n)) {
     EACH_ELEMENT {
         float g = share * gradients[i], m = first[i] + (1 - beta1) * (g - first[i]),
               v = beta2 * second[i] + (1 - beta2) * g * g;
@@ -21,7 +20,8 @@ void adam_f32(float *w, const float *gradients, float share, float *first, float
 
 /* m moves towards g, the gradients times `share`, by 1 - beta; g becomes the direction: nearer to m
  * by beta in Nesterov's form, else m. */
-void momentum_f32(float *g, float share, float *m, float beta, int64_t nesterov, int64_t n) {
+EACH_CHUNK(momentum_f32, (float *, g), (float, share), (float *, m), (float, beta),
+           (int64_t, nesterov), (int64_t, n)) {
     float keep = nesterov ? beta : 1;
     EACH_ELEMENT {
         float now = share * g[i];
@@ -31,27 +31,25 @@ void momentum_f32(float *g, float share, float *m, float beta, int64_t nesterov,
 }
 
 /* w = keep w - rate u */
-void descend_bf16(float *w, const uint16_t *u, float keep, float rate, int64_t n) {
+EACH_CHUNK(descend_bf16, (float *, w), (const uint16_t *, u), (float, keep), (float, rate),
+           (int64_t, n)) {
     EACH_ELEMENT w[i] = keep * w[i] - rate * widen(u[i]);
 }
 
 /* The gradients of `slots` parameters, wherever they lie, to (or with `add` added to) their places
    in the flat buffer: kind 0 is absent, 2 bfloat16, 4 float. */
-void collect_f32(const int64_t *from, const int64_t *kind, const int64_t *start,
-                 const int64_t *size, float *flat, int64_t add, int64_t slots) {
-    _Pragma("omp parallel for schedule(dynamic)") for (int64_t k = 0; k < slots; k++) {
-        float *to = flat + start[k];
-        const uint16_t *half = (const uint16_t *)from[k];
-        const float *whole = (const float *)from[k];
-        if (kind[k] == 0 && !add) memset(to, 0, size[k] * sizeof(float));
-        else if (kind[k] == 2 && add)
-            INDEPENDENT for (int64_t i = 0; i < size[k]; i++) to[i] += widen(half[i]);
-        else if (kind[k] == 2)
-            INDEPENDENT for (int64_t i = 0; i < size[k]; i++) to[i] = widen(half[i]);
-        else if (kind[k] == 4 && add)
-            INDEPENDENT for (int64_t i = 0; i < size[k]; i++) to[i] += whole[i];
-        else if (kind[k] == 4) memcpy(to, whole, size[k] * sizeof(float));
-    }
+EACH_UNIT(, collect_f32, slots, (const int64_t *, from), (const int64_t *, kind),
+          (const int64_t *, start), (const int64_t *, size), (float *, flat), (int64_t, add),
+          (int64_t, slots)) {
+    float *to = flat + start[unit];
+    const uint16_t *half = (const uint16_t *)from[unit];
+    const float *whole = (const float *)from[unit];
+    int64_t n = size[unit], of = kind[unit];
+    if (of == 0 && !add) memset(to, 0, n * sizeof(float));
+    else if (of == 2 && add) INDEPENDENT for (int64_t i = 0; i < n; i++) to[i] += widen(half[i]);
+    else if (of == 2) INDEPENDENT for (int64_t i = 0; i < n; i++) to[i] = widen(half[i]);
+    else if (of == 4 && add) INDEPENDENT for (int64_t i = 0; i < n; i++) to[i] += whole[i];
+    else if (of == 4) memcpy(to, whole, n * sizeof(float));
 }
 
 #ifdef __AVX512BF16__
@@ -112,31 +110,29 @@ static void newton_step(Newton *t, float a, float b, float c, int last) {
 
 /* x (count, rows, columns) float -> out, the same in bfloat16, each matrix nearly orthogonal; sides
  * are multiples of PANEL. */
-void newton_bf16(const float *x, uint16_t *out, float a, float b, float c, int64_t steps,
-                 int64_t count, int64_t rows, int64_t columns) {
+EACH_UNIT(, newton_bf16, count, (const float *, x), (uint16_t *, out), (float, a), (float, b),
+          (float, c), (int64_t, steps), (int64_t, count), (int64_t, rows), (int64_t, columns)) {
     int64_t tall = rows >= columns, m = tall ? rows : columns, n = tall ? columns : rows,
             size = m * n;
-    _Pragma("omp parallel for schedule(dynamic)") for (int64_t k = 0; k < count; k++) {
-        const float *in = x + k * size;
-        Newton t = {m,
-                    n,
-                    room(size * 2),
-                    room(n * n * 2),
-                    room(size * 2),
-                    room(n * n * 2),
-                    room(size * 4),
-                    room(n * n * 4)};
-        float norm = 0;
-        INDEPENDENT for (int64_t i = 0; i < size; i++) norm += in[i] * in[i];
-        norm = 1 / (sqrtf(norm) + 1e-7f);
-        for (int64_t i = 0; i < m; i++)
-            for (int64_t j = 0; j < n; j++) t.sums[i * n + j] = in[tall ? i * n + j : j * m + i];
-        newton_round(t.sums, 0, 0, norm, t.rows, t.down, m, n);
-        for (int64_t i = 0; i < steps; i++) newton_step(&t, a, b, c, i + 1 == steps);
-        for (int64_t i = 0; i < m; i++)
-            for (int64_t j = 0; j < n; j++)
-                out[k * size + (tall ? i * n + j : j * m + i)] = t.rows[i * n + j];
-        free(t.rows), free(t.small), free(t.down), free(t.small_down), free(t.sums), free(t.gram);
-    }
+    const float *in = x + unit * size;
+    Newton t = {m,
+                n,
+                room(size * 2),
+                room(n * n * 2),
+                room(size * 2),
+                room(n * n * 2),
+                room(size * 4),
+                room(n * n * 4)};
+    float norm = 0;
+    INDEPENDENT for (int64_t i = 0; i < size; i++) norm += in[i] * in[i];
+    norm = 1 / (sqrtf(norm) + 1e-7f);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) t.sums[i * n + j] = in[tall ? i * n + j : j * m + i];
+    newton_round(t.sums, 0, 0, norm, t.rows, t.down, m, n);
+    for (int64_t i = 0; i < steps; i++) newton_step(&t, a, b, c, i + 1 == steps);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++)
+            out[unit * size + (tall ? i * n + j : j * m + i)] = t.rows[i * n + j];
+    free(t.rows), free(t.small), free(t.down), free(t.small_down), free(t.sums), free(t.gram);
 }
 #endif

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #define LANES 64 /* positions of one tile */
+#define TILES(rows) (((rows) + LANES - 1) / LANES)
 #define LOG2E 1.44269504f
 
 typedef uint32_t
@@ -155,15 +156,12 @@ static void rows_by_panels(const uint16_t *a, uint32_t *b, int64_t j, float *c, 
 
 /* g (m, n) = the sum over `pairs` pairs of positions of a (columns m) times b (columns n), both in
  * panels. */
-static void gather(uint32_t *a, uint32_t *b, float *g, int64_t m, int64_t n, int64_t pairs) {
-    int64_t across = n / PANEL, step = 256;
-    _Pragma("omp parallel for schedule(static)") for (int64_t unit = 0; unit < m / PANEL * across;
-                                                      unit++) {
-        int64_t i = unit / across * PANEL, j = unit % across * PANEL;
-        for (int64_t p = 0; p < pairs || p == 0; p += step)
-            product(panel(a, pairs, i) + p * PANEL, 1, PANEL, panel(b, pairs, j) + p * PANEL, PANEL,
-                    g + i * n + j, n, PANEL, PANEL, pairs - p < step ? pairs - p : step, p > 0);
-    }
+EACH_UNIT(static, gather, m / PANEL * (n / PANEL), (uint32_t *, a), (uint32_t *, b), (float *, g),
+          (int64_t, m), (int64_t, n), (int64_t, pairs)) {
+    int64_t across = n / PANEL, step = 256, i = unit / across * PANEL, j = unit % across * PANEL;
+    for (int64_t p = 0; p < pairs || p == 0; p += step)
+        product(panel(a, pairs, i) + p * PANEL, 1, PANEL, panel(b, pairs, j) + p * PANEL, PANEL,
+                g + i * n + j, n, PANEL, PANEL, pairs - p < step ? pairs - p : step, p > 0);
 }
 
 static inline __m512 wide(const uint16_t *x) {
@@ -176,9 +174,9 @@ static inline void slim(uint16_t *to, __m512 x) {
 }
 
 /* to[i] = x[i] for rows (m, n), n a multiple of 16. */
-static void slim_all(const float *x, uint16_t *to, int64_t m, int64_t n) {
-    _Pragma("omp parallel for schedule(static)") for (int64_t i = 0; i < m;
-                                                      i++) for (int64_t j = 0; j < n; j += 16)
-        slim(to + i * n + j, _mm512_loadu_ps(x + i * n + j));
+EACH_UNIT(static, slim_all, CHUNKS, (const float *, x), (uint16_t *, to), (int64_t, m),
+          (int64_t, n)) {
+    for (int64_t i = m * unit / CHUNKS * n; i < m * (unit + 1) / CHUNKS * n; i += 16)
+        slim(to + i, _mm512_loadu_ps(x + i));
 }
 #endif

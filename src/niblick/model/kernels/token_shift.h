@@ -30,6 +30,35 @@ static void shares(const float *mix_r, const float *mix_k, float *share_r, float
         share_r[j] = logistic(mix_r[j]), share_k[j] = logistic(mix_k[j]);
 }
 
+/* The forward's tiles; pr, pk and pv are the weights in panels. */
+EACH_UNIT(static, token_shift_tiles, TILES(rows), (const uint16_t *, u),
+          (const uint8_t *, boundary), (const float *, share_r), (const float *, share_k),
+          (uint32_t *, pr), (uint32_t *, pk), (uint32_t *, pv), (uint16_t *, z), (uint16_t *, h),
+          (uint16_t *, v), (uint16_t *, out), (int64_t, rows), (int64_t, length), (int64_t, d)) {
+    int64_t t0 = unit * LANES;
+    int64_t count = tile_rows(t0, rows), at = t0 * d;
+    uint16_t *in = room(LANES * d * 2), *act = room(LANES * d * 2);
+    float *c = room(LANES * d * 4);
+    shift_rows(u, boundary, share_k, t0, count, length, in, d);
+    rows_by_panels(in, pk, 0, c, count, d, d / 2);
+    for (int64_t i = 0; i < count * d; i += 16) {
+        __m512 x = _mm512_loadu_ps(c + i);
+        slim(h + at + i, x);
+        x = _mm512_max_ps(x, _mm512_setzero_ps());
+        slim(act + i, _mm512_mul_ps(x, x));
+    }
+    rows_by_panels(act, pv, 0, c, count, d, d / 2);
+    for (int64_t i = 0; i < count * d; i += 16) slim(v + at + i, _mm512_loadu_ps(c + i));
+    shift_rows(u, boundary, share_r, t0, count, length, in, d);
+    rows_by_panels(in, pr, 0, c, count, d, d / 2);
+    for (int64_t i = 0; i < count * d; i += 16) {
+        __m512 x = _mm512_loadu_ps(c + i);
+        slim(z + at + i, x);
+        slim(out + at + i, _mm512_mul_ps(sigmoid(x), wide(v + at + i)));
+    }
+    free(in), free(act), free(c);
+}
+
 void token_shift_bf16(const uint16_t *u, const uint8_t *boundary, const float *mix_r,
                       const float *mix_k, const uint16_t *wr, const uint16_t *wk,
                       const uint16_t *wv, uint16_t *z, uint16_t *h, uint16_t *v, uint16_t *out,
@@ -38,29 +67,7 @@ void token_shift_bf16(const uint16_t *u, const uint8_t *boundary, const float *m
              *pv = panels_across(wv, d, d);
     float share_r[d], share_k[d];
     shares(mix_r, mix_k, share_r, share_k, d);
-    _Pragma("omp parallel for schedule(static)") for (int64_t t0 = 0; t0 < rows; t0 += LANES) {
-        int64_t count = tile_rows(t0, rows), at = t0 * d;
-        uint16_t *in = room(LANES * d * 2), *act = room(LANES * d * 2);
-        float *c = room(LANES * d * 4);
-        shift_rows(u, boundary, share_k, t0, count, length, in, d);
-        rows_by_panels(in, pk, 0, c, count, d, d / 2);
-        for (int64_t i = 0; i < count * d; i += 16) {
-            __m512 x = _mm512_loadu_ps(c + i);
-            slim(h + at + i, x);
-            x = _mm512_max_ps(x, _mm512_setzero_ps());
-            slim(act + i, _mm512_mul_ps(x, x));
-        }
-        rows_by_panels(act, pv, 0, c, count, d, d / 2);
-        for (int64_t i = 0; i < count * d; i += 16) slim(v + at + i, _mm512_loadu_ps(c + i));
-        shift_rows(u, boundary, share_r, t0, count, length, in, d);
-        rows_by_panels(in, pr, 0, c, count, d, d / 2);
-        for (int64_t i = 0; i < count * d; i += 16) {
-            __m512 x = _mm512_loadu_ps(c + i);
-            slim(z + at + i, x);
-            slim(out + at + i, _mm512_mul_ps(sigmoid(x), wide(v + at + i)));
-        }
-        free(in), free(act), free(c);
-    }
+    token_shift_tiles(u, boundary, share_r, share_k, pr, pk, pv, z, h, v, out, rows, length, d);
     free(pr), free(pk), free(pv);
 }
 
@@ -86,6 +93,37 @@ static void gate_rows(const uint16_t *g, const uint16_t *z, const uint16_t *v, c
     memset(act + count * d, 0, (LANES - count) * d * 2);
 }
 
+/* The backward's tiles. */
+EACH_UNIT(static, token_shift_tiles_back, TILES(rows), (const uint16_t *, g), (const uint16_t *, u),
+          (const uint8_t *, boundary), (const float *, share_r), (const float *, share_k),
+          (uint32_t *, pr), (uint32_t *, pk), (uint32_t *, pv), (const uint16_t *, z),
+          (const uint16_t *, h), (const uint16_t *, v), (uint16_t *, gr), (uint16_t *, gk),
+          (const ShiftPanels *, kept), (int64_t, rows), (int64_t, length), (int64_t, d)) {
+    int64_t pairs = TILES(rows) * LANES / 2;
+    int64_t t0 = unit * LANES, count = tile_rows(t0, rows), at = t0 * d, pair0 = t0 / 2;
+    uint16_t *one = room(LANES * d * 2), *two = room(LANES * d * 2), *act = room(LANES * d * 2);
+    float *c = room(LANES * d * 4);
+    shift_rows(u, boundary, share_r, t0, count, length, one, d);
+    shift_rows(u, boundary, share_k, t0, count, length, two, d);
+    keep_pairs(one, LANES, d, kept->r, pairs, pair0);
+    keep_pairs(two, LANES, d, kept->k, pairs, pair0);
+    gate_rows(g + at, z + at, v + at, h + at, count, one, two, act, d);
+    keep_pairs(one, LANES, d, kept->gz, pairs, pair0);
+    keep_pairs(two, LANES, d, kept->gv, pairs, pair0);
+    keep_pairs(act, LANES, d, kept->act, pairs, pair0);
+    rows_by_panels(one, pr, 0, c, count, d, d / 2);
+    for (int64_t i = 0; i < count * d; i += 16) slim(gr + at + i, _mm512_loadu_ps(c + i));
+    rows_by_panels(two, pv, 0, c, count, d, d / 2);
+    for (int64_t i = 0; i < count * d; i += 16) {
+        __m512 x = _mm512_max_ps(wide(h + at + i), _mm512_setzero_ps());
+        slim(two + i, _mm512_mul_ps(_mm512_loadu_ps(c + i), _mm512_add_ps(x, x)));
+    }
+    keep_pairs(two, count, d, kept->gh, pairs, pair0);
+    rows_by_panels(two, pk, 0, c, count, d, d / 2);
+    for (int64_t i = 0; i < count * d; i += 16) slim(gk + at + i, _mm512_loadu_ps(c + i));
+    free(one), free(two), free(act), free(c);
+}
+
 /* Backward: g is the gradient of out; gr and gk, those of r and k, are scratch (rows, d), as are
  * sums; gmix (2, d). */
 void token_shift_back_bf16(const uint16_t *g, const uint16_t *u, const uint8_t *boundary,
@@ -94,35 +132,13 @@ void token_shift_back_bf16(const uint16_t *g, const uint16_t *u, const uint8_t *
                            const uint16_t *h, const uint16_t *v, uint16_t *gr, uint16_t *gk,
                            uint16_t *gu, float *sums, float *gmix, uint16_t *gwr, uint16_t *gwk,
                            uint16_t *gwv, int64_t rows, int64_t length, int64_t d) {
-    int64_t tiles = (rows + LANES - 1) / LANES, pairs = tiles * LANES / 2, size = pairs * d * 4;
+    int64_t pairs = TILES(rows) * LANES / 2, size = pairs * d * 4;
     uint32_t *pr = panels_down(wr, d, d), *pk = panels_down(wk, d, d), *pv = panels_down(wv, d, d);
     float share_r[d], share_k[d];
     shares(mix_r, mix_k, share_r, share_k, d);
     ShiftPanels kept = {room(size), room(size), room(size), room(size), room(size), room(size)};
-    _Pragma("omp parallel for schedule(static)") for (int64_t tile = 0; tile < tiles; tile++) {
-        int64_t t0 = tile * LANES, count = tile_rows(t0, rows), at = t0 * d, pair0 = t0 / 2;
-        uint16_t *one = room(LANES * d * 2), *two = room(LANES * d * 2), *act = room(LANES * d * 2);
-        float *c = room(LANES * d * 4);
-        shift_rows(u, boundary, share_r, t0, count, length, one, d);
-        shift_rows(u, boundary, share_k, t0, count, length, two, d);
-        keep_pairs(one, LANES, d, kept.r, pairs, pair0);
-        keep_pairs(two, LANES, d, kept.k, pairs, pair0);
-        gate_rows(g + at, z + at, v + at, h + at, count, one, two, act, d);
-        keep_pairs(one, LANES, d, kept.gz, pairs, pair0);
-        keep_pairs(two, LANES, d, kept.gv, pairs, pair0);
-        keep_pairs(act, LANES, d, kept.act, pairs, pair0);
-        rows_by_panels(one, pr, 0, c, count, d, d / 2);
-        for (int64_t i = 0; i < count * d; i += 16) slim(gr + at + i, _mm512_loadu_ps(c + i));
-        rows_by_panels(two, pv, 0, c, count, d, d / 2);
-        for (int64_t i = 0; i < count * d; i += 16) {
-            __m512 x = _mm512_max_ps(wide(h + at + i), _mm512_setzero_ps());
-            slim(two + i, _mm512_mul_ps(_mm512_loadu_ps(c + i), _mm512_add_ps(x, x)));
-        }
-        keep_pairs(two, count, d, kept.gh, pairs, pair0);
-        rows_by_panels(two, pk, 0, c, count, d, d / 2);
-        for (int64_t i = 0; i < count * d; i += 16) slim(gk + at + i, _mm512_loadu_ps(c + i));
-        free(one), free(two), free(act), free(c);
-    }
+    token_shift_tiles_back(g, u, boundary, share_r, share_k, pr, pk, pv, z, h, v, gr, gk, &kept,
+                           rows, length, d);
     shift_back_bf16(gr, gk, u, boundary, share_r, share_k, gu, sums, rows, length, d);
     fold_f32(sums, gmix, CHUNKS, 2 * d);
     for (int64_t j = 0; j < d; j++)

@@ -1,0 +1,67 @@
+"""Techniques that are choices of the whole model rather than of one part."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from niblick.components.base import Changes, Entry, Technique, setting, switch
+
+if TYPE_CHECKING:
+    from niblick.plan import Plan
+    from niblick.recipe import Recipe
+
+
+def _unrolled(recipe: Recipe) -> Changes:
+    stack = recipe.model_dump(mode="json")["model"]["stack"]
+    return {"model.stack": [{**segment, "loops": 1} for segment in stack]}
+
+
+def _layers(recipe: Recipe, plan: Plan) -> list[Entry]:
+    counts = Counter(layer.mixer for layer in plan.layers)
+    return [{"name": f"{mixer} layers", "count": counts[mixer]} for mixer in sorted(counts)]
+
+
+def _recurrence(recipe: Recipe, plan: Plan) -> list[Entry]:
+    layers, blocks = len(plan.layers), plan.weight_blocks
+    entry = {"name": "depth recurrence", "virtual_layers": layers, "weight_blocks": blocks}
+    return [entry] if blocks < layers else []
+
+
+def _initialisation(recipe: Recipe, plan: Plan) -> list[Entry]:
+    return [
+        {"name": f"{recipe.model.linear_init} linear maps"},
+        {"name": "zero output projections"},
+    ]
+
+
+CHOICES = (
+    Technique(name="layers", card=_layers),
+    Technique(
+        name="loops",
+        summary="depth recurrence (each block visited once)",
+        without=_unrolled,
+        card=_recurrence,
+    ),
+    Technique(
+        name="depth-scale",
+        summary="depth scaling 1/sqrt(i+1)",
+        without=setting(model__depth_scale=False),
+        card=lambda recipe, plan: (
+            [{"name": "depth scaling 1/sqrt(i+1)"}] * (plan.attends and recipe.model.depth_scale)
+        ),
+    ),
+    Technique(
+        name="document-mask",
+        summary="document masking of shifts",
+        without=setting(model__document_mask=False),
+        card=switch("document masking", lambda model: model.document_mask),
+    ),
+    Technique(
+        name="orthogonal",
+        summary="orthogonal initialisation (PyTorch's default)",
+        group="initialization",
+        without=setting(model__linear_init="torch"),
+        card=_initialisation,
+    ),
+)

@@ -1,0 +1,49 @@
+"""Which engine runs a model here: the native one where it can, else plain numpy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from niblick.codecs.quantized import Tensors
+from niblick.engine.base import Engine
+from niblick.engine.library import ENGINE, build_in_background
+from niblick.engine.native import NativeEngine
+from niblick.engine.plain import NumpyEngine
+from niblick.engine.structures import unsupported
+from niblick.errors import NiblickError
+from niblick.plan import Plan
+
+Build = Literal["now", "background", "never"]
+
+
+def open_engine(
+    plan: Plan,
+    tensors: Tensors,
+    *,
+    slots: int = 1,
+    threads: int | None = None,
+    context: int | None = None,
+    build: Build = "now",
+    kind: Literal["native", "numpy"] | None = None,
+) -> Engine:
+    """The fastest engine that can run the model here, or the `kind` asked for.
+
+    The native one needs a library that is compiled once per machine: now (a few seconds), in the
+    background for later processes, or never. The numpy engine stands in wherever there is none.
+    `NiblickError` where the engine asked for cannot run here.
+    """
+    why = unsupported(plan)
+    if why is None and kind != "numpy":
+        if build == "now":
+            ENGINE.build()
+        library = ENGINE.load()
+        if library is not None:
+            return NativeEngine(
+                plan, tensors, library, slots=slots, threads=threads, context=context
+            )
+        if build == "background" and ENGINE.compiler():
+            build_in_background()
+        why = "there is no C compiler" if not ENGINE.compiler() else "it is not compiled yet"
+    if kind == "native":
+        raise NiblickError(f"the native engine cannot run this model here: {why}")
+    return NumpyEngine(plan, tensors, slots=slots, context=context)

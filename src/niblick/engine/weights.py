@@ -1,0 +1,208 @@
+"""Matrices as the native engine reads them: integer codes in the fewest bits that hold them.
+
+A quantized tensor keeps its codes; a float tensor is rounded to 24 bits, as fine as float32 for a
+row's largest. Few codes are large: they are cut off at the range of fewer bits, and what is missing
+of each stands in a list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from niblick.codecs.quantized import Floats, QuantizedTensor, Tensor, dequantized
+
+BLOCK = 64  # columns are padded to runs of 64; codes are laid out 64 at a time, of
+ROWS, GROUP = 32, 4  # half as many rows and so many columns
+UNIT = 8 * ROWS
+_RANGES = {
+    bits: (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bits in (2, 4, 6, 8, 10, 12, 16, 24)
+}
+_FINEST = (1 << 23) - 256  # leaves room for rounding
+_TAIL = 40  # codes of 8 bits that are multiplied in the time of one entry of a tail
+_TAIL_COLUMNS, _REST = 4096, 32767  # what an entry can hold
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A matrix (rows, cols): `data` (blocks of 32 rows, bytes) and `scales` (rows,) float32.
+
+    `columns` (cols padded to 64,) float32 multiplies the columns, where there is such a factor.
+    `tail` (entries,) is what codes lack, and `tail_at` int32 where that of every sixteen rows
+    begins; both None where none lacks any.
+    """
+
+    data: NDArray[np.uint8]
+    scales: Floats
+    columns: Floats | None
+    rows: int
+    cols: int
+    bits: int
+    tail: NDArray[np.uint32] | None = None
+    tail_at: NDArray[np.int32] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        held = (self.data, self.scales, self.columns, self.tail, self.tail_at)
+        return sum(array.nbytes for array in held if array is not None)
+
+
+def encode(tensor: Tensor) -> Codes:
+    """A matrix, quantized or float, as codes; rows are its first axis."""
+    if isinstance(tensor, QuantizedTensor):
+        sides = _float_sides(tensor)
+        if sides is not None:
+            return store(tensor.codes.astype(np.int32), *sides)
+    weight = dequantized(tensor).reshape(tensor.shape[0], -1)
+    steps = np.abs(weight).max(axis=1, initial=0) / np.float32(_FINEST)
+    safe = np.where(steps > 0, steps, np.float32(1))
+    return store(np.rint(weight / safe[:, None]).astype(np.int32), steps)
+
+
+def _float_sides(tensor: QuantizedTensor) -> tuple[Floats, Floats | None] | None:
+    """Row steps and column factors in float32; None where they and the codes cannot say it all."""
+    low, high = _RANGES[24]
+    plain = tensor.correction is None and tensor.rounded_to == "float32"
+    if not plain or tensor.codes.min(initial=0) < low or tensor.codes.max(initial=0) > high:
+        return None
+    factors = tensor.wide_factors
+    if not all(_is_normal(side) for side in (tensor.row_steps, factors) if side is not None):
+        return None
+    return (
+        tensor.row_steps.astype(np.float32),
+        None if factors is None else factors.astype(np.float32),
+    )
+
+
+def _is_normal(side: NDArray[np.float64]) -> bool:
+    """Whether float32 holds every number without loss of range."""
+    size = np.abs(side[side != 0])
+    kind = np.finfo(np.float32)
+    return bool((size >= kind.tiny).all() and (size <= kind.max).all())
+
+
+def store(
+    codes: NDArray[np.int32], steps: Floats, factors: Floats | None = None, *, tails: bool = True
+) -> Codes:
+    """Integers (rows, cols) of at most 24 bits times row steps and column factors.
+
+    `tails` off gives every code the bits of the largest: the same numbers, read more slowly.
+    """
+    rows, cols = codes.shape
+    bits = _cheapest(codes, tails)
+    kept = np.clip(codes, *_RANGES[bits])
+    padded = np.pad(kept, ((0, -rows % ROWS), (0, -cols % BLOCK)))
+    if factors is not None:
+        factors = np.pad(factors.astype(np.float32), (0, -cols % BLOCK))
+    return Codes(
+        _lay_out(padded, bits),
+        steps.astype(np.float32),
+        factors,
+        rows,
+        cols,
+        bits,
+        *_tail(codes - kept),
+    )
+
+
+def _cheapest(codes: NDArray[np.int32], tails: bool) -> int:
+    """The bits in which codes, and tails where they may be, are read soonest."""
+    sizes = np.where(codes < 0, ~codes, codes).reshape(-1)
+    counts = np.bincount(np.minimum(sizes, _REST), minlength=_REST + 1)
+    more = int((sizes[sizes > _REST] // _REST).sum())  # entries of the largest beyond their first
+    costs = {
+        bits: codes.size * (bits / 8 + -(-bits // 8)) / 2 + _TAIL * beyond
+        for bits in _RANGES
+        if not (beyond := int(counts[1 << (bits - 1) :].sum()) + more if bits < 24 else 0)
+        or (tails and codes.shape[1] <= _TAIL_COLUMNS)
+    }
+    return min(costs, key=lambda bits: costs[bits])
+
+
+def _tail(
+    rest: NDArray[np.int32],
+) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | tuple[None, None]:
+    """Entries (nb_tail) of what is not zero, and where those of every sixteen rows begin.
+
+    What no entry can hold takes several.
+    """
+    rows, columns = np.nonzero(rest)
+    if not len(rows):
+        return None, None
+    left = rest[rows, columns].astype(np.int64)
+    times = -(-np.abs(left) // _REST)
+    rows, columns = np.repeat(rows, times), np.repeat(columns, times)
+    last = np.zeros(len(rows), dtype=np.bool_)
+    last[np.cumsum(times) - 1] = True
+    parts = np.repeat(np.sign(left) * _REST, times)
+    parts[last] = left - np.sign(left) * _REST * (times - 1)
+    entries = (rows % 16 | columns << 4 | parts << 16).astype(np.uint32)
+    starts = np.searchsorted(rows // 16, np.arange(-(-len(rest) // ROWS) * ROWS // 16 + 1)).astype(
+        np.int32
+    )
+    return entries, starts
+
+
+def decode(codes: Codes) -> Floats:
+    """The matrix (rows, cols) that the engine multiplies with."""
+    blocks = len(codes.data)
+    units = codes.data.shape[1] // (32 * codes.bits)
+    values, at = np.full((blocks, units, UNIT), -(1 << (codes.bits - 1)), dtype=np.int32), 0
+    for low, width in _planes(codes.bits):
+        part = codes.data[:, at : at + units * 32 * width].reshape(blocks, units, -1)
+        values += _unpack(part, width) << low
+        at += units * 32 * width
+    tiled = values.reshape(blocks, -1, ROWS, GROUP)
+    whole = tiled.swapaxes(1, 2).reshape(blocks * ROWS, -1)[: codes.rows, : codes.cols]
+    if codes.tail is not None and codes.tail_at is not None:
+        rows = np.repeat(16 * np.arange(len(codes.tail_at) - 1), np.diff(codes.tail_at)) + (
+            codes.tail & 15
+        )
+        np.add.at(whole, (rows, codes.tail >> 4 & 4095), codes.tail.view(np.int32) >> 16)
+    weight: Floats = whole.astype(np.float32) * codes.scales[:, None]
+    return weight if codes.columns is None else weight * codes.columns[: codes.cols]
+
+
+def _planes(bits: int) -> list[tuple[int, int]]:
+    """The lowest bit and the number of bits of a code's bytes and of what is above them."""
+    return [(low, min(8, bits - low)) for low in range(0, bits, 8)]
+
+
+def _lay_out(codes: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
+    """Blocks of 32 rows of codes plus half their range, as nb_matrix has them."""
+    blocks = len(codes) // ROWS
+    tiled = codes.reshape(blocks, ROWS, -1, GROUP).swapaxes(1, 2) + (1 << (bits - 1))
+    quarters = tiled.reshape(blocks, -1, 4, BLOCK)
+    planes = [_pack(quarters >> low, width).reshape(blocks, -1) for low, width in _planes(bits)]
+    return np.ascontiguousarray(np.concatenate(planes, axis=1))
+
+
+def _pack(quarters: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
+    """Quarters (blocks, units, 4, 64), their low `bits`, as (blocks, units, 32 * bits) bytes."""
+    low = (quarters & ((1 << bits) - 1)).astype(np.uint8)
+    one, two, three, four = np.moveaxis(low, 2, 0)
+    if bits == 8:
+        parts = [one, two, three, four]
+    elif bits == 6:
+        parts = [one | four << 2 & 0xC0, two | four << 4 & 0xC0, three | four << 6]
+    elif bits == 4:
+        parts = [one | two << 4, three | four << 4]
+    else:
+        parts = [one | two << 2 | three << 4 | four << 6]
+    return np.concatenate(parts, axis=2)
+
+
+def _unpack(data: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
+    """The inverse of `_pack`: (blocks, units, 256)."""
+    parts = np.split(data, bits // 2, axis=2)
+    if bits == 6:
+        one, two, three = (part >> 6 for part in parts)
+        quarters = [*(part & 63 for part in parts), one << 4 | two << 2 | three]
+    else:
+        quarters = [
+            part >> shift & ((1 << bits) - 1) for part in parts for shift in range(0, 8, bits)
+        ]
+    return np.concatenate(quarters, axis=2).astype(np.int32)

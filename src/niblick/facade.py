@@ -1,0 +1,289 @@
+"""`niblick.Model`: what `niblick.load` returns. It runs without torch, numpy in and out.
+
+Texts and tokens are computed by the fastest engine that runs here. `Model.torch()` alone needs the
+lab, as does a model whose mixer is a plugin's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from niblick.artifact.load import Opened, open_file
+from niblick.engine import Engine, Sampling, open_engine, start_text
+from niblick.engine.choice import Build
+from niblick.errors import NiblickError
+from niblick.plan import Plan
+from niblick.recipe import Recipe
+from niblick.runtime import has_lab, needs_lab
+from niblick.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from niblick.model import LanguageModel
+    from niblick.scoring.score import Score
+
+EngineName = Literal["native", "numpy", "torch"]
+Floats = NDArray[np.float32]
+
+
+def load(model: str | Path, *, tokenizer: str | Path | None = None) -> Model:
+    """The model in an artifact, a checkpoint or a run directory, or a shipped model by its name.
+
+    `tokenizer` is a .model file, `fineweb-1024` or `bytes`, in place of the one in the file. Raises
+    `niblick.errors.ArtifactError` for a file that is missing, damaged or foreign.
+    """
+    opened = open_file(find_model(model))
+    if tokenizer is not None:
+        opened = replace(opened, tokenizer=load_tokenizer(tokenizer))
+    return Model(opened)
+
+
+def find_model(model: str | Path) -> Path:
+    """An existing path as it is, else the file of the shipped model of that name."""
+    path = Path(model)
+    if path.exists() or len(path.parts) != 1 or path.suffix:
+        return path
+    shipped = Path(str(resources.files("niblick"))) / "models" / f"{path.name}.nib"
+    return shipped if shipped.is_file() else path
+
+
+class Model:
+    """A language model and its tokenizer, ready to use; `Model(...)` comes from `niblick.load`."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._opened = opened
+        self._engines: dict[int, Engine] = {}  # by declared context, for logits and likelihoods
+        self._idle: list[Engine] = []  # for texts: each that is being written has one of its own
+
+    @property
+    def recipe(self) -> Recipe:
+        """Everything that decided the model."""
+        return self._opened.recipe
+
+    @property
+    def plan(self) -> Plan:
+        """Its virtual layers, parameters and sizes."""
+        return self._opened.plan
+
+    @property
+    def path(self) -> Path:
+        """The file it was read from."""
+        return self._opened.path
+
+    @property
+    def sha256(self) -> str:
+        """The file's SHA-256 in hex."""
+        return self._opened.sha256
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the file brings; `NiblickError` where it brings none."""
+        if self._opened.tokenizer is None:
+            raise NiblickError(
+                f"{str(self.path)!r} brings no tokenizer; give one with --tokenizer FILE, or"
+                " niblick.load(model, tokenizer=FILE)"
+            )
+        return self._opened.tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether texts can be read and written."""
+        return self._opened.tokenizer is not None
+
+    def __repr__(self) -> str:
+        own = self._opened.tokenizer
+        return (
+            f"<niblick.Model {self.recipe.name!r}: {self.plan.parameter_count:,} parameters,"
+            f" {len(self.plan.layers)} layers, context {self.recipe.model.context},"
+            f" tokenizer {own.name if own else None}, {self._opened.kind} {str(self.path)!r}>"
+        )
+
+    def __call__(self, *tokens: object, **options: object) -> NoReturn:
+        """A `Model` is not called: `logits` takes arrays, `torch()` gives what takes tensors."""
+        raise NiblickError(
+            "a niblick.Model is not called; model.logits(tokens) takes and gives numpy arrays,"
+            " model.torch() is the LanguageModel that takes torch tensors"
+        )
+
+    def generate(self, prompt: str = "", *, max_tokens: int = 256, **options: Any) -> str:
+        """The text that follows `prompt`; `options` as for `stream`."""
+        return "".join(self.stream(prompt, max_tokens=max_tokens, **options))
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        max_tokens: int = 256,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        across_documents: bool = False,
+    ) -> Iterator[str]:
+        """Pieces of the text that follows `prompt`, each of whole characters, as they are written.
+
+        Temperature 0 takes the likeliest token; the same seed gives the same text. It ends after
+        `max_tokens`, before a `stop` string, or with the document.
+        """
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        engine = self._idle.pop() if self._idle else self.open_engine()
+        text = start_text(
+            engine,
+            self.tokenizer,
+            prompt,
+            sampling,
+            max_tokens=max_tokens,
+            stop=stop,
+            across_documents=across_documents,
+        )
+
+        def pieces() -> Iterator[str]:
+            try:
+                yield from text
+            finally:
+                self._idle.append(engine)
+
+        return pieces()
+
+    def logits(self, tokens: ArrayLike, *, context: int | None = None) -> Floats:
+        """Logits (T, V) after each of tokens (T,), or (B, T, V) of (B, T).
+
+        `context` is declared: how far full attention sees, and what rotary positions are scaled
+        for; the larger of T and the recipe's unless given.
+        """
+        return self._each(tokens, context, lambda engine, ids: engine.rows(len(ids)).copy())
+
+    def nll(self, tokens: ArrayLike, *, context: int | None = None) -> Floats:
+        """Nats (T - 1,) of tokens 1 .. T - 1 after those before, or (B, T - 1) of (B, T)."""
+        ids = np.asarray(tokens)
+        following = np.concatenate([ids[..., 1:], ids[..., :1]], axis=-1)
+        if ids.ndim == 2 and len(ids):
+            return np.stack([self.nll(row, context=context) for row in ids])
+        at = 0
+
+        def take(engine: Engine, part: NDArray[np.int64]) -> Floats:
+            nonlocal at
+            found = engine.nll(following[at : at + len(part), None])[:, 0]
+            at += len(part)
+            return found
+
+        return self._each(ids, context, take)[:-1]
+
+    def score(self, text: str | Path, **options: Any) -> Score:
+        """The Score of a text, or of a text file or folder given as a Path.
+
+        `options` are fields of `EvaluationOptions`, the recipe's unless given, and `engine`.
+        """
+        from niblick.data.textfiles import read_texts
+        from niblick.scoring.data import text_target
+
+        texts = read_texts(text) if isinstance(text, Path) else [text]
+        model = self.recipe.model
+        target = text_target(
+            text.name if isinstance(text, Path) else "text",
+            texts,
+            self.tokenizer,
+            vocab_size=model.vocab_size,
+            bos_id=model.bos_id,
+        )
+        return self.score_target(target, **options)
+
+    def score_target(
+        self,
+        target: Any,
+        *,
+        engine: EngineName | None = None,
+        threads: int | None = None,
+        prove: bool = False,
+        on_progress: Any = None,
+        **options: Any,
+    ) -> Score:
+        """The Score of a checked text, on an engine; `options` as for `score`."""
+        from niblick.scoring.evaluate import evaluate_on_engine
+        from niblick.scoring.options import EvaluationOptions
+
+        chosen = EvaluationOptions.from_recipe(self.recipe, **options)
+        return evaluate_on_engine(
+            self.plan,
+            lambda slots: self.open_engine(
+                slots=slots, threads=threads, context=chosen.context, kind=engine
+            ),
+            target,
+            chosen,
+            artifact_sha256=self.sha256,
+            prove=prove,
+            on_progress=on_progress,
+        )
+
+    def open_engine(
+        self,
+        *,
+        slots: int = 1,
+        threads: int | None = None,
+        context: int | None = None,
+        build: Build = "now",
+        kind: EngineName | None = None,
+    ) -> Engine:
+        """An engine of this model with `slots` sequences: the fastest here, or the `kind` given.
+
+        A plan that no engine of the runtime can run takes torch, where it is installed.
+        """
+        if kind != "torch":
+            try:
+                return open_engine(
+                    self.plan,
+                    self._opened.tensors,
+                    slots=slots,
+                    threads=threads,
+                    context=context,
+                    build=build,
+                    kind=kind,
+                )
+            except NiblickError:
+                if kind is not None or not has_lab():
+                    raise
+        with needs_lab("the torch engine"):
+            from niblick.evaluation.torch_engine import TorchEngine
+        return TorchEngine(self.torch(), slots=slots, context=context)
+
+    def torch(self) -> LanguageModel:
+        """The lab's LanguageModel with these weights, float32 on the CPU, in evaluation mode.
+
+        `logits, state = model(tokens, state=None)`: tokens (B, T) int64, logits (B, T, V) float32.
+        Raises `NiblickError` that names the command which installs torch where it is missing.
+        """
+        with needs_lab("Model.torch()"):
+            from niblick.model import build_model
+        return build_model(self.recipe, self._opened.tensors)
+
+    def _each(self, tokens: ArrayLike, context: int | None, take: Any) -> Floats:
+        """What `take(engine, ids)` gives of each piece, one after the other."""
+        ids = np.asarray(tokens)
+        if ids.ndim == 2 and len(ids):
+            return np.stack([self._each(row, context, take) for row in ids])
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise NiblickError(
+                f"tokens must be whole numbers (T,) or (B, T), not {ids.dtype} {ids.shape}"
+            )
+        engine = self._engine(context or max(len(ids), self.recipe.model.context))
+        checked = engine.check(0, ids)
+        engine.reset(0)
+        found = []
+        for start in range(0, len(checked), engine.columns):
+            part = checked[start : start + engine.columns]
+            engine.advance(np.zeros(len(part), dtype=np.int32), part, "all")
+            found.append(take(engine, part))
+        return np.concatenate(found)
+
+    def _engine(self, context: int) -> Engine:
+        """The engine that declares `context`; only the newest is kept."""
+        if context not in self._engines:
+            self._engines = {context: self.open_engine(context=context)}
+        return self._engines[context]

@@ -1,0 +1,32 @@
+"""From the tensors of a file to a LanguageModel that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from niblick.artifact.load import exported_recipe
+from niblick.codecs.quantized import QuantizedTensor
+from niblick.model.lm import LanguageModel
+from niblick.recipe import Recipe
+
+
+def build_model(
+    recipe: Recipe, tensors: Mapping[str, QuantizedTensor | ArrayLike]
+) -> LanguageModel:
+    """A LanguageModel of the exported recipe holding `tensors`: eval mode, float32, on the CPU."""
+    model = LanguageModel(exported_recipe(recipe).model, seed=None)
+    load_tensors(model, tensors)
+    return model.eval()
+
+
+def load_tensors(model: LanguageModel, tensors: Mapping[str, QuantizedTensor | ArrayLike]) -> None:
+    """Give `model` the values of `tensors`, which must name each of its parameters."""
+    values = {
+        name: t.dequantize() if isinstance(t, QuantizedTensor) else np.require(t, np.float32, "W")
+        for name, t in tensors.items()
+    }
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()})
