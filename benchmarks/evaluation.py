@@ -26,10 +26,10 @@ from niblick.data.prepare import resolve_dataset
 from niblick.evaluation import Adaptation, EvaluationOptions, LeakyTraining
 from niblick.evaluation.evaluate import score_tokens
 from niblick.model import LanguageModel, build_model
-from niblick.objective import LN2
 from niblick.recipe import load_recipe
 from niblick.runtime import World, cache_folder
 from niblick.training import train
+from niblick.units import LN2
 
 MODES = {
     "chunked": EvaluationOptions(mode="chunked"),

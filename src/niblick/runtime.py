@@ -13,19 +13,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from niblick.errors import NiblickError
+
+LAB = ("torch", "matplotlib")  # top-level packages of the extra
 # How long threads of OpenMP and of OpenBLAS (as a power of two of processor cycles, 2^26 by
 # default) spin for the next call before they sleep. Read when the libraries are loaded.
 WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "16"}
 _WAIT_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _told: list[str] = []  # what has been said once
-from importlib.util import find_spec
-
-from niblick.errors import NiblickError
-
-LAB = ("torch", "matplotlib")  # top-level packages of the extra
 
 
 @dataclass(frozen=True)
@@ -186,15 +185,14 @@ def choose_precision(wanted: str, device: str) -> str:
 
 
 def thread_count() -> int:
-    """Threads to compute with: OMP_NUM_THREADS, else the processor cores this process may use."""
+    """Threads to compute with: OMP_NUM_THREADS, else one for each core that may be used."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdecimal() and int(wanted) > 0:
         return int(wanted)
-    processors, cores = available_processors(), set()
-    for cpu in os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ():
-        place = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(place.read_text() if place.exists() else str(cpu))  # hardware threads share one
-    return min(processors, len(cores) or processors)
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    place = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    cores = {tuple(_lines(Path(place.format(cpu)))) or cpu for cpu in allowed}
+    return min(len(cores) or available_processors(), available_processors())
 
 
 def has_lab() -> bool:

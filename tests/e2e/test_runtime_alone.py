@@ -192,7 +192,7 @@ def test_python_gets_a_model_whose_torch_form_names_the_lab(runtime, model):
         [runtime.parent / "python", "-c", script, model / "a.nib"],
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
     assert "niblick.Model" in done.stdout, done.stderr
     assert "pip install 'niblick[lab]'" in done.stdout

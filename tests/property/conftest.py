@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from niblick.model.kernels import FusedOps, load_kernels
+from niblick.model.kernels import Kernels, load_kernels, operators
 
 
 @pytest.fixture(scope="session")
@@ -16,11 +16,12 @@ def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ops(kernel_cache: Path) -> FusedOps:
-    """The fused operations."""
+def kernels(kernel_cache: Path) -> Kernels:
+    """The kernels, which the operators call."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(kernel_cache))
         kernels = load_kernels()
     if kernels is None:
         pytest.skip("no C compiler")
-    return FusedOps(kernels)
+    operators.use(kernels)
+    return kernels

@@ -19,7 +19,7 @@ from niblick.codecs.grid import Grid, code_of, restore
 from niblick.codecs.matrices import matrix_shape
 from niblick.codecs.payload import HEAD_BYTES, read_payload, write_payload
 from niblick.codecs.plain import as_bytes, read_plain, write_plain
-from niblick.codecs.rounder import Candidate
+from niblick.codecs.rounder import Candidate, Rounded
 from niblick.codecs.symbols import Decoder, Encoder
 from niblick.codecs.tensor_stream import new_tables, read_tensor, write_tensor
 from niblick.errors import ArtifactError
@@ -50,13 +50,13 @@ def candidate(symbols: list[np.ndarray]) -> Candidate:
         p.name: Grid(0, np.zeros(p.shape[0], dtype=np.int64), np.zeros(p.shape[1], dtype=np.int64))
         for p in members
     }
-    tensors = {}
+    made = []
     for p, entry in zip(members, symbols, strict=True):
         code, paths = code_of(p), -(-p.shape[0] // 256)
         quantizer = np.zeros_like(entry) if paths > 1 else quantizers(code, entry)
-        tensors[p.name] = restore(p, grids[p.name], code.level(entry, quantizer), 1.0)
-    named = {p.name: entry for p, entry in zip(members, symbols, strict=True)}
-    return Candidate(1.0, members, grids, named, tensors, 0.0)
+        tensor = restore(p, grids[p.name], code.level(entry, quantizer), 1.0)
+        made.append(Rounded(p, grids[p.name], entry, tensor))
+    return Candidate(1.0, tuple(made), 0.0)
 
 
 def regular(kind: str, shape: tuple[int, int], seed: int) -> np.ndarray:
@@ -103,7 +103,7 @@ def test_no_general_compressor_makes_the_same_codes_smaller(
     )
     # The stream's last word, the list of plain tensors and their widths are side information too.
     assert len(written.payload) - HEAD_BYTES - side <= min(map(len, rivals)) + 12 + 1 + len(symbols)
-    decoded = read_payload(written.payload, plan_of(made.parameters))
+    decoded = read_payload(written.payload, plan_of(parameters(SHAPES)))
     one, two = floats(decoded), floats(made.tensors)
     assert all(torch.equal(one[name], two[name]) for name in made.tensors)
 

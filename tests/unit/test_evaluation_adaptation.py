@@ -71,16 +71,16 @@ def test_the_first_chunk_is_scored_by_untouched_weights_and_later_ones_are_not()
 def test_every_linear_map_can_carry_an_adapter():
     model, tokens = make_model(), torch.from_numpy(make_tokens(LENGTHS).astype(np.int64))[None]
     targets = {"fc", "proj", "W_r", "W_k", "W_v", "c_q", "c_k", "c_v"}
-    maps = adapters.chosen_maps(model, sorted(targets))
-    assert {name.rpartition(".")[2] for name in maps} == targets
+    linears = adapters.chosen_linears(model, sorted(targets))
+    assert {name.rpartition(".")[2] for name in linears} == targets
     with torch.no_grad():
-        for module in maps.values():  # no map may be silenced by a zero after it
+        for module in linears.values():  # no map may be silenced by a zero after it
             module.weight.normal_(std=0.3)
         still = model.logits(tokens)
-        for name in maps:
-            handle = maps[name].register_forward_hook(lambda _, args, out: out + 0.5)
+        for name, module in linears.items():
+            module.extra = lambda x: x.new_tensor(0.5)
             assert not torch.equal(model.logits(tokens), still), name
-            handle.remove()
+            module.extra = None
 
 
 def test_adapters_that_learn_at_rate_zero_score_as_document_mode_does():
@@ -182,7 +182,7 @@ def test_frozen_parameters_stay_and_the_rest_trains():
 
 def test_unknown_adapter_targets_are_refused():
     with pytest.raises(OptionsError, match="name no linear map"):
-        adapters.chosen_maps(make_model(), ("nothing",))
+        adapters.chosen_linears(make_model(), ("nothing",))
 
 
 def test_phases_hold_whole_documents_in_order():

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from niblick.model.mixers import MIXERS
-from niblick.plan import make_plan
 from niblick.plan.mixers import MIXER_TABLES
+
+from niblick.plan import make_plan
 from niblick.recipe.model import ModelRecipe
 from property.plans import BOS, VOCAB, scattered, tokens
 

@@ -7,8 +7,10 @@ floating-point library takes part.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from math import isqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,9 +36,15 @@ def power_of_two(quarters: int) -> float:
 
 def powers(quarters: NDArray[np.int64]) -> NDArray[np.float64]:
     """`power_of_two` of every element."""
+    found: NDArray[np.float64] = _each(power_of_two, quarters, np.float64)
+    return found
+
+
+def _each(function: Callable[[int], Any], quarters: NDArray[np.int64], kind: type) -> Any:
     values, inverse = np.unique(quarters, return_inverse=True)
-    table = np.array([power_of_two(int(value)) for value in values], dtype=np.float64)
-    return table[inverse].reshape(quarters.shape)
+    return np.array([function(value) for value in values.tolist()], dtype=kind)[inverse].reshape(
+        quarters.shape
+    )
 
 
 @cache
@@ -50,9 +58,8 @@ def fixed_power(quarters: int, digits: int) -> int:
 
 def fixed_powers(quarters: NDArray[np.int64], digits: int) -> NDArray[np.int64]:
     """`fixed_power` of every element."""
-    values, inverse = np.unique(quarters, return_inverse=True)
-    table = np.array([fixed_power(int(value), digits) for value in values], dtype=np.int64)
-    return table[inverse].reshape(quarters.shape)
+    found: NDArray[np.int64] = _each(lambda value: fixed_power(value, digits), quarters, np.int64)
+    return found
 
 
 def prior(mean: int, limit: int, weight: int) -> NDArray[np.int64]:
@@ -67,13 +74,9 @@ def prior(mean: int, limit: int, weight: int) -> NDArray[np.int64]:
     whole = sum(parts for parts, _ in laws)
     half = [0] * (limit + 1)
     for parts, law in laws:
-        total = law[0] + 2 * sum(law[1:])
-        half = [
-            sum(pair)
-            for pair in zip(
-                half, [weight * parts * value // (whole * total) for value in law], strict=True
-            )
-        ]
+        total = whole * (law[0] + 2 * sum(law[1:]))
+        for k, value in enumerate(law):
+            half[k] += weight * parts * value // total
     half = [max(value, 1) for value in half]
     return np.array([*half[:0:-1], *half], dtype=np.int64)
 

@@ -50,31 +50,31 @@ class Written:
 
 def write_payload(candidate: Candidate, *, thorough: bool = True) -> Written:
     """The smallest of the payloads with no tensor, some or all compressed plainly."""
-    adaptive = _write_with(candidate, [False] * len(candidate.parameters))
-    symbols = [candidate.symbols[p.name] for p in candidate.parameters]
-    prices = [
-        adaptive.bits[p.name].symbols + adaptive.bits[p.name].models for p in candidate.parameters
-    ]
-    others = [
-        _write_with(candidate, chosen) for chosen in choices(symbols, prices, thorough=thorough)
-    ]
+    members = candidate.members
+    adaptive = _write_with(candidate, [False] * len(members))
+    prices = [bits.symbols + bits.models for bits in adaptive.bits.values()]
+    plain = choices([member.symbols for member in members], prices, thorough=thorough)
+    others = [_write_with(candidate, chosen) for chosen in plain]
     return min([adaptive, *others], key=lambda written: len(written.payload))
 
 
 def _write_with(candidate: Candidate, plain: list[bool]) -> Written:
     encoder, bits = Encoder(new_tables()), {}
-    for parameter, apart in zip(candidate.parameters, plain, strict=True):
-        grid, symbols = candidate.grids[parameter.name], candidate.symbols[parameter.name]
-        bits[parameter.name] = write_tensor(encoder, parameter, grid, symbols, plain=apart)
+    for member, apart in zip(candidate.members, plain, strict=True):
+        name = member.parameter.name
+        bits[name] = write_tensor(
+            encoder, member.parameter, member.grid, member.symbols, plain=apart
+        )
     stream, escapes = encoder.finish()
     section = b""
     if any(plain):
-        members = [p for p, apart in zip(candidate.parameters, plain, strict=True) if apart]
+        chosen = [m for m, apart in zip(candidate.members, plain, strict=True) if apart]
         section = np.packbits(plain, bitorder="little").tobytes()
-        section += write_plain([candidate.symbols[p.name] for p in members])
-        sizes = apportion(len(section), [p.size for p in members])
-        for p, size in zip(members, sizes, strict=True):
-            bits[p.name] = replace(bits[p.name], symbols=8.0 * size)
+        section += write_plain([member.symbols for member in chosen])
+        sizes = apportion(len(section), [member.parameter.size for member in chosen])
+        for member, size in zip(chosen, sizes, strict=True):
+            name = member.parameter.name
+            bits[name] = replace(bits[name], symbols=8.0 * size)
     delta = -candidate.delta if section else candidate.delta
     head = _HEAD.pack(delta, len(stream), len(escapes), _checksum(candidate.tensors))
     overhead = 8 * (len(stream) + len(escapes)) / max(encoder.bits, 1.0) - 1

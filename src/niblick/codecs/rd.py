@@ -99,8 +99,8 @@ def _encoded(candidate: Candidate, written: Written, choice: dict[str, Any], pla
     parts = dict(zip(kinds, apportion(body, sums), strict=True)) | {"payload_head": HEAD_BYTES}
     sizes = apportion(body, [round(1000 * bits.total) for bits in prices.values()])
     rows = {
-        p.name: TensorRow(size, p.size, order0_bits(candidate.symbols[p.name]))
-        for p, size in zip(candidate.parameters, sizes, strict=True)
+        m.parameter.name: TensorRow(size, m.parameter.size, order0_bits(m.symbols))
+        for m, size in zip(candidate.members, sizes, strict=True)
     }
     told = {
         **choice,

@@ -30,15 +30,27 @@ _PRICED, LARGEST_SYMBOL = 64, 1 << 20
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """One tensor rounded: its grid, its symbols (R, C), and what they decode to."""
+
+    parameter: Parameter
+    grid: Grid
+    symbols: Ints
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
 class Candidate:
-    """One rounding of the model: grids, symbols (R, C), tensors, and the predicted loss in nats."""
+    """One rounding of the model, in the plan's order, and the loss it predicts in nats."""
 
     delta: float
-    parameters: tuple[Parameter, ...]
-    grids: dict[str, Grid]
-    symbols: dict[str, Ints]
-    tensors: dict[str, Tensor]
+    members: tuple[Rounded, ...]
     predicted: float
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors as they decode, by name."""
+        return {member.parameter.name: member.tensor for member in self.members}
 
 
 @dataclass
@@ -92,25 +104,17 @@ class Rounder:
     def round(self, delta: float) -> Candidate:
         """Round every tensor; deterministic given `delta` and the tables' prices."""
         delta = float(np.float32(delta))
-        grids: dict[str, Grid] = {}
-        symbols: dict[str, Ints] = {}
-        decoded: dict[str, Tensor] = {}
+        found: dict[str, Rounded] = {}
         predicted = 0.0
         for group in self._groups:
-            found, levels, cost = _round_group(group, delta, self.tables)
+            symbols, levels, cost = _round_group(group, delta, self.tables)
             predicted += cost
-            for i, parameter in enumerate(group.parameters):
-                grids[parameter.name], symbols[parameter.name] = group.grids[i], found[i]
-                decoded[parameter.name] = restore(parameter, group.grids[i], levels[i], delta)
-        order = [p.name for p in self.parameters]
-        return Candidate(
-            delta,
-            self.parameters,
-            {n: grids[n] for n in order},
-            {n: symbols[n] for n in order},
-            {n: decoded[n] for n in order},
-            predicted,
-        )
+            for parameter, grid, part, level in zip(
+                group.parameters, group.grids, symbols, levels, strict=True
+            ):
+                tensor = restore(parameter, grid, level, delta)
+                found[parameter.name] = Rounded(parameter, grid, part, tensor)
+        return Candidate(delta, tuple(found[p.name] for p in self.parameters), predicted)
 
 
 def _group(

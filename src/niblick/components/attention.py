@@ -107,13 +107,6 @@ def rotary_base(model: ModelRecipe, context: int) -> float:
     return float(rope.base * (context / rope.train_length) ** (dims / (dims - 2)))
 
 
-def rotary_frequencies(model: ModelRecipe, context: int) -> tuple[float, ...]:
-    """Radians per position of each of the R / 2 rotated pairs."""
-    base = rotary_base(model, context)
-    exponents = (-2.0 * i / model.rope_frequency_dims for i in range(model.rope_dims // 2))
-    return tuple(base**exponent for exponent in exponents)
-
-
 class Attention(Mixer):
     """Softmax attention over `layer.span` positions with its optional gains, shifts and residuals.
 

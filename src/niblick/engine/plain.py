@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.codecs.quantized import Floats, Tensors, dequantized
-from niblick.components.attention import rotary_frequencies
+from niblick.components.attention import rotary_base
 from niblick.engine.base import Engine, Ids, Wanted
 from niblick.errors import NiblickError
 from niblick.plan import Plan, VirtualLayer
+from niblick.recipe.model import ModelRecipe
 
 NO_TOKEN = -1
 _EPSILON = np.float32(1.1920929e-7)
@@ -78,7 +79,7 @@ class NumpyEngine(Engine):
         self.vocab_size = plan.model.vocab_size
         self._plan, self._context = plan, context or plan.model.context
         self._weights = {name: dequantized(tensor) for name, tensor in tensors.items()}
-        self._frequencies = np.array(rotary_frequencies(plan.model, self._context))
+        self._frequencies = rotary_frequencies(plan.model, self._context)
         self._memory = [_Memory() for _ in range(slots)]
         self._logits = np.zeros((slots, self.vocab_size), dtype=np.float32)
         self._rows = self._logits[:0]
@@ -293,6 +294,13 @@ _MIXERS = {
     "window": NumpyEngine._attention,
     "full": NumpyEngine._attention,
 }
+
+
+def rotary_frequencies(model: ModelRecipe, context: int) -> NDArray[np.float64]:
+    """Radians per position (R / 2,) of each rotated pair, at a declared context."""
+    exponents = np.arange(model.rope_dims // 2) * (-2.0 / model.rope_frequency_dims)
+    frequencies: NDArray[np.float64] = np.power(np.float64(rotary_base(model, context)), exponents)
+    return frequencies
 
 
 def rms(x: Floats) -> Floats:

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.codecs.quantized import Floats, Tensors, dequantized
-from niblick.components.attention import rotary_frequencies
-from niblick.engine.plain import sigmoid
+from niblick.engine.plain import rotary_frequencies, sigmoid
 from niblick.engine.weights import BLOCK, Codes, encode
 from niblick.plan import Plan, VirtualLayer
 
@@ -239,7 +238,7 @@ class Layout:
 
     def _plan(self) -> PlanStruct:
         model, plan = self._source.model, self._source
-        frequencies = np.array(rotary_frequencies(model, self._context), dtype=np.float64)
+        frequencies = rotary_frequencies(model, self._context)
         self._arrays.append(frequencies)
         return PlanStruct(
             dim=model.dim,

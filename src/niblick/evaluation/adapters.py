@@ -1,5 +1,4 @@
-"""Per-document low-rank adapters: score a piece of a document, then learn from it, and forget all
-at the next BOS.
+"""Per-document low-rank adapters: score a piece, learn from it, forget all at the next BOS.
 
 Documents of similar length are adapted side by side, each by its own weights: a document's scores
 depend on that document (and, with phases, on documents that were scored before) and never on the
@@ -12,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,8 +41,8 @@ class Adapters(nn.Module):
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
-        self.maps = chosen_maps(model, settings.targets)
-        shapes = {name: tuple(module.weight.shape) for name, module in self.maps.items()}
+        self.linears = chosen_linears(model, settings.targets)
+        shapes = {name: tuple(module.weight.shape) for name, module in self.linears.items()}
         if HEAD in settings.targets:
             shapes[HEAD] = (model.recipe.dim, model.recipe.dim)
         self.factors = nn.ParameterDict()
@@ -55,29 +55,25 @@ class Adapters(nn.Module):
                 torch.zeros(rows, out, settings.rank, device=device)
             )
 
-    def add(self, name: str, x: Tensor, out: Tensor) -> Tensor:
-        """out (B, T, out) plus each document's own low-rank map of x (B, T, in)."""
+    def added(self, name: str, x: Tensor) -> Tensor:
+        """Each document's own low-rank map of x (B, T, in), (B, T, out)."""
         a, b = (self.factors[f"{_key(name)}/{leaf}"].to(x.dtype) for leaf in "ab")
-        added: Tensor = (x @ a.transpose(1, 2)) @ b.transpose(1, 2)
-        return out + added
+        found: Tensor = (x @ a.transpose(1, 2)) @ b.transpose(1, 2)
+        return found
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """The adapters act on the model inside the block."""
-        handles = [
-            module.register_forward_hook(
-                lambda _, args, out, name=name: self.add(name, args[0], out)
-            )
-            for name, module in self.maps.items()
-        ]
+        for name, module in self.linears.items():
+            module.extra = partial(self.added, name)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for module in self.linears.values():
+                module.extra = None
 
 
-def chosen_maps(model: LanguageModel, targets: Sequence[str]) -> dict[str, Linear]:
+def chosen_linears(model: LanguageModel, targets: Sequence[str]) -> dict[str, Linear]:
     """The model's linear maps whose last name is in `targets`."""
     found = {
         name: module
@@ -95,9 +91,7 @@ def chosen_maps(model: LanguageModel, targets: Sequence[str]) -> dict[str, Linea
 
 
 def adapt_documents(job: Job, settings: Adaptation) -> tuple[Tally, dict[str, Any]]:
-    """Score all documents, each with adapters of its own; between phases the weights below learn
-    too.
-    """
+    """Score all documents, each with its own adapters; between phases the model learns too."""
     if settings.phases > 1:
         job = replace(job, model=deepcopy(job.model))
     tally = Tally(len(job.asked), job.predictions, report=job.on_progress)
@@ -130,9 +124,7 @@ def phase_groups(windows: Sequence[Window], phases: int) -> list[list[Window]]:
 def _adapt_batch(
     job: Job, settings: Adaptation, tally: Tally, batch: Sequence[Window], clock: Learner
 ) -> int:
-    """Score a batch of documents piece by piece, learning after each; returns the number of
-    updates.
-    """
+    """Score a batch of documents by pieces, learning after each; returns the number of updates."""
     adapters = Adapters(job.model, settings, len(batch), job.device)
     weights = list(adapters.parameters())
     optimizer = torch.optim.AdamW(
@@ -159,9 +151,7 @@ def _adapt_batch(
 
 
 def _span(window: Window, start: int, end: int) -> tuple[int, int]:
-    """Predictions start .. end-1 of a document as predictions of the stream; empty behind its
-    end.
-    """
+    """Predictions start .. end-1 of a document as the stream's; empty behind its end."""
     return min(window.start + start, window.end), min(window.start + end, window.end)
 
 
@@ -195,7 +185,7 @@ def _nll(
     hidden, after = job.model.hidden(inputs, state, keep=True)
     assert after is not None
     if f"{HEAD}/a" in adapters.factors:
-        hidden = adapters.add(HEAD, hidden, hidden)
+        hidden = hidden + adapters.added(HEAD, hidden)
     return head_nll(job.model, hidden, targets), after
 
 
@@ -208,14 +198,15 @@ def _learn(
     scored: Scored,
     before: State,
 ) -> None:
-    """Train the adapters on what was scored, from the state before it: each document on the mean of
-    its own nats.
+    """Train the adapters on what was scored, from the state before it.
+
+    Each document counts by the mean of its own nats.
     """
-    share = scored.mask / scored.mask.sum(dim=1, keepdim=True).clamp(min=1)
+    of_mean = scored.mask / scored.mask.sum(dim=1, keepdim=True).clamp(min=1)
     for _ in range(settings.epochs):
         with torch.enable_grad(), autocast(job):
             nll, _ = _nll(job, adapters, before, scored.inputs, scored.targets[None])
-            loss = (nll[0] * share).sum()
+            loss = (nll[0] * of_mean).sum()
         for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
             weight.grad = gradient
         optimizer.step()

@@ -43,7 +43,6 @@ def evaluate(
     the share of the split that this process has scored.
     """
     settle_threads()
-    world = world or World()
     recipe = model.recipe
     target = load_target(dataset, split, vocab_size=recipe.vocab_size, bos_id=recipe.bos_id)
     return evaluate_target(

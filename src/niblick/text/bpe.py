@@ -26,9 +26,7 @@ LARGEST_VOCABULARY = 65536
 _ASCII_ROOM = 128  # pieces learned in excess, to replace the ASCII characters that are dropped
 _RESERVED = re.compile("[\0\u2585]")  # the trainer's own marks
 _SAMPLE, _PIECE = 16_000_000, 1 << 16  # characters read in all, and in one sentence at most
-_RARE = (
-    0.001  # characters that make up this share of the text, rarest first, are left to byte pieces
-)
+_RARE = 0.001  # of the text: its rarest characters are left to byte pieces
 
 
 def train_tokenizer(

@@ -95,6 +95,7 @@ class Tokenizer(ABC):
     def reference_decode(self, ids: Sequence[int]) -> str:
         """The text of `ids` by other means than `byte_table`, to check it against."""
 
+    @property
     @abstractmethod
     def _surfaces(self) -> list[bytes]:
         """Bytes of each token, the space of a leading U+2581 included."""
@@ -102,10 +103,6 @@ class Tokenizer(ABC):
     @abstractmethod
     def _encode(self, text: str) -> Sequence[int]:
         """Ids of valid, non-empty text."""
-
-    @cached_property
-    def _surface_list(self) -> list[bytes]:
-        return self._surfaces()
 
     def encode(self, text: str) -> Tokens:
         """Ids of `text` without a BOS; `DataError` if it holds a lone surrogate."""
@@ -121,7 +118,7 @@ class Tokenizer(ABC):
         self._check(token, token)
         table = self.byte_table
         starts = previous is None or bool(table.boundary[previous])
-        return self._surface_list[token][int(starts and bool(table.leading_space[token])) :]
+        return self._surfaces[token][int(starts and bool(table.leading_space[token])) :]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The UTF-8 bytes of `ids`; control, unknown and unused tokens give none."""
@@ -132,22 +129,15 @@ class Tokenizer(ABC):
         table = self.byte_table
         starts = np.concatenate([[True], table.boundary[tokens[:-1]]])
         skip = (table.leading_space[tokens] & starts).tolist()
-        surfaces = self._surface_list
-        return b"".join(
-            [
-                surfaces[t][1:] if s else surfaces[t]
-                for t, s in zip(tokens.tolist(), skip, strict=True)
-            ]
-        )
+        surfaces, pairs = self._surfaces, zip(tokens.tolist(), skip, strict=True)
+        return b"".join([surfaces[t][1:] if s else surfaces[t] for t, s in pairs])
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decode_stream(self, after: int | None = None) -> DecodeStream:
-        """A decoder for tokens that arrive one by one, the first of them following `after` (None: a
-        new text).
-        """
+        """A decoder for tokens one by one, the first after `after` (None: a new text)."""
         return DecodeStream(self, after)
 
     def _check(self, lowest: int, highest: int) -> None:
@@ -157,9 +147,7 @@ class Tokenizer(ABC):
 
 
 class BytesTokenizer(Tokenizer):
-    """One token per UTF-8 byte, in the challenge's layout: 0 pad, 1 BOS, 2 EOS, 3 unknown, then the
-    256 bytes.
-    """
+    """One token per UTF-8 byte; as in the challenge 0 pad, 1 BOS, 2 EOS, 3 unknown come first."""
 
     kind = "bytes"
     name = "bytes"
@@ -193,6 +181,7 @@ class BytesTokenizer(Tokenizer):
             "utf-8", "replace"
         )
 
+    @cached_property
     def _surfaces(self) -> list[bytes]:
         return [b""] * self._FIRST + [bytes([value]) for value in range(256)]
 
@@ -201,8 +190,7 @@ class BytesTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model; encoding is the library's, around which literal U+2581 is spelled in
-    bytes.
+    """A SentencePiece model; encoding is the library's, but literal U+2581 is spelled in bytes.
 
     A model that normalises its input (the challenge's) is used as it is and is marked `lossless =
     False`.
@@ -224,19 +212,10 @@ class SentencePieceTokenizer(Tokenizer):
         self._engine = _processor(
             model.with_dummy_prefix(False).serialize() if self.lossless else canonical
         )
-        byte_ids = {
-            piece.text: index
-            for index, piece in enumerate(model.pieces)
-            if piece.kind == spmodel.BYTE
-        }
-        self._space_bytes = [
-            byte_ids.get(spmodel.BYTE_PIECES[value], -1) for value in SPACE.encode()
-        ]
-        self.name = (
-            CHALLENGE
-            if self.sha256 == _CHALLENGE_SHA256
-            else f"{model.kind_name}-{self.vocab_size}"
-        )
+        spelled = {p.text: i for i, p in enumerate(model.pieces) if p.kind == spmodel.BYTE}
+        self._space_bytes = [spelled.get(spmodel.BYTE_PIECES[b], -1) for b in SPACE.encode()]
+        published = self.sha256 == _CHALLENGE_SHA256
+        self.name = CHALLENGE if published else f"{model.kind_name}-{self.vocab_size}"
 
     def _find_bos(self) -> int:
         for index, piece in enumerate(self._model.pieces):
@@ -246,23 +225,13 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def byte_table(self) -> ByteTable:
-        """Section 0's rule; without a dummy prefix a leading space is always emitted, so it is part
-        of `base`.
-        """
-        surfaces = self._surface_list
-        texts = [piece.text for piece in self._model.pieces]
-        boundary = np.array([p.kind in _SILENT for p in self._model.pieces], dtype=bool)
-        plain = np.array(
-            [p.kind not in {*_SILENT, spmodel.BYTE} for p in self._model.pieces], dtype=bool
-        )
-        leading = (
-            np.array([text.startswith(SPACE) for text in texts], dtype=bool)
-            & plain
-            & self._model.dummy_prefix
-        )
-        return ByteTable(
-            np.array([len(s) for s in surfaces], dtype=np.int32) - leading, leading, boundary
-        )
+        """Section 0's rule; without a dummy prefix a leading space is always part of `base`."""
+        pieces = self._model.pieces
+        boundary = np.isin([piece.kind for piece in pieces], _SILENT)
+        spaced = [piece.kind != spmodel.BYTE and piece.text.startswith(SPACE) for piece in pieces]
+        leading = np.array(spaced) & ~boundary & self._model.dummy_prefix
+        sizes = np.array([len(surface) for surface in self._surfaces], dtype=np.int32)
+        return ByteTable(sizes - leading, leading, boundary)
 
     def to_bytes(self) -> bytes:
         """The packed form of `spmodel.pack`."""
@@ -280,6 +249,7 @@ class SentencePieceTokenizer(Tokenizer):
         """The sentencepiece library's own decoding of one document."""
         return str(self._library.Decode(list(ids)))
 
+    @cached_property
     def _surfaces(self) -> list[bytes]:
         return [_surface(piece) for piece in self._model.pieces]
 
@@ -326,10 +296,10 @@ def _challenge_file() -> bytes:
 
 
 def load_tokenizer(spec: str | Path | bytes, *, kind: str | None = None) -> Tokenizer:
-    """The tokenizer `spec` names: "bytes", "fineweb-1024", the path of a `.model`, or the bytes of
-    `to_bytes`.
+    """The tokenizer that `spec` names or is.
 
-    `kind` ("sentencepiece" or "bytes") is checked where given. Raises `DataError`.
+    It may be "bytes", "fineweb-1024", the path of a `.model`, or what `to_bytes` gave. `kind`
+    ("sentencepiece" or "bytes") is checked where given. Raises `DataError`.
     """
     if isinstance(spec, str) and spec in ("bytes", CHALLENGE):
         data = _BYTES_TOKENIZER if spec == "bytes" else _challenge_file()

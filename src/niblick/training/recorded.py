@@ -1,22 +1,20 @@
-"""Forward and backward of a micro-batch as one recorded graph, without modules and autograd.
+"""Forward and backward of a micro-batch as a recorded program, without modules and autograd.
 
-The graph is what `torch.fx` traces of the loss and its gradients: the operators that are run, the
-kernels' among them, in straight-line code that frees what it no longer needs. The first micro-batch
-is computed both ways. Where they differ in a bit, or the computation cannot be traced, there is no
-graph. What is recorded is the model as it was then.
+The first micro-batch is computed both ways. Where they differ in a bit, or the computation cannot
+be repeated, there is no program. What is recorded is the model as it was then.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 from niblick.model import LanguageModel
+from niblick.training.tape import NotRepeatableError, Program, Tape
 
 Loss = Callable[[Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
@@ -40,7 +38,7 @@ class Batch:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What a graph is made for: names, shapes and the weight."""
+        """What a program is made for: names, shapes and the weight."""
         shapes = ((t.shape, t.dtype, t.device) for t in self.tensors)
         return self.weight, *sorted(self.factors), *shapes
 
@@ -52,7 +50,7 @@ class RecordedLoss:
         self._loss, self._model = loss, model
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._kind: tuple[object, ...] | None = None
-        self.graph: GraphModule | None = None
+        self.program: Program | None = None
 
     def backward(self, batch: Batch) -> Tensor | None:
         """Give each parameter its gradient and return the mean nll.
@@ -62,41 +60,42 @@ class RecordedLoss:
         if self._model.adapted:
             return None
         if self._kind is None:
-            self._kind, self.graph = batch.kind, self._record(batch)
-        if self.graph is None or self._kind != batch.kind:
+            self._kind, self.program = batch.kind, self._record(batch)
+        if self.program is None or self._kind != batch.kind:
             return None
-        nll, *grads = self._run(self.graph, batch)
+        (nll,), grads = self.program(*batch.tensors)
         for parameter, grad in zip(self._parameters, grads, strict=True):
             parameter.grad = grad
-        assert nll is not None
         return nll
 
-    @torch.no_grad()
-    def _run(self, graph: GraphModule, batch: Batch) -> Sequence[Tensor | None]:
-        found: Sequence[Tensor | None] = graph(*batch.tensors)
-        return found
-
-    def _record(self, batch: Batch) -> GraphModule | None:
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        names = sorted(batch.factors)
-
-        def compute(inputs: Tensor, targets: Tensor, *factors: Tensor) -> Sequence[Tensor | None]:
-            loss, nll = self._loss(inputs, targets, dict(zip(names, factors, strict=True)))
-            weighted = loss * batch.weight if batch.weight < 1 else loss
-            grads = torch.autograd.grad(weighted, self._parameters, allow_unused=True)
-            return nll.detach(), *grads
-
+    def _record(self, batch: Batch) -> Program | None:
         try:
-            graph = make_fx(compute)(*batch.tensors)
-            expected = compute(*batch.tensors)
-            if all(map(_same, self._run(graph, batch), expected)):
-                return graph
+            program = self._program(batch)
+            if self._repeats(program, batch):
+                return program
             reason = "it differs from the original"
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        except (NotRepeatableError, AttributeError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-        warnings.warn(f"the training step is not recorded and takes longer: {reason}", stacklevel=2)
+        warnings.warn(
+            f"the training step is not recorded and takes a tenth longer: {reason}", stacklevel=2
+        )
         return None
+
+    def _program(self, batch: Batch) -> Program:
+        with Tape(batch.tensors) as tape:
+            loss, nll = self._weighted(batch)
+        return Program(tape, loss, [nll], self._parameters)
+
+    def _weighted(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        loss, nll = self._loss(batch.inputs, batch.targets, batch.factors)
+        return loss * batch.weight if batch.weight < 1 else loss, nll
+
+    def _repeats(self, program: Program, batch: Batch) -> bool:
+        """Whether the program gives what the original gives, to the bit."""
+        (nll,), grads = program(*batch.tensors)
+        loss, expected = self._weighted(batch)
+        originals = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+        return _same(nll, expected) and all(map(_same, grads, originals))
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -13,7 +13,8 @@ shapes and equations are those of `niblick.components.functional`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,8 +26,46 @@ from niblick.model.kernels.library import CHUNKS, LANES, Kernels
 
 LIBRARY: Any = torch.library.Library("niblick", "DEF")  # type: ignore[no-untyped-call]
 Run = Callable[..., None]
-_SCHEMAS: dict[str, tuple[list[str], list[str]]] = {}  # names of arguments and of results
 _loaded: list[Kernels] = []
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator by the names in its schema; `function` takes what runs the kernels first."""
+
+    name: str
+    arguments: tuple[str, ...]
+    results: tuple[str, ...]
+    function: Callable[..., Any]
+
+    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
+        """Its results, without going through torch."""
+        return _tuple(self.function(_run, *arguments))
+
+    @property
+    def gradient(self) -> Operator:
+        """The operator that gives the gradients of its arguments."""
+        return OPERATORS[f"{self.name}_back"]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """What the gradient needs of the arguments and the results."""
+        grads = {f"g{result}" for result in self.results}
+        return tuple(name for name in self.gradient.arguments if name not in grads)
+
+    def pull(
+        self, back: Callable[..., Any], known: dict[str, Any], grads: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, ...]:
+        """Gradients of the arguments, by `back`, from those of the results and what was kept."""
+        pairs = zip(self.results, grads, strict=True)
+        known = known | {f"g{n}": None if g is None else g.contiguous() for n, g in pairs}
+        found = _tuple(back(*(known[name] for name in self.gradient.arguments)))
+        given = dict(zip(self.gradient.results, found, strict=True))
+        absent = {name for name in self.kept if known[name] is None}
+        return tuple(None if n in absent else given.get(f"g{n}") for n in self.arguments)
+
+
+OPERATORS: dict[str, Operator] = {}
 
 
 def use(kernels: Kernels) -> None:
@@ -44,52 +83,48 @@ def _skip(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     """Kernels that do nothing."""
 
 
-def operator(*schemas: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Define an operator, under each schema, as a function of (run, *its arguments)."""
+def _tuple(found: Any) -> tuple[Any, ...]:
+    return tuple(found) if isinstance(found, tuple | list) else (found,)
+
+
+def operator(schema: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Define an operator as a function of (run, *its arguments)."""
 
     def define(function: Callable[..., Any]) -> Callable[..., Any]:
-        for schema in schemas:
-            LIBRARY.define(schema)
-            name, arguments, results = re.split(r"\(|\) -> ", schema, maxsplit=2)
-            _SCHEMAS[name] = _names(arguments), _names(results.strip("()"))
-            LIBRARY.impl(name, partial(function, _run), "CPU")
-            torch.library.register_fake(f"niblick::{name}", partial(function, _skip), lib=LIBRARY)
-            if name.endswith("_back"):
-                _differentiate(name.removesuffix("_back"))
+        name, arguments, results = re.split(r"\(|\) -> ", schema, maxsplit=2)
+        OPERATORS[name] = Operator(name, _names(arguments), _names(results.strip("()")), function)
+        LIBRARY.define(schema)
+        LIBRARY.impl(name, partial(function, _run), "CPU")
+        torch.library.register_fake(f"niblick::{name}", partial(function, _skip), lib=LIBRARY)
+        if name.endswith("_back"):
+            _differentiate(OPERATORS[name.removesuffix("_back")])
         return function
 
     return define
 
 
-def _names(text: str) -> list[str]:
-    return [part.split()[-1] for part in text.split(", ")]
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.split()[-1] for part in text.split(", "))
 
 
-def _differentiate(name: str) -> None:
-    """Tie an operator to its gradient by the names in their schemas."""
-    names, results = _SCHEMAS[name]
-    needed, given = _SCHEMAS[f"{name}_back"]
-    grads = {f"g{result}" for result in results}
-    kept = [each for each in needed if each not in grads]
-    backward = getattr(torch.ops.niblick, f"{name}_back").default
+def _differentiate(operator: Operator) -> None:
+    """Tell autograd of an operator's gradient."""
+    backward = getattr(torch.ops.niblick, f"{operator.name}_back").default
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        outputs = output if isinstance(output, tuple | list) else [output]
-        known = dict(zip(names, inputs, strict=True)) | dict(zip(results, outputs, strict=True))
-        ctx.plain = {n: known[n] for n in kept if not isinstance(known[n], Tensor)}
-        ctx.absent = [f"g{n}" for n in names if known[n] is None]
-        ctx.save_for_backward(*(known[n] for n in kept if n not in ctx.plain))
+        known = dict(zip(operator.arguments, inputs, strict=True))
+        known |= zip(operator.results, _tuple(output), strict=True)
+        ctx.plain = {n: known[n] for n in operator.kept if not isinstance(known[n], Tensor)}
+        ctx.names = [name for name in operator.kept if name not in ctx.plain]
+        ctx.save_for_backward(*(known[name] for name in ctx.names))
         ctx.set_materialize_grads(False)
 
-    def back(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        incoming = zip(results, gradients, strict=True)
-        known = {f"g{n}": None if g is None else g.contiguous() for n, g in incoming} | ctx.plain
-        known |= zip((n for n in kept if n not in ctx.plain), ctx.saved_tensors, strict=True)
-        found = backward(*(known[n] for n in needed))
-        outgoing = dict(zip(given, found if isinstance(found, tuple) else [found], strict=True))
-        return tuple(None if g in ctx.absent else outgoing.get(g) for g in (f"g{n}" for n in names))
+    def back(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        known = ctx.plain | dict(zip(ctx.names, ctx.saved_tensors, strict=True))
+        return operator.pull(backward, known, grads)
 
-    torch.library.register_autograd(f"niblick::{name}", back, setup_context=keep, lib=LIBRARY)
+    name = f"niblick::{operator.name}"
+    torch.library.register_autograd(name, back, setup_context=keep, lib=LIBRARY)
 
 
 def sizes(x: Tensor) -> tuple[int, int]:

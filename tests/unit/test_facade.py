@@ -1,0 +1,120 @@
+"""`niblick.load`: one kind of model for every file, numpy in and out."""
+
+import numpy as np
+import pytest
+import torch
+
+import niblick
+from niblick.artifact import save_checkpoint
+from niblick.errors import ArtifactError, NiblickError
+from niblick.model import LanguageModel
+from niblick.recipe import load_recipe
+from niblick.text.tokenizer import load_tokenizer
+
+SMALL = ["model.dim=32", "model.context=24", "model.attention.heads=2", "model.vocab_size=260"]
+SMALL += ["model.attention.kv_heads=1", "model.attention.rope.dims=8", "data.tokenizer=bytes"]
+CLOSE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("facade")
+    recipe = load_recipe("token-shift", SMALL)
+    generator = torch.Generator().manual_seed(2)
+    tensors = {
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in LanguageModel(recipe.model, seed=0).state_dict().items()
+    }
+    for name, tokenizer in (("whole", load_tokenizer("bytes")), ("bare", None)):
+        save_checkpoint(
+            folder / f"{name}.safetensors",
+            tensors=tensors,
+            recipe=recipe,
+            tokenizer=tokenizer,
+            meta={},
+        )
+    return folder / "whole.safetensors"
+
+
+@pytest.fixture(scope="module")
+def model(path):
+    return niblick.load(path)
+
+
+@pytest.mark.parametrize("length", [1, 20, 90])
+def test_logits_and_nats_are_the_language_models(model, length):
+    tokens = np.random.default_rng(0).integers(0, 260, (2, length))
+    with torch.no_grad():
+        right = model.torch().logits(torch.from_numpy(tokens))
+    assert np.abs(model.logits(tokens) - right.numpy()).max() < CLOSE
+    assert np.array_equal(model.logits(tokens[1]), model.logits(tokens)[1])
+    nats = -torch.log_softmax(right, dim=2).numpy()
+    wanted = np.take_along_axis(nats[:, :-1], tokens[:, 1:, None], axis=2)[:, :, 0]
+    assert np.abs(model.nll(tokens) - wanted).max(initial=0) < CLOSE
+    assert model.nll(tokens).shape == (2, length - 1)
+
+
+def test_a_declared_context_is_kept_to(model):
+    tokens = np.arange(4, 70)
+    with torch.no_grad():
+        right = model.torch()(torch.from_numpy(tokens)[None], model.torch().empty_state(context=40))
+    assert np.abs(model.logits(tokens, context=40) - right[0][0].numpy()).max() < CLOSE
+
+
+def test_texts_written_at_the_same_time_do_not_disturb_each_other(model):
+    options = {"temperature": 0.9, "max_tokens": 20, "across_documents": True}
+    alone = [model.generate(prompt, seed=1, **options) for prompt in ("ab", "xyz")]
+    streams = [model.stream(prompt, seed=1, **options) for prompt in ("ab", "xyz")]
+    together = ["", ""]
+    for _ in range(20):
+        for at, stream in enumerate(streams):
+            together[at] += next(stream, "")
+        model.logits([1, 2, 3])
+    together = [text + "".join(s) for text, s in zip(together, streams, strict=True)]
+    assert together == alone
+
+
+def test_score_takes_a_text_or_a_file_and_any_engine(model, tmp_path):
+    text = "The river is wide.\n" * 20
+    (tmp_path / "notes.md").write_text(text, "utf-8")
+    own = model.score(text, mode="document")
+    of_file = model.score(tmp_path / "notes.md", mode="document")
+    assert (own.bpb, own.data_sha256) == (of_file.bpb, of_file.data_sha256)
+    assert own.bytes == len(text) and of_file.details["data"] == "notes.md"
+    for engine in ("numpy", "torch"):
+        other = model.score(text, mode="document", engine=engine)
+        assert other.settings["engine"] == engine and abs(other.bpb - own.bpb) < 1e-4
+    with pytest.raises(NiblickError, match="no text"):
+        model.score(tmp_path / "absent.txt")
+
+
+def test_a_model_says_what_it_is_and_what_it_is_not(model, path):
+    said = repr(model)
+    assert all(part in said for part in ("token-shift", "tokenizer bytes", "checkpoint", path.name))
+    with pytest.raises(NiblickError, match=r"model\.torch\(\)"):
+        model(torch.tensor([[1]]))
+    with pytest.raises(NiblickError, match="whole numbers"):
+        model.logits([0.5])
+    with pytest.raises(NiblickError, match="token id 260"):
+        model.logits([1, 260])
+    with pytest.raises(ArtifactError, match="no model at 'nowhere'"):
+        niblick.load("nowhere")
+
+
+def test_a_model_without_a_tokenizer_takes_one_for_its_texts(path):
+    bare = path.with_name("bare.safetensors")
+    assert niblick.load(bare).logits([1]).shape == (1, 260)
+    with pytest.raises(NiblickError, match="brings no tokenizer"):
+        niblick.load(bare).generate("a")
+    assert isinstance(niblick.load(bare, tokenizer="bytes").generate("a", max_tokens=3), str)
+
+
+def test_what_only_torch_can_run_takes_torch(model, monkeypatch):
+    from niblick.engine import choice, plain
+
+    monkeypatch.setattr(plain, "_MIXERS", {})
+    monkeypatch.setattr(choice, "unsupported", lambda plan: "it has no such mixer")
+    engine = model.open_engine()
+    assert engine.name == "torch"
+    engine.read(0, [1, 70])
+    assert np.abs(engine.logits(0) - model.logits([1, 70])[1]).max() < CLOSE
