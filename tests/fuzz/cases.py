@@ -169,8 +169,8 @@ def manifests(rng: random.Random, folder: Path, seeds: Seeds) -> list[str]:
 def recipes(rng: random.Random, folder: Path, seeds: Seeds) -> list[str]:
     """A recipe with hostile values, or damaged text."""
     name = rng.choice(["pocket", "token-shift", "depth-recurrent", "sidecar"])
-    text = to_toml(twisted(rng, load_recipe(name).model_dump(mode="json")))
-    data = text.encode()
+    values = twisted(rng, load_recipe(name).model_dump(mode="json"))
+    data = to_toml(values if isinstance(values, dict) else {"model": values}).encode()
     (folder / "r.toml").write_bytes(damaged(rng, data) if rng.random() < 0.3 else data)
     return ["plan", "r.toml", *rng.choice([[], ["--json"]])]
 

@@ -159,12 +159,13 @@ def main(arguments: list[str] | None = None) -> None:
     # pydantic would read what every installed distribution offers, as long as building all of our
     # validators takes
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _stop)
-    code = 0
+        before = {each: signal.signal(each, _stop) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = _run(arguments)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     except _Stop as stopped:
         code = _fail("stopped by " + signal.Signals(stopped.args[0]).name, 128 + stopped.args[0])
     sys.exit(code)

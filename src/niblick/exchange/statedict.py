@@ -10,6 +10,7 @@ import io
 import pickle
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -137,7 +138,8 @@ def _check_pickle(path: Path, raw: bytes) -> None:
 def _unpickle(path: Path, raw: bytes) -> Any:
     try:
         _check_pickle(path, raw)
-        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused
+            return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = cut(str(error).partition("\n")[0], 120)
         raise ArtifactError(f"{str(path)!r} is refused by weights-only loading: {reason}") from None

@@ -50,7 +50,7 @@ def recipe_from_dict(
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         clauses = "; ".join(_explain(e) for e in error.errors()[:3])
-        raise RecipeError(f"{origin}: {cut(clauses)}") from None
+        raise RecipeError(f"{origin}: {cut(clauses, 160)}") from None
     except RecursionError:
         raise RecipeError(f"{origin} is nested too deeply to be a recipe") from None
     if recipe.plugins:
