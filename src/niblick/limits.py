@@ -42,7 +42,7 @@ def cut(text: object, limit: int = MAX_LINE) -> str:
 def quoted(value: object) -> str:
     """`repr(value)` for an error line, cut; `str(value)` is never formed of a huge number."""
     if isinstance(value, int) and value.bit_length() > 256:
-        return f"a number of {round(value.bit_length() * 0.30103)} digits"
+        return f"a number of about {round(value.bit_length() * 0.30103)} digits"
     if isinstance(value, str) and len(value) > 2 * MAX_QUOTED:
         value = value[:MAX_QUOTED] + value[-MAX_QUOTED:]
     try:
