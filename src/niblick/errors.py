@@ -9,9 +9,7 @@ from __future__ import annotations
 
 
 class NiblickError(Exception):
-    """Base of all expected errors; `exit_code` is what the command line returns (2: usage or bad
-    input).
-    """
+    """Base of all expected errors; the command line ends with `exit_code` (2: bad input)."""
 
     exit_code: int = 2
 
@@ -46,3 +44,11 @@ class AuditError(NiblickError):
 
 class TrainingError(NiblickError):
     """A training run that cannot start, continue or be resumed."""
+
+
+class StoppedError(TrainingError):
+    """A run that a signal ended; the command line exits with 128 + the signal's number."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal

@@ -9,12 +9,16 @@ import lzma
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from niblick.errors import DataError, NiblickError
+from niblick.limits import MAX_AMOUNT, MAX_JSON_BYTES, MAX_TEXT, cut, quoted
+
+Record = TypeVar("Record")
 
 
 def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
@@ -132,14 +136,50 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; `DataError` where it is unreadable or not an object."""
+def parse_json(text: str | bytes) -> Any:
+    """The value that `text` spells; `ValueError` for anything else, nested too deeply included."""
     try:
-        value = json.loads(path.read_text("utf-8"))
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; `DataError` where it is unreadable, too long or not an object."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
+            raise ValueError(f"it is longer than {MAX_JSON_BYTES:,} bytes")
+        value = parse_json(data)
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r}: {error.strerror}") from None
     except ValueError as error:
-        raise DataError(f"{str(path)!r} is not JSON: {error}") from None
+        raise DataError(f"{str(path)!r} is not JSON: {cut(error, 120)}") from None
     if not isinstance(value, dict):
         raise DataError(f"{str(path)!r} holds a JSON {type(value).__name__}, not an object")
     return value
+
+
+_FIELDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a count", lambda v: type(v) is int and 0 <= v < 1 << 63),
+    "float": ("a number", lambda v: type(v) in (int, float) and 0 <= v <= MAX_AMOUNT),
+    "bool": ("true or false", lambda v: type(v) is bool),
+    "str": ("text", lambda v: type(v) is str and len(v) <= MAX_TEXT and "\0" not in v),
+}
+
+
+def record(kind: type[Record], values: dict[str, Any], **given: Any) -> Record:
+    """A dataclass from a JSON object: every field there, no other, each of its declared type.
+
+    Counts are below 2^63, texts short and without NUL. Fields in `given` are taken as they are.
+    `ValueError` names the first that is wrong.
+    """
+    declared = {field.name: field.type for field in fields(kind) if field.name not in given}  # type: ignore[arg-type]
+    for name in sorted({*declared, *values}, key=str):
+        if name not in declared or name not in values:
+            raise ValueError(f"{quoted(name)} is {'missing' if name in declared else 'unknown'}")
+        what, accepts = _FIELDS[declared[name]]
+        if not accepts(values[name]):
+            raise ValueError(f"{name} is {quoted(values[name])}, not {what}")
+    return kind(**values, **given)

@@ -13,6 +13,7 @@ from importlib import import_module, metadata
 from typing import Generic, TypeVar
 
 from niblick.errors import NiblickError
+from niblick.limits import cut, quoted
 
 T = TypeVar("T")
 ENTRY_POINTS = "niblick.plugins"
@@ -44,7 +45,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         if name not in self:
             known = ", ".join(self)
-            raise NiblickError(f"unknown {self.kind} {name!r}; known: {known}")
+            raise NiblickError(f"unknown {self.kind} {quoted(name)}; known: {known}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -59,14 +60,14 @@ class Registry(Generic[T]):
 def load_plugin(module: str) -> None:
     """Import a module of the user's, which registers what it brings; twice is as good as once.
 
-    Raises `NiblickError` where it cannot be imported or takes a name that is taken.
+    Raises `NiblickError` where it cannot be imported, fails, or takes a name that is taken.
     """
     if module in _loaded:
         return
     try:
         import_module(module)
-    except (ImportError, ValueError, SyntaxError) as error:
-        raise NiblickError(f"plugin {module!r} cannot be loaded: {error}") from None
+    except Exception as error:  # noqa: BLE001  # whatever a module of the user's does
+        raise NiblickError(f"plugin {quoted(module)} cannot be loaded: {cut(error)}") from None
     _loaded.append(module)
 
 

@@ -8,6 +8,7 @@ from math import log
 from typing import Literal
 
 from niblick.errors import RecipeError
+from niblick.limits import MAX_AMOUNT, quoted
 
 LN2 = log(2.0)  # nats of a bit
 Unit = Literal["seconds", "steps", "tokens"]
@@ -44,14 +45,17 @@ class Duration:
         )
         if match is None or match[2] not in _SUFFIXES:
             raise RecipeError(
-                f'duration {text!r} is not like "600s", "10 min", "3500 steps" or "2e6 tokens"'
+                f"duration {quoted(text)} is not like"
+                ' "600s", "10 min", "3500 steps" or "2e6 tokens"'
             )
         unit, factor = _SUFFIXES[match[2]]
         amount = float(match[1].replace("_", "")) * factor
-        if amount <= 0:
-            raise RecipeError(f"duration {text!r} must be more than zero")
+        if not 0 < amount <= MAX_AMOUNT:
+            raise RecipeError(
+                f"duration {quoted(text)} must be more than zero and at most {MAX_AMOUNT:g} {unit}"
+            )
         if unit != "seconds" and amount != int(amount):
-            raise RecipeError(f"duration {text!r} must be a whole number of {unit}")
+            raise RecipeError(f"duration {quoted(text)} must be a whole number of {unit}")
         return cls(amount, unit)
 
     def fraction(self, *, seconds: float, steps: int, tokens: int) -> float:

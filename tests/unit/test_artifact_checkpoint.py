@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import deserialize
 from safetensors.torch import save_file
 
-from niblick.artifact import open_file, read_checkpoint, save_checkpoint
+from niblick.artifact import checkpoint, open_file, read_checkpoint, save_checkpoint
 from niblick.errors import ArtifactError
 from niblick.model import LanguageModel, build_model
 from niblick.recipe import Recipe, recipe_from_dict
@@ -117,3 +118,47 @@ def test_checkpoints_of_other_float_types_are_read_as_float32(
     for name, tensor in tensors.items():
         assert found[name].dtype == np.float32
         assert torch.equal(torch.tensor(found[name]), tensor.float()), name
+
+
+def test_every_bit_of_the_metadata_is_covered_by_the_digest(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    saved(path, steps=7)
+    data = path.read_bytes()
+    for text in (b"context", b"vocab_size", b"bos_id", b"steps", b"slope", b"nesterov"):
+        at = data.index(text)
+        for position in range(at, at + len(text) + 6):
+            for bit in (1, 2, 4, 16):
+                changed = bytes([data[position] ^ bit])
+                path.write_bytes(data[:position] + changed + data[position + 1 :])
+                with pytest.raises(ArtifactError):
+                    read_checkpoint(path)
+
+
+def test_metadata_under_a_digest_that_fits_are_still_one_short_line(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    saved(path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    said = json.loads(header["__metadata__"]["niblick"])
+    stored = deserialize(data)
+    parts = [(name, e["dtype"], tuple(e["shape"]), e["data"]) for name, e in sorted(stored)]
+    for change in (
+        {"recipe": []},
+        {"recipe": {**said["recipe"], "name": "x" * 60_000}},
+        {"recipe": {"model": "y" * 60_000}},
+        {"tokenizer": 5},
+        {"tokenizer": "z" * 60_000},
+        {"meta": 7},
+        {"format": "f" * 60_000},
+        {"format": 3},
+    ):
+        told = {key: value for key, value in {**said, **change}.items() if key != "digest"}
+        told["digest"] = checkpoint._digest(told, parts)
+        header["__metadata__"]["niblick"] = json.dumps(told)
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+        with pytest.raises(ArtifactError, match="metadata") as caught:
+            read_checkpoint(path)
+        assert len(str(caught.value)) <= 200 + len(str(path))
+        assert str(caught.value).isprintable()

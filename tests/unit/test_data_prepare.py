@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from niblick.data.corpus import load_corpus
+from niblick.cli import main
+from niblick.data.corpus import load_corpus, split_of
 from niblick.data.dataset import open_dataset
 from niblick.data.prepare import prepare, resolve_dataset
 from niblick.data.shards import write_shard
 from niblick.errors import DataError
+from niblick.text import bpe
 from niblick.text.bpe import train_tokenizer
 from niblick.text.tokenizer import load_tokenizer
 
@@ -214,3 +216,42 @@ def test_a_damaged_manifest_is_one_clear_error(tmp_path: Path, content: str) -> 
     (tmp_path / "manifest.json").write_text(content)
     with pytest.raises(DataError, match=r"manifest\.json"):
         open_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, -1, 258, 65537])
+def test_a_vocabulary_out_of_range_is_refused(corpus: Path, tmp_path: Path, size: int) -> None:
+    with pytest.raises(DataError, match=f"vocabulary of {size}"):
+        prepare(corpus, out=tmp_path / "d", vocab_size=size)
+    assert not (tmp_path / "d").exists()
+
+
+def test_the_trainer_reads_a_bounded_sample_in_bounded_pieces() -> None:
+    line = "one long line without an end " * 1_400_000
+    sample = bpe._sample([line, "short\n"])
+    assert 10_000_000 < sum(map(len, sample)) <= bpe._SAMPLE + bpe._PIECE
+    assert max(map(len, sample)) <= bpe._PIECE
+    assert bpe._sample(TEXTS) == TEXTS
+
+
+def test_a_very_long_text_is_encoded_in_parts_that_decode_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained = train_tokenizer(TEXTS, vocab_size=300)
+    text = "".join(TEXTS) + "\u2581 é" * 9
+    whole = trained.encode(text).tolist()
+    monkeypatch.setattr("niblick.text.tokenizer._ENCODED", 7)
+    parts = trained.encode(text).tolist()
+    assert parts != whole and trained.decode(parts) == trained.decode(whole) == text
+
+
+def test_a_corpus_without_a_validation_document_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "a.txt").write_text(next(t for t in TEXTS if split_of(t) == "train"))
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "prepare", f"{tmp_path}/c", "--out", f"{tmp_path}/d", "--tokenizer", "bytes"])
+    assert ended.value.code == 0
+    assert "note: no document fell into validation" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"no 'validation' split.*One document in 20"):
+        open_dataset(tmp_path / "d").shards("validation")

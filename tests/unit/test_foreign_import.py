@@ -348,6 +348,40 @@ def test_bombs_text_and_absent_files_are_refused_in_one_line(tmp_path: Path) -> 
         assert "\n" not in str(caught.value)
 
 
+class Buffer:
+    """A pickle that asks for a buffer of a terabyte."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (1 << 40,)
+
+
+def test_what_would_take_memory_beyond_the_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    tensor = torch.zeros(1 << 20)
+    views = {f"view{number}": tensor[number:] for number in range(200)}
+    name: Any = ("deep",)
+    for _ in range(20):
+        name = (name, name)
+    contents: tuple[Any, ...] = (
+        Buffer(),
+        {"a": Buffer()},
+        views,
+        {"n" * 5000: tensor},
+        {name: tensor},
+        {"quantized": [1], "scales": {}},
+        {"quantized": {}, "scales": [1], "passthrough": [2]},
+        {"w": [tensor], "m": {"a": 1}},
+        {"w": {}, "m": [1]},
+    )
+    for content in contents:
+        (tmp_path / "m.pt").write_bytes(pickle.dumps(content, 2)) if isinstance(
+            content, Buffer
+        ) else torch.save(content, tmp_path / "m.pt")
+        with pytest.raises(ArtifactError) as caught:
+            import_state_dict(tmp_path / "m.pt", "sidecar")
+        line = str(caught.value)
+        assert line.isprintable() and len(line) <= 200 + len(str(tmp_path))
+
+
 def test_an_unknown_family_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(NiblickError, match="depth-recurrent, sidecar, token-shift"):
         import_state_dict(write(tmp_path / "m.pt", state("sidecar")), "gpt")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from niblick.data.dataset import Dataset
-from niblick.errors import DataError, TrainingError
+from niblick.errors import CapacityError, DataError, TrainingError
+from niblick.recipe import Recipe
 from niblick.runtime import World
 from niblick.training import Progress, checkpoint, train
 from training_runs import digest, run, tiny_dataset, tiny_recipe
@@ -137,3 +140,98 @@ def test_no_permission_to_write_is_one_clear_error(dataset: Dataset, tmp_path: P
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match="cannot write"):
         run(tiny_recipe(), dataset, tmp_path / "file" / "run")
+
+
+def test_a_disk_that_fills_up_under_the_metrics_loses_nothing(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    recipe = tiny_recipe(validation={"every": 0})
+    out = tmp_path / "run"
+
+    def report(progress: Progress) -> None:
+        if progress.step == 6:
+            target = str(out.resolve() / "metrics.jsonl")
+            (number,) = (
+                int(entry.name)
+                for entry in Path("/proc/self/fd").iterdir()
+                if entry.is_symlink() and os.path.realpath(entry) == target
+            )
+            full = os.open("/dev/full", os.O_WRONLY)
+            os.dup2(full, number)
+            os.close(full)
+
+    with pytest.raises(
+        TrainingError, match=r"metrics.jsonl.*No space left.*step-00000007 is kept.*--resume"
+    ):
+        train(recipe, dataset, out, world=World(), on_progress=report)
+    resumed = run(recipe, dataset, out, resume=True)
+    assert digest(resumed) == digest(run(recipe, dataset, tmp_path / "whole"))
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and steps[-1] == 12
+
+
+def test_too_little_space_is_said_before_the_first_step(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 0, 70_000))
+    with pytest.raises(CapacityError, match=r"70,000 bytes left; .* take about [0-9,]+"):
+        run(tiny_recipe(), dataset, tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    monkeypatch.undo()
+    run(tiny_recipe(), dataset, tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_result_says_which_signal_ended_the_run(
+    dataset: Dataset, tmp_path: Path, number: int
+) -> None:
+    def report(progress: Progress) -> None:
+        if progress.step == 3:
+            os.kill(os.getpid(), number)
+
+    recipe = tiny_recipe(validation={"every": 0})
+    found = train(recipe, dataset, tmp_path / "run", world=World(), on_progress=report)
+    assert (found.interrupted, found.steps) == (number, 3)
+
+
+def test_a_run_that_goes_on_with_other_threads_says_so(dataset: Dataset, tmp_path: Path) -> None:
+    _stopped(dataset, tmp_path / "run")
+    said: list[str] = []
+    same, other = (tiny_recipe(validation={"every": 0}, threads=n) for n in (1, 2))
+
+    def resume(recipe: Recipe) -> None:
+        def report(progress: Progress) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        arguments = {"world": World(), "resume": True, "on_progress": report, "say": said.append}
+        train(recipe, dataset, tmp_path / "run", **arguments)  # type: ignore[arg-type]
+
+    try:
+        resume(same)
+        assert said == []
+        resume(other)
+        assert said == [
+            "the run began with 1 threads and goes on with 2: its weights may differ in their last"
+            " bits"
+        ]
+        resume(same)
+        assert len(said) == 1
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("step", "5"), ("tokens", -1), ("data", {"a": "b"}), ("layout", 3), ("seconds", 1e300)],
+)
+def test_a_malformed_state_is_one_line_though_its_hash_fits(
+    dataset: Dataset, tmp_path: Path, key: str, value: object
+) -> None:
+    newest = _stopped(dataset, tmp_path / "run")[-1]
+    document = json.loads((newest / "trainer.json").read_text())
+    hashes = document.pop("sha256")
+    document[key] = value
+    hashes["trainer.json"] = checkpoint._digest(document)
+    (newest / "trainer.json").write_text(json.dumps({**document, "sha256": hashes}))
+    with pytest.raises(TrainingError, match=r"damaged.*step-00000005"):
+        run(tiny_recipe(validation={"every": 0}), dataset, tmp_path / "run", resume=True)

@@ -1,7 +1,8 @@
 """Checkpoints: float weights in one safetensors file, with recipe and tokenizer.
 
-Written atomically and verified on reading: the file carries a digest of its tensors, and every
-name, shape and value must fit the recipe inside.
+Written atomically and verified on reading: the file carries a digest of all that it says, metadata
+included, and every name, shape and value must fit the recipe inside. Files of format 1, whose
+digest covers the tensors alone, are read too.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from safetensors.numpy import save
 
 from niblick.codecs.quantized import Floats
 from niblick.errors import ArtifactError, NiblickError
-from niblick.files import write_atomically
+from niblick.files import parse_json, write_atomically
+from niblick.limits import cut, quoted
 from niblick.recipe import Recipe, recipe_from_dict, stored_values
 from niblick.text.tokenizer import Tokenizer, load_tokenizer
 
 WEIGHTS_FILE, FINAL_FILE = "model.safetensors", "final.safetensors"
-_FORMAT = 1
+_FORMAT, _OLD_FORMAT = 2, 1
 # By safetensors' name of a type: its name in the digest, and how its bytes are read.
 _TYPES = {
     "F64": ("torch.float64", "<f8"),
@@ -59,17 +61,16 @@ def save_checkpoint(
     arrays = {
         name: np.require(tensor, np.dtype("<f4"), "C") for name, tensor in sorted(tensors.items())
     }
-    described = {
+    described: dict[str, Any] = {
         "format": _FORMAT,
         "recipe": stored_values(recipe),
         "meta": meta,
-        "digest": _digest(
-            (name, "F32", array.shape, array.tobytes()) for name, array in arrays.items()
-        ),
         "tokenizer": (
             base64.b64encode(tokenizer.to_bytes()).decode() if tokenizer is not None else None
         ),
     }
+    stored = ((name, "F32", array.shape, array.tobytes()) for name, array in arrays.items())
+    described["digest"] = _digest(described, stored)
     write_atomically(path, [save(arrays, {"niblick": json.dumps(described, sort_keys=True)})])
 
 
@@ -79,25 +80,25 @@ def read_checkpoint(path: Path) -> Checkpoint:
         data = path.read_bytes()
         stored: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"checkpoint {str(path)!r} cannot be read: {error}") from None
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    checkpoint, digest = _described(path, header.get("__metadata__", {}))
+        said = cut(error, 120)
+        raise ArtifactError(f"checkpoint {str(path)!r} cannot be read: {said}") from None
+    header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    described = _metadata(path, header.get("__metadata__", {}))
     for name, entry in stored:
         if entry["dtype"] not in _TYPES:
             raise ArtifactError(
-                f"checkpoint {str(path)!r} holds {name!r} as {entry['dtype']}; float types are"
+                f"{str(path)!r} holds {quoted(name)} as {entry['dtype']}; float types are"
                 f" {', '.join(_TYPES)}"
             )
     parts = (
         (name, e["dtype"], tuple(e["shape"]), e["data"])
         for name, e in sorted(stored, key=itemgetter(0))
     )
-    if _digest(parts) != digest:
+    if _digest(described, parts) != described["digest"]:
         raise ArtifactError(
-            f"checkpoint {str(path)!r} is damaged: its digest does not match its tensors"
+            f"checkpoint {str(path)!r} is damaged: its digest does not match its content"
         )
-    checkpoint.tensors.update((name, _floats(entry)) for name, entry in stored)
-    return checkpoint
+    return _checkpoint(path, described, {name: _floats(entry) for name, entry in stored})
 
 
 def find_weights(path: Path) -> Path:
@@ -118,28 +119,37 @@ def find_weights(path: Path) -> Path:
     return steps[-1] / WEIGHTS_FILE
 
 
-def _described(path: Path, metadata: dict[str, str]) -> tuple[Checkpoint, str]:
-    """A checkpoint still without tensors as its metadata describe it, and their digest."""
+def _metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    """What the file says of itself, not yet interpreted."""
     if "niblick" not in metadata:
         raise ArtifactError(
             f"{str(path)!r} is a safetensors file but no checkpoint of niblick; see `niblick"
             " import`"
         )
     try:
-        values = json.loads(metadata["niblick"])
-        if values["format"] != _FORMAT:
-            raise ArtifactError(
-                f"checkpoint {str(path)!r} has format {values['format']!r}; this build reads"
-                f" {_FORMAT}"
+        values = parse_json(metadata["niblick"])
+        if values["format"] not in (_FORMAT, _OLD_FORMAT) or not isinstance(values["digest"], str):
+            raise ValueError(
+                f"format {quoted(values['format'])}; this build reads {_OLD_FORMAT} and {_FORMAT}"
             )
-        recipe = recipe_from_dict(values["recipe"])
-        encoded = values["tokenizer"]
+        return dict(values)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _checkpoint(path: Path, values: dict[str, Any], tensors: dict[str, Floats]) -> Checkpoint:
+    try:
+        recipe, encoded = recipe_from_dict(values["recipe"]), values["tokenizer"]
         tokenizer = (
             None if encoded is None else load_tokenizer(base64.b64decode(encoded, validate=True))
         )
-        return Checkpoint({}, recipe, tokenizer, dict(values["meta"])), str(values["digest"])
-    except (ValueError, KeyError, TypeError, RecursionError, NiblickError) as error:
-        raise ArtifactError(f"checkpoint {str(path)!r} has unreadable metadata: {error}") from None
+        return Checkpoint(tensors, recipe, tokenizer, dict(values["meta"]))
+    except (ValueError, KeyError, TypeError, NiblickError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> ArtifactError:
+    return ArtifactError(f"checkpoint {str(path)!r} has unreadable metadata: {cut(error, 150)}")
 
 
 def _floats(entry: dict[str, Any]) -> Floats:
@@ -149,9 +159,14 @@ def _floats(entry: dict[str, Any]) -> Floats:
     return values.astype(np.float32, copy=False)
 
 
-def _digest(stored: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> str:
-    """SHA-256 over names, types, shapes and contents, in order of names."""
+def _digest(
+    described: dict[str, Any], stored: Iterable[tuple[str, str, tuple[int, ...], bytes]]
+) -> str:
+    """SHA-256 over the metadata (since format 2) and names, types, shapes and contents, by name."""
     digest = hashlib.sha256()
+    if described["format"] != _OLD_FORMAT:
+        said = {key: value for key, value in described.items() if key != "digest"}
+        digest.update(json.dumps(said, sort_keys=True).encode() + b"\n")
     for name, kind, shape, content in stored:
         digest.update(f"{name} {_TYPES[kind][0]} {shape}\n".encode())
         digest.update(content)

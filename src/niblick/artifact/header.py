@@ -12,7 +12,8 @@ import zlib
 from typing import Any
 
 from niblick.errors import ArtifactError
-from niblick.files import expand
+from niblick.files import expand, parse_json
+from niblick.limits import cut
 
 MAX_HEADER = 1 << 16
 _DICTIONARY = (
@@ -62,9 +63,9 @@ def decode_header(data: bytes) -> dict[str, Any]:
     decoder = zlib.decompressobj(-15, zdict=_DICTIONARY)
     raw = expand(data, decoder, MAX_HEADER, "the header", ArtifactError)
     try:
-        values = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"the header cannot be read: {error}") from None
+        values = parse_json(raw)
+    except ValueError as error:
+        raise ArtifactError(f"the header cannot be read: {cut(error, 120)}") from None
     if not isinstance(values, dict):
         raise ArtifactError(f"the header holds a JSON {type(values).__name__}, not an object")
     return values

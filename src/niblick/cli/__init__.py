@@ -1,20 +1,24 @@
-"""The command line: `niblick COMMAND ...`; each command is a small module that is imported only
-when it runs.
+"""The command line: `niblick COMMAND ...`; a command's module is imported when it runs.
 
 Errors a user can cause become one line on standard error and the exit code of the error: 0 done, 1
-the work found something wrong, 2 usage or bad input, 3 undecided (audit).
+the work found something wrong, 2 usage or bad input, 3 undecided (audit), 128 + n stopped by signal
+n. The first signal ends a command in order, the next one at once; neither prints a traceback.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from importlib import import_module
+from types import FrameType
 from typing import Annotated, Any
 
 from niblick import __version__
 from niblick.cli.imports import importing
 from niblick.errors import NiblickError
+from niblick.limits import cut, quoted
 from niblick.registry import load_plugin
 from niblick.runtime import LAB, lab_message
 
@@ -97,6 +101,7 @@ class LazyGroup(TyperGroup):
 
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+_LONGEST_LINE = 2000  # paths included; what a file says is cut where it is quoted
 
 
 def _take_plugins(arguments: list[str]) -> list[str]:
@@ -139,11 +144,36 @@ def _root(
     """Train, pack, score, audit and run the best language model that fits a byte budget."""
 
 
+class _Stop(BaseException):
+    """The signal that ends a command; no handler of errors takes it for one."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    """End the command in order; should another signal come meanwhile, end at once."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: os._exit(128 + number))
+    raise _Stop(number)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `niblick` command: runs it and exits with its code."""
     # pydantic would read what every installed distribution offers, as long as building all of our
     # validators takes
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {each: signal.signal(each, _stop) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = _run(arguments)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    except _Stop as stopped:
+        code = _fail("stopped by " + signal.Signals(stopped.args[0]).name, 128 + stopped.args[0])
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    """The exit code of one command; expected errors are printed."""
     try:
         given = _take_plugins(sys.argv[1:] if arguments is None else arguments)
         code = typer.main.get_command(app).main(
@@ -165,9 +195,14 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 0
-    sys.exit(code if isinstance(code, int) else 0)
+    except OSError as error:
+        where = f"{quoted(error.filename)}: " if error.filename is not None else ""
+        code = _fail(f"{where}{error.strerror or error}", 2)
+    except MemoryError:
+        code = _fail("the memory of this machine is not enough for that", 1)
+    return code if isinstance(code, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
-    print("niblick: " + " ".join(message.split()), file=sys.stderr)
+    print("niblick: " + cut(message, _LONGEST_LINE), file=sys.stderr)
     return code

@@ -30,6 +30,7 @@ from niblick.cli.options import (
     read_recipe,
 )
 from niblick.errors import NiblickError, TrainingError
+from niblick.files import read_json
 
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
@@ -179,8 +180,8 @@ def run_job(job: Job) -> None:
         )
         try:
             code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it was interrupted too, and writes its checkpoint
+        except BaseException:
+            process.wait()  # it was stopped too, and writes its checkpoint
             raise
     if code:
         lines = log.read_text("utf-8", "replace").strip().splitlines()
@@ -192,11 +193,7 @@ def run_job(job: Job) -> None:
 def read_card(job: Job) -> dict[str, Any]:
     """The card of a finished run."""
     path = _card_path(job)
-    try:
-        card: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"cannot read {str(path)!r}: {error}") from None
-    return card
+    return read_json(path)
 
 
 def _card_path(job: Job) -> Path:

@@ -11,6 +11,7 @@ import typer
 
 from niblick.cli.options import JsonOption
 from niblick.errors import NiblickError
+from niblick.files import read_json
 
 
 def card_command(
@@ -21,15 +22,9 @@ def card_command(
 ) -> None:
     """Print RUN's card as Markdown, or as JSON."""
     path = run / "card.json"
-    try:
-        card = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise NiblickError(
-            f"no card in {str(run)!r}: {error.strerror}; a run has one once it is scored"
-        ) from None
-    except ValueError as error:
-        raise NiblickError(f"{str(path)!r} is damaged: {error}") from None
-    show_card(card, as_json)
+    if not path.exists():
+        raise NiblickError(f"no card in {str(run)!r}; a run has one once it is scored")
+    show_card(read_json(path), as_json)
 
 
 def show_card(card: dict[str, Any], as_json: bool) -> None:

@@ -84,6 +84,12 @@ def prepare_command(
     dataset = prepare(
         corpus, out=out, tokenizer=tokenizer, vocab_size=vocab_size, shard_tokens=shard_tokens
     )
+    if "validation" not in dataset.files:
+        typer.echo(
+            "note: no document fell into validation, without which nothing can be scored; one in 20"
+            " does, by its hash: give more text, or sort it into folders train and validation",
+            err=True,
+        )
     _show(dataset, as_json)
 
 

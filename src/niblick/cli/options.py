@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -42,7 +43,10 @@ def read_recipe(
     max_bytes: int | None = None,
     seed: int | None = None,
 ) -> Recipe:
-    """The recipe with `--set` overrides and the flags that stand for one, flags last."""
+    """The recipe with `--set` overrides and the flags that stand for one, flags last.
+
+    Paths of data and tokenizer become absolute: a run can go on from another folder.
+    """
     from niblick.recipe import load_recipe
 
     flags = [
@@ -50,4 +54,20 @@ def read_recipe(
         f"artifact.max_bytes={max_bytes}" if max_bytes is not None else None,
         f"seed={seed}" if seed is not None else None,
     ]
-    return load_recipe(source, [*(overrides or []), *(flag for flag in flags if flag)])
+    recipe = load_recipe(source, [*(overrides or []), *(flag for flag in flags if flag)])
+    data = recipe.data.model_copy(
+        update={key: _absolute(key, getattr(recipe.data, key)) for key in ("corpus", "tokenizer")}
+    )
+    return recipe.model_copy(update={"data": data}) if data != recipe.data else recipe
+
+
+def _absolute(key: str, name: str) -> str:
+    """A path that is there, whole; names of corpora and tokenizers stay as they are."""
+    if not Path(name).exists():
+        return name
+    from niblick.data.corpus import corpora
+    from niblick.data.prepare import TRAINED
+    from niblick.text.tokenizer import CHALLENGE
+
+    named = name in corpora if key == "corpus" else name in {*TRAINED, "bytes", CHALLENGE}
+    return name if named else str(Path(name).absolute())

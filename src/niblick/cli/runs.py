@@ -4,13 +4,13 @@ train`.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from niblick.cli.imports import importing
+from niblick.files import read_json
 
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
@@ -90,7 +90,7 @@ def _run_seeds(recipe: Recipe, folder: Path, count: int, options: Options) -> No
         place, one = folder / f"seed-{seed}", recipe.model_copy(update={"seed": seed})
         done = place / "card.json"
         if done.is_file():
-            cards.append(json.loads(done.read_text("utf-8")))
+            cards.append(read_json(done))
             continue
         begun = any((place / "checkpoints").glob("step-*"))
         print(f"seed {seed} of {recipe.seed}..{recipe.seed + count - 1}: {place}", file=sys.stderr)

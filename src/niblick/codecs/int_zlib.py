@@ -84,6 +84,8 @@ class IntZlib(Codec):
         raw = reader.stream(2 * sum(p.size for p in rest), "the float16 values")
         values, at = np.frombuffer(raw, dtype="<f2"), 0
         reader.finish()
+        if not np.isfinite(values).all():
+            raise ArtifactError("the float16 values are not finite")
         for p in rest:
             found[p.name] = values[at : at + p.size].astype(np.float32).reshape(p.shape)
             at += p.size

@@ -149,11 +149,19 @@ def _unpack_brotli(data: bytes, limit: int) -> bytes:
 def _unpack_zstd(data: bytes, limit: int) -> bytes:
     import zstandard
 
+    decoder = zstandard.ZstdDecompressor(max_window_size=1 << 27)
     try:
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as reader:
-            return reader.read(limit + 1)
+        with decoder.stream_reader(data) as reader:
+            raw = reader.read(limit + 1)
+        if len(raw) > limit:
+            return raw
+        whole = decoder.decompressobj()  # which alone says where the frame ends
+        whole.decompress(data)
     except zstandard.ZstdError as error:
         raise ArtifactError(f"the plain symbols are damaged: {error}") from None
+    if not whole.eof or whole.unused_data:
+        raise ArtifactError("the plain symbols are damaged: they are cut off, or longer")
+    return raw
 
 
 _PACKERS: tuple[Callable[[bytes], bytes], ...] = (

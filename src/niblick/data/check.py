@@ -1,5 +1,4 @@
-"""Is a folder of shards sound? Headers, sizes, counts, ids, byte accounting, and no held-out text
-in training.
+"""Is a folder of shards sound? Headers, sizes, hashes, counts, ids, bytes, and separate splits.
 
 The byte accounting is compared with the tokenizer library's own decoding, which knows nothing of
 our table. Very large training splits are sampled for that one check; the report says how many
@@ -28,9 +27,7 @@ _ACCOUNTED_TOKENS = 20_000_000
 
 @dataclass
 class SplitReport:
-    """What a split holds; `accounted` counts the documents whose bytes were compared with their
-    decoded text.
-    """
+    """What a split holds; the bytes of `accounted` documents were compared with their text."""
 
     documents: int = 0
     tokens: int = 0
@@ -154,6 +151,8 @@ def _check_counts(dataset: Dataset, split: str, found: SplitReport, report: Chec
     if dataset.manifest is None:
         return
     entry = dataset.manifest.splits[split]
+    if dataset.sha256(split) != entry.sha256:
+        report.problems.append(f"{split} holds other tokens than the manifest's SHA-256 says")
     expected = {"documents": entry.documents, "tokens": entry.tokens}
     if dataset.tokenizer.lossless:
         expected["bytes"] = entry.bytes

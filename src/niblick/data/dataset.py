@@ -21,6 +21,7 @@ from niblick.data import manifest as manifests
 from niblick.data.manifest import Manifest
 from niblick.data.shards import ShardError, count_tokens, open_shard
 from niblick.errors import DataError
+from niblick.limits import quoted
 from niblick.text.tokenizer import CHALLENGE, Tokenizer, load_tokenizer
 
 _BARE_NAMES = {"train": "*_train_*.bin", "validation": "*_val_*.bin", "test": "*_test_*.bin"}
@@ -51,7 +52,11 @@ class Dataset:
         """Shard files of `split` in order; `DataError` where the dataset has no such split."""
         if not self.files.get(split):
             found = ", ".join(name for name, paths in self.files.items() if paths) or "none"
-            raise DataError(f"data in {str(self.folder)!r} has no {split!r} split; it has: {found}")
+            raise DataError(
+                f"data in {str(self.folder)!r} has no {split!r} split; it has: {found}. One"
+                " document in 20 is held out by its hash: give more text, or sort it into folders"
+                " train, validation and test"
+            )
         return self.files[split]
 
     def tokens(self, split: str) -> NDArray[np.uint16]:
@@ -154,11 +159,17 @@ def open_dataset(folder: Path | str, tokenizer: Tokenizer | None = None) -> Data
 
 def _open_prepared(folder: Path, manifest: Manifest) -> Dataset:
     tokenizer = load_tokenizer(folder / manifest.tokenizer_file)
-    if tokenizer.sha256 != manifest.tokenizer_sha256:
-        raise DataError(
-            f"the tokenizer in {str(folder)!r} is not the one of its manifest; prepare the data"
-            " again"
-        )
+    for name, found, said in (
+        ("SHA-256", tokenizer.sha256, manifest.tokenizer_sha256),
+        ("vocab_size", tokenizer.vocab_size, manifest.vocab_size),
+        ("bos_id", tokenizer.bos_id, manifest.bos_id),
+        ("lossless", tokenizer.lossless, manifest.lossless),
+    ):
+        if found != said:
+            raise DataError(
+                f"the tokenizer in {str(folder)!r} is not the one of its manifest: its {name} is"
+                f" {found}, not {quoted(said)}; prepare the data again"
+            )
     files = {}
     for split, entry in manifest.splits.items():
         files[split] = tuple(folder / shard.file for shard in entry.shards)

@@ -1,6 +1,4 @@
-"""The manifest of a prepared dataset: what it was made from, and what each of its files must
-hold.
-"""
+"""The manifest of a prepared dataset: its sources, and what each of its files must hold."""
 
 from __future__ import annotations
 
@@ -10,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from niblick.errors import DataError
-from niblick.files import read_json, write_atomically
+from niblick.files import read_json, record, write_atomically
+from niblick.limits import cut, quoted
 
 FILE_NAME = "manifest.json"
 _FORMAT, _VERSION = "niblick-shards", 1
@@ -27,9 +26,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class SplitEntry:
-    """One split: counts of documents, UTF-8 bytes and tokens, and the SHA-256 of its token
-    content.
-    """
+    """One split: its documents, UTF-8 bytes and tokens, and the SHA-256 of its tokens."""
 
     documents: int
     bytes: int
@@ -60,9 +57,7 @@ class Manifest:
 
 
 def load_manifest(folder: Path) -> Manifest | None:
-    """The manifest of `folder`, None where it has none of ours; `DataError` where ours is
-    damaged.
-    """
+    """The manifest of `folder`, None where it has none of ours; `DataError` where it is damaged."""
     path = folder / FILE_NAME
     if not path.is_file():
         return None
@@ -71,17 +66,39 @@ def load_manifest(folder: Path) -> Manifest | None:
         return None
     if (version := document.pop("version", None)) != _VERSION:
         raise DataError(
-            f"{str(path)!r} has version {version!r}; this release reads version {_VERSION}"
+            f"{str(path)!r} has version {quoted(version)}; this release reads version {_VERSION}"
         )
     try:
-        splits = {name: _split(entry) for name, entry in document.pop("splits").items()}
-        return Manifest(**document, splits=splits)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{str(path)!r} is damaged ({error}); prepare the data again") from None
+        splits = _object(document.pop("splits", None))
+        for name in splits:
+            if name not in ("train", "validation", "test"):
+                raise ValueError(f"it has a split {quoted(name)}")
+        entries = {name: _split(_object(entry)) for name, entry in splits.items()}
+        manifest = record(Manifest, document, splits=entries)
+        _refuse_outside(manifest.tokenizer_file)
+        return manifest
+    except ValueError as error:
+        raise DataError(
+            f"{str(path)!r} is damaged ({cut(error, 120)}); prepare the data again"
+        ) from None
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if type(value) is not dict:
+        raise ValueError(f"{quoted(value)} is not an object")
+    return value
 
 
 def _split(entry: dict[str, Any]) -> SplitEntry:
-    shards = tuple(ShardEntry(**shard) for shard in entry.pop("shards"))
-    if any(Path(shard.file).name != shard.file for shard in shards):
-        raise DataError("the manifest names a shard outside its own folder; prepare the data again")
-    return SplitEntry(**entry, shards=shards)
+    shards = entry.pop("shards", None)
+    if type(shards) is not list:
+        raise ValueError("a split lists no shards")
+    found = tuple(record(ShardEntry, _object(shard)) for shard in shards)
+    for shard in found:
+        _refuse_outside(shard.file)
+    return record(SplitEntry, entry, shards=found)
+
+
+def _refuse_outside(name: str) -> None:
+    if Path(name).name != name:
+        raise ValueError(f"it names {quoted(name)}, which is not in its own folder")

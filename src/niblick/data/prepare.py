@@ -63,7 +63,7 @@ def prepare(
     fixed = None if tokenizer in TRAINED else load_tokenizer(tokenizer)
     if fixed is not None and vocab_size not in (None, fixed.vocab_size):
         raise DataError(f"tokenizer {fixed.name} has {fixed.vocab_size} ids, not {vocab_size}")
-    vocab_size = vocab_size or _VOCABULARY
+    vocab_size = _VOCABULARY if vocab_size is None else vocab_size
     loaded = load_corpus(corpus)
     for split, texts in loaded.splits.items():
         for number, text in enumerate(texts):

@@ -7,12 +7,13 @@ read in order of their path.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from niblick.errors import DataError
+from niblick.files import parse_json
+from niblick.limits import cut, quoted
 
 _LONG, _PART = 16_384, 4_096
 _BLANK_LINES = re.compile(r"\n[ \t\r]*\n\s*")
@@ -52,13 +53,13 @@ def _jsonl(path: Path) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
-            raise DataError(f"{str(path)!r} line {number} is not JSON: {line[:40]!r}") from None
+            raise DataError(f"{str(path)!r} line {number} is not JSON: {quoted(line)}") from None
         text = record.get("text") if isinstance(record, dict) else None
         if not isinstance(text, str):
             raise DataError(
-                f"{str(path)!r} line {number} has no text in a field 'text': {line[:40]!r}"
+                f"{str(path)!r} line {number} has no text in a field 'text': {quoted(line)}"
             )
         yield text
 
@@ -73,14 +74,16 @@ def _parquet(path: Path) -> Iterator[str]:
         with pyarrow.parquet.ParquetFile(path) as file:
             if "text" not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
-                raise DataError(f"{str(path)!r} has no column 'text'; its columns: {names}")
+                raise DataError(
+                    f"{str(path)!r} has no column 'text'; its columns: {cut(names, 80)}"
+                )
             for batch in file.iter_batches(columns=["text"]):
                 yield from (
                     str(value) for value in batch.column(0).to_pylist() if value is not None
                 )
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(
-            f"{str(path)!r} is not a readable Parquet file: {str(error).splitlines()[0]}"
+            f"{str(path)!r} is not a readable Parquet file: {cut(error, 120)}"
         ) from None
 
 

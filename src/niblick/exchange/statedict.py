@@ -1,16 +1,19 @@
 """Reading published state dicts: plain `.pt` files, and the quantized ones of systems.md 1-3.
 
-Files are unpickled weights-only, so a hostile pickle cannot run, and decompression is bounded by
-the file's size.
+Files are unpickled weights-only, so a hostile pickle cannot run. Memory is bounded by the file's
+size: decompression, what the pickle may build, and what its tensors become.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import re
 import struct
+import warnings
+import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -20,6 +23,7 @@ import zstandard
 from torch import Tensor
 
 from niblick.errors import ArtifactError
+from niblick.limits import cut, quoted
 
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _FREE_BYTES, _LARGEST = 1 << 26, 1 << 30
@@ -36,7 +40,10 @@ _UNREADABLE = (
     AssertionError,
     MemoryError,
     struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
 )
+_BUFFER = re.compile(rb"c(builtins|__builtin__)\nbytearray\n")  # of any length, filled at once
 _WRAPPERS = ("_orig_mod.", "module.")
 _LONGEST_NAME = 100
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -56,7 +63,10 @@ class StateDict:
 
 def read_state_dict(path: Path) -> StateDict:
     """The tensors of a published file; `ArtifactError` for anything else."""
-    content = _mapping(f"{str(path)!r}", _unpickle(path, _inflate(path, _read(path))))
+    raw = _inflate(path, _read(path))
+    content = _mapping(f"{str(path)!r}", _unpickle(path, raw))
+    if sum(4 * tensor.numel() for tensor in _tensors(content)) > _FREE_BYTES + 4 * len(raw):
+        raise ArtifactError(f"{str(path)!r} holds more numbers than its {len(raw):,} bytes can")
     mixed = set(content) == {"w", "m"}
     if "quantized" in content and "scales" in content:
         found = _rows(content)
@@ -68,13 +78,22 @@ def read_state_dict(path: Path) -> StateDict:
     return StateDict(tensors, not mixed)
 
 
-def _mapping(what: str, value: Any) -> Mapping[Any, Any]:
+def _mapping(what: str, value: Any) -> Mapping[str, Any]:
+    """`value`, a table whose keys are names; `ArtifactError` for anything else."""
     if not isinstance(value, Mapping):
         raise ArtifactError(f"{what} holds a {type(value).__name__}, not a state dict")
-    longest = max((len(str(name)) for name in value), default=0)
-    if longest > _LONGEST_NAME:
-        raise ArtifactError(f"a tensor's name has {longest} characters; at most {_LONGEST_NAME}")
+    for name in value:
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME or not name.isprintable():
+            shown = quoted(name) if isinstance(name, str) else f"a {type(name).__name__}"
+            raise ArtifactError(f"{what} holds {shown} where the name of a tensor is expected")
     return value
+
+
+def _tensors(content: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The plain tensors of a state dict and of the dictionaries in it."""
+    for value in content.values():
+        parts = value.values() if isinstance(value, Mapping) else (value,)
+        yield from (part for part in parts if _is_plain(part))
 
 
 def _read(path: Path) -> bytes:
@@ -104,14 +123,28 @@ def _inflate(path: Path, data: bytes) -> bytes:
     return raw
 
 
+def _check_pickle(path: Path, raw: bytes) -> None:
+    """Refuse what would take memory while it is loaded: zip bombs, and buffers of any length."""
+    pickles = [raw]
+    if zipfile.is_zipfile(io.BytesIO(raw)):
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > _FREE_BYTES + len(raw):
+                raise ArtifactError(f"{str(path)!r} expands to more than a state dict does")
+            pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+    if any(map(_BUFFER.search, pickles)):
+        raise ArtifactError(f"{str(path)!r} is refused: it builds a bytearray")
+
+
 def _unpickle(path: Path, raw: bytes) -> Any:
     try:
-        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        _check_pickle(path, raw)
+        with warnings.catch_warnings(action="ignore"):  # of kinds of tensors that are refused
+            return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0][:160]
+        reason = cut(str(error).partition("\n")[0], 120)
         raise ArtifactError(f"{str(path)!r} is refused by weights-only loading: {reason}") from None
     except _UNREADABLE as error:
-        reason = (str(error).splitlines() or [""])[0][:160]
+        reason = cut(str(error).partition("\n")[0], 120)
         raise ArtifactError(
             f"{str(path)!r} is no state dict that torch can read: {reason}"
         ) from None
@@ -162,9 +195,7 @@ def _dequantize(name: str, codes: Any, scale: Any) -> Tensor:
     if wide.dim() == 0:
         return codes.float() * wide
     if wide.dim() != 1 or codes.dim() < 1 or wide.shape[0] != codes.shape[0]:
-        raise ArtifactError(
-            f"scales {tuple(scale.shape)} do not fit the rows of {name!r} {tuple(codes.shape)}"
-        )
+        raise ArtifactError(f"scales {cut(tuple(scale.shape), 40)} do not fit the rows of {name!r}")
     return codes.float() * wide.view(-1, *[1] * (codes.dim() - 1))
 
 
@@ -185,9 +216,8 @@ def _is_plain(tensor: Any) -> TypeGuard[Tensor]:
     )
 
 
-def _plain_name(name: Any) -> str:
+def _plain_name(name: str) -> str:
     """The name without what torch.compile and data parallelism put in front."""
-    plain = str(name)
     for prefix in _WRAPPERS:
-        plain = plain.removeprefix(prefix)
-    return plain
+        name = name.removeprefix(prefix)
+    return name

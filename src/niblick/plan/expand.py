@@ -23,6 +23,7 @@ from niblick.components import (
     VirtualLayer,
 )
 from niblick.errors import RecipeError
+from niblick.limits import MAX_PARAMETERS, MAX_STATE_BYTES
 from niblick.recipe.model import ModelRecipe
 from niblick.recipe.stack import LayerSpec
 
@@ -117,7 +118,19 @@ def make_plan(model: ModelRecipe) -> Plan:
     specs = [part.spec(model) for part in BEFORE if part.used(model)]
     specs += [layer_spec(model, layer) for layer in layers]
     specs += [part.spec(model) for part in AFTER if part.used(model)]
-    return Plan(model, layers, tuple(specs))
+    plan = Plan(model, layers, tuple(specs))
+    _check_sizes(plan)
+    return plan
+
+
+def _check_sizes(plan: Plan) -> None:
+    """Refuse what no machine of this project's users could hold, before anything is allocated."""
+    for what, size, limit in (
+        ("parameters", plan.parameter_count, MAX_PARAMETERS),
+        ("bytes of decode state", plan.decode_state_bytes(), MAX_STATE_BYTES),
+    ):
+        if size > limit:
+            raise RecipeError(f"a model of {size:,} {what}; at most {limit:,} are accepted")
 
 
 def layer_spec(model: ModelRecipe, layer: VirtualLayer) -> ComponentSpec:

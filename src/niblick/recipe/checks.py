@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from niblick.limits import MAX_LAYERS
+
 if TYPE_CHECKING:
     from niblick.recipe.model import ModelRecipe
 
@@ -62,11 +64,17 @@ def _check_stack(model: ModelRecipe) -> None:
         raise ValueError("stack is empty; give at least one segment with layers")
     if len(set(names)) != len(names):
         raise ValueError(f"stack segment names {names} must differ")
+    layers = sum(segment.loops * len(segment.blocks) for segment in model.stack)
+    if layers > MAX_LAYERS:
+        raise ValueError(
+            f"stack has {layers:,} virtual layers; at most {MAX_LAYERS:,} are accepted"
+        )
 
 
 def _check_layers(key: str, layers: tuple[int, ...], allowed: range | list[int], kind: str) -> None:
     if len(set(layers)) != len(layers):
         raise ValueError(f"{key} {list(layers)} names a layer twice")
+    known = set(allowed)
     for layer in layers:
-        if layer not in allowed:
+        if layer not in known:
             raise ValueError(f"{key}: {layer} is not {kind}; accepted: {list(allowed)}")

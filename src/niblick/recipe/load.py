@@ -6,6 +6,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from copy import deepcopy
+from difflib import SequenceMatcher
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from niblick.errors import RecipeError
+from niblick.limits import MAX_RECIPE_BYTES, cut, quoted
 from niblick.recipe.schema import Recipe
 from niblick.registry import load_installed_plugins, loaded_plugins
 
@@ -47,9 +49,10 @@ def recipe_from_dict(
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(
-            f"{origin}: " + "; ".join(_explain(e, values) for e in error.errors()[:3])
-        ) from None
+        clauses = "; ".join(_explain(e) for e in error.errors()[:3])
+        raise RecipeError(f"{origin}: {cut(clauses, 160)}") from None
+    except RecursionError:
+        raise RecipeError(f"{origin} is nested too deeply to be a recipe") from None
     if recipe.plugins:
         _need_plugins(recipe)
     return recipe
@@ -61,7 +64,8 @@ def _need_plugins(recipe: Recipe) -> None:
     for module in recipe.plugins:
         if module not in loaded_plugins():
             raise RecipeError(
-                f"recipe {recipe.name!r} needs the plugin {module!r}; give --plugin {module}"
+                f"recipe {recipe.name!r} needs the plugin {quoted(module)}; give --plugin"
+                f" {cut(module, 60)}"
             )
 
 
@@ -78,29 +82,35 @@ def _read(source: str) -> str:
     if source in list_recipes():
         return (resources.files("niblick") / "recipes" / f"{source}.toml").read_text("utf-8")
     path = Path(source)
-    if not path.is_file():
+    if "\0" in source or not path.is_file():
         raise RecipeError(
             f"no recipe {source!r}; shipped: {', '.join(list_recipes())}; or give a TOML file's"
             " path"
         )
     try:
-        return path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read recipe {source!r}: {error}") from None
+        with path.open("rb") as file:
+            data = file.read(MAX_RECIPE_BYTES + 1)
+        if len(data) > MAX_RECIPE_BYTES:
+            raise RecipeError(f"recipe {source!r} is longer than {MAX_RECIPE_BYTES:,} bytes")
+        return data.decode("utf-8-sig")
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe {source!r}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"cannot read recipe {source!r}: {cut(error, 120)}") from None
 
 
 def _parse(text: str, origin: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{origin} is not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:  # a number may have too many digits
+        raise RecipeError(f"{origin} is not valid TOML: {cut(error, 120)}") from None
 
 
 def _apply(values: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for item in overrides:
         key, separator, text = item.partition("=")
         if not separator or not key.strip():
-            raise RecipeError(f"--set {item!r} is not of the form key=value")
+            raise RecipeError(f"--set {quoted(item)} is not of the form key=value")
         _assign(values, key.strip().split("."), _value(text.strip()), item)
     return values
 
@@ -118,7 +128,7 @@ def _value(text: str) -> Any:
     """A TOML value where it parses as one, else the bare text."""
     try:
         return tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -134,26 +144,34 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, item: str) -> N
     elif isinstance(node, dict):
         node[path[-1]] = value
     else:
-        raise RecipeError(f"--set {item!r}: {'.'.join(path[:-1])} is a value, not a table")
+        raise RecipeError(
+            f"--set {quoted(item)}: {cut('.'.join(path[:-1]), 60)} is a value, not a table"
+        )
 
 
 def _index(node: list[Any], part: str, item: str) -> int:
-    if not part.isdecimal() or int(part) >= len(node):
-        raise RecipeError(f"--set {item!r}: {part!r} is not an index into a list of {len(node)}")
+    if not part.isdecimal() or len(part) > 6 or int(part) >= len(node):
+        raise RecipeError(
+            f"--set {quoted(item)}: {quoted(part)} is not an index into a list of {len(node)}"
+        )
     return int(part)
 
 
-def _explain(error: Any, values: dict[str, Any]) -> str:
-    """One clause of an error line: the key, what is wrong, the value that was given, and the known
-    keys.
-    """
+def _explain(error: Any) -> str:
+    """One clause of an error line: the key, what is wrong, what was given, and the known keys."""
     path = [str(part) for part in error["loc"]]
-    key = ".".join(path) or "recipe"
+    key = cut(".".join(path), 60) or "recipe"
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; accepted there: {', '.join(_known_keys(path[:-1]))}"
+        known = sorted(_known_keys(path[:-1]), key=lambda name: _unlike(path[-1], name))
+        return f"unknown key {key!r}; accepted there: {', '.join(known)}"
     given = error.get("input")
-    shown = "" if isinstance(given, dict) else f" (got {given!r:.80})"
-    return f"{key}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    shown = "" if isinstance(given, dict) else f" (got {quoted(given)})"
+    return f"{key}: {cut(error['msg'].removeprefix('Value error, '), 160)}{shown}"
+
+
+def _unlike(given: str, name: str) -> float:
+    """How far `name` is from what was written: the likeliest correction sorts first."""
+    return -SequenceMatcher(None, given[:64], name).ratio()
 
 
 def _known_keys(path: list[str]) -> list[str]:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from niblick.recipe.base import Section, section
+from niblick.limits import MAX_LAYERS, MAX_ROPE_BASE, MAX_SEGMENTS, MAX_WIDTH
+from niblick.recipe.base import FROM_LIST, Length, Real, Scale, Section, Width, section
 from niblick.recipe.stack import StackRecipe
 
-Positive = Annotated[int, Field(gt=0)]
-Layers = Annotated[
-    tuple[int, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-]
-Real = Annotated[float, Field(strict=False)]
+Layer = Annotated[int, Field(ge=0, lt=MAX_LAYERS)]
+Layers = Annotated[tuple[Layer, ...], Field(max_length=MAX_LAYERS), FROM_LIST]
 
 
 class EmbeddingRecipe(Section):
@@ -27,7 +25,7 @@ class EmbeddingRecipe(Section):
     """
 
     init: Literal["normal", "overtone"] = "normal"
-    std: Annotated[float, Field(gt=0, strict=False)] = 0.005
+    std: Scale = 0.005
 
 
 class BigramRecipe(Section):
@@ -38,7 +36,7 @@ class BigramRecipe(Section):
 
     enabled: bool = False
     buckets: Annotated[int, Field(ge=2, le=1 << 24)] = 2048
-    width: Positive = 128
+    width: Width = 128
     projection: bool = True
     scale: Real = 0.05
 
@@ -78,10 +76,10 @@ class RopeRecipe(Section):
     where the recipe's context is longer; null switches that off.
     """
 
-    dims: Annotated[int, Field(ge=0)] | Literal["full", "adaptive"] = 16
-    frequency_dims: Positive | Literal["head", "rotary"] = "rotary"
-    base: Annotated[float, Field(gt=1, strict=False)] = 10000.0
-    train_length: Positive | None = None
+    dims: Annotated[int, Field(ge=0, le=MAX_WIDTH)] | Literal["full", "adaptive"] = 16
+    frequency_dims: Width | Literal["head", "rotary"] = "rotary"
+    base: Annotated[float, Field(gt=1, le=MAX_ROPE_BASE, strict=False)] = 10000.0
+    train_length: Length | None = None
 
 
 class AttentionRecipe(Section):
@@ -89,14 +87,14 @@ class AttentionRecipe(Section):
     residual.
     """
 
-    heads: Positive = 8
-    kv_heads: Positive = 4
+    heads: Width = 8
+    kv_heads: Width = 4
     qk_norm: bool = True
-    q_gain: Annotated[float, Field(strict=False)] | None = 1.5
+    q_gain: Real | None = 1.5
     k_gain: bool = False
     kv_shift: bool = False
     local_value: bool = False
-    xsa_last: Annotated[int, Field(ge=0)] = 0
+    xsa_last: Annotated[int, Field(ge=0, le=MAX_LAYERS)] = 0
     xsa_layers: Layers | None = None
     rope: RopeRecipe = section()
 
@@ -108,7 +106,7 @@ class ValueEmbeddingRecipe(Section):
 
     enabled: bool = False
     layers: Layers = ()
-    width: Positive = 128
+    width: Width = 128
     scale: Real = 0.1
     std: Real = 0.02
 
@@ -138,7 +136,7 @@ class SidecarRecipe(Section):
 
     enabled: bool = False
     layers: Layers = ()
-    width: Positive = 48
+    width: Width = 48
     kernel: Annotated[int, Field(ge=2, le=9)] = 3
 
 
@@ -153,18 +151,16 @@ class ModelRecipe(Section):
     """Everything that decides the shape and the initialisation of a LanguageModel."""
 
     vocab_size: Annotated[int, Field(ge=2, le=65536)] = 1024
-    bos_id: Annotated[int, Field(ge=0)] = 1
-    dim: Positive = 512
-    context: Positive = 1024
-    stack: Annotated[
-        tuple[StackRecipe, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-    ]
+    bos_id: Annotated[int, Field(ge=0, lt=65536)] = 1
+    dim: Width = 512
+    context: Length = 1024
+    stack: Annotated[tuple[StackRecipe, ...], Field(max_length=MAX_SEGMENTS), FROM_LIST]
     scalars: Literal["block", "virtual"] = "block"
     depth_scale: bool = True
     document_mask: bool = True
     document_attention: Literal["across", "within"] = "across"
     tied: bool = True
-    softcap: Annotated[float, Field(gt=0, strict=False)] | None = 30.0
+    softcap: Scale | None = 30.0
     linear_init: Literal["orthogonal", "torch"] = "orthogonal"
     embedding: EmbeddingRecipe = section()
     bigram: BigramRecipe = section()

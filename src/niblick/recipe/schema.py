@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from niblick.errors import RecipeError
-from niblick.recipe.base import Section, section
-from niblick.recipe.model import ModelRecipe, Positive
+from niblick.limits import MAX_THREADS
+from niblick.recipe.base import (
+    FROM_LIST,
+    BelowOne,
+    Count,
+    Fraction,
+    Length,
+    Names,
+    Rate,
+    Real,
+    Section,
+    Text,
+    section,
+)
+from niblick.recipe.model import ModelRecipe
 from niblick.units import Duration
 
-Rate = Annotated[float, Field(ge=0, strict=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, strict=False)]
-Share = Annotated[float, Field(ge=0, lt=1, strict=False)]
-Names = Annotated[
-    tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-]
-Pair = Annotated[
-    tuple[float, float], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-]
+Pair = Annotated[tuple[Real, Real], FROM_LIST]
+Decays = Annotated[tuple[BelowOne, BelowOne], FROM_LIST]
 
 
 def _duration(value: str) -> Duration:
@@ -42,8 +48,8 @@ class DataRecipe(Section):
     (the challenge's), or the path of a SentencePiece `.model`.
     """
 
-    corpus: str = "wiki-vital"
-    tokenizer: str = "train"
+    corpus: Text = "wiki-vital"
+    tokenizer: Text = "train"
     workers: Annotated[int, Field(ge=0, le=64)] = 1
     shard_mix: Pair = (8, 32)
     alpha: Pair = (0.9, 0.5)
@@ -55,9 +61,9 @@ class OptimizerRecipe(Section):
     Names are those of registered optimizers, those of plugins included.
     """
 
-    matrix: str = "muon"
-    embedding: str = "adam"
-    control: str = "adam"
+    matrix: Text = "muon"
+    embedding: Text = "adam"
+    control: Text = "adam"
 
 
 class MuonRecipe(Section):
@@ -69,8 +75,8 @@ class MuonRecipe(Section):
     """
 
     lr: Rate = 0.04
-    momentum: Pair = (0.92, 0.99)
-    momentum_warmup: str | Fraction = "1500 steps"
+    momentum: Decays = (0.92, 0.99)
+    momentum_warmup: Text | Fraction = "1500 steps"
     nesterov: bool = True
     newton_schulz_steps: Annotated[int, Field(ge=1, le=12)] = 5
     weight_decay: Rate = 0.04
@@ -88,7 +94,7 @@ class AdamRecipe(Section):
 
     embedding_lr: Rate = 0.05
     scalar_lr: Rate = 0.04
-    betas: Pair = (0.9, 0.95)
+    betas: Decays = (0.9, 0.95)
     eps: Rate = 1e-8
     weight_decay: Rate = 0.04
     decoupled: bool = True
@@ -102,9 +108,9 @@ class ScheduleRecipe(Section):
     measured step time when the budget is in seconds, so that they always fire.
     """
 
-    kind: str = "linear"
-    warmup: str | Fraction = 0.0
-    warmdown: str | Fraction = 0.5
+    kind: Text = "linear"
+    warmup: Text | Fraction = 0.0
+    warmdown: Text | Fraction = 0.5
     final: Fraction = 0.0
 
 
@@ -119,7 +125,7 @@ class AveragingRecipe(Section):
     kind: Literal["none", "ema", "swa"] = "ema"
     decay: Fraction = 0.997
     warmup: bool = True
-    every: Positive = 200
+    every: Count = 200
     start: Fraction = 0.5
 
 
@@ -134,14 +140,15 @@ class QatRecipe(Section):
 
 
 class DropoutRecipe(Section):
-    """Shares of the positions at which a table's row is left out of the input during training; the
-    others are scaled up by 1 / (1 - share) (Srivastava et al. 2014, per position). For corpora that
-    are passed over many times.
+    """Dropout of table rows in training (Srivastava et al. 2014, per position).
+
+    Each number is the probability that a position loses its row; the rows that are kept are scaled
+    up accordingly. For corpora that are passed over many times.
     """
 
-    token: Share = 0.0
-    bigram: Share = 0.0
-    value_embedding: Share = 0.0
+    token: BelowOne = 0.0
+    bigram: BelowOne = 0.0
+    value_embedding: BelowOne = 0.0
 
 
 class ValidationRecipe(Section):
@@ -150,7 +157,7 @@ class ValidationRecipe(Section):
     """
 
     every: Fraction = 0.1
-    tokens: Positive = 32768
+    tokens: Count = 32768
 
 
 class TrainingRecipe(Section):
@@ -161,16 +168,16 @@ class TrainingRecipe(Section):
     no compiler.
     """
 
-    duration: str = "600s"
-    sequence_length: Positive = 1024
-    batch_tokens: Positive = 524288
-    micro_batch_tokens: Positive | None = None
+    duration: Text = "600s"
+    sequence_length: Length = 1024
+    batch_tokens: Count = 524288
+    micro_batch_tokens: Count | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    compile_warmup_steps: Annotated[int, Field(ge=0)] = 0
+    compile_warmup_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
     clip: Rate = 0.3
-    threads: Positive | None = None
-    checkpoint_every: str = "60s"
+    threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] | None = None
+    checkpoint_every: Text = "60s"
     optimizer: OptimizerRecipe = section()
     muon: MuonRecipe = section()
     adam: AdamRecipe = section()
@@ -205,8 +212,8 @@ class TrainingRecipe(Section):
 class ArtifactRecipe(Section):
     """The packed file: a hard cap in bytes (decimal), the codec, and its bits per role."""
 
-    max_bytes: Positive = 16_000_000
-    codec: str = "int-zlib"
+    max_bytes: Count = 16_000_000
+    codec: Text = "int-zlib"
     matrix_bits: Annotated[int, Field(ge=2, le=8)] = 6
     embedding_bits: Annotated[int, Field(ge=2, le=8)] = 8
     code_bytes: bool = False
@@ -216,9 +223,9 @@ class EvaluationRecipe(Section):
     """How the run is scored at its end: split, mode, window length and stride."""
 
     mode: Literal["chunked", "sliding", "streaming", "document"] = "chunked"
-    context: Positive | None = None
-    stride: Positive = 64
-    batch_tokens: Positive = 16384
+    context: Length | None = None
+    stride: Length = 64
+    batch_tokens: Count = 16384
 
 
 class Recipe(Section):
@@ -229,7 +236,7 @@ class Recipe(Section):
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    description: str = ""
+    description: Text = ""
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     plugins: Names = ()
     data: DataRecipe = section()

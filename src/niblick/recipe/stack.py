@@ -8,10 +8,11 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from niblick.components import MIXERS
-from niblick.recipe.base import Section
+from niblick.limits import MAX_LOOPS, MAX_SEGMENT_LAYERS, quoted
+from niblick.recipe.base import FROM_LIST, Section
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,17 @@ def parse_layers(text: str) -> list[LayerSpec]:
     """
     match = re.fullmatch(r"([a-z][a-z0-9-]*)(?::([0-9]{1,7}))?(?:\*([0-9]{1,3}))?", text)
     if match is None:
-        raise ValueError(f'layer {text!r} is not like "token-shift*4", "window:128" or "full"')
+        raise ValueError(
+            f'layer {quoted(text)} is not like "token-shift*4", "window:128" or "full"'
+        )
     name, window, count = match[1], match[2], int(match[3] or 1)
     if name in MIXERS and MIXERS[name].windowed != (window is not None):
         takers = " or ".join(f'"{each}"' for each in MIXERS if MIXERS[each].windowed)
-        raise ValueError(f'layer {text!r}: a window goes with {takers} alone, as in "window:128"')
+        raise ValueError(
+            f'layer {quoted(text)}: a window goes with {takers} alone, as in "window:128"'
+        )
     if (window is not None and int(window) == 0) or count == 0:
-        raise ValueError(f"layer {text!r}: window and count must be at least 1")
+        raise ValueError(f"layer {quoted(text)}: window and count must be at least 1")
     return [LayerSpec(name, int(window) if window else None)] * count
 
 
@@ -50,10 +55,8 @@ class StackRecipe(Section):
     """
 
     name: Annotated[str, Field(max_length=32)] = "blocks"
-    loops: Annotated[int, Field(ge=1, le=64)] = 1
-    layers: Annotated[
-        tuple[str, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)
-    ]
+    loops: Annotated[int, Field(ge=1, le=MAX_LOOPS)] = 1
+    layers: Annotated[tuple[str, ...], Field(max_length=MAX_SEGMENT_LAYERS), FROM_LIST]
 
     @field_validator("name")
     @classmethod
@@ -68,8 +71,8 @@ class StackRecipe(Section):
     @classmethod
     def _parses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         total = sum(len(parse_layers(entry)) for entry in value)
-        if not 1 <= total <= 256:
-            raise ValueError(f"a stack segment holds 1 to 256 layers, not {total}")
+        if not 1 <= total <= MAX_SEGMENT_LAYERS:
+            raise ValueError(f"a stack segment holds 1 to {MAX_SEGMENT_LAYERS} layers, not {total}")
         return value
 
     @property

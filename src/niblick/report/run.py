@@ -19,7 +19,7 @@ from niblick.compression.packing import Packed, pack
 from niblick.compression.sensitivity import estimate_seconds
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
-from niblick.errors import TrainingError
+from niblick.errors import DataError, StoppedError
 from niblick.evaluation import EvaluationOptions, Score, evaluate
 from niblick.evaluation.processes import in_turn
 from niblick.model import build_model
@@ -94,13 +94,15 @@ def train_and_score(
     """Train in `folder`, pack to artifact.nib, score validation from the float weights and from the
     file.
 
-    Raises `TrainingError` where a signal stopped the run (a checkpoint is written) or another
+    Raises `StoppedError` where a signal stopped the run (a checkpoint is written) or another
     process writes into `folder`, `CapacityError` where the artifact exceeds its cap (the float
     weights are kept).
     """
     device = choose_device(world)
     with process_group(world, device), run_directory(world, folder, name=recipe.name):
         dataset = find_dataset(recipe, world)
+        for split in ("train", "validation"):
+            dataset.shards(split)
         calibration, reserve = None, 0.0
         if CODECS[recipe.artifact.codec].needs_calibration:
             calibration = make_calibration(recipe, dataset)
@@ -114,10 +116,12 @@ def train_and_score(
             on_progress=on_progress,
             spent=calibration.seconds if calibration else 0.0,
             reserve=reserve,
+            say=say,
         )
         if result.interrupted:
-            raise TrainingError(
-                f"stopped at step {result.steps:,}; continue with: niblick train --resume {folder}"
+            raise StoppedError(
+                f"stopped at step {result.steps:,}; continue with: niblick train --resume {folder}",
+                result.interrupted,
             )
         if calibration:
             calibration = left_of_budget(recipe, calibration, result.seconds)
@@ -168,11 +172,14 @@ def _pack(
         weights, tensors=result.tensors, recipe=recipe, tokenizer=dataset.tokenizer, meta=meta
     )
     say(f"float weights kept in {weights}; packing ...")
-    return pack(
-        result.tensors,
-        recipe,
-        dataset.tokenizer,
-        folder / ARTIFACT_FILE,
-        max_bytes=recipe.artifact.max_bytes,
-        calibration=calibration,
-    )
+    try:
+        return pack(
+            result.tensors,
+            recipe,
+            dataset.tokenizer,
+            folder / ARTIFACT_FILE,
+            max_bytes=recipe.artifact.max_bytes,
+            calibration=calibration,
+        )
+    except DataError as error:
+        raise DataError(f"{error}; the float weights are kept in {str(weights)!r}") from None

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.errors import ScoreError
+from niblick.limits import cut
 from niblick.scoring.options import Adaptation, LeakyTraining
 from niblick.units import LN2
 
@@ -194,7 +195,9 @@ def read_score(path: Path) -> Score:
     except OSError as error:
         raise ScoreError(f"cannot read score {str(path)!r}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ScoreError(f"{str(path)!r} is not a score of this project: {error}") from None
+        raise ScoreError(
+            f"{str(path)!r} is not a score of this project: {cut(error, 120)}"
+        ) from None
     return score
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable
+from itertools import islice
 
 import sentencepiece
 
@@ -23,7 +24,7 @@ SMALLEST_VOCABULARY = 259  # unknown, BOS, 256 bytes, and U+2581
 LARGEST_VOCABULARY = 65536
 _ASCII_ROOM = 128  # pieces learned in excess, to replace the ASCII characters that are dropped
 _RESERVED = re.compile("[\0\u2585]")  # the trainer's own marks
-_SAMPLE_BYTES = 64_000_000
+_SAMPLE, _PIECE = 16_000_000, 1 << 16  # characters read in all, and in one sentence at most
 _RARE = 0.001  # of the text: its rarest characters are left to byte pieces
 
 
@@ -32,7 +33,7 @@ def train_tokenizer(
 ) -> SentencePieceTokenizer:
     """Learn a tokenizer of exactly `vocab_size` ids from `texts`, always the same one.
 
-    At most 64 MB of text are read, evenly over the documents. With `across_words` false no piece
+    At most 16 million characters are read, evenly over the text. With `across_words` false no piece
     holds more than one word. Raises `DataError` for a vocabulary out of range or no text at all.
     """
     if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
@@ -56,9 +57,13 @@ def train_tokenizer(
 
 
 def _sample(texts: list[str]) -> list[str]:
-    """Every n-th text, n such that about 64 MB remain, without the trainer's own marks."""
-    step = max(1, -(-sum(map(len, texts)) // _SAMPLE_BYTES))
-    parts = (part for text in texts[::step] for part in _RESERVED.split(text))
+    """Every n-th piece, n such that the sample is not exceeded, without the trainer's own marks.
+
+    A text is one piece unless it is very long: the trainer's time grows faster than a sentence.
+    """
+    step = max(1, -(-sum(map(len, texts)) // _SAMPLE))
+    pieces = (text[i : i + _PIECE] for text in texts for i in range(0, len(text), _PIECE))
+    parts = (part for piece in islice(pieces, 0, None, step) for part in _RESERVED.split(piece))
     return [part for part in parts if part.strip("\r\n")]
 
 

@@ -34,6 +34,7 @@ CHALLENGE = "fineweb-1024"
 _CHALLENGE_FILE = "fineweb_1024_bpe.model"
 _CHALLENGE_SHA256 = "bbf81bf15bd66fc78d927bc9c87f06d17a80fc7d35a5131c616bef7bb34b44b4"
 _MARK = b"nT\x00"  # in front of the name of a tokenizer that is not a SentencePiece model
+_ENCODED = 1 << 22  # characters encoded at once: the library takes some 40 bytes for each
 
 
 def refuse_surrogates(text: str, what: str = "text") -> None:
@@ -283,7 +284,8 @@ class SentencePieceTokenizer(Tokenizer):
         for index, part in enumerate(text.split(SPACE)):
             if index:
                 ids += self._space_bytes
-            ids += self._engine.Encode(part)
+            for start in range(0, len(part), _ENCODED):
+                ids += self._engine.Encode(part[start : start + _ENCODED])
         return ids
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from torch import Tensor
 
 from niblick.artifact import save_checkpoint
 from niblick.errors import NiblickError, TrainingError
+from niblick.files import parse_json, record
+from niblick.limits import cut
 from niblick.recipe import Recipe
 from niblick.text.tokenizer import Tokenizer
 
@@ -44,6 +46,7 @@ class TrainerState:
     layout: str
     recipe: str
     validations: list[tuple[int, float]]
+    threads: int = 0  # that the run began with; 0 in checkpoints of version 0.1
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -93,7 +96,7 @@ def read_checkpoint(folder: Path) -> tuple[TrainerState, dict[str, Tensor]]:
     before it.
     """
     try:
-        document: dict[str, Any] = json.loads((folder / STATE).read_text("utf-8"))
+        document: dict[str, Any] = parse_json((folder / STATE).read_bytes())
         hashes = document.pop("sha256")
         found = {name: _sha256(folder / name) for name in (MODEL, TRAINER)} | {
             STATE: _digest(document)
@@ -101,8 +104,7 @@ def read_checkpoint(folder: Path) -> tuple[TrainerState, dict[str, Tensor]]:
         for name, digest in found.items():
             if hashes[name] != digest:
                 raise TrainingError(f"{name} does not match its hash")
-        document["validations"] = [(int(step), float(bpb)) for step, bpb in document["validations"]]
-        return TrainerState(**document), load_file(folder / TRAINER)
+        return _state(document), load_file(folder / TRAINER)
     except (
         OSError,
         ValueError,
@@ -113,8 +115,20 @@ def read_checkpoint(folder: Path) -> tuple[TrainerState, dict[str, Tensor]]:
         TrainingError,
     ) as error:
         raise TrainingError(
-            f"checkpoint {str(folder)!r} is damaged ({error}){_earlier(folder)}"
+            f"checkpoint {str(folder)!r} is damaged ({cut(error, 120)}){_earlier(folder)}"
         ) from None
+
+
+def _state(document: dict[str, Any]) -> TrainerState:
+    document.setdefault("threads", 0)
+    data = document.pop("data")
+    if not all(type(value) is int for value in data.values()):
+        raise ValueError("data holds something else than counts")
+    validations = [(int(step), float(bpb)) for step, bpb in document.pop("validations")]
+    last_sample = document["average_sample"]
+    document["average_sample"] = max(last_sample, 0)  # -1 before the first
+    state = record(TrainerState, document, data=data, validations=validations)
+    return replace(state, average_sample=int(last_sample))
 
 
 def _write_state(folder: Path, state: TrainerState) -> None:

@@ -30,14 +30,12 @@ def mean_over(world: World, flat: Tensor) -> None:
         flat.div_(world.size)
 
 
-def agree(world: World, device: str, seconds: float, stop: bool) -> tuple[float, bool]:
-    """(the first process's training time, whether any process was told to stop): the same answer
-    everywhere.
-    """
+def agree(world: World, device: str, seconds: float, stop: int) -> tuple[float, int]:
+    """The first process's training time, and the signal that stopped any: the same everywhere."""
     if world.size == 1:
         return seconds, stop
     shared = torch.tensor(
         [seconds if world.is_main else 0.0, float(stop)], dtype=torch.float64, device=device
     )
-    dist.all_reduce(shared)
-    return float(shared[0]), bool(shared[1] > 0)
+    dist.all_reduce(shared, dist.ReduceOp.MAX)
+    return float(shared[0]), int(shared[1])

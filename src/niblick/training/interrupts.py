@@ -1,6 +1,4 @@
-"""SIGINT and SIGTERM as a flag that the loop reads between steps, so that a run stops with a
-checkpoint.
-"""
+"""SIGINT and SIGTERM as a flag that the loop reads between steps: a run stops with a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,27 +12,33 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopFlag:
-    """Set by the first signal; the second one interrupts at once."""
+    """`signal` is the first that came, 0 before it; the next is handled as outside the block."""
 
     def __init__(self) -> None:
-        self.is_set = False
+        self.signal: int = 0
+        self.before: dict[int, signal._HANDLER] = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.is_set:
+        if not self.signal:
+            self.signal = number
+            return
+        handler = self.before.get(number)
+        if not callable(handler):
             raise KeyboardInterrupt
-        self.is_set = True
+        handler(number, frame)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Catch both signals inside the block (in the main thread; elsewhere the flag is never set)."""
+    """Catch both signals inside the block, in the main thread; elsewhere the flag stays 0."""
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
-    before = {number: signal.signal(number, flag._receive) for number in _SIGNALS}
+    for each in _SIGNALS:
+        flag.before[each] = signal.signal(each, flag._receive)
     try:
         yield flag
     finally:
-        for number, handler in before.items():
+        for number, handler in flag.before.items():
             signal.signal(number, handler)

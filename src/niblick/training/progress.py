@@ -35,9 +35,9 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """A finished or interrupted run: the weights to export (averaged, float32, CPU, before
-    rounding).
+    """A finished or stopped run: the weights to export (averaged, float32, CPU, not rounded).
 
+    `interrupted` is the number of the signal that stopped the run before its end, else 0.
     `seconds` is training time: steps, validation, averaging and, on the CPU, compilation; reading
     and writing checkpoints is not part of it. `validations` are (step, bits per byte) of the
     averaged weights.
@@ -48,7 +48,7 @@ class TrainResult:
     tokens: int
     steps: int
     passes: int
-    interrupted: bool
+    interrupted: int
     compiled: bool
     precision: str
     validations: tuple[tuple[int, float], ...] = field(default=())

@@ -7,15 +7,19 @@ from beyond the checkpoint; an error in writing names the file and leaves earlie
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from io import RawIOBase
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from niblick.errors import TrainingError
+from niblick.errors import CapacityError, TrainingError
 from niblick.files import locked, write_atomically
 from niblick.recipe import Recipe, recipe_to_toml
 
@@ -90,7 +94,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._metrics: IO[str] | None = None
+        self._metrics: RawIOBase | None = None
 
     def begin(self, recipe: Recipe, environment: dict[str, Any]) -> None:
         """Create the folder for a new run; `TrainingError` where one was already trained in it."""
@@ -114,14 +118,24 @@ class RunFolder:
         with explained(self.path):
             self.checkpoints.mkdir(exist_ok=True)
 
+    def check_space(self, needed: int) -> None:
+        """`CapacityError` where the disk has fewer than `needed` bytes left for the run's files."""
+        with explained(self.path):
+            free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise CapacityError(
+                f"the disk of {str(self.path)!r} has {free:,} bytes left; checkpoints and artifact"
+                f" of this run take about {needed:,}"
+            )
+
     def log(self, row: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+        """Append one line to metrics.jsonl, at once."""
         with explained(self.path / "metrics.jsonl"):
             if self._metrics is None:
-                self._metrics = (self.path / "metrics.jsonl").open(
-                    "a", buffering=1, encoding="utf-8"
-                )
-            self._metrics.write(json.dumps(row) + "\n")
+                self._metrics = (self.path / "metrics.jsonl").open("ab", buffering=0)
+            line = json.dumps(row).encode() + b"\n"
+            if self._metrics.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def rewind(self, step: int) -> None:
         """Drop metrics of later steps, and a last line that was cut off."""
@@ -135,9 +149,10 @@ class RunFolder:
             )
 
     def close(self) -> None:
-        """Close the metrics file."""
+        """Close the metrics file, which holds nothing back."""
         if self._metrics is not None:
-            self._metrics.close()
+            with suppress(OSError):
+                self._metrics.close()
             self._metrics = None
 
 

@@ -65,6 +65,7 @@ class RunState:
         self.step = self.tokens = 0
         self.seconds = 0.0
         self.rounding = False
+        self.other_threads = 0  # of the run so far, where it had another number
         self.step_times: deque[float] = deque(maxlen=STEP_TIMES)
         self.validations: list[tuple[int, float]] = []
         self.pipeline = _pipeline(recipe, dataset, world, saved[0].data if saved else None)
@@ -97,6 +98,12 @@ class RunState:
         views = self.layout.views(self.exportable)
         return {p.name: views[p.name].to("cpu", copy=True) for p in self.model.plan.exported}
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About what one checkpoint takes on disk: the buffers and the exported weights."""
+        tensors = self._own_buffers() | self.optimizer.tensors()
+        return sum(t.nbytes for t in tensors.values()) + 4 * self.model.plan.parameter_count
+
     def capture(self, folder: Path) -> Path:
         """Write a checkpoint of this state below `folder`; its path."""
         saved = TrainerState(
@@ -111,6 +118,7 @@ class RunState:
             layout=self.layout.fingerprint,
             recipe=_fingerprint(self.recipe),
             validations=self.validations,
+            threads=self.other_threads or torch.get_num_threads(),
         )
         tensors = self._own_buffers() | self.optimizer.tensors()
         buffers = {name: tensor.cpu() for name, tensor in tensors.items()}
@@ -137,6 +145,8 @@ class RunState:
         self.step = saved.step
         self.tokens, self.seconds, self.rounding = saved.tokens, saved.seconds, saved.rounding
         self.validations = list(saved.validations)
+        if saved.threads not in (0, torch.get_num_threads()):
+            self.other_threads = saved.threads
         if saved.step_seconds:
             self.step_times.append(saved.step_seconds)
         if self.averager:

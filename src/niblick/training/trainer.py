@@ -9,9 +9,10 @@ with a checkpoint written.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from niblick.runtime import (
     return_freed_memory,
     settle_threads,
 )
-from niblick.training.checkpoint import list_checkpoints, read_checkpoint
+from niblick.training.checkpoint import KEPT, list_checkpoints, read_checkpoint
 from niblick.training.compile import CompiledLoss
 from niblick.training.distributed import agree, mean_over
 from niblick.training.dropout import Dropout
@@ -54,12 +55,14 @@ def train(
     on_progress: Report | None = None,
     spent: float = 0.0,
     reserve: float = 0.0,
+    say: Callable[[str], None] = lambda message: None,
 ) -> TrainResult:
     """Train `recipe` on `dataset` in the run directory `out`; with `resume` from its newest
     checkpoint.
 
     `spent` seconds of training time were used before the call, and `reserve` are kept for what
-    reads training text after it. `on_progress` is called in the main process only. Raises
+    reads training text after it. `on_progress` and `say` (of what a resumed run cannot promise) are
+    called in the main process only. Raises
     `TrainingError` or `DataError` where the run cannot start or go on, as when another process
     writes into `out`; checkpoints written before stay intact.
     """
@@ -89,6 +92,11 @@ def train(
             spent=spent,
             reserve=reserve,
         )
+        if resume and world.is_main and loop.state.other_threads:
+            say(
+                f"the run began with {loop.state.other_threads} threads and goes on with"
+                f" {torch.get_num_threads()}: its weights may differ in their last bits"
+            )
         try:
             return loop.run()
         finally:
@@ -123,7 +131,7 @@ class Loop:
         reserve: float,
     ) -> None:
         self.recipe, self.folder, self.world, self.device = recipe, folder, world, device
-        self.flag, self.report, self.stop = flag, report if world.is_main else None, False
+        self.flag, self.report, self.stop = flag, report if world.is_main else None, 0
         kept = list_checkpoints(folder.checkpoints) if resume else []
         self.newest = kept[-1].name if kept else ""
         self.state = RunState(
@@ -133,6 +141,8 @@ class Loop:
             device=device,
             saved=read_checkpoint(kept[-1]) if kept else None,
         )
+        if world.is_main:
+            folder.check_space(self.state.checkpoint_bytes * (2 if kept else KEPT + 2))
         if resume and world.is_main:
             folder.rewind(self.state.step)
         self.schedule = Schedule(recipe.training, reserve)
@@ -171,7 +181,7 @@ class Loop:
     def _over(self) -> bool:
         """Whether the budget is spent or a signal has come."""
         self._look_at_clock()
-        return self._finished() or self.stop
+        return self._finished() or self.stop != 0
 
     def _finished(self) -> bool:
         state = self.state
@@ -190,7 +200,7 @@ class Loop:
         if self.world.size > 1 and state.step % self.observe_every:
             return
         state.seconds, self.stop = agree(
-            self.world, self.device, self.clock.seconds, self.flag.is_set
+            self.world, self.device, self.clock.seconds, self.flag.signal
         )
         if self.mark is not None and state.step > self.mark[0]:
             state.step_times.append((state.seconds - self.mark[1]) / (state.step - self.mark[0]))
@@ -277,9 +287,19 @@ class Loop:
                 "tokens": state.tokens,
                 "loss": value,
             }
-            self.folder.log(row | {"multiplier": progress.multiplier, "rounding": state.rounding})
+            self._log(row | {"multiplier": progress.multiplier, "rounding": state.rounding})
             if self.report:
                 self.report(progress)
+
+    def _log(self, row: dict[str, Any]) -> None:
+        """Append to the metrics; where that fails, the run ends with all it can keep."""
+        try:
+            self.folder.log(row)
+        except TrainingError as error:
+            with suppress(TrainingError):
+                self._save()
+            kept = f"; {self.newest} is kept, to go on with --resume" if self.newest else ""
+            raise TrainingError(f"{error}{kept}") from None
 
     def _progress(self, loss: float, validation: float | None = None) -> Progress:
         state, at = self.state, self.state.position
@@ -323,7 +343,7 @@ class Loop:
         state.validations.append((state.step, bpb))
         self.mark, self.validation_seconds = None, self.clock.seconds - began
         if self.world.is_main:
-            self.folder.log(
+            self._log(
                 {"step": state.step, "seconds": round(self.clock.seconds, 3), "validation_bpb": bpb}
             )
             if self.report:
@@ -350,7 +370,7 @@ class Loop:
     def _finish(self) -> TrainResult:
         state = self.state
         if not self.stop:
-            state.seconds, _ = agree(self.world, self.device, self.clock.seconds, False)
+            state.seconds, _ = agree(self.world, self.device, self.clock.seconds, 0)
         self._save()
         return TrainResult(
             tensors=state.exported(),
@@ -358,7 +378,7 @@ class Loop:
             tokens=state.tokens,
             steps=state.step,
             passes=state.pipeline.passes,
-            interrupted=self.stop and not self._finished(),
+            interrupted=0 if self._finished() else self.stop,
             compiled=self.loss.compiled,
             precision=state.precision,
             validations=tuple(state.validations),

@@ -16,7 +16,8 @@ from niblick.errors import CapacityError, NiblickError
 from niblick.exchange.submission import texts
 from niblick.exchange.submission.bundle import bundle_script
 from niblick.exchange.submission.verify import record_folder
-from niblick.files import sha256_file
+from niblick.files import parse_json, read_json, sha256_file
+from niblick.limits import cut
 from niblick.recipe import load_recipe
 from niblick.text.tokenizer import CHALLENGE
 
@@ -58,16 +59,18 @@ def export_submission(run: Path, out: Path, *, author: str, name: str | None = N
     invalid = [str(r.folder) for r in runs if not r.card["valid"]]
     if invalid:
         raise NiblickError(f"{invalid[0]!r} holds a score that is not valid; nothing to submit")
-    work = Path(tempfile.mkdtemp(prefix=".niblick-export-", dir=_parent(out)))
+    work = _work_folder(out)
     try:
         exported = _fill(work, runs, author, name or str(runs[0].card["recipe"]))
         if out.exists():
             out.rmdir()
         work.chmod(0o755)
         work.rename(out)
+        record_folder(out)
+    except OSError as error:
+        raise NiblickError(f"cannot export to {str(out)!r}: {error.strerror}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    record_folder(out)
     return Exported(out, exported.code_bytes, exported.artifact_bytes, exported.bpb)
 
 
@@ -136,25 +139,26 @@ def _read_runs(run: Path) -> list[Run]:
 
 def _read_run(folder: Path) -> Run:
     try:
-        card = json.loads((folder / "card.json").read_text("utf-8"))
+        card = read_json(folder / "card.json")
         lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-        return Run(folder, card, [json.loads(line) for line in lines])
+        return Run(folder, card, [parse_json(line) for line in lines])
     except OSError as error:
         raise NiblickError(
             f"{str(folder)!r} is not a finished run: {error.strerror} ({error.filename})"
         ) from None
     except ValueError as error:
         raise NiblickError(
-            f"{str(folder)!r} holds a damaged card or metrics file: {error}"
+            f"{str(folder)!r} holds a damaged card or metrics file: {cut(error, 120)}"
         ) from None
 
 
-def _parent(out: Path) -> Path:
+def _work_folder(out: Path) -> Path:
+    parent = out.absolute().parent
     try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".niblick-export-", dir=parent))
     except OSError as error:
         raise NiblickError(f"cannot write beside {str(out)!r}: {error.strerror}") from None
-    return out.absolute().parent
 
 
 def _size(path: Path) -> int:
