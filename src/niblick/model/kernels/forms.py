@@ -18,7 +18,7 @@ from niblick.components.attention import Attention
 from niblick.components.functional import dropped, split_heads
 from niblick.components.token_shift import TokenShift
 from niblick.model.equations import Equations, weights_of
-from niblick.model.kernels import operators
+from niblick.model.kernels import operators, products, rows
 from niblick.model.kernels.attention import WIDTHS
 from niblick.model.kernels.library import DTYPES, PANEL, Kernels
 from niblick.model.lm import LanguageModel
@@ -28,6 +28,7 @@ MAX_WIDTH = 16384  # rows are staged on the stack as float
 MAX_CAP = 40.0  # e^(-2 cap) is still a normal float
 
 ops: Any = torch.ops.niblick
+DEFINED = (rows, products)  # importing them defines the operators
 
 
 def use_kernels(model: LanguageModel, kernels: Kernels | None) -> bool:
