@@ -211,8 +211,8 @@ class KernelForms(Equations):
             q, k, v = (split_heads(t, call.model.head_dim) for t in self._linears(u, root, *names))
             v = self._embedded(v, layer, call)
             if options.kv_shift:
-                k = self._shifted(k, weights.k_shift_mix, call)
-                v = self._shifted(v, weights.v_shift_mix, call)
+                k = ops.shift_mix(k, call.boundary, weights.k_shift_mix)
+                v = ops.shift_mix(v, call.boundary, weights.v_shift_mix)
             q, k = (
                 ops.heads(t, gain, *call.rotary)[0] for t, gain in zip((q, k), gains, strict=True)
             )
@@ -230,10 +230,4 @@ class KernelForms(Equations):
             return v
         scale = VALUE_EMBEDDING.scale(layer, call).contiguous()
         out: Tensor = ops.add(v.flatten(2), call.value_embedding, scale).view(v.shape)
-        return out
-
-    def _shifted(self, x: Tensor, mix: Tensor, call: Call) -> Tensor:
-        """x + mix * prev(x) for x (B, T, G, E), mix (G,)."""
-        wide = mix.repeat_interleave(x.shape[-1])
-        out: Tensor = ops.shift_mix(x.flatten(2), call.boundary, wide).view(x.shape)
         return out

@@ -258,9 +258,10 @@ def _nll_back(
 
 @operator("shift_mix(Tensor x, Tensor? boundary, Tensor mix) -> Tensor out")
 def _shift_mix(run: Run, x: Tensor, boundary: Tensor | None, mix: Tensor) -> Tensor:
-    """x + mix * prev(x); x (B, T, C), mix (C,)."""
-    out, (rows, width) = torch.empty_like(x), sizes(x)
-    run("shift_mix", x.dtype, x, boundary, mix, out, rows, x.shape[1], width)
+    """x + mix * prev(x); x (B, T, G, E), mix (G,)."""
+    out, (rows, length, width) = torch.empty_like(x), _positions(x)
+    wide = mix.repeat_interleave(x.shape[-1])
+    run("shift_mix", x.dtype, x, boundary, wide, out, rows, length, width)
     return out
 
 
@@ -271,9 +272,16 @@ def _shift_mix(run: Run, x: Tensor, boundary: Tensor | None, mix: Tensor) -> Ten
 def _shift_mix_back(
     run: Run, g: Tensor, x: Tensor, boundary: Tensor | None, mix: Tensor
 ) -> tuple[Tensor, Tensor]:
-    gx, sums, (rows, width) = torch.empty_like(x), partial_sums(x, len(mix)), sizes(x)
-    run("shift_mix_back", x.dtype, g, x, boundary, mix, gx, sums, rows, x.shape[1], width)
-    return gx, fold(run, sums)
+    gx, (rows, length, width) = torch.empty_like(x), _positions(x)
+    wide, sums = mix.repeat_interleave(x.shape[-1]), partial_sums(x, width)
+    run("shift_mix_back", x.dtype, g, x, boundary, wide, gx, sums, rows, length, width)
+    return gx, fold(run, sums).view(len(mix), -1).sum(-1)
+
+
+def _positions(x: Tensor) -> tuple[int, int, int]:
+    """Positions, length and width of x (B, T, G, E)."""
+    batch, length, groups, width = x.shape
+    return batch * length, length, groups * width
 
 
 @operator("local_value(Tensor y, Tensor v, Tensor mix) -> Tensor out")
