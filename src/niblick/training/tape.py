@@ -165,7 +165,7 @@ class Tape(TorchFunctionMode):
         if not any(key in self.slots or t.requires_grad for key, t in given.items()):
             return func(*args, **named)
         writes = name.endswith("_") and not name.endswith("__")
-        if name in _ASKS or writes or name == "__setitem__" or "out" in named:
+        if name in _ASKS or writes or name == "__setitem__" or named.get("out") is not None:
             raise NotRepeatableError(f"{name} cannot be repeated")
         found = func(*args, **named)
         results = found if isinstance(found, tuple | list) else (found,)
