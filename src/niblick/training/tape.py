@@ -86,6 +86,11 @@ class OperatorCall(Call):
         return OPERATORS[self.function.__name__]
 
     @cached_property
+    def _varying(self) -> list[tuple[int, int]]:
+        """Where an argument is a slot, and which; an operator's arguments are no nests."""
+        return [(at, p.index) for at, p in enumerate(self.arguments) if isinstance(p, Slot)]
+
+    @cached_property
     def _back(self) -> tuple[Operator, list[Any], list[tuple[Any, int]]]:
         """The gradient, its arguments (a number: of that result) and what its results are of."""
         operator, gradient = self._operator, self._operator.gradient
@@ -99,7 +104,10 @@ class OperatorCall(Call):
         return gradient, inputs, [(p, gradient.results.index(name)) for p, name in of]
 
     def forward(self, values: list[Any]) -> None:
-        self.store(self._operator(*_filled(self.arguments, values)), values)
+        given = list(self.arguments)
+        for at, index in self._varying:
+            given[at] = values[index]
+        self.store(self._operator(*given), values)
 
     def back(self, values: list[Any], grads: list[Tensor | None]) -> Iterator[tuple[Any, Any]]:
         gradient, inputs, places = self._back
