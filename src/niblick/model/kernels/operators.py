@@ -155,6 +155,7 @@ def floats(like: Tensor, *shape: int) -> Tensor:
 
 
 def check(run: Run, ids: Tensor, count: int) -> None:
+    """Raise `IndexError` for ids outside 0 .. count - 1."""
     if run is _skip or ids.numel() == 0:
         return
     low, high = (int(each) for each in torch.aminmax(ids))
