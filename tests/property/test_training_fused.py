@@ -150,15 +150,14 @@ def test_what_the_sidecar_adds(
     y, v = _draw((batch, length, heads[0], width), (batch, length, heads[1], width), dtype=dtype)
     of_head, of_group = _draw((heads[0],), (heads[1],), dtype=torch.float32)
 
-    def mixed(v: Tensor, mix: Tensor) -> Tensor:
-        wide = mix.repeat_interleave(width)
-        found: Tensor = ops.shift_mix(v.flatten(2), boundary, wide).view(v.shape)
-        return found
-
     def filtered(values: Tensor, gate: Tensor, site: Tensor, weight: Tensor) -> Tensor:
         return F.silu(gate + site) * plain.causal_filter(values, weight, None, boundary)
 
-    _same(lambda v, m: plain.shift_mix(v, None, boundary, m), mixed, [v, of_group], dtype)
+    one, other = (
+        lambda v, m: plain.shift_mix(v, None, boundary, m),
+        lambda v, m: ops.shift_mix(v, boundary, m),
+    )
+    _same(one, other, [v, of_group], dtype)
     _same(plain.local_value, ops.local_value, [y, v, of_head], dtype)
     values, gate = _draw(size, size, dtype=dtype)
     site, weight = _draw((width,), (width, taps), dtype=torch.float32)

@@ -30,7 +30,7 @@ from niblick.cli import main
 for arguments in (["--help"], ["recipes"], ["plan", "token-shift"], ["plan", "sidecar", "--json"]):
     with contextlib.suppress(SystemExit):
         main(arguments)
-    print(*(name for name in ("torch", "numpy", "sentencepiece") if name in sys.modules),
+    print(*(name for name in ("torch", "sentencepiece") if name in sys.modules),
         file=sys.stderr)
 """
 

@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +26,6 @@ from niblick.recipe.model import ModelRecipe
 
 NO_FACTORS: Mapping[str, Tensor] = MappingProxyType({})
 PLAIN = Equations()
-Steps = dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 class LanguageModel(Node):
@@ -42,7 +39,6 @@ class LanguageModel(Node):
         super().__init__()
         self.recipe = model
         self.plan: Plan = make_plan(model)
-        self.steps: Steps = {}
         self.kernels: Equations | None = None  # see `use_kernels`
         build_tree(self, self.plan)
         if seed is not None:

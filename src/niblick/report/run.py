@@ -103,10 +103,7 @@ def train_and_score(
         dataset = find_dataset(recipe, world)
         for split in ("train", "validation"):
             dataset.shards(split)
-        calibration, reserve = None, 0.0
-        if CODECS[recipe.artifact.codec].needs_calibration:
-            calibration = make_calibration(recipe, dataset)
-            reserve = estimate_seconds(recipe, calibration)
+        calibration, reserve = _calibration(recipe, dataset)
         result = train(
             recipe,
             dataset,
@@ -128,23 +125,7 @@ def train_and_score(
         packed = in_turn(
             world, lambda: _pack(recipe, dataset, folder, result, calibration, say), main_only=True
         )
-        options = EvaluationOptions.from_recipe(recipe)
-        packed_file = open_file(folder / ARTIFACT_FILE)
-        models = (
-            (build_model(recipe, result.tensors), None),
-            (build_model(recipe, packed_file.tensors), packed_file.sha256),
-        )
-        floating, scored = (
-            evaluate(
-                model.to(device),
-                dataset,
-                split="validation",
-                options=options,
-                world=world,
-                artifact_sha256=sha256,
-            )
-            for model, sha256 in models
-        )
+        floating, scored = _scores(recipe, dataset, folder, result, world)
         if world.is_main:
             floating.write(folder / "scores" / f"{floating.name}.json")
             scored.write(folder / "scores" / f"{scored.name}.json")
@@ -156,6 +137,34 @@ def train_and_score(
         scored=scored,
         calibration=calibration,
     )
+
+
+def _calibration(recipe: Recipe, dataset: Dataset) -> tuple[Calibration | None, float]:
+    """Batches for the recipe's codec, where it needs them, and the seconds to keep for them."""
+    if not CODECS[recipe.artifact.codec].needs_calibration:
+        return None, 0.0
+    calibration = make_calibration(recipe, dataset)
+    return calibration, estimate_seconds(recipe, calibration)
+
+
+def _scores(
+    recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult, world: World
+) -> tuple[Score, Score]:
+    """Validation from the float weights and from the packed file, by the recipe's settings."""
+    options = EvaluationOptions.from_recipe(recipe)
+    packed = open_file(folder / ARTIFACT_FILE)
+    floating, scored = (
+        evaluate(
+            build_model(recipe, tensors).to(choose_device(world)),
+            dataset,
+            split="validation",
+            options=options,
+            world=world,
+            artifact_sha256=sha256,
+        )
+        for tensors, sha256 in ((result.tensors, None), (packed.tensors, packed.sha256))
+    )
+    return floating, scored
 
 
 def _pack(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from niblick.model import LanguageModel
+from niblick.model.tree import Linear
 from niblick.runtime import return_freed_memory
 from niblick.training.tape import NotRepeatableError, Program, Tape
 
@@ -49,7 +50,8 @@ class RecordedLoss:
     """Gradients of micro-batches that are like the first one."""
 
     def __init__(self, loss: Loss, model: LanguageModel) -> None:
-        self._loss, self._model = loss, model
+        self._loss = loss
+        self._linears = [each for each in model.modules() if isinstance(each, Linear)]
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._kind: tuple[object, ...] | None = None
         self.program: Program | None = None
@@ -59,7 +61,7 @@ class RecordedLoss:
 
         None, and no gradients, for a batch unlike the first or a model with adapters.
         """
-        if self._model.adapted:
+        if any(each.extra for each in self._linears):
             return None
         if self._kind is None:
             self._kind, self.program = batch.kind, self._record(batch)

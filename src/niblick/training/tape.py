@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -80,26 +81,49 @@ class Call:
 class OperatorCall(Call):
     """A kernels' operator, past torch's dispatcher."""
 
-    @property
-    def operator(self) -> Operator:
-        """Which one."""
+    @cached_property
+    def _operator(self) -> Operator:
         return OPERATORS[self.function.__name__]
 
-    def forward(self, values: list[Any]) -> None:
-        self.store(self.operator(*_filled(self.arguments, values)), values)
+    @cached_property
+    def _varying(self) -> list[tuple[int, int]]:
+        """Where an argument is a slot, and which; an operator's arguments are no nests."""
+        return [(at, p.index) for at, p in enumerate(self.arguments) if isinstance(p, Slot)]
 
-    def _kept(self) -> dict[str, Any]:
-        places = dict(zip(self.operator.arguments, self.arguments, strict=True))
-        places |= zip(self.operator.results, self.results, strict=True)
-        return {name: places[name] for name in self.operator.kept}
+    @cached_property
+    def _back(self) -> tuple[Operator, list[Any], list[tuple[Any, int]]]:
+        """The gradient, its arguments (a number: of that result) and what its results are of."""
+        operator, gradient = self._operator, self._operator.gradient
+        places = dict(zip(operator.arguments, self.arguments, strict=True))
+        of = [(p, f"g{name}") for name, p in places.items() if p is not None and p in self.needs]
+        places |= zip(operator.results, self.results, strict=True)
+        inputs = [
+            operator.results.index(name[1:]) if name not in operator.kept else (places[name],)
+            for name in gradient.arguments
+        ]
+        return gradient, inputs, [(p, gradient.results.index(name)) for p, name in of]
+
+    def forward(self, values: list[Any]) -> None:
+        given = list(self.arguments)
+        for at, index in self._varying:
+            given[at] = values[index]
+        self.store(self._operator(*given), values)
 
     def back(self, values: list[Any], grads: list[Tensor | None]) -> Iterator[tuple[Any, Any]]:
-        known = {name: _filled(place, values) for name, place in self._kept().items()}
-        found = self.operator.pull(self.operator.gradient, known, grads)
-        return ((p, g) for p, g in zip(self.arguments, found, strict=True) if p in self.needs)
+        gradient, inputs, places = self._back
+        given = []
+        for each in inputs:
+            if type(each) is int:
+                grad = grads[each]
+                given.append(None if grad is None else grad.contiguous())
+            else:
+                place = each[0]
+                given.append(values[place.index] if type(place) is Slot else place)
+        found = gradient(*given)
+        return ((place, found[index]) for place, index in places)
 
     def reads_back(self) -> set[int]:
-        return {place.index for place in self._kept().values() if isinstance(place, Slot)}
+        return {slot.index for slot in _slots(self._back[1])}
 
 
 class ReshapeCall(Call):
@@ -149,7 +173,7 @@ class Tape(TorchFunctionMode):
         if not any(key in self.slots or t.requires_grad for key, t in given.items()):
             return func(*args, **named)
         writes = name.endswith("_") and not name.endswith("__")
-        if name in _ASKS or writes or name == "__setitem__" or "out" in named:
+        if name in _ASKS or writes or name == "__setitem__" or named.get("out") is not None:
             raise NotRepeatableError(f"{name} cannot be repeated")
         found = func(*args, **named)
         results = found if isinstance(found, tuple | list) else (found,)
@@ -244,11 +268,14 @@ def _reached(calls: Sequence[Call], loss: Slot) -> list[Call]:
 
 def _filled(what: Any, values: list[Any], swapped: dict[Any, Tensor] | None = None) -> Any:
     """A nest with values for slots, those of `swapped` first."""
-    if type(what) in (tuple, list):
-        return type(what)(_filled(each, values, swapped) for each in what)
-    if swapped and isinstance(what, Slot | Tensor) and what in swapped:
+    kind = type(what)
+    if swapped and (kind is Slot or isinstance(what, Tensor)) and what in swapped:
         return swapped[what]
-    return values[what.index] if isinstance(what, Slot) else what
+    if kind is Slot:
+        return values[what.index]
+    if kind is tuple or kind is list:
+        return kind([_filled(each, values, swapped) for each in what])
+    return what
 
 
 def _slots(nest: Any) -> Iterator[Slot]:

@@ -18,7 +18,7 @@ from niblick.components.attention import Attention
 from niblick.components.functional import dropped, split_heads
 from niblick.components.token_shift import TokenShift
 from niblick.model.equations import Equations, weights_of
-from niblick.model.kernels import operators
+from niblick.model.kernels import operators, products, rows
 from niblick.model.kernels.attention import WIDTHS
 from niblick.model.kernels.library import DTYPES, PANEL, Kernels
 from niblick.model.lm import LanguageModel
@@ -28,6 +28,7 @@ MAX_WIDTH = 16384  # rows are staged on the stack as float
 MAX_CAP = 40.0  # e^(-2 cap) is still a normal float
 
 ops: Any = torch.ops.niblick
+DEFINED = (rows, products)  # importing them defines the operators
 
 
 def use_kernels(model: LanguageModel, kernels: Kernels | None) -> bool:
@@ -211,8 +212,8 @@ class KernelForms(Equations):
             q, k, v = (split_heads(t, call.model.head_dim) for t in self._linears(u, root, *names))
             v = self._embedded(v, layer, call)
             if options.kv_shift:
-                k = self._shifted(k, weights.k_shift_mix, call)
-                v = self._shifted(v, weights.v_shift_mix, call)
+                k = ops.shift_mix(k, call.boundary, weights.k_shift_mix)
+                v = ops.shift_mix(v, call.boundary, weights.v_shift_mix)
             q, k = (
                 ops.heads(t, gain, *call.rotary)[0] for t, gain in zip((q, k), gains, strict=True)
             )
@@ -230,10 +231,4 @@ class KernelForms(Equations):
             return v
         scale = VALUE_EMBEDDING.scale(layer, call).contiguous()
         out: Tensor = ops.add(v.flatten(2), call.value_embedding, scale).view(v.shape)
-        return out
-
-    def _shifted(self, x: Tensor, mix: Tensor, call: Call) -> Tensor:
-        """x + mix * prev(x) for x (B, T, G, E), mix (G,)."""
-        wide = mix.repeat_interleave(x.shape[-1])
-        out: Tensor = ops.shift_mix(x.flatten(2), call.boundary, wide).view(x.shape)
         return out
