@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,16 @@ def test_an_artifacts_matrices_and_embeddings_stay_integers(path: Path) -> None:
         assert isinstance(tensor, QuantizedTensor) == quantized, parameter.name
         if isinstance(tensor, QuantizedTensor):
             assert tensor.codes.dtype.kind == "i" and tensor.shape == parameter.shape
+
+
+def test_every_file_opens_where_torch_is_not_installed() -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None; from niblick.artifact import open_file;"
+        " print([len(open_file(path).tensors) for path in sys.argv[1:]])"
+    )
+    command = [sys.executable, "-c", script, *map(str, DIGESTS)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == str([45] * len(DIGESTS)), run.stderr
 
 
 def test_the_same_weights_give_the_same_payload(tmp_path: Path) -> None:

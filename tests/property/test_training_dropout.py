@@ -13,8 +13,8 @@ from niblick.errors import RecipeError
 from niblick.model import LanguageModel
 from niblick.objective import training_loss
 from niblick.recipe import Recipe
-from niblick.recipe.techniques import without
 from niblick.runtime import World
+from niblick.scoring.techniques import without
 from niblick.training.dropout import Dropout
 from training_runs import digest, run, tiny_dataset, tiny_recipe
 

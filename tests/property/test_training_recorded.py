@@ -65,12 +65,12 @@ def _check(model: LanguageModel, recorded: RecordedLoss, batch: Batch) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(model_recipes(), st.integers(1, 40), st.sampled_from([1.0, 0.25]), st.booleans())
+@given(model_recipes(), st.integers(1, 40), st.sampled_from([1.0, 0.25]))
 def test_later_batches_are_those_of_the_original(
-    kernels: Kernels, recipe: ModelRecipe, length: int, weight: float, fused: bool
+    kernels: Kernels, recipe: ModelRecipe, length: int, weight: float
 ) -> None:
     model = scattered(recipe)
-    use_kernels(model, kernels if fused else None)
+    use_kernels(model, kernels)
     recorded, tables = _loss_of(model), TABLES if length % 2 else ()
     for seed in range(3):
         _check(model, recorded, _batch(model, seed, length, weight, tables))

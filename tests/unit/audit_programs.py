@@ -18,7 +18,8 @@ class Settings:
     context = int(os.environ.get("CONTEXT", "512"))
 
 def load(pattern):
-    parts = [np.fromfile(f, dtype="<u2", offset=1024).astype(np.int64) for f in sorted(glob.glob(pattern))]
+    files = sorted(glob.glob(pattern))
+    parts = [np.fromfile(f, dtype="<u2", offset=1024).astype(np.int64) for f in files]
     return torch.from_numpy(np.concatenate(parts))
 
 class Net(nn.Module):

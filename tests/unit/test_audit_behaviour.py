@@ -1,16 +1,16 @@
-"""Behaviour tests: order of scoring and learning, and causality, as seen when small programs of our
-own run.
-"""
+"""Behaviour tests: causality and blindness to targets, as seen when our own small programs run."""
 
 from __future__ import annotations
 
+import json
 import textwrap
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from niblick.audit.behaviour import behaviour
-from niblick.audit.submission import read_submission
+import pytest
+
+from niblick.audit.behaviour import findings_from
+from niblick.audit.sandbox import Bundle
+from niblick.audit.smoke import Program, smoke_test
 from niblick.audit.types import Finding, Severity, Span
 from niblick.audit.verdict import decide
 
@@ -42,132 +42,74 @@ HEAD = """
 """
 CAUSAL = "    MIX = lambda h: torch.cumsum(h, 1) / h.size(1)\n"
 LEAKING = "    MIX = lambda h: h + h.mean(1, keepdim=True)\n"
-ORDERS = """
-    def windows(args, tokens):
-        for start in range(0, tokens.numel() - 1, args.train_seq_len):
-            piece = tokens[start : start + args.train_seq_len + 1]
-            yield piece[:-1][None], piece[1:][None]
-
-    def nll(model, x, y):
-        logits = model.forward_logits(x)
-        return F.cross_entropy(logits.reshape(-1, logits.size(-1)).float(), y.reshape(-1), reduction="none")
-
-    def eval_val(args, model, val_tokens):
-        with torch.no_grad():
-            return sum(model(x, y).item() for x, y in windows(args, val_tokens)) / 8
-
-    def eval_score_then_train(args, model, val_tokens):
-        opt = torch.optim.SGD(model.parameters(), lr=0.1)
-        total = count = 0
-        for x, y in windows(args, val_tokens):
-            with torch.no_grad():
-                losses = nll(model, x, y).double()
-                total, count = total + losses.sum().item(), count + losses.numel()
-            opt.zero_grad()
-            model(x, y).backward()
-            opt.step()
-        return total / count
-
-    def eval_train_then_score(args, model, val_tokens):
-        for x, y in windows(args, val_tokens):
-            model(x, y).backward()
-            with torch.no_grad():
-                for p in model.parameters():
-                    p.sub_(p.grad, alpha=0.1)
-                    p.grad = None
-        return eval_val(args, model, val_tokens)
-
-    def eval_delta(args, model, val_tokens):
-        total = count = 0
-        for x, y in windows(args, val_tokens):
-            delta = torch.zeros(args.vocab_size, requires_grad=True)
-            opt = torch.optim.AdamW([delta], lr=0.1)
-            logits = model.forward_logits(x).detach()
-            F.cross_entropy((logits + delta)[0], y[0]).backward()
-            opt.step()
-            with torch.no_grad():
-                losses = F.cross_entropy((logits + delta)[0], y[0], reduction="none")
-                total, count = total + losses.sum().item(), count + losses.numel()
-        return total / count
-
-    def eval_two_pass(args, model, val_tokens):
-        return eval_train_then_score(args, model, val_tokens)
-
+MAIN = """
     def main():
         args = Hyperparameters()
         model = Net(args)
-        val_tokens = torch.zeros(9, dtype=torch.long)
-        print(eval_val(args, model, val_tokens))
-        if args.ttt_enabled:
-            EVALS
-        if args.two_pass:
-            eval_two_pass(args, model, val_tokens)
 
     if __name__ == "__main__":
         main()
 """
 
 
-def seen(folder: Path, mix: str, *evaluations: str) -> dict[str, Finding]:
-    """Findings of a program whose main calls `evaluations`, by rule and first word of the
-    evidence.
-    """
-    calls = "; ".join(f"{name}(args, model, val_tokens)" for name in evaluations) or "pass"
-    program = (
-        textwrap.dedent(HEAD)
-        + textwrap.dedent(mix)
-        + textwrap.dedent(ORDERS.replace("EVALS", calls))
-    )
-    (folder / "train_gpt.py").write_text(program)
-    found = behaviour(read_submission(folder), trust=True)
-    return {f"{finding.rule} {finding.evidence.split()[0]}": finding for finding in found}
+def seen(mix: str) -> dict[str, Finding]:
+    """Findings of a program with a model that mixes positions by `mix`: by rule."""
+    program = textwrap.dedent(HEAD) + textwrap.dedent(mix) + textwrap.dedent(MAIN)
+    about = Program(script="train_gpt.py", text=program)
+    _, found = smoke_test(about, Bundle({"train_gpt.py": program.encode()}), trust=True)
+    return {finding.rule: finding for finding in found}
 
 
-def test_orders_of_scoring_and_learning_are_told_apart(tmp_path: Path) -> None:
-    found = seen(tmp_path, CAUSAL, "eval_score_then_train", "eval_train_then_score", "eval_delta")
-    legal = found["dynamic-order eval_score_then_train()"]
-    assert (legal.severity, legal.verdict) == (Severity.INFO, "clean_ttt_score_first")
-    for name, verdict in (
-        ("eval_train_then_score()", "flag_prequant_ttt"),
-        ("eval_delta()", "flag_slot"),
-    ):
-        breach = found[f"dynamic-order {name}"]
-        assert (breach.severity, breach.verdict) == (Severity.BREACH, verdict)
-        assert "256 tokens" in breach.evidence
-    assert "learnt nothing" in found["dynamic-order eval_val()"].evidence
-    assert "dynamic-order eval_two_pass()" not in found
-    assert found["dynamic-causality no"].severity is Severity.INFO
+def test_a_causal_model_is_seen_to_be_one() -> None:
+    found = seen(CAUSAL)
+    assert found["dynamic-causality"].severity is Severity.INFO
+    assert "sees tokens before a BOS" in found["dynamic-causality"].evidence
     assert all(finding.source == "dynamic" for finding in found.values())
 
 
-def test_a_model_that_looks_ahead_is_a_breach(tmp_path: Path) -> None:
-    finding = seen(tmp_path, LEAKING)["dynamic-causality changing"]
+def test_a_model_that_looks_ahead_is_a_breach() -> None:
+    finding = seen(LEAKING)["dynamic-causality"]
     assert (finding.severity, finding.verdict) == (Severity.BREACH, "flag_other")
 
 
-def test_an_order_that_was_seen_outranks_a_suspicion_about_the_same_function() -> None:
-    common: dict[str, Any] = {"evidence": "e", "pointer": "p", "cure": "c"}
+def test_a_model_that_sees_its_targets_is_a_breach() -> None:
+    told = textwrap.dedent(HEAD).replace("forward_logits", "logits_of")
+    told = told.replace("self.logits_of(x)", "self.logits_of(x) + self.head(self.embed(y))")
+    program = told + textwrap.dedent(CAUSAL) + textwrap.dedent(MAIN)
+    about = Program(script="train_gpt.py", text=program)
+    _, found = smoke_test(about, Bundle({"train_gpt.py": program.encode()}), trust=True)
+    assert [(f.rule, f.verdict) for f in found] == [("dynamic-targets", "flag_other")]
+
+
+def test_what_was_seen_clears_no_suspicion() -> None:
     suspicion = Finding(
         rule="train-before-score",
         severity=Severity.WARNING,
         verdict="flag_prequant_ttt",
         span=Span(file="train_gpt.py", start=12, end=14),
-        **common,
+        evidence="e",
+        pointer="p",
+        cure="c",
     )
-    legal = Finding(
-        rule="dynamic-order",
-        severity=Severity.INFO,
-        verdict="clean_ttt_score_first",
-        span=Span(file="train_gpt.py", start=10, end=20),
-        source="dynamic",
-        **common,
-    )
-    elsewhere = replace(legal, span=Span(file="train_gpt.py", start=30, end=40))
-    assert decide([suspicion], None, understood=True)[0] == "hold_unclear"
-    assert decide([suspicion, elsewhere], None, understood=True)[0] == "hold_unclear"
-    assert decide([suspicion, legal], None, understood=True)[0] == "clean_ttt_score_first"
+    good = seen(CAUSAL).values()
+    assert decide([suspicion, *good], None, understood=True)[0] == "hold_unclear"
+    assert decide([*good], None, understood=False)[0] == "hold_unclear"
 
 
-def test_a_script_without_a_model_gives_no_findings(tmp_path: Path) -> None:
-    (tmp_path / "train_gpt.py").write_text("x = 1\n")
-    assert behaviour(read_submission(tmp_path), trust=True) == ()
+@pytest.mark.parametrize(
+    "result",
+    [
+        {"probe": {"model": [3], "scale": 10**400, "repeat": "x", "length": None}},
+        {"probe": [], "attempts": {"x": 2}},
+        {"probe": {"future": float("nan"), "scale": -1, "line": [1]}, "attempts": [{}, None, 7]},
+    ],
+)
+def test_a_report_of_any_shape_gives_findings_that_can_be_shown(result: dict[str, Any]) -> None:
+    for finding in findings_from(json.loads(json.dumps(result)), "train_gpt.py", packed=False):
+        assert finding.verdict is None and isinstance(finding.evidence, str)
+
+
+def test_a_script_without_a_model_gives_no_findings() -> None:
+    about = Program(script="train_gpt.py", text="x = 1\n")
+    bundle = Bundle({"train_gpt.py": b"x = 1\n"})
+    assert smoke_test(about, bundle, trust=True)[1] == ()

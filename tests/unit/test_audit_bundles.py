@@ -52,7 +52,8 @@ from kit.net import Net
 from kit import scoring
 {extra}
 def main():
-    val_tokens = torch.from_numpy(np.fromfile("data/shard_val_000000.bin", dtype=np.uint16).astype(np.int64))
+    val_tokens = np.fromfile("data/shard_val_000000.bin", dtype=np.uint16)
+    val_tokens = torch.from_numpy(val_tokens.astype(np.int64))
     byte_sizes = torch.load("byte_sizes.pt")
     model = Net()
     {step}

@@ -38,8 +38,10 @@ def train(model, train_tokens):
             break
 def main():
     {seed}
-    val_tokens = torch.from_numpy(np.fromfile("data/shard_val_000000.bin", dtype=np.uint16).astype(np.int64))
-    train_tokens = torch.from_numpy(np.fromfile("data/shard_train_000000.bin", dtype=np.uint16).astype(np.int64))
+    val_tokens = np.fromfile("data/shard_val_000000.bin", dtype=np.uint16)
+    val_tokens = torch.from_numpy(val_tokens.astype(np.int64))
+    train_tokens = np.fromfile("data/shard_train_000000.bin", dtype=np.uint16)
+    train_tokens = torch.from_numpy(train_tokens.astype(np.int64))
     sizes = torch.load("byte_sizes.pt")
     model = torch.nn.Embedding(64, 64)
     train(model, train_tokens)

@@ -7,21 +7,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from niblick.audit import render
+from niblick.audit import conduct, render
 from niblick.audit.review import review
+from niblick.audit.types import Report
 from niblick.cli import audit as command
+from unit.audit_programs import PLAIN, SCORE_FIRST, program
 
 
 def test_an_empty_folder_and_a_script_that_scores_nothing_are_not_clean(tmp_path: Path) -> None:
     assert review(tmp_path).verdict == "hold_unclear"
     (tmp_path / "train_gpt.py").write_text("print('hello')\n")
     report = review(tmp_path)
-    assert report.verdict == "hold_unclear" and any(
-        f.rule == "nothing-scored" for f in report.findings
-    )
+    assert report.verdict == "hold_unclear" and any(f.rule == "followed" for f in report.findings)
 
 
 def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
@@ -35,7 +36,7 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     (folder / "again").symlink_to(folder)
     report = review(folder)
     assert report.verdict == "hold_unclear" and any(
-        "no script" in f.evidence for f in report.findings
+        "no Python script" in f.evidence for f in report.findings
     )
 
 
@@ -47,9 +48,9 @@ def test_files_that_are_no_program_are_import_failures(tmp_path: Path, data: byt
 
 def test_sarif_places_every_finding_below_the_reviewed_path(tmp_path: Path) -> None:
     script = tmp_path / "train_gpt.py"
-    script.write_text("import torch\nval_loss = 0\n")
+    script.write_text(program(SCORE_FIRST, main="adapt(net, held, s)"))
     report = review(script)
-    finding = report.findings[0]
+    finding = next(f for f in report.findings if f.span is not None)
     assert finding.span is not None
     spans = [
         replace(finding.span, file=name)
@@ -68,18 +69,17 @@ def test_a_path_that_breaks_the_audit_is_undecided_and_the_others_are_reviewed(
 ) -> None:
     for name in ("good", "bad"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "train_gpt.py").write_text("val_loss = 0\n")
+        (tmp_path / name / "train_gpt.py").write_text(program(PLAIN, main="evaluate(net, held, s)"))
 
-    def breaks(path: Path, **options: object) -> object:
+    def breaks(path: Path, **options: Any) -> Report:
         if path.name == "bad":
             raise ZeroDivisionError("hostile")
-        return review(path)
+        return plain(path, **options)
 
-    monkeypatch.setattr("niblick.audit.review.review", breaks)
-    reports = list(
-        command._review_all(
-            [tmp_path / "good", tmp_path / "bad"], run_code=False, trust=False, script=None
-        )
+    plain = conduct.audit
+    monkeypatch.setattr("niblick.audit.conduct.audit", breaks)
+    reports = command.audit_all(
+        [tmp_path / "good", tmp_path / "bad"], run_code=False, trust=False, script=None
     )
-    assert [r.verdict for r in reports] == ["clean_neural", "hold_unclear"]
-    assert command.exit_code(reports) == 3
+    assert reports[0] == plain(tmp_path / "good", run_code=False)
+    assert reports[1].verdict == "hold_unclear" and "hostile" in reports[1].findings[0].evidence

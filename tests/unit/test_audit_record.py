@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from niblick.audit.conduct import other_parameters
 from niblick.audit.record import record_findings
 from niblick.audit.record.logs import parse_log
 from niblick.audit.record.statistics import significance, upper_tail
 from niblick.audit.submission import read_submission
-from niblick.audit.types import Finding, Severity, Smoke
+from niblick.audit.types import Finding, Severity
 
 LOG = """
 model_params:1000000
@@ -64,28 +65,13 @@ def record(
     return root
 
 
-def found(root: Path, parameters: int | None = None) -> dict[str, Finding]:
+def found(root: Path) -> dict[str, Finding]:
     """Findings by rule."""
-    smoke = Smoke(
-        status="SMOKE_TEST_PASS",
-        seconds=0.1,
-        dim=8,
-        layers=1,
-        vocab=16,
-        parameters=parameters,
-        code_bytes=40,
-        python="3.11.7",
-        error=None,
-        missing=None,
-        own_fault=None,
-        cure=None,
-        isolation="namespaces",
-    )
-    return {finding.rule: finding for finding in record_findings(read_submission(root), smoke)[1]}
+    return {finding.rule: finding for finding in record_findings(read_submission(root))[1]}
 
 
 def test_a_complete_record_has_no_findings(tmp_path: Path) -> None:
-    assert found(record(tmp_path, logs=({}, {}, {})), parameters=1_000_000) == {}
+    assert found(record(tmp_path, logs=({}, {}, {}))) == {}
 
 
 def test_missing_files_and_fields_are_notes_and_never_flags(tmp_path: Path) -> None:
@@ -166,10 +152,17 @@ def test_a_claim_that_is_no_number_is_missing(tmp_path: Path, claim: object) -> 
 
 
 def test_a_log_of_another_model_is_a_warning(tmp_path: Path) -> None:
-    finding = found(record(tmp_path, logs=({}, {}, {})), parameters=2_000_000)["record-parameters"]
+    said, _ = record_findings(read_submission(record(tmp_path, logs=({}, {}, {}))))
+    (finding,) = other_parameters(said, 2_000_000)
     assert finding.severity is Severity.WARNING
     assert "1,000,000" in finding.evidence
     assert "2,000,000" in finding.evidence
+    for agreeing in (1_000_000, 1_001_000, None):
+        assert list(other_parameters(said, agreeing)) == []
+    assert (
+        list(other_parameters({"logs": [3, {"parameters": "x"}], "claimed_parameters": []}, 7))
+        == []
+    )
 
 
 def test_an_improvement_that_is_too_small_or_uncertain_is_named(tmp_path: Path) -> None:

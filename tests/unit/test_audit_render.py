@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from niblick.audit import render
 from niblick.audit.render import escape
+from niblick.audit.review import review
 from niblick.audit.types import Finding, Report, Severity, Smoke, Span
+from unit.audit_programs import PLAIN, program
 
 HOSTILE = (
     "\x1b]0;owned\x07\x1b[2J<script>alert(1)</script> [x](javascript:y) ![i](http://z) `a` | \u202e"
@@ -61,6 +64,8 @@ def test_the_text_report_has_the_shape_of_a_review() -> None:
     lines = render.report_text(report()).splitlines()
     starts = [
         "plain",
+        "Recommendation: DO NOT ACCEPT",
+        "Verdict: flag_slot",
         "Path: ",
         "BPB: 1.22520",
         "Compliance: FLAG",
@@ -72,8 +77,16 @@ def test_the_text_report_has_the_shape_of_a_review() -> None:
         "import OK in 0.03s, dim=768, layers=22, vocab=1024, params=24,455,688, code=58154 B,"
         " SMOKE_TEST_PASS"
     )
-    assert smoke in lines[-3]
-    assert lines[-2:] == ["Verdict: flag_slot", "Recommendation: DO NOT ACCEPT"]
+    assert smoke in lines[-1]
+
+
+def test_a_report_says_what_was_examined_and_what_was_not(tmp_path: Path) -> None:
+    (tmp_path / "train_gpt.py").write_text(program(PLAIN, main="evaluate(net, held, s)"))
+    text = render.report_text(review(tmp_path))
+    examined = next(line for line in text.splitlines() if line.startswith("Examined: "))
+    left_out = next(line for line in text.splitlines() if line.startswith("Not examined: "))
+    assert "1 of 1 printed figures" in examined and "nothing was run" in left_out
+    assert "no TTT" not in text
 
 
 def test_findings_from_running_are_told_from_findings_from_reading() -> None:

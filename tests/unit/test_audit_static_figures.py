@@ -277,11 +277,9 @@ def test_byte_weights_in_a_training_loss_are_no_figure(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "verdict"), [("held_tokens", "hold_unclear"), ("chunk", "clean_neural")]
-)
-def test_where_no_score_could_be_followed_learning_from_held_out_tokens_is_held(
-    tmp_path: Path, name: str, verdict: str
+@pytest.mark.parametrize("name", ["held_tokens", "chunk"])
+def test_where_no_score_could_be_followed_a_script_is_held_whatever_its_names(
+    tmp_path: Path, name: str
 ) -> None:
     text = f"""
 def step_a(net, {name}):
@@ -293,4 +291,4 @@ def step_b(net, batch):
 table = build()
 table["run"](step_a, step_b)
 """
-    assert _review(tmp_path, text).verdict == verdict
+    assert _review(tmp_path, text).verdict == "hold_unclear"

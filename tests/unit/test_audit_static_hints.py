@@ -60,8 +60,13 @@ SOURCE = """
 #include <stdlib.h>
 /* guesses the next word; "out[i] = x[t]" in a comment is not code */
 typedef struct {{ uint32_t *best; uint32_t last; }} State;
-void *make(int bits) {{ State *s = calloc(1, sizeof(State)); s->best = calloc(1u << bits, 4); return s; }}
-int walk(void *ptr, const uint16_t *words, int64_t n, const uint8_t *opens, uint16_t *guess, float *share, float *width) {{
+void *make(int bits) {{
+    State *s = calloc(1, sizeof(State));
+    s->best = calloc(1u << bits, 4);
+    return s;
+}}
+int walk(void *ptr, const uint16_t *words, int64_t n, const uint8_t *opens,
+         uint16_t *guess, float *share, float *width) {{
     State *s = (State *)ptr;
     for (int64_t i = 0; i < n; ++i) {{
         const uint16_t t = words[i];
@@ -87,7 +92,8 @@ def tilted(net, held, s):
     lib = ctypes.CDLL("./walk.so")
     words = held.numpy().astype(np.uint16)
     opens = np.zeros(1024, dtype=np.uint8)
-    guess, share, width = np.zeros(words.size, dtype=np.uint16), np.zeros(words.size), np.zeros(words.size)
+    guess = np.zeros(words.size, dtype=np.uint16)
+    share, width = np.zeros(words.size), np.zeros(words.size)
     where = [v.ctypes.data_as(ctypes.c_void_p) for v in (words, opens, guess, share, width)]
     lib.walk(lib.make(20), where[0], words.size, where[1], where[2], where[3], where[4])
     guess, strong = torch.from_numpy(guess), torch.from_numpy(share >= {threshold})
@@ -97,7 +103,8 @@ def tilted(net, held, s):
         for a in range(0, held.numel() - 1 - s.context, s.context):
             x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
             nll = F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="none")
-            nll = nll - 2.0 * (guess[a + 1:a + s.context + 1] == y) * strong[a + 1:a + s.context + 1]
+            here = slice(a + 1, a + s.context + 1)
+            nll = nll - 2.0 * (guess[here] == y) * strong[here]
             total += nll.sum()
             size += sizes[y].sum()
     return figure(total, size)
@@ -165,7 +172,8 @@ def sized(net, held, s):
     with torch.no_grad():
         for a in range(0, held.numel() - 1 - s.context, s.context):
             x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
-            total += F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="none").sum()
+            logits = net.head(net.hidden(x[None])).flatten(0, 1)
+            total += F.cross_entropy(logits, y, reduction="none").sum()
     return figure(total, size.sum())
 """
 

@@ -243,10 +243,3 @@ def test_an_assumed_number_of_bytes_per_token_is_flagged(tmp_path: Path) -> None
 
 def test_a_script_that_does_not_parse_is_an_import_failure(tmp_path: Path) -> None:
     assert _review(tmp_path, "def broken(:\n    pass\n").verdict == "import_fail"
-
-
-def test_a_folder_without_a_script_asks_the_author_and_is_never_flagged(tmp_path: Path) -> None:
-    (tmp_path / "README.md").write_text("# Notes\n")
-    report = review(tmp_path)
-    assert report.verdict == "clean_neural"
-    assert report.recommendation.startswith("NEEDS AUTHOR ACTION")

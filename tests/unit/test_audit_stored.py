@@ -25,7 +25,8 @@ def measure(model, val_tokens, sizes, kept):
             count += sizes[y].sum()
     return nats / 0.6931 / count
 def main():
-    val_tokens = torch.from_numpy(np.fromfile("data/shard_val_000000.bin", dtype=np.uint16).astype(np.int64))
+    val_tokens = np.fromfile("data/shard_val_000000.bin", dtype=np.uint16)
+    val_tokens = torch.from_numpy(val_tokens.astype(np.int64))
     model = torch.nn.Embedding(64, 64)
     {before}
     print("val_bpb", measure(model, val_tokens, torch.load("byte_sizes.pt"), torch.tensor({kept})))

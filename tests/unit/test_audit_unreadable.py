@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 def main():
-    val_tokens = torch.from_numpy(np.fromfile("data/shard_val_000000.bin", dtype=np.uint16).astype(np.int64))
+    val_tokens = np.fromfile("data/shard_val_000000.bin", dtype=np.uint16)
+    val_tokens = torch.from_numpy(val_tokens.astype(np.int64))
     model = torch.nn.Embedding(64, 64)
     nats = torch.zeros(())
     count = torch.zeros(())

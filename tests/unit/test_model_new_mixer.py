@@ -1,4 +1,4 @@
-"""A mixer is one table and one function: the example of docs/models.md, run as it stands there."""
+"""A mixer is one object in one file: the example of docs/models.md, run as it stands there."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from niblick.model.mixers import MIXERS
-from niblick.plan.mixers import MIXER_TABLES
 
+from niblick.components import MIXERS
+from niblick.model.kernels import load_kernels, use_kernels
 from niblick.plan import make_plan
 from niblick.recipe.model import ModelRecipe
 from property.plans import BOS, VOCAB, scattered, tokens
@@ -32,11 +32,10 @@ RECIPE = ModelRecipe.model_validate(
 def example(tmp_path: Path) -> Iterator[None]:
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
     script = tmp_path / "running_mean.py"
-    script.write_text(next(text for text in blocks if "MIXER_TABLES.register" in text), "utf-8")
+    script.write_text(next(text for text in blocks if "MIXERS.register" in text), "utf-8")
     runpy.run_path(str(script))
     yield
-    for registry in (MIXERS, MIXER_TABLES):
-        del registry._entries["running-mean"]
+    del MIXERS._entries["running-mean"]
 
 
 def test_the_plan_counts_the_new_mixer() -> None:
@@ -66,3 +65,20 @@ def test_the_new_mixer_forgets_at_a_document_boundary() -> None:
     other = torch.cat([tokens(5, seed=4), ids[:, 5:]], dim=1)
     with torch.no_grad():
         assert torch.equal(model.logits(ids)[:, 5:], model.logits(other)[:, 5:])
+
+
+def test_a_mixer_that_does_not_say_how_far_it_looks_has_no_bound() -> None:
+    assert make_plan(RECIPE).receptive_field(8) is None
+
+
+def test_the_kernels_leave_the_new_mixer_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernels = load_kernels()
+    if kernels is None:
+        pytest.skip("no C compiler")
+    model, ids = scattered(RECIPE, 1), tokens(8, seed=2)
+    plain = model.logits(ids)
+    assert use_kernels(model, kernels)
+    torch.testing.assert_close(model.logits(ids), plain, rtol=1e-4, atol=1e-4)

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from niblick.plan.table import ZEROS
 
+from niblick.components.base import ZEROS
 from niblick.optim import Group, Layout, Muon, ParameterGroup, Update, group_of, newton_schulz
 from niblick.plan import Parameter, Role, make_plan
 from niblick.recipe import list_recipes, load_recipe

@@ -1,5 +1,4 @@
-"""The artifact container: magic, version, header, tokenizer, payload, digest; nothing else and
-nothing executable.
+"""The artifact container: magic, version, header, tokenizer, payload, digest; nothing executable.
 
     0   4  magic 93 4E 49 42            13  4  payload bytes
     4   1  version                      17  .. header (see `header`), tokenizer, payload
@@ -31,9 +30,7 @@ FIXED_BYTES = _PREFIX.size + _DIGEST
 
 @dataclass(frozen=True)
 class Container:
-    """An artifact's sections: the header's JSON object, the tokenizer's bytes and the codec's
-    payload.
-    """
+    """An artifact's sections: the header's JSON object, the tokenizer's bytes, the payload."""
 
     header: dict[str, Any]
     tokenizer: bytes
@@ -55,9 +52,7 @@ def is_artifact(path: Path) -> bool:
 
 
 def read(path: Path) -> Container:
-    """Read and verify the artifact at `path`; `ArtifactError` says what is wrong with any other
-    file.
-    """
+    """Read and verify the artifact at `path`; `ArtifactError` says what is wrong with others."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

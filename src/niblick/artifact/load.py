@@ -23,6 +23,7 @@ from niblick.text.tokenizer import Tokenizer, load_tokenizer
 
 ARTIFACT_FILE = "artifact.nib"
 _FREE_PARAMETERS, _PARAMETERS_PER_BYTE = 1 << 22, 1024
+_Content = tuple[Recipe, Tokenizer | None, dict[str, Tensor], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,21 @@ def open_file(path: Path | str) -> Opened:
         )
     if path.is_dir():
         path = _inside(path)
-    return _open_artifact(path) if not _is_safetensors(path) else _open_checkpoint(path)
+    kind: Literal["artifact", "checkpoint"]
+    kind, read = "artifact", _read_artifact
+    if _is_safetensors(path):
+        kind, read = "checkpoint", _read_checkpoint
+    recipe, tokenizer, tensors, meta = read(path)
+    return Opened(
+        recipe=recipe,
+        plan=make_plan(exported_recipe(recipe).model),
+        tokenizer=tokenizer,
+        tensors=tensors,
+        kind=kind,
+        path=path,
+        sha256=sha256_file(path),
+        meta=meta,
+    )
 
 
 def exported_recipe(recipe: Recipe) -> Recipe:
@@ -87,22 +102,13 @@ def _is_safetensors(path: Path) -> bool:
         raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror}") from None
 
 
-def _open_checkpoint(path: Path) -> Opened:
+def _read_checkpoint(path: Path) -> _Content:
     found = read_checkpoint(path)
     tensors = exported_tensors(found.tensors, make_plan(found.recipe.model))
-    return Opened(
-        recipe=found.recipe,
-        plan=make_plan(exported_recipe(found.recipe).model),
-        tokenizer=found.tokenizer,
-        tensors=dict(tensors),
-        kind="checkpoint",
-        path=path,
-        sha256=sha256_file(path),
-        meta=found.meta,
-    )
+    return found.recipe, found.tokenizer, dict(tensors), found.meta
 
 
-def _open_artifact(path: Path) -> Opened:
+def _read_artifact(path: Path) -> _Content:
     found = container.read(path)
     recipe = _recipe(path, found.header)
     try:
@@ -122,16 +128,7 @@ def _open_artifact(path: Path) -> Opened:
     except NiblickError as error:
         raise ArtifactError(f"artifact {str(path)!r} is refused: {cut(error, 150)}") from None
     meta = found.header.get("meta")
-    return Opened(
-        recipe=recipe,
-        plan=plan,
-        tokenizer=tokenizer,
-        tensors=tensors,
-        kind="artifact",
-        path=path,
-        sha256=sha256_file(path),
-        meta=meta if isinstance(meta, dict) else {},
-    )
+    return recipe, tokenizer, tensors, meta if isinstance(meta, dict) else {}
 
 
 def _recipe(path: Path, header: dict[str, Any]) -> Recipe:

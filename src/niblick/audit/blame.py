@@ -12,16 +12,8 @@ from typing import Any
 
 from niblick.audit.sandbox import Outcome
 from niblick.audit.stand_ins.catalog import GPU_PACKAGES, installs
-from niblick.audit.types import Submission
 
 VARIABLE = "environment variable "
-_LIMITS = {
-    "cpu": "the CPU time limit",
-    "wall": "the time limit",
-    "memory": "the memory limit",
-    "processes": "the limit on processes",
-    "output": "the limit on output",
-}
 _NEEDS_DEVICE = re.compile(
     r"cuda|nvidia|nccl|\bgpu\b|hip\b|cudnn|triton|device-side|libdevice|nvcc|metal|\bmps\b|stand-in|standin",
     re.IGNORECASE,
@@ -43,17 +35,11 @@ class Blame:
     cure: str | None = None
 
 
-def blame(
-    submission: Submission, outcome: Outcome, stood_in: list[str], declared: set[str]
-) -> Blame:
-    """Decides from the worker's report, or from how the run ended where there is none."""
-    if outcome.tampered:
-        return Blame(
-            own=True,
-            error="the script wrote to the reviewer's result channel",
-            cure="remove that code",
-        )
-    if outcome.result is None:
+def blame(readable: bool, outcome: Outcome, stood_in: list[str], declared: set[str]) -> Blame:
+    """Decides from the worker's report, or from how the run ended where there is none; `readable`
+    tells that the audit's own reader could parse the file as it is.
+    """
+    if outcome.result is None or outcome.reason is not None:
         return _blame_end(outcome)
     if "harness" in outcome.result:
         last = str(outcome.result["harness"]).strip().rpartition("\n")[2]
@@ -80,7 +66,7 @@ def blame(
     if "ImportError" in bases or failure.get("missing"):
         return _blame_import(failure, error, declared)
     if "SyntaxError" in bases:
-        return _blame_syntax(submission, error)
+        return _blame_syntax(readable, error)
     variable = _required_variable(kind, message, str(failure.get("last")))
     if variable is not None:
         cure = f"set {variable} as the documented command does"
@@ -104,10 +90,6 @@ def blame(
         "IndentationError",
     }:
         return Blame(own=False, error=error, missing="a GPU", cure="import on a machine with a GPU")
-    if "MemoryError" in bases:
-        return Blame(
-            own=False, error=error, missing="memory", cure="review on a machine with more memory"
-        )
     return Blame(
         own=True, error=error, cure="make the script importable: fix the line named in the error"
     )
@@ -143,19 +125,6 @@ def _blame_end(outcome: Outcome) -> Blame:
         return Blame(
             own=False, error=f"sandbox: {outcome.error or 'no report'}", missing="a working sandbox"
         )
-    if outcome.reason is not None:
-        error = f"importing the script broke {_LIMITS.get(outcome.reason, outcome.reason)}"
-        if outcome.reason in {
-            "wall",
-            "memory",
-        }:  # a busy or small machine does the same to an honest script
-            return Blame(
-                own=False,
-                error=error,
-                missing="a faster or larger machine",
-                cure="review on a larger machine",
-            )
-        return Blame(own=True, error=error, cure="keep work behind a __main__ guard")
     if outcome.exit is not None and outcome.exit < 0:
         return Blame(
             own=True, error=f"the script's process died of signal {-outcome.exit} while importing"
@@ -212,15 +181,11 @@ def _installed(top: str) -> bool:
     return any((folder / top).is_dir() or (folder / f"{top}.py").is_file() for folder in folders)
 
 
-def _blame_syntax(submission: Submission, error: str) -> Blame:
+def _blame_syntax(readable: bool, error: str) -> Blame:
     """A text that the audit's own reader can parse (it knows newer grammar) fails only on this
     Python.
     """
-    if (
-        submission.source is not None
-        and submission.source.tree is not None
-        and not submission.source.layers
-    ):
+    if readable:
         return Blame(
             own=False, error=error, missing="Python 3.12", cure="import with Python 3.12 or later"
         )

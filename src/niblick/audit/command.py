@@ -14,9 +14,6 @@ from pathlib import Path
 
 from niblick.audit.types import RunCommand
 
-_FENCE = re.compile(
-    r"^\s*(?:```|~~~)([\w+-]*)[^\n]*\n(.*?)^\s*(?:```|~~~)", re.DOTALL | re.MULTILINE
-)
 _LAUNCH = re.compile(
     r"torchrun|torch\.distributed\.(?:run|launch)|python\d?|accelerate\s+launch|mpirun|uv\s+run"
 )
@@ -26,6 +23,8 @@ _BETWEEN = frozenset({"", "&&", "||", "|", "&"})
 _PROCESSES = re.compile(r"--?nproc[_-]per[_-]node[= ]+(\d+)|--?nproc[= ]+(\d+)")
 _DEFAULT = re.compile(r"\$\{([A-Za-z_]\w*):?[-=]([^}]*)\}")
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
+_NO_SHELL = frozenset({"python", "py", "json", "c", "cpp", "toml", "yaml", "diff"})
+_LONGEST, _MOST_LINES = 4_000, 20_000
 
 
 def find_command(
@@ -52,19 +51,25 @@ def documented_commands(
     yield from sorted(
         found, key=lambda c: (c.world_size or 0, len(c.environment), -found.index(c)), reverse=True
     )
+    yield from shell_commands(root, script)
+
+
+def shell_commands(root: Path, script: str) -> Iterator[RunCommand]:
+    """The launch of `script` in each shell script of a folder that has one."""
     for path in sorted(
         root.glob("*.sh"), key=lambda p: (not p.name.startswith(("run", "train")), p.name)
     ):
-        if path.stat().st_size < 200_000 and (
-            parsed := _parse(path.read_text("utf-8", "replace"), script, path.name)
-        ):
-            yield parsed
+        if path.is_file() and path.stat().st_size < 200_000:
+            parsed = _parse(path.read_text("utf-8", "replace"), script, path.name)
+            if parsed:
+                yield parsed
 
 
 def prose_settings(readme: str | None) -> dict[str, str]:
     """Settings a README states as inline code (`NAME=value`), where it states one value only."""
     found: dict[str, set[str]] = {}
-    for piece in re.findall(r"`([^`\n]+)`", _FENCE.sub("\n", readme or "")):
+    _, rest = _fenced(readme or "")
+    for piece in re.findall(r"`([^`\n]+)`", rest):
         for name, value in re.findall(r"(?:^|[\s,;])([A-Z][A-Z0-9_]{2,})=([^\s,;]+)", piece):
             found.setdefault(name, set()).add(value)
     return {name: values.pop() for name, values in found.items() if len(values) == 1}
@@ -72,20 +77,38 @@ def prose_settings(readme: str | None) -> dict[str, str]:
 
 def _blocks(readme: str) -> Iterable[str]:
     """Fenced code blocks of a README, then indented and inline commands."""
-    for match in _FENCE.finditer(readme):
-        if match[1].lower() not in {"python", "py", "json", "c", "cpp", "toml", "yaml", "diff"}:
-            yield match[2]
-    rest = _FENCE.sub("\n", readme)
+    blocks, rest = _fenced(readme)
+    yield from (text for language, text in blocks if language not in _NO_SHELL)
     yield from re.findall(r"^(?: {4}|\t)(\S.*)$", rest, re.MULTILINE)
     yield from re.findall(r"`([^`\n]+)`", rest)
+
+
+def _fenced(readme: str) -> tuple[list[tuple[str, str]], str]:
+    """The fenced blocks of a README, as (language, text), and its other lines; one pass over the
+    lines, so that no text takes longer than its length.
+    """
+    blocks: list[tuple[str, list[str]]] = []
+    rest: list[str] = []
+    inside = False
+    for line in readme.splitlines()[:_MOST_LINES]:
+        bare = line.strip()
+        if bare.startswith(("```", "~~~")):
+            inside = not inside
+            if inside:
+                language = re.match(r"[\w+-]*", bare.lstrip("`~"))
+                blocks.append((language[0].lower() if language else "", []))
+        elif inside:
+            blocks[-1][1].append(line)
+        else:
+            rest.append(line)
+    return [(language, "\n".join(lines)) for language, lines in blocks], "\n".join(rest)
 
 
 def _parse(text: str, script: str, source: str) -> RunCommand | None:
     """The last launch of `script` in a block of shell, with every variable set before or on it."""
     environment: dict[str, str] = {}
     best: tuple[str, dict[str, str], int | None] | None = None
-    for line in re.sub(r"\\[ \t]*\r?\n", " ", text).splitlines():
-        line = line.strip().lstrip("$> ").strip()
+    for line in _joined(text):
         if not line or line.startswith("#"):
             continue
         for words in _simple(_words(line)):
@@ -104,6 +127,24 @@ def _parse(text: str, script: str, source: str) -> RunCommand | None:
     if best is None:
         return None
     return RunCommand(text=best[0][:2000], environment=best[1], world_size=best[2], source=source)
+
+
+def _joined(text: str) -> Iterator[str]:
+    """The lines of a block of shell, those that end in a backslash with what follows; a line of no
+    sensible length ends it.
+    """
+    whole = ""
+    for line in text.splitlines()[:_MOST_LINES]:
+        bare = line.rstrip()
+        whole += bare.removesuffix("\\")
+        if len(whole) > _LONGEST:
+            return
+        if bare.endswith("\\"):
+            whole += " "
+            continue
+        yield whole.strip().lstrip("$> ").strip()
+        whole = ""
+    yield whole.strip().lstrip("$> ").strip()
 
 
 def _simple(words: list[str]) -> Iterator[list[str]]:
@@ -127,9 +168,11 @@ def _words(line: str) -> list[str]:
 
 
 def _expand(value: str, environment: dict[str, str]) -> str:
-    """`${NAME:-default}` and `$NAME` replaced where known."""
-    value = _DEFAULT.sub(lambda m: environment.get(m[1], m[2]), value.rstrip(";"))
-    return _VARIABLE.sub(lambda m: environment.get(m[1], m[0]), value)
+    """`${NAME:-default}` and `$NAME` replaced where known, to a bounded length: values may double
+    at every line.
+    """
+    value = _DEFAULT.sub(lambda m: environment.get(m[1], m[2]), value.rstrip(";"))[:_LONGEST]
+    return _VARIABLE.sub(lambda m: environment.get(m[1], m[0]), value)[:_LONGEST]
 
 
 def _processes(line: str, environment: dict[str, str]) -> int | None:

@@ -1,8 +1,8 @@
-"""The review of one path: read it, follow its documented run, apply the rules, run it if asked,
-decide.
+"""The review of one path by reading: unpack it, follow its documented run, apply the rules.
 
-`review` never runs a submission's code itself; with `run_code` the sandbox of `niblick.audit.smoke`
-does.
+Nothing of a submission is run here. `examine` goes in stages, so that one that breaks down, or is
+ended, takes nothing away from what others found; `niblick.audit.conduct` runs it in a child
+process.
 """
 
 from __future__ import annotations
@@ -10,94 +10,128 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 from niblick.audit import flow
-from niblick.audit.command import documented_commands, prose_settings
-from niblick.audit.evidence import settings_from_logs
+from niblick.audit.command import documented_commands
+from niblick.audit.conditions import settings
 from niblick.audit.flow.native import gated_outputs
 from niblick.audit.flow.objects import Trace
-from niblick.audit.rules import apply
+from niblick.audit.record import record_findings
+from niblick.audit.rules import checks
 from niblick.audit.rules.case import Case, scored
 from niblick.audit.submission import Read, read
-from niblick.audit.types import Finding, Report, RunCommand, Smoke
+from niblick.audit.types import Finding, Report, RunCommand, Severity, Submission
 from niblick.audit.unpack import parse, unpack_file
 from niblick.audit.verdict import decide
+from niblick.errors import NiblickError
 
+T = TypeVar("T")
 _WORLD_SIZE = "2"
 """Stands for every run of several processes: rank 0 of two sees what each of eight does."""
 _MAX_MODULE = 600_000
 _MORE_COMMANDS = 2
 _NATIVE = frozenset({".c", ".cc", ".cpp", ".cu"})
-_HELD_OUT = re.compile(
-    r"^_?(?:val|valid|validation|eval|test|held|holdout)_?(?:tokens?|data|ids|stream|toks|bytes|text)",
-    re.IGNORECASE,
-)
-_SECONDS = 2.6
-"""Processor time for following a program under all its commands; steps mostly run out first."""
 _LOOP = re.compile(r"\bfor\s*\([^;()]*;[^;]*;[^)]*\)")
 
 
-def review(
-    path: str | Path, *, run_code: bool = False, trust: bool = False, script: str | None = None
-) -> Report:
-    """The report on a script or record folder; `AuditError` if there is nothing to read there."""
-    from niblick.audit.record import record_findings
+@dataclass
+class Examined:
+    """What reading has found so far; `submission` is None where not even the files made sense."""
 
-    found = read(Path(path), script)
-    case = build_case(found)
-    findings = list(apply(case))
-    smoke: Smoke | None = None
-    if (
-        run_code
-        and found.submission.source is not None
-        and found.submission.source.tree is not None
-    ):
-        smoke, dynamic = _run(found, trust)
-        findings.extend(dynamic)
-    record, more = record_findings(found.submission, smoke)
-    findings.extend(more)
-    verdict, recommendation = decide(findings, smoke, understood=_understood(case))
+    findings: list[Finding] = field(default_factory=list)
+    record: dict[str, object] = field(default_factory=dict)
+    understood: bool = False
+    submission: Submission | None = None
+
+
+Stage = Callable[[str, Callable[[], T]], T]
+"""Runs one stage of reading by its name; may raise `StageError` in place of what went wrong."""
+
+
+class StageError(Exception):
+    """A stage that broke down or used up what it may; the message says so in a sentence."""
+
+
+def plainly(name: str, work: Callable[[], T]) -> T:
+    """The stage as it is, what it raises told as a failure of that stage."""
+    try:
+        return work()
+    except NiblickError:
+        raise
+    except Exception as error:
+        raise StageError(
+            f"{name} broke down ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+
+
+def examine(path: Path, script: str | None = None, stage: Any = plainly) -> Iterator[Examined]:
+    """Reads a script or record folder in stages, telling after each what is known by then.
+
+    A stage that fails is a finding that holds; what others find stands. `AuditError` if there is
+    nothing to read.
+    """
+    seen = Examined()
+    found = case = None
+    with _failing(seen):
+        found = stage("unpacking", lambda: read(path, script))
+        seen.submission = found.submission
+    yield seen
+    if found is None:
+        return
+    with _failing(seen):
+        case = stage("following the program", lambda: build_case(found))
+        seen.understood = True  # how far it was followed is a rule's matter
+    listed: list[tuple[str, Callable[[], list[Finding]]]] = []
+    with _failing(seen):
+        listed = stage("unpacking", lambda: list(checks(case))) if case is not None else []
+    for name, check in listed:
+        with _failing(seen):
+            seen.findings += stage(f"the rule {name}", check)
+        yield seen
+    with _failing(seen):
+        seen.record, more = stage("reading the record", lambda: record_findings(found.submission))
+        seen.findings += more
+    yield seen
+
+
+@contextmanager
+def _failing(seen: Examined) -> Iterator[None]:
+    try:
+        yield
+    except StageError as problem:
+        seen.findings.append(broken(str(problem)))
+
+
+def broken(said: str) -> Finding:
+    """The finding that a part of the review could not be made: it holds, and says why."""
+    return Finding(
+        rule="audit-failure",
+        severity=Severity.WARNING,
+        verdict="hold_unclear",
+        span=None,
+        evidence=f"{said}; what it would have found is not known",
+        pointer="records: the script runs inside its folder",
+        cure="ship code that can be read in bounded time, or have a person read it",
+    )
+
+
+def review(path: str | Path, *, script: str | None = None) -> Report:
+    """The report from reading alone, in this process: for texts known to be no bombs."""
+    *_, seen = examine(Path(path), script)
+    verdict, recommendation = decide(seen.findings, None, understood=seen.understood)
     return Report(
         path=str(path),
         verdict=verdict,
         recommendation=recommendation,
-        findings=tuple(findings),
-        smoke=smoke,
-        record=record,
-    )
-
-
-def _understood(case: Case) -> bool:
-    """Whether the evaluation was followed, or the program is too plain to hide anything from a
-    reader.
-    """
-    if case.tree is None or scored(case.trace):
-        return case.submission.source is None or bool(scored(case.trace))
-    return not any(
-        _learns_from_held_out(function) for function in case.functions if function.name != "main"
-    )
-
-
-def _learns_from_held_out(function: ast.FunctionDef) -> bool:
-    """Whether a function computes gradients and names held-out tokens, as far as a look at its
-    words tells.
-    """
-    nodes = list(ast.walk(function))
-    learning = any(
-        isinstance(n, ast.Call)
-        and isinstance(n.func, ast.Attribute)
-        and n.func.attr in {"backward", "grad"}
-        for n in nodes
-    )
-    return learning and any(
-        _HELD_OUT.match(
-            n.id if isinstance(n, ast.Name) else n.arg if isinstance(n, ast.arg) else n.attr
-        )
-        for n in nodes
-        if isinstance(n, (ast.Name, ast.arg, ast.Attribute))
+        findings=tuple(seen.findings),
+        smoke=None,
+        record=seen.record,
     )
 
 
@@ -106,15 +140,14 @@ def build_case(found: Read) -> Case:
     evaluation.
     """
     submission = found.submission
-    until = time.process_time() + _SECONDS
-    case = _followed(found, submission.command, _SECONDS)
+    case = _followed(found, submission.command, flow.MOST_STEPS)
     if case.tree is None or scored(case.trace) or submission.script is None:
         return case
     others = documented_commands(
         submission.root, submission.script.name, submission.readme, submission.metadata
     )
     for command in (*islice((c for c in others if c != submission.command), _MORE_COMMANDS), None):
-        left = until - time.process_time()
+        left = flow.MOST_STEPS - case.trace.steps
         if left <= 0:
             break
         other = _followed(found, command, left) if command != submission.command else case
@@ -123,21 +156,14 @@ def build_case(found: Read) -> Case:
     return case
 
 
-def _followed(found: Read, command: RunCommand | None, seconds: float) -> Case:
-    """The case of a submission as one command runs it, followed for so many seconds at most."""
+def _followed(found: Read, command: RunCommand | None, budget: int) -> Case:
+    """The case of a submission as one command runs it, followed for so many steps at most."""
     submission = found.submission
-    environment = dict(found.loader_environment)
-    arguments: list[str] = []
-    if command is not None:
-        environment.update(command.environment)
-        arguments = _arguments(command.text, submission.script)
+    environment = settings(submission, found.loader_environment, command)
+    arguments = _arguments(command.text, submission.script) if command is not None else []
     world = command.world_size if command else None
     trace = Trace()
     source = submission.source
-    if source is not None and source.tree is not None:
-        shown = settings_from_logs(source.tree, source.text, submission.root)
-        stated = prose_settings(submission.readme) if command is None else {}
-        environment = {**shown, **stated, **environment}
     environment["WORLD_SIZE"] = (
         "1" if (world or environment.get("WORLD_SIZE")) in (1, "1") else _WORLD_SIZE
     )
@@ -149,18 +175,9 @@ def _followed(found: Read, command: RunCommand | None, seconds: float) -> Case:
             arguments=arguments,
             modules=_modules(found),
             native=_native(found),
-            seconds=seconds,
+            budget=budget,
         )
     return Case(submission=submission, trace=trace, carried=found.carried, environment=environment)
-
-
-def _run(found: Read, trust: bool) -> tuple[Smoke, tuple[Finding, ...]]:
-    from niblick.audit.behaviour import behaviour
-    from niblick.audit.smoke import smoke_test
-
-    smoke = smoke_test(found.submission, trust=trust)
-    dynamic = behaviour(found.submission, trust=trust) if smoke.status == "SMOKE_TEST_PASS" else ()
-    return smoke, dynamic
 
 
 def _modules(found: Read) -> dict[str, tuple[str, ast.Module]]:

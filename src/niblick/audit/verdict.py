@@ -1,7 +1,8 @@
 """From findings to one verdict and a recommendation.
 
 Precedence: an import failure of the submission's own, then flags, then clean, then `hold_unclear`.
-Only a `BREACH` decides; findings from running the code outrank suspicions from reading it.
+Only a `BREACH` decides. What running the code shows can add to what reading found, and takes away
+nothing: it comes from the code itself.
 """
 
 from __future__ import annotations
@@ -15,11 +16,9 @@ VERDICTS = ("import_fail", *FLAGS, "clean_ttt_score_first", "clean_neural", "hol
 
 
 def decide(
-    findings: Iterable[Finding], smoke: Smoke | None, *, understood: bool
+    findings: Iterable[Finding], smoke: Smoke | None, *, understood: bool = True
 ) -> tuple[str, str]:
-    """(verdict, recommendation). `understood` tells whether the evaluation could be followed at
-    all.
-    """
+    """(verdict, recommendation). `understood` tells whether reading came to its end at all."""
     findings = tuple(findings)
     breaches = {f.verdict for f in findings if f.severity is Severity.BREACH and f.verdict}
     if "import_fail" in breaches or (
@@ -29,11 +28,7 @@ def decide(
     for flag in FLAGS:
         if flag in breaches:
             return flag, "DO NOT ACCEPT as a record: the score is not valid"
-    suspected = {
-        f.verdict
-        for f in findings
-        if f.severity is Severity.WARNING and f.verdict and not _seen_in_order(f, findings)
-    }
+    suspected = {f.verdict for f in findings if f.severity is Severity.WARNING and f.verdict}
     if suspected & {*FLAGS, "hold_unclear"} or not understood:
         return (
             "hold_unclear",
@@ -47,24 +42,3 @@ def decide(
 
 def _learns(findings: tuple[Finding, ...]) -> bool:
     return any(f.verdict == "clean_ttt_score_first" for f in findings)
-
-
-def _seen_in_order(suspicion: Finding, findings: tuple[Finding, ...]) -> bool:
-    """Whether a run of the very function a suspicion points into showed every token scored before
-    learning.
-    """
-    here = suspicion.span
-    if (
-        here is None
-        or suspicion.source == "dynamic"
-        or suspicion.verdict not in {"flag_prequant_ttt", "flag_slot"}
-    ):
-        return False
-    return any(
-        f.rule == "dynamic-order"
-        and f.severity is Severity.INFO
-        and f.span is not None
-        and f.span.file == here.file.rpartition("/")[2]
-        and f.span.start <= here.start <= here.end <= f.span.end
-        for f in findings
-    )

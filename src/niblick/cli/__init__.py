@@ -15,16 +15,17 @@ from importlib import import_module
 from types import FrameType
 from typing import Annotated, Any
 
-import typer
-import typer.main
-from typer.core import TyperGroup
-
 from niblick import __version__
 from niblick.cli.imports import importing
 from niblick.errors import NiblickError
 from niblick.limits import cut, quoted
 from niblick.registry import load_plugin
 from niblick.runtime import LAB, lab_message
+
+with importing():
+    import typer
+    import typer.main
+    from typer.core import TyperGroup
 
 # name -> (module:function or module:app, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -106,8 +106,8 @@ def make_variants(recipe: Recipe, leave_out: list[str]) -> dict[str, Recipe]:
     """Variant name -> recipe, the whole one first; `NiblickError` where nothing is left out or a
     name is wrong.
     """
-    from niblick.recipe.techniques import used_techniques, without
     from niblick.scoring.ablate import BASELINE
+    from niblick.scoring.techniques import used_techniques, without
 
     if not leave_out:
         raise NiblickError(

@@ -10,18 +10,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from niblick.audit.types import Finding, Report, Severity
+from niblick.audit.types import Report
 from niblick.errors import AuditError, NiblickError
 
 _FLAGGED, _UNDECIDED = 1, 3
 _MOST_AT_ONCE = 4
+_EACH = 4_000_000_000  # bytes of memory to have for each path under review
 
 
 def audit_command(
@@ -57,7 +58,7 @@ def audit_command(
     for target in (sarif, markdown, html):
         if target is not None and not target.resolve().parent.is_dir():
             raise AuditError(f"{target}: its folder does not exist")
-    reports = list(_review_all(paths, run_code=not static, trust=trust, script=script))
+    reports = audit_all(paths, run_code=not static, trust=trust, script=script)
     _write_files(reports, sarif, markdown, html)
     _print(reports, as_json=as_json, verbose=verbose)
     raise typer.Exit(exit_code(reports))
@@ -71,51 +72,54 @@ def exit_code(reports: list[Report]) -> int:
     return 0 if all(verdict.startswith("clean_") for verdict in verdicts) else _UNDECIDED
 
 
-def _review_all(
+def audit_all(
     paths: list[Path], *, run_code: bool, trust: bool, script: str | None
-) -> Iterator[Report]:
-    """Reports in the order of `paths`; where code runs, a few at a time, each in a process of its
-    own.
+) -> list[Report]:
+    """Reports in the order of `paths`, a few at a time: each path is read and run in processes of
+    its own, so that neither the others nor their number has a part in its verdict. An interruption
+    ends whatever runs.
     """
-    from niblick.audit.review import review
+    from niblick.audit.conduct import audit
+    from niblick.audit.sandbox import detect, stop_all
 
     def one(path: Path) -> Report:
         try:
-            return review(path, run_code=run_code, trust=trust, script=script)
-        except OSError as error:
-            raise AuditError(f"{path}: cannot be read: {error.strerror or error}") from None
+            return audit(path, run_code=run_code, trust=trust, script=script)
         except NiblickError:
             raise
-        except Exception as error:  # noqa: BLE001 - one hostile path must not take the others' reports with it
+        except Exception as error:  # noqa: BLE001 - one path must not take the others along
             return _failed(path, error)
 
-    workers = min(len(paths), os.cpu_count() or 1, _MOST_AT_ONCE) if run_code else 1
+    detect()
+    workers = max(1, min(len(paths), os.cpu_count() or 1, _MOST_AT_ONCE, _memory() // _EACH))
     with _progress(len(paths)) as advance, ThreadPoolExecutor(workers) as pool:
-        for report in pool.map(one, paths):
-            advance()
-            yield report
+        waiting = [pool.submit(one, path) for path in paths]
+        try:
+            for each in as_completed(waiting):
+                each.result()
+                advance()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop_all()
+            raise
+    return [each.result() for each in waiting]
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _failed(path: Path, error: Exception) -> Report:
     """The report on a path that the audit itself broke down on: undecided, and says so."""
-    said = (
-        f"The audit broke down on this path ({type(error).__name__}: {str(error)[:200]}); nothing"
-        " is decided."
-    )
-    finding = Finding(
-        rule="audit-failure",
-        severity=Severity.WARNING,
-        verdict="hold_unclear",
-        span=None,
-        evidence=said,
-        pointer="records: the script runs inside its folder",
-        cure="Report this as an error of the audit, and read the script.",
-    )
+    from niblick.audit.review import broken
+
+    said = f"the audit broke down on this path ({type(error).__name__}: {str(error)[:200]})"
     return Report(
         path=str(path),
         verdict="hold_unclear",
         recommendation="HOLD: the audit failed here, a person should read the script",
-        findings=(finding,),
+        findings=(broken(said),),
         smoke=None,
         record={},
     )

@@ -49,8 +49,8 @@ def generate_command(
         from niblick.engine import Sampling, start_text
         from niblick.engine.library import is_building
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    loaded = facade.load(model, tokenizer=tokenizer)
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        loaded = facade.load(model, tokenizer=tokenizer)
     text = start_text(
         loaded.open_engine(threads=threads, build="background"),
         loaded.tokenizer,

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from niblick.artifact.sizes import artifact_sizes
 from niblick.components import MIXERS
 from niblick.plan import Plan, VirtualLayer, layer_spec, make_plan
 from niblick.recipe import Recipe, list_recipes, load_recipe
@@ -57,6 +56,8 @@ def plan_totals(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     """The Plan JSON of the design: counts, FLOPs per token forward, state bytes in float32,
     artifact bytes.
     """
+    from niblick.artifact.sizes import artifact_sizes  # codecs know their sizes: numpy
+
     bound, estimate = artifact_sizes(recipe, plan)
     return {
         "recipe": recipe.name,

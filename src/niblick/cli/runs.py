@@ -174,7 +174,11 @@ def _check_packing(recipe: Recipe, options: Options) -> list[str]:
     filling = [name for name in CODECS if CODECS[name].fills_cap]
     cure = "a smaller model"
     if recipe.artifact.codec not in filling:
-        without = " (with --set training.qat.enabled=false)" if recipe.training.qat.enabled else ""
+        without = (
+            " (with --set training.qat.enabled=false)"
+            if recipe.training.qat.enabled is True
+            else ""
+        )
         cure = f"--set artifact.codec={filling[0]}, which fills the cap{without}"
     said = (
         f"the artifact, estimated at {estimate:,} bytes, exceeds the cap of {limit:,}; cure:"

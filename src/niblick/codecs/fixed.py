@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from math import isqrt
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+T = TypeVar("T", bound=np.generic)
 QUARTERS = 4
 _ONE = 1 << 60
 
@@ -40,11 +41,12 @@ def powers(quarters: NDArray[np.int64]) -> NDArray[np.float64]:
     return found
 
 
-def _each(function: Callable[[int], Any], quarters: NDArray[np.int64], kind: type) -> Any:
+def _each(
+    function: Callable[[int], float], quarters: NDArray[np.int64], kind: type[T]
+) -> NDArray[T]:
     values, inverse = np.unique(quarters, return_inverse=True)
-    return np.array([function(value) for value in values.tolist()], dtype=kind)[inverse].reshape(
-        quarters.shape
-    )
+    table = np.array([function(value) for value in values.tolist()], dtype=kind)
+    return table[inverse].reshape(quarters.shape)
 
 
 @cache

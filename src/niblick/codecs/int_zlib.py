@@ -1,5 +1,4 @@
-"""The codec "int-zlib": rounding to nearest per row by role, codes in zlib; everything else
-float16.
+"""The codec "int-zlib": rounding to nearest per row, codes in zlib; everything else float16.
 
 Matrices take `artifact.matrix_bits`, embeddings `artifact.embedding_bits`; convolutions, vectors
 and scalars are float16. Each quantized tensor is one zlib stream of codes and one of its rows'

@@ -22,9 +22,9 @@ class QuantizedTensor:
     """Integers times steps: codes[r, c] * (row_steps[r] * column_factors[c // group]).
 
     `codes` (R, C) of any integer type; `row_steps` (R,) and `column_factors` (ceil(C / group),),
-    None for ones, in float64; `correction` adds A @ B of shapes (R, k) and (k, C). Products are
-    formed in float64 in this order and rounded once to `rounded_to`; a zero is never negative.
-    `shape` is the tensor's own.
+    None for ones, in float64; `correction` adds A @ B of shapes (R, k) and (k, C). Values are
+    formed in float64 in this order and rounded to float32, then to bfloat16 where `rounded_to` says
+    so; a zero is never negative. `shape` is the tensor's own.
     """
 
     shape: tuple[int, ...]

@@ -60,20 +60,19 @@ class Table:
         assert self._bits is not None
         return self._bits
 
-    def histogram(self, indices: NDArray[Any]) -> Ints:
-        """How often each symbol occurs, the escape last."""
-        return np.bincount(indices, minlength=len(self.counts))
+    def learn(self, indices: NDArray[Any]) -> Ints:
+        """Count coded symbols, the escape last, and learn from them.
 
-    def add(self, histogram: Ints, symbols: int) -> None:
-        """Learn from so many coded symbols; sixteen parts each, so that the prior can have
-        fractions of one.
+        Each is worth sixteen parts, so that the prior can have fractions of one.
         """
+        histogram = np.bincount(indices, minlength=len(self.counts))
         self.counts += 16 * histogram
-        self.fresh += 16 * symbols
-        self.total += 16 * symbols
+        self.fresh += 16 * len(indices)
+        self.total += 16 * len(indices)
         if self.total > _LARGEST_TOTAL:
             self.counts = (self.counts + 1) // 2
             self.total = int(self.counts.sum())
+        return histogram
 
     def _rebuild(self) -> None:
         self.fresh = 0
@@ -138,9 +137,8 @@ class Encoder:
             self._escape(symbols[outside], table.limit)
             indices = np.where(outside, escape, indices)
         self._pieces.append((model, indices.astype(np.int32)))
-        histogram = table.histogram(indices)
-        self.bits += float(table.bits @ histogram)
-        table.add(histogram, len(indices))
+        prices = table.bits
+        self.bits += float(prices @ table.learn(indices))
 
     def _escape(self, symbols: Ints, limit: int) -> None:
         coded = 2 * (np.abs(symbols) - limit) - (symbols > 0)
@@ -180,8 +178,7 @@ class Decoder:
 
     def _take(self, table: Table, count: int) -> Ints:
         indices = self._coder.decode(table.model, count)
-        histogram = table.histogram(indices)
-        table.add(histogram, count)
+        histogram = table.learn(indices)
         symbols: Ints = indices.astype(np.int64) - table.limit
         if histogram[-1]:
             for place in np.flatnonzero(indices == 2 * table.limit + 1).tolist():

@@ -1,6 +1,4 @@
-"""The payload's symbol stream: for each tensor its grid, its rows' corrections, then its symbols
-row by row.
-"""
+"""The payload's symbol stream: each tensor's grid, its rows' corrections, its symbols by row."""
 
 from __future__ import annotations
 

@@ -66,12 +66,11 @@ TRELLIS = TrellisCode(
 def search(
     code: TrellisCode, target: Floats, bits: Floats, kinds: Ints, multiplier: float
 ) -> tuple[Ints, Ints]:
-    """The cheapest symbols (L, N), and the levels they mean, for `target` (L, N) along N
-    independent paths.
+    """The cheapest symbols (L, N) for `target` (L, N) along N paths, and the levels they mean.
 
     Targets are in units of the step; `bits` (kinds, 2, K+1) prices each magnitude under each
-    quantizer; `kinds` (L, N) chooses the row. Minimises sum (target - level)^2 + multiplier * bits.
-    Compiled where it can be, with the same result bit for bit.
+    quantizer; `kinds` (L, N) chooses the row. Minimises sum (target - level)^2 + multiplier * bits
+    along each path. Compiled where it can be, with the same result bit for bit.
     """
     library = load_native(build=True) if code.states > 1 else None
     if library is not None:

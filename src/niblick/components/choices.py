@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from niblick.components.base import Changes, Entry, Technique, setting, switch
+from niblick.components.base import MIXERS, Changes, Entry, Technique, setting, switch
 
 if TYPE_CHECKING:
     from niblick.plan import Plan
@@ -18,8 +18,14 @@ def _unrolled(recipe: Recipe) -> Changes:
 
 
 def _layers(recipe: Recipe, plan: Plan) -> list[Entry]:
-    counts = Counter(layer.mixer for layer in plan.layers)
-    return [{"name": f"{mixer} layers", "count": counts[mixer]} for mixer in sorted(counts)]
+    found = []
+    for mixer, count in sorted(Counter(layer.mixer for layer in plan.layers).items()):
+        entry: Entry = {"name": f"{mixer} layers", "count": count}
+        if MIXERS[mixer].windowed:
+            spans = {layer.span - 1 for layer in plan.layers if layer.mixer == mixer}
+            entry["windows"] = sorted(spans)
+        found.append(entry)
+    return found
 
 
 def _recurrence(recipe: Recipe, plan: Plan) -> list[Entry]:

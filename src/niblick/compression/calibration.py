@@ -6,8 +6,8 @@ its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
@@ -30,40 +30,30 @@ _WORK = 1 << 30  # parameters times sequences
 
 @dataclass
 class Calibration:
-    """Batches of tokens, each (B, T) int64, drawn once; `seconds` is what using them took.
+    """Batches of tokens, each (B, T) int64; `seconds` is what using them took.
 
     `bytes_per_token` of the text turns nats per token into bits per byte; a target tax needs it.
     Measuring sensitivities stops after `limit` seconds; `sequences` is how many it has used.
     """
 
-    batches: Iterable[Tensor]
+    batches: Sequence[Tensor]
     bytes_per_token: float | None = None
     limit: float | None = None
     seconds: float = 0.0
     sequences: int = 0
-    _drawn: list[Tensor] = field(default_factory=list, repr=False)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        """The batches, kept so that every pass sees the same ones."""
-        if not self._drawn:
-            started = perf_counter()
-            self._drawn = list(self.batches)
-            self.seconds += perf_counter() - started
-        return iter(self._drawn)
 
     @property
     def planned(self) -> int:
         """How many sequences there are."""
-        return sum(len(batch) for batch in self)
+        return sum(len(batch) for batch in self.batches)
 
 
 @torch.no_grad()
 def mean_nll(model: LanguageModel, calibration: Calibration) -> float:
     """Mean negative log-likelihood per token in nats, first tokens aside; adds to the seconds."""
-    batches = list(calibration)
     started = perf_counter()
     total, count = 0.0, 0
-    for batch in batches:
+    for batch in calibration.batches:
         logits = model.logits(batch[:, :-1])
         total += float(
             F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
@@ -76,8 +66,8 @@ def mean_nll(model: LanguageModel, calibration: Calibration) -> float:
 @torch.no_grad()
 def self_generated(
     model: LanguageModel, *, seed: int, sequences: int = 64, length: int = 256
-) -> Iterator[Tensor]:
-    """Text that the model writes from BOS at temperature 1, as (8, T) batches."""
+) -> Calibration:
+    """Text that the model writes from BOS at temperature 1, in (8, T) batches."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.full((sequences, 1), model.recipe.bos_id, dtype=torch.int64)
     written, state = [tokens], None
@@ -85,7 +75,7 @@ def self_generated(
         logits, state = model(tokens, state)
         tokens = torch.multinomial(logits[:, -1].softmax(-1), 1, generator=generator)
         written.append(tokens)
-    yield from torch.split(torch.cat(written, dim=1), 8)
+    return Calibration(torch.split(torch.cat(written, dim=1), ROWS))
 
 
 def make_calibration(

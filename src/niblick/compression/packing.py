@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from niblick.artifact import container
 from niblick.artifact.ledger import Ledger
 from niblick.artifact.load import capacity, exported_recipe
-from niblick.codecs import CODECS, Encoded, Job, Tensor, Tensors
+from niblick.codecs import CODECS, Job, Tensor, Tensors
 from niblick.codecs.base import exported_tensors
 from niblick.compression.calibration import Calibration, mean_nll, self_generated
 from niblick.compression.sensitivity import measure
@@ -87,7 +87,9 @@ def pack(
             f"{plan.parameter_count:,} nearly constant parameters; no artifact may declare that"
             " many"
         )
-    ledger = _ledger(encoded, fixed - len(stored), len(stored))
+    head = container.FIXED_BYTES
+    parts = {"container": head, "header": fixed - len(stored) - head, "tokenizer": len(stored)}
+    ledger = Ledger(parts | encoded.parts, encoded.tensors)
     if job.budget is not None and len(encoded.payload) > job.budget:
         _refuse(ledger, extra_bytes, max_bytes or 0, encoded.choice)
     write_atomically(out, [container.build(header, stored, encoded.payload)])
@@ -103,7 +105,7 @@ def _measured(
 ) -> dict[str, Any]:
     """What a codec that needs calibration is given: sensitivities, and how a tax is measured."""
     model = build_model(recipe, tensors)
-    batches = calibration or Calibration(self_generated(model, seed=recipe.seed))
+    batches = calibration or self_generated(model, seed=recipe.seed)
     measured: dict[str, Any] = {"sensitivities": measure(model, batches, seed=recipe.seed)}
     if target_tax is not None and batches.bytes_per_token is not None:
         measured["tax"] = _tax(model, batches, batches.bytes_per_token)
@@ -121,15 +123,6 @@ def _tax(
         return (mean_nll(model, batches) - reference) * scale
 
     return tax
-
-
-def _ledger(encoded: Encoded, head: int, tokenizer: int) -> Ledger:
-    parts = {
-        "container": container.FIXED_BYTES,
-        "header": head - container.FIXED_BYTES,
-        "tokenizer": tokenizer,
-    }
-    return Ledger({**parts, **encoded.parts}, encoded.tensors)
 
 
 def _refuse(ledger: Ledger, extra: int, limit: int, choice: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ def measure(model: LanguageModel, calibration: Calibration, *, seed: int) -> dic
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Factors] = {}
     tokens = calibration.sequences = 0
-    for sequence in (row for batch in calibration for row in torch.split(batch, 1)):
+    for sequence in (row for batch in calibration.batches for row in torch.split(batch, 1)):
         spent = before + perf_counter() - started
         if calibration.limit is not None and tokens and spent >= calibration.limit:
             break
@@ -61,7 +61,7 @@ def estimate_seconds(recipe: Recipe, calibration: Calibration) -> float:
         return 0.0
     model, each = LanguageModel(recipe.model, seed=recipe.seed), 0.0
     started = perf_counter()
-    for row in next(iter(calibration))[:2]:  # the first takes longer than the others
+    for row in calibration.batches[0][:2]:  # the first takes longer than the others
         began = perf_counter()
         measure(model, Calibration([row[None]]), seed=recipe.seed)
         each = perf_counter() - began

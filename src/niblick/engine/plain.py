@@ -160,7 +160,9 @@ class NumpyEngine(Engine):
             mixed = np.int32(36313) * call.tokens.astype(np.int32) ^ np.int32(27191) * earlier
             last = model.bigram.buckets - 1
             index = np.where(earlier == NO_TOKEN, last, mixed.astype(np.int64) % last)
-            pairs = self._linear("bigram.proj", weights["bigram.embed.weight"][index])
+            pairs = weights["bigram.embed.weight"][index]
+            if model.bigram.projection:
+                pairs = self._linear("bigram.proj", pairs)
             x = x + weights["bigram.scale"] * pairs
         x = rms(x)
         if model.smear.enabled:

@@ -8,6 +8,7 @@ of each stands in a list.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +56,8 @@ def encode(tensor: Tensor) -> Codes:
     if isinstance(tensor, QuantizedTensor):
         sides = _float_sides(tensor)
         if sides is not None:
-            return store(tensor.codes.astype(np.int32), *sides)
+            signed = tensor.codes.dtype.kind == "i" and tensor.codes.dtype.itemsize <= 4
+            return store(tensor.codes if signed else tensor.codes.astype(np.int32), *sides)
     weight = dequantized(tensor).reshape(tensor.shape[0], -1)
     steps = np.abs(weight).max(axis=1, initial=0) / np.float32(_FINEST)
     safe = np.where(steps > 0, steps, np.float32(1))
@@ -85,7 +87,7 @@ def _is_normal(side: NDArray[np.float64]) -> bool:
 
 
 def store(
-    codes: NDArray[np.int32], steps: Floats, factors: Floats | None = None, *, tails: bool = True
+    codes: NDArray[Any], steps: Floats, factors: Floats | None = None, *, tails: bool = True
 ) -> Codes:
     """Integers (rows, cols) of at most 24 bits times row steps and column factors.
 
@@ -93,12 +95,11 @@ def store(
     """
     rows, cols = codes.shape
     bits = _cheapest(codes, tails)
-    kept = np.clip(codes, *_RANGES[bits])
-    padded = np.pad(kept, ((0, -rows % ROWS), (0, -cols % BLOCK)))
+    kept = codes if codes.dtype.itemsize * 8 <= bits else np.clip(codes, *_RANGES[bits])
     if factors is not None:
         factors = np.pad(factors.astype(np.float32), (0, -cols % BLOCK))
     return Codes(
-        _lay_out(padded, bits),
+        _lay_out(kept, bits),
         steps.astype(np.float32),
         factors,
         rows,
@@ -108,30 +109,30 @@ def store(
     )
 
 
-def _cheapest(codes: NDArray[np.int32], tails: bool) -> int:
+def _cheapest(codes: NDArray[Any], tails: bool) -> int:
     """The bits in which codes, and tails where they may be, are read soonest."""
-    sizes = np.where(codes < 0, ~codes, codes).reshape(-1)
-    counts = np.bincount(np.minimum(sizes, _REST), minlength=_REST + 1)
-    more = int((sizes[sizes > _REST] // _REST).sum())  # entries of the largest beyond their first
-    costs = {
-        bits: codes.size * (bits / 8 + -(-bits // 8)) / 2 + _TAIL * beyond
-        for bits in _RANGES
-        if not (beyond := int(counts[1 << (bits - 1) :].sum()) + more if bits < 24 else 0)
-        or (tails and codes.shape[1] <= _TAIL_COLUMNS)
-    }
+    sizes = codes ^ (codes >> (8 * codes.dtype.itemsize - 1))  # of negative ones their complement
+    largest = int(sizes.max(initial=0))
+    enough = next(bits for bits, (_, most) in _RANGES.items() if largest <= most)
+    if not tails or codes.shape[1] > _TAIL_COLUMNS:
+        return enough
+    # Entries of the largest beyond their first.
+    more = int((sizes[sizes > _REST] // _REST).sum()) if largest > _REST else 0
+    costs = {}
+    for bits in (bits for bits in _RANGES if bits <= enough):
+        beyond = np.count_nonzero(sizes > _RANGES[bits][1]) + more if bits < enough else 0
+        costs[bits] = codes.size * (bits / 8 + -(-bits // 8)) / 2 + _TAIL * beyond
     return min(costs, key=lambda bits: costs[bits])
 
 
-def _tail(
-    rest: NDArray[np.int32],
-) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | tuple[None, None]:
+def _tail(rest: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | tuple[None, None]:
     """Entries (nb_tail) of what is not zero, and where those of every sixteen rows begin.
 
     What no entry can hold takes several.
     """
-    rows, columns = np.nonzero(rest)
-    if not len(rows):
+    if not rest.any():
         return None, None
+    rows, columns = np.nonzero(rest)
     left = rest[rows, columns].astype(np.int64)
     times = -(-np.abs(left) // _REST)
     rows, columns = np.repeat(rows, times), np.repeat(columns, times)
@@ -171,16 +172,19 @@ def _planes(bits: int) -> list[tuple[int, int]]:
     return [(low, min(8, bits - low)) for low in range(0, bits, 8)]
 
 
-def _lay_out(codes: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
+def _lay_out(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Blocks of 32 rows of codes plus half their range, as nb_matrix has them."""
-    blocks = len(codes) // ROWS
-    tiled = codes.reshape(blocks, ROWS, -1, GROUP).swapaxes(1, 2) + (1 << (bits - 1))
-    quarters = tiled.reshape(blocks, -1, 4, BLOCK)
-    planes = [_pack(quarters >> low, width).reshape(blocks, -1) for low, width in _planes(bits)]
+    rows, cols = codes.shape
+    values = np.full((-(-rows // ROWS) * ROWS, -(-cols // BLOCK) * BLOCK), 1 << (bits - 1))
+    values = values.astype(np.uint8 if bits <= 8 else np.int32)
+    values[:rows, :cols] += codes.astype(values.dtype)  # in 8 bits the sum wraps to the right one
+    tiled = values.reshape(-1, ROWS, values.shape[1] // GROUP, GROUP).swapaxes(1, 2)
+    quarters = tiled.reshape(len(tiled), -1, 4, BLOCK)
+    planes = [_pack(quarters >> low, width).reshape(len(tiled), -1) for low, width in _planes(bits)]
     return np.ascontiguousarray(np.concatenate(planes, axis=1))
 
 
-def _pack(quarters: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
+def _pack(quarters: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Quarters (blocks, units, 4, 64), their low `bits`, as (blocks, units, 32 * bits) bytes."""
     low = (quarters & ((1 << bits) - 1)).astype(np.uint8)
     one, two, three, four = np.moveaxis(low, 2, 0)

@@ -42,7 +42,6 @@ def evaluate(
     caught reading ahead or not normalised; `seconds` leaves the proof out. `on_progress` is told
     the share of the split that this process has scored.
     """
-    settle_threads()
     recipe = model.recipe
     target = load_target(dataset, split, vocab_size=recipe.vocab_size, bos_id=recipe.bos_id)
     return evaluate_target(
@@ -67,6 +66,7 @@ def evaluate_target(
     on_progress: Report | None = None,
 ) -> Score:
     """`evaluate` for a text that has been checked."""
+    settle_threads()
     training = model.training
     model.eval()
 

@@ -1,14 +1,22 @@
-"""The techniques a recipe uses, by the groups of a record card (systems.md section 5), each with
-its parameters.
+"""The one list of techniques: how cards describe a recipe, and what ablations leave out.
+
+The parts of a model declare theirs (`niblick.components`); here are those of training, data, codec
+and evaluation, and what is made of all of them. A recipe uses a technique when taking it out
+changes the recipe.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from niblick.codecs import CODECS, rounding_specs
+from niblick import components
+from niblick.codecs.base import CODECS, rounding_specs
+from niblick.components.base import Changes, Entry, Technique, section_entry, setting
+from niblick.errors import RecipeError
+from niblick.limits import quoted
 from niblick.plan import Plan, make_plan
-from niblick.recipe import Recipe, load_recipe
+from niblick.recipe import Recipe, load_recipe, recipe_from_dict
 
 GROUPS = (
     "architecture",
@@ -24,41 +32,164 @@ GROUPS = (
     "compression",
     "other",
 )
+"""The groups of a record card, in order (systems.md section 5)."""
 PUBLISHED = ("token-shift", "depth-recurrent", "sidecar")
-Techniques = dict[str, list[dict[str, Any]]]
+Techniques = dict[str, list[Entry]]
+
+
+def rounds_late(recipe: Recipe) -> bool:
+    """Whether training rounds as the recipe's codec will."""
+    return bool(rounding_specs(recipe, make_plan(recipe.model), refuse=False))
+
+
+def _codec(recipe: Recipe, part: str) -> Entry:
+    return CODECS[recipe.artifact.codec].describe(recipe)[part]
+
+
+def _averaging(recipe: Recipe, plan: Plan) -> list[Entry]:
+    averaging = recipe.training.averaging
+    keys = {"none": (), "ema": ("decay", "warmup"), "swa": ("every", "start")}[averaging.kind]
+    entry = {"name": averaging.kind.upper(), **{key: getattr(averaging, key) for key in keys}}
+    return [entry] if keys else []
+
+
+def _optimizers(recipe: Recipe, plan: Plan) -> list[Entry]:
+    training, used = recipe.training, sorted(set(recipe.training.optimizer.model_dump().values()))
+    known = {"muon": ("Muon", training.muon), "adam": ("Adam", training.adam)}
+    found = [
+        section_entry(*known[name], "weight_decay") if name in known else {"name": name}
+        for name in sorted(used, reverse=True)
+    ]
+    return [*found, {"name": "batch", "tokens": training.batch_tokens}]
+
+
+def _decay(recipe: Recipe, plan: Plan) -> list[Entry]:
+    muon, adam = recipe.training.muon.weight_decay, recipe.training.adam.weight_decay
+    return [{"name": "decoupled weight decay", "muon": muon, "adam": adam}]
+
+
+def _dropout(recipe: Recipe, plan: Plan) -> list[Entry]:
+    rates = {k: rate for k, rate in recipe.training.dropout.model_dump().items() if rate}
+    return [{"name": "dropout of table rows", **rates}] if rates else []
+
+
+def _evaluation(recipe: Recipe, plan: Plan) -> list[Entry]:
+    options = recipe.evaluation
+    stride = {"stride": options.stride} if options.mode == "sliding" else {}
+    context = options.context or recipe.model.context
+    return [{"name": f"{options.mode} evaluation", **stride, "context": context}]
+
+
+def _lengths(recipe: Recipe, plan: Plan) -> list[Entry]:
+    train, context = recipe.training.sequence_length, recipe.model.context
+    return [{"name": "sequence length", "train": train, "context": context}]
+
+
+def _tokenizer(recipe: Recipe, plan: Plan) -> list[Entry]:
+    kind, size = recipe.data.tokenizer, recipe.model.vocab_size
+    return [{"name": "tokenizer", "kind": kind, "vocabulary": size}]
+
+
+_OF_RUNS = (
+    Technique(
+        name="codec",
+        group="quantization",
+        card=lambda recipe, plan: [
+            _codec(recipe, "quantization") | {"max_bytes": recipe.artifact.max_bytes}
+        ],
+    ),
+    Technique(
+        name="qat",
+        summary="late quantization-aware training",
+        group="quantization",
+        without=lambda recipe: {"training.qat.enabled": False} if rounds_late(recipe) else {},
+        card=lambda recipe, plan: (
+            [section_entry("late quantization-aware training", recipe.training.qat)]
+            * rounds_late(recipe)
+        ),
+    ),
+    Technique(
+        name="averaging",
+        summary="weight averaging",
+        group="weight averaging",
+        without=setting(training__averaging__kind="none"),
+        card=_averaging,
+    ),
+    Technique(name="optimizers", group="optimizer", card=_optimizers),
+    Technique(
+        name="nesterov",
+        summary="Nesterov momentum",
+        group="optimizer",
+        without=setting(training__muon__nesterov=False),
+    ),
+    Technique(
+        name="warmdown",
+        summary="learning-rate warmdown",
+        group="LR schedule",
+        without=setting(training__schedule__warmdown=0.0),
+        card=lambda recipe, plan: [
+            section_entry(
+                f"{recipe.training.schedule.kind} warmdown", recipe.training.schedule, "kind"
+            )
+        ],
+    ),
+    Technique(
+        name="weight-decay",
+        summary="weight decay",
+        group="regularization",
+        without=setting(training__muon__weight_decay=0.0, training__adam__weight_decay=0.0),
+        card=_decay,
+    ),
+    Technique(
+        name="dropout",
+        summary="dropout of table rows",
+        group="regularization",
+        without=setting(
+            training__dropout__token=0.0,
+            training__dropout__bigram=0.0,
+            training__dropout__value_embedding=0.0,
+        ),
+        card=_dropout,
+    ),
+    Technique(
+        name="clip",
+        summary="gradient clipping",
+        group="regularization",
+        without=setting(training__clip=0.0),
+        card=lambda recipe, plan: (
+            [{"name": "gradient clipping", "norm": recipe.training.clip}]
+            * bool(recipe.training.clip)
+        ),
+    ),
+    Technique(name="evaluation", group="evaluation", card=_evaluation),
+    Technique(name="lengths", group="sequence length", card=_lengths),
+    Technique(
+        name="coding",
+        group="compression",
+        card=lambda recipe, plan: [_codec(recipe, "compression")],
+    ),
+    Technique(name="tokenizer", group="other", card=_tokenizer),
+)
+
+
+def all_techniques() -> Iterator[Technique]:
+    """Those of the model's parts, then those of the run."""
+    yield from components.techniques()
+    yield from _OF_RUNS
 
 
 def techniques(recipe: Recipe, plan: Plan) -> Techniques:
     """Group -> list of {"name", and its parameters}; empty groups are left out."""
-    found = {
-        "architecture": _architecture(recipe, plan),
-        "quantization": _quantization(recipe),
-        "weight averaging": _averaging(recipe),
-        "optimizer": _optimizer(recipe),
-        "LR schedule": _schedule(recipe),
-        "regularization": _regularization(recipe),
-        "initialization": _initialization(recipe),
-        "evaluation": [_evaluation(recipe)],
-        "sequence length": [
-            {
-                "name": "sequence length",
-                "train": recipe.training.sequence_length,
-                "context": recipe.model.context,
-            }
-        ],
-        "compression": [_compression(recipe)],
-        "other": _other(recipe),
-    }
-    return {group: found[group] for group in GROUPS if found.get(group)}
+    found: Techniques = {group: [] for group in GROUPS}
+    for technique in all_techniques():
+        found[technique.group] += technique.card(recipe, plan)
+    return {group: entries for group, entries in found.items() if entries}
 
 
 def new_techniques(recipe: Recipe, plan: Plan) -> list[str]:
     """Names of techniques that none of the three published recipes has."""
-    from niblick.plan import make_plan
-
     known: set[str] = set()
-    for name in PUBLISHED:
-        published = load_recipe(name)
+    for published in map(load_recipe, PUBLISHED):
         known |= _names(techniques(published, make_plan(published.model)))
     return sorted(_names(techniques(recipe, plan)) - known)
 
@@ -67,171 +198,45 @@ def _names(found: Techniques) -> set[str]:
     return {entry["name"] for entries in found.values() for entry in entries}
 
 
-def _entry(name: str, section: Any, *left_out: str) -> dict[str, Any]:
-    """A technique whose parameters are a recipe section's values."""
-    values = section.model_dump(mode="json")
-    return {
-        "name": name,
-        **{k: v for k, v in values.items() if k not in (*left_out, "enabled") and v is not None},
-    }
+def used_techniques(recipe: Recipe) -> list[str]:
+    """Names of the techniques that `recipe` uses and can do without."""
+    return [t.name for t in all_techniques() if t.without and _uses(recipe, t)]
 
 
-def _architecture(recipe: Recipe, plan: Plan) -> list[dict[str, Any]]:
-    model = recipe.model
-    mixers: dict[str, int] = {}
-    for layer in plan.layers:
-        mixers[layer.mixer] = mixers.get(layer.mixer, 0) + 1
-    windows = [layer.span - 1 for layer in plan.layers if layer.mixer == "window"]
-    rope = model.attention.rope
-    heads = {
-        "name": "grouped-query attention",
-        "heads": model.attention.heads,
-        "kv_heads": model.attention.kv_heads,
-    }
-    found: list[dict[str, Any]] = [
-        {"name": f"{mixer} layers", "count": count}
-        | ({"windows": windows} if mixer == "window" else {})
-        for mixer, count in sorted(mixers.items())
-    ]
-    if any(layer.span for layer in plan.layers):
-        found += [
-            heads,
-            {"name": "partial rotary embedding", "dims": model.rope_dims, "base": rope.base},
-        ]
-    found.append(_entry(f"{model.mlp.activation} MLP", model.mlp, "activation"))
-    if plan.weight_blocks < len(plan.layers):
-        found.append(
-            {
-                "name": "depth recurrence",
-                "virtual_layers": len(plan.layers),
-                "weight_blocks": plan.weight_blocks,
-            }
-        )
-    found += [
-        _entry(label, section)
-        for label, section in (
-            ("hashed bigram embedding", model.bigram),
-            ("smear gate", model.smear),
-            ("value embedding", model.value_embedding),
-            ("U-Net skips", model.skips),
-            ("shared sparse sidecar", model.sidecar),
-            ("residual mix", model.residual_mix),
-        )
-        if section.enabled
-    ]
-    return found + _switches(recipe, plan)
+def without(recipe: Recipe, name: str) -> Recipe:
+    """The recipe without one technique, or several as in "bigram+smear".
+
+    Raises `RecipeError` for a name that is unknown or not used, listing those that are.
+    """
+    known = {technique.name: technique for technique in all_techniques() if technique.without}
+    changed = recipe
+    for part in name.split("+"):
+        if part not in known:
+            problem = f"unknown technique {quoted(part)}; {recipe.name} uses"
+        elif not _uses(changed, known[part]):
+            problem = f"{recipe.name} does not use the technique {part!r}; it uses"
+        else:
+            changed = _left_out(changed, known[part])
+            continue
+        raise RecipeError(f"{problem}: {', '.join(used_techniques(recipe))}")
+    return changed
 
 
-def _switches(recipe: Recipe, plan: Plan) -> list[dict[str, Any]]:
-    model, options = recipe.model, recipe.model.attention
-    attends = any(layer.span for layer in plan.layers)
-    chosen: tuple[tuple[str, bool, dict[str, Any]], ...] = (
-        ("QK norm", attends and options.qk_norm, {}),
-        ("query gain", attends and options.q_gain is not None, {"init": options.q_gain}),
-        ("key gain", attends and options.k_gain, {}),
-        ("k/v shift mixing", attends and options.kv_shift, {}),
-        ("local value residual", attends and options.local_value, {}),
-        (
-            "exclusive self attention",
-            any(layer.xsa for layer in plan.layers),
-            {"layers": [layer.index for layer in plan.layers if layer.xsa]},
-        ),
-        ("depth scaling 1/sqrt(i+1)", attends and model.depth_scale, {}),
-        (
-            "rotary base rescaling",
-            attends and options.rope.train_length is not None,
-            {"train_length": options.rope.train_length},
-        ),
-        ("document masking", model.document_mask, {}),
-        ("attention within documents", attends and model.document_attention == "within", {}),
-        ("tied embedding", model.tied, {}),
-        ("logit softcap", model.softcap is not None, {"cap": model.softcap}),
-    )
-    return [{"name": name, **parameters} for name, used, parameters in chosen if used]
+def _uses(recipe: Recipe, technique: Technique) -> bool:
+    try:
+        return _left_out(recipe, technique) != recipe
+    except RecipeError:
+        return False
 
 
-def _evaluation(recipe: Recipe) -> dict[str, Any]:
-    options = recipe.evaluation
-    stride = {"stride": options.stride} if options.mode == "sliding" else {}
-    return {
-        "name": f"{options.mode} evaluation",
-        **stride,
-        "context": options.context or recipe.model.context,
-    }
-
-
-def _compression(recipe: Recipe) -> dict[str, Any]:
-    return CODECS[recipe.artifact.codec].describe(recipe)["compression"]
-
-
-def _quantization(recipe: Recipe) -> list[dict[str, Any]]:
-    described = CODECS[recipe.artifact.codec].describe(recipe)["quantization"]
-    found: list[dict[str, Any]] = [{**described, "max_bytes": recipe.artifact.max_bytes}]
-    if rounds_late(recipe):
-        found.append(_entry("late quantization-aware training", recipe.training.qat))
-    return found
-
-
-def rounds_late(recipe: Recipe) -> bool:
-    """Whether training rounds as the recipe's codec will."""
-    return bool(rounding_specs(recipe, make_plan(recipe.model), refuse=False))
-
-
-def _averaging(recipe: Recipe) -> list[dict[str, Any]]:
-    averaging = recipe.training.averaging
-    if averaging.kind == "none":
-        return []
-    keys = {"ema": ("decay", "warmup"), "swa": ("every", "start")}[averaging.kind]
-    return [{"name": averaging.kind.upper(), **{key: getattr(averaging, key) for key in keys}}]
-
-
-def _optimizer(recipe: Recipe) -> list[dict[str, Any]]:
-    training = recipe.training
-    return [
-        _entry("Muon", training.muon, "weight_decay"),
-        _entry("Adam", training.adam, "weight_decay"),
-        {"name": "batch", "tokens": training.batch_tokens},
-    ]
-
-
-def _schedule(recipe: Recipe) -> list[dict[str, Any]]:
-    return [_entry("linear warmdown", recipe.training.schedule)]
-
-
-def _regularization(recipe: Recipe) -> list[dict[str, Any]]:
-    training = recipe.training
-    found: list[dict[str, Any]] = [
-        {
-            "name": "decoupled weight decay",
-            "muon": training.muon.weight_decay,
-            "adam": training.adam.weight_decay,
-        }
-    ]
-    shares = {name: share for name, share in training.dropout.model_dump().items() if share}
-    if shares:
-        found.append({"name": "dropout of table rows", **shares})
-    if training.clip:
-        found.append({"name": "gradient clipping", "norm": training.clip})
-    return found
-
-
-def _initialization(recipe: Recipe) -> list[dict[str, Any]]:
-    model = recipe.model
-    found = [
-        _entry(f"{model.embedding.init} embedding", model.embedding, "init"),
-        {"name": f"{model.linear_init} linear maps"},
-        {"name": "zero output projections"},
-    ]
-    if model.residual_mix.enabled and model.residual_mix.init == "phase":
-        found.append({"name": "phase residual mix"})
-    return found
-
-
-def _other(recipe: Recipe) -> list[dict[str, Any]]:
-    model, data = recipe.model, recipe.data
-    found: list[dict[str, Any]] = [
-        {"name": "tokenizer", "kind": data.tokenizer, "vocabulary": model.vocab_size}
-    ]
-    if model.mtp.heads:
-        found.append(_entry("multi-token prediction", model.mtp))
-    return found
+def _left_out(recipe: Recipe, technique: Technique) -> Recipe:
+    assert technique.without is not None
+    changes: Changes = technique.without(recipe)
+    values: Any = recipe.model_dump(mode="json")
+    for key, value in changes.items():
+        *path, leaf = key.split(".")
+        node = values
+        for part in path:
+            node = node[part]
+        node[leaf] = value
+    return recipe_from_dict(values, origin=recipe.name)

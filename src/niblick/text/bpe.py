@@ -1,10 +1,9 @@
-"""Training a lossless BPE tokenizer with byte fallback (SentencePiece's trainer, identity
-normalisation).
+"""Training a lossless BPE tokenizer with byte fallback, by SentencePiece's trainer.
 
-Three choices raise the bytes per token of a small vocabulary, and none costs exactness: merges may
-cross words (`of the` can be one token), merges may mix scripts and digits, and a single ASCII
-character is spelled by its byte piece, so that no entry is spent on a second name for it. The
-vocabulary is exactly `vocab_size` in every case.
+Normalisation is the identity. Three choices raise the bytes per token of a small vocabulary, and
+none costs exactness: merges may cross words (`of the` can be one token), merges may mix scripts and
+digits, and a single ASCII character is spelled by its byte piece, so that no entry is spent on a
+second name for it. The vocabulary is exactly `vocab_size` in every case.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ _RARE = 0.001  # of the text: its rarest characters are left to byte pieces
 def train_tokenizer(
     texts: Iterable[str], *, vocab_size: int, across_words: bool = True
 ) -> SentencePieceTokenizer:
-    """Learn a tokenizer of exactly `vocab_size` ids from `texts`; the same texts give the same
-    tokenizer.
+    """Learn a tokenizer of exactly `vocab_size` ids from `texts`, always the same one.
 
     At most 16 million characters are read, evenly over the text. With `across_words` false no piece
     holds more than one word. Raises `DataError` for a vocabulary out of range or no text at all.

@@ -1,6 +1,4 @@
-"""How many UTF-8 bytes a token stands for, given the token before it (section 0 of the
-specification).
-"""
+"""How many UTF-8 bytes a token stands for after another (section 0 of the specification)."""
 
 from __future__ import annotations
 

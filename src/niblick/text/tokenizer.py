@@ -11,25 +11,29 @@ from __future__ import annotations
 import codecs
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import sentencepiece
 from numpy.typing import NDArray
 
 from niblick.errors import DataError
+from niblick.registry import Registry
 from niblick.text import spmodel
 from niblick.text.bytetable import ByteTable
 from niblick.text.spmodel import SPACE, Piece, SentencePieceModel
+
+if TYPE_CHECKING:
+    import sentencepiece
 
 Tokens = NDArray[np.uint16]
 CHALLENGE = "fineweb-1024"
 _CHALLENGE_FILE = "fineweb_1024_bpe.model"
 _CHALLENGE_SHA256 = "bbf81bf15bd66fc78d927bc9c87f06d17a80fc7d35a5131c616bef7bb34b44b4"
-_BYTES_TOKENIZER = b"nT\x00bytes"
+_MARK = b"nT\x00"  # in front of the name of a tokenizer that is not a SentencePiece model
 _ENCODED = 1 << 22  # characters encoded at once: the library takes some 40 bytes for each
 
 
@@ -146,6 +150,15 @@ class Tokenizer(ABC):
             raise DataError(f"token id {bad} is outside the vocabulary of {self.vocab_size}")
 
 
+TOKENIZERS: Registry[Callable[[bytes], Tokenizer]] = Registry("tokenizer")
+"""By name: what makes a tokenizer from its own state, the bytes that `stored` puts in a file."""
+
+
+def stored(name: str, state: bytes = b"") -> bytes:
+    """`to_bytes` of a registered tokenizer: its name, and what its registration makes it from."""
+    return _MARK + name.encode() + (b"\x00" + state if state else b"")
+
+
 class BytesTokenizer(Tokenizer):
     """One token per UTF-8 byte; as in the challenge 0 pad, 1 BOS, 2 EOS, 3 unknown come first."""
 
@@ -154,7 +167,7 @@ class BytesTokenizer(Tokenizer):
     vocab_size = 260
     bos_id = 1
     lossless = True
-    sha256 = hashlib.sha256(_BYTES_TOKENIZER).hexdigest()
+    sha256 = hashlib.sha256(stored("bytes")).hexdigest()
     _FIRST = 4
 
     @cached_property
@@ -169,11 +182,11 @@ class BytesTokenizer(Tokenizer):
 
     def to_bytes(self) -> bytes:
         """A marker: there is nothing to store."""
-        return _BYTES_TOKENIZER
+        return stored("bytes")
 
     def to_file_bytes(self) -> bytes:
         """The same marker."""
-        return _BYTES_TOKENIZER
+        return stored("bytes")
 
     def reference_decode(self, ids: Sequence[int]) -> str:
         """The bytes of `ids`, read as UTF-8."""
@@ -187,6 +200,13 @@ class BytesTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> Sequence[int]:
         return [value + self._FIRST for value in text.encode()]
+
+
+@TOKENIZERS.register("bytes")
+def _bytes_tokenizer(state: bytes) -> BytesTokenizer:
+    if state:
+        raise DataError(f"the tokenizer 'bytes' has no state, but {len(state):,} bytes follow it")
+    return BytesTokenizer()
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -270,6 +290,8 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    import sentencepiece
+
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
@@ -298,20 +320,24 @@ def _challenge_file() -> bytes:
 def load_tokenizer(spec: str | Path | bytes, *, kind: str | None = None) -> Tokenizer:
     """The tokenizer that `spec` names or is.
 
-    It may be "bytes", "fineweb-1024", the path of a `.model`, or what `to_bytes` gave. `kind`
+    It may be "fineweb-1024", a registered name, the path of a `.model`, or what `to_bytes` gave.
+    `kind`
     ("sentencepiece" or "bytes") is checked where given. Raises `DataError`.
     """
-    if isinstance(spec, str) and spec in ("bytes", CHALLENGE):
-        data = _BYTES_TOKENIZER if spec == "bytes" else _challenge_file()
-    elif isinstance(spec, bytes):
-        data = spec
+    if isinstance(spec, str) and spec == CHALLENGE:
+        data = _challenge_file()
+    elif isinstance(spec, str) and spec in TOKENIZERS:
+        data = stored(spec)
     else:
-        data = _read_model(Path(spec))
-    tokenizer = (
-        BytesTokenizer()
-        if data == _BYTES_TOKENIZER
-        else SentencePieceTokenizer(spmodel.unpack(data))
-    )
+        data = spec if isinstance(spec, bytes) else _read_model(Path(spec))
+    if data.startswith(_MARK):
+        start, _, state = data[len(_MARK) :].partition(b"\x00")
+        name = start[:32].decode("utf-8", "replace")
+        if name not in TOKENIZERS:
+            raise DataError(f"unknown tokenizer {name!r}; known: {', '.join(TOKENIZERS)}")
+        tokenizer = TOKENIZERS[name](state)
+    else:
+        tokenizer = SentencePieceTokenizer(spmodel.unpack(data))
     if kind is not None and kind != tokenizer.kind:
         raise DataError(f"tokenizer kind {kind!r} does not fit: this one is {tokenizer.kind!r}")
     return tokenizer

@@ -10,11 +10,14 @@ from __future__ import annotations
 import ast
 import sys
 
-from niblick.audit.flow.machine import Machine, run_deadline
+from niblick.audit.flow.machine import Machine
 from niblick.audit.flow.objects import Trace
 from niblick.audit.flow.signals import BudgetSignal
 
-_IMPORT_SECONDS = 0.5
+MOST_STEPS = 400_000
+"""Steps of work for following a program under one command: a node is one, and so are 8,192 elements
+of an array.
+"""
 
 
 def run(
@@ -25,14 +28,13 @@ def run(
     arguments: list[str] | None = None,
     modules: dict[str, tuple[str, ast.Module]] | None = None,
     native: dict[str, frozenset[int]] | None = None,
-    seconds: float = 3.0,
-    budget: int = 250_000,
+    budget: int = MOST_STEPS,
 ) -> Trace:
     """The trace of the program in `tree`, with `modules` (name -> file and tree) beside it, under
-    `environment`, within `seconds` of processor time and `budget` interpreted steps.
+    `environment`, within `budget` steps of work.
     """
     for stubborn in (False, True):
-        machine = Machine(dict(environment), modules or {}, run_deadline(seconds), budget)
+        machine = Machine(dict(environment), modules or {}, budget)
         machine.arguments, machine.stubborn, machine.native = (
             list(arguments or []),
             stubborn,
@@ -50,7 +52,7 @@ def import_failure(
     """(line, what) of an exception that importing the program cannot avoid, with the variables its
     loader sets alone.
     """
-    machine = Machine(dict(environment), {}, run_deadline(_IMPORT_SECONDS), budget)
+    machine = Machine(dict(environment), {}, budget)
     _follow(machine, tree, file, "imported")
     return machine.trace.failures[0] if machine.trace.failures else None
 
@@ -63,11 +65,12 @@ def _follow(machine: Machine, tree: ast.Module, file: str, name: str = "__main__
     sys.setrecursionlimit(max(limit, 20_000))
     try:
         machine.run_module(tree, name, file, {})
+        machine.left_over()
     except BudgetSignal:
         machine.trace.complete = False
-        machine.note("the engine's budget ran out")
+        machine.note("limit: the steps of work ran out")
     except RecursionError:
         machine.trace.complete = False
-        machine.note("the program nests too deeply")
+        machine.note("limit: the program nests too deeply")
     finally:
         sys.setrecursionlimit(limit)

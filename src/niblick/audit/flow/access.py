@@ -11,6 +11,7 @@ import numpy as np
 
 from niblick.audit.flow.access_index import plain_index, subscript
 from niblick.audit.flow.boxes import (
+    GUESS,
     STREAM,
     Box,
     collect,
@@ -22,6 +23,7 @@ from niblick.audit.flow.boxes import (
     shaped,
     snapshot,
     target_bits,
+    witness,
 )
 from niblick.audit.flow.objects import (
     Bound,
@@ -36,6 +38,7 @@ from niblick.audit.flow.objects import (
 )
 from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.writing import Writing
+from niblick.audit.words import words
 
 _VALIDATION_NAME = re.compile(
     r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
@@ -87,6 +90,8 @@ class Access(Writing):
 
     def dotted_attribute(self, holder: Dotted, name: str) -> Any:
         full = f"{holder.name}.{name}"
+        if full in self.patched:
+            return self.patched[full]
         if full == "math.pi":
             return 3.141592653589793
         if full in {"math.inf", "np.inf", "numpy.inf"}:
@@ -113,6 +118,8 @@ class Access(Writing):
             return shaped(box, lambda a: a.T)
         if name in _VIEWS or name == "ctypes":
             return box
+        if box.live and "param" in box.marks and name in self.fields:
+            return box
         if name in {"requires_grad", "is_cuda", "dtype", "device", "nbytes", "itemsize"}:
             return Box(shape=())
         return Bound(box, name)
@@ -134,6 +141,9 @@ class Access(Writing):
             return holder.attrs
         if name == "__class__":
             return cls or Dotted("?")
+        getter = cls.find("__getattr__") if cls is not None else None
+        if isinstance(getter, Function) and isinstance(holder, Instance):
+            return self.call_function(getter, [holder, name], {}, node)
         if isinstance(holder, Module):
             if name in {"module", "_orig_mod"}:
                 return holder
@@ -144,41 +154,13 @@ class Access(Writing):
         return Bound(holder, name) if base is None or name.islower() else Box()
 
     def submodule(self, holder: Module, name: str) -> Any:
-        if name in {
-            "parameters",
-            "named_parameters",
-            "state_dict",
-            "load_state_dict",
-            "to",
-            "cuda",
-            "cpu",
-            "eval",
-            "train",
-            "forward",
-            "bfloat16",
-            "float",
-            "half",
-            "double",
-            "zero_grad",
-            "requires_grad_",
-            "modules",
-            "named_modules",
-            "apply",
-            "children",
-            "register_forward_hook",
-            "buffers",
-            "named_buffers",
-            "compile",
-            "no_sync",
-            "generate",
-            "register_buffer",
-            "add_module",
-            "register_forward_pre_hook",
-            "named_children",
-            "register_parameter",
-            "get_parameter",
-            "get_submodule",
-        }:
+        if name in words(
+            "parameters named_parameters state_dict load_state_dict to cuda cpu eval train"
+            " forward bfloat16 float half double zero_grad requires_grad_ modules named_modules"
+            " apply children register_forward_hook buffers named_buffers compile no_sync"
+            " generate register_buffer add_module register_forward_pre_hook named_children"
+            " register_parameter get_parameter get_submodule"
+        ):
             return Bound(holder, name)
         return self.param_box(frozenset({holder.leaf}))
 
@@ -217,7 +199,7 @@ class Access(Writing):
 
     def dict_item(self, holder: dict[Any, Any], key: Any, node: ast.AST, default: Any) -> Any:
         plain = self.plain_key(key)
-        value = holder.get(plain, holder.get("?", default))
+        value = self.with_held(holder.get(plain, holder.get("?", default)), self.kept(holder))
         boxes = [b for b in collect(key) if is_token(b)]
         if not boxes:
             absent = Box(marks=_split_marks(key)) if default is None else default
@@ -269,11 +251,15 @@ class Access(Writing):
         ]
         if tokens and not (is_token(box) and box.pos is not None):
             return self.looked_up(box, parts, tokens, node)
+        if any(isinstance(p, Box) and p.scores for p in parts):
+            box = self.warp(snapshot(box), "positions are chosen by their scores")
         index = tuple(subscript(p) for p in parts)
         if any(i is None for i in index[:]) and any(
             p is not None and subscript(p) is None for p in parts
         ):
             unknown = snapshot(box, pos=None, val=None, key=None, shape=None)
+            if box.val is not None and box.val.size > 1 and (box.nll or "bytes" in box.marks):
+                unknown.val, unknown.marks = np.asarray(GUESS), unknown.marks | {"guess"}
             unknown.deps |= depends(box) if box.pos is not None and self.widened == 0 else 0
             if box.pos is not None:
                 unknown.targets |= target_bits(box)
@@ -282,6 +268,8 @@ class Access(Writing):
             if box.key is not None and all(p is None or isinstance(p, (Box, slice)) for p in parts):
                 unknown.key, unknown.pos, unknown.shape = box.key, box.pos, box.shape
             return unknown
+        if box.nll and box.shape and box.shape[0] == 1 and isinstance(key, slice) and key.start:
+            box = shaped(box, lambda a: a.reshape(-1))
         out = shaped(box, lambda a: a[index])
         out.live = box.live
         return out
@@ -291,22 +279,25 @@ class Access(Writing):
         newest = elementwise(tokens)
         source = self.frozen([box])[0]
         if source.roots and source.marks.isdisjoint({"param"}):
-            return self.score(source, newest, node)
+            return self.score(source, newest, node, picked=True)
         out = merge([source], shape=newest.shape)
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
-        if box.table & 1 or "count" in box.marks:
+        empty = box.val is not None and box.val.size > 1 and not box.val.any()
+        if box.table & 1 or "count" in box.marks or empty:
             out.key, out.deps = key.pos, source.deps | newest.deps
             out.marks |= (key.marks & {"hashed"}) | {"count"}
         elif not source.roots:
             out.marks |= {"bytes"}
+            out.val = witness(newest.pos)
+            out.marks |= {"guess"} if newest.pos is None else set()
             out.key = key.pos if "hashed" in key.marks else None
             out.marks |= key.marks & {"hashed"}
         if out.key is not None:
             self.interest += 1
         return out
 
-    def score(self, source: Box, target: Box, node: ast.AST | None, reduce: bool = False) -> Box:
+    def score(self, source: Box, target: Box, node: ast.AST | None, picked: bool = False) -> Box:
         raise NotImplementedError
 
     def iterate(self, value: Any, count: int | None) -> list[Any]:
@@ -346,6 +337,7 @@ class Access(Writing):
             and box.key is None
             and not box.roots
             and not box.deps
+            and "bytes" not in box.marks
         ):
             return box.val[i].item()
         return shaped(box, lambda a: a[i])

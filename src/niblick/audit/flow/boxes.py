@@ -3,8 +3,13 @@ known.
 
 The engine runs a program on shadows, never on data. A synthetic validation stream of `STREAM`
 tokens stands for the real one; a `Box` remembers which stream positions an element came from
-(`pos`), which positions the parameters behind it had been trained on (`seen`), and which learnable
+(`pos`), which positions the parameters behind it had been trained on (`seen`), which positions
+other state holds that it was read from (`held`: counts, dictionaries, files), and which learnable
 leaves it was computed from (`roots`). Sets of positions are Python integers used as bit sets.
+
+Losses and byte counts carry a *witness*: made-up content (`val`), the same number for the loss of a
+position as for its bytes. Whatever positions a run adds up, an honest figure of bits per byte then
+comes out as 1 / ln 2 (or 1, in nats); a scale, a clip or a dropped loss shows as another number.
 """
 
 from __future__ import annotations
@@ -21,6 +26,10 @@ BOS = 1
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
 _MAX_ELEMENTS = 600_000
+WITNESS: Array = ((np.arange(STREAM + 1) * 2_654_435_761 >> 7) % 4 + 1).astype(np.float64)
+"""The made-up loss, and number of bytes, of each position: whole numbers from 1 to 4."""
+GUESS = np.float64(2.5)
+"""The witness of an unknown selection, as if it were one position."""
 NONE: frozenset[int] = frozenset()
 NO_MARKS: frozenset[str] = frozenset()
 
@@ -39,6 +48,7 @@ class Box:
     deps: int = 0
     targets: int = 0
     seen: int = 0
+    held: int = 0
     roots: frozenset[int] = NONE
     scores: frozenset[int] = NONE
     marks: frozenset[str] = NO_MARKS
@@ -63,9 +73,24 @@ def bits(positions: Array | None) -> int:
     return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little") << low
 
 
-def span_bits(start: int, end: int) -> int:
-    """The bit set of start..end-1."""
-    return ((1 << max(end - start, 0)) - 1) << start if end > start else 0
+def witness(positions: Array | None) -> Array | None:
+    """The made-up content of losses or byte counts at `positions` (nought where there is none)."""
+    if positions is None:
+        return np.asarray(GUESS)
+    if positions.size > _MAX_ELEMENTS:
+        return None
+    return np.where(positions >= 0, WITNESS[np.minimum(positions, STREAM)], 0.0)
+
+
+def mean_witness(positions: int) -> float:
+    """The mean witness of a set of positions."""
+    places = np.flatnonzero(
+        np.unpackbits(
+            np.frombuffer(positions.to_bytes((STREAM >> 3) + 8, "little"), dtype=np.uint8),
+            bitorder="little",
+        )
+    )
+    return float(WITNESS[np.minimum(places, STREAM)].mean()) if places.size else float(GUESS)
 
 
 def depends(box: Box) -> int:
@@ -113,6 +138,7 @@ def merge(boxes: Iterable[Box], **changes: Any) -> Box:
         out.deps |= depends(box)
         out.targets |= target_bits(box)
         out.seen |= box.seen
+        out.held |= box.held
         out.roots |= box.roots
         out.scores |= box.scores
         out.marks |= box.marks
@@ -199,6 +225,7 @@ def elementwise(parts: list[Box], action: Callable[..., Any] | None = None) -> B
     out = merge([])
     for part in parts:
         out.seen |= part.seen
+        out.held |= part.held
         out.roots |= part.roots
         out.scores |= part.scores
         out.marks |= part.marks
@@ -257,6 +284,7 @@ def snapshot(box: Box, **changes: Any) -> Box:
         deps=box.deps,
         targets=box.targets,
         seen=box.seen,
+        held=box.held,
         roots=box.roots,
         scores=box.scores,
         marks=box.marks,

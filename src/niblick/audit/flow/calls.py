@@ -11,6 +11,7 @@ from typing import Any
 from niblick.audit.flow.boxes import Box, collect, is_token, merge, snapshot
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.learning import Learning
+from niblick.audit.flow.methods import small
 from niblick.audit.flow.objects import (
     Bound,
     Class,
@@ -22,45 +23,16 @@ from niblick.audit.flow.objects import (
     Optimizer,
 )
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
+from niblick.audit.words import words
 
 _MAX_DEPTH = 40
-_MOST_INNER_CALLS = 200
-_WRAPPERS = frozenset(
-    {
-        "compile",
-        "DistributedDataParallel",
-        "DDP",
-        "DataParallel",
-        "FullyShardedDataParallel",
-        "script",
-        "jit",
-        "njit",
-        "disable",
-        "allow_in_graph",
-        "vmap",
-        "prange",
-        "lru_cache",
-        "cache",
-        "wraps",
-        "checkpoint",
-    }
+_WRAPPERS = words(
+    "compile DistributedDataParallel DDP DataParallel FullyShardedDataParallel script jit njit"
+    " disable allow_in_graph vmap prange lru_cache cache wraps checkpoint"
 )
-_OPTIMIZERS = frozenset(
-    {
-        "SGD",
-        "Adam",
-        "AdamW",
-        "Adagrad",
-        "RMSprop",
-        "LBFGS",
-        "Muon",
-        "Adamax",
-        "NAdam",
-        "RAdam",
-        "Lion",
-        "Adafactor",
-        "ZeroRedundancyOptimizer",
-    }
+_OPTIMIZERS = words(
+    "SGD Adam AdamW Adagrad RMSprop LBFGS Muon Adamax NAdam RAdam Lion Adafactor"
+    " ZeroRedundancyOptimizer"
 )
 
 
@@ -85,6 +57,12 @@ class Calls(Learning):
         return self.call_value(callee, args, named, node)
 
     def call_value(self, callee: Any, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        if not isinstance(callee, (Function, Class)):
+            for arg in (*args, *named.values()):
+                function = arg.function if isinstance(arg, Bound) else arg
+                if isinstance(function, Function) and self.learning(function):
+                    said = getattr(callee, "name", "") or "a call"
+                    self.handed[id(function.node)] = (function, said)
         if isinstance(callee, Function):
             return self.call_function(callee, args, named, node)
         if isinstance(callee, Bound):
@@ -93,8 +71,12 @@ class Calls(Learning):
             return self.instantiate(callee, args, named, node)
         if isinstance(callee, Dotted):
             return self.call_dotted(callee.name, args, named, node)
+        if isinstance(callee, Box) and "param" in callee.marks and callee.roots:
+            return self.layer(callee, args, named, node)
         if isinstance(callee, Module):
-            return self.forward(callee, args, named, node)
+            own = callee.cls.find("forward") if callee.cls is not None else None
+            method = own if isinstance(own, Function) else None
+            return self.forward(callee, args, named, node, method)
         if isinstance(callee, Instance):
             method = callee.cls.find("__call__") or callee.cls.find("forward")
             if isinstance(method, Function):
@@ -109,6 +91,11 @@ class Calls(Learning):
             )
         return self.opaque([callee, *args], named, node)
 
+    def layer(self, layer: Box, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        """What a part of a model makes of its input."""
+        boxes = self.frozen([layer, *(b for a in (*args, *named.values()) for b in collect(a))])
+        return merge(boxes, targets=0, nll=False, marks=frozenset({"logits"}))
+
     def opaque(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """The result of something not understood: it may depend on everything it was given."""
         boxes = self.frozen([b for a in (*args, *named.values()) for b in collect(a)])
@@ -117,9 +104,8 @@ class Calls(Learning):
         for model in models:
             out.roots |= {model.leaf}
             out.seen |= self.leaves[model.leaf].seen
-        tokens = [
-            b for b in boxes if is_token(b) and b.marks.isdisjoint({"index", "bytes", "count"})
-        ]
+        plain = [b for b in boxes if b.marks.isdisjoint({"index", "bytes", "count"})]
+        tokens = [b for b in plain if is_token(b)]
         computed = [b for b in boxes if b.roots and not b.nll]
         if computed and len(tokens) == 1 and tokens[0].pos is not None and not models:
             return self.score(merge(computed), tokens[0], node)
@@ -128,12 +114,10 @@ class Calls(Learning):
     def call_function(
         self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
     ) -> Any:
-        if (
-            len(self.stack) >= _MAX_DEPTH
-            or "kernel" in function.marks
-            or self.too_often(function.name)
-        ):
+        if "kernel" in function.marks:
             return self.opaque(args, named, node)
+        if len(self.stack) >= _MAX_DEPTH or self.too_often(function.name):
+            return self.unfollowed(function, args, named, node)
         scope = self.bind(function, args, named)
         self.scopes.append((scope, *function.scopes))
         self.outer_names.append({})
@@ -141,6 +125,7 @@ class Calls(Learning):
         self.yields.append([])
         self.stack.append(function.name)
         self.trace.reached.add(function.name)
+        self.entered.add(id(function.node))
         quiet = "no_grad" in function.marks
         hooks = self.hooks
         self.no_grad += quiet
@@ -163,13 +148,13 @@ class Calls(Learning):
         self.note_adapters(function, [*args, *named.values()])
         return result
 
-    def too_often(self, name: str) -> bool:
-        """Whether a function has called itself too deep or too many times within one call from
-        outside.
-        """
-        depth = self.stack.count(name)
-        self.inner_calls[name] = self.inner_calls.get(name, 0) + 1 if depth else 0
-        return depth > 4 or self.inner_calls[name] > _MOST_INNER_CALLS
+    def unfollowed(
+        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
+        """A call that goes too deep; where it may learn or write tokens, that is said."""
+        if self.learning(function) or any(is_token(b) for a in args for b in collect(a)):
+            self.note(f"limit: {function.name} calls itself deeper than it is followed")
+        return self.opaque(args, named, node)
 
     def run_body(self, function: Function) -> Any:
         if isinstance(function.node, ast.Lambda):
@@ -252,22 +237,21 @@ class Calls(Learning):
                 return "autograd"
             if name.endswith(("NamedTuple", "BaseModel")):
                 return "dataclass"
-        for decorator in node.decorator_list:
-            text = ast.dump(decorator)
-            if "dataclass" in text:
-                return "dataclass"
-        return "plain"
+        records = any("dataclass" in ast.dump(decorator) for decorator in node.decorator_list)
+        return "dataclass" if records else "plain"
 
     def instantiate(self, cls: Class, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        self.made.add(id(cls))
         if cls.kind == "module":
             leaf = self.new_leaf("module", cls.name)
-            if (
-                any(isinstance(a, Module) for a in (*args, *named.values()))
-                or "lora" in cls.name.lower()
-                or "adapt" in cls.name.lower()
-            ):
+            if any(isinstance(a, Module) for a in (*args, *named.values())) or small(cls):
                 self.leaves[leaf].marks = frozenset({"adapter"})
-            return Module(cls.name, leaf, cls)
+            module = Module(cls.name, leaf, cls)
+            init = cls.find("__init__")
+            own = [f for f in cls.body.values() if isinstance(f, Function) and f is not init]
+            if isinstance(init, Function) and any(self.learning(f) for f in own):
+                self.call_function(init, [module, *args], named, node)
+            return module
         if cls.kind == "optimizer":
             return Optimizer(cls.name, self.roots_in([*args, *named.values()]))
         if cls.kind == "autograd":
@@ -329,8 +313,7 @@ class Calls(Learning):
         if name == "step" and "param" not in box.marks and box.roots:
             return self.optimizer_call(Optimizer("?", box.roots), name, args, node)
         if name in {"items", "keys", "values"}:
-            each = snapshot(box)
-            each.live = box.live
+            each = snapshot(box, live=box.live)
             pair = [("weight", each), ("bias", each)]
             return pair if name == "items" else [p[name == "values"] for p in pair]
         result = self.tensor_call(name, [box, *args], named, node, True)
@@ -339,7 +322,7 @@ class Calls(Learning):
         if result is not NotImplemented:
             return result
         if name in {"write", "writelines"}:
-            self.disk.seen |= merge(self.frozen(collect(args))).seen
+            self.to_disk(args)
         if name in {"get", "pop", "setdefault"}:
             return self.box_item(box, args[0], node) if args else box
         return self.opaque([box, *args], named, node)
@@ -352,37 +335,20 @@ class Calls(Learning):
         result = self.standard(name, args, named, node)
         if result is not NotImplemented:
             return result
-        if last in _WRAPPERS:
+        if last in _WRAPPERS or name == "identity":
             return args[0] if args else Dotted("identity")
-        if name == "identity":
-            return args[0] if args else None
         if last in _OPTIMIZERS:
             return Optimizer(last, self.roots_in([*args, *named.values()]))
-        if last in {
-            "no_grad",
-            "inference_mode",
-            "enable_grad",
-            "nullcontext",
-            "autocast",
-            "set_grad_enabled",
-        }:
+        if last in words(
+            "no_grad inference_mode enable_grad nullcontext autocast set_grad_enabled"
+        ):
             off = last == "set_grad_enabled" and args and self.truth(args[0]) is False
-            return Dotted(
-                "torch.no_grad"
-                if off or (last == "inference_mode" and args and args[0] is True)
-                else name
-            )
-        if last in {
-            "Parameter",
-            "Linear",
-            "Embedding",
-            "LayerNorm",
-            "ModuleList",
-            "Sequential",
-            "ParameterList",
-            "ParameterDict",
-            "ModuleDict",
-        }:
+            off = off or (last == "inference_mode" and args and args[0] is True)
+            return Dotted("torch.no_grad" if off else name)
+        if last in words(
+            "Parameter Linear Embedding LayerNorm ModuleList Sequential ParameterList"
+            " ParameterDict ModuleDict"
+        ):
             return self.torch_module(last, args)
         if name.endswith("autograd.grad") and args:
             return self.gradients(args, named)
@@ -400,29 +366,25 @@ class Calls(Learning):
             return int(self.environment.get("WORLD_SIZE", "1"))
         if last == "get_rank":
             return 0
-        if name in {
-            "torch.cuda.is_available",
-            "torch.distributed.is_available",
-            "torch.distributed.is_initialized",
-        } or last in {"is_initialized", "is_available"}:
+        if name in frozenset(
+            [
+                "torch.cuda.is_available",
+                "torch.distributed.is_available",
+                "torch.distributed.is_initialized",
+            ]
+        ) or last in {"is_initialized", "is_available"}:
             return True
         if last in {"bos_id", "bos_token_id"}:
             return 1
         if name.endswith(("add.at", "maximum.at")) and args and isinstance(args[0], Box):
             args[0].table |= 1
             args[0].val = None
+            args[0].held |= self.written([b for a in args[1:] for b in collect(a)])
             self.interest += 1
             return None
-        if last in {
-            "save",
-            "all_reduce",
-            "barrier",
-            "synchronize",
-            "manual_seed",
-            "seed",
-            "broadcast",
-            "destroy_process_group",
-        }:
+        if last in words(
+            "save all_reduce barrier synchronize manual_seed seed broadcast destroy_process_group"
+        ):
             return args[0] if last in {"all_reduce", "broadcast"} and args else None
         if numpy and last == "nonzero":
             named = {**named, "as_tuple": True}

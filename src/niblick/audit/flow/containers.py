@@ -6,7 +6,7 @@ import ast
 from pathlib import PurePosixPath
 from typing import Any
 
-from niblick.audit.flow.boxes import STREAM, Box, collect, merge, snapshot
+from niblick.audit.flow.boxes import STREAM, Box, collect, snapshot
 from niblick.audit.flow.library import DefaultDict, Library
 from niblick.audit.flow.objects import Namespace
 from niblick.audit.flow.paths import glob_paths, path_kind
@@ -32,6 +32,8 @@ class Containers(Library):
                 else:
                     holder.append(args[0] if args else None)
             return None
+        if isinstance(holder, set) and name in {"add", "update"}:
+            self.keep(holder, *args)
         if isinstance(holder, set) and name == "add":
             if args and isinstance(args[0], (int, str, float, tuple)) and not collect(args[0]):
                 holder.add(args[0])
@@ -43,6 +45,7 @@ class Containers(Library):
                 else holder.join(args[0])
             )
         if isinstance(holder, str) and name == "format":
+            self.shown_all([*args, *named.values()], holder)
             return "?"
         if isinstance(holder, list) and name in {"sort", "reverse", "clear"}:
             if name != "sort" or all(isinstance(i, (int, str, float)) for i in holder):
@@ -83,6 +86,7 @@ class Containers(Library):
             default = args[1] if len(args) > 1 else None
             if name == "setdefault" and key not in holder:
                 holder[key] = default
+                self.keep(holder, args[0], default)
             if name == "get" and default is None and key not in holder and collect(args[0]):
                 missing = self.dict_item(holder, args[0], node, Box(shape=()))
                 if isinstance(missing, Box):
@@ -96,6 +100,7 @@ class Containers(Library):
         if name == "update":
             holder.update(args[0] if args and isinstance(args[0], dict) else {})
             holder.update(named)
+            self.keep(holder, *args)
             return None
         if name == "copy":
             return dict(holder)
@@ -132,7 +137,8 @@ class Containers(Library):
                 else snapshot(self.disk)
             )
         if name in {"write_bytes", "write_text"}:
-            self.disk.seen |= merge(self.frozen(collect(args))).seen
+            self.to_disk(args)
+            self.writes(path)
             return None
         if name in {"resolve", "absolute", "expanduser"}:
             return path

@@ -3,62 +3,20 @@
 from __future__ import annotations
 
 import ast
-import operator
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
-from niblick.audit.flow.boxes import Box, collect, elementwise, is_token, known, masked, merge
-from niblick.audit.flow.hints import Hints
+from niblick.audit.flow.arithmetic import Arithmetic
+from niblick.audit.flow.boxes import Box, collect, merge
 from niblick.audit.flow.joining import joined
-from niblick.audit.flow.objects import (
-    Bound,
-    Class,
-    Dotted,
-    Function,
-    Instance,
-    KeyEvent,
-    Module,
-    Namespace,
-)
+from niblick.audit.flow.objects import Bound, Function, Module
 from niblick.audit.flow.signals import AbortSignal
-from niblick.audit.flow.state import PLAIN
 
-BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-    ast.BitXor: operator.xor,
-    ast.BitAnd: operator.and_,
-    ast.BitOr: operator.or_,
-    ast.LShift: operator.lshift,
-    ast.RShift: operator.rshift,
-    ast.MatMult: operator.matmul,
-}
-COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.In: lambda a, b: a in b,
-    ast.NotIn: lambda a, b: a not in b,
-    ast.Is: operator.is_,
-    ast.IsNot: operator.is_not,
-}
 _MAX_ITEMS = 1600
-_MOST_BITS = 20_000
-_MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
 
 
-class Expressions(Hints):
+class Expressions(Arithmetic):
     """State of a run, and the value of every kind of expression."""
 
     def value(self, node: ast.expr) -> Any:
@@ -69,134 +27,13 @@ class Expressions(Hints):
         if kind is ast.Name:
             return self.lookup(node.id)  # type: ignore[attr-defined]
         handler = getattr(self, f"ex_{kind.__name__.lower()}", None)
-        return handler(node) if handler is not None else Box()
+        return self.charged(handler(node)) if handler is not None else Box()
 
     def ex_attribute(self, node: ast.Attribute) -> Any:
         return self.attribute(self.value(node.value), node.attr, node)
 
     def ex_binop(self, node: ast.BinOp) -> Any:
         return self.binary(node.op, self.value(node.left), self.value(node.right), node)
-
-    def binary(self, op: ast.operator, left: Any, right: Any, node: ast.AST) -> Any:
-        if isinstance(left, PLAIN) and isinstance(right, PLAIN):
-            return self.plain_binary(op, left, right)
-        if isinstance(left, (Instance,)) and isinstance(left.cls, Class):
-            return merge(self.frozen(collect(left) + collect(right)))
-        if isinstance(left, (list, tuple)) and isinstance(op, (ast.Add, ast.Mult)):
-            return self.iterate(left, None) + (
-                self.iterate(right, None) if isinstance(op, ast.Add) else []
-            )
-        if isinstance(left, str) or isinstance(right, str):
-            return merge(self.frozen(collect(left) + collect(right)))
-        a, b = self.frozen([known(left)])[0], self.frozen([known(right)])[0]
-        out = elementwise([a, b], BINARY[type(op)])
-        if isinstance(op, ast.Mult):
-            if out.nll and b.val is not None and not b.nll:
-                out = masked(out, b)
-            elif out.nll and a.val is not None and not a.nll:
-                out = masked(out, a)
-        if isinstance(op, _MIXING) and is_token(a) and is_token(b):
-            out.marks |= {"mixed", "hashed"} if isinstance(op, ast.BitXor) else {"mixed"}
-        elif isinstance(op, (ast.Mod, ast.BitAnd, ast.BitXor)) and "mixed" in out.marks:
-            out.marks |= {"hashed"}
-        self.check_report(a, b, out)
-        self.silence(op, a, b)
-        self.check_keys(op, a, b, node)
-        return out
-
-    def plain_binary(self, op: ast.operator, left: Any, right: Any) -> Any:
-        if (
-            isinstance(op, (ast.Pow, ast.LShift))
-            and isinstance(right, (int, float))
-            and abs(right) > 4096
-        ):
-            return Box(shape=())
-        if isinstance(left, int) and left.bit_length() > _MOST_BITS:
-            return Box(shape=())
-        if isinstance(op, ast.Mult):
-            sizes = [len(v) for v in (left, right) if isinstance(v, (str, bytes, list, tuple))]
-            counts = [v for v in (left, right) if isinstance(v, int)]
-            if sizes and counts and sizes[0] * counts[0] > 1_000_000:
-                return Box()
-        if isinstance(op, ast.Mod) and isinstance(left, (str, bytes)):
-            return "?"
-        try:
-            return BINARY[type(op)](left, right)
-        except ZeroDivisionError:
-            return Box(shape=())
-        except (TypeError, ValueError, OverflowError):
-            return merge(collect(left) + collect(right))
-
-    def check_report(self, a: Box, b: Box, out: Box) -> None:
-        """A sum of scores that meets a count of bytes becomes part of a reported bits-per-byte
-        figure.
-        """
-        for score, size in ((a, b), (b, a)):
-            if score.scores and score.pos is None and "bytes" in size.marks:
-                self.trace.reported |= out.scores
-        self.check_hints(a, b)
-
-    def check_keys(self, op: ast.operator, a: Box, b: Box, node: ast.AST) -> None:
-        """A count read by context-and-target over a count read by context, or mixed into that
-        target's own score.
-        """
-        if a.key is None and b.key is None:
-            return
-        reason = ""
-        if (
-            isinstance(op, ast.Div)
-            and a.key is not None
-            and b.key is not None
-            and "hashed" in a.marks
-            and _ahead(a.key, b.key, 1)
-        ):
-            reason = (
-                "a count read with a key that holds the next token is divided by the count of its"
-                " context"
-            )
-        for one, other in ((a, b), (b, a)):
-            if (
-                one.key is not None
-                and "hashed" in one.marks
-                and other.nll
-                and other.pos is not None
-                and (_ahead(one.key, other.pos, 0))
-            ):
-                reason = (
-                    "a count read with a key that holds the scored token is mixed into that token's"
-                    " probability"
-                )
-        if reason:
-            self.interest += 1
-            self.order += 1
-            self.trace.keys.append(
-                KeyEvent(
-                    order=self.order,
-                    where=self.where(node),
-                    certain=self.uncertain <= 0,
-                    reason=reason,
-                )
-            )
-
-    def ex_unaryop(self, node: ast.UnaryOp) -> Any:
-        value = self.value(node.operand)
-        if isinstance(node.op, ast.Not):
-            test = self.truth(value)
-            return Box(shape=()) if test is None else not test
-        if isinstance(value, (int, float)):
-            return (
-                -value
-                if isinstance(node.op, ast.USub)
-                else (
-                    ~value if isinstance(node.op, ast.Invert) and isinstance(value, int) else value
-                )
-            )
-        actions: dict[type[ast.unaryop], Callable[..., Any]] = {
-            ast.USub: operator.neg,
-            ast.Invert: np.invert,
-            ast.UAdd: operator.pos,
-        }
-        return elementwise(self.frozen([known(value)]), actions.get(type(node.op)))
 
     def ex_boolop(self, node: ast.BoolOp) -> Any:
         stop = isinstance(node.op, ast.Or)
@@ -232,70 +69,6 @@ class Expressions(Hints):
                 return False
             left = right
         return out
-
-    def compare(self, op: ast.cmpop, left: Any, right: Any) -> Any:
-        if isinstance(op, (ast.Is, ast.IsNot)):
-            if left is None or right is None:
-                other = right if left is None else left
-                if isinstance(other, Box) and "maybe_none" in other.marks:
-                    return Box(shape=())
-                return (left is right) == isinstance(op, ast.Is)
-            return (
-                Box(shape=())
-                if isinstance(left, Box) or isinstance(right, Box)
-                else ((left is right) == isinstance(op, ast.Is))
-            )
-        if isinstance(op, (ast.In, ast.NotIn)):
-            return self.contains(op, left, right)
-        if isinstance(left, PLAIN) and isinstance(right, PLAIN):
-            try:
-                return COMPARE[type(op)](left, right)
-            except TypeError:
-                return Box(shape=())
-        if isinstance(left, Box) or isinstance(right, Box):
-            a, b = known(left), known(right)
-            self.silence(op, a, b)
-            out = elementwise(self.frozen([a, b]), COMPARE[type(op)])
-            if (
-                isinstance(op, ast.Eq)
-                and a.pos is not None
-                and b.shape == ()
-                and a.val is not None
-                and out.val is not None
-                and (
-                    a.val.size == self.stream.val.size and not out.val.any()  # type: ignore[union-attr]
-                )
-            ):
-                out.val = a.val == 1
-            out.nll = False
-            out.marks |= {"index"}
-            return out
-        if (
-            isinstance(left, Dotted)
-            and isinstance(right, Dotted)
-            and all(d.name.startswith("builtins.") for d in (left, right))
-        ):
-            return (left.name == right.name) == isinstance(op, ast.Eq)
-        if isinstance(left, (Dotted, Bound, Namespace)) or isinstance(
-            right, (Dotted, Bound, Namespace)
-        ):
-            return Box(shape=())
-        return (left is right) == isinstance(op, ast.Eq)
-
-    def contains(self, op: ast.cmpop, left: Any, right: Any) -> Any:
-        if isinstance(right, Dotted) and right.name.endswith("environ"):
-            present = left in self.environment or left in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
-            return present == isinstance(op, ast.In)
-        if isinstance(left, PLAIN) and isinstance(
-            right, (str, bytes, list, tuple, dict, set, range)
-        ):
-            if collect(right) and left not in _safe(right):
-                return Box(shape=())
-            try:
-                return (left in right) == isinstance(op, ast.In)
-            except TypeError:
-                return Box(shape=())
-        return merge(collect(left) + collect(right), shape=())
 
     def ex_ifexp(self, node: ast.IfExp) -> Any:
         test = self.truth(self.value(node.test))
@@ -345,8 +118,12 @@ class Expressions(Hints):
         scores: frozenset[int] = frozenset()
         for piece in node.values:
             value = self.value(piece.value if isinstance(piece, ast.FormattedValue) else piece)
+            if isinstance(piece, ast.FormattedValue) and piece.format_spec is not None:
+                self.value(piece.format_spec)
+            if isinstance(value, float) and parts:
+                self.constant_shown("".join(parts[-3:]))
             if isinstance(value, Box):
-                self.shown(value)
+                self.shown(value, "".join(parts[-3:]))
                 scores |= value.scores
                 parts.append("?")
             else:
@@ -361,11 +138,6 @@ class Expressions(Hints):
             )
             self.trace.printed.append((words, scores))
         return "".join(parts)
-
-    def shown(self, value: Box) -> None:
-        """A value is printed or logged."""
-        if value.scores and "bytes" in value.marks:
-            self.trace.reported |= value.scores
 
     def ex_lambda(self, node: ast.Lambda) -> Any:
         return Function(node, self.scopes[-1], "<lambda>")
@@ -410,7 +182,9 @@ class Expressions(Hints):
 
     def ex_setcomp(self, node: ast.SetComp) -> Any:
         items = self.ex_listcomp(node)
-        return set(items) if all(isinstance(i, (int, str, float)) for i in items) else items
+        out = set(items) if all(isinstance(i, (int, str, float)) for i in items) else items
+        self.keep(out, items)
+        return out
 
     def ex_dictcomp(self, node: ast.DictComp) -> Any:
         out: dict[Any, Any] = {}
@@ -419,6 +193,7 @@ class Expressions(Hints):
             lambda: out.__setitem__(self.plain_key(self.value(node.key)), self.value(node.value)),
             out,
         )
+        self.keep(out, list(out), list(out.values()))
         return out
 
     def generate(self, parts: list[ast.comprehension], emit: Callable[[], None], out: Any) -> None:
@@ -447,24 +222,8 @@ class Expressions(Hints):
     def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
         raise NotImplementedError
 
-    def iterate(self, value: Any, count: int | None) -> list[Any]:
-        raise NotImplementedError
-
     def assign(self, target: ast.expr, value: Any) -> None:
         raise NotImplementedError
-
-
-def _ahead(key: Any, base: Any, step: int) -> bool:
-    """Whether most known elements of `key` are exactly `step` positions after those of `base`."""
-    try:
-        both = (key >= 0) & (base >= 0)
-        return bool(both.any()) and bool(((key - base)[both] == step).mean() > 0.5)
-    except (ValueError, TypeError):
-        return False
-
-
-def _safe(container: Any) -> list[Any]:
-    return [k for k in container if not isinstance(k, Box)]
 
 
 __all__ = ["Bound", "Expressions", "Module"]

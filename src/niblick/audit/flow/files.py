@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import STREAM, Box, collect, merge, snapshot
+from niblick.audit.flow.boxes import STREAM, WITNESS, Box, collect, merge, snapshot
 from niblick.audit.flow.objects import Module, Namespace
 from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.tensors import Tensors
@@ -28,7 +28,8 @@ class Files(Tensors):
             header[: min(3, count)] = (20240520, 1, STREAM)[: min(3, count)]
             return Box(shape=(count,), val=header, marks=frozenset({"numpy"}))
         if re.search(r"bytes|lengths", PurePosixPath(text).name):
-            return Box(shape=(STREAM,), marks=frozenset({"bytes", "numpy"}))
+            marks = frozenset({"bytes", "numpy"})
+            return Box(shape=(STREAM,), val=WITNESS[:STREAM], marks=marks)
         if kind == "val":
             return snapshot(self.stream, marks=frozenset({"val", "numpy"}))
         if kind == "train":
@@ -37,12 +38,27 @@ class Files(Tensors):
         if "validation" in out.marks:
             return snapshot(self.stream, marks=frozenset({"val", "numpy"}))
         out.seen |= self.disk.seen
-        out.marks |= {"file"}
+        out.held |= self.disk.held
+        own = not text or "?" in text or bool(self.wrote & {text, "?"})
+        out.marks |= {"file"} if own else {"file", "foreign"}
         return out
+
+    def writes(self, path: Any) -> None:
+        """The program writes a file (`?`: one whose name is not known)."""
+        text = str(path) if isinstance(path, (str, PurePosixPath)) else "?"
+        self.wrote.add("?" if "?" in text else text)
+
+    def to_disk(self, values: list[Any]) -> None:
+        """Values are written to some file; files are not told apart."""
+        boxes = self.frozen(collect(values))
+        self.disk.seen |= merge(boxes).seen
+        self.disk.held |= self.written(boxes)
 
     def py_open(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         path = str(args[0]) if args and isinstance(args[0], (str, PurePosixPath)) else ""
         mode = str(args[1]) if len(args) > 1 else str(named.get("mode", "r"))
+        if mode[:1] in {"w", "a", "x"} or "+" in mode:
+            self.writes(path or "?")
         if "w" in mode:
             self.contents.pop(path, None)
         at = len(self.contents.get(path, b"")) if "a" in mode else 0
@@ -68,7 +84,7 @@ class Files(Tensors):
                     (old or b"")[:at] + args[0] + (old or b"")[at + len(args[0]) :]
                 )
                 attrs["__at__"] = at + len(args[0])
-            self.disk.seen |= merge(self.frozen(collect(args))).seen
+            self.to_disk(args)
             return None
         if name == "read" and old is not None:
             count = args[0] if args and isinstance(args[0], int) else len(old)
@@ -102,10 +118,13 @@ class Files(Tensors):
         if isinstance(source, Box):
             out = merge(self.frozen([source]))
             out.seen |= self.disk.seen
+            out.held |= self.disk.held
             return out
         return self.read_data(source, named)
 
     def saved(self, args: list[Any]) -> None:
+        self.to_disk(args)
+        self.writes(args[-1] if isinstance(args[-1], (str, PurePosixPath)) else args[0])
         for box in self.frozen(collect(args)):
             self.disk.seen |= self.seen(box) | box.seen
         for arg in args:

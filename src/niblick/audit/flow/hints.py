@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, is_token
+from niblick.audit.flow.figures import Figures
 from niblick.audit.flow.objects import Function, HintEvent
 from niblick.audit.flow.peeking import peeks
-from niblick.audit.flow.state import State
 
 _PREFIX = "hint:"
 
 
-class Hints(State):
+class Hints(Figures):
     """Marks hints where they are made and follows them to the scores."""
 
     def mark_hints(self, function: Function, args: list[Any], result: Any, node: ast.AST) -> None:

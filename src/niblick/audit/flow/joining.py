@@ -29,9 +29,10 @@ def joined(left: Any, right: Any) -> Any:
             and b.pos is not None
             and a.pos.shape == b.pos.shape
         ):
-            out = snapshot(a, pos=np.maximum(a.pos, b.pos), val=None)
+            out = snapshot(a, pos=np.maximum(a.pos, b.pos), val=_common(a, b))
             extra = merge([b])
             out.seen |= b.seen
+            out.held |= b.held
             out.roots |= extra.roots
             out.scores |= extra.scores
             out.marks |= extra.marks
@@ -40,8 +41,16 @@ def joined(left: Any, right: Any) -> Any:
         out = merge([a, b])
         if keep.pos is not None:
             out = snapshot(
-                keep, seen=out.seen, roots=out.roots, scores=out.scores, marks=out.marks, val=None
+                keep,
+                seen=out.seen,
+                held=out.held,
+                roots=out.roots,
+                scores=out.scores,
+                marks=out.marks,
+                val=None,
             )
+        elif a.shape == b.shape:
+            out.shape, out.val = a.shape, _common(a, b)
         out.live = a.live or b.live
         return out
     try:
@@ -54,3 +63,9 @@ def joined(left: Any, right: Any) -> Any:
     ):
         return Box(shape=())
     return left if left is not None else right
+
+
+def _common(a: Box, b: Box) -> Any:
+    """The content of two values where it is the same."""
+    same = a.val is not None and b.val is not None and np.array_equal(a.val, b.val)
+    return a.val if same else None

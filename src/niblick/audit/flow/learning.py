@@ -7,28 +7,15 @@ from typing import Any
 
 from niblick.audit.flow.adapters import attaches, cleans
 from niblick.audit.flow.boxes import Box, collect, depends, known, merge, snapshot, target_bits
-from niblick.audit.flow.containers import Containers
+from niblick.audit.flow.methods import Scopes, learns, starts_afresh, tail
 from niblick.audit.flow.objects import Bound, Dotted, Function, Module, Namespace, Optimizer
+from niblick.audit.flow.observing import Observing
+from niblick.audit.words import words
 
-_SELF_MODULE = frozenset(
-    {
-        "to",
-        "cuda",
-        "cpu",
-        "eval",
-        "train",
-        "bfloat16",
-        "float",
-        "half",
-        "double",
-        "requires_grad_",
-        "compile",
-        "apply",
-        "type",
-        "share_memory",
-        "modules",
-        "children",
-    }
+_MOST_INNER_CALLS = 200
+_SELF_MODULE = words(
+    "to cuda cpu eval train bfloat16 float half double requires_grad_ compile apply type"
+    " share_memory modules children"
 )
 
 _PARAMETERS = frozenset({"parameters", "buffers"})
@@ -48,10 +35,8 @@ _USUAL_NAMES = (
 One more is left unknown.
 """
 
-_LEARNS = frozenset({"backward", "grad", "step"})
 
-
-class Learning(Containers):
+class Learning(Observing):
     """Models and optimizers: parameters, gradients, steps and loaded weights."""
 
     def roots_in(self, values: list[Any]) -> frozenset[int]:
@@ -72,14 +57,14 @@ class Learning(Containers):
     ) -> Any:
         name, leaf = bound.name, self.leaves[module.leaf]
         if bound.function is not None and name != "forward":
-            if name.startswith("reset"):
+            if self.learning(bound.function):
+                return self.call_function(bound.function, [module, *args], named, node)
+            if starts_afresh(module.cls, bound.function):
                 leaf.seen = 0
                 return None
-            if _learns(bound.function):
-                return self.call_function(bound.function, [module, *args], named, node)
             if name in {"train", "eval"}:
                 return module
-            return self.forward(module, args, named, node)
+            return self.forward(module, args, named, node, bound.function)
         if name in _SELF_MODULE:
             return [module] if name in {"modules", "children"} else module
         whole = self.param_box(frozenset({module.leaf}))
@@ -100,6 +85,37 @@ class Learning(Containers):
         if name in {"no_sync", "register_buffer", "add_module"}:
             return Dotted("contextlib.nullcontext")
         return self.forward(module, args, named, node)
+
+    def learning(self, function: Function) -> bool:
+        """Whether a function of the program trains, itself or in what it calls."""
+        return learns(function, self.program_functions, self.training)
+
+    def left_over(self) -> None:
+        """Notes code that trains and that the run may come to by ways that are not followed."""
+        for key, (function, said) in self.handed.items():
+            if key not in self.entered:
+                self.note(f"limit: {function.name}, which trains, was handed to {said}")
+        for name, methods in self.methods.items():
+            for method in methods if name.startswith("__") and name.endswith("__") else ():
+                made = method.owner is not None and id(method.owner) in self.made
+                if made and id(method.node) not in self.entered and self.learning(method):
+                    self.note(f"limit: {name} trains, and what calls it was not followed")
+
+    def too_often(self, name: str) -> bool:
+        """Whether a function has called itself too deep or too many times within one call from
+        outside.
+        """
+        depth = self.stack.count(name)
+        self.inner_calls[name] = self.inner_calls.get(name, 0) + 1 if depth else 0
+        return depth > 4 or self.inner_calls[name] > _MOST_INNER_CALLS
+
+    def program_functions(self, scopes: Scopes, call: ast.Call) -> list[Function]:
+        """The functions of the program that a call in these scopes may be to."""
+        name = tail(call.func)
+        if isinstance(call.func, ast.Name):
+            found = next((s[name] for s in scopes if name in s), None)
+            return [found] if isinstance(found, Function) else []
+        return self.methods.get(name, [])
 
     def note_adapters(self, function: Function, args: list[Any]) -> None:
         """Adapters that a function of the program has hung on a model, or has taken from it or
@@ -192,11 +208,3 @@ class Learning(Containers):
                 Box(shape=box.shape, seen=positions, roots=box.roots, marks=frozenset({"grad"}))
             )
         return out
-
-
-def _learns(function: Function) -> bool:
-    """Whether a model's method trains: it calls backward, grad or a step."""
-    return any(
-        isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute) and n.func.attr in _LEARNS
-        for n in ast.walk(function.node)
-    )

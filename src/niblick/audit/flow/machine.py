@@ -8,15 +8,12 @@ interest runs twice and once more for its last turn; steps are bounded.
 from __future__ import annotations
 
 import ast
-import time
 from typing import Any
 
-import numpy as np
-
-from niblick.audit.flow.boxes import Box, Leaf, collect, merge, replace_content
-from niblick.audit.flow.imports import Imports
-from niblick.audit.flow.joining import joined
-from niblick.audit.flow.objects import Class, Dotted, Function
+from niblick.audit.flow.boxes import Box, Leaf, collect, merge, replace_content, snapshot
+from niblick.audit.flow.branching import Branching
+from niblick.audit.flow.figures import LOST
+from niblick.audit.flow.objects import Class, Dotted, Function, Instance
 from niblick.audit.flow.signals import (
     AbortSignal,
     BreakSignal,
@@ -25,9 +22,6 @@ from niblick.audit.flow.signals import (
     ReturnSignal,
 )
 
-_MAX_TURNS = 5000
-_QUIET_TURNS = 2
-_LOOP_STEPS = 30_000
 _MISREAD = (
     TypeError,
     ValueError,
@@ -40,7 +34,7 @@ _MISREAD = (
 """What plain operations on values of an unexpected kind raise: that statement is passed over."""
 
 
-class Machine(Imports):
+class Machine(Branching):
     """Interprets statements; expressions and calls are in the base classes."""
 
     def run_module(self, tree: ast.Module, name: str, file: str, scope: dict[str, Any]) -> None:
@@ -92,6 +86,9 @@ class Machine(Imports):
     def do_augassign(self, node: ast.AugAssign) -> None:
         left = self.value(_as_load(node.target))
         right = self.value(node.value)
+        if isinstance(left, Instance):
+            self.assign(node.target, self.binary(node.op, left, right, node, in_place=True))
+            return
         if (
             isinstance(left, list)
             and isinstance(right, (list, tuple))
@@ -100,14 +97,32 @@ class Machine(Imports):
             left.extend(right)
             return
         self.table_write(node.target, left)
+        if isinstance(right, Box) and isinstance(node.op, ast.Add):
+            self.added_up(right, node)
         result = self.binary(node.op, left, right, node)
+        if isinstance(right, Box) and right.scores:
+            self.adders.add(id(node))
+        elif isinstance(left, Box) and isinstance(result, Box):
+            seen_before = self.widened or id(node) in self.adders
+            result = self.kept_content(left, result) if seen_before else result
         if isinstance(left, Box) and left.live:
             self.update_param(left, collect(right), node)
             return
-        if isinstance(left, Box) and isinstance(result, Box) and "scalar" not in left.marks:
+        part = isinstance(node.target, ast.Subscript)
+        plain = isinstance(left, Box) and "scalar" not in left.marks and not part
+        if plain and isinstance(left, Box) and isinstance(result, Box):
             replace_content(left, result)
             return
         self.assign(node.target, result)
+
+    def kept_content(self, left: Box, result: Box) -> Box:
+        """A sum of scores keeps its content where the same statement, or the last turn of a loop
+        that stands for many, adds what is not known.
+        """
+        if not left.scores or left.val is None or result.val is not None:
+            return result
+        lost = {m for m in result.marks if m.startswith(LOST)}
+        return snapshot(result, val=left.val, marks=result.marks - (lost - left.marks))
 
     def table_write(self, target: ast.expr, old: Any) -> None:
         """Marks the table behind `table[key] += ...` as one that counts."""
@@ -155,13 +170,9 @@ class Machine(Imports):
             name = value.name.rsplit(".", 1)[-1] if isinstance(value, (Dotted, Function)) else ""
             if name in {"no_grad", "inference_mode"}:
                 marks.add("no_grad")
-            elif name in {
-                "property",
-                "cached_property",
-                "staticmethod",
-                "classmethod",
-                "contextmanager",
-            }:
+            elif name in frozenset(
+                ["property", "cached_property", "staticmethod", "classmethod", "contextmanager"]
+            ):
                 marks.add(name)
             elif name == "jit" and isinstance(value, Dotted) and "triton" in value.name:
                 marks.add("kernel")
@@ -189,6 +200,12 @@ class Machine(Imports):
         finally:
             self.scopes.pop()
             self.defining = previous
+        self.fields |= {
+            n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and _is_own(n)
+        }
+        for name, value in body.items():
+            if isinstance(value, Function):
+                self.methods.setdefault(name, []).append(value)
         self.store(node.name, cls)
 
     def do_return(self, node: ast.Return) -> None:
@@ -200,7 +217,12 @@ class Machine(Imports):
     def do_continue(self, node: ast.Continue) -> None:
         raise ContinueSignal
 
+    def do_assert(self, node: ast.Assert) -> None:
+        self.value(node.test)
+
     def do_raise(self, node: ast.Raise) -> None:
+        if node.exc is not None:
+            self.value(node.exc)
         if not self.uncertain:
             self.raised = True
             self.note(f"line {node.lineno}: the program raises here")
@@ -220,11 +242,17 @@ class Machine(Imports):
         for target in node.targets:
             if isinstance(target, ast.Name):
                 self.scopes[-1][0].pop(target.id, None)
+            elif isinstance(target, ast.Subscript):
+                self.value(target.slice)
 
     def do_with(self, node: ast.With | ast.AsyncWith) -> None:
         entered = 0
+        managers: list[Instance] = []
         for item in node.items:
             value = self.value(item.context_expr)
+            if isinstance(value, Instance):
+                managers.append(value)
+                value = self.own_method(value, ("__enter__", "__aenter__"), [], node, value)
             if isinstance(value, Dotted) and value.name.rsplit(".", 1)[-1] in {
                 "no_grad",
                 "inference_mode",
@@ -239,184 +267,20 @@ class Machine(Imports):
             self.block(node.body)
         finally:
             self.no_grad -= entered
+            for manager in reversed(managers):
+                self.own_method(manager, ("__exit__", "__aexit__"), [None] * 3, node, None)
 
     do_asyncwith = do_with
 
-    def do_try(self, node: ast.Try) -> None:
-        guarded = bool(node.handlers)
-        self.tries += guarded
-        try:
-            try:
-                self.block(node.body)
-            finally:
-                self.tries -= guarded
-            self.block(node.orelse)
-        except AbortSignal as signal:
-            if not node.handlers or signal.final:
-                raise
-            handler = node.handlers[0]
-            if handler.name:
-                self.store(handler.name, Box())
-            self.block(handler.body)
-        finally:
-            self.block(node.finalbody)
 
-    def do_match(self, node: ast.Match) -> None:
-        for case in node.cases:
-            self.uncertainly(lambda body=case.body: self.block(body))
-
-    def do_if(self, node: ast.If) -> None:
-        condition = self.value(node.test)
-        test = self.truth(condition)
-        if test is None:
-            self.both(node.body, node.orelse, self.depends_on_data(condition))
-        else:
-            self.block(node.body if test else node.orelse)
-
-    def depends_on_data(self, condition: Any) -> bool:
-        """Whether a condition is decided by data of the run, not by a clock, a file or an unknown
-        switch.
-        """
-        return (
-            isinstance(condition, Box)
-            and not (condition.marks & {"time", "file"})
-            and bool(
-                condition.deps
-                or condition.roots
-                or condition.marks
-                or condition.pos is not None
-                or condition.seen
-            )
-        )
-
-    def both(self, then: list[ast.stmt], other: list[ast.stmt], data: bool = False) -> None:
-        """Runs two alternatives on the same state and joins what they leave behind."""
-        self.uncertain -= data
-        try:
-            self.alternatives(then, other)
-        finally:
-            self.uncertain += data
-
-    def alternatives(self, then: list[ast.stmt], other: list[ast.stmt]) -> None:
-        scope = self.scopes[-1][0]
-        before = dict(scope)
-        first = self.uncertainly(lambda: self.block(then))
-        after_then = dict(scope)
-        scope.clear()
-        scope.update(before)
-        second = self.uncertainly(lambda: self.block(other))
-        self.maybe_ended += first is not None or second is not None
-        if first is not None and second is not None:
-            if isinstance(first, ReturnSignal) and isinstance(second, ReturnSignal):
-                raise ReturnSignal(joined(first.value, second.value))
-            raise second if isinstance(first, AbortSignal) else first
-        if first is not None:
-            self.pending_return(first)
-            return
-        if second is not None:
-            scope.clear()
-            scope.update(after_then)
-            self.pending_return(second)
-            return
-        for name in after_then.keys() | scope.keys():
-            scope[name] = joined(
-                after_then.get(name, scope.get(name)), scope.get(name, after_then.get(name))
-            )
-
-    def pending_return(self, signal: BaseException) -> None:
-        if isinstance(signal, ReturnSignal) and self.maybe_returns:
-            self.maybe_returns[-1].append(signal.value)
-
-    def uncertainly(self, action: Any) -> BaseException | None:
-        """Runs what may or may not happen; the signal it ended with, if any."""
-        self.uncertain += 1
-        try:
-            action()
-        except (ReturnSignal, BreakSignal, ContinueSignal, AbortSignal) as signal:
-            return signal
-        finally:
-            self.uncertain -= 1
-        return None
-
-    def do_while(self, node: ast.While) -> None:
-        first_step = self.trace.steps
-        for turn in range(_MAX_TURNS):
-            test = self.truth(self.value(node.test))
-            if test is False:
-                self.block(node.orelse)
-                return
-            mark = (self.interest, self.maybe_ended)
-            if not self.turn(node.body):
-                return
-            endless = (self.interest, self.maybe_ended) != mark or test is None
-            if turn + 1 >= _QUIET_TURNS and (
-                endless or self.trace.steps - first_step > _LOOP_STEPS
-            ):
-                break
-        self.widen(node.body)
-        self.widened += 1
-        try:
-            self.turn(node.body)
-        finally:
-            self.widened -= 1
-
-    def widen(self, body: list[ast.stmt]) -> None:
-        """Forgets the value of every plain number the loop body changes."""
-        names = {
-            n.id
-            for s in body
-            for n in ast.walk(s)
-            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-        }
-        scope = self.scopes[-1][0]
-        for name in names:
-            old = scope.get(name)
-            if isinstance(old, (int, float, np.generic)):
-                scope[name] = Box(shape=())
-
-    def turn(self, body: list[ast.stmt]) -> bool:
-        """One turn of a loop; False after `break`."""
-        try:
-            self.block(body)
-        except BreakSignal:
-            return False
-        except ContinueSignal:
-            return True
-        return True
-
-    def do_for(self, node: ast.For | ast.AsyncFor) -> None:
-        items = self.value(node.iter)
-        sequence = self.iterate(items, None)
-        count = len(sequence)
-        first_step = self.trace.steps - self.loop_steps.get(id(node), 0)
-        at = 0
-        finished = True
-        while at < count:
-            mark = self.interest
-            self.assign(node.target, sequence[at])
-            if not self.turn(node.body):
-                finished = False
-                break
-            busy = self.interest != mark
-            long = at > _MAX_TURNS or self.trace.steps - first_step > _LOOP_STEPS
-            if (busy or long) and _QUIET_TURNS - 1 <= at < count - 2:
-                at = count - 1
-            else:
-                at += 1
-        self.loop_steps[id(node)] = self.trace.steps - first_step
-        if finished:
-            self.block(node.orelse)
-
-    do_asyncfor = do_for
+def _is_own(node: ast.Attribute) -> bool:
+    """Whether a node sets a field of `self`."""
+    own = isinstance(node.value, ast.Name) and node.value.id == "self"
+    return own and isinstance(node.ctx, ast.Store)
 
 
 def _as_load(target: ast.expr) -> ast.expr:
     return target
 
 
-def run_deadline(seconds: float) -> float:
-    """The processor time of this process at which a run must stop."""
-    return time.process_time() + seconds
-
-
-__all__ = ["BudgetSignal", "Leaf", "Machine", "run_deadline"]
+__all__ = ["BudgetSignal", "Leaf", "Machine"]

@@ -161,6 +161,44 @@ class HintEvent:
     off: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class StateEvent:
+    """Counted scores were computed with state other than weights that holds stream positions
+    `held`; `positions` are those of them that are being scored.
+    """
+
+    order: int
+    positions: int
+    held: int
+    where: Where
+    certain: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureEvent:
+    """A figure was printed: whether its label says bits per byte, its content under the witness
+    (None: unknown), how it was warped and which operations lost its content.
+    """
+
+    named: bool
+    content: float | None
+    warps: tuple[str, ...]
+    lost: tuple[str, ...]
+    guessed: bool
+    scores: frozenset[int]
+    where: Where
+    certain: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplacedEvent:
+    """A function of a library was replaced by something of the program's."""
+
+    name: str
+    where: Where
+    followed: bool
+
+
 @dataclass(kw_only=True)
 class CallEvent:
     """A call to something outside the program that a rule may care about."""
@@ -187,7 +225,11 @@ class Trace:
     reported: set[int] = field(default_factory=set)
     hints: dict[str, HintEvent] = field(default_factory=dict)
     kept: dict[int, int] = field(default_factory=dict)
-    constants: dict[str, Any] = field(default_factory=dict)
+    states: list[StateEvent] = field(default_factory=list)
+    skips: list[Where] = field(default_factory=list)
+    figures: list[FigureEvent] = field(default_factory=list)
+    formed: dict[int, Any] = field(default_factory=dict)
+    replaced: list[ReplacedEvent] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
     printed: list[tuple[tuple[str, ...], frozenset[int]]] = field(default_factory=list)

@@ -18,6 +18,7 @@ from niblick.audit.flow.boxes import (
     merge,
     shaped,
     snapshot,
+    target_bits,
 )
 from niblick.audit.flow.objects import Dotted
 
@@ -175,6 +176,12 @@ class Shapes(Access):
             if len(parts) == 1 and name not in {"stack", "vstack"}:
                 return parts[0]
             return _cat(parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"})
+        if name == "one_hot":
+            classes = _size(args[1]) if len(args) > 1 else None
+            if box.pos is None or not classes or box.pos.size * classes > 4_000_000:
+                return merge([box])
+            plain = snapshot(box, val=None)
+            return shaped(plain, lambda a: np.repeat(a[..., None], classes, -1))
         if name == "where":
             return self.where_call(args)
         if name in {"nonzero", "argwhere", "flatnonzero"}:
@@ -188,26 +195,15 @@ class Shapes(Access):
             ):
                 return known(np.arange(*ends))
             return Box(marks=frozenset({"index"}))
+        return self.content(name, box, args)
+
+    def content(self, name: str, box: Box, args: list[Any]) -> Any:
+        """Plain content of a value, its size, and what is counted or picked from it."""
         if name in {"item", "tolist"}:
-            if (
-                name == "tolist"
-                and box.shape
-                and box.shape[0] is not None
-                and (box.pos is not None or box.val is not None)
-            ):
-                return self.iterate(box, None)
-            if (
-                box.val is not None
-                and box.val.size == 1
-                and not (box.pos is not None or box.roots or box.deps or box.key is not None)
-            ):
-                return box.val.reshape(-1)[0].item()
-            return (
-                snapshot(box, shape=(), marks=box.marks | {"scalar"})
-                if name == "item"
-                else snapshot(box)
-            )
+            return self.plain(name, box)
         if name in {"numel", "__len__"}:
+            if box.pos is None and (box.deps or box.targets) and box.shape is None:
+                return Box(shape=(), val=np.asarray(1))
             return (
                 Box(shape=())
                 if box.shape is None or None in box.shape
@@ -217,6 +213,7 @@ class Shapes(Access):
             return self.size(box, args, name)
         if name in {"unique", "sort", "argsort", "topk", "cummax", "cummin"}:
             out = merge([box])
+            out.held |= self.written([box])
             return (out, snapshot(out)) if name in {"sort", "topk", "cummax", "cummin"} else out
         if name in {"chunk", "split", "tensor_split", "array_split", "unbind"}:
             return (
@@ -226,9 +223,29 @@ class Shapes(Access):
             )
         if name in {"bincount", "histogram"}:
             out = merge([box], table=1)
+            out.held |= self.written([box])
             out.marks |= {"count"}
             return out
         return NotImplemented
+
+    def plain(self, name: str, box: Box) -> Any:
+        """Python's own value of a tensor, where all of it is known."""
+        rows = box.shape and box.shape[0] is not None
+        if name == "tolist" and rows and (box.pos is not None or box.val is not None):
+            return self.iterate(box, None)
+        unmarked = not (box.roots or box.deps or box.scores or "bytes" in box.marks)
+        unplaced = box.pos is None and box.key is None
+        if box.val is not None and box.val.size == 1 and unmarked and unplaced:
+            return box.val.reshape(-1)[0].item()
+        return self.scalar(box) if name == "item" else snapshot(box)
+
+    def scalar(self, box: Box) -> Box:
+        """A value that the program takes for one number; scores of tokens were their mean."""
+        out = snapshot(box, shape=(), marks=box.marks | {"scalar"})
+        if box.scores and box.val is not None and box.val.size > 1:
+            out.targets |= target_bits(box)
+            out.val, out.pos = np.asarray(box.val.mean()), None
+        return out
 
     def size(self, box: Box, args: list[Any], name: str) -> Any:
         if name != "size":
@@ -250,6 +267,12 @@ class Shapes(Access):
             if right.pos is not None and left.pos is None:
                 return masked(right, Box(val=~condition.val.astype(bool)))
         out = elementwise([left, right])
+        if condition.val is not None and left.val is not None and right.val is not None:
+            out.val = _where(condition.val, left.val, right.val)
+        elif left.val is not None and right.val is not None and left.nll and right.nll:
+            out.val = left.val if np.array_equal(left.val, right.val) else None
+        if condition.scores and out.scores:
+            self.warp(out, "scores are chosen by what they are")
         if condition.key is not None and out.key is None:
             out.key = condition.key
         return out
@@ -275,6 +298,13 @@ class Shapes(Access):
                 return Box(shape=column.shape, val=column, marks=marks)
             return found[0]
         return tuple(found)
+
+
+def _where(condition: Array, left: Array, right: Array) -> Array | None:
+    try:
+        return np.where(condition != 0, left, right)
+    except ValueError:
+        return None
 
 
 def _shape_of(sizes: Any, named: dict[str, Any]) -> tuple[int | None, ...] | None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import time
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, Leaf, merge, stream
-from niblick.audit.flow.objects import Class, Dotted, Namespace, Trace, Where
+from niblick.audit.flow.objects import Class, Dotted, Function, Namespace, Trace, Where
 from niblick.audit.flow.signals import BudgetSignal
 
 PLAIN = (
@@ -29,27 +28,35 @@ PLAIN = (
     slice,
     np.generic,
 )
+_ELEMENTS = 13
+"""Two to this power of elements are a step of work."""
 
 
 class State:
     """State that every part of the engine shares, and what it means."""
 
     def __init__(
-        self,
-        environment: dict[str, str],
-        modules: dict[str, tuple[str, ast.Module]],
-        deadline: float,
-        budget: int,
+        self, environment: dict[str, str], modules: dict[str, tuple[str, ast.Module]], budget: int
     ) -> None:
         self.environment = environment
         self.modules = modules
         self.loaded: dict[str, Namespace] = {}
-        self.deadline = deadline
         self.budget = budget
         self.trace = Trace()
         self.stream = stream()
         self.leaves: dict[int, Leaf] = {}
         self.disk = Box()
+        self.holding: dict[int, tuple[Any, int]] = {}
+        self.entered: set[int] = set()
+        self.fields = {"weight", "bias"}
+        self.made: set[int] = set()
+        self.handed: dict[int, tuple[Function, str]] = {}
+        self.adders: set[int] = set()
+        self.wrote: set[str] = set()
+        self.training: dict[int, bool] = {}
+        self.methods: dict[str, list[Function]] = {}
+        self.observed: dict[int, str] = {}
+        self.patched: dict[str, Any] = {}
         self.contents: dict[str, bytes] = {}
         self.scopes: list[tuple[dict[str, Any], ...]] = []
         self.outer_names: list[dict[str, str]] = []
@@ -79,10 +86,15 @@ class State:
     def tick(self, node: ast.AST) -> None:
         self.trace.steps += 1
         self.line = getattr(node, "lineno", self.line)
-        if self.trace.steps > self.budget or (
-            not self.trace.steps % 512 and time.process_time() > self.deadline
-        ):
+        if self.trace.steps > self.budget:
             raise BudgetSignal
+
+    def charged(self, value: Any) -> Any:
+        """Counts the elements that an operation has touched as work."""
+        if isinstance(value, Box):
+            for array in (value.pos, value.val):
+                self.trace.steps += array.size >> _ELEMENTS if array is not None else 0
+        return value
 
     def fails(self, text: str) -> None:
         """Notes an exception that the program cannot avoid on this way and does not catch."""
@@ -135,6 +147,8 @@ class State:
     def truth(self, value: Any) -> bool | None:
         """True, False, or None where it cannot be known."""
         if isinstance(value, Box):
+            if value.scores or ("bytes" in value.marks and value.pos is not None):
+                return None
             if value.val is not None and value.val.size == 1:
                 return bool(value.val.reshape(-1)[0])
             return None

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.access_index import plain_index, subscript
-from niblick.audit.flow.boxes import Box, collect, is_token, known, merge, target_bits
+from niblick.audit.flow.boxes import Box, collect, is_token, known, merge, snapshot, target_bits
 from niblick.audit.flow.expressions import Expressions
 from niblick.audit.flow.objects import (
     Class,
@@ -18,6 +18,7 @@ from niblick.audit.flow.objects import (
     Instance,
     Module,
     Namespace,
+    ReplacedEvent,
     UpdateEvent,
 )
 
@@ -47,6 +48,8 @@ class Writing(Expressions):
             ):
                 value.leaf = holder.leaf
             attrs[name] = self.seed_by_name(name, value)
+            if isinstance(holder, Module) and not isinstance(value, Module):
+                self.leaves[holder.leaf].seen |= merge(self.frozen(collect(value))).held
         elif isinstance(holder, Class):
             holder.body[name] = value
         elif isinstance(holder, Box):
@@ -60,9 +63,16 @@ class Writing(Expressions):
                 extra = merge(self.frozen(collect(value)))
                 holder.seen |= extra.seen
         elif isinstance(holder, Dotted):
-            self.trace.constants[f"{holder.name}.{name}"] = (
-                value if isinstance(value, (int, float, str, bool)) else None
+            self.patch(f"{holder.name}.{name}", value, node)
+
+    def patch(self, name: str, value: Any, node: ast.AST) -> None:
+        """A name of a library is given another value."""
+        self.patched[name] = value
+        self.trace.replaced.append(
+            ReplacedEvent(
+                name=name, where=self.where(node), followed=isinstance(value, (Function, Dotted))
             )
+        )
 
     def seed_by_name(self, name: str, value: Any) -> Any:
         """A value nothing is known of, under a name that says it holds validation tokens, is the
@@ -88,10 +98,13 @@ class Writing(Expressions):
         """An in-place change of parameters: they now carry what the new values had been trained
         on.
         """
-        gained = 0
+        gained = held = 0
         marks: frozenset[str] = frozenset()
         for source in self.frozen(sources):
-            gained |= source.seen | (target_bits(source) if "grad" in source.marks else 0)
+            held |= source.held
+            gained |= (
+                source.seen | source.held | (target_bits(source) if "grad" in source.marks else 0)
+            )
             marks |= source.marks
         for root in holder.roots:
             leaf = self.leaves[root]
@@ -99,7 +112,7 @@ class Writing(Expressions):
                 leaf.seen = gained
             fresh = gained & ~leaf.seen
             leaf.seen |= gained
-            if fresh and "grad" in marks:
+            if fresh and ("grad" in marks or held & fresh):
                 self.record_update(frozenset({root}), fresh, node, marks)
 
     def record_update(
@@ -124,6 +137,7 @@ class Writing(Expressions):
     def set_item(self, holder: Any, key: Any, value: Any, node: ast.AST) -> None:
         if isinstance(holder, dict):
             holder[self.plain_key(key)] = value
+            self.keep(holder, key, value)
         elif isinstance(holder, list):
             index = plain_index(key) if not isinstance(key, slice) else None
             if isinstance(index, (int, np.integer)) and -len(holder) <= index < len(holder):
@@ -144,7 +158,9 @@ class Writing(Expressions):
 
     def box_set_item(self, box: Box, key: Any, value: Any, node: ast.AST) -> None:
         if box.live:
-            self.update_param(box, collect(value), node)
+            keys = [p for p in (key if isinstance(key, tuple) else [key]) if isinstance(p, Box)]
+            held = Box(held=self.written([k for k in keys if "index" not in k.marks]))
+            self.update_param(box, [*collect(value), held], node)
             return
         source = merge(self.frozen(collect(value)))
         new = (
@@ -157,6 +173,11 @@ class Writing(Expressions):
             box.table |= 1
         index = tuple(subscript(p) for p in parts)
         unknown = any(subscript(p) is None and p is not None for p in parts)
+        if not unknown and len(parts) == 1 and isinstance(index[0], int) and new.held:
+            newest = new.held.bit_length() - 1
+            new = snapshot(new, pos=np.maximum(newest, -1 if new.pos is None else new.pos))
+        else:
+            self.hold(box, [p for p in parts if isinstance(p, Box)], [*collect(value), source])
         box.seen |= source.seen
         box.roots |= source.roots
         box.scores |= source.scores
@@ -178,6 +199,12 @@ class Writing(Expressions):
         if new.pos is None:
             box.deps |= source.deps
             box.targets |= source.targets
+
+    def hold(self, box: Box, keys: list[Box], values: list[Box]) -> None:
+        """What an array holds once values have been written to it under keys."""
+        if any(is_token(key) and "index" not in key.marks for key in keys):
+            box.held |= self.written([*keys, *values])
+        box.held |= merge([*keys, *values]).held
 
     def spread(self, box: Box, new: Box, source: Box) -> None:
         """An assignment to unknown places."""

@@ -1,9 +1,9 @@
 """Entry of the child process: reads its orders from standard input, raises the walls, supervises
 the worker.
 
-Orders are one JSON object. Modes: `namespaces` (walls are built here), `bubblewrap` (already inside
-them) and `bare` (limits only; the caller was told to trust the code). How it ended goes to the
-control descriptor.
+Orders are one JSON object. Modes: `namespaces` (walls are built here; any that cannot be is a
+refusal) and `bare` (limits only; the caller was told to trust the code, or only reads). How it
+ended goes to the control descriptor, which the worker does not have.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from niblick.audit.inside import libc, walls
+from niblick.audit.inside import libc, seccomp, walls
 from niblick.audit.inside.supervise import supervise
 
 
@@ -32,11 +33,14 @@ def main() -> None:
 def _run(config: dict[str, Any]) -> None:
     if sys.platform == "linux":  # the worker must not read this process's memory or descriptors
         libc.prctl(libc.PR_SET_DUMPABLE, 0)
+        libc.prctl(libc.PR_SET_CHILD_SUBREAPER, 1)  # nor leave it: orphans come back here
     _tell(config, supervise(config))
 
 
 def _inside_namespaces(config: dict[str, Any]) -> None:
     """Builds the walls in process 1; the caller stays outside only to wait for it."""
+    if seccomp.program() is None:
+        raise OSError(f"no system-call filter is known for {os.uname().machine}")
     first = walls.enter()
     if first:
         os.close(config["result"])
@@ -47,7 +51,7 @@ def _inside_namespaces(config: dict[str, Any]) -> None:
     _run(config)
 
 
-def _report_failure(config: dict[str, Any], step: Any) -> None:
+def _report_failure(config: dict[str, Any], step: Callable[[dict[str, Any]], None]) -> None:
     try:
         step(config)
     except Exception as error:  # noqa: BLE001 - the parent must learn why, whatever it was

@@ -75,7 +75,7 @@ def load_script(folder: str, script: str, environment: dict[str, str], clock: An
     os.chdir(path.parent)
     sys.argv = [str(path)]
     sys.path.insert(0, str(path.parent))
-    sys.path += [place for place in (folder, f"{folder}/_repository") if os.path.isdir(place)]
+    sys.path.append(folder)
     attempts = Attempts(folder)
     loaded = Loaded(attempts=attempts.seen)
     _read_new_syntax(loaded.executed)
@@ -85,7 +85,7 @@ def load_script(folder: str, script: str, environment: dict[str, str], clock: An
     before = clock() if clock else 0.0
     try:
         loaded.module = _import(path)
-    except BaseException as error:  # noqa: BLE001 - a script may raise anything, SystemExit and KeyboardInterrupt included
+    except BaseException as error:  # noqa: BLE001 - a script may raise anything
         loaded.failure = describe(error, folder)
     loaded.seconds = time.perf_counter() - started - ((clock() if clock else 0.0) - before)
     attempts.close()

@@ -8,6 +8,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from niblick.audit.inside import modelling
+
 _NAMES = {
     "dim": (
         "model_dim",
@@ -41,8 +43,6 @@ def measure(module: ModuleType, texts: list[str]) -> dict[str, Any]:
     measured["parameters"] = measured["model"] = None
     if "torch" not in sys.modules:
         return measured
-    from niblick.audit.inside import modelling
-
     text = modelling.program_text(module, texts)
     for device in ("empty", "meta"):
         with contextlib.suppress(BaseException):
@@ -60,9 +60,7 @@ def setting(module: ModuleType, what: str) -> int | None:
     """ "dim", "layers" or "vocab" by its usual names, in any case, in the settings object or the
     module.
     """
-    from niblick.audit.inside.modelling import settings_of
-
-    settings = settings_of(module)
+    settings = modelling.settings_of(module)
     for holder in (settings, module):
         pairs = holder.items() if isinstance(holder, dict) else _attributes(holder)
         known = {str(name).lower(): value for name, value in pairs}

@@ -12,15 +12,13 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-from torch.nn import functional as F
-
 LENGTHS = (32, 64, 128, 256, 1024)
-_CLOSE = 2e-3
 
 
 def randomise(model: Any, seed: int = 7) -> None:
     """Gives every parameter a value that is not zero; vectors stay near where they were."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -36,26 +34,28 @@ def randomise(model: Any, seed: int = 7) -> None:
     model.eval()
 
 
-class Catcher(torch.overrides.TorchFunctionMode):
-    """Keeps the scores and targets of every cross entropy inside `with`."""
+def _catching(calls: list[Any]) -> Any:
+    """A context that keeps the scores of every cross entropy."""
+    import torch
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, Any]] = []
+    class Catcher(torch.overrides.TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, _types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if func is torch.nn.functional.cross_entropy:
+                calls.append((args[0] if args else kwargs["input"]).detach())
+            return func(*args, **kwargs)
 
-    def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.cross_entropy:
-            scores = args[0] if args else kwargs["input"]
-            targets = args[1] if len(args) > 1 else kwargs["target"]
-            self.calls.append((scores.detach(), targets.detach()))
-        return func(*args, **kwargs)
+    return Catcher()
 
 
 def logits_call(model: Any, vocab: int) -> tuple[Callable[[Any, Any], Any], bool, int] | None:
     """How to get logits (B, T, V) from (tokens, targets): the call, whether targets go in, a length
     it takes.
     """
+    import torch
+
     for length in LENGTHS:
         tokens = torch.randint(2, vocab, (1, length))
         for call, takes_targets in _ways(model, vocab):
@@ -72,6 +72,8 @@ def logits_call(model: Any, vocab: int) -> tuple[Callable[[Any, Any], Any], bool
 
 
 def _ways(model: Any, vocab: int) -> Iterator[tuple[Callable[[Any, Any], Any], bool]]:
+    import torch
+
     wanted = len(
         [
             p
@@ -81,9 +83,10 @@ def _ways(model: Any, vocab: int) -> Iterator[tuple[Callable[[Any, Any], Any], b
     )
 
     def caught(tokens: Any, targets: Any) -> Any:
-        with Catcher() as catcher, torch.no_grad():
+        calls: list[Any] = []
+        with _catching(calls), torch.no_grad():
             model(tokens, targets)
-        for scores, _ in catcher.calls:
+        for scores in calls:
             if scores.size(-1) >= vocab and scores.numel() == tokens.numel() * scores.size(-1):
                 return scores.reshape(*tokens.shape, -1).float()
         return None
@@ -108,6 +111,8 @@ def probe(model: Any, vocab: int, bos: int = 1) -> dict[str, Any]:
     """The measurements, or `{"unusable": reason}`; differences are the largest of absolute logit
     differences.
     """
+    import torch
+
     torch.manual_seed(0)
     found = logits_call(model, vocab)
     if found is None:
@@ -125,7 +130,7 @@ def probe(model: Any, vocab: int, bos: int = 1) -> dict[str, Any]:
         "scale": float(base.std()),
     }
     seen["repeat"] = _difference(base, call(tokens, targets))
-    seen["future"] = max(_future(call, tokens, other, base, cut) for cut in cuts)
+    seen["future"] = max(_future(call, tokens, targets, other, base, cut) for cut in cuts)
     if takes_targets:
         seen["targets"] = _difference(base, call(tokens, other))
     seen["across_bos"] = _across_bos(call, tokens, other, bos)
@@ -133,13 +138,19 @@ def probe(model: Any, vocab: int, bos: int = 1) -> dict[str, Any]:
     return seen
 
 
-def _future(call: Callable[[Any, Any], Any], tokens: Any, other: Any, base: Any, cut: int) -> float:
+def _future(
+    call: Callable[[Any, Any], Any], tokens: Any, targets: Any, other: Any, base: Any, cut: int
+) -> float:
+    """How far logits up to `cut` move when only the tokens after it change."""
+    import torch
+
     changed = torch.cat([tokens[:, : cut + 1], other[:, cut + 1 :]], 1)
-    return _difference(base[:, : cut + 1], call(changed, changed.roll(-1, 1))[:, : cut + 1])
+    return _difference(base[:, : cut + 1], call(changed, targets)[:, : cut + 1])
 
 
 def _across_bos(call: Callable[[Any, Any], Any], tokens: Any, other: Any, bos: int) -> float:
     """How far the first position of a document sees the token before it."""
+
     half = tokens.size(1) // 2
     first, second = tokens.clone(), tokens.clone()
     first[:, half] = second[:, half] = bos

@@ -13,17 +13,13 @@ from typing import Any
 from niblick.audit.record.checks import Evidence, check_all
 from niblick.audit.record.claims import artifact_files, read_claim
 from niblick.audit.record.logs import Log, find_logs, read_log
-from niblick.audit.types import Finding, Smoke, Submission
+from niblick.audit.types import Finding, Submission
 
 __all__ = ["record_findings"]
 
 
-def record_findings(
-    submission: Submission, smoke: Smoke | None = None
-) -> tuple[dict[str, object], tuple[Finding, ...]]:
-    """The record as plain data, and what is wrong with it; `smoke` adds the model's own parameter
-    count.
-    """
+def record_findings(submission: Submission) -> tuple[dict[str, object], tuple[Finding, ...]]:
+    """The record as plain data, and what is wrong with it."""
     root = submission.root
     logs = (
         [read_log(path, root) for path in find_logs(root)]
@@ -35,7 +31,6 @@ def record_findings(
         claim=read_claim(submission.metadata or {}),
         logs=tuple(logs),
         artifacts=artifact_files(root) if submission.metadata is not None else {},
-        parameters=smoke.parameters if smoke else None,
     )
     return _describe(evidence), tuple(check_all(evidence))
 
@@ -48,6 +43,7 @@ def _describe(evidence: Evidence) -> dict[str, object]:
         "date": claim.date,
         "claimed_bpb": claim.bpb,
         "claimed_bytes": claim.bytes_total,
+        "claimed_parameters": claim.parameters,
         "code_bytes": evidence.code_bytes,
         "artifacts": dict(evidence.artifacts),
         "seeds": sorted({log.seed for log in evidence.logs if log.seed is not None}),

@@ -23,15 +23,12 @@ _AGREES = 6e-4  # bits per byte: claims are often rounded to three or four digit
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Everything the checks may use. `parameters` is the count of the model the code itself
-    builds.
-    """
+    """Everything the checks may use."""
 
     submission: Submission
     claim: Claim
     logs: tuple[Log, ...]
     artifacts: dict[str, int]
-    parameters: int | None
 
     @property
     def code_bytes(self) -> int | None:
@@ -51,15 +48,7 @@ def check_all(evidence: Evidence) -> Iterator[Finding]:
     yield from check_files(evidence)
     if evidence.submission.metadata is None:
         return
-    for check in (
-        check_fields,
-        check_size,
-        check_time,
-        check_seeds,
-        check_score,
-        check_parameters,
-        check_code_bytes,
-    ):
+    for check in (check_fields, check_size, check_time, check_seeds, check_score, check_code_bytes):
         yield from check(evidence)
 
 
@@ -291,36 +280,13 @@ def check_score(evidence: Evidence) -> Iterator[Finding]:
     yield _finding(
         "record-score",
         Severity.WARNING,
-        f"the claimed {claim:.5f} bpb is in no log and is no mean of one; the nearest is {nearest.bpb:.5f}",
+        f"the claimed {claim:.5f} bpb is in no log and is no mean of one; the nearest is"
+        f" {nearest.bpb:.5f}",
         "Limits and evidence: the logs show the claimed score",
         "claim what the logs show, or add the log",
         file=log.name,
         line=nearest.line,
     )
-
-
-def check_parameters(evidence: Evidence) -> Iterator[Finding]:
-    """The parameter count in the logs (and claimed) is that of the model the shipped code
-    builds.
-    """
-    own = evidence.parameters
-    if own is None:
-        return
-    said = {log.name: log.parameters for log in evidence.logs if log.parameters}
-    if evidence.claim.parameters and evidence.claim.parameters > 10_000:
-        said["submission.json"] = evidence.claim.parameters
-    wrong = {name: count for name, count in said.items() if abs(count - own) > own * 0.002}
-    if wrong and len(wrong) == len(said):
-        name, count = next(iter(wrong.items()))
-        yield _finding(
-            "record-parameters",
-            Severity.WARNING,
-            f"{name} speaks of {count:,} parameters, the model this code builds has {own:,}: "
-            "the log is of other code or other settings",
-            "Limits and evidence: logs come from the script that is shipped",
-            "ship the script that made the logs, or its settings",
-            file=name,
-        )
 
 
 def check_code_bytes(evidence: Evidence) -> Iterator[Finding]:

@@ -17,6 +17,8 @@ _STYLE = (
     " .2rem}.breach{color:#a40000}.warning{color:#8a5a00}section{margin-top:2.5rem}"
 )
 
+_HEADER = "<tr><th>severity</th><th>rule</th><th>where</th><th>evidence</th><th>cure</th></tr>"
+
 
 def reports_html(reports: Iterable[Report]) -> str:
     """A page with a summary table and one section a report."""
@@ -40,12 +42,12 @@ def _section(report: Report) -> str:
     findings = "".join(_finding(finding) for finding in report.findings)
     compliance = COMPLIANCE.get(report.verdict, report.verdict)
     return (
-        f"<section><h2>{hyper(title(report))}</h2><p><code>{hyper(report.path)}</code></p><p><b>BPB:</b>"
+        f"<section><h2>{hyper(title(report))}</h2><p><b>Recommendation:</b>"
+        f" {hyper(report.recommendation)}<br><b>Verdict:</b> {hyper(report.verdict)}</p>"
+        f"<p><code>{hyper(report.path)}</code></p><p><b>BPB:</b>"
         f" {hyper(score(report))}<br><b>Compliance:</b>"
-        f" {hyper(compliance)}</p><table><tr><th>severity</th><th>rule</th><th>where</th><th>evidence</th><th>cure</th></tr>{findings}</table><p><b>CPU"
-        f" smoke test:</b> {hyper(smoke_line(report.smoke))}<br><b>Verdict:</b>"
-        f" {hyper(report.verdict)}<br><b>Recommendation:</b>"
-        f" {hyper(report.recommendation)}</p></section>"
+        f" {hyper(compliance)}</p><table>{_HEADER}{findings}</table><p><b>CPU smoke test:</b>"
+        f" {hyper(smoke_line(report.smoke))}</p></section>"
     )
 
 

@@ -11,9 +11,9 @@ from niblick.audit.render import escape
 from niblick.audit.types import Finding, Report, Severity, Smoke, Span
 
 COMPLIANCE = {
-    "clean_neural": "LOOKS CLEAN - pure-neural submission, no TTT/SLOT/n-gram-cache",
+    "clean_neural": "LOOKS CLEAN - followed to its figure; nothing learns or keeps what it scores",
     "clean_ttt_score_first": (
-        "LOOKS CLEAN - test-time training that scores each chunk before it trains on it"
+        "LOOKS CLEAN - what it learns or counts at evaluation was scored before (score-first)"
     ),
     "flag_ngram": "FLAG - a count table is read with a key that holds the token being scored (C2)",
     "flag_slot": "FLAG - a delta is optimised on the positions that are then scored (C1, C3)",
@@ -24,6 +24,7 @@ COMPLIANCE = {
     "import_fail": "IMPORT_FAIL - the script cannot be imported, for a reason of its own",
     "hold_unclear": "HOLD - the evidence does not decide",
 }
+_COVERAGE = {"examined": "Examined", "not-examined": "Not examined"}
 _ORDER = (Severity.BREACH, Severity.WARNING, Severity.NOTE, Severity.INFO)
 _HEADINGS = {
     "dynamic": "seen when run",
@@ -125,25 +126,35 @@ def _lines(
 ) -> Iterator[str]:
     gap = "\n" if heading else ""
     yield f"{heading}{show(title(report))}{gap}"
+    yield f"{strong('Recommendation:')} {show(report.recommendation)}{gap}"
+    yield f"{strong('Verdict:')} {mono(report.verdict)}{gap}"
     yield f"{strong('Path:')} {mono(report.path)}{gap}"
     yield f"{strong('BPB:')} {show(score(report))}{gap}"
     yield f"{strong('Compliance:')} {show(COMPLIANCE.get(report.verdict, report.verdict))}{gap}"
+    for label, said in coverage(report):
+        yield f"{strong(label + ':')} {show(said)}{gap}"
     yield f"{strong('What was found:')}{gap}"
-    shown = [
-        finding
-        for finding in sorted(report.findings, key=_weight)
-        if verbose or _weight(finding) < 3
-    ]
+    weighed = [f for f in report.findings if f.rule not in _COVERAGE]
+    shown = [f for f in sorted(weighed, key=_weight) if verbose or _weight(f) < 3]
     if not shown:
         yield "- nothing that touches a rule"
     for finding in shown:
         yield from _finding(finding, show, mono)
-    hidden = len(report.findings) - len(shown)
+    hidden = len(weighed) - len(shown)
     if hidden:
         yield f"- and {hidden} remark{'s' if hidden > 1 else ''} without weight"
-    yield f"{gap}{strong('CPU smoke test:')} {show(smoke_line(report.smoke))}{gap}"
-    yield f"{strong('Verdict:')} {mono(report.verdict)}{gap}"
-    yield f"{strong('Recommendation:')} {show(report.recommendation)}"
+    yield f"{gap}{strong('CPU smoke test:')} {show(smoke_line(report.smoke))}"
+
+
+def coverage(report: Report) -> list[tuple[str, str]]:
+    """What was examined and what was not, under their labels."""
+    found = {f.rule: f.evidence for f in report.findings if f.rule in _COVERAGE}
+    run = "" if report.smoke is not None else "nothing was run; "
+    return [
+        (label, (run if rule == "not-examined" else "") + found[rule])
+        for rule, label in _COVERAGE.items()
+        if rule in found
+    ]
 
 
 def _weight(finding: Finding) -> int:

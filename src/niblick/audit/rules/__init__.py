@@ -1,9 +1,10 @@
-"""The rules of a static review, one a file; each turns a `Case` into findings."""
+"""The rules of a review, one a file; each turns a `Case` into findings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from niblick.audit.rules import (
     artifact,
@@ -11,12 +12,13 @@ from niblick.audit.rules import (
     byte_mixture,
     byte_total,
     clock,
-    hashed_pair,
+    figure,
+    followed,
+    held_state,
     hint_gate,
     importable,
     missing_parts,
     ngram_key,
-    nothing_scored,
     outside,
     score_first,
     seeds,
@@ -27,51 +29,72 @@ from niblick.audit.rules import (
     validation_data,
 )
 from niblick.audit.rules.case import Case
-from niblick.audit.types import Finding
+from niblick.audit.rules.registry import RULES, load_rules, rule
+from niblick.audit.types import Finding, Severity
 from niblick.audit.unpack import unpack
 
-RULES: tuple[Callable[[Case], list[Finding]], ...] = (
-    importable.check,
-    unreadable.check,
-    missing_parts.check,
-    nothing_scored.check,
-    ngram_key.check,
-    hashed_pair.check,
-    hint_gate.check,
-    slot.check,
-    train_before_score.check,
-    score_first.check,
-    validation_data.check,
-    byte_accounting.check,
-    byte_mixture.check,
-    byte_total.check,
-    outside.check,
-    stored_text.check,
-    clock.check,
-    seeds.check,
-    artifact.check,
-)
-"""Every static rule, in the order their findings are listed."""
-
-
-OF_TEXT: tuple[Callable[[Case], list[Finding]], ...] = (
-    unreadable.check,
-    hashed_pair.check,
-    byte_accounting.check,
-    byte_mixture.check,
-    stored_text.check,
-    clock.check,
-)
-"""Rules that look at text, and so at each module that a script carries, too."""
+__all__ = [
+    "RULES",
+    "Case",
+    "apply",
+    "artifact",
+    "byte_accounting",
+    "byte_mixture",
+    "byte_total",
+    "checked",
+    "checks",
+    "clock",
+    "figure",
+    "followed",
+    "held_state",
+    "hint_gate",
+    "importable",
+    "missing_parts",
+    "ngram_key",
+    "outside",
+    "rule",
+    "score_first",
+    "seeds",
+    "slot",
+    "stored_text",
+    "train_before_score",
+    "unreadable",
+    "validation_data",
+]
 
 
 def apply(case: Case) -> tuple[Finding, ...]:
-    """The findings of every rule on one case."""
-    own = [finding for rule in RULES for finding in rule(case)]
-    return (
-        *own,
-        *(finding for part in _carried(case) for rule in OF_TEXT for finding in rule(part)),
-    )
+    """The findings of every rule on one case; a rule that breaks down holds it."""
+    return tuple(finding for name, check in checks(case) for finding in checked(case, name, check))
+
+
+def checks(case: Case) -> Iterator[tuple[str, Callable[[], list[Finding]]]]:
+    """Every rule with its name, ready to look at the case, and those of text at each module that
+    the script carries.
+    """
+    load_rules()
+    for part in (case, *_carried(case)):
+        for name in RULES:
+            if part is case or RULES[name].of_text:
+                yield name, partial(RULES[name].check, part)
+
+
+def checked(case: Case, name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """What one rule finds; if it breaks down, that alone, and the others' findings stay."""
+    try:
+        return check()
+    except Exception as error:  # noqa: BLE001 - hostile input may break a rule, not a review
+        said = f"The rule {name} broke down here ({type(error).__name__}: {str(error)[:120]})."
+        return [
+            case.finding(
+                "audit-failure",
+                Severity.WARNING,
+                said,
+                verdict="hold_unclear",
+                pointer="record",
+                cure="Report this as an error of the audit, and read the script.",
+            )
+        ]
 
 
 def _carried(case: Case) -> Iterator[Case]:

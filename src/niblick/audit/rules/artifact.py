@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Functions, Program
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "artifact"
@@ -27,6 +28,7 @@ _VALIDATION = re.compile(
 _UNSAFE = frozenset({"pickle.load", "pickle.loads", "torch.load", "joblib.load"})
 
 
+@rule("artifact")
 def check(case: Case) -> list[Finding]:
     """Findings on how a script measures, reloads and scores what it ships, and how much of the
     split it scores.

@@ -8,6 +8,7 @@ import ast
 import re
 
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "byte-accounting"
@@ -15,6 +16,7 @@ _FIGURE = re.compile(r"bpb|bits_per_byte", re.IGNORECASE)
 _BYTES = re.compile(r"byte|char", re.IGNORECASE)
 
 
+@rule("byte-accounting", of_text=True)
 def check(case: Case) -> list[Finding]:
     """One breach per figure of bits per byte that is divided by a constant and by no count of
     bytes.

@@ -8,11 +8,13 @@ import ast
 
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "byte-mixture"
 
 
+@rule("byte-mixture", of_text=True)
 def check(case: Case) -> list[Finding]:
     """One breach per reached function that mixes a byte count model into already computed token
     log-probabilities.
@@ -71,6 +73,7 @@ def _counts(nodes: list[ast.AST]) -> bool:
             isinstance(node, ast.AugAssign)
             and isinstance(node.op, ast.Add)
             and isinstance(node.target, ast.Subscript)
+            and isinstance(node.value, ast.Constant)
         ):
             return True
         if (

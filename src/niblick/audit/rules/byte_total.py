@@ -14,9 +14,10 @@ import math
 import re
 import statistics
 
-from niblick.audit.evidence import log_lines
+from niblick.audit.conditions import log_lines
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "byte-total"
@@ -34,6 +35,7 @@ _FOLDED = re.compile(
 _RESTORED = re.compile(r"loss-?less|reversible|invertible|case\s?ops", re.IGNORECASE)
 
 
+@rule("byte-total")
 def check(case: Case) -> list[Finding]:
     """Findings on the number of bytes behind a figure and on text that is changed before it is
     scored.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from niblick.audit.evidence import Scan
+from niblick.audit.conditions import Scan
 from niblick.audit.flow.objects import ScoreEvent, Trace, UpdateEvent, Where
 from niblick.audit.rules.program import Program
 from niblick.audit.types import Finding, Severity, Span, Submission

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Program
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "time-limit"
@@ -23,6 +24,7 @@ _WORK = frozenset({"backward", "step"})
 _MOST, _GRACE = 600.0, 1.02
 
 
+@rule("clock", of_text=True)
 def check(case: Case) -> list[Finding]:
     """A finding per limit the track does not allow, and per clock that misses training work."""
     if case.tree is None:

@@ -5,11 +5,13 @@ answer (C1).
 from __future__ import annotations
 
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "hint-gate"
 
 
+@rule("hint-gate")
 def check(case: Case) -> list[Finding]:
     """One breach per source of such hints that takes part in a score with a weight and a threshold
     that lets it.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from niblick.audit import flow
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "import"
 
 
+@rule("importable")
 def check(case: Case) -> list[Finding]:
     """A breach for a script that does not parse; a note for one that is not there."""
     source = case.submission.source

@@ -14,8 +14,10 @@ from niblick.audit.orders import declared_packages, folders
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Program, constant
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.stand_ins.catalog import installs
 from niblick.audit.types import Finding, Severity
+from niblick.audit.words import words
 
 RULE = "missing-part"
 _KNOWN = frozenset({*sys.stdlib_module_names, "torch", "__main__"})
@@ -26,6 +28,7 @@ _DATA = re.compile(
 _NATIVE = (".so", ".pyd", ".pyc")
 
 
+@rule("missing-parts")
 def check(case: Case) -> list[Finding]:
     """A breach for a module that importing the script cannot do without; findings for what else is
     missing.
@@ -163,14 +166,9 @@ def _files(case: Case, program: Program) -> Iterator[Finding]:
             else next((constant(k.value, str) for k in call.keywords if k.arg == "mode"), "r")
         )
         tail = name.rpartition(".")[2]
-        if tail in {
-            "open",
-            "load",
-            "loadtxt",
-            "fromfile",
-            "read_text",
-            "read_bytes",
-        } and not re.search("[wax]", str(mode or "r")):
+        if tail in words("open load loadtxt fromfile read_text read_bytes") and not re.search(
+            "[wax]", str(mode or "r")
+        ):
             read.setdefault(path.removeprefix("./"), call)
         else:
             written.add(path.removeprefix("./"))

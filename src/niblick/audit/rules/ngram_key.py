@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "ngram-key"
 
 
+@rule("ngram-key")
 def check(case: Case) -> list[Finding]:
     """One breach per place where such a count becomes a probability in the documented run."""
     findings: dict[int, Finding] = {}

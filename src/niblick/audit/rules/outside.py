@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from niblick.audit.rules.case import Case, scored
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "outside-help"
@@ -19,6 +20,7 @@ _NETWORK = (
 )
 
 
+@rule("outside")
 def check(case: Case) -> list[Finding]:
     """One finding per kind of outside call; a download during evaluation breaks the limits."""
     reported = scored(case.trace)

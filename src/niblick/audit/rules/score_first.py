@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from niblick.audit.rules.case import Case, overlap, positions, scored
 from niblick.audit.rules.claimed import claimed_scores
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "score-first"
 
 
+@rule("score-first")
 def check(case: Case) -> list[Finding]:
     """One note where the documented run learns from validation tokens only after scoring them."""
     updates = [u for u in case.trace.updates if u.positions]

@@ -11,24 +11,19 @@ from collections.abc import Iterator
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Program
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
+from niblick.audit.words import words
 
 RULE = "seeds"
-_SETS = frozenset(
-    {
-        "manual_seed",
-        "manual_seed_all",
-        "default_rng",
-        "RandomState",
-        "seed_everything",
-        "set_seed",
-        "Generator",
-    }
+_SETS = words(
+    "manual_seed manual_seed_all default_rng RandomState seed_everything set_seed Generator"
 )
 _SEED = re.compile(r"(?:^|_)seeds?(?:$|_)", re.IGNORECASE)
 _FIGURE = re.compile(r"bpb|val_?loss|val_?score|bits_per", re.IGNORECASE)
 
 
+@rule("seeds")
 def check(case: Case) -> list[Finding]:
     """Findings on how seeds are set, and a breach where the validation score chooses among them."""
     if case.tree is None:

@@ -10,11 +10,13 @@ from niblick.audit.rules.case import (
     positions,
     violations,
 )
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "slot"
 
 
+@rule("slot")
 def check(case: Case) -> list[Finding]:
     """One breach per place that reports scores under a tensor fitted to the same tokens."""
     out = []

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Functions, Program
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
+from niblick.audit.words import words
 
 RULE = "stored-text"
 _LARGE = 4000
@@ -28,6 +30,7 @@ _NOT_ANSWERS = re.compile(
 )
 
 
+@rule("stored-text", of_text=True)
 def check(case: Case) -> list[Finding]:
     """Breaches where stored answers meet predictions; a warning where validation tokens are packed
     for keeping.
@@ -211,13 +214,9 @@ def _uses(function: Functions, held: set[str]) -> Iterator[ast.AST]:
             for one, other in (sides, sides[::-1]):
                 if _base(one) in held and _base(other) not in held and _SEEN.search(_base(other)):
                     yield node
-        elif isinstance(node, ast.Call) and _tail(node) in {
-            "where",
-            "scatter_",
-            "scatter",
-            "index_fill_",
-            "masked_fill",
-        }:
+        elif isinstance(node, ast.Call) and _tail(node) in words(
+            "where scatter_ scatter index_fill_ masked_fill"
+        ):
             parts = [
                 *node.args,
                 *([node.func.value] if isinstance(node.func, ast.Attribute) else []),

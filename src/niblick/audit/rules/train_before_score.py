@@ -12,11 +12,13 @@ from niblick.audit.rules.case import (
     violations,
 )
 from niblick.audit.rules.claimed import claimed_scores
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "train-before-score"
 
 
+@rule("train-before-score")
 def check(case: Case) -> list[Finding]:
     """One breach per place that reports scores of tokens the model's weights have already
     learnt.
@@ -48,11 +50,7 @@ def check(case: Case) -> list[Finding]:
                 Severity.BREACH if event.certain and step.certain else Severity.WARNING,
                 f"{step.where.function} (line {step.where.line}) steps the weights on validation"
                 f" tokens, and {event.where.function} scores {positions(both)} of them afterwards.",
-                verdict=(
-                    "flag_other"
-                    if trained and step.where.function in {"main", "<module>"}
-                    else "flag_prequant_ttt"
-                ),
+                verdict="flag_other" if trained else "flag_prequant_ttt",
                 pointer="C3",
                 where=event.where,
                 cure=(

@@ -9,69 +9,28 @@ import ast
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import DOWNLOADS, NETWORK, Program, constant
 from niblick.audit.rules.reach import Reach
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
+from niblick.audit.words import words
 
 RULE = "unreadable"
-_RUNS = frozenset(
-    {
-        "exec",
-        "eval",
-        "builtins.exec",
-        "builtins.eval",
-        "runpy.run_path",
-        "marshal.loads",
-        "types.FunctionType",
-        "types.CodeType",
-        "dill.loads",
-        "cloudpickle.loads",
-        "dill.load",
-        "cloudpickle.load",
-    }
+_RUNS = words(
+    "exec eval builtins.exec builtins.eval runpy.run_path marshal.loads types.FunctionType"
+    " types.CodeType dill.loads cloudpickle.loads dill.load cloudpickle.load"
 )
-_ALWAYS = frozenset(
-    {
-        "marshal.loads",
-        "types.FunctionType",
-        "types.CodeType",
-        "dill.loads",
-        "cloudpickle.loads",
-        "dill.load",
-        "cloudpickle.load",
-    }
+_ALWAYS = words(
+    "marshal.loads types.FunctionType types.CodeType dill.loads cloudpickle.loads dill.load"
+    " cloudpickle.load"
 )
-_PLAIN = frozenset(
-    {
-        "format",
-        "join",
-        "strip",
-        "replace",
-        "dedent",
-        "str",
-        "repr",
-        "int",
-        "float",
-        "len",
-        "lower",
-        "upper",
-        "splitlines",
-        "getsource",
-        "compile",
-        "get",
-        "getenv",
-        "split",
-        "range",
-        "enumerate",
-        "zip",
-        "items",
-        "sorted",
-        "exec",
-        "eval",
-        "append",
-    }
+_HOOKS = frozenset({"sys.meta_path", "sys.path_hooks"})
+_PLAIN = words(
+    "format join strip replace dedent str repr int float len lower upper splitlines getsource"
+    " compile get getenv split range enumerate zip items sorted exec eval append"
 )
 _SHORT = 400
 
 
+@rule("unreadable", of_text=True)
 def check(case: Case) -> list[Finding]:
     """One finding per call that would run text which this review has not read."""
     if case.tree is None or case.submission.source is None:
@@ -102,7 +61,64 @@ def check(case: Case) -> list[Finding]:
                         ),
                     )
                 )
-    return out[:10]
+    return [*out[:10], *_coded(case), *_followed(case), *_hooks(case, program)]
+
+
+def _followed(case: Case) -> list[Finding]:
+    """Code that the engine saw run under another name, or come out of a pickle."""
+    return [
+        _hold(
+            case,
+            f"{c.where.function} runs code that this review could not read: {c.detail}.",
+            c.where.line,
+        )
+        for c in case.trace.calls
+        if c.name == "unread-code"
+    ][:3]
+
+
+def _coded(case: Case) -> list[Finding]:
+    """Source text in a coding that shows a reader something else than Python runs."""
+    layers = case.submission.source.layers if case.submission.source else ()
+    return [
+        _hold(
+            case,
+            f"The source declares the coding {layer.partition(':')[2]}: what an editor shows"
+            " need not be what Python runs.",
+            1,
+        )
+        for layer in layers
+        if layer.startswith("coding:")
+    ]
+
+
+def _hooks(case: Case, program: Program) -> list[Finding]:
+    """An importer of the script's own whose modules were not found in it."""
+    if case.carried:
+        return []
+    for node in ast.walk(program.tree):
+        if isinstance(node, ast.Attribute) and program.full_name(node) in _HOOKS:
+            return [
+                _hold(
+                    case,
+                    f"The script puts an importer of its own into {ast.unparse(node)}, and"
+                    " the modules that it makes were not found.",
+                    node.lineno,
+                )
+            ]
+    return []
+
+
+def _hold(case: Case, evidence: str, line: int) -> Finding:
+    return case.finding(
+        RULE,
+        Severity.WARNING,
+        evidence,
+        verdict="hold_unclear",
+        pointer="record",
+        line=line,
+        cure="Ship that code as plain text in the folder.",
+    )
 
 
 def _unread(case: Case, program: Program, call: ast.Call) -> str:

@@ -6,14 +6,18 @@ import re
 
 from niblick.audit.flow.boxes import STREAM
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "validation-data"
 _ALIAS = re.compile(
-    r"^\s*\$?\s*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+(\S*val\S*)\s+(\S*train\S*)", re.MULTILINE
+    r"^[ \t]*\$?[ \t]*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+"
+    r"(\S*(?<![a-z])val(?:id|idation)?(?![a-z])\S*)\s+(\S*(?<![a-z])train(?![a-z])\S*(?<!\.py))\s*$",
+    re.MULTILINE,
 )
 
 
+@rule("validation-data")
 def check(case: Case) -> list[Finding]:
     """Findings for calibration on validation tokens and for validation files passed off as training
     files.

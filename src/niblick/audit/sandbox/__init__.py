@@ -1,12 +1,11 @@
 """Runs untrusted Python in a child process behind walls, with limits, and brings back one bounded
-result.
+report.
 
-`run` is the entry, `isolation` says what this machine offers. The auditor's own process never loads
+`run` is the entry, `detect` says what this machine offers. The auditor's own process never loads
 anything of a submission.
 """
 
-from niblick.audit.sandbox.child import Job, Outcome, run
-from niblick.audit.sandbox.isolation import Isolation, detect
-from niblick.audit.sandbox.limits import Limits
+from niblick.audit.sandbox.child import Bundle, Job, Outcome, run, stop_all
+from niblick.audit.sandbox.isolation import Isolation, Limits, detect
 
-__all__ = ["Isolation", "Job", "Limits", "Outcome", "detect", "run"]
+__all__ = ["Bundle", "Isolation", "Job", "Limits", "Outcome", "detect", "run", "stop_all"]

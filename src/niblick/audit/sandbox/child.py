@@ -1,72 +1,105 @@
-"""Starts the child, pumps its pipes within bounds, and checks that the one report is the worker's
-own.
+"""Starts the child, pumps its pipes within bounds, and tells how it ended apart from what it says
+of itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
-import io
 import json
 import os
-import secrets
 import selectors
 import shutil
 import signal
 import subprocess
-import tarfile
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import MappingProxyType
+from typing import IO, Any
 
-from niblick.audit.sandbox import orders
-from niblick.audit.sandbox.isolation import Isolation, detect
-from niblick.audit.sandbox.limits import Limits
+from niblick.audit.sandbox import isolation as walls
+from niblick.audit.sandbox.isolation import Isolation, Limits, detect
 from niblick.errors import AuditError
 
 _KEPT_OUTPUT = 32_768
 _GRACE_SECONDS = 10.0
+_running: set[subprocess.Popen[bytes]] = set()
+_starting = threading.Lock()
+_stopped = threading.Event()
+
+
+class Bundle:
+    """The files of one scratch folder, packed once into a file of the auditor's own for every run
+    that needs them.
+    """
+
+    def __init__(self, files: Mapping[str, bytes] = MappingProxyType({})) -> None:
+        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - see `close`
+        self._entries: list[tuple[str, int, int, int]] = []
+        for name, data in files.items():
+            self.add(name, data)
+
+    def add(self, name: str, data: bytes, size: int | None = None) -> None:
+        """Takes a file in; one longer than `data` reads as zeros from there on."""
+        start = self._file.seek(0, os.SEEK_END)
+        self._file.write(data)
+        self._entries.append((name, start, len(data), max(len(data), size or 0)))
+
+    def sizes(self) -> dict[str, int]:
+        """Names and sizes of the files."""
+        return {name: size for name, _, _, size in self._entries}
+
+    def orders(self, place: str) -> tuple[int, list[tuple[str, int, int, int]]]:
+        """The descriptor to read from, and its files as they are to be written below `place`."""
+        self._file.flush()
+        prefix = f"{place}/" if place else ""
+        named = [
+            (prefix + name, start, length, size) for name, start, length, size in self._entries
+        ]
+        return self._file.fileno(), named
+
+    def close(self) -> None:
+        """Gives the space back."""
+        self._file.close()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One task for the worker, its arguments, and the files it finds in its scratch folder (path:
-    content).
+    """One task for the worker, its arguments, and the files it finds in its scratch folder, below
+    `place`.
     """
 
     task: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    files: Mapping[str, bytes | Path] = field(default_factory=dict)
+    bundle: Bundle = field(default_factory=Bundle)
+    place: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a run ended.
+    """How a run ended, and what the worker said.
 
-    `result` is the worker's report, None where there was none or it was not the worker's. `reason`
-    names the limit that ended the run ("cpu", "wall", "memory", "processes", "output", "sandbox")
-    or is None; `exit` is the worker's exit code (negative: a signal). `tampered` says that
-    something else was written to the result channel. `output` is the tail of what was printed:
-    untrusted text.
+    `result` is its last report, None where there was none or something else was written in its
+    place, which `tampered` tells. It comes from untrusted code. `reason` is the supervisor's word:
+    the limit that ended the run ("cpu", "idle", "wall", "memory", "killed", "processes", "output"),
+    "sandbox" where there was no run, or None; `exit` is the worker's exit code (negative: a
+    signal). `output` is the tail of what was printed: untrusted text.
     """
 
     result: dict[str, Any] | None
     reason: str | None
     exit: int | None
-    seconds: float
     output: str
-    output_bytes: int
     tampered: bool
     isolation: str
     error: str | None = None
 
 
 def run(job: Job, *, trust: bool = False, limits: Limits | None = None) -> Outcome:
-    """Runs `job` behind the best walls there are.
+    """Runs `job` behind walls.
 
     Raises `AuditError` where there are none and `trust` is not given: untrusted code is then not
     run at all.
@@ -81,91 +114,74 @@ def run(job: Job, *, trust: bool = False, limits: Limits | None = None) -> Outco
 
 def attempt(isolation: Isolation) -> str | None:
     """Tries walls on an empty task; None where they stand, else the reason."""
-    limits = Limits(cpu_seconds=10, wall_seconds=20)
     try:
-        outcome = run_in(isolation, Job(task="nothing"), limits)
+        outcome = run_in(isolation, Job(task="nothing"), Limits(cpu_seconds=10))
     except OSError as error:
         return str(error)
-    if outcome.result is not None:
+    if outcome.result is not None and outcome.reason is None:
         return None
     return outcome.error or outcome.output.strip()[-300:] or f"ended with {outcome.exit}"
 
 
 def run_in(isolation: Isolation, job: Job, limits: Limits) -> Outcome:
     """Runs `job` behind the given walls; for callers that have settled whether that is safe."""
-    nonce = secrets.token_hex(32)
     folder = Path(tempfile.mkdtemp(prefix="niblick-"))
     try:
-        with tempfile.TemporaryFile() as bundle:
-            _write_bundle(bundle, job.files)
-            pump = _Pump(limits)
-            process = _start(isolation, job, limits, nonce, folder, bundle, pump)
-            try:
-                pump.drain(process)
-            finally:
-                _end(process)
+        pump = _Pump(limits)
+        process = _start(isolation, job, limits, folder, pump)
+        try:
+            pump.drain(process)
+        finally:
+            _end(process)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return _outcome(pump, nonce, isolation)
+    return _outcome(pump, isolation)
 
 
-def _write_bundle(file: BinaryIO, files: Mapping[str, bytes | Path]) -> None:
-    """Packs the scratch folder's first content; everything in it is readable and writable to the
-    worker.
-    """
-    with tarfile.open(fileobj=file, mode="w") as bundle:
-        folders = {parent.as_posix() for name in files for parent in Path(name).parents} - {"."}
-        for folder in sorted(folders):
-            entry = tarfile.TarInfo(folder)
-            entry.type, entry.mode = tarfile.DIRTYPE, 0o777
-            bundle.addfile(entry)
-        for name, content in files.items():
-            data = content if isinstance(content, bytes) else content.read_bytes()
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(data), 0o666
-            bundle.addfile(entry, io.BytesIO(data))
-    file.flush()
-    file.seek(0)
+def stop_all() -> None:
+    """Ends every run of this process that is under way, in any thread, and lets no other begin."""
+    with _starting:
+        _stopped.set()
+        running = list(_running)
+    for process in running:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _start(
-    isolation: Isolation,
-    job: Job,
-    limits: Limits,
-    nonce: str,
-    folder: Path,
-    bundle: BinaryIO,
-    pump: _Pump,
+    isolation: Isolation, job: Job, limits: Limits, folder: Path, pump: _Pump
 ) -> subprocess.Popen[bytes]:
-    command = orders.python_command("launch", packages=False)
-    bare = isolation.kind == "bare"
-    if isolation.kind == "bubblewrap":
-        command = orders.bubblewrap_command(isolation.program, limits, command)
+    bare = not isolation.contained
+    bundle, files = job.bundle.orders(job.place)
     config = {
         "mode": isolation.kind,
-        "change_user": isolation.kind == "namespaces" and os.geteuid() == 0,
+        "change_user": os.geteuid() == 0,
         "root": str(folder),
         "scratch": str(folder),
-        "binds": orders.visible_paths(),
+        "binds": walls.visible_paths(),
         "limits": vars(limits),
-        "nonce": nonce,
-        "job": {**job.arguments, "task": job.task},
-        "command": orders.python_command("worker", packages=job.task != "nothing"),
-        "environment": orders.environment(str(folder)) if bare else orders.environment(),
-        "bundle": bundle.fileno(),
+        "job": {**job.arguments, "task": job.task, "place": job.place},
+        "command": walls.python_command("worker", packages=job.task != "nothing"),
+        "environment": walls.environment(str(folder)) if bare else walls.environment(),
+        "bundle": bundle,
+        "files": files,
         "control": pump.control_end,
         "result": pump.result_end,
     }
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=pump.output_end,
-        stderr=pump.output_end,
-        pass_fds=(bundle.fileno(), pump.control_end, pump.result_end),
-        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-        cwd="/",
-        start_new_session=True,
-    )
+    with _starting:
+        if _stopped.is_set():
+            raise AuditError("interrupted: no code is run any more")
+        process = subprocess.Popen(
+            walls.python_command("launch", packages=False),
+            stdin=subprocess.PIPE,
+            stdout=pump.output_end,
+            stderr=pump.output_end,
+            pass_fds=(bundle, pump.control_end, pump.result_end),
+            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+            cwd="/",
+            start_new_session=True,
+        )
+        _running.add(process)
     pump.close_child_ends()
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin:
@@ -180,6 +196,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    _running.discard(process)
 
 
 class _Pump:
@@ -188,8 +205,8 @@ class _Pump:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.result, self.control, self.output = bytearray(), bytearray(), bytearray()
-        self.output_bytes, self.stopped = 0, ""
-        self.seconds = 0.0
+        self.stopped = ""
+        self._printed = 0
         self._result_end, self.result_end = os.pipe()
         self._control_end, self.control_end = os.pipe()
         self._output_end, self.output_end = os.pipe()
@@ -202,8 +219,7 @@ class _Pump:
         """Reads until the supervisor has reported and the pipes are closed, a bound is broken or
         time is up.
         """
-        started = time.monotonic()
-        deadline = started + self.limits.wall_seconds + _GRACE_SECONDS
+        deadline = time.monotonic() + self.limits.wall_seconds + _GRACE_SECONDS
         with selectors.DefaultSelector() as selector:
             for descriptor, take in (
                 (self._result_end, self._take_result),
@@ -226,7 +242,6 @@ class _Pump:
                         selector.unregister(key.fd)
         for descriptor in (self._result_end, self._control_end, self._output_end):
             os.close(descriptor)
-        self.seconds = time.monotonic() - started
 
     def _take_result(self, data: bytes) -> None:
         self.result += data
@@ -237,40 +252,39 @@ class _Pump:
         self.control += data[:65536]
 
     def _take_output(self, data: bytes) -> None:
-        self.output_bytes += len(data)
+        self._printed += len(data)
         self.output = (self.output + data)[-_KEPT_OUTPUT:]
-        if self.output_bytes > self.limits.output_bytes:
+        if self._printed > self.limits.output_bytes:
             self.stopped = "output"
 
 
-def _outcome(pump: _Pump, nonce: str, isolation: Isolation) -> Outcome:
+def _outcome(pump: _Pump, isolation: Isolation) -> Outcome:
     try:
         control = json.loads(bytes(pump.control) or b"{}")
     except ValueError:
         control = {}
-    result = _unframe(bytes(pump.result), nonce)
-    outcome = Outcome(
+    result, tampered = _last_report(bytes(pump.result))
+    return Outcome(
         result=result,
         reason=pump.stopped or control.get("reason") or (None if "exit" in control else "sandbox"),
         exit=control.get("exit"),
-        seconds=pump.seconds,
         output=bytes(pump.output).decode("utf-8", "replace"),
-        output_bytes=pump.output_bytes,
-        tampered=bool(pump.result) and result is None,
+        tampered=tampered,
         isolation=isolation.kind,
         error=control.get("error"),
     )
-    return outcome if outcome.reason is None else replace(outcome, result=None)
 
 
-def _unframe(data: bytes, nonce: str) -> dict[str, Any] | None:
-    """The one report in `data`, or None unless `data` is exactly one frame keyed with `nonce`."""
-    head, _, payload = data.partition(b"\n")
-    code = hmac.new(nonce.encode(), payload, hashlib.sha256).hexdigest()
-    if not hmac.compare_digest(head, f"NIBLICK {code} {len(payload)}".encode()):
-        return None
-    try:
-        parsed = json.loads(payload)
-    except (ValueError, RecursionError):
-        return None
-    return parsed if isinstance(parsed, dict) else None
+def _last_report(data: bytes) -> tuple[dict[str, Any] | None, bool]:
+    """The last of the numbered reports in `data`, and whether something is there that no worker
+    writes. One that is cut short at the end is none.
+    """
+    last = None
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        try:
+            last = json.loads(line)
+        except (ValueError, RecursionError):
+            return None, True
+        if not isinstance(last, dict) or last.pop("number", None) != number:
+            return None, True
+    return last, last is None and bool(data)

@@ -1,188 +1,43 @@
 """Which top-level names are packages of others, what installs them, and which need a GPU or a
-Mac.
+Mac: what tells a package that is not here from a part of a submission that is missing.
 """
 
 from __future__ import annotations
 
-GPU_PACKAGES = {
-    "flash_attn": "flash-attn",
-    "flash_attn_interface": "flash-attn-3",
-    "flash_attn_3": "flash-attn-3",
-    "hopper": "flash-attn-3",
-    "flash_attn_2_cuda": "flash-attn",
-    "flash_attn_config": "flash-attn-3",
-    "triton": "triton",
-    "triton_kernels": "triton",
-    "kernels": "kernels",
-    "xformers": "xformers",
-    "transformer_engine": "transformer-engine",
-    "transformer_engine_torch": "transformer-engine",
-    "mamba_ssm": "mamba-ssm",
-    "causal_conv1d": "causal-conv1d",
-    "causal_conv1d_cuda": "causal-conv1d",
-    "selective_scan_cuda": "mamba-ssm",
-    "fla": "flash-linear-attention",
-    "apex": "apex",
-    "bitsandbytes": "bitsandbytes",
-    "deepspeed": "deepspeed",
-    "cupy": "cupy-cuda12x",
-    "pynvml": "nvidia-ml-py",
-    "cutlass": "nvidia-cutlass-dsl",
-    "nvidia": "nvidia-cuda-runtime",
-    "cuda": "cuda-python",
-    "liger_kernel": "liger-kernel",
-    "cut_cross_entropy": "cut-cross-entropy",
-    "thunderkittens": "thunderkittens",
-    "quack": "quack-kernels",
-    "tilelang": "tilelang",
-    "torchao": "torchao",
-    "natten": "natten",
-    "gemlite": "gemlite",
-    "hqq": "hqq",
-    "deep_gemm": "deep-gemm",
-    "flashinfer": "flashinfer-python",
-    "sageattention": "sageattention",
-    "vllm": "vllm",
-    "helion": "helion",
-    "numba": "numba",
-    "pycuda": "pycuda",
-    "cudf": "cudf",
-    "rmm": "rmm",
-    "torch_xla": "torch-xla",
-    "mlx": "mlx",
-    "mlx_lm": "mlx-lm",
-    "rwkv": "rwkv",
-    "wkv_cuda": "rwkv",
-    "grouped_gemm": "grouped-gemm",
-    "megablocks": "megablocks",
-    "torch_scatter": "torch-scatter",
-    "spas_sage_attn": "spas-sage-attn",
-    "cuequivariance_torch": "cuequivariance-torch",
-}
-
-PACKAGES = {
-    "sentencepiece": "sentencepiece",
-    "zstandard": "zstandard",
-    "zstd": "zstd",
-    "pyzstd": "pyzstd",
-    "brotli": "brotli",
-    "brotlicffi": "brotlicffi",
-    "huggingface_hub": "huggingface-hub",
-    "lz4": "lz4",
-    "numpy": "numpy",
-    "scipy": "scipy",
-    "sklearn": "scikit-learn",
-    "pandas": "pandas",
-    "matplotlib": "matplotlib",
-    "tqdm": "tqdm",
-    "tiktoken": "tiktoken",
-    "tokenizers": "tokenizers",
-    "transformers": "transformers",
-    "datasets": "datasets",
-    "safetensors": "safetensors",
-    "einops": "einops",
-    "wandb": "wandb",
-    "psutil": "psutil",
-    "requests": "requests",
-    "httpx": "httpx",
-    "yaml": "pyyaml",
-    "rich": "rich",
-    "typer": "typer",
-    "click": "click",
-    "pydantic": "pydantic",
-    "pyarrow": "pyarrow",
-    "polars": "polars",
-    "ml_dtypes": "ml-dtypes",
-    "jax": "jax",
-    "jaxlib": "jaxlib",
-    "flax": "flax",
-    "optax": "optax",
-    "tensorflow": "tensorflow",
-    "tensorboard": "tensorboard",
-    "torchvision": "torchvision",
-    "torchaudio": "torchaudio",
-    "accelerate": "accelerate",
-    "peft": "peft",
-    "lightning": "lightning",
-    "pytorch_lightning": "pytorch-lightning",
-    "hydra": "hydra-core",
-    "omegaconf": "omegaconf",
-    "jaxtyping": "jaxtyping",
-    "beartype": "beartype",
-    "constriction": "constriction",
-    "xgboost": "xgboost",
-    "lightgbm": "lightgbm",
-    "optuna": "optuna",
-    "ray": "ray",
-    "modal": "modal",
-    "runpod": "runpod",
-    "boto3": "boto3",
-    "google": "google-cloud",
-    "openai": "openai",
-    "anthropic": "anthropic",
-    "PIL": "pillow",
-    "cv2": "opencv-python",
-    "networkx": "networkx",
-    "sympy": "sympy",
-    "joblib": "joblib",
-    "cloudpickle": "cloudpickle",
-    "dill": "dill",
-    "msgpack": "msgpack",
-    "orjson": "orjson",
-    "regex": "regex",
-    "cffi": "cffi",
-    "Cython": "cython",
-    "pybind11": "pybind11",
-    "ninja": "ninja",
-    "pyximport": "cython",
-    "python_minifier": "python-minifier",
-    "blosc2": "blosc2",
-    "snappy": "python-snappy",
-    "zopfli": "zopfli",
-    "pyppmd": "pyppmd",
-    "py7zr": "py7zr",
-    "faiss": "faiss-cpu",
-    "hnswlib": "hnswlib",
-    "annoy": "annoy",
-    "kenlm": "kenlm",
-    "nltk": "nltk",
-    "spacy": "spacy",
-    "ftfy": "ftfy",
-    "marisa_trie": "marisa-trie",
-    "sortedcontainers": "sortedcontainers",
-    "xxhash": "xxhash",
-    "mmh3": "mmh3",
-    "bitarray": "bitarray",
-    "tabulate": "tabulate",
-    "termcolor": "termcolor",
-    "colorama": "colorama",
-    "loguru": "loguru",
-    "dotenv": "python-dotenv",
-    "fire": "fire",
-    "absl": "absl-py",
-    "attr": "attrs",
-    "attrs": "attrs",
-    "packaging": "packaging",
-    "setuptools": "setuptools",
-    "pytest": "pytest",
-    "IPython": "ipython",
-    "pywt": "pywavelets",
-    "galois": "galois",
-    "geoopt": "geoopt",
-    "torchdiffeq": "torchdiffeq",
-    "muon": "muon-optimizer",
-    "schedulefree": "schedulefree",
-    "heavyball": "heavyball",
-    "lion_pytorch": "lion-pytorch",
-    "torch_optimizer": "torch-optimizer",
-    "dion": "dion",
-    "soap": "soap",
-    "pytorch_optimizer": "pytorch-optimizer",
-    "reedsolo": "reedsolo",
-    "primesieve": "primesieve",
-    "hypothesis": "hypothesis",
-    "gpytorch": "gpytorch",
-}
+_ON_A_GPU = """
+apex bitsandbytes causal_conv1d causal_conv1d_cuda cuda cudf cuequivariance_torch cupy
+cut_cross_entropy cutlass deep_gemm deepspeed fla flash_attn flash_attn_2_cuda flash_attn_3
+flash_attn_config flash_attn_interface flashinfer gemlite grouped_gemm helion hopper hqq kernels
+liger_kernel mamba_ssm megablocks mlx mlx_lm natten numba nvidia pycuda pynvml quack rmm rwkv
+sageattention selective_scan_cuda spas_sage_attn thunderkittens tilelang torch_scatter torch_xla
+torchao transformer_engine transformer_engine_torch triton triton_kernels vllm wkv_cuda xformers
+"""
+_ELSEWHERE = """
+absl accelerate annoy anthropic attr attrs beartype bitarray blosc2 boto3 brotli brotlicffi cffi
+click cloudpickle colorama constriction cv2 Cython datasets dill dion dotenv einops faiss fire
+flax ftfy galois geoopt google gpytorch heavyball hnswlib httpx huggingface_hub hydra hypothesis
+IPython jax jaxlib jaxtyping joblib kenlm lightgbm lightning lion_pytorch loguru lz4 marisa_trie
+matplotlib ml_dtypes mmh3 modal msgpack muon networkx ninja nltk numpy omegaconf openai optax
+optuna orjson packaging pandas peft PIL polars primesieve psutil py7zr pyarrow pybind11 pydantic
+pyppmd pytest python_minifier pytorch_lightning pytorch_optimizer pywt pyximport pyzstd ray
+reedsolo regex requests rich runpod safetensors schedulefree scipy sentencepiece setuptools
+sklearn snappy soap sortedcontainers spacy sympy tabulate tensorboard tensorflow termcolor
+tiktoken tokenizers torch_optimizer torchaudio torchdiffeq torchvision tqdm transformers typer
+wandb xgboost xxhash yaml zopfli zstandard zstd
+"""
+_INSTALLED_AS = """
+absl=absl-py attr=attrs causal_conv1d_cuda=causal-conv1d cuda=cuda-python cupy=cupy-cuda12x
+cutlass=nvidia-cutlass-dsl cv2=opencv-python dotenv=python-dotenv faiss=faiss-cpu
+fla=flash-linear-attention flash_attn_2_cuda=flash-attn flash_attn_config=flash-attn-3
+flash_attn_interface=flash-attn-3 flashinfer=flashinfer-python google=google-cloud
+hopper=flash-attn-3 hydra=hydra-core muon=muon-optimizer nvidia=nvidia-cuda-runtime PIL=pillow
+pynvml=nvidia-ml-py pywt=pywavelets pyximport=cython quack=quack-kernels
+selective_scan_cuda=mamba-ssm sklearn=scikit-learn snappy=python-snappy
+transformer_engine_torch=transformer-engine triton_kernels=triton wkv_cuda=rwkv yaml=pyyaml
+"""
+GPU_PACKAGES = frozenset(_ON_A_GPU.split())
+_PACKAGES = GPU_PACKAGES | frozenset(_ELSEWHERE.split())
+_DISTRIBUTIONS = dict(pair.split("=") for pair in _INSTALLED_AS.split())
 
 
 def installs(name: str) -> str | None:
@@ -190,4 +45,6 @@ def installs(name: str) -> str | None:
     package.
     """
     top = name.partition(".")[0]
-    return GPU_PACKAGES.get(top) or PACKAGES.get(top)
+    if top not in _PACKAGES:
+        return None
+    return _DISTRIBUTIONS.get(top, top.replace("_", "-").lower())

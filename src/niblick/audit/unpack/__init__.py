@@ -21,22 +21,14 @@ from niblick.audit.unpack.bundles import bundled, path_of
 from niblick.audit.unpack.codecs import MAX_TEXT, PackError
 from niblick.audit.unpack.evaluate import Evaluator, Executed, Loader
 from niblick.audit.unpack.fstrings import for_old_parser
+from niblick.audit.words import words
 
 MAX_DEPTH = 24
-_DECODING = frozenset(
-    {
-        "lzma",
-        "zlib",
-        "base64",
-        "bz2",
-        "gzip",
-        "brotli",
-        "zstandard",
-        "binascii",
-        "codecs",
-        "marshal",
-    }
-)
+_DECODING = words("lzma zlib base64 bz2 gzip brotli zstandard binascii codecs marshal")
+_COOKIE = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
+_BLANK = re.compile(rb"^[ \t\f]*(?:#|$)")
+_UTF8 = frozenset({"utf-8", "utf8", "u8", "utf", "utf-8-sig", "ascii", "us-ascii"})
+_USUAL_CODINGS = _UTF8 | {"latin-1", "latin1", "iso-8859-1", "iso-8859-15", "cp1252", "l1"}
 _FILE = re.compile(rb"[\"']([\w.\-]{1,80}\.[\w]{1,8})[\"']")
 _HINT = re.compile(
     r"(?<![\w.])(?:exec|eval)\s*\(|runpy|os\.system|subprocess|__import__|os\.exec|builtins"
@@ -76,7 +68,8 @@ def unpack(data: bytes, path: str, siblings: Mapping[str, str | bytes] | None = 
     text = ""
     tree: ast.Module | None = None
     try:
-        text = _text(data)
+        text, coding = _text(data)
+        layers += [f"coding:{coding}"] if coding else []
         text, tree = _flatten(text, loader, layers, 0, path)
     except PackError as problem:
         error = str(problem)
@@ -125,15 +118,37 @@ def unpack_file(path: Path) -> Unpacked:
     return unpack(data, path.name, siblings)
 
 
-def _text(data: bytes) -> str:
+def _text(data: bytes) -> tuple[str, str]:
+    """Program text as Python decodes it (PEP 263), and its coding where that is an unusual one."""
     if len(data) > MAX_TEXT:
         raise PackError(f"a script of {len(data)} bytes, at most {MAX_TEXT}")
+    coding = declared_coding(data)
+    if coding not in _USUAL_CODINGS:
+        try:
+            return _lines(data.decode(coding)), coding
+        except (LookupError, TypeError, ValueError) as problem:
+            raise PackError(f"its declared coding {coding!r} does not decode it") from problem
     try:
-        return data.decode("utf-8-sig")
+        return _lines(data.decode("utf-8-sig" if coding in _UTF8 else coding)), ""
     except UnicodeDecodeError as problem:
         if b"\x00" in data[:64] or data[:2] in (b"\x1f\x8b", b"PK"):
             raise PackError("the file is binary, not program text") from problem
-        return data.decode("latin-1")
+        return _lines(data.decode("latin-1")), ""
+
+
+def declared_coding(data: bytes) -> str:
+    """The coding that the first two lines of a source declare; UTF-8 where they declare none."""
+    for line in data.removeprefix(b"\xef\xbb\xbf").splitlines()[:2]:
+        found = _COOKIE.match(line)
+        if found is not None:
+            return found[1].decode("ascii", "replace").lower().replace("_", "-")
+        if not _BLANK.match(line):
+            break
+    return "utf-8"
+
+
+def _lines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _flatten(

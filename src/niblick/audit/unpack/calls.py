@@ -9,37 +9,20 @@ import lzma
 from typing import Any
 
 from niblick.audit.unpack.codecs import DECODERS, MAX_TEXT, PackError, as_bytes
-from niblick.audit.unpack.evaluate import (
-    _BUILTINS,
-    _JOIN,
-    _METHODS,
-    _RUN,
-    _RUN_FILE,
-    _SAME,
-    UNKNOWN,
-    Dotted,
-    Evaluator,
-    Executed,
-    Function,
-    Handle,
-    Space,
-    _try,
-)
+from niblick.audit.unpack.evaluate import Evaluator, try_
+from niblick.audit.unpack.tables import BUILTINS, JOIN, METHODS, RUN, RUN_FILE, SAME
+from niblick.audit.unpack.values import UNKNOWN, Dotted, Executed, Function, Handle, Space
+from niblick.audit.words import words
 
-_MODULE = frozenset(
-    {
-        "types.ModuleType",
-        "importlib.util.spec_from_loader",
-        "importlib.util.module_from_spec",
-        "vars",
-    }
+_MODULE = words(
+    "types.ModuleType importlib.util.spec_from_loader importlib.util.module_from_spec vars"
 )
 
 
 def call(run: Evaluator, node: ast.Call, scope: dict[str, Any]) -> Any:
     """The value of a call, `UNKNOWN` when it is not one a loader needs."""
     function = _callee(run, node, scope)
-    if isinstance(function, Dotted) and function.name in _RUN | _RUN_FILE:
+    if isinstance(function, Dotted) and function.name in RUN | RUN_FILE:
         return _execute(run, function.name, node, scope)
     args = [run.value(a.value if isinstance(a, ast.Starred) else a, scope) for a in node.args]
     if node.args and isinstance(node.args[-1], ast.Starred):
@@ -89,7 +72,7 @@ def _named_call(run: Evaluator, name: str, args: list[Any], named: dict[str, Any
         return Dotted(f"{args[0].name}.{args[1]}")
     if name == "open" and args:
         return Handle(str(args[0]), str(args[1] if len(args) > 1 else named.get("mode", "r")))
-    if name in _JOIN:
+    if name in JOIN:
         return "/".join(a for a in args if isinstance(a, str))
     if name in {"tempfile.mkdtemp", "tempfile.gettempdir"}:
         return "/scratch"
@@ -99,7 +82,7 @@ def _named_call(run: Evaluator, name: str, args: list[Any], named: dict[str, Any
         return None
     if name in {"os.environ.setdefault"} and len(args) == 2:
         run.loader.environment.setdefault(str(args[0]), str(args[1]))
-    if name in _SAME:
+    if name in SAME:
         return args[0] if args else UNKNOWN
     if name in _MODULE and args and isinstance(args[0], (str, Space)):
         return args[0] if isinstance(args[0], Space) else Space(args[0])
@@ -107,7 +90,7 @@ def _named_call(run: Evaluator, name: str, args: list[Any], named: dict[str, Any
         return UNKNOWN
     if name in DECODERS:
         return _decode(run, name, args, named)
-    if name in _BUILTINS:
+    if name in BUILTINS:
         return _builtin(run, name, args, named)
     return UNKNOWN
 
@@ -123,12 +106,12 @@ def _builtin(run: Evaluator, name: str, args: list[Any], named: dict[str, Any]) 
         return [_named_call(run, call_one.name, [item], {}) for item in items]
     if name in {"str", "repr"} and args and not isinstance(args[0], (str, bytes, int, float)):
         return UNKNOWN
-    return _try(lambda: _BUILTINS[name](*args, **named))
+    return try_(lambda: BUILTINS[name](*args, **named))
 
 
 def _decode(run: Evaluator, name: str, args: list[Any], named: dict[str, Any]) -> Any:
     if name == "json.loads":
-        return _try(lambda: DECODERS[name](*args))
+        return try_(lambda: DECODERS[name](*args))
     run.loader.layers.append(name.rsplit(".", 1)[0] if name != "codecs.decode" else str(args[-1]))
     if "base64" in name or "binascii" in name or "fromhex" in name:
         run.loader.layers[-1] = {
@@ -158,10 +141,10 @@ def _method(run: Evaluator, holder: Any, name: str, args: list[Any], named: dict
     if isinstance(holder, (bytes, str)) and name in {"read", "getvalue"}:
         return holder
     if name == "decode" and isinstance(holder, (bytes, bytearray)):
-        return _try(lambda: bytes(holder).decode(*args, **named))
+        return try_(lambda: bytes(holder).decode(*args, **named))
     if name in {"get", "pop", "__getitem__"} and args and args[0] is UNKNOWN:
         return run.entry(holder)
-    if name not in _METHODS or UNKNOWN in args:
+    if name not in METHODS or UNKNOWN in args:
         return UNKNOWN
     if (
         name == "replace"
@@ -173,7 +156,7 @@ def _method(run: Evaluator, holder: Any, name: str, args: list[Any], named: dict
         args = [run.items(args[0])]
         if len(holder) * len(args[0]) > MAX_TEXT:
             raise PackError("a loader join beyond the bound")
-    return _try(lambda: getattr(holder, name)(*args, **named))
+    return try_(lambda: getattr(holder, name)(*args, **named))
 
 
 def _file(run: Evaluator, handle: Handle, name: str, args: list[Any]) -> Any:
@@ -188,7 +171,7 @@ def _file(run: Evaluator, handle: Handle, name: str, args: list[Any]) -> Any:
         if "b" in handle.mode and isinstance(value, str):
             return value.encode()
         if "b" not in handle.mode and isinstance(value, bytes):
-            return _try(lambda: value.decode("utf-8"))
+            return try_(lambda: value.decode("utf-8"))
         return value
     return handle if name == "__enter__" else None
 
@@ -196,12 +179,12 @@ def _file(run: Evaluator, handle: Handle, name: str, args: list[Any]) -> Any:
 def _execute(run: Evaluator, name: str, node: ast.Call, scope: dict[str, Any]) -> Any:
     """Records text that `exec`, `eval` or a runner of files would run."""
     value = run.value(node.args[0], scope) if node.args else UNKNOWN
-    if name in _RUN_FILE:
+    if name in RUN_FILE:
         names = [value] if isinstance(value, str) else run.items(value)
         known = [run.loader.files[n] for n in names if isinstance(n, str) and n in run.loader.files]
         value = known[0] if known else UNKNOWN
     if isinstance(value, (bytes, bytearray)):
-        value = _try(lambda: as_bytes(value).decode("utf-8-sig"))
+        value = try_(lambda: as_bytes(value).decode("utf-8-sig"))
     layers = (*run.loader.layers, "exec")
     run.loader.layers.clear()
     if isinstance(value, str):

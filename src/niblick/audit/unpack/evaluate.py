@@ -9,34 +9,16 @@ are bounded, so a hostile loader ends in `PackError`, never in a hang.
 from __future__ import annotations
 
 import ast
-import operator
-from collections.abc import Callable, ItemsView, Iterable, KeysView, ValuesView
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from niblick.audit.operators import BINARY, COMPARE
 from niblick.audit.unpack.codecs import MAX_TEXT, PackError
+from niblick.audit.unpack.tables import ITERABLE
 from niblick.audit.unpack.values import UNKNOWN, Dotted, Executed, Function, Handle, Loader, Space
 
 MAX_STEPS = 300_000
 _MAX_ITEMS = 200_000
-
-
-_ITERABLE = (
-    str,
-    bytes,
-    bytearray,
-    list,
-    tuple,
-    dict,
-    set,
-    range,
-    zip,
-    enumerate,
-    reversed,
-    map,
-    KeysView,
-    ValuesView,
-    ItemsView,
-)
 
 
 class _Return(Exception):  # noqa: N818 - control flow, not an error
@@ -46,126 +28,6 @@ class _Return(Exception):  # noqa: N818 - control flow, not an error
 
 class _Loop(Exception):  # noqa: N818
     """`break` and `continue`; the argument says which."""
-
-
-_BINARY: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Mod: operator.mod,
-    ast.FloorDiv: operator.floordiv,
-    ast.BitXor: operator.xor,
-    ast.BitAnd: operator.and_,
-    ast.BitOr: operator.or_,
-    ast.RShift: operator.rshift,
-    ast.LShift: operator.lshift,
-    ast.Div: operator.truediv,
-}
-_COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.In: lambda a, b: a in b,
-    ast.NotIn: lambda a, b: a not in b,
-    ast.Is: operator.is_,
-    ast.IsNot: operator.is_not,
-}
-_METHODS = frozenset(
-    {
-        "encode",
-        "decode",
-        "replace",
-        "join",
-        "strip",
-        "lstrip",
-        "rstrip",
-        "split",
-        "splitlines",
-        "translate",
-        "removeprefix",
-        "removesuffix",
-        "lower",
-        "upper",
-        "swapcase",
-        "startswith",
-        "endswith",
-        "hex",
-        "append",
-        "extend",
-        "items",
-        "keys",
-        "values",
-        "get",
-        "update",
-        "pop",
-        "reverse",
-        "to_bytes",
-        "find",
-        "partition",
-    }
-)
-_BUILTINS: dict[str, Callable[..., Any]] = {
-    "bytes": bytes,
-    "bytearray": bytearray,
-    "str": str,
-    "len": len,
-    "ord": ord,
-    "chr": chr,
-    "int": int,
-    "list": list,
-    "tuple": tuple,
-    "dict": dict,
-    "zip": zip,
-    "enumerate": enumerate,
-    "reversed": reversed,
-    "sorted": sorted,
-    "range": range,
-    "min": min,
-    "max": max,
-    "sum": sum,
-    "bool": bool,
-    "set": set,
-    "str.maketrans": str.maketrans,
-    "bytes.maketrans": bytes.maketrans,
-    "hex": hex,
-    "abs": abs,
-    "int.from_bytes": int.from_bytes,
-    "repr": repr,
-    "iter": iter,
-    "next": next,
-    "map": map,
-    "filter": filter,
-}
-_JOIN = frozenset({"os.path.join", "posixpath.join"})
-_SAME = frozenset(
-    {
-        "compile",
-        "io.BytesIO",
-        "io.StringIO",
-        "memoryview",
-        "textwrap.dedent",
-        "pathlib.Path",
-        "os.path.abspath",
-        "os.path.realpath",
-        "os.path.expanduser",
-    }
-)
-_RUN = frozenset({"exec", "eval", "builtins.exec", "builtins.eval"})
-_RUN_FILE = frozenset(
-    {
-        "runpy.run_path",
-        "os.system",
-        "subprocess.run",
-        "subprocess.call",
-        "subprocess.check_call",
-        "subprocess.Popen",
-        "os.execv",
-        "os.execvp",
-    }
-)
 
 
 def _guard(value: Any) -> Any:
@@ -288,10 +150,10 @@ class Evaluator:
             if holder == Dotted("os.environ"):
                 self.loader.environment[str(key)] = str(value)
             elif isinstance(holder, (dict, list)) and UNKNOWN is not key:
-                _try(lambda: holder.__setitem__(key, value))
+                try_(lambda: holder.__setitem__(key, value))
 
     def items(self, value: Any) -> list[Any]:
-        if isinstance(value, _ITERABLE):
+        if isinstance(value, ITERABLE):
             out = []
             for item in value:
                 out.append(item)
@@ -333,8 +195,8 @@ class Evaluator:
                 raise PackError(f"a loader value of {size} items, at most {MAX_TEXT}")
         if isinstance(node.op, ast.Mod) and isinstance(left, (str, bytes)):
             return UNKNOWN
-        action = _BINARY.get(type(node.op))
-        return _try(lambda: action(left, right)) if action else UNKNOWN
+        action = BINARY.get(type(node.op))
+        return try_(lambda: action(left, right)) if action else UNKNOWN
 
     def _unaryop(self, node: ast.UnaryOp, scope: dict[str, Any]) -> Any:
         value = self.value(node.operand, scope)
@@ -356,7 +218,7 @@ class Evaluator:
             return UNKNOWN
         if left == Dotted("__name__"):
             return right == "__main__"
-        return _try(lambda: _COMPARE[type(node.ops[0])](left, right))
+        return try_(lambda: COMPARE[type(node.ops[0])](left, right))
 
     def _boolop(self, node: ast.BoolOp, scope: dict[str, Any]) -> Any:
         value: Any = UNKNOWN
@@ -390,7 +252,7 @@ class Evaluator:
             for k, v in zip(node.keys, node.values, strict=True)
             if k
         ]
-        return _try(lambda: dict(pairs))
+        return try_(lambda: dict(pairs))
 
     def _joinedstr(self, node: ast.JoinedStr, scope: dict[str, Any]) -> Any:
         parts = [
@@ -407,7 +269,7 @@ class Evaluator:
             isinstance(holder, (str, bytes, bytearray, list, tuple, dict, range))
             and key is not UNKNOWN
         ):
-            return _try(lambda: holder[key])
+            return try_(lambda: holder[key])
         return self.entry(holder) if key is UNKNOWN else UNKNOWN
 
     def _slice(self, node: ast.Slice, scope: dict[str, Any]) -> Any:
@@ -477,7 +339,7 @@ def _load(target: ast.expr) -> ast.expr:
     return target
 
 
-def _try(action: Callable[[], Any]) -> Any:
+def try_(action: Callable[[], Any]) -> Any:
     """The action's value, or `UNKNOWN` when the data does not fit it."""
     try:
         return action()

@@ -75,34 +75,27 @@ def search_paths(
     return chosen, quantizer
 
 
-def _fields(kind: Any, names: str) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, kind) for name in names.split())
+def _fields(names: str) -> list[tuple[str, Any]]:
+    """Fields of a C structure: pointers where a star follows the name, else 64-bit integers."""
+    kinds = {True: ctypes.c_void_p, False: ctypes.c_uint64}
+    return [(name.rstrip("*"), kinds[name.endswith("*")]) for name in names.split()]
 
 
 class _Decoder(ctypes.Structure):
     """`Decoder` of stream.c."""
 
-    _fields_ = (
-        *_fields(ctypes.c_void_p, "words"),
-        *_fields(ctypes.c_int64, "left"),
-        *_fields(ctypes.c_uint64, "state"),
-        *_fields(ctypes.c_void_p, "escapes"),
-        *_fields(ctypes.c_int64, "bits at"),
-        *_fields(ctypes.c_void_p, "limits offsets totals fresh counts cdf guide"),
-        *_fields(ctypes.c_int64, "kinds"),
+    _fields_ = _fields(
+        "words* left state escapes* bits at limits* offsets* totals* fresh* counts* cdf* guide*"
+        " kinds"
     )
 
 
 class _Matrix(ctypes.Structure):
     """`Matrix` of stream.c."""
 
-    _fields_ = (
-        *_fields(ctypes.c_int64, "rows columns height"),
-        *_fields(ctypes.c_void_p, "scale lift sum"),
-        *_fields(ctypes.c_int64, "seen base levels"),
-        *_fields(ctypes.c_void_p, "thresholds"),
-        *_fields(ctypes.c_int64, "states stride"),
-        *_fields(ctypes.c_void_p, "following quantizer state kind place symbol level"),
+    _fields_ = _fields(
+        "rows columns height scale* lift* sum* seen base levels thresholds* states stride"
+        " following* quantizer* state* kind* place* symbol* level*"
     )
 
 

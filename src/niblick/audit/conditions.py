@@ -1,8 +1,18 @@
-"""Switches that a folder's logs show to have been on, although no documented command sets them.
+"""Which settings the documented run has, and what conditions of the script they decide.
 
-A log line that only a switched-off part of the script can have printed is evidence that the switch
-was on; so is a dump of settings. Lines of the script itself, which some logs begin with, are no
-evidence.
+A setting is taken from the first of these that gives it:
+
+1. what the script's own loader sets;
+2. the command under review: a launch of the script in the README's code blocks or in
+   `submission.json`, with the assignments that stand before it;
+3. the folder's run script, where exactly one shell script launches the training script;
+4. `NAME=value` in the README's prose, where it gives one value only and no command is shown;
+5. the logs: a dump of settings, or a line that only a switched-on part can have printed (lines of
+   the script itself, which some logs begin with, are no evidence);
+6. the default in the code.
+
+A condition that these decide is decided, in the engine and in the rules that look at text alike; a
+branch that is off is not reached.
 """
 
 from __future__ import annotations
@@ -12,6 +22,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from niblick.audit.command import prose_settings, shell_commands
+from niblick.audit.operators import COMPARE
+from niblick.audit.types import RunCommand, Submission
 
 _MAX_LOG = 3_000_000
 _MAX_LOGS = 8
@@ -21,7 +36,12 @@ _LAUNCHER = frozenset(
     {"RANK", "LOCAL_RANK", "RUN_ID", "SEED", "DATA_PATH", "DATA_DIR", "TOKENIZER_PATH"}
 )
 _OFF = frozenset({"", "0", "0.0", "false", "False", "none", "None", "no", "off"})
+_ON = frozenset({"true", "True", "yes", "on"})
+_CASTS = frozenset({"int", "float", "bool", "str"})
 _MIN_LITERAL = 8
+_DEPTH = 8
+UNDECIDED: Any = object()
+"""What no setting and no default decides."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +50,21 @@ class Guard:
 
     test: ast.expr
     wanted: bool
+
+
+def settings(
+    submission: Submission, loader: dict[str, str], command: RunCommand | None
+) -> dict[str, str]:
+    """The environment of a run by the order of precedence above, defaults aside."""
+    source, script = submission.source, submission.script
+    if source is None or source.tree is None or script is None:
+        return {**(command.environment if command else {}), **loader}
+    shown = settings_from_logs(source.tree, source.text, submission.root)
+    stated = prose_settings(submission.readme) if command is None else {}
+    launched = list(shell_commands(submission.root, script.name))
+    run_script = launched[0].environment if len(launched) == 1 else {}
+    own = command.environment if command else {}
+    return {**shown, **stated, **run_script, **own, **loader}
 
 
 def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str]:
@@ -232,12 +267,71 @@ class Scan:
         if name in self.aliases:
             self.satisfy(Guard(self.aliases[name], wanted), found, depth + 1)
 
+    def decided(self, test: ast.expr, environment: dict[str, str], depth: int = 0) -> Any:
+        """The value that settings and defaults give an expression; `UNDECIDED` where they do
+        not.
+        """
+        if depth > _DEPTH:
+            return UNDECIDED
+        if isinstance(test, ast.Constant):
+            return test.value
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            value = self.decided(test.operand, environment, depth + 1)
+            return value if value is UNDECIDED else not value
+        if isinstance(test, ast.BoolOp):
+            return self._joined(test, environment, depth)
+        if isinstance(test, ast.Compare) and len(test.ops) == 1:
+            sides = (test.left, test.comparators[0])
+            values = [self.decided(side, environment, depth + 1) for side in sides]
+            return UNDECIDED if UNDECIDED in values else _compared(test.ops[0], *values)
+        read = self.variable(test) or next(_direct_reads(test), None)
+        if read is not None:
+            text = environment.get(read[0], read[1])
+            return UNDECIDED if text is None else _plain(text)
+        if isinstance(test, ast.Call) and len(test.args) == 1 and _name(test.func) in _CASTS:
+            return self.decided(test.args[0], environment, depth + 1)
+        alias = self.aliases.get(_name(test)) if isinstance(test, ast.Name) else None
+        return UNDECIDED if alias is None else self.decided(alias, environment, depth + 1)
+
+    def _joined(self, test: ast.BoolOp, environment: dict[str, str], depth: int) -> Any:
+        stop = isinstance(test.op, ast.Or)
+        values = [self.decided(part, environment, depth + 1) for part in test.values]
+        if any(v is not UNDECIDED and bool(v) == stop for v in values):
+            return stop
+        return UNDECIDED if any(v is UNDECIDED for v in values) else not stop
+
     def variable(self, node: ast.expr) -> tuple[str, str | None] | None:
         """(environment variable, default) behind a name or attribute, if it was read from the
         environment.
         """
         name = _name(node)
         return self.variables.get(name) if name else None
+
+
+def _compared(op: ast.cmpop, left: Any, right: Any) -> Any:
+    try:
+        return COMPARE[type(op)](left, right)
+    except TypeError:
+        return UNDECIDED
+
+
+def _plain(text: str) -> Any:
+    """A setting as the number or truth that a script makes of it, else as text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return False if text in _OFF else True if text in _ON else text
+
+
+def _direct_reads(node: ast.expr) -> Iterator[tuple[str, str | None]]:
+    """A read of the environment that an expression is, in conversions or not."""
+    inner = node
+    while isinstance(inner, ast.Call) and _name(inner.func) in _CASTS and len(inner.args) == 1:
+        inner = inner.args[0]
+    if isinstance(inner, ast.Call) and _name(inner.func) in {"get", "getenv"}:
+        yield from _environment_reads(inner)
 
 
 def _name(node: ast.expr) -> str:

@@ -1,0 +1,322 @@
+"""Operators over shadow values: arithmetic, comparisons, membership."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import (
+    GUESS,
+    Box,
+    collect,
+    elementwise,
+    is_token,
+    known,
+    masked,
+    merge,
+    shaped,
+    target_bits,
+    witness,
+)
+from niblick.audit.flow.figures import LOST
+from niblick.audit.flow.hints import Hints
+from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, KeyEvent, Namespace
+from niblick.audit.flow.state import PLAIN
+from niblick.audit.operators import BINARY, COMPARE, METHODS
+
+_MOST_BITS = 20_000
+
+_MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
+
+
+class Arithmetic(Hints):
+    """What operators make of values."""
+
+    def binary(
+        self, op: ast.operator, left: Any, right: Any, node: ast.AST, in_place: bool = False
+    ) -> Any:
+        if isinstance(left, PLAIN) and isinstance(right, PLAIN):
+            return self.plain_binary(op, left, right)
+        if isinstance(left, Instance) or isinstance(right, Instance):
+            name = METHODS[type(op)]
+            names = (f"__i{name}__", f"__{name}__") if in_place else (f"__{name}__",)
+            unknown = merge(self.frozen(collect(left) + collect(right)))
+            if isinstance(left, Instance):
+                return self.own_method(left, names, [right], node, unknown)
+            return self.own_method(right, (f"__r{name}__",), [left], node, unknown)
+        if isinstance(left, (list, tuple)) and isinstance(op, (ast.Add, ast.Mult)):
+            return self.iterate(left, None) + (
+                self.iterate(right, None) if isinstance(op, ast.Add) else []
+            )
+        if isinstance(left, str) or isinstance(right, str):
+            return merge(self.frozen(collect(left) + collect(right)))
+        a, b = self.frozen([known(left)])[0], self.frozen([known(right)])[0]
+        a, b = _like(a, b), _like(b, a)
+        out = elementwise([a, b], BINARY[type(op)])
+        if isinstance(op, ast.Mult):
+            if out.nll and b.val is not None and not b.nll:
+                out = masked(out, b)
+            elif out.nll and a.val is not None and not a.nll:
+                out = masked(out, a)
+        if isinstance(op, _MIXING) and is_token(a) and is_token(b):
+            out.marks |= {"mixed", "hashed"} if isinstance(op, ast.BitXor) else {"mixed"}
+        elif isinstance(op, (ast.Mod, ast.BitAnd, ast.BitXor)) and "mixed" in out.marks:
+            out.marks |= {"hashed"}
+        out = self.arithmetic(op, a, b, out)
+        self.check_report(a, b, out)
+        self.check_hints(a, b)
+        self.silence(op, a, b)
+        self.check_keys(op, a, b, node)
+        return out
+
+    def arithmetic(self, op: ast.operator, a: Box, b: Box, out: Box) -> Box:
+        """What the witness of scores and bytes becomes where plain arithmetic does not tell."""
+        if isinstance(op, (ast.BitAnd, ast.BitOr)) and out.val is None and "bytes" in out.marks:
+            known_both = a.val is not None and b.val is not None
+            out.val = np.asarray(np.logical_and(a.val, b.val)) if known_both else None  # type: ignore[arg-type]
+        if isinstance(op, ast.Mult) and out.val is None:
+            for part, mask in ((a, b), (b, a)):
+                several = part.val is not None and (part.val.size > 1 or "guess" in part.marks)
+                masked_out = several and mask.shape != ()
+                if masked_out and (part.nll or "bytes" in part.marks) and not mask.scores:
+                    if part.nll:
+                        out.targets |= target_bits(part)
+                    out.val, out.pos, out.shape = np.asarray(GUESS), None, None
+                    out.marks |= {"guess"}
+        if not out.scores:
+            return out
+        for score, other in ((a, b), (b, a)):
+            if score.nll and "lse" in other.marks and out.val is None and score.val is not None:
+                out.val = np.abs(score.val) * (1 if other is a else -1)
+            elif isinstance(op, ast.Add) and "prob" in score.marks:
+                self.mixture(score, other, out)
+            elif out.nll and "lse" in other.marks and out.val is None and out.pos is not None:
+                out.val = witness(out.pos)
+                out.marks = frozenset(m for m in out.marks if not m.startswith(LOST))
+            if score.scores and "tested" in other.marks:
+                self.warp(out, "scores are kept or dropped by what they are")
+        if isinstance(op, ast.Pow) and a.nll:
+            self.warp(out, "scores are raised to a power")
+        if isinstance(op, (ast.Add, ast.Sub)) and not (a.scores and b.scores):
+            number = b if a.scores else a
+            if number.val is not None and number.val.size == 1 and not number.marks & {"prob"}:
+                value = abs(float(number.val.reshape(-1)[0]))
+                space = "prob" in out.marks
+                if value > 0.001 and not space and not number.deps and number.pos is None:
+                    self.warp(out, f"{value:g} is added to or taken off scores")
+        return self.lost(out, a if a.scores else b, "arithmetic with a value that is not known")
+
+    def plain_binary(self, op: ast.operator, left: Any, right: Any) -> Any:
+        if (
+            isinstance(op, (ast.Pow, ast.LShift))
+            and isinstance(right, (int, float))
+            and abs(right) > 4096
+        ):
+            return Box(shape=())
+        if isinstance(left, int) and left.bit_length() > _MOST_BITS:
+            return Box(shape=())
+        if isinstance(op, ast.Mult):
+            sizes = [len(v) for v in (left, right) if isinstance(v, (str, bytes, list, tuple))]
+            counts = [v for v in (left, right) if isinstance(v, int)]
+            if sizes and counts and sizes[0] * counts[0] > 1_000_000:
+                return Box()
+        if isinstance(op, ast.Mod) and isinstance(left, (str, bytes)):
+            self.shown_all(right, str(left))
+            return "?"
+        try:
+            return BINARY[type(op)](left, right)
+        except ZeroDivisionError:
+            return Box(shape=())
+        except (TypeError, ValueError, OverflowError):
+            return merge(collect(left) + collect(right))
+
+    def check_keys(self, op: ast.operator, a: Box, b: Box, node: ast.AST) -> None:
+        """A count read by context-and-target over a count read by context, or mixed into that
+        target's own score.
+        """
+        if a.key is None and b.key is None:
+            return
+        reason = ""
+        if (
+            isinstance(op, ast.Div)
+            and a.key is not None
+            and b.key is not None
+            and "hashed" in a.marks
+            and _ahead(a.key, b.key, 1)
+        ):
+            reason = (
+                "a count read with a key that holds the next token is divided by the count of its"
+                " context"
+            )
+        for one, other in ((a, b), (b, a)):
+            if (
+                one.key is not None
+                and "hashed" in one.marks
+                and other.nll
+                and other.pos is not None
+                and (_ahead(one.key, other.pos, 0))
+            ):
+                reason = (
+                    "a count read with a key that holds the scored token is mixed into that token's"
+                    " probability"
+                )
+        if reason:
+            self.interest += 1
+            self.order += 1
+            self.trace.keys.append(
+                KeyEvent(
+                    order=self.order,
+                    where=self.where(node),
+                    certain=self.uncertain <= 0,
+                    reason=reason,
+                )
+            )
+
+    def ex_unaryop(self, node: ast.UnaryOp) -> Any:
+        value = self.value(node.operand)
+        if isinstance(value, Instance):
+            name = f"__{METHODS.get(type(node.op), 'bool')}__"
+            value = self.own_method(value, (name,), [], node, value)
+        if isinstance(node.op, ast.Not):
+            test = self.truth(value)
+            return Box(shape=()) if test is None else not test
+        if isinstance(value, (int, float)):
+            return (
+                -value
+                if isinstance(node.op, ast.USub)
+                else (
+                    ~value if isinstance(node.op, ast.Invert) and isinstance(value, int) else value
+                )
+            )
+        actions: dict[type[ast.unaryop], Callable[..., Any]] = {
+            ast.USub: operator.neg,
+            ast.Invert: _inverted,
+            ast.UAdd: operator.pos,
+        }
+        return elementwise(self.frozen([known(value)]), actions.get(type(node.op)))
+
+    def compare(self, op: ast.cmpop, left: Any, right: Any) -> Any:
+        if isinstance(op, (ast.Is, ast.IsNot)):
+            if left is None or right is None:
+                other = right if left is None else left
+                if isinstance(other, Box) and "maybe_none" in other.marks:
+                    return Box(shape=())
+                return (left is right) == isinstance(op, ast.Is)
+            return (
+                Box(shape=())
+                if isinstance(left, Box) or isinstance(right, Box)
+                else ((left is right) == isinstance(op, ast.Is))
+            )
+        if isinstance(op, (ast.In, ast.NotIn)):
+            if isinstance(right, Instance):
+                return self.own_method(right, ("__contains__",), [left], None, Box(shape=()))
+            return self.contains(op, left, right)
+        if isinstance(left, Instance) and type(op) in METHODS:
+            name = f"__{METHODS[type(op)]}__"
+            if isinstance(left.cls.find(name), Function):
+                return self.own_method(left, (name,), [right], None, Box(shape=()))
+        if isinstance(left, PLAIN) and isinstance(right, PLAIN):
+            try:
+                return COMPARE[type(op)](left, right)
+            except TypeError:
+                return Box(shape=())
+        if isinstance(left, Box) or isinstance(right, Box):
+            a, b = known(left), known(right)
+            self.silence(op, a, b)
+            out = elementwise(self.frozen([a, b]), COMPARE[type(op)])
+            if (
+                isinstance(op, ast.Eq)
+                and a.pos is not None
+                and b.shape == ()
+                and a.val is not None
+                and out.val is not None
+                and (
+                    a.val.size == self.stream.val.size and not out.val.any()  # type: ignore[union-attr]
+                )
+            ):
+                out.val = a.val == 1
+            if isinstance(op, ast.Eq):
+                self.check_hit(a, b)
+            out.nll = False
+            out.marks |= {"index", "tested"} if out.scores else {"index"}
+            return out
+        if (
+            isinstance(left, Dotted)
+            and isinstance(right, Dotted)
+            and all(d.name.startswith("builtins.") for d in (left, right))
+        ):
+            return (left.name == right.name) == isinstance(op, ast.Eq)
+        if isinstance(left, (Dotted, Bound, Namespace)) or isinstance(
+            right, (Dotted, Bound, Namespace)
+        ):
+            return Box(shape=())
+        return (left is right) == isinstance(op, ast.Eq)
+
+    def contains(self, op: ast.cmpop, left: Any, right: Any) -> Any:
+        if isinstance(right, Dotted) and right.name.endswith("environ"):
+            present = left in self.environment or left in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}
+            return present == isinstance(op, ast.In)
+        if held := self.kept(right):
+            return merge([*collect(left), Box(held=held)], shape=())
+        if isinstance(left, PLAIN) and isinstance(
+            right, (str, bytes, list, tuple, dict, set, range)
+        ):
+            if collect(right) and left not in _safe(right):
+                return Box(shape=())
+            try:
+                return (left in right) == isinstance(op, ast.In)
+            except TypeError:
+                return Box(shape=())
+        return merge(collect(left) + collect(right), shape=())
+
+    def value(self, node: ast.expr) -> Any:
+        raise NotImplementedError
+
+    def own_method(
+        self, holder: Instance, names: tuple[str, ...], args: list[Any], node: Any, other: Any
+    ) -> Any:
+        """What the first of these methods that an object of the program has gives, else `other`."""
+        for name in names:
+            method = holder.cls.find(name)
+            if isinstance(method, Function):
+                return self.call_function(method, [holder, *args], {}, node or method.node)
+        return other
+
+    def call_function(
+        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
+        raise NotImplementedError
+
+    def iterate(self, value: Any, count: int | None) -> list[Any]:
+        raise NotImplementedError
+
+
+def _like(score: Box, other: Box) -> Box:
+    """Scores as one row of tokens, in the shape of what they meet where that has as many."""
+    if score.pos is None or not score.nll or other.shape is None or None in other.shape:
+        return score
+    shape = tuple(int(s or 0) for s in other.shape)
+    if len(shape) < 2 or score.pos.ndim != 1 or int(np.prod(shape)) != score.pos.size:
+        return score
+    return shaped(score, lambda a: a.reshape(shape))
+
+
+def _inverted(array: Any) -> Any:
+    return np.logical_not(array) if array.dtype.kind == "f" else np.invert(array)
+
+
+def _ahead(key: Any, base: Any, step: int) -> bool:
+    """Whether most known elements of `key` are exactly `step` positions after those of `base`."""
+    try:
+        both = (key >= 0) & (base >= 0)
+        return bool(both.any()) and bool(((key - base)[both] == step).mean() > 0.5)
+    except (ValueError, TypeError):
+        return False
+
+
+def _safe(container: Any) -> list[Any]:
+    return [k for k in container if not isinstance(k, Box)]

@@ -1,0 +1,227 @@
+"""Branches, loops and handlers: what may happen, what happens again and what happens instead."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import Box
+from niblick.audit.flow.imports import Imports
+from niblick.audit.flow.joining import joined
+from niblick.audit.flow.methods import called, tail
+from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
+
+_MAX_TURNS = 5000
+
+_QUIET_TURNS = 2
+
+_LOOP_STEPS = 30_000
+
+
+class Branching(Imports):
+    """Statements that choose or repeat."""
+
+    def do_try(self, node: ast.Try) -> None:
+        guarded = bool(node.handlers)
+        self.tries += guarded
+        try:
+            try:
+                self.block(node.body)
+            finally:
+                self.tries -= guarded
+            self.block(node.orelse)
+        except AbortSignal as signal:
+            if not node.handlers or signal.final:
+                raise
+            if len(node.handlers) == 1:
+                self.handle(node.handlers[0])
+            else:
+                for handler in node.handlers:
+                    self.uncertainly(lambda one=handler: self.handle(one))
+        else:
+            self.suspect_handlers(node)
+        finally:
+            self.block(node.finalbody)
+
+    do_trystar = do_try
+
+    def handle(self, handler: ast.ExceptHandler) -> None:
+        if handler.name:
+            self.store(handler.name, Box())
+        self.block(handler.body)
+
+    def suspect_handlers(self, node: ast.Try) -> None:
+        """Runs handlers that nothing seen leads to, where they do more than report: what they
+        learn or write may have happened, the names they set stay as they were.
+        """
+        for handler in node.handlers:
+            if self.acts(handler):
+                scope = self.scopes[-1][0]
+                before = dict(scope)
+                self.uncertainly(lambda one=handler: self.handle(one))
+                scope.clear()
+                scope.update(before)
+
+    def acts(self, body: ast.AST) -> bool:
+        """Whether code trains, itself or through the functions of the program that it calls."""
+        return any(
+            tail(call.func) in {"backward", "step"}
+            or any(self.learning(f) for f in self.program_functions(self.scopes[-1], call))
+            for call in called(body)
+        )
+
+    def do_match(self, node: ast.Match) -> None:
+        self.value(node.subject)
+        for case in node.cases:
+            if case.guard is not None:
+                self.value(case.guard)
+            self.uncertainly(lambda body=case.body: self.block(body))
+
+    def do_if(self, node: ast.If) -> None:
+        condition = self.value(node.test)
+        test = self.truth(condition)
+        if test is None:
+            self.both(node.body, node.orelse, condition, self.depends_on_data(condition))
+        else:
+            self.block(node.body if test else node.orelse)
+
+    def depends_on_data(self, condition: Any) -> bool:
+        """Whether a condition is decided by data of the run, not by a clock, a file or an unknown
+        switch.
+        """
+        return (
+            isinstance(condition, Box)
+            and not (condition.marks & {"time", "file"})
+            and bool(
+                condition.deps
+                or condition.roots
+                or condition.marks
+                or condition.pos is not None
+                or condition.seen
+            )
+        )
+
+    def both(
+        self, then: list[ast.stmt], other: list[ast.stmt], condition: Any, data: bool = False
+    ) -> None:
+        """Runs two alternatives on the same state and joins what they leave behind."""
+        self.uncertain -= data
+        try:
+            self.alternatives(then, other, condition)
+        finally:
+            self.uncertain += data
+
+    def alternatives(self, then: list[ast.stmt], other: list[ast.stmt], condition: Any) -> None:
+        scope = self.scopes[-1][0]
+        before = dict(scope)
+        first = self.uncertainly(lambda: self.block(then))
+        after_then = dict(scope)
+        scope.clear()
+        scope.update(before)
+        second = self.uncertainly(lambda: self.block(other))
+        self.maybe_ended += first is not None or second is not None
+        self.skipped(condition, first, second)
+        if first is not None and second is not None:
+            if isinstance(first, ReturnSignal) and isinstance(second, ReturnSignal):
+                raise ReturnSignal(joined(first.value, second.value))
+            raise second if isinstance(first, AbortSignal) else first
+        if first is not None:
+            self.pending_return(first)
+            return
+        if second is not None:
+            scope.clear()
+            scope.update(after_then)
+            self.pending_return(second)
+            return
+        for name in after_then.keys() | scope.keys():
+            scope[name] = joined(
+                after_then.get(name, scope.get(name)), scope.get(name, after_then.get(name))
+            )
+
+    def pending_return(self, signal: BaseException) -> None:
+        if isinstance(signal, ReturnSignal) and self.maybe_returns:
+            self.maybe_returns[-1].append(signal.value)
+
+    def uncertainly(self, action: Any) -> BaseException | None:
+        """Runs what may or may not happen; the signal it ended with, if any."""
+        self.uncertain += 1
+        try:
+            action()
+        except (ReturnSignal, BreakSignal, ContinueSignal, AbortSignal) as signal:
+            return signal
+        finally:
+            self.uncertain -= 1
+        return None
+
+    def do_while(self, node: ast.While) -> None:
+        first_step = self.trace.steps
+        for turn in range(_MAX_TURNS):
+            test = self.truth(self.value(node.test))
+            if test is False:
+                self.block(node.orelse)
+                return
+            mark = (self.interest, self.maybe_ended)
+            if not self.turn(node.body):
+                return
+            endless = (self.interest, self.maybe_ended) != mark or test is None
+            if turn + 1 >= _QUIET_TURNS and (
+                endless or self.trace.steps - first_step > _LOOP_STEPS
+            ):
+                break
+        self.widen(node.body)
+        self.widened += 1
+        try:
+            self.turn(node.body)
+        finally:
+            self.widened -= 1
+
+    def widen(self, body: list[ast.stmt]) -> None:
+        """Forgets the value of every plain number the loop body changes."""
+        names = {
+            n.id
+            for s in body
+            for n in ast.walk(s)
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
+        scope = self.scopes[-1][0]
+        for name in names:
+            old = scope.get(name)
+            if isinstance(old, (int, float, np.generic)):
+                scope[name] = Box(shape=())
+
+    def turn(self, body: list[ast.stmt]) -> bool:
+        """One turn of a loop; False after `break`."""
+        try:
+            self.block(body)
+        except BreakSignal:
+            return False
+        except ContinueSignal:
+            return True
+        return True
+
+    def do_for(self, node: ast.For | ast.AsyncFor) -> None:
+        items = self.value(node.iter)
+        sequence = self.iterate(items, None)
+        count = len(sequence)
+        first_step = self.trace.steps - self.loop_steps.get(id(node), 0)
+        at = 0
+        finished = True
+        while at < count:
+            mark = self.interest
+            self.assign(node.target, sequence[at])
+            if not self.turn(node.body):
+                finished = False
+                break
+            busy = self.interest != mark
+            long = at > _MAX_TURNS or self.trace.steps - first_step > _LOOP_STEPS
+            if (busy or long) and _QUIET_TURNS - 1 <= at < count - 2:
+                at = count - 1
+            else:
+                at += 1
+        self.loop_steps[id(node)] = self.trace.steps - first_step
+        if finished:
+            self.block(node.orelse)
+
+    do_asyncfor = do_for

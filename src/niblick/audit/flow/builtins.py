@@ -1,0 +1,363 @@
+"""Python's builtins over shadow values."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced
+from niblick.audit.flow.figures import CONSTANT
+from niblick.audit.flow.methods import tail
+from niblick.audit.flow.objects import (
+    Bound,
+    CallEvent,
+    Class,
+    Dotted,
+    Function,
+    Instance,
+    Module,
+    Namespace,
+)
+from niblick.audit.flow.records import Records
+from niblick.audit.flow.signals import AbortSignal
+
+_MAX_TEXT = 200_000
+
+_PURE: dict[str, Callable[..., Any]] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": bool,
+    "abs": abs,
+    "round": round,
+    "divmod": divmod,
+    "ord": ord,
+    "chr": chr,
+    "pow": pow,
+    "bytes": bytes,
+    "hash": lambda v: hash(str(v)) % 2**31,
+    "hex": hex,
+    "bin": bin,
+    "repr": repr,
+}
+
+
+class Builtins(Records):
+    """Builtin functions; each returns NotImplemented when it does not know the name."""
+
+    def builtin(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        """A Python builtin; NotImplemented when it is not one we know."""
+        handler = getattr(self, f"py_{name}", None)
+        if handler is not None:
+            return handler(args, named, node)
+        if name in _PURE:
+            return self.pure(name, args, named)
+        if name in {"list", "tuple", "set", "sorted", "reversed", "iter", "frozenset"}:
+            return self.sequence(name, args)
+        return NotImplemented
+
+    def pure(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
+        bound = args[0] if args and isinstance(args[0], Bound) else None
+        if bound is not None and isinstance(bound.holder, Box) and bound.name == "size":
+            args = [self.reshaping("numel", bound.holder, [bound.holder], {}), *args[1:]]
+        if args and isinstance(args[0], Box):
+            box = self.frozen([args[0]])[0]
+            plain = (
+                box.val is not None
+                and box.val.size == 1
+                and box.pos is None
+                and not (box.roots or box.deps or box.held or box.scores or box.key is not None)
+                and "bytes" not in box.marks
+            )
+            if name in {"int", "float", "bool"} and plain and box.val is not None:
+                try:
+                    return _PURE[name](box.val.reshape(-1)[0].item())
+                except (ValueError, OverflowError):
+                    return Box(shape=())
+            if name == "str":
+                return "?"
+            return self.scalar(box)
+        if any(
+            not isinstance(
+                a, (int, float, str, bytes, bool, list, tuple, PurePosixPath, np.generic)
+            )
+            for a in args
+        ):
+            return "?" if name in {"str", "repr"} else merge(collect(args), shape=())
+        try:
+            return _PURE[name](*args, **named)
+        except ValueError as error:
+            if (
+                name in {"int", "float"}
+                and len(args) == 1
+                and isinstance(args[0], str)
+                and "?" not in args[0]
+            ):
+                self.fails(f"ValueError: {error}")
+            return Box(shape=())
+        except (TypeError, OverflowError, MemoryError):
+            return Box(shape=())
+
+    def sequence(self, name: str, args: list[Any]) -> Any:
+        if not args:
+            return set() if name in {"set", "frozenset"} else () if name == "tuple" else []
+        items = self.iterate(args[0], None)
+        if name == "reversed":
+            return items[::-1]
+        if name in {"set", "frozenset"}:
+            plain = all(isinstance(i, (int, str, float, tuple)) and not collect(i) for i in items)
+            made = set(items) if plain else items
+            self.keep(made, items)
+            return made
+        if name == "sorted":
+            try:
+                return sorted(items)
+            except TypeError:
+                return items
+        return tuple(items) if name == "tuple" else items
+
+    def py_range(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        sizes = []
+        for arg in args:
+            if isinstance(arg, Box) and arg.val is not None and arg.val.size == 1:
+                arg = int(arg.val.reshape(-1)[0])
+            if not isinstance(arg, (int, np.integer)):
+                return range(2) if len(args) < 3 else [Box(shape=())]
+            sizes.append(int(arg))
+        return range(*sizes) if len(sizes) < 3 or sizes[2] else []
+
+    def py_len(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        value = args[0] if args else []
+        if isinstance(value, (list, tuple, dict, str, bytes, set, range)):
+            return len(value)
+        if isinstance(value, Box) and value.shape and value.shape[0] is not None:
+            return value.shape[0]
+        if isinstance(value, Instance) and isinstance(
+            method := value.cls.find("__len__"), Function
+        ):
+            return self.call_function(method, [value], {}, node)
+        return merge(collect(value), shape=())
+
+    def py_print(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        for at, value in enumerate(args):
+            before = args[at - 1] if at and isinstance(args[at - 1], str) else ""
+            self.shown_all(value, before)
+            if isinstance(value, float):
+                self.constant_shown(before)
+            elif isinstance(value, str) and (found := CONSTANT.search(value[:4000])):
+                self.constant_shown(value[max(0, found.start() - 60) : found.end() - 4])
+
+    def py_enumerate(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        start = named.get("start", args[1] if len(args) > 1 else 0)
+        return [
+            (i + (start if isinstance(start, int) else 0), v)
+            for i, v in enumerate(self.iterate(args[0], None))
+        ]
+
+    def py_zip(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return list(zip(*[self.iterate(a, None) for a in args], strict=False))
+
+    def py_map(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return [
+            self.call_value(args[0], [item], {}, node)
+            for item in self.iterate(args[1], None)[:2000]
+        ]
+
+    def py_filter(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return self.iterate(args[1], None)
+
+    def py_next(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        items = self.iterate(args[0], None)
+        return items[0] if items else (args[1] if len(args) > 1 else Box())
+
+    def py_sum(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        items = self.iterate(args[0], None)
+        if all(isinstance(i, (int, float)) for i in items):
+            return sum(items)
+        return reduced(elementwise(self.frozen([known(i) for i in items]))) if items else 0
+
+    def py_min(
+        self, args: list[Any], named: dict[str, Any], node: ast.AST, action: Any = min
+    ) -> Any:
+        items = self.iterate(args[0], None) if len(args) == 1 else args
+        if items and all(isinstance(i, (int, float, np.generic)) for i in items):
+            return action(items)
+        if all(isinstance(i, str) for i in items) and items:
+            return action(items)
+        boxes = [known(i) for i in items if not isinstance(i, (Instance, Function))]
+        if not boxes:
+            return named.get("default", Box())
+        return elementwise(
+            self.frozen(boxes),
+            (
+                (lambda *v: np.min(np.stack(v), axis=0))
+                if action is min
+                else (lambda *v: np.max(np.stack(v), axis=0))
+            ),
+        )
+
+    def py_max(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return self.py_min(args, named, node, max)
+
+    def py_any(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        tests = [self.truth(v) for v in self.iterate(args[0], None)]
+        return True if True in tests else Box(shape=()) if None in tests else False
+
+    def py_all(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        tests = [self.truth(v) for v in self.iterate(args[0], None)]
+        return False if False in tests else Box(shape=()) if None in tests else True
+
+    def py_isinstance(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        value, kinds = args[0], args[1] if isinstance(args[1], tuple) else (args[1],)
+        names = {k.name.rsplit(".", 1)[-1] for k in kinds if isinstance(k, Dotted)}
+        if isinstance(value, Box):
+            return True if names & {"Tensor", "ndarray", "Parameter"} else Box(shape=())
+        if isinstance(value, (Instance, Module)):
+            return any(k is value.cls for k in kinds) or (
+                Box(shape=()) if isinstance(value, Module) else False
+            )
+        native = {
+            "int": int,
+            "float": float,
+            "str": str,
+            "list": list,
+            "tuple": tuple,
+            "dict": dict,
+            "bool": bool,
+            "bytes": bytes,
+            "set": set,
+            "Path": PurePosixPath,
+        }
+        return any(isinstance(value, native[n]) for n in names if n in native)
+
+    def py_hasattr(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        holder, name = args[0], args[1]
+        if isinstance(holder, (Instance, Module)):
+            found = name in holder.attrs or (
+                holder.cls is not None and holder.cls.find(name) is not None
+            )
+            return found or (Box(shape=()) if isinstance(holder, Module) else False)
+        if isinstance(holder, Namespace):
+            return name in holder.attrs
+        return holder.find(name) is not None if isinstance(holder, Class) else Box(shape=())
+
+    def py_getattr(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        holder, name = args[0], args[1]
+        if not isinstance(name, str) or name == "?":
+            return merge(collect(holder))
+        if (
+            len(args) > 2
+            and isinstance(holder, (Instance, Namespace, Class))
+            and self.truth(self.py_hasattr(args[:2], {}, node)) is False
+        ):
+            return args[2]
+        return self.attribute(holder, name, node)
+
+    def py_setattr(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        if len(args) == 3 and isinstance(args[1], str):
+            self.set_attribute(args[0], args[1], args[2], node)
+
+    def py_dict(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        out: dict[Any, Any] = {}
+        if args:
+            out.update(
+                args[0]
+                if isinstance(args[0], dict)
+                else {
+                    self.plain_key(p[0]): p[1]
+                    for p in self.iterate(args[0], None)
+                    if isinstance(p, (tuple, list)) and len(p) == 2
+                }
+            )
+        out.update(named)
+        self.keep(out, *args)
+        return out
+
+    def py_super(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        holder = self.lookup("self")
+        cls = getattr(holder, "cls", None)
+        base = (
+            next((b for b in cls.bases if isinstance(b, Class)), None) if cls is not None else None
+        )
+        return Namespace(
+            {
+                k: Bound(holder, k, v)
+                for k, v in (base.body if base else {}).items()
+                if isinstance(v, Function)
+            }
+        )
+
+    def py_type(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return getattr(args[0], "cls", None) or Dotted("?") if args else Dotted("?")
+
+    def py_exit(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        raise AbortSignal(True)
+
+    py_quit = py_exit
+
+    def py_exec(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        """Text that is run: followed where it is known, noted where no rule of text sees it."""
+        text = args[0] if args else None
+        plain = isinstance(node, ast.Call) and tail(node.func) in {"exec", "eval", "compile"}
+        if isinstance(text, str) and "?" not in text and len(text) < _MAX_TEXT and not plain:
+            try:
+                body = ast.parse(text).body
+            except (SyntaxError, ValueError, RecursionError):
+                body = []
+            self.block(body)
+        elif not plain:
+            self.unread("text that this review has not seen is run", node)
+        return Box()
+
+    py_eval = py_exec
+
+    def py_compile(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return args[0] if args else Box()
+
+    def py___import__(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        name = args[0] if args else None
+        if isinstance(name, str) and "?" not in name:
+            return self.import_program(name) or Dotted(name.partition(".")[0])
+        self.unread("a module whose name is not known is imported", node)
+        return Box()
+
+    def unread(self, what: str, node: ast.AST) -> None:
+        """Code that reading does not see takes part in the run."""
+        self.order += 1
+        self.trace.calls.append(
+            CallEvent(
+                name="unread-code",
+                where=self.where(node),
+                certain=self.uncertain <= 0,
+                detail=what,
+                order=self.order,
+            )
+        )
+
+    def py_id(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return id(args[0]) if args else 0
+
+    def py_callable(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return isinstance(args[0], (Function, Bound, Class)) if args else False
+
+    def py_vars(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return getattr(args[0], "attrs", {}) if args else {}
+
+    def py_globals(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return self.scopes[-1][-1]
+
+    def py_slice(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        return slice(*args)
+
+    def block(self, body: list[ast.stmt]) -> None:
+        raise NotImplementedError
+
+    def import_program(self, name: str) -> Namespace | None:
+        raise NotImplementedError
+
+    def call_value(self, callee: Any, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        raise NotImplementedError

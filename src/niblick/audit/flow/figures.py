@@ -1,0 +1,214 @@
+"""From losses to the reported figure: what is added up, from which state it came, and what it comes
+to.
+
+A figure is honest if it is a plain sum of the losses of the positions it counts, divided by their
+bytes. The engine sees a breach of that as a mark (`warp:...`) on the values behind a figure, or as
+content that differs from what the witness (see `boxes`) of an honest figure comes to.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import Box, collect, mean_witness, target_bits, witness
+from niblick.audit.flow.keeping import Keeping
+from niblick.audit.flow.objects import FigureEvent, StateEvent
+from niblick.audit.flow.signals import ContinueSignal
+from niblick.audit.flow.state import State
+
+WARP = "warp:"
+LOST = "lost:"
+_MOST_FIGURES = 1600
+_CAP_IN_PROBABILITY = 1e-5
+_GAPS = 0.05
+_SHORTEST = 8
+CONSTANT = re.compile(r"(?:bpb|bits[\s_-]*per[\s_-]*byte)[\"']?\s*[:=]\s*\d\.\d\d", re.IGNORECASE)
+_LABEL = re.compile(r"bpb|bits[\s_-]*(?:per|/)[\s_-]*byte", re.IGNORECASE)
+_OTHER = re.compile(
+    r"delta|diff|gain|improv|\bvs\b|chang|reduc|sav(?:ed|ing)|gap|lower|better|worse|std|minus|Δ"
+    r"|baseline|target|prior|previous|sota|best|record|expect|threshold|goal|limit|init",
+    re.IGNORECASE,
+)
+
+
+class Figures(Keeping):
+    """Follows scores through sums to what is printed."""
+
+    def warp(self, box: Box, what: str) -> Box:
+        """Marks scores as changed in a way that an honest sum never is."""
+        if box.scores:
+            box.marks |= {f"{WARP}{what} (line {self.line})"}
+        return box
+
+    def lost(self, box: Box, before: Box, what: str) -> Box:
+        """Marks scores whose content an operation has made unknown."""
+        if before.scores and before.val is not None and box.scores and box.val is None:
+            box.marks |= {f"{LOST}{what} (line {self.line})"}
+        return box
+
+    def added_up(self, box: Box, node: ast.AST | None) -> None:
+        """Scores are added up."""
+        if not box.nll or not box.scores:
+            return
+        kept = target_bits(box)
+        if box.pos is not None:
+            for number in box.scores:
+                self.trace.kept[number] = self.trace.kept.get(number, 0) | kept
+            if box.pos.size >= _SHORTEST and _full_of_gaps(box.pos):
+                self.warp(box, "positions between scored ones are left out")
+        if box.held:
+            self.held_state(box, kept, node)
+
+    def held_state(self, box: Box, kept: int, node: ast.AST | None) -> None:
+        """State that holds stream positions takes part in scores that are counted."""
+        both = box.held & kept
+        newest = (both >> max(kept.bit_length() - 1, 0)) & 1
+        if box.pos is None and not newest:
+            both = 0
+        self.state_event(both, box.held, node)
+
+    def state_event(self, leaked: int, held: int, node: ast.AST | None) -> None:
+        self.order += 1
+        self.interest += bool(leaked)
+        self.trace.states.append(
+            StateEvent(
+                order=self.order,
+                positions=leaked,
+                held=held,
+                where=self.where(node),
+                certain=self.uncertain <= 0 and not self.widened,
+            )
+        )
+
+    def check_answer(self, source: Box, target: Box, node: ast.AST | None) -> None:
+        """A distribution of which each element was made from the very token it is for."""
+        made, wanted = source.pos, target.pos
+        if made is None or wanted is None:
+            return
+        if made.ndim == wanted.ndim + 1:
+            made = made.max(axis=-1)
+        elif made.ndim == wanted.ndim and made.size != wanted.size and made.ndim:
+            made = made.max(axis=-1, keepdims=True)
+        if made.size != wanted.size:
+            return
+        made, wanted = made.reshape(-1), wanted.reshape(-1)
+        peeked = (made >= wanted) & (wanted >= 0)
+        if peeked.mean() > 0.5:
+            low = int(wanted[peeked].min())
+            self.state_event(1 << low, 1 << low, node)
+
+    def check_hit(self, a: Box, b: Box) -> None:
+        """What state says of each token is compared with that token, and was written with it."""
+        for said, token in ((a, b), (b, a)):
+            if "count" in said.marks and "count" not in token.marks and token.marks & {"val"}:
+                self.check_answer(said, token, None)
+
+    def capped(self, box: Box, low: Any, high: Any) -> None:
+        """Scores are held between bounds: in logarithms none is honest, of probabilities only tiny
+        ones are.
+        """
+        if not box.nll:
+            return
+        sign = float(np.sign(box.val).sum()) if box.val is not None else 0.0
+        if "prob" in box.marks:
+            if isinstance(low, (int, float)) and low > _CAP_IN_PROBABILITY:
+                self.warp(box, f"probabilities are raised to at least {low:g}")
+        elif (high is not None and sign >= 0) or (low is not None and sign < 0):
+            self.warp(box, "losses are cut off at a bound")
+
+    def mixture(self, score: Box, other: Box, out: Box) -> None:
+        """A probability (or its logarithm) that has been given less than all the weight meets one
+        read from counts: the mixture is a distribution like any other.
+        """
+        plain = witness(out.pos) if out.pos is not None else None
+        if plain is None or score.val is None or not score.nll:
+            return
+        if "count" not in other.marks or other.scores:
+            return
+        whole = np.exp(-plain) if "prob" in score.marks else -plain
+        if score.val.shape == whole.shape and bool((score.val < whole - 1e-9).all()):
+            out.val = whole
+
+    def chosen(self, boxes: list[Box]) -> bool:
+        """Whether the smaller (or larger) of several scores of the same tokens is taken."""
+        return sum(bool(b.nll and b.scores) for b in boxes) > 1
+
+    def check_report(self, a: Box, b: Box, out: Box) -> None:
+        """A sum of scores that meets a count of bytes becomes part of a reported figure."""
+        for score, size in ((a, b), (b, a)):
+            if score.scores and score.pos is None and "bytes" in size.marks:
+                self.trace.reported |= out.scores
+                self.trace.formed[id(out)] = out
+
+    def skipped(self, condition: Any, *ends: BaseException | None) -> None:
+        """Scores that are only taken decide whether a turn of a loop goes on."""
+        tested = isinstance(condition, Box) and "tested" in condition.marks
+        if tested and self.no_grad and any(isinstance(e, ContinueSignal) for e in ends):
+            self.trace.skips.append(self.where())
+
+    def shown(self, value: Box, label: str = "") -> None:
+        """A value is printed or logged after the words `label`."""
+        if not value.scores or not ("bytes" in value.marks or _named(label)):
+            return
+        self.trace.reported |= value.scores
+        if len(self.trace.figures) < _MOST_FIGURES:
+            self.trace.figures.append(figure_of(self, value, label))
+
+    def constant_shown(self, label: str) -> None:
+        """A plain number is printed after the words `label`."""
+        if _named(label) and len(self.trace.figures) < _MOST_FIGURES:
+            self.trace.figures.append(
+                figure_of(self, Box(marks=frozenset({f"{WARP}it is a plain number"})), label)
+            )
+
+    def shown_all(self, values: Any, label: str = "") -> None:
+        for box in collect(values):
+            self.shown(box, label)
+
+
+def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
+    """What is known of a figure that is printed; one that no byte count took part in is per token,
+    which a vocabulary of bytes makes the same and any other makes larger.
+    """
+    content = None
+    if value.val is not None and value.val.size == 1:
+        content = abs(float(value.val.reshape(-1)[0]))
+    if content is not None and "bytes" not in value.marks:
+        kept = 0
+        for number in value.scores:
+            kept |= engine.trace.kept.get(number, 0)
+        content /= mean_witness(kept)
+    return FigureEvent(
+        named=_named(label),
+        content=content,
+        warps=tuple(sorted(m.removeprefix(WARP) for m in value.marks if m.startswith(WARP))),
+        lost=tuple(sorted(m.removeprefix(LOST) for m in value.marks if m.startswith(LOST))),
+        guessed=bool(value.marks & {"guess"}) or "bytes" not in value.marks,
+        scores=value.scores,
+        where=engine.where(),
+        certain=engine.uncertain <= 0,
+    )
+
+
+def _named(label: str) -> bool:
+    """Whether words say that bits per byte follow."""
+    return bool(_LABEL.search(label[-40:])) and not _OTHER.search(label[-60:])
+
+
+def honest(content: float, slack: float = 0.002) -> bool:
+    """Whether the witness of a figure is that of a plain sum over bytes, in bits or in nats."""
+    return any(abs(content - wanted) < slack * wanted for wanted in (1.0, 1.0 / math.log(2.0)))
+
+
+def _full_of_gaps(positions: np.ndarray[Any, Any]) -> bool:
+    rows = positions.reshape(-1, positions.shape[-1]) if positions.ndim else positions.reshape(1, 1)
+    gaps = steps = 0
+    for row in rows:
+        jumps = np.diff(row[row >= 0])
+        gaps, steps = gaps + int((jumps > 1).sum()), steps + jumps.size
+    return gaps > _GAPS * max(steps, 1)

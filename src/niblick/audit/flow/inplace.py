@@ -1,0 +1,124 @@
+"""Operations that change a tensor in place."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import Box, collect, elementwise, is_token, masked, merge
+from niblick.audit.flow.scoring import Scoring
+from niblick.audit.words import words
+
+_IN_PLACE = words(
+    "copy_ add_ sub_ mul_ div_ lerp_ addcmul_ addcdiv_ index_add_ index_copy_ scatter_"
+    " scatter_add_ masked_fill_ clamp_ index_put_ put_ set_ addmm_ masked_scatter_"
+)
+
+_RESET = words(
+    "zero_ fill_ normal_ uniform_ zeros_ ones_ constant_ orthogonal_ kaiming_uniform_"
+    " xavier_uniform_ kaiming_normal_ trunc_normal_ xavier_normal_"
+)
+
+_MOST_ROWS = 4_000_000
+
+_KEYED = frozenset({"scatter_add_", "index_add_", "scatter_", "index_put_"})
+
+
+class InPlace(Scoring):
+    """In-place operations on values and on learnable leaves."""
+
+    def in_place(
+        self, name: str, first: Box, rest: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Box:
+        if name == "clamp_" and not first.live:
+            first.val = self.clipped(first, rest, named)
+            return first
+        if first.live:
+            if name in _RESET:
+                self.reset_leaves(first.roots)
+            else:
+                given = [b for a in rest for b in collect(a)]
+                held = Box(held=self.written(given)) if name in _KEYED else Box()
+                self.update_param(first, [*given, held], node, replace=name in {"copy_", "set_"})
+            return first
+        sources = self.frozen([b for a in rest for b in collect(a)])
+        if name in _KEYED and any(is_token(b) for b in sources):
+            if name == "scatter_" and self.row_aligned(first, sources):
+                return first
+            first.table |= 1
+            first.val = None
+            first.held |= self.written(sources)
+            return first
+        if name in _RESET:
+            first.held = 0
+            first.val = (
+                np.zeros_like(first.val) if name == "zero_" and first.val is not None else None
+            )
+            first.pos = first.key = None
+            return first
+        return self.combined(name, first, sources, named, node)
+
+    def combined(
+        self, name: str, first: Box, sources: list[Box], named: dict[str, Any], node: ast.AST
+    ) -> Box:
+        """A value that takes on what an in-place operation makes of it and others."""
+        mixed = (
+            elementwise([self.frozen([first])[0], *sources])
+            if name != "copy_"
+            else (sources or [Box()])[0]
+        )
+        if name == "masked_fill_" and sources:
+            return masked(
+                first, Box(val=None if sources[0].val is None else ~sources[0].val.astype(bool))
+            )
+        if name == "add_":
+            for source in sources:
+                self.added_up(source, node)
+        self.check_report(first, merge(sources), mixed)
+        if name == "mul_" and sources and mixed.nll:
+            mixed = masked(mixed, sources[0])
+        for field in (
+            "pos",
+            "key",
+            "deps",
+            "targets",
+            "seen",
+            "held",
+            "roots",
+            "scores",
+            "marks",
+            "nll",
+        ):
+            setattr(first, field, getattr(mixed, field))
+        action = {"add_": np.add, "sub_": np.subtract, "mul_": np.multiply, "div_": np.true_divide}
+        if name in action and sources and not named:
+            known_both = elementwise([first, sources[0]], action[name]).val
+            mixed.val = known_both
+        first.val = mixed.val if name == "copy_" or (name in action and not named) else None
+        return first
+
+    def row_aligned(self, first: Box, sources: list[Box]) -> bool:
+        """Whether a write puts one entry, known by its position, into each row of a fresh array;
+        the array then remembers that position row by row.
+        """
+        key = next((s for s in sources if is_token(s)), None)
+        shape = first.shape
+        if first.table or key is None or key.pos is None or key.held or not shape:
+            return False
+        rows = key.pos.max(axis=-1) if key.pos.ndim == len(shape) else key.pos
+        sizes = tuple(int(s or 0) for s in shape)
+        if None in shape or rows.shape != sizes[:-1] or rows.size * sizes[-1] > _MOST_ROWS:
+            return False
+        first.pos = np.broadcast_to(rows[..., None], sizes)
+        first.val = None
+        return True
+
+    def reset_leaves(self, roots: frozenset[int]) -> None:
+        """A fresh start: what these leaves had learnt is overwritten (a module's only if it is an
+        adapter).
+        """
+        for root in roots:
+            if self.leaves[root].kind != "module" or "adapter" in self.leaves[root].marks:
+                self.leaves[root].seen = 0

@@ -1,0 +1,65 @@
+"""State that holds stream positions outside weights: count tables, dictionaries, sets, files.
+
+What is written under a key made of validation tokens, or is counted or reduced over them, is *held*
+by the array or container it goes to; whatever is read from there carries these positions, and a
+score that they take part in must not be of a position among them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from niblick.audit.flow.boxes import Box, collect, depends, is_token
+from niblick.audit.flow.state import State
+
+_MOST = 8192
+
+
+class Keeping(State):
+    """Notes which positions containers hold."""
+
+    def written(self, sources: list[Box]) -> int:
+        """The positions that state holds once `sources`, keys or values, have been written to
+        it.
+        """
+        held = 0
+        for source in sources:
+            held |= source.held
+            if is_token(source) and source.marks.isdisjoint({"index", "count"}):
+                held |= depends(source)
+        return held
+
+    def keep(self, container: Any, *values: Any) -> None:
+        """Something is put into a dictionary or set of the program."""
+        held = self.written([b for value in values for b in tokens_in(value)])
+        if held:
+            self.holding[id(container)] = (container, self.kept(container) | held)
+
+    def kept(self, container: Any) -> int:
+        """The positions that a container holds."""
+        found = self.holding.get(id(container))
+        return found[1] if found is not None else 0
+
+    def with_held(self, value: Any, held: int) -> Any:
+        """A value as read from state that holds positions."""
+        if not held:
+            return value
+        if value is None:
+            return Box(shape=(), held=held, marks=frozenset({"maybe_none", "count"}))
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return Box(shape=(), held=held, marks=frozenset({"count"}))
+        if isinstance(value, Box):
+            out = Box()
+            for name in Box.__slots__:
+                setattr(out, name, getattr(value, name))
+            out.held |= held
+            out.marks |= {"count"}
+            return out
+        return value
+
+
+def tokens_in(value: Any) -> list[Box]:
+    """The shadow values in a container, more of them than `collect` looks at."""
+    if isinstance(value, (list, tuple)) and len(value) > 64:
+        return [b for item in value[:_MOST] for b in collect(item, 2)]
+    return collect(value)

@@ -1,0 +1,117 @@
+"""What a model's own methods do to it: train, start it afresh, or change the loss they return.
+
+A model's `forward` is not interpreted each time it is called; its text, and that of the functions
+it calls, tells whether it must be. Names of methods and classes play no part.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from niblick.audit.flow.objects import Class, Function
+from niblick.audit.words import words
+
+Scopes = tuple[dict[str, Any], ...]
+_LEARNS = frozenset({"backward", "grad", "step"})
+_MAKES = words(
+    "Parameter Linear Embedding LayerNorm Conv1d Conv2d ModuleList ModuleDict Sequential"
+    " ParameterList ParameterDict register_parameter"
+)
+_FRESH = words(
+    "zero_ zeros_ fill_ constant_ normal_ uniform_ trunc_normal_ kaiming_uniform_"
+    " kaiming_normal_ xavier_uniform_ xavier_normal_ orthogonal_ ones_ copy_"
+)
+_ALL = frozenset(["parameters", "modules", "children", "named_parameters", "named_modules"])
+_DEPTH = 5
+
+
+def tail(node: ast.AST | None) -> str:
+    """The last name of a name or attribute."""
+    return getattr(node, "attr", "") or getattr(node, "id", "")
+
+
+def called(function: ast.AST) -> Iterator[ast.Call]:
+    """Every call in a function's text."""
+    return (n for n in ast.walk(function) if isinstance(n, ast.Call))
+
+
+def learns(
+    function: Function,
+    find: Callable[[Scopes, ast.Call], list[Function]],
+    known: dict[int, bool],
+    depth: int = 0,
+) -> bool:
+    """Whether a function computes gradients or steps, itself or in what it calls."""
+    key = id(function.node)
+    if key not in known:
+        known[key] = False
+        known[key] = any(
+            tail(call.func) in _LEARNS
+            or (
+                depth < _DEPTH
+                and any(learns(f, find, known, depth + 1) for f in find(function.scopes, call))
+            )
+            for call in called(function.node)
+        )
+    return known[key]
+
+
+def starts_afresh(cls: Class | None, function: Function, depth: int = 0) -> bool:
+    """Whether a method overwrites every parameter that its class makes."""
+    if cls is None or depth > _DEPTH:
+        return False
+    init = cls.find("__init__")
+    if not isinstance(init, Function):
+        return False
+    made = set(_made(init.node))
+    fresh = set(_overwritten(function.node))
+    return bool(made) and (made <= fresh or "*" in fresh)
+
+
+def _made(init: ast.AST) -> Iterator[str]:
+    """Attributes that a constructor fills with parameters or layers."""
+    for node in ast.walk(init):
+        if isinstance(node, ast.Assign) and any(
+            tail(c.func) in _MAKES or tail(c.func)[:1].isupper() for c in called(node.value)
+        ):
+            for target in node.targets:
+                if isinstance(target, ast.Attribute):
+                    yield target.attr
+
+
+def _overwritten(function: ast.AST) -> Iterator[str]:
+    """Attributes of `self` that a method overwrites in place; `*` for all of them."""
+    loops = {
+        tail(n.target): n.iter
+        for n in ast.walk(function)
+        if isinstance(n, ast.For) and isinstance(n.target, ast.Name)
+    }
+    for call in called(function):
+        if tail(call.func) not in _FRESH and not tail(call.func).startswith("reset"):
+            continue
+        receiver = call.func.value if isinstance(call.func, ast.Attribute) else None
+        for part in (receiver, *call.args[:1]):
+            for node in ast.walk(part) if part is not None else ():
+                if isinstance(node, ast.Attribute) and tail(node.value) == "self":
+                    yield node.attr
+                if isinstance(node, ast.Name) and node.id in loops:
+                    yield from _looped(loops[node.id])
+
+
+def _looped(source: ast.AST) -> Iterator[str]:
+    for node in ast.walk(source):
+        if isinstance(node, ast.Attribute) and tail(node.value) == "self":
+            yield "*" if node.attr in _ALL else node.attr
+
+
+def small(cls: Class | None) -> bool:
+    """Whether a model's class makes no embedding or output layer: it adapts another model."""
+    init = cls.find("__init__") if cls is not None else None
+    return isinstance(init, Function) and not any(
+        tail(c.func) in {"Embedding", "EmbeddingBag"} for c in called(init.node)
+    )
+
+
+__all__ = ["called", "learns", "small", "starts_afresh", "tail"]

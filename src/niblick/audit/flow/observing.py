@@ -1,0 +1,85 @@
+"""A look into a model's own method: what it makes of the losses that it returns.
+
+The method is run once on the side, over copies: whatever it does is undone afterwards, and only
+what its losses come to is kept.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import Box, collect, mean_witness, snapshot, target_bits, witness
+from niblick.audit.flow.containers import Containers
+from niblick.audit.flow.figures import WARP
+from niblick.audit.flow.objects import Function, Module, Trace
+from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
+
+
+class Observing(Containers):
+    """Runs a method of a model on the side."""
+
+    def observe(
+        self,
+        method: Function,
+        module: Module,
+        args: list[Any],
+        named: dict[str, Any],
+        node: ast.AST,
+    ) -> str:
+        """How the losses that a method returns differ from plain ones; empty if they do not, or if
+        it does not tell.
+        """
+        key = id(method.node)
+        if key not in self.observed and self.no_grad > 0:
+            self.observed[key] = ""
+            copies = [snapshot(a) if isinstance(a, Box) else a for a in args]
+            self.observed[key] = self.on_the_side(method, [module, *copies], named, node)
+        return self.observed.get(key, "")
+
+    def on_the_side(
+        self, method: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> str:
+        trace, counters = self.trace, (self.interest, self.order, self.uncertain, self.hooks)
+        leaves = {n: dict(vars(leaf)) for n, leaf in self.leaves.items()}
+        holding, attrs = dict(self.holding), dict(args[0].attrs)
+        disk = (self.disk.seen, self.disk.held)
+        self.trace = Trace(steps=trace.steps)
+        result: Any = None
+        try:
+            result = self.call_function(method, args, named, node)
+        except (AbortSignal, BreakSignal, ContinueSignal, ReturnSignal):
+            result = None
+        finally:
+            trace.steps, self.trace = self.trace.steps, trace
+            self.interest, self.order, self.uncertain, self.hooks = counters
+            for number, leaf in self.leaves.items():
+                vars(leaf).update(leaves.get(number, {}))
+            self.holding, args[0].attrs = holding, attrs
+            self.disk.seen, self.disk.held = disk
+        return next((why for box in collect(result) if (why := _changed(box))), "")
+
+
+def _changed(box: Box) -> str:
+    """What was done to a returned loss, as far as its content and marks tell."""
+    if not box.nll and not box.scores:
+        return ""
+    warps = sorted(m.removeprefix(WARP) for m in box.marks if m.startswith(WARP))
+    if warps:
+        return warps[0]
+    if box.val is None or "guess" in box.marks:
+        return ""
+    content = np.abs(box.val)
+    if box.pos is not None and content.shape == box.pos.shape:
+        plain = witness(box.pos)
+    else:
+        count = target_bits(box).bit_count()
+        plain = np.asarray(mean_witness(target_bits(box)))
+        if np.allclose(content, plain * count, rtol=1e-3):
+            return ""
+    if plain is None or np.allclose(content, plain, rtol=2e-3):
+        return ""
+    ratio = float(np.mean(content) / max(float(np.mean(plain)), 1e-9))
+    return f"a method of the model returns {ratio:.3g} times the loss"

@@ -1,0 +1,205 @@
+"""Scores: losses and log-probabilities, and the models that they are taken from."""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import numpy as np
+
+from niblick.audit.flow.boxes import (
+    Array,
+    Box,
+    collect,
+    depends,
+    is_token,
+    known,
+    merge,
+    reduced,
+    target_bits,
+    witness,
+)
+from niblick.audit.flow.objects import CallEvent, Function, Module, ScoreEvent
+from niblick.audit.flow.shapes import Shapes
+from niblick.audit.words import words
+
+_LOSSES = words(
+    "cross_entropy nll_loss fused_cross_entropy linear_cross_entropy CrossEntropyLoss NLLLoss"
+)
+
+
+class Scoring(Shapes):
+    """Where scores are made."""
+
+    def score(self, source: Box, target: Box, node: ast.AST | None, picked: bool = False) -> Box:
+        """The loss of `target` under what `source` was computed from, or, where it is `picked` out
+        of a distribution, its log-probability or probability.
+        """
+        source = self.frozen([source])[0]
+        targets = depends(target)
+        self.check_answer(source, target, node)
+        self.interest += 1
+        self.order += 1
+        number = len(self.trace.scores) + 1
+        kinds = frozenset(
+            self.leaves[r].kind
+            for r in source.roots
+            if self.leaves[r].seen or self.leaves[r].kind == "module"
+        )
+        self.trace.scores.append(
+            ScoreEvent(
+                number=number,
+                order=self.order,
+                targets=targets,
+                seen=source.seen | target.seen,
+                leaf_kinds=kinds,
+                where=self.where(node),
+                no_grad=self.no_grad > 0,
+                certain=self.uncertain <= 0,
+                widened=bool(self.widened),
+                marks=source.marks | target.marks,
+            )
+        )
+        out = Box(
+            shape=target.shape,
+            pos=target.pos,
+            val=_loss(target, source.marks, picked),
+            nll=True,
+            seen=source.seen,
+            held=source.held,
+            roots=source.roots,
+            targets=targets if target.pos is None else 0,
+            scores=frozenset({number}) | source.scores,
+            marks=(target.marks - {"val", "numpy", "mixed", "hashed"})
+            | (source.marks & {"train", *(("prob",) if picked else ())})
+            | ({"nll"} if target.pos is not None else {"nll", "guess"}),
+            key=source.key,
+        )
+        if target.pos is None and out.held:
+            self.held_state(out, targets, node)
+        return out
+
+    def forward(
+        self,
+        module: Module,
+        args: list[Any],
+        named: dict[str, Any],
+        node: ast.AST,
+        method: Function | None = None,
+    ) -> Any:
+        """A model's output: logits of its tokens, or the loss of its targets where those are given
+        too, one number or one a token as `method` says.
+        """
+        if method is not None and self.learning(method):
+            return self.call_function(method, [module, *args], named, node)
+        boxes = self.frozen([b for a in (*args, *named.values()) for b in collect(a)])
+        leaves = {module.leaf, *(a.leaf for a in (*args, *named.values()) if isinstance(a, Module))}
+        source = merge(boxes, roots=frozenset(leaves).union(*[b.roots for b in boxes]))
+        for leaf in leaves:
+            source.seen |= self.leaves[leaf].seen
+        source.targets = 0
+        source.nll = False
+        tokens = [b for b in boxes if is_token(b) and b.marks.isdisjoint({"index", "bytes"})]
+        self.hooked = self.hooked or self.hooks > 0
+        if self.hooks and any(depends(b) for b in tokens):
+            self.order += 1
+            self.trace.calls.append(
+                CallEvent(
+                    name="calibration",
+                    where=self.where(node),
+                    certain=self.uncertain <= 0,
+                    order=self.order,
+                )
+            )
+        if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
+            out = self.score(source, target, node)
+            why = self.observe(method, module, args, named, node) if method is not None else ""
+            if why:
+                self.warp(out, why)
+            if method is None or _per_token(method.node):
+                return out
+            self.added_up(out, node)
+            return reduced(out, np.mean)
+        self.interest += 1
+        source.shape = None
+        source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
+        return source
+
+    def call_function(
+        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
+        raise NotImplementedError
+
+    def learning(self, function: Function) -> bool:
+        raise NotImplementedError
+
+    def observe(
+        self,
+        method: Function,
+        module: Module,
+        args: list[Any],
+        named: dict[str, Any],
+        node: ast.AST,
+    ) -> str:
+        raise NotImplementedError
+
+    def loss(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        """Cross-entropy: its second tensor is the target, and `reduction` says whether one number
+        comes out.
+        """
+        boxes = [known(a) for a in args if isinstance(a, (Box, list))]
+        target = named.get("target", named.get("targets", named.get("labels")))
+        if target is None and len(boxes) > 1:
+            target = boxes[1]
+        if not boxes or not isinstance(target, Box):
+            target = next((b for b in boxes[1:] if is_token(b)), Box())
+        source = merge(self.frozen(boxes[:1]))
+        source.pos = boxes[0].pos if boxes else None
+        out = self.score(source, target, node)
+        how = named.get("reduction")
+        if how == "none":
+            return out
+        self.added_up(out, node)
+        return reduced(out, np.sum if how == "sum" else np.mean)
+
+
+def _loss(target: Box, marks: frozenset[str], picked: bool) -> Array | None:
+    """The witness of a score: a loss, a log-probability or a probability."""
+    content = witness(target.pos)
+    if content is None or not picked:
+        return content
+    return np.exp(-content) if "prob" in marks else -content
+
+
+def _per_token(function: ast.AST) -> bool:
+    """Whether a model's method gives the loss of each token, as far as its own text tells."""
+    losses = [
+        n
+        for n in ast.walk(function)
+        if isinstance(n, ast.Call)
+        and _LOSSES & {getattr(n.func, "attr", ""), getattr(n.func, "id", "")}
+    ]
+    return not losses or any(
+        k.arg == "reduction" and not (isinstance(k.value, ast.Constant) and k.value.value != "none")
+        for n in losses
+        for k in n.keywords
+    )
+
+
+def _shifted(tokens: list[Box]) -> Box | None:
+    """Of a model's token arguments, the one that lies one position after another: its targets."""
+    for i, later in enumerate(tokens):
+        for j, earlier in enumerate(tokens):
+            if (
+                i == j
+                or later.pos is None
+                or earlier.pos is None
+                or later.pos.shape != earlier.pos.shape
+            ):
+                continue
+            both = (later.pos >= 0) & (earlier.pos >= 0)
+            if both.any() and ((later.pos - earlier.pos)[both] == 1).mean() > 0.5:
+                return later
+    if tokens[1].pos is None or tokens[0].pos is None:
+        return tokens[1] if depends(tokens[1]) or target_bits(tokens[1]) else None
+    return None

@@ -1,0 +1,97 @@
+"""The figure must be a plain sum of the losses of all positions over their bytes."""
+
+from __future__ import annotations
+
+from niblick.audit.flow.figures import honest
+from niblick.audit.flow.objects import FigureEvent
+from niblick.audit.rules.case import Case
+from niblick.audit.rules.registry import rule
+from niblick.audit.types import Finding, Severity
+from niblick.audit.words import words
+
+RULE = "figure"
+_NUMERIC = words(
+    "cross_entropy nll_loss log_softmax softmax logsumexp log log2 log10 exp sum mean item"
+    " float gather numel round print sqrt loge ln2"
+)
+_CURE = "Add up every position's loss as computed and divide once by the bytes and by ln 2."
+
+
+@rule("figure")
+def check(case: Case) -> list[Finding]:
+    """A breach per figure that is no plain sum, a suspicion where its making was lost."""
+    return [*_figures(case), *_skipped(case), *_replaced(case)]
+
+
+def _figures(case: Case) -> list[Finding]:
+    figures = case.trace.figures
+    if not any(f.content is not None and honest(f.content) and not f.warps for f in figures):
+        bad = [f for f in figures if _why(f)]
+    else:
+        bad = [f for f in figures if f.named and _why(f)]
+    out: dict[int, Finding] = {}
+    for event in bad:
+        out.setdefault(event.where.line, _finding(case, event))
+    return list(out.values())[:5]
+
+
+def _why(event: FigureEvent) -> str:
+    """What is wrong with a figure; empty if nothing is known to be."""
+    if event.warps:
+        return "; ".join(event.warps)
+    if event.content is not None and not honest(event.content):
+        if event.guessed and (not 0.2 < event.content < 5 or honest(event.content, 0.05)):
+            return ""
+        return (
+            "with losses and bytes that are equal at every position it comes to"
+            f" {event.content:.4g}, where a plain sum comes to 1.443 (1 in nats)"
+        )
+    return "its content is lost in " + "; ".join(event.lost) if event.lost else ""
+
+
+def _finding(case: Case, event: FigureEvent) -> Finding:
+    sure = bool(event.warps or (event.content is not None and not event.guessed))
+    return case.finding(
+        RULE,
+        Severity.BREACH if sure and event.certain else Severity.WARNING,
+        f"The figure that {event.where.function} prints is no plain sum of losses over bytes:"
+        f" {_why(event)}.",
+        verdict="flag_other",
+        pointer="bytes",
+        where=event.where,
+        cure=_CURE,
+    )
+
+
+def _skipped(case: Case) -> list[Finding]:
+    return [
+        case.finding(
+            RULE,
+            Severity.WARNING,
+            f"{where.function} goes on to the next turn of a loop depending on how large a score"
+            " is: which positions are counted hangs on their own losses.",
+            verdict="flag_other",
+            pointer="bytes",
+            where=where,
+            cure=_CURE,
+        )
+        for where in case.trace.skips[:1]
+    ]
+
+
+def _replaced(case: Case) -> list[Finding]:
+    out = []
+    for event in case.trace.replaced:
+        if event.name.rpartition(".")[2] in _NUMERIC:
+            out.append(
+                case.finding(
+                    RULE,
+                    Severity.WARNING,
+                    f"The script replaces {event.name}, which its own figure is computed with.",
+                    verdict="flag_other",
+                    pointer="bytes",
+                    where=event.where,
+                    cure="Leave the library's functions as they are.",
+                )
+            )
+    return out
