@@ -19,6 +19,8 @@ from niblick.errors import DataError, NiblickError
 from niblick.limits import MAX_AMOUNT, MAX_JSON_BYTES, MAX_TEXT, cut, quoted
 
 Record = TypeVar("Record")
+# What reading a JSON value raises that is not of the shape its reader supposes.
+MALFORMED = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 
 def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:

@@ -168,3 +168,24 @@ def test_export_to_an_unwritable_place_is_one_line(
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
     with pytest.raises(NiblickError, match=r"cannot write beside .*Permission denied"):
         export_submission(tmp_path / "run", tmp_path / "out", author="a")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"valid": 5}', "[]", "[" * 50_000, '{"figures": 3}', "\0"])
+def test_a_malformed_card_is_one_short_line(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "card.json").write_text(text)
+    (tmp_path / "metrics.jsonl").write_text("")
+    for command in ("card", "export"):
+        with pytest.raises(SystemExit) as ended:
+            main(
+                [
+                    command,
+                    str(tmp_path),
+                    *(["--out", f"{tmp_path}/o"] if command == "export" else []),
+                ]
+            )
+        line = capsys.readouterr().err
+        assert ended.value.code == 2 and line.count("\n") == 1 and line.startswith("niblick: ")
+        assert len(line) <= MAX_LINE + 2 * len(str(tmp_path))
+        assert not (tmp_path / "o").exists()

@@ -145,14 +145,19 @@ def _root(
 
 
 class _Stop(BaseException):
-    """The signal that ends a command; no handler of errors takes it for one."""
+    """A signal ends the command; no handler of errors takes it for one."""
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    """End the command in order; should another signal come meanwhile, end at once."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, lambda *_: os._exit(128 + number))
-    raise _Stop(number)
+class _Stopper:
+    """Handles signals: the first ends the command in order, the next one at once."""
+
+    code = 0  # what the process ends with, once a signal has come
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.code:
+            os._exit(self.code)
+        self.code = 128 + number
+        raise _Stop
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -160,15 +165,17 @@ def main(arguments: list[str] | None = None) -> None:
     # pydantic would read what every installed distribution offers, as long as building all of our
     # validators takes
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    before = {}
+    stopper, before = _Stopper(), {}
     if threading.current_thread() is threading.main_thread():
-        before = {each: signal.signal(each, _stop) for each in (signal.SIGINT, signal.SIGTERM)}
+        before = {each: signal.signal(each, stopper) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = _run(arguments)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-    except _Stop as stopped:
-        code = _fail("stopped by " + signal.Signals(stopped.args[0]).name, 128 + stopped.args[0])
+        if code >= 128:
+            stopper.code = code
+    except _Stop:
+        code = _fail(f"stopped by {signal.Signals(stopper.code - 128).name}", stopper.code)
+    for each, handler in before.items():  # what was stopped is left to end in peace
+        signal.signal(each, signal.SIG_IGN if code >= 128 else handler)
     sys.exit(code)
 
 

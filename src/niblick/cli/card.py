@@ -11,7 +11,8 @@ import typer
 
 from niblick.cli.options import JsonOption
 from niblick.errors import NiblickError
-from niblick.files import read_json
+from niblick.files import MALFORMED, read_json
+from niblick.limits import cut
 
 
 def card_command(
@@ -24,7 +25,11 @@ def card_command(
     path = run / "card.json"
     if not path.exists():
         raise NiblickError(f"no card in {str(run)!r}; a run has one once it is scored")
-    show_card(read_json(path), as_json)
+    card = read_json(path)
+    try:
+        show_card(card, as_json)
+    except MALFORMED as error:
+        raise NiblickError(f"{str(path)!r} is not a card: {cut(repr(error), 120)}") from None
 
 
 def show_card(card: dict[str, Any], as_json: bool) -> None:

@@ -11,6 +11,7 @@ from niblick.engine.native import NativeEngine
 from niblick.engine.plain import NumpyEngine
 from niblick.engine.structures import unsupported
 from niblick.errors import NiblickError
+from niblick.limits import MAX_CONTEXT, MAX_COUNT, MAX_THREADS, quoted
 from niblick.plan import Plan
 
 Build = Literal["now", "background", "never"]
@@ -32,6 +33,13 @@ def open_engine(
     background for later processes, or never. The numpy engine stands in wherever there is none.
     `NiblickError` where the engine asked for cannot run here.
     """
+    for name, value, most in (
+        ("slots", slots, MAX_COUNT),
+        ("threads", threads, MAX_THREADS),
+        ("context", context, MAX_CONTEXT),
+    ):
+        if value is not None and not 1 <= value <= most:
+            raise NiblickError(f"{name} {quoted(value)}: accepted are 1 to {most:,}")
     why = unsupported(plan)
     if why is None and kind != "numpy":
         if build == "now":

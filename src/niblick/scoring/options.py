@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 from niblick.errors import ScoreError
+from niblick.limits import MAX_CONTEXT, quoted
 from niblick.recipe import Recipe
 
 Mode = Literal["chunked", "sliding", "streaming", "document", "leaky-ttt"]
@@ -27,8 +28,10 @@ class OptionsError(ScoreError):
 
 def _positive(**values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise OptionsError(f"{name} {value} must be more than 0")
+        if value is not None and not 0 < value <= MAX_CONTEXT:
+            raise OptionsError(
+                f"{name} {quoted(value)} must be more than 0 and at most {MAX_CONTEXT:,}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

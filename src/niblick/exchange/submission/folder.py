@@ -16,7 +16,7 @@ from niblick.errors import CapacityError, NiblickError
 from niblick.exchange.submission import texts
 from niblick.exchange.submission.bundle import bundle_script
 from niblick.exchange.submission.verify import record_folder
-from niblick.files import parse_json, read_json, sha256_file
+from niblick.files import MALFORMED, parse_json, read_json, sha256_file
 from niblick.limits import cut
 from niblick.recipe import load_recipe
 from niblick.text.tokenizer import CHALLENGE
@@ -56,7 +56,7 @@ def export_submission(run: Path, out: Path, *, author: str, name: str | None = N
     runs = _read_runs(run)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise NiblickError(f"output {str(out)!r} is not empty; choose another folder")
-    invalid = [str(r.folder) for r in runs if not r.card["valid"]]
+    invalid = [str(r.folder) for r in runs if not r.card.get("valid")]
     if invalid:
         raise NiblickError(f"{invalid[0]!r} holds a score that is not valid; nothing to submit")
     work = _work_folder(out)
@@ -67,6 +67,10 @@ def export_submission(run: Path, out: Path, *, author: str, name: str | None = N
         work.chmod(0o755)
         work.rename(out)
         record_folder(out)
+    except MALFORMED as error:
+        raise NiblickError(
+            f"the card of {str(run)!r} is damaged: {cut(repr(error), 120)}"
+        ) from None
     except OSError as error:
         raise NiblickError(f"cannot export to {str(out)!r}: {error.strerror}") from None
     finally:
