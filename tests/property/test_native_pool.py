@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.model.kernels import FusedOps
+from niblick.model.kernels import Kernels
 from niblick.toolchain import CLibrary
 
 TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
@@ -176,8 +176,7 @@ raise SystemExit(0 if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7 an
     assert run.returncode == 0
 
 
-def test_kernels_give_the_same_for_every_number_of_threads(ops: FusedOps) -> None:
-    kernels = ops.kernels
+def test_kernels_give_the_same_for_every_number_of_threads(kernels: Kernels) -> None:
     generator, before = torch.Generator().manual_seed(0), torch.get_num_threads()
     x, g = (torch.randn(97, 80, generator=generator) for _ in range(2))
     m0, m1 = (torch.randn(80, generator=generator) for _ in range(2))
