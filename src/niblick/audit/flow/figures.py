@@ -121,6 +121,19 @@ class Figures(Keeping):
         elif (high is not None and sign >= 0) or (low is not None and sign < 0):
             self.warp(box, "losses are cut off at a bound")
 
+    def scaled(self, number: Box, out: Box) -> None:
+        """Scores or bytes of unknown content meet a plain number: a unit or a count, else the
+        content of the figure is lost.
+        """
+        if number.scores or number.val is None or number.val.size != 1 or "prob" in out.marks:
+            return
+        if "bytes" in number.marks:
+            return
+        value = abs(float(number.val.reshape(-1)[0]))
+        units = (1.0, math.log(2.0), 1.0 / math.log(2.0))
+        if value != round(value) and not any(abs(value - u) < 1e-4 for u in units):
+            out.marks |= {f"{LOST}a multiplication by {value:g} (line {self.line})"}
+
     def mixture(self, score: Box, other: Box, out: Box) -> None:
         """A probability (or its logarithm) that has been given less than all the weight meets one
         read from counts: the mixture is a distribution like any other.
