@@ -121,9 +121,9 @@ class Expressions(Arithmetic):
             if isinstance(piece, ast.FormattedValue) and piece.format_spec is not None:
                 self.value(piece.format_spec)
             if isinstance(value, float) and parts:
-                self.constant_shown("".join(parts[-3:]))
+                self.constant_shown(parts[-1])
             if isinstance(value, Box):
-                self.shown(value, "".join(parts[-3:]))
+                self.shown(value, parts[-1] if parts else "")
                 scores |= value.scores
                 parts.append("?")
             else:
