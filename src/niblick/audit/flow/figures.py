@@ -127,7 +127,7 @@ class Figures(Keeping):
         """
         if number.scores or number.val is None or number.val.size != 1 or "prob" in out.marks:
             return
-        if "bytes" in number.marks:
+        if "bytes" in number.marks or "count" in out.marks:
             return
         value = abs(float(number.val.reshape(-1)[0]))
         units = (1.0, math.log(2.0), 1.0 / math.log(2.0))
