@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ _CAP_IN_PROBABILITY = 1e-5
 _GAPS = 0.05
 _SHORTEST = 8
 CONSTANT = re.compile(r"(?:bpb|bits[\s_-]*per[\s_-]*byte)[\"']?\s*[:=]\s*\d\.\d\d", re.IGNORECASE)
+PLAUSIBLE = (0.2, 4.0)
+"""Between which a number may pass for bits per byte."""
 _LABEL = re.compile(r"bpb|bits[\s_-]*(?:per|/)[\s_-]*byte", re.IGNORECASE)
 _OTHER = re.compile(
     r"delta|diff|gain|improv|\bvs\b|chang|reduc|sav(?:ed|ing)|gap|lower|better|worse|std|minus|Δ"
@@ -175,9 +178,8 @@ class Figures(Keeping):
     def constant_shown(self, label: str) -> None:
         """A plain number is printed after the words `label`."""
         if _named(label) and len(self.trace.figures) < _MOST_FIGURES:
-            self.trace.figures.append(
-                figure_of(self, Box(marks=frozenset({f"{WARP}it is a plain number"})), label)
-            )
+            said = Box(marks=frozenset({f"{WARP}it is a plain number"}))
+            self.trace.figures.append(replace(figure_of(self, said, label), certain=False))
 
     def shown_all(self, values: Any, label: str = "") -> None:
         for box in collect(values):
