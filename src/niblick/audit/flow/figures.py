@@ -42,16 +42,22 @@ _OTHER = re.compile(
 class Figures(Keeping):
     """Follows scores through sums to what is printed."""
 
+    def spot(self) -> str:
+        """The place that is interpreted, in words: a line of the script or of another file."""
+        file = str(self.scopes[-1][-1].get("__file__", "")) if self.scopes else ""
+        main = not self.scopes or self.scopes[-1][-1].get("__name__") == "__main__"
+        return f"line {self.line}" if main else f"{file}, line {self.line}"
+
     def warp(self, box: Box, what: str) -> Box:
         """Marks scores as changed in a way that an honest sum never is."""
         if box.scores:
-            box.marks |= {f"{WARP}{what} (line {self.line})"}
+            box.marks |= {f"{WARP}{what} ({self.spot()})"}
         return box
 
     def lost(self, box: Box, before: Box, what: str) -> Box:
         """Marks scores whose content an operation has made unknown."""
         if before.scores and before.val is not None and box.scores and box.val is None:
-            box.marks |= {f"{LOST}{what} (line {self.line})"}
+            box.marks |= {f"{LOST}{what} ({self.spot()})"}
         return box
 
     def added_up(self, box: Box, node: ast.AST | None) -> None:
@@ -135,7 +141,7 @@ class Figures(Keeping):
         value = abs(float(number.val.reshape(-1)[0]))
         units = (1.0, math.log(2.0), 1.0 / math.log(2.0))
         if value != round(value) and not any(abs(value - u) < 1e-4 for u in units):
-            out.marks |= {f"{LOST}a multiplication by {value:g} (line {self.line})"}
+            out.marks |= {f"{LOST}a multiplication by {value:g} ({self.spot()})"}
 
     def mixture(self, score: Box, other: Box, out: Box) -> None:
         """A probability (or its logarithm) that has been given less than all the weight meets one
