@@ -12,6 +12,7 @@ from niblick.cli import main
 from niblick.cli.audit import exit_code
 
 CLEAN = """
+import math
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -34,8 +35,11 @@ class Net(nn.Module):
 
 
 def eval_val(args, model, val_tokens):
+    token_bytes = torch.ones(args.vocab_size)
     with torch.no_grad():
-        return model(val_tokens[None, :-1], val_tokens[None, 1:]).item()
+        loss = model(val_tokens[None, :-1], val_tokens[None, 1:]).item()
+    tokens, size = val_tokens[1:].numel(), token_bytes[val_tokens[1:]].sum()
+    return loss / math.log(2.0) * (tokens / size)
 
 
 def main():
@@ -46,7 +50,7 @@ def main():
     model(train_tokens[None, :-1], train_tokens[None, 1:]).backward()
     opt.step()
     val_tokens = torch.load("fineweb_val_000.bin")
-    print("val_loss", eval_val(args, model, val_tokens))
+    print("val_bpb", eval_val(args, model, val_tokens))
 
 
 if __name__ == "__main__":

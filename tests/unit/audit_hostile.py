@@ -356,6 +356,11 @@ def deep(net, held, s, left):
         "return figure(total, size)",
         "bpb = total / math.log(2.3) / size\n    print(f'val_bpb:{bpb:.4f}')\n    return bpb",
     ),
+    "a figure over unknown bytes, scaled": _swap(
+        PLAIN.replace("sizes = byte_table()", "sizes = torch.load('bytes.pt')"),
+        "return figure(total, size)",
+        "return figure(total, size.clamp(min=float(open('few.txt').read())) / 1.1)",
+    ),
     "a figure with something taken off": _swap(
         PLAIN,
         "return figure(total, size)",

@@ -87,6 +87,9 @@ class Arithmetic(Hints):
                         out.targets |= target_bits(part)
                     out.val, out.pos, out.shape = np.asarray(GUESS), None, None
                     out.marks |= {"guess"}
+        counted = bool(out.scores) or "bytes" in out.marks
+        if isinstance(op, (ast.Mult, ast.Div)) and out.val is None and counted:
+            self.scaled(b if a.val is None else a, out)
         if not out.scores:
             return out
         for score, other in ((a, b), (b, a)):
@@ -97,6 +100,8 @@ class Arithmetic(Hints):
             elif out.nll and "lse" in other.marks and out.val is None and out.pos is not None:
                 out.val = witness(out.pos)
                 out.marks = frozenset(m for m in out.marks if not m.startswith(LOST))
+            if isinstance(op, ast.Add) and not other.scores and "zeros" in other.marks:
+                out.val = score.val if out.val is None else out.val
             if score.scores and "tested" in other.marks:
                 self.warp(out, "scores are kept or dropped by what they are")
         if isinstance(op, ast.Pow) and a.nll:
@@ -108,6 +113,8 @@ class Arithmetic(Hints):
                 space = "prob" in out.marks
                 if value > 0.001 and not space and not number.deps and number.pos is None:
                     self.warp(out, f"{value:g} is added to or taken off scores")
+        if "bytes" in (a.marks | b.marks) and not (a.scores and b.scores):
+            return out
         return self.lost(out, a if a.scores else b, "arithmetic with a value that is not known")
 
     def plain_binary(self, op: ast.operator, left: Any, right: Any) -> Any:

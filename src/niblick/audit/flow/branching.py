@@ -66,10 +66,12 @@ class Branching(Imports):
 
     def acts(self, body: ast.AST) -> bool:
         """Whether code trains, itself or through the functions of the program that it calls."""
+        if id(body) not in self.handlers:
+            self.handlers[id(body)] = list(called(body))
         return any(
             tail(call.func) in {"backward", "step"}
             or any(self.learning(f) for f in self.program_functions(self.scopes[-1], call))
-            for call in called(body)
+            for call in self.handlers[id(body)]
         )
 
     def do_match(self, node: ast.Match) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced
-from niblick.audit.flow.figures import CONSTANT
+from niblick.audit.flow.figures import CONSTANT, PLAUSIBLE
 from niblick.audit.flow.methods import tail
 from niblick.audit.flow.objects import (
     Bound,
@@ -146,7 +146,7 @@ class Builtins(Records):
         for at, value in enumerate(args):
             before = args[at - 1] if at and isinstance(args[at - 1], str) else ""
             self.shown_all(value, before)
-            if isinstance(value, float):
+            if isinstance(value, float) and PLAUSIBLE[0] < value < PLAUSIBLE[1]:
                 self.constant_shown(before)
             elif isinstance(value, str) and (found := CONSTANT.search(value[:4000])):
                 self.constant_shown(value[max(0, found.start() - 60) : found.end() - 4])

@@ -42,7 +42,7 @@ class Containers(Library):
             return (
                 "?"
                 if any(not isinstance(i, str) for i in self.iterate(args[0], None))
-                else holder.join(args[0])
+                else holder.join(self.iterate(args[0], None))
             )
         if isinstance(holder, str) and name == "format":
             self.shown_all([*args, *named.values()], holder)

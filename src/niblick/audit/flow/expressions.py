@@ -9,6 +9,7 @@ from typing import Any
 
 from niblick.audit.flow.arithmetic import Arithmetic
 from niblick.audit.flow.boxes import Box, collect, merge
+from niblick.audit.flow.figures import PLAUSIBLE
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import Bound, Function, Module
 from niblick.audit.flow.signals import AbortSignal
@@ -120,10 +121,10 @@ class Expressions(Arithmetic):
             value = self.value(piece.value if isinstance(piece, ast.FormattedValue) else piece)
             if isinstance(piece, ast.FormattedValue) and piece.format_spec is not None:
                 self.value(piece.format_spec)
-            if isinstance(value, float) and parts:
-                self.constant_shown("".join(parts[-3:]))
+            if isinstance(value, float) and parts and PLAUSIBLE[0] < value < PLAUSIBLE[1]:
+                self.constant_shown(parts[-1])
             if isinstance(value, Box):
-                self.shown(value, "".join(parts[-3:]))
+                self.shown(value, parts[-1] if parts else "")
                 scores |= value.scores
                 parts.append("?")
             else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ _CAP_IN_PROBABILITY = 1e-5
 _GAPS = 0.05
 _SHORTEST = 8
 CONSTANT = re.compile(r"(?:bpb|bits[\s_-]*per[\s_-]*byte)[\"']?\s*[:=]\s*\d\.\d\d", re.IGNORECASE)
+PLAUSIBLE = (0.2, 4.0)
+"""Between which a number may pass for bits per byte."""
 _LABEL = re.compile(r"bpb|bits[\s_-]*(?:per|/)[\s_-]*byte", re.IGNORECASE)
 _OTHER = re.compile(
     r"delta|diff|gain|improv|\bvs\b|chang|reduc|sav(?:ed|ing)|gap|lower|better|worse|std|minus|Δ"
@@ -39,16 +42,22 @@ _OTHER = re.compile(
 class Figures(Keeping):
     """Follows scores through sums to what is printed."""
 
+    def spot(self) -> str:
+        """The place that is interpreted, in words: a line of the script or of another file."""
+        file = str(self.scopes[-1][-1].get("__file__", "")) if self.scopes else ""
+        main = not self.scopes or self.scopes[-1][-1].get("__name__") == "__main__"
+        return f"line {self.line}" if main else f"{file}, line {self.line}"
+
     def warp(self, box: Box, what: str) -> Box:
         """Marks scores as changed in a way that an honest sum never is."""
         if box.scores:
-            box.marks |= {f"{WARP}{what} (line {self.line})"}
+            box.marks |= {f"{WARP}{what} ({self.spot()})"}
         return box
 
     def lost(self, box: Box, before: Box, what: str) -> Box:
         """Marks scores whose content an operation has made unknown."""
         if before.scores and before.val is not None and box.scores and box.val is None:
-            box.marks |= {f"{LOST}{what} (line {self.line})"}
+            box.marks |= {f"{LOST}{what} ({self.spot()})"}
         return box
 
     def added_up(self, box: Box, node: ast.AST | None) -> None:
@@ -121,6 +130,19 @@ class Figures(Keeping):
         elif (high is not None and sign >= 0) or (low is not None and sign < 0):
             self.warp(box, "losses are cut off at a bound")
 
+    def scaled(self, number: Box, out: Box) -> None:
+        """Scores or bytes of unknown content meet a plain number: a unit or a count, else the
+        content of the figure is lost.
+        """
+        if number.scores or number.val is None or number.val.size != 1 or "prob" in out.marks:
+            return
+        if "bytes" in number.marks or "count" in out.marks:
+            return
+        value = abs(float(number.val.reshape(-1)[0]))
+        units = (1.0, math.log(2.0), 1.0 / math.log(2.0))
+        if value != round(value) and not any(abs(value - u) < 1e-4 for u in units):
+            out.marks |= {f"{LOST}a multiplication by {value:g} ({self.spot()})"}
+
     def mixture(self, score: Box, other: Box, out: Box) -> None:
         """A probability (or its logarithm) that has been given less than all the weight meets one
         read from counts: the mixture is a distribution like any other.
@@ -162,9 +184,8 @@ class Figures(Keeping):
     def constant_shown(self, label: str) -> None:
         """A plain number is printed after the words `label`."""
         if _named(label) and len(self.trace.figures) < _MOST_FIGURES:
-            self.trace.figures.append(
-                figure_of(self, Box(marks=frozenset({f"{WARP}it is a plain number"})), label)
-            )
+            said = Box(marks=frozenset({f"{WARP}it is a plain number"}))
+            self.trace.figures.append(replace(figure_of(self, said, label), certain=False))
 
     def shown_all(self, values: Any, label: str = "") -> None:
         for box in collect(values):

@@ -97,13 +97,16 @@ def _overwritten(function: ast.AST) -> Iterator[str]:
                 if isinstance(node, ast.Attribute) and tail(node.value) == "self":
                     yield node.attr
                 if isinstance(node, ast.Name) and node.id in loops:
-                    yield from _looped(loops[node.id])
+                    yield from _looped(node.id, loops, _DEPTH)
 
 
-def _looped(source: ast.AST) -> Iterator[str]:
-    for node in ast.walk(source):
+def _looped(name: str, loops: dict[str, ast.expr], depth: int) -> Iterator[str]:
+    """The attributes of `self` that a loop variable runs over, through loops around its own."""
+    for node in ast.walk(loops[name]):
         if isinstance(node, ast.Attribute) and tail(node.value) == "self":
             yield "*" if node.attr in _ALL else node.attr
+        if isinstance(node, ast.Name) and node.id in loops and depth:
+            yield from _looped(node.id, loops, depth - 1)
 
 
 def small(cls: Class | None) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 
 from niblick.audit.flow.access import Access
 from niblick.audit.flow.boxes import (
+    NO_MARKS,
     Array,
     Box,
     elementwise,
@@ -70,7 +71,7 @@ class Shapes(Access):
                 fill = value if isinstance(value, (int, float)) else None
             if name == "randint":
                 shape = None
-        out = Box(shape=shape)
+        out = Box(shape=shape, marks=frozenset({"zeros"}) if fill == 0 else NO_MARKS)
         if shape is not None and None not in shape and fill is not None:
             size = int(np.prod([int(s or 0) for s in shape])) if shape else 1
             if size <= 1_000_000:

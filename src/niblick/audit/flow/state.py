@@ -49,6 +49,7 @@ class State:
         self.holding: dict[int, tuple[Any, int]] = {}
         self.entered: set[int] = set()
         self.fields = {"weight", "bias"}
+        self.handlers: dict[int, list[ast.Call]] = {}
         self.made: set[int] = set()
         self.handed: dict[int, tuple[Function, str]] = {}
         self.adders: set[int] = set()

@@ -46,7 +46,8 @@ def _why(event: FigureEvent) -> str:
             "with losses and bytes that are equal at every position it comes to"
             f" {event.content:.4g}, where a plain sum comes to 1.443 (1 in nats)"
         )
-    return "its content is lost in " + "; ".join(event.lost) if event.lost else ""
+    lost = event.lost if event.content is None else ()
+    return "its content is lost in " + "; ".join(lost) if lost else ""
 
 
 def _finding(case: Case, event: FigureEvent) -> Finding:
