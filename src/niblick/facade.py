@@ -206,8 +206,8 @@ class Model:
         **options: Any,
     ) -> Score:
         """The Score of a checked text, on an engine; `options` as for `score`."""
-        from niblick.scoring.evaluate import evaluate_on_engine
         from niblick.scoring.options import EvaluationOptions
+        from niblick.scoring.passes import evaluate_on_engine
 
         chosen = EvaluationOptions.from_recipe(self.recipe, **options)
         return evaluate_on_engine(

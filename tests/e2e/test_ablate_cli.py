@@ -68,7 +68,7 @@ def test_variants_run_side_by_side_and_finished_ones_are_kept(
 def test_what_cannot_be_done_is_said_before_anything_runs(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused(arguments, "give --without NAME; pocket uses: bigram", capsys)
+    refused(arguments, "give --without NAME; pocket uses: rotary", capsys)
     refused(
         [*arguments, "--without", "sidecar"], "pocket does not use the technique 'sidecar'", capsys
     )

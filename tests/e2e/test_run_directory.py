@@ -83,7 +83,7 @@ def test_no_evaluation_changes_a_runs_headline_or_what_compare_takes(
     for flags in settings:
         assert run("eval", folder, *flags) == 0
     names = {path.name for path in (folder / "scores").iterdir()}
-    assert len(names) == 2 + 6  # another size of passes, and nothing else, decide nothing
+    assert len(names) == 2 + 7  # another size of passes, and nothing else, decide nothing
     for path in (folder / "scores").iterdir():
         assert path.stem == read_score(path).name
 

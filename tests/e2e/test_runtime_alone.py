@@ -164,7 +164,7 @@ def test_what_needs_no_model_runs_too(run, arguments):
 
 def test_data_is_prepared_and_checked_without_torch(run, model, tmp_path):
     (tmp_path / "texts").mkdir()
-    for number in range(40):
+    for number in range(120):
         (tmp_path / "texts" / f"{number}.txt").write_text(f"{number}: {TEXT}", "utf-8")
     code, _, err = run("data", "prepare", "texts", "--out", "shards", "--tokenizer", "bytes")
     assert code == 0, err

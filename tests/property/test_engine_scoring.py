@@ -11,9 +11,8 @@ from niblick.errors import ScoreError
 from niblick.evaluation.evaluate import score_tokens
 from niblick.runtime import World
 from niblick.scoring.data import text_target
-from niblick.scoring.evaluate import evaluate_on_engine
 from niblick.scoring.options import Adaptation, EvaluationOptions, OptionsError
-from niblick.scoring.passes import engine_scorer
+from niblick.scoring.passes import engine_scorer, evaluate_on_engine
 from niblick.text.tokenizer import load_tokenizer
 from property.evaluators import BOS, CONTEXT, make_model, make_tokens
 

@@ -104,12 +104,16 @@ def check_comparable(entries: Sequence[Entry]) -> None:
 
 
 def differing_settings(entries: Sequence[Entry]) -> dict[str, dict[str, list[Any]]]:
-    """Setting -> entry -> its values, of the settings (mode first) that are not the same in all."""
+    """Setting -> entry -> its values, of the settings (mode first) that are not the same in all.
+
+    The engine is left out: all engines give the same score to 1e-4 bits per byte.
+    """
     told = {
         entry.name: [{"mode": seed.score.mode, **seed.score.settings} for seed in entry.seeds]
         for entry in entries
     }
-    keys = list(dict.fromkeys(key for seeds in told.values() for seed in seeds for key in seed))
+    keys = dict.fromkeys(key for seeds in told.values() for seed in seeds for key in seed)
+    keys.pop("engine", None)
     values = {
         key: {name: _distinct([seed.get(key) for seed in seeds]) for name, seeds in told.items()}
         for key in keys

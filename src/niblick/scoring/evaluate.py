@@ -12,20 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from niblick.engine import Engine
-from niblick.plan import Plan
 from niblick.recipe.model import ModelRecipe
 from niblick.scoring.data import Target
 from niblick.scoring.options import EvaluationOptions
-from niblick.scoring.passes import Report, engine_scorer
 from niblick.scoring.proof import Scorer
 from niblick.scoring.proving import proof_options, prove_target
 from niblick.scoring.score import Score, make_score
 
-OpenEngine = Callable[[int], Engine]
 Learnt = dict[str, Any]
 Pass = Callable[[], tuple[NDArray[np.float32], Learnt]]
-_SLOTS = 16  # short documents that are scored side by side
 
 
 def score_target(
@@ -82,36 +77,4 @@ def score_target(
         artifact_sha256=artifact_sha256,
         valid=reason is None,
         details=details,
-    )
-
-
-def evaluate_on_engine(
-    plan: Plan,
-    open_engine: OpenEngine,
-    target: Target,
-    options: EvaluationOptions,
-    *,
-    artifact_sha256: str | None = None,
-    prove: bool = False,
-    on_progress: Report | None = None,
-) -> Score:
-    """Score `target` on the engine that `open_engine(slots)` gives; it declares the context."""
-    model = plan.model
-    engine = open_engine(_SLOTS if options.mode in ("document", "chunked") else 1)
-    tokens = target.tokens.astype(np.int64)
-
-    def scorer(options: EvaluationOptions, report: Report | None = None) -> Scorer:
-        context = options.context or model.context
-        return engine_scorer(
-            engine, options, context=context, bos_id=model.bos_id, on_progress=report
-        )
-
-    return score_target(
-        target,
-        model,
-        options,
-        lambda: (scorer(options, on_progress)(tokens, tokens[None])[0], {}),
-        engine=engine.name,
-        artifact_sha256=artifact_sha256,
-        prover=scorer if prove else None,
     )

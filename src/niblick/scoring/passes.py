@@ -9,11 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.engine import Engine
+from niblick.plan import Plan
+from niblick.scoring.data import Target
+from niblick.scoring.evaluate import score_target
 from niblick.scoring.options import EvaluationOptions, OptionsError
 from niblick.scoring.proof import Scorer
+from niblick.scoring.score import Score
 from niblick.scoring.windows import Window, chunked_windows, document_windows, sliding_windows
 
 Report = Callable[[float], None]
+OpenEngine = Callable[[int], Engine]
+_SLOTS = 16  # short documents that are scored side by side
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,38 @@ class _Part:
     start: int
     end: int
     fresh: bool
+
+
+def evaluate_on_engine(
+    plan: Plan,
+    open_engine: OpenEngine,
+    target: Target,
+    options: EvaluationOptions,
+    *,
+    artifact_sha256: str | None = None,
+    prove: bool = False,
+    on_progress: Report | None = None,
+) -> Score:
+    """Score `target` on the engine that `open_engine(slots)` gives; it declares the context."""
+    model = plan.model
+    engine = open_engine(_SLOTS if options.mode in ("document", "chunked") else 1)
+    tokens = target.tokens.astype(np.int64)
+
+    def scorer(options: EvaluationOptions, report: Report | None = None) -> Scorer:
+        context = options.context or model.context
+        return engine_scorer(
+            engine, options, context=context, bos_id=model.bos_id, on_progress=report
+        )
+
+    return score_target(
+        target,
+        model,
+        options,
+        lambda: (scorer(options, on_progress)(tokens, tokens[None])[0], {}),
+        engine=engine.name,
+        artifact_sha256=artifact_sha256,
+        prover=scorer if prove else None,
+    )
 
 
 def engine_scorer(
