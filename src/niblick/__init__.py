@@ -6,6 +6,7 @@ needs no torch.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from niblick.runtime import prepare_threads
@@ -22,7 +23,5 @@ __all__ = ["Model", "__version__", "load"]
 def __getattr__(name: str) -> object:
     """`Model` and `load`, imported when they are used."""
     if name in ("Model", "load"):
-        from niblick import facade
-
-        return getattr(facade, name)
+        return getattr(import_module("niblick.facade"), name)
     raise AttributeError(f"module 'niblick' has no attribute {name!r}")
