@@ -82,7 +82,8 @@ class Score:
     @property
     def name(self) -> str:
         """A file-name stem that other settings, data or models never share: split, mode, hash."""
-        decided = [self.kind, self.tokenizer_sha256, self.artifact_sha256]
+        engine = self.settings.get("engine")
+        decided = [self.kind, engine, self.tokenizer_sha256, self.artifact_sha256]
         digest = hashlib.sha256(json.dumps(decided).encode()).hexdigest()
         return f"{self.split}-{self.mode}-{digest[:12]}"
 
