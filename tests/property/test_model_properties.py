@@ -55,7 +55,8 @@ def sorted_as_planned(built: LanguageModel) -> list[tuple[str, tuple[int, ...]]]
     model=model_recipes(), length=lengths, seed=seeds, cuts=st.lists(st.integers(1, 7), max_size=5)
 )
 def test_parallel_chunked_and_token_by_token_agree(model, length, seed, cuts) -> None:
-    built, ids = scattered(model, seed), tokens(length, seed=seed)
+    # In float64, as random weights can make any rounding of float32 large.
+    built, ids = scattered(model, seed).double(), tokens(length, seed=seed)
     with torch.no_grad():
         whole, last = built(ids, context=model.context)
         chunked, state = in_pieces(built, ids, cuts)

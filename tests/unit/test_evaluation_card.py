@@ -100,7 +100,6 @@ def test_another_mode_is_listed_once_and_its_newest_measurement_stays(run):
         {"precision": "bf16"},
         {"data": "e" * 64},
         {"adaptation": {"method": "sgd", "lr": 0.1}},
-        {"engine": "native"},
     ],
 )
 def test_a_score_of_other_settings_or_data_is_listed_and_never_the_headline(run, other):
