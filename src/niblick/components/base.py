@@ -175,6 +175,20 @@ def section_entry(name: str, section: Any, *left_out: str) -> Entry:
     return {"name": name, **{k: v for k, v in values.items() if k not in hidden and v is not None}}
 
 
+def section_technique(section: str, technique: str, summary: str, card: str = "") -> Technique:
+    """A technique that `model.<section>` turns on, with that section's values on the card.
+
+    The card's entry is called `card`, or by the summary.
+    """
+
+    def entries(recipe: Recipe, plan: Plan) -> list[Entry]:
+        values = getattr(recipe.model, section)
+        return [section_entry(card or summary, values)] if values.enabled else []
+
+    without = setting(**{f"model__{section}__enabled": False})
+    return Technique(name=technique, summary=summary, without=without, card=entries)
+
+
 def switch(name: str, used: Callable[[ModelRecipe], bool], **of_model: Any) -> Any:
     """A card of one entry `name` where `used`; `of_model` are its parameters' functions."""
 

@@ -14,11 +14,9 @@ from niblick.components.base import (
     Parameter,
     Role,
     StateEntry,
-    Technique,
     linear,
     matrix_init,
-    section_entry,
-    setting,
+    section_technique,
     total,
     vector,
 )
@@ -36,17 +34,7 @@ class Bigram(Component):
 
     name = "bigram"
     table = "bigram"
-    techniques = (
-        Technique(
-            name="bigram",
-            summary="hashed bigram embedding",
-            without=setting(model__bigram__enabled=False),
-            card=lambda recipe, plan: (
-                [section_entry("hashed bigram embedding", recipe.model.bigram)]
-                * recipe.model.bigram.enabled
-            ),
-        ),
-    )
+    techniques = (section_technique("bigram", "bigram", "hashed bigram embedding"),)
 
     def used(self, model: ModelRecipe) -> bool:
         """As the recipe's section says."""

@@ -11,7 +11,7 @@ from niblick.components.base import (
     Init,
     Technique,
     VirtualLayer,
-    section_entry,
+    section_technique,
     setting,
     vector,
 )
@@ -37,14 +37,11 @@ class ResidualMix:
     """m0 * x + m1 * x0, x0 being the first hidden state."""
 
     techniques = (
-        Technique(
-            name="residual-mix",
-            summary="residual mix with the first hidden state",
-            without=setting(model__residual_mix__enabled=False),
-            card=lambda recipe, plan: (
-                [section_entry("residual mix", recipe.model.residual_mix)]
-                * recipe.model.residual_mix.enabled
-            ),
+        section_technique(
+            "residual_mix",
+            "residual-mix",
+            "residual mix with the first hidden state",
+            card="residual mix",
         ),
         Technique(
             name="phase",

@@ -14,10 +14,8 @@ from niblick.components.base import (
     Parameter,
     Role,
     StateEntry,
-    Technique,
     linear,
-    section_entry,
-    setting,
+    section_technique,
     vector,
 )
 
@@ -31,17 +29,7 @@ class Sidecar(Component):
     """x + scale * W_p(silu(W_g n + gate) * conv(W_v n)), n = rms(x); gate and scale per site."""
 
     name = "sidecar"
-    techniques = (
-        Technique(
-            name="sidecar",
-            summary="shared sparse sidecar",
-            without=setting(model__sidecar__enabled=False),
-            card=lambda recipe, plan: (
-                [section_entry("shared sparse sidecar", recipe.model.sidecar)]
-                * recipe.model.sidecar.enabled
-            ),
-        ),
-    )
+    techniques = (section_technique("sidecar", "sidecar", "shared sparse sidecar"),)
 
     def used(self, model: ModelRecipe) -> bool:
         """As the recipe's section says."""

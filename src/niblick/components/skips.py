@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from niblick.components.base import (
-    ONES,
-    Component,
-    ComponentSpec,
-    Technique,
-    section_entry,
-    setting,
-    vector,
-)
+from niblick.components.base import ONES, Component, ComponentSpec, section_technique, vector
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,16 +16,7 @@ class Skips(Component):
     """The first n//2 outputs, weighted per channel and added to the inputs of n//2 later layers."""
 
     name = "skips"
-    techniques = (
-        Technique(
-            name="skips",
-            summary="U-Net skips",
-            without=setting(model__skips__enabled=False),
-            card=lambda recipe, plan: (
-                [section_entry("U-Net skips", recipe.model.skips)] * recipe.model.skips.enabled
-            ),
-        ),
-    )
+    techniques = (section_technique("skips", "skips", "U-Net skips"),)
 
     def used(self, model: ModelRecipe) -> bool:
         """As the recipe's section says, if there are layers to pair."""

@@ -10,9 +10,7 @@ from niblick.components.base import (
     Component,
     ComponentSpec,
     StateEntry,
-    Technique,
-    section_entry,
-    setting,
+    section_technique,
     vector,
 )
 
@@ -26,16 +24,7 @@ class Smear(Component):
     """(1 - g) * x + g * prev(x), g the sigmoid of a gate per channel."""
 
     name = "smear"
-    techniques = (
-        Technique(
-            name="smear",
-            summary="smear gate",
-            without=setting(model__smear__enabled=False),
-            card=lambda recipe, plan: (
-                [section_entry("smear gate", recipe.model.smear)] * recipe.model.smear.enabled
-            ),
-        ),
-    )
+    techniques = (section_technique("smear", "smear", "smear gate"),)
 
     def used(self, model: ModelRecipe) -> bool:
         """As the recipe's section says."""

@@ -11,12 +11,10 @@ from niblick.components.base import (
     Init,
     Parameter,
     Role,
-    Technique,
     VirtualLayer,
     linear,
     matrix_init,
-    section_entry,
-    setting,
+    section_technique,
     total,
     vector,
 )
@@ -32,17 +30,7 @@ class ValueEmbedding(Component):
 
     name = "value_embedding"
     table = "value_embedding"
-    techniques = (
-        Technique(
-            name="value-embedding",
-            summary="value embedding",
-            without=setting(model__value_embedding__enabled=False),
-            card=lambda recipe, plan: (
-                [section_entry("value embedding", recipe.model.value_embedding)]
-                * recipe.model.value_embedding.enabled
-            ),
-        ),
-    )
+    techniques = (section_technique("value_embedding", "value-embedding", "value embedding"),)
 
     def used(self, model: ModelRecipe) -> bool:
         """As the recipe's section says."""
