@@ -17,7 +17,7 @@ from typing import Any
 from niblick.errors import ScoreError
 from niblick.files import sha256_file
 from niblick.scoring.markup import plain
-from niblick.scoring.score import Score, read_score, upgraded
+from niblick.scoring.score import Score, read_score, upgraded, without_engine
 from niblick.scoring.score_text import own_settings
 
 Curve = list[tuple[float, float, float]]
@@ -104,16 +104,14 @@ def check_comparable(entries: Sequence[Entry]) -> None:
 
 
 def differing_settings(entries: Sequence[Entry]) -> dict[str, dict[str, list[Any]]]:
-    """Setting -> entry -> its values, of the settings (mode first) that are not the same in all.
-
-    The engine is left out: all engines give the same score to 1e-4 bits per byte.
-    """
+    """Setting -> entry -> its values, of the settings (mode first) that are not the same in all."""
     told = {
-        entry.name: [{"mode": seed.score.mode, **seed.score.settings} for seed in entry.seeds]
+        entry.name: [
+            {"mode": seed.score.mode, **without_engine(seed.score.settings)} for seed in entry.seeds
+        ]
         for entry in entries
     }
     keys = dict.fromkeys(key for seeds in told.values() for seed in seeds for key in seed)
-    keys.pop("engine", None)
     values = {
         key: {name: _distinct([seed.get(key) for seed in seeds]) for name, seeds in told.items()}
         for key in keys
@@ -171,23 +169,28 @@ def _candidates(path: Path, split: str, mode: str | None) -> _Candidates:
         )
     wanted = own_settings(path, mode)
     if wanted is None and card and mode in (None, card["mode"]):
-        wanted = card["mode"], card["settings"]
+        wanted = card["mode"], without_engine(card["settings"])
     text = card.get("data_sha256") if card.get("split") == split else None
     own = [
         score
         for score in fitting
-        if wanted == (score.mode, score.settings) and text in (None, score.data_sha256)
+        if wanted == (score.mode, without_engine(score.settings))
+        and text in (None, score.data_sha256)
     ]
     asked = mode is not None or wanted is None
     return _Candidates(path, fitting, fitting if asked and not own and len(fitting) == 1 else own)
 
 
 def _scores(folder: Path, split: str, card: dict[str, Any]) -> list[Score]:
-    """Scores of the run's artifact, one of each kind."""
+    """Scores of the run's artifact, one of each kind: by the headline's engine where there are
+    several.
+    """
     artifact = card.get("artifact_sha256")
     if artifact is None and (folder / "artifact.nib").is_file():
         artifact = sha256_file(folder / "artifact.nib")
+    engine = card.get("settings", {}).get("engine", "torch")
     found = [read_score(path) for path in sorted((folder / "scores").glob("*.json"))]
+    found.sort(key=lambda score: score.settings.get("engine") == engine)
     kinds = {
         score.kind: score
         for score in found

@@ -147,11 +147,16 @@ def document_sums(
 def score_kind(values: dict[str, Any]) -> str:
     """Split, mode, settings and data of a score as plain values, in one text to be compared.
 
-    The engine is none of them: all give the same score to 1e-4 bits per byte.
+    The engine is none of them (`without_engine`).
     """
-    settings = {key: value for key, value in values["settings"].items() if key != "engine"}
+    settings = without_engine(values["settings"])
     kept = (values["split"], values["mode"], settings, values["data_sha256"])
     return json.dumps(kept, sort_keys=True)
+
+
+def without_engine(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a score depends on: all engines give the same to 1e-4 bits per byte."""
+    return {key: value for key, value in settings.items() if key != "engine"}
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:

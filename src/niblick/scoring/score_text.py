@@ -10,7 +10,7 @@ from niblick.files import write_atomically
 from niblick.recipe import load_recipe
 from niblick.scoring.card import Card, card_markdown, change_card
 from niblick.scoring.options import MODES, EvaluationOptions
-from niblick.scoring.score import NOT_VALID, Score, score_kind
+from niblick.scoring.score import NOT_VALID, Score, score_kind, without_engine
 
 
 def score_text(score: Score) -> str:
@@ -65,7 +65,7 @@ def _adaptation(settings: dict[str, Any]) -> str:
 
 def own_settings(folder: Path, mode: str | None = None) -> tuple[str, dict[str, Any]] | None:
     """The mode and settings that a run's recipe asks for, in `mode` instead where it is given; None
-    where the folder holds no recipe that can be read.
+    where the folder holds no recipe that can be read. The engine is left out.
     """
     try:
         recipe = load_recipe(folder / "recipe.toml")
@@ -73,7 +73,7 @@ def own_settings(folder: Path, mode: str | None = None) -> tuple[str, dict[str, 
         return None
     changes = {"mode": mode} if mode in MODES else {}
     options = EvaluationOptions.from_recipe(recipe, **changes)
-    return options.mode, options.settings(recipe.model.context)
+    return options.mode, without_engine(options.settings(recipe.model.context))
 
 
 def update_card(folder: Path, score: Score) -> None:
@@ -101,8 +101,8 @@ def update_card(folder: Path, score: Score) -> None:
         if score_kind(card) == score.kind:
             return _proven(card, score)
         same_text = (card["split"], card["data_sha256"]) == (score.split, score.data_sha256)
-        wrong = own is not None and (card["mode"], card["settings"]) != own
-        if wrong and same_text and (score.mode, score.settings) == own:
+        wrong = own is not None and (card["mode"], without_engine(card["settings"])) != own
+        if wrong and same_text and (score.mode, without_engine(score.settings)) == own:
             return _rescored(card, score)
         others = [entry for entry in card["scores"] if score_kind(entry) != score.kind]
         return {**card, "scores": [*others, score.summary()]}
