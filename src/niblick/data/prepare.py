@@ -31,6 +31,7 @@ from niblick.text.tokenizer import Tokenizer, load_tokenizer, refuse_surrogates
 _RECIPE_VERSION = "2"  # changes when the same inputs would give other shards
 _TOKENIZER_FILE = "tokenizer.model"
 _VOCABULARY = 1024
+SHARD_TOKENS = 100_000_000
 TRAINED = {"train": True, "train-within-words": False}  # may a learned piece span words?
 
 
@@ -49,7 +50,7 @@ def prepare(
     out: Path,
     tokenizer: str = "train",
     vocab_size: int | None = None,
-    shard_tokens: int = 100_000_000,
+    shard_tokens: int = SHARD_TOKENS,
 ) -> Dataset:
     """Write `corpus` as shards of at most `shard_tokens` tokens into `out`, or reuse `out` if it
     holds them already.
@@ -75,6 +76,13 @@ def prepare(
         texts = loaded.splits["train"]
         fixed = train_tokenizer(texts, vocab_size=vocab_size, across_words=TRAINED[tokenizer])
     return _build(loaded, fixed, shard_tokens, out, key)
+
+
+def write_dataset(corpus: Corpus, tokenizer: Tokenizer, out: Path) -> Dataset:
+    """Write the documents of `corpus` as shards of `tokenizer` into `out`, as `prepare` does."""
+    key = _key(corpus, tokenizer.sha256, SHARD_TOKENS)
+    present = _reuse(out, key)
+    return _build(corpus, tokenizer, SHARD_TOKENS, out, key) if present is None else present
 
 
 def _key(corpus: Corpus, tokenizer: str, shard_tokens: int) -> str:
