@@ -28,7 +28,7 @@ from niblick.files import sha256_file
 from niblick.text.bpe import train_tokenizer
 from niblick.text.tokenizer import Tokenizer, load_tokenizer, refuse_surrogates
 
-_RECIPE_VERSION = "2"  # changes when the same inputs would give other shards
+_RECIPE_VERSION = "3"  # changes when the same inputs would give other shards
 _TOKENIZER_FILE = "tokenizer.model"
 _VOCABULARY = 1024
 SHARD_TOKENS = 100_000_000
