@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from niblick.data.splits import digest, split_own
+from niblick.data.splits import split_own, text_digest
 from niblick.data.textfiles import read_folder
 from niblick.errors import DataError
 from niblick.registry import Registry
@@ -44,18 +44,18 @@ class Corpus:
         digest = hashlib.sha256()
         for split in SPLITS:
             for text in self.splits.get(split, ()):
-                digest.update(split.encode() + digest(text))
+                digest.update(split.encode() + text_digest(text))
         return digest.hexdigest()
 
 
 def split_of(text: str) -> str:
     """The split that the content of `text` puts it in."""
-    part = int.from_bytes(digest(text), "big") % _PARTS
+    part = int.from_bytes(text_digest(text), "big") % _PARTS
     return {0: "validation", 1: "test"}.get(part, "train")
 
 
 def _shuffled(texts: Iterable[str]) -> list[str]:
-    return sorted(texts, key=lambda text: hashlib.sha256(b"order" + digest(text)).digest())
+    return sorted(texts, key=lambda text: hashlib.sha256(b"order" + text_digest(text)).digest())
 
 
 def split_documents(texts: Iterable[str]) -> dict[str, Sequence[str]]:
@@ -72,8 +72,8 @@ def _separated(splits: dict[str, list[str]]) -> dict[str, Sequence[str]]:
     seen: set[bytes] = set()
     kept: dict[str, list[str]] = {}
     for split in reversed(SPLITS):
-        kept[split] = [text for text in splits.get(split, []) if text and digest(text) not in seen]
-        seen.update(map(digest, kept[split]))
+        kept[split] = [text for text in splits.get(split, []) if text and text_digest(text) not in seen]
+        seen.update(map(text_digest, kept[split]))
     return {split: _shuffled(kept[split]) if split == "train" else kept[split] for split in SPLITS}
 
 

@@ -2,9 +2,10 @@
 
 One document in 20 is validation and one test, by SHA-256; exact and near duplicates go together,
 by the smallest hash among them. Where that gives less than 20 kB of validation, those next in order
-follow, up to a tenth of the text; of less than 400 kB nothing is test. A document of more than a
-tenth of the whole is not moved as a whole: of each of its stretches the end is validation and the
-middle test, and training pieces that nearly repeat held-out ones are left out.
+follow, up to a tenth of the text; of less than 400 kB nothing is test. A document of more than 16 KiB
+and a tenth of the whole is not moved as a whole: of each of its stretches the end is validation and
+the middle test, and training pieces that nearly repeat held-out ones are left out. So many near
+copies of one another that they are a tenth of the whole all train.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from niblick.data.duplicates import group_duplicates
-from niblick.data.textfiles import cut_text
+from niblick.data.textfiles import LONG, cut_text
 
 ENOUGH = 20_000  # bytes of held-out text, below which a score's interval is wide
 _PARTS, _LARGEST = 20, 0.1
@@ -32,7 +33,7 @@ class Held:
     left_out: int = 0
 
 
-def digest(text: str) -> bytes:
+def text_digest(text: str) -> bytes:
     """SHA-256 of a document's UTF-8 text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
@@ -55,11 +56,11 @@ def split_own(texts: Sequence[str]) -> Held:
     blocks = False
     for members in groups.values():
         long = size_of(members) > _LARGEST * total
-        if long and len(members) == 1 and len(texts) <= 2 * _PARTS:
+        if len(texts) == 1 or (long and len(members) == 1 and len(members[0]) > LONG):
             blocks = True
             for split, parts in _in_blocks(members[0], small).items():
                 splits[split] += parts
-        elif long:
+        elif long and len(members) > 1:
             splits["train"] += members
         else:
             ranked.append((min(_rank(text) for text in members), members))
@@ -70,7 +71,7 @@ def split_own(texts: Sequence[str]) -> Held:
 
 def _rank(text: str) -> int:
     """h mod 20 first, then h: the order in which documents are held out."""
-    h = int.from_bytes(digest(text), "big")
+    h = int.from_bytes(text_digest(text), "big")
     return (h % _PARTS << 256) + h
 
 

@@ -17,7 +17,7 @@ from niblick.errors import DataError
 from niblick.files import parse_json
 from niblick.limits import cut, quoted
 
-_LONG, _PART = 16_384, 4_096
+LONG, _PART = 16_384, 4_096
 _BLANK_LINES = re.compile(r"\n[ \t\r]*\n\s*")
 
 
@@ -25,7 +25,7 @@ def cut_text(text: str) -> list[str]:
     """`text` as documents: itself if short, else parts that end at blank lines and join to the
     whole.
     """
-    if len(text) <= _LONG:
+    if len(text) <= LONG:
         return [text]
     parts, start = [], 0
     for match in _BLANK_LINES.finditer(text):
@@ -190,10 +190,10 @@ def read_folder(
     Raises `DataError` where some files are sorted by hand and others are not, or none is of a known
     kind.
     """
-    there = [path for path in sorted(root.rglob("*")) if path.is_file()] or [root]
+    there = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
     files = [path for path in there if not _hidden(path, root)]
     known = [path for path in files if path == root or path.suffix.lower() in _READERS]
-    if not known or known == [root] != [path for path in known if path.is_file()]:
+    if not known:
         raise DataError(f"{str(root)!r} holds no {', '.join(_READERS)} files")
     by_hand: dict[str, list[str]] = {}
     others: list[str] = []
