@@ -3,8 +3,7 @@ tokens | train --bytes 50_000 --vocab 512 --dim 64 --passes 20 ... --out DIR`
 
 Texts of a given size are the first training documents of wiki-vital. `tokens` prints, for each size
 and vocabulary, how many tokens held-out text takes and what the vocabulary itself does. `train`
-trains `pocket` with those settings (each option may be repeated: all combinations) and prints float
-and packed bits per byte of the first 128 kB of wiki-vital's validation split, one line a run;
+trains `pocket` with those settings (each option may be repeated: all combinations) and prints float bits per byte of the first 128 kB of wiki-vital's validation split, one line a run;
 finished runs in DIR are reused.
 """
 
@@ -15,8 +14,8 @@ from itertools import accumulate, product, takewhile
 from pathlib import Path
 
 from niblick.data.corpus import Corpus, load_corpus
-from niblick.data.prepare import write_dataset
-from niblick.data.dataset import Dataset, open_dataset
+from niblick.data.dataset import Dataset
+from niblick.data.prepare import prepare
 from niblick.evaluation import EvaluationOptions, evaluate
 from niblick.model import build_model
 from niblick.recipe import load_recipe
@@ -57,11 +56,7 @@ def print_tokens(sizes: list[int], vocabularies: list[int]) -> None:
 
 def dataset(size: int, vocab: int, out: Path) -> Dataset:
     """Shards of that part, with a tokenizer trained on it."""
-    folder = out / f"data-{size}-{vocab}"
-    if folder.is_dir():
-        return open_dataset(folder)
-    part = corpus(size)
-    return write_dataset(part, train_tokenizer(part.splits["train"], vocab_size=vocab), folder)
+    return prepare(corpus(size), out=out / f"data-{size}-{vocab}", vocab_size=vocab)
 
 
 def bpb(size: int, vocab: int, dim: int, batch: int, passes: float, out: Path) -> float:

@@ -1,11 +1,10 @@
 """Held-out text of a user's own: whole documents by their content, long ones by contiguous blocks.
 
-One document in 20 is validation and one test, by SHA-256; exact and near duplicates go together,
-by the smallest hash among them. Where that gives less than 20 kB of validation, those next in order
-follow, up to a tenth of the text; of less than 400 kB nothing is test. A document of more than 16 KiB
-and a tenth of the whole is not moved as a whole: of each of its stretches the end is validation and
-the middle test, and training pieces that nearly repeat held-out ones are left out. So many near
-copies of one another that they are a tenth of the whole all train.
+One document in 20 is validation and one test, by SHA-256; exact and near duplicates go together.
+Where that gives less than 20 kB of validation, those next in order follow, up to a tenth of the
+text. A document of 2,000 bytes and a tenth of the whole or more is not moved as a whole: of each of
+its stretches the end is validation and, of 400 kB or more, the middle test; training pieces that
+nearly repeat held-out ones are left out. Near copies that make up a tenth of the whole all train.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from niblick.data.duplicates import group_duplicates
-from niblick.data.textfiles import LONG, cut_text
+from niblick.data.textfiles import cut_text
 
 ENOUGH = 20_000  # bytes of held-out text, below which a score's interval is wide
 _PARTS, _LARGEST = 20, 0.1
-_STRETCHES = 4
+_STRETCHES, _BLOCKS = 4, 2_000
 Splits = dict[str, list[str]]
+Rank = tuple[bool, int, int]
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ def split_own(texts: Sequence[str]) -> Held:
     for text, group in zip(texts, group_duplicates(texts), strict=True):
         groups[group].append(text)
     splits: Splits = {"train": [], "validation": [], "test": []}
-    ranked: list[tuple[int, list[str]]] = []
+    ranked: list[tuple[Rank, list[str]]] = []
     blocks = False
     for members in groups.values():
         long = size_of(members) > _LARGEST * total
-        if len(texts) == 1 or (long and len(members) == 1 and len(members[0]) > LONG):
+        if len(texts) == 1 or (long and len(members) == 1 and len(members[0]) >= _BLOCKS):
             blocks = True
             for split, parts in _in_blocks(members[0], small).items():
                 splits[split] += parts
@@ -64,29 +64,26 @@ def split_own(texts: Sequence[str]) -> Held:
             splits["train"] += members
         else:
             ranked.append((min(_rank(text) for text in members), members))
-    _by_rank(ranked, splits, small, total)
+    _by_rank(ranked, splits, total)
     left_out = _leave_out_copies(splits) if blocks else 0
     return Held(splits, len(texts) - len(groups), left_out)
 
 
-def _rank(text: str) -> int:
-    """h mod 20 first, then h: the order in which documents are held out."""
+def _rank(text: str) -> tuple[bool, int, int]:
+    """In which order documents are held out: by h mod 20, then h; what is test comes last."""
     h = int.from_bytes(text_digest(text), "big")
-    return (h % _PARTS << 256) + h
+    return h % _PARTS == 1, h % _PARTS, h
 
 
-def _by_rank(
-    ranked: list[tuple[int, list[str]]], splits: Splits, small: bool, total: int
-) -> None:
+def _by_rank(ranked: list[tuple[Rank, list[str]]], splits: Splits, total: int) -> None:
     """Part 0 is validation, with those next in order until there is enough; part 1 is test."""
     held, wanted = size_of(splits["validation"]), min(ENOUGH, _LARGEST * total)
-    for rank, members in sorted(ranked):
-        part = rank >> 256
-        if part == 0 or held < wanted:
+    for (test, part, _), members in sorted(ranked):
+        if not test and (part == 0 or held < wanted):
             splits["validation"] += members
             held += size_of(members)
         else:
-            splits["test" if part == 1 and not small else "train"] += members
+            splits["test" if test else "train"] += members
 
 
 def _in_blocks(text: str, small: bool) -> Splits:
