@@ -37,7 +37,10 @@ def first(texts: list[str], size: int) -> list[str]:
 def corpus(size: int) -> Corpus:
     """A part of wiki-vital with `size` bytes of training text."""
     whole = load_corpus("wiki-vital").splits
-    parts = {"train": first(whole["train"], size), "validation": first(whole["validation"], HELD_OUT)}
+    parts = {
+        "train": first(whole["train"], size),
+        "validation": first(whole["validation"], HELD_OUT),
+    }
     return Corpus(f"wiki-{size}", parts)
 
 
@@ -51,7 +54,10 @@ def print_tokens(sizes: list[int], vocabularies: list[int]) -> None:
         counts = [sum(len(tokenizer.encode(t)) for t in part.splits[s]) for s in part.splits]
         held = sum(len(text.encode()) for text in part.splits["validation"])
         stored = len(tokenizer.to_bytes())
-        print(f"| {size:,} | {vocab} | {counts[0]:,} | {held / counts[1]:.3f} | {stored:,} |", flush=True)
+        print(
+            f"| {size:,} | {vocab} | {counts[0]:,} | {held / counts[1]:.3f} | {stored:,} |",
+            flush=True,
+        )
 
 
 def dataset(size: int, vocab: int, out: Path) -> Dataset:
@@ -67,11 +73,16 @@ def bpb(size: int, vocab: int, dim: int, batch: int, passes: float, out: Path) -
     data = dataset(size, vocab, out)
     tokens = round(passes * data.token_count("train"))
     settings = (f"model.vocab_size={vocab}", f"model.dim={dim}", f"training.batch_tokens={batch}")
-    recipe = load_recipe("pocket", [*settings, f"training.duration='{tokens} tokens'",
-                                    "training.validation.every=0"])
+    recipe = load_recipe(
+        "pocket", [*settings, f"training.duration='{tokens} tokens'", "training.validation.every=0"]
+    )
     result = train(recipe, data, out / name, world=World())
-    found = evaluate(build_model(recipe, result.tensors), data, split="validation",
-                     options=EvaluationOptions.from_recipe(recipe))
+    found = evaluate(
+        build_model(recipe, result.tensors),
+        data,
+        split="validation",
+        options=EvaluationOptions.from_recipe(recipe),
+    )
     found.write(score)
     return found.bpb
 
@@ -89,8 +100,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.what == "tokens":
         return print_tokens(asked.bytes, asked.vocab)
-    for run in product(asked.bytes, asked.vocab, asked.dim or [128], asked.batch or [4096],
-                       asked.passes or [10.0]):
+    for run in product(
+        asked.bytes, asked.vocab, asked.dim or [128], asked.batch or [4096], asked.passes or [10.0]
+    ):
         print(*run, f"{bpb(*run, asked.out):.4f}", flush=True)
 
 

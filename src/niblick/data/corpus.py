@@ -72,7 +72,9 @@ def _separated(splits: dict[str, list[str]]) -> dict[str, Sequence[str]]:
     seen: set[bytes] = set()
     kept: dict[str, list[str]] = {}
     for split in reversed(SPLITS):
-        kept[split] = [text for text in splits.get(split, []) if text and text_digest(text) not in seen]
+        kept[split] = [
+            text for text in splits.get(split, []) if text and text_digest(text) not in seen
+        ]
         seen.update(map(text_digest, kept[split]))
     return {split: _shuffled(kept[split]) if split == "train" else kept[split] for split in SPLITS}
 

@@ -63,7 +63,7 @@ def split_own(texts: Sequence[str]) -> Held:
         elif long and len(members) > 1:
             splits["train"] += members
         else:
-            ranked.append((min(_rank(text) for text in members), members))
+            ranked.append((_rank(min(members, key=text_digest)), members))
     _by_rank(ranked, splits, total)
     left_out = _leave_out_copies(splits) if blocks else 0
     return Held(splits, len(texts) - len(groups), left_out)

@@ -52,8 +52,47 @@ def _plain(path: Path) -> Iterator[str]:
 
 _SILENT = frozenset(("script", "style", "template", "noscript", "svg", "head"))
 _INLINE = frozenset(
-    "a abbr acronym b bdi bdo big cite code data del dfn em font i img input ins kbd label mark"
-    " math q rp rt ruby s samp small span strike strong sub sup time tt u var wbr".split()
+    [
+        "a",
+        "abbr",
+        "acronym",
+        "b",
+        "bdi",
+        "bdo",
+        "big",
+        "cite",
+        "code",
+        "data",
+        "del",
+        "dfn",
+        "em",
+        "font",
+        "i",
+        "img",
+        "input",
+        "ins",
+        "kbd",
+        "label",
+        "mark",
+        "math",
+        "q",
+        "rp",
+        "rt",
+        "ruby",
+        "s",
+        "samp",
+        "small",
+        "span",
+        "strike",
+        "strong",
+        "sub",
+        "sup",
+        "time",
+        "tt",
+        "u",
+        "var",
+        "wbr",
+    ]
 )
 
 
@@ -181,9 +220,7 @@ def holds_texts(path: Path) -> bool:
     )
 
 
-def read_folder(
-    root: Path, splits: tuple[str, ...]
-) -> tuple[dict[str, list[str]], list[str], str]:
+def read_folder(root: Path, splits: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str], str]:
     """Documents under `root` (a folder or one file): those in folders named as `splits`, all
     others, and in words which files were passed over.
 
