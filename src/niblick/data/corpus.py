@@ -3,9 +3,9 @@
 The split of a document is decided by its own content: h = SHA-256 of its UTF-8 text as a big-endian
 integer mod 20; h = 0 is validation, h = 1 test, the rest trains. A user's own text is sorted so,
 too, with near duplicates together and long documents in blocks (`niblick.data.splits`). Files under
-folders named train, validation and test are taken as sorted by hand instead. No document of a held-out split is also in
-training: an exact duplicate stays in the held-out one. Training documents are put in an order that
-depends on their content alone.
+folders named train, validation and test are taken as sorted by hand instead. No document of a
+held-out split is also in training: an exact duplicate stays in the held-out one. Training documents
+are put in an order that depends on their content alone.
 """
 
 from __future__ import annotations
