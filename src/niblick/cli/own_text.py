@@ -81,6 +81,8 @@ def _fit(
     from niblick.report.own_text import FOLDER, fit_shards, fit_text
 
     folder = Path(source)
+    if (folder / "recipe.toml").is_file() and (folder / "checkpoints").is_dir():
+        raise NiblickError(f"{source!r} is a run, not a text; its text may be in {folder / FOLDER}")
     if text is None and folder.is_dir() and (load_manifest(folder) or find_files(folder)):
         if tokenizer is not None:
             raise NiblickError("shards keep the tokenizer they were written with: no --tokenizer")

@@ -94,7 +94,7 @@ def load_corpus(source: str | Path) -> Corpus:
             " data/datasets"
         )
     by_hand, others, skipped = read_folder(path, SPLITS)
-    notes = (f"passed over {skipped}",) if skipped else ()
+    notes = (f"passed over, being no known kind of text: {skipped}",) if skipped else ()
     if by_hand:
         return _checked(Corpus(path.resolve().name, _separated(by_hand), notes=notes), path)
     return _checked(own_corpus(path.resolve().name, others, notes), path)
