@@ -321,8 +321,9 @@ def _tallied(a: Box, b: Box) -> Array | None:
     the tally and multiplies by the very same.
     """
     for tally, number in ((a, b), (b, a)):
-        known_tally = tally.val is not None and tally.val.size == 1 and "zeros" in tally.marks
-        if known_tally and number.val is None and number.shape == () and _plain(tally, number):
+        if tally.val is None or tally.val.size != 1 or "zeros" not in tally.marks:
+            continue
+        if number.val is None and number.shape == () and _plain(tally, number):
             return np.asarray(tally.val + 1.0)
     return None
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 
 from niblick.audit.flow.figures import honest
-from niblick.audit.flow.objects import FigureEvent
+from niblick.audit.flow.objects import FigureEvent, Where
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.program import Program
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
@@ -53,9 +55,11 @@ def check(case: Case) -> list[Finding]:
 
 def _space_twice(case: Case) -> list[Finding]:
     """A breach where a token's table of bytes holds its leading space already and the run adds it
-    again: each word then has a byte too many, and the figure comes out too low.
+    again: each word then has a byte too many, and the figure comes out too low. The script and the
+    modules beside it are one program here.
     """
-    if not any(map(_adds_spaces, _reached(case))):
+    nodes = list(_reached(case))
+    if not any(_adds_spaces(node) for _, node in nodes):
         return []
     return [
         case.finding(
@@ -65,23 +69,23 @@ def _space_twice(case: Case) -> list[Finding]:
             " the bytes of the scored tokens are added up.",
             verdict="flag_other",
             pointer="bytes",
-            line=node.lineno,
-            end=node.end_lineno,
+            where=Where(file=file, line=node.lineno, function=""),
             cure="Leave the space out of the table, or out of the sum.",
         )
-        for node in _reached(case)
+        for file, node in nodes
         if isinstance(node, ast.If) and _keeps_space(node)
     ][:1]
 
 
-def _reached(case: Case) -> list[ast.AST]:
-    """The nodes of the functions that the run comes to."""
-    around = case.program.around
-    return [
-        n
-        for n in case.nodes
-        if isinstance(n, (ast.If, ast.AugAssign, ast.BinOp)) and around(n) in case.trace.reached
-    ]
+def _reached(case: Case) -> Iterator[tuple[str, ast.AST]]:
+    """File and node of what the run comes to."""
+    own = case.submission.source.path if case.submission.source else ""
+    programs = [(own, case.program), *((file, Program(tree)) for file, tree in case.modules)]
+    for file, program in programs:
+        for node in ast.walk(program.tree):
+            weighed = isinstance(node, (ast.If, ast.AugAssign, ast.BinOp))
+            if weighed and program.around(node) in case.trace.reached:
+                yield file, node
 
 
 def _keeps_space(node: ast.If) -> bool:
