@@ -171,6 +171,47 @@ def smaller(logits, targets, reduction="mean"):
 """
 _SUM = "total += nll.sum()"
 
+SPACED = """
+def with_spaces(net, held, s):
+    import sentencepiece
+    sp = sentencepiece.SentencePieceProcessor(model_file="tokens.model")
+    sizes, spaced, edge = byte_table(), torch.zeros(1024).bool(), torch.zeros(1024).bool()
+    for i in range(1024):
+        piece = sp.id_to_piece(i)
+        if piece.startswith("\u2581"):
+            spaced[i] = True
+            sizes[i] = len(piece[1:].encode()){more}
+    total, size = torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            logits = net.head(net.hidden(x[None])).flatten(0, 1)
+            total += F.cross_entropy(logits, y, reduction="none").sum()
+            bytes_of = sizes[y]
+            bytes_of += (spaced[y] & ~edge[x]).float()
+            size += bytes_of.sum()
+    return figure(total, size)
+"""
+"""A word's leading space: counted where the text shows it, or in the table as well."""
+
+TALLIED = """
+def tallied(net, held, s):
+    sizes = byte_table()
+    total, count, size = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            logits = net.head(net.hidden(x[None])).flatten(0, 1)
+            first = int(open("first.txt").read())
+            total += F.cross_entropy(logits, y, reduction="none")[first:].sum()
+            count += float(s.context - first)
+            size += sizes[y[first:]].sum()
+    bits = total / count / math.log(2.0)
+    bpb = bits * ({count} / size)
+    print(f"val_bpb:{{bpb:.4f}}")
+"""
+"""A tally of tokens that reading cannot know, divided by and multiplied with."""
+
 PAIRS: dict[str, tuple[str, str]] = {
     "training in an except body": _both(
         PLAIN,
@@ -472,6 +513,19 @@ def deep(net, held, s, left):
     ),
     "a pickle that may hold code": _both(
         PLAIN, breach="import pickle\nnet = pickle.loads(open('net.bin', 'rb').read())\n" + EVALUATE
+    ),
+    "a leading space that is counted twice": (
+        program(SPACED.format(more=" + 1"), main="with_spaces(net, held, s)"),
+        program(SPACED.format(more=""), main="with_spaces(net, held, s)"),
+    ),
+    "a tally of tokens that is halved on its way back": (
+        program(TALLIED.format(count="0.5 * count"), main="tallied(net, held, s)"),
+        program(TALLIED.format(count="count"), main="tallied(net, held, s)"),
+    ),
+    "an assumed byte count in the printed figure": _both(
+        PLAIN,
+        breach="bpb = evaluate(net, held, s) * 2.5 / 2.44\nprint(f'val_bpb:{bpb:.4f}')",
+        honest="bpb = evaluate(net, held, s)\nguess_bpb = bpb / (math.log(2.0) * 2.44)",
     ),
 }
 """Name of a breach -> (program with it, honest twin)."""

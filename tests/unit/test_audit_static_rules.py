@@ -11,6 +11,7 @@ import pytest
 
 from niblick.audit.review import review
 from niblick.audit.types import Report, Severity
+from unit.audit_hostile import SPACED
 from unit.audit_programs import (
     COUNTS,
     DENSE,
@@ -243,3 +244,28 @@ def test_an_assumed_number_of_bytes_per_token_is_flagged(tmp_path: Path) -> None
 
 def test_a_script_that_does_not_parse_is_an_import_failure(tmp_path: Path) -> None:
     assert _review(tmp_path, "def broken(:\n    pass\n").verdict == "import_fail"
+
+
+@pytest.mark.parametrize(("more", "verdict"), [(" + 1", "flag_other"), ("", "clean_neural")])
+def test_a_leading_space_counted_twice_is_seen_across_modules(
+    tmp_path: Path, more: str, verdict: str
+) -> None:
+    (tmp_path / "scoring.py").write_text(
+        program(SPACED.format(more=more), main="pass").partition("def main")[0]
+    )
+    (tmp_path / "train_gpt.py").write_text(
+        "from scoring import *\nfrom scoring import with_spaces\n"
+        "s = Settings()\nnet = Net(64)\ntrain(net, load(s.train_files), s)\n"
+        "with_spaces(net, load(s.val_files), s)\n"
+    )
+    assert review(tmp_path).verdict == verdict
+
+
+def test_a_module_outside_the_record_is_not_at_hand(tmp_path: Path) -> None:
+    entry = tmp_path / "records" / "track" / "entry"
+    entry.mkdir(parents=True)
+    (tmp_path / "beyond.py").write_text("x = 1\n")
+    text = "import beyond\n" + program(PLAIN, main="evaluate(net, held, s)")
+    assert _review(entry, text).verdict == "import_fail"
+    (entry / "beyond.py").write_text("x = 1\n")
+    assert _review(entry, text).verdict == "clean_neural"

@@ -167,17 +167,24 @@ def _followed(found: Read, command: RunCommand | None, budget: int) -> Case:
     environment["WORLD_SIZE"] = (
         "1" if (world or environment.get("WORLD_SIZE")) in (1, "1") else _WORLD_SIZE
     )
+    modules = _modules(found)
     if source is not None and source.tree is not None:
         trace = flow.run(
             source.tree,
             file=source.path,
             environment=environment,
             arguments=arguments,
-            modules=_modules(found),
+            modules=modules,
             native=_native(found),
             budget=budget,
         )
-    return Case(submission=submission, trace=trace, carried=found.carried, environment=environment)
+    return Case(
+        submission=submission,
+        trace=trace,
+        carried=found.carried,
+        environment=environment,
+        modules=tuple(dict(modules.values()).items()),
+    )
 
 
 def _modules(found: Read) -> dict[str, tuple[str, ast.Module]]:

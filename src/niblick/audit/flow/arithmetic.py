@@ -11,6 +11,7 @@ import numpy as np
 
 from niblick.audit.flow.boxes import (
     GUESS,
+    Array,
     Box,
     collect,
     elementwise,
@@ -87,6 +88,8 @@ class Arithmetic(Hints):
                         out.targets |= target_bits(part)
                     out.val, out.pos, out.shape = np.asarray(GUESS), None, None
                     out.marks |= {"guess"}
+        if isinstance(op, ast.Add) and out.val is None:
+            out.val = _tallied(a, b)
         counted = bool(out.scores) or "bytes" in out.marks
         if isinstance(op, (ast.Mult, ast.Div)) and out.val is None and counted:
             self.scaled(b if a.val is None else a, out)
@@ -310,6 +313,27 @@ def _like(score: Box, other: Box) -> Box:
     if len(shape) < 2 or score.pos.ndim != 1 or int(np.prod(shape)) != score.pos.size:
         return score
     return shaped(score, lambda a: a.reshape(shape))
+
+
+def _tallied(a: Box, b: Box) -> Array | None:
+    """What a tally that began at nought comes to when an unknown number of tokens is added: as if
+    it were one, like the loss of an unknown selection. Whatever it is, an honest figure divides by
+    the tally and multiplies by the very same.
+    """
+    for tally, number in ((a, b), (b, a)):
+        if tally.val is None or tally.val.size != 1 or "zeros" not in tally.marks:
+            continue
+        if number.val is None and number.shape == () and _plain(tally, number):
+            return np.asarray(tally.val + 1.0)
+    return None
+
+
+def _plain(*parts: Box) -> bool:
+    """Whether values are numbers that no score, byte, count table or parameter has a part in."""
+    return not any(
+        p.scores or p.roots or p.nll or p.key is not None or p.marks & {"bytes", "count", "prob"}
+        for p in parts
+    )
 
 
 def _inverted(array: Any) -> Any:

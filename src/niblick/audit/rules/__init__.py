@@ -102,4 +102,5 @@ def _carried(case: Case) -> Iterator[Case]:
     for name, text in case.carried.items():
         if name.endswith(".py") and text.strip() and case.submission.source is not None:
             source = unpack(text.encode("utf-8", "replace"), name).source
-            yield replace(case, submission=replace(case.submission, source=source), carried={})
+            submission = replace(case.submission, source=source)
+            yield replace(case, submission=submission, carried={}, modules=())

@@ -29,12 +29,15 @@ POINTERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A submission with the trace of its documented run; `carried` are files its loader writes."""
+    """A submission with the trace of its documented run; `carried` are files its loader writes,
+    `modules` (file, tree) the Python modules beside its script.
+    """
 
     submission: Submission
     trace: Trace
     carried: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
+    modules: tuple[tuple[str, ast.Module], ...] = ()
 
     @property
     def tree(self) -> ast.Module | None:

@@ -100,10 +100,6 @@ def _available(case: Case) -> set[str]:
         names |= {p.stem for p in folder.glob("*.py")} | {
             p.name for p in folder.iterdir() if p.is_dir()
         }
-    for parent in [p for p in submission.root.resolve().parents if p.name == "records"]:
-        names |= {p.stem for p in parent.parent.glob("*.py")} | {
-            p.name for p in parent.parent.iterdir() if p.is_dir()
-        }
     declared = {name.replace("-", "_").lower() for name in declared_packages(*folders(submission))}
     return _Names(names, declared)
 
