@@ -79,7 +79,8 @@ class TensorBoard:
     package = "tensorboard"
 
     def __init__(self, run: TrackedRun) -> None:
-        self._run, self._writer = run, None
+        self._run = run
+        self._writer: Any = None
 
     def _open(self, step: int) -> Any:
         """Opened at the first row: what an earlier part of the run wrote beyond it is dropped."""
@@ -87,7 +88,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
 
             folder = str(self._run.folder / "tensorboard")
-            self._writer = SummaryWriter(folder, purge_step=step, flush_secs=10)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(folder, purge_step=step, flush_secs=10)
         return self._writer
 
     def log(self, step: int, values: Values) -> None:
@@ -162,6 +163,8 @@ class Trackio:
             resume="allow" if run.resumed else "never",
             config=run.recipe.model_dump(mode="json"),
             embed=False,
+            auto_log_cpu=False,
+            auto_log_gpu=False,
         )
 
     def log(self, step: int, values: Values) -> None:
