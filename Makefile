@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: setup train shipped-model test lint fuzz lock clean
+.PHONY: setup train shipped-model test lint docs fuzz lock clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,11 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# The documentation site, into build/site; a broken link fails. NO_MKDOCS_2_WARNING quiets an advert.
+docs: setup
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c requirements.lock -r requirements-docs.lock
+	$(BIN)/mkdocs build --strict --quiet
 
 # Ten minutes of new cases; what breaks a promise is added to tests/fuzz/kept.txt, which the tests
 # replay. FUZZ="--sanitize" uses C libraries built with the address and undefined-behaviour sanitizers.

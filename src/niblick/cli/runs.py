@@ -25,11 +25,14 @@ _HOPELESS = 1.1  # An estimate may be wrong by a tenth.
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a run reports: `as_json` keeps standard output for one JSON document."""
+    """How a run reports: `as_json` keeps standard output for one JSON document, `track` names
+    trackers.
+    """
 
     resume: bool = False
     as_json: bool = False
     quiet: bool = False
+    track: tuple[str, ...] = ()
 
 
 def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | None:
@@ -41,6 +44,7 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
         from niblick.cli.progress import progress_bar
         from niblick.plan import make_plan
         from niblick.report.run import run_directory, train_and_score
+        from niblick.report.tracking import TrackedRun, tracked
         from niblick.runtime import read_world
 
     world = read_world()
@@ -49,13 +53,23 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
             _say(f"warning: {warning}")
     with run_directory(world, folder, name=recipe.name) as place:
         _tell(world, folder, place)
-        with progress_bar(make_plan(recipe.model), recipe, enabled=world.is_main) as report:
-            outcome = train_and_score(
-                recipe, place, world=world, resume=options.resume, on_progress=report, say=_say
-            )
-        if not world.is_main:
-            return None
-        card = _card(recipe, place, outcome)
+        names = options.track if world.is_main else ()
+        run = TrackedRun(folder=place, recipe=recipe, resumed=options.resume)
+        with tracked(names, run, _say) as trackers:
+            with progress_bar(make_plan(recipe.model), recipe, enabled=world.is_main) as report:
+                outcome = train_and_score(
+                    recipe,
+                    place,
+                    world=world,
+                    resume=options.resume,
+                    on_progress=report,
+                    say=_say,
+                    track=trackers.log if names else None,
+                )
+            if not world.is_main:
+                return None
+            card = _card(recipe, place, outcome)
+            trackers.take_card(card)
     if not options.quiet:
         show_card(card, options.as_json)
     return card

@@ -4,6 +4,7 @@ several.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +53,13 @@ def train_command(
         Path | None,
         typer.Option(metavar="RUN", help="Continue the run in this directory where it stopped."),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Also tell tensorboard, trackio or wandb what is measured; repeatable.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train RECIPE, pack it under its byte cap, score it from the packed file and print its
@@ -59,13 +67,14 @@ def train_command(
     """
     from niblick.cli.runs import Options, run_once, run_seeds
 
+    options = Options(as_json=as_json, track=_trackers(track))
     if resume is not None:
         given = (recipe, data, tokenizer, overrides, duration, max_bytes, seed, seeds, out)
         if any(value is not None for value in given):
             raise NiblickError(
                 "--resume RUN takes everything from the run: give no recipe and no other setting"
             )
-        run_once(_resumed(resume), resume, Options(resume=True, as_json=as_json))
+        run_once(_resumed(resume), resume, replace(options, resume=True))
         return
     if recipe is None:
         raise NiblickError("give a RECIPE (see `niblick recipes`) or --resume RUN")
@@ -80,14 +89,22 @@ def train_command(
             given=given_keys(recipe, overrides, duration),
             tokenizer=tokenizer,
             seeds=seeds,
-            options=Options(as_json=as_json),
+            options=options,
         )
     elif tokenizer is not None:
         raise NiblickError("--tokenizer goes with --data; else --set data.tokenizer=...")
     elif seeds is None:
-        run_once(chosen, out, Options(as_json=as_json))
+        run_once(chosen, out, options)
     else:
-        run_seeds(chosen, out, seeds, Options(as_json=as_json))
+        run_seeds(chosen, out, seeds, options)
+
+
+def _trackers(names: list[str] | None) -> tuple[str, ...]:
+    if not names:
+        return ()
+    from niblick.report.tracking import check_trackers
+
+    return check_trackers(names)
 
 
 def _resumed(folder: Path) -> Recipe:
