@@ -227,7 +227,9 @@ def _fit_training(
     said, changes = [], _batches(recipe, tokens, given)
     if changes:
         steps = max(tokens // changes[BATCH], 1)
-        said.append(f"batches of {changes[BATCH]:,} tokens: a pass of {tokens:,} has {steps:,} steps")
+        said.append(
+            f"batches of {changes[BATCH]:,} tokens: a pass of {tokens:,} has {steps:,} steps"
+        )
     passes = _rule(size).passes
     if DURATION not in given and passes is not None:
         changes[DURATION] = f"{round(passes * tokens)} tokens"
