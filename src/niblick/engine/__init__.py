@@ -1,6 +1,7 @@
 """Running a model without torch: engines with constant state, sampling, streams of text."""
 
 from niblick.engine.base import Engine
+from niblick.engine.batch import Likelihoods, likelihoods, sequence
 from niblick.engine.choice import open_engine
 from niblick.engine.continuation import Continuation, continue_batch, continue_tokens, start_text
 from niblick.engine.native import NativeEngine
@@ -11,11 +12,14 @@ __all__ = [
     "GREEDY",
     "Continuation",
     "Engine",
+    "Likelihoods",
     "NativeEngine",
     "NumpyEngine",
     "Sampling",
     "continue_batch",
     "continue_tokens",
+    "likelihoods",
     "open_engine",
+    "sequence",
     "start_text",
 ]
