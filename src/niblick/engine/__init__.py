@@ -3,7 +3,13 @@
 from niblick.engine.base import Engine
 from niblick.engine.batch import Likelihoods, likelihoods, sequence
 from niblick.engine.choice import open_engine
-from niblick.engine.continuation import Continuation, continue_batch, continue_tokens, start_text
+from niblick.engine.continuation import (
+    Continuation,
+    TextStream,
+    continue_batch,
+    continue_tokens,
+    start_text,
+)
 from niblick.engine.native import NativeEngine
 from niblick.engine.plain import NumpyEngine
 from niblick.engine.sampling import GREEDY, Sampling
@@ -16,6 +22,7 @@ __all__ = [
     "NativeEngine",
     "NumpyEngine",
     "Sampling",
+    "TextStream",
     "continue_batch",
     "continue_tokens",
     "likelihoods",
