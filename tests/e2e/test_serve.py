@@ -256,7 +256,7 @@ def test_another_host_needs_a_key_and_values_are_bounded():
     with pytest.raises(NiblickError, match="give --api-key"):
         ServeOptions(host="0.0.0.0")
     for wrong in ({"port": 70_000}, {"slots": 0}, {"queue": -1}, {"api_key": ""}):
-        with pytest.raises(NiblickError, match="accepted are|must not be empty"):
+        with pytest.raises(NiblickError, match=r"accepted are|must not be empty"):
             ServeOptions(**wrong)
     assert ServeOptions(host="0.0.0.0", api_key="k").host == "0.0.0.0"
 
@@ -272,7 +272,7 @@ def test_a_full_queue_says_when_to_come_back(model):
 
 def _metric(server, name):
     text = ask(server, None, "GET", "/metrics")[1].decode()
-    return float(re.search(rf"^{name} (\S+)$", text, re.M)[1])
+    return float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1])
 
 
 def test_a_client_that_hangs_up_frees_its_slot(model):
