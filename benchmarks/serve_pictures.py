@@ -1,7 +1,7 @@
 """The pictures of docs/serving.md; `python benchmarks/serve_pictures.py MODEL [--out docs]`.
 
 Starts a server of MODEL and a headless chromium, writes and scores a text, and takes the pictures:
-writing (light), scoring (dark), a phone. Colours are reduced to 64 where Pillow is installed.
+writing (light), scoring (dark), a phone. Colours are reduced to 128 where Pillow is installed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def shrink(path: Path) -> None:
     except ModuleNotFoundError:
         return
     with Image.open(path) as picture:
-        small = picture.convert("RGB").quantize(64)
+        small = picture.convert("RGB").quantize(128)
     small.save(path, optimize=True)
 
 

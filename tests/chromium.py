@@ -32,10 +32,10 @@ class Chromium:
         flags = [f"--{flag}" for flag in (*FLAGS, *QUIET, "remote-debugging-pipe")]
         self._process = subprocess.Popen(  # it reads from descriptor 3 and writes to 4
             [
-                "sh",
+                "bash",
                 "-c",
                 f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}',
-                "sh",
+                "bash",
                 program,
                 *flags,
                 f"--user-data-dir={self._folder.name}",
@@ -54,6 +54,7 @@ class Chromium:
         self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
     def __enter__(self) -> Self:
         return self

@@ -255,7 +255,7 @@ def test_a_key_is_asked_for_where_one_is_set(model):
 def test_another_host_needs_a_key_and_values_are_bounded():
     with pytest.raises(NiblickError, match="give --api-key"):
         ServeOptions(host="0.0.0.0")
-    for wrong in ({"port": 70_000}, {"slots": 0}, {"queue": -1}, {"api_key": ""}):
+    for wrong in ({"port": 70_000}, {"slots": 0}, {"queue": -1}, {"threads": 0}, {"api_key": ""}):
         with pytest.raises(NiblickError, match=r"accepted are|must not be empty"):
             ServeOptions(**wrong)
     assert ServeOptions(host="0.0.0.0", api_key="k").host == "0.0.0.0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import sys
 import time
@@ -25,6 +26,7 @@ from starlette.types import ASGIApp
 from niblick.engine import Engine
 from niblick.errors import NiblickError
 from niblick.facade import Model
+from niblick.limits import MAX_THREADS
 from niblick.serve.batcher import Batcher, Progress
 from niblick.serve.completions import Completions
 from niblick.serve.guard import Guard, is_loopback
@@ -57,6 +59,7 @@ class ServeOptions:
         for name, low, high in (
             ("port", 0, 65_535),
             ("slots", 1, 1024),
+            ("threads", 1, MAX_THREADS),
             ("queue", 0, 1 << 20),
             ("most_tokens", 1, 1 << 20),
             ("most_prompt", 1, 1 << 20),
@@ -241,8 +244,10 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
-    except (OSError, UnicodeError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except (OSError, UnicodeError) as error:
+        number = getattr(error, "errno", None)
+        known = number is not None and number > 0  # names that are not found have other numbers
+        reason = os.strerror(number) if known else getattr(error, "strerror", None) or error
         raise NiblickError(f"cannot listen on {host}:{port}: {reason}") from None
 
 

@@ -303,7 +303,7 @@ tabs.forEach((tab, i) => {
 });
 for (const legend of document.querySelectorAll(".legend")) {
   [0, ...BINS].forEach((bits, i) =>
-    legend.append(make("span", i === BINS.length ? `${bits}+ bits` : String(bits), "b" + i)));
+    legend.append(make("span", i ? String(bits) : "0 bits", "b" + i)));
 }
 at("write-form").addEventListener("submit", (event) => { event.preventDefault(); write(); });
 at("score-form").addEventListener("submit", (event) => { event.preventDefault(); score(); });
