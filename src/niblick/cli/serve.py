@@ -37,7 +37,7 @@ def serve_command(
     slots: Annotated[int | None, typer.Option(help="Texts written at once.")] = None,
     queue: Annotated[int, typer.Option(help="Texts that may wait for a slot.")] = 256,
     max_tokens: Annotated[int, typer.Option(help="Most tokens of one text.")] = 4096,
-    max_prompt: Annotated[int, typer.Option(help="Most tokens of one prompt.")] = 65_536,
+    max_prompt: Annotated[int, typer.Option(help="Most tokens of one prompt.")] = 16_384,
     drain_seconds: Annotated[
         int, typer.Option(help="Time that texts under way get once a signal has come.")
     ] = 30,

@@ -17,6 +17,7 @@ from niblick.engine.base import Engine, Ids, Wanted
 from niblick.engine.batch import Sequences
 from niblick.engine.sampling import Sampling
 from niblick.engine.structures import Layout, PlanStruct
+from niblick.errors import NiblickError
 from niblick.plan import Plan
 from niblick.runtime import thread_count
 
@@ -126,6 +127,8 @@ class NativeEngine(Engine):
 
     def extend(self, sequences: Sequences, steps: int) -> NDArray[np.int32]:
         """See `Engine.extend`; done by the library in one call."""
+        if len(sequences) > self.slots:
+            raise NiblickError(f"{len(sequences)} sequences do not fit {self.slots} slots")
         rows = np.ascontiguousarray(sequences)
         found = np.empty((steps, len(rows)), dtype=np.int32)
         self._library.nb_continue(

@@ -52,7 +52,7 @@ class ServeOptions:
     threads: int | None = None
     queue: int = 256
     most_tokens: int = 4096
-    most_prompt: int = 65_536
+    most_prompt: int = 16_384
     drain_seconds: int = 30
 
     def __post_init__(self) -> None:
@@ -245,9 +245,8 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=512)
     except (OSError, UnicodeError) as error:
-        number = getattr(error, "errno", None)
-        known = number is not None and number > 0  # names that are not found have other numbers
-        reason = os.strerror(number) if known else getattr(error, "strerror", None) or error
+        number = getattr(error, "errno", None) or 0  # below 0 where a name is not found
+        reason = os.strerror(number) if number > 0 else getattr(error, "strerror", error)
         raise NiblickError(f"cannot listen on {host}:{port}: {reason}") from None
 
 
@@ -259,6 +258,7 @@ def run(service: Service, listener: socket.socket) -> None:
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,
         ws="none",
         limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=service.options.drain_seconds,

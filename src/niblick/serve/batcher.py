@@ -116,8 +116,7 @@ class Batcher:
         with self._changed:
             if self.failure is not None:
                 raise NiblickError(self.failure)
-            free = len(self._free) if not self._waiting else 0
-            if self._waiting + len(jobs) > self.queue + free:
+            if self._waiting + len(jobs) > self.queue + len(self._free):
                 raise FullError(self._retry_after())
             self._requests.append(deque(jobs))
             self._waiting += len(jobs)

@@ -38,14 +38,19 @@ class Choice:
         self._stream = TextStream(tokenizer, int(text.ids[-1]), order.stops)
         self._ready: list[str] = []
         self._entries: list[_Entry] = []
-        self._scored: list[Likelihoods] = []
-        self._previous: int | None = int(text.ids[-1])
         self._told = not order.echo  # whether the prompt has been given out
         self._before = self._given = 0  # characters of the prompt; all that went out
+        self._previous: int | None = int(text.ids[-1])
+        if order.echo:
+            self._previous = int(text.ids[0]) if text.shown else None
+            self._prompt, self._read = tokenizer.decode_stream(self._previous), text.shown
+            if not text.shown and order.likeliest is not None:
+                self._note_prompt(None)
 
     def take(self, progress: Progress) -> bool:
         """Follow one round's progress; whether the text ended here though its job goes on."""
-        self._scored += progress.prompt
+        for found in progress.prompt:
+            self._note_prompt(found)
         if self.finish is not None:
             return False
         if not self._told and (progress.tokens or progress.finish):
@@ -91,19 +96,19 @@ class Choice:
             "text_offset": [entry.offset for entry in out],
         }
 
+    def _note_prompt(self, found: Likelihoods | None) -> None:
+        """The next token of the prompt, with its likelihood where it has one."""
+        token = int(self.text.ids[self._read])
+        offset = self._before
+        self._before += len(self._prompt.push(token))
+        self._note(token, offset, self._before, found)
+        self._read += 1
+
     def _tell_prompt(self) -> None:
-        """The prompt's own text and, where they are wanted, likelihoods."""
+        """The whole prompt has been read: give it out."""
         self._told = True
-        ids, shown = self.text.ids.tolist(), self.text.shown
-        self._ready.append(self._tokenizer.decode(ids[shown:]))
-        self._previous = ids[0] if shown else None
-        if self._order.likeliest is not None:
-            decoder = self._tokenizer.decode_stream(self._previous)
-            reached = 0
-            for at, token in enumerate(ids[shown:], start=shown):
-                offset, reached = reached, reached + len(decoder.push(token))
-                self._note(token, offset, reached, self._scored[at - 1] if at else None)
-        self._scored = []
+        ids = self.text.ids.tolist()
+        self._ready.append(self._tokenizer.decode(ids[self.text.shown :]))
         self._previous, self._before = ids[-1], len(self._ready[-1])
 
     def _note(self, token: int, offset: int, reached: int, found: Likelihoods | None) -> None:

@@ -40,6 +40,7 @@ static int allocate(nb_engine *e) {
     ok = (e->slot = calloc(p->slots, sizeof(nb_slot))) && ok;
     ok = (e->column = calloc(n, sizeof(nb_column))) && ok;
     ok = (e->draws = calloc((int64_t)p->threads * p->vocab, sizeof(nb_draw))) && ok;
+    ok = (e->given = calloc(2 * (int64_t)p->slots, sizeof(int32_t))) && ok;
     return ok;
 }
 
@@ -57,9 +58,10 @@ nb_engine *nb_create(const nb_plan *plan) {
 
 void nb_destroy(nb_engine *e) {
     if (!e) return;
-    void *owned[] = {e->x,       e->x0,    e->xe,     e->u,    e->a,      e->b,     e->o,
-                     e->hidden,  e->qkv,   e->ve,     e->side, e->skip,   e->angle, e->scores,
-                     e->scratch, e->state, e->logits, e->slot, e->column, e->draws, e->log_sum};
+    void *owned[] = {e->x,      e->x0,     e->xe,      e->u,     e->a,      e->b,
+                     e->o,      e->hidden, e->qkv,     e->ve,    e->side,   e->skip,
+                     e->angle,  e->scores, e->scratch, e->state, e->logits, e->slot,
+                     e->column, e->draws,  e->log_sum, e->given};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     free(e);
 }

@@ -28,8 +28,7 @@ enum {
     BLOCK = 64,
     UNIT = 8 * ROWS,
     NO_TOKEN = -1,
-    MAX_THREADS = 64,
-    NB_MOST_SEQUENCES = 4096
+    MAX_THREADS = 64
 };
 enum { TOKEN_SHIFT = 0, ATTENTION = 1 };
 enum { NONE = 0, LAST = 1, ALL = 2 };                     /* tokens whose logits are wanted */
@@ -117,6 +116,7 @@ typedef struct nb_engine {
     uint8_t *scratch; /* threads x scratch_bytes */
     int64_t scratch_bytes;
     nb_draw *draws; /* threads x V */
+    int32_t *given; /* 2 x slots: those that go on, and their tokens */
     int32_t wide, wide_hidden, wide_qkv, score_floats;
     int32_t
         active; /* threads of this call: all of them, or one where single columns go faster alone */

@@ -92,11 +92,11 @@ static void choose_some(void *what, int thread) {
     }
 }
 
-/* `steps` times: choose the next token of each of n <= columns sequences, whose slots have logits,
+/* `steps` times: choose the next token of each of n <= slots sequences, whose slots have logits,
  * into tokens (steps, n), NO_TOKEN for those that have none left; then give the slots these tokens,
  * all at once. A sequence's last token is not given: nothing follows it. */
 void nb_continue(nb_engine *e, int n, nb_sequence *sequences, int steps, int32_t *tokens) {
-    int32_t slots[NB_MOST_SEQUENCES], given[NB_MOST_SEQUENCES];
+    int32_t *slots = e->given, *given = slots + e->plan.slots;
     for (int step = 0; step < steps; step++, tokens += n) {
         int greedy = 1, live = 0;
         for (int i = 0; i < n; i++) greedy &= sequences[i].temperature == 0;
