@@ -184,6 +184,12 @@ def test_a_command_of_the_lab_names_what_installs_it_in_one_line(run, model, arg
     assert "pip install 'niblick[lab]'" in err and "torch" in err and err.count("\n") == 1
 
 
+def test_serving_without_its_extra_names_what_installs_it_in_one_line(run, model):
+    code, _, err = run("serve", str(model / "a.nib"))
+    assert code == 2
+    assert "pip install 'niblick[serve]'" in err and err.count("\n") == 1
+
+
 def test_python_gets_a_model_whose_torch_form_names_the_lab(runtime, model):
     script = (
         "import sys, niblick; m = niblick.load(sys.argv[1]); m.logits([1, 70, 80]).shape;"

@@ -50,6 +50,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Train variants of a recipe without named techniques.",
     ),
     "generate": ("niblick.cli.generate:generate_command", "Continue a prompt."),
+    "serve": (
+        "niblick.cli.serve:serve_command",
+        "Serve a model: OpenAI's completions interface and a page.",
+    ),
     "import": (
         "niblick.cli.foreign:import_command",
         "Read a published state dict into a checkpoint.",

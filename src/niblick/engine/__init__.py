@@ -1,8 +1,15 @@
 """Running a model without torch: engines with constant state, sampling, streams of text."""
 
 from niblick.engine.base import Engine
+from niblick.engine.batch import Likelihoods, likelihoods, sequence
 from niblick.engine.choice import open_engine
-from niblick.engine.continuation import Continuation, continue_batch, continue_tokens, start_text
+from niblick.engine.continuation import (
+    Continuation,
+    TextStream,
+    continue_batch,
+    continue_tokens,
+    start_text,
+)
 from niblick.engine.native import NativeEngine
 from niblick.engine.plain import NumpyEngine
 from niblick.engine.sampling import GREEDY, Sampling
@@ -11,11 +18,15 @@ __all__ = [
     "GREEDY",
     "Continuation",
     "Engine",
+    "Likelihoods",
     "NativeEngine",
     "NumpyEngine",
     "Sampling",
+    "TextStream",
     "continue_batch",
     "continue_tokens",
+    "likelihoods",
     "open_engine",
+    "sequence",
     "start_text",
 ]

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from niblick.engine.batch import NO_TOKEN, Sequences, sampling_of
 from niblick.engine.sampling import Sampling, choose
 from niblick.errors import NiblickError
 
@@ -85,6 +86,26 @@ class Engine(ABC):
         It is draw number `draw` of the sampling's seed.
         """
         return choose(self.logits(slot)[:vocab], sampling, draw)
+
+    def extend(self, sequences: Sequences, steps: int) -> NDArray[np.int32]:
+        """`steps` more tokens (steps, n) of each of n sequences, whose rows are brought up to date.
+
+        Their slots hold logits. `NO_TOKEN` stands where a sequence has none left; its last token is
+        not read, since nothing follows it.
+        """
+        found = np.full((steps, len(sequences)), NO_TOKEN, dtype=np.int32)
+        for tokens in found:
+            for at in np.flatnonzero(sequences["left"] > 0):
+                row = sequences[at]
+                token = self.choose(
+                    int(row["slot"]), sampling_of(row), int(row["draw"]), int(row["vocab"])
+                )
+                tokens[at], row["draw"] = token, row["draw"] + 1
+                row["left"] = 0 if token == row["end"] else row["left"] - 1
+            live = sequences["left"] > 0
+            if live.any():
+                self.advance(sequences["slot"][live], tokens[live], "last")
+        return found
 
     def check(self, slot: int, tokens: Ids) -> NDArray[np.int64]:
         """`tokens` as int64 ids; `NiblickError` where an id or the slot does not exist."""

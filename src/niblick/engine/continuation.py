@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from niblick.engine.base import Engine
 from niblick.engine.sampling import Sampling
 from niblick.errors import NiblickError
-from niblick.text.tokenizer import DecodeStream, Tokenizer
+from niblick.text.tokenizer import Tokenizer
 
 
 def continue_tokens(
@@ -92,17 +92,20 @@ class Continuation:
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text, none of them empty."""
-        hold = StopFilter(self.stop)
-        decoder = self.tokenizer.decode_stream(self.prompt[-1])
+        stream = TextStream(self.tokenizer, self.prompt[-1], self.stop)
         for token in self._ids():
-            piece = hold.push(decoder.push(token))
+            piece = stream.push(token)
             self.text += piece
             if piece:
                 yield piece
-            if hold.stopped:
+            if stream.stopped:
                 self.finish = "stop"
                 return
-        yield from self._rest(decoder, hold)
+        piece = stream.flush()
+        self.finish = "stop" if stream.stopped else self.finish
+        self.text += piece
+        if piece:
+            yield piece
 
     def _ids(self) -> Iterator[int]:
         ids = continue_tokens(
@@ -118,16 +121,6 @@ class Continuation:
                 return
             self.tokens.append(token)
             yield token
-
-    def _rest(self, decoder: DecodeStream, hold: StopFilter) -> Iterator[str]:
-        piece = hold.push(decoder.flush())
-        if hold.stopped:
-            self.finish = "stop"
-        else:
-            piece += hold.flush()
-        self.text += piece
-        if piece:
-            yield piece
 
 
 def start_text(
@@ -158,6 +151,34 @@ def start_text(
     return Continuation(
         engine, tokenizer, ids, sampling, max_tokens, tuple(stop), across_documents=across_documents
     )
+
+
+class TextStream:
+    """The text of tokens one by one, after the token `after`, up to the first of `stops`; `reached`
+    counts the characters of all tokens so far, those that are held back included.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, after: int, stops: Sequence[str]) -> None:
+        self._decoder, self._filter = tokenizer.decode_stream(after), StopFilter(stops)
+        self.reached = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self._filter.stopped
+
+    def push(self, token: int) -> str:
+        """The text that may go out now."""
+        text = self._decoder.push(token)
+        self.reached += len(text)
+        return self._filter.push(text) if text else ""
+
+    def flush(self) -> str:
+        """What was held back, once no more tokens come."""
+        text = self._decoder.flush()
+        self.reached += len(text)
+        out = self._filter.push(text)
+        return out if self.stopped else out + self._filter.flush()
 
 
 class StopFilter:

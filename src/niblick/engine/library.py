@@ -9,7 +9,7 @@ from niblick.toolchain import TUNED, CLibrary
 ENGINE = CLibrary(
     package="niblick.engine",
     folder="native",
-    names=("api.c", "attention.c", "forward.c", "product.c", "vector.c", "engine.h"),
+    names=("api.c", "attention.c", "forward.c", "product.c", "sample.c", "vector.c", "engine.h"),
     flags=("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     tunings=TUNED,
     pooled=True,

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from niblick.codecs.quantized import Tensors
 from niblick.engine.base import Engine, Ids, Wanted
+from niblick.engine.batch import Sequences
 from niblick.engine.sampling import Sampling
 from niblick.engine.structures import Layout, PlanStruct
+from niblick.errors import NiblickError
 from niblick.plan import Plan
 from niblick.runtime import thread_count
 
@@ -123,6 +125,19 @@ class NativeEngine(Engine):
         )
         return found
 
+    def extend(self, sequences: Sequences, steps: int) -> NDArray[np.int32]:
+        """See `Engine.extend`; done by the library in one call."""
+        if len(sequences) > self.slots:
+            raise NiblickError(f"{len(sequences)} sequences do not fit {self.slots} slots")
+        rows = np.ascontiguousarray(sequences)
+        found = np.empty((steps, len(rows)), dtype=np.int32)
+        self._library.nb_continue(
+            self._engine, len(rows), rows.ctypes.data, steps, found.ctypes.data
+        )
+        if rows is not sequences:
+            sequences[:] = rows
+        return found
+
     def _run(self, count: int, slots: int, wanted: int) -> None:
         failed = self._library.nb_run(self._engine, count, slots, self._at[1], wanted)
         assert not failed
@@ -148,6 +163,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "nb_rows": (floats, [handle]),
         "nb_stride": (integer, [handle]),
         "nb_nll": (None, [handle, integer, integer, pointer, pointer]),
+        "nb_continue": (None, [handle, integer, pointer, integer, pointer]),
         "nb_choose": (
             integer,
             [handle, integer, integer, real, integer, real, ctypes.c_uint64, ctypes.c_uint64],

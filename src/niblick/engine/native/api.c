@@ -1,4 +1,4 @@
-/* What Python calls: create, reset, run columns, read logits, choose the next token. */
+/* What Python calls: create, reset, run columns, read logits. */
 #include "engine.h"
 
 #include <math.h>
@@ -7,11 +7,6 @@
 #include <time.h>
 
 enum { TRIALS = 8, PROBE = 100 };
-
-typedef struct {
-    double weight;
-    int id;
-} nb_draw;
 
 static int pad(int n) { return (n + BLOCK - 1) / BLOCK * BLOCK; }
 
@@ -44,7 +39,8 @@ static int allocate(nb_engine *e) {
     ok = (e->logits = nb_floats((int64_t)p->slots * p->vocab)) && ok;
     ok = (e->slot = calloc(p->slots, sizeof(nb_slot))) && ok;
     ok = (e->column = calloc(n, sizeof(nb_column))) && ok;
-    ok = (e->draws = calloc(p->vocab, sizeof(nb_draw))) && ok;
+    ok = (e->draws = calloc((int64_t)p->threads * p->vocab, sizeof(nb_draw))) && ok;
+    ok = (e->given = calloc(2 * (int64_t)p->slots, sizeof(int32_t))) && ok;
     return ok;
 }
 
@@ -62,9 +58,10 @@ nb_engine *nb_create(const nb_plan *plan) {
 
 void nb_destroy(nb_engine *e) {
     if (!e) return;
-    void *owned[] = {e->x,       e->x0,    e->xe,     e->u,    e->a,      e->b,     e->o,
-                     e->hidden,  e->qkv,   e->ve,     e->side, e->skip,   e->angle, e->scores,
-                     e->scratch, e->state, e->logits, e->slot, e->column, e->draws, e->log_sum};
+    void *owned[] = {e->x,      e->x0,     e->xe,      e->u,     e->a,      e->b,
+                     e->o,      e->hidden, e->qkv,     e->ve,    e->side,   e->skip,
+                     e->angle,  e->scores, e->scratch, e->state, e->logits, e->slot,
+                     e->column, e->draws,  e->log_sum, e->given};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
     free(e);
 }
@@ -145,58 +142,4 @@ void nb_nll(nb_engine *e, int n, int count, const int32_t *targets, float *out) 
             int64_t at = (int64_t)c * count + k;
             out[at] = e->log_sum[c] - e->hidden[(int64_t)c * e->wide_hidden + targets[at]];
         }
-}
-
-static double uniform(uint64_t seed, uint64_t draw) {
-    uint64_t z = seed + (draw + 1) * 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return (double)((z ^ (z >> 31)) >> 11) * 0x1p-53;
-}
-
-static int likelier(const void *left, const void *right) {
-    const nb_draw *a = left, *b = right;
-    if (a->weight != b->weight) return a->weight > b->weight ? -1 : 1;
-    return (a->id > b->id) - (a->id < b->id);
-}
-
-static int by_id(const void *left, const void *right) {
-    return ((const nb_draw *)left)->id - ((const nb_draw *)right)->id;
-}
-
-/* Keep the top_k likeliest of n draws, then the fewest that hold top_p of their weight; sorted by
- * id again. */
-static int filter(nb_draw *draws, int n, int top_k, double top_p) {
-    double held = 0, sum = 0;
-    qsort(draws, n, sizeof *draws, likelier);
-    if (top_k > 0 && top_k < n) n = top_k;
-    for (int i = 0; i < n; i++) sum += draws[i].weight;
-    for (int i = 0; i < n; i++) {
-        held += draws[i].weight;
-        if (held >= top_p * sum) n = i + 1;
-    }
-    qsort(draws, n, sizeof *draws, by_id);
-    return n;
-}
-
-/* The rule of engine/sampling.py. */
-int nb_choose(nb_engine *e, int slot, int vocab, double temperature, int top_k, double top_p,
-              uint64_t seed, uint64_t draw) {
-    const float *logits = nb_logits(e, slot);
-    nb_draw *draws = e->draws;
-    int best = 0, n = vocab;
-    for (int i = 1; i < vocab; i++)
-        if (logits[i] > logits[best]) best = i;
-    if (temperature == 0) return best;
-    for (int i = 0; i < vocab; i++)
-        draws[i] = (nb_draw){exp(((double)logits[i] - logits[best]) / temperature), i};
-    if (top_k > 0 || top_p < 1) n = filter(draws, n, top_k, top_p);
-    double sum = 0, reached = 0;
-    for (int i = 0; i < n; i++) sum += draws[i].weight;
-    double target = uniform(seed, draw) * sum;
-    for (int i = 0; i < n; i++) {
-        reached += draws[i].weight;
-        if (reached > target) return draws[i].id;
-    }
-    return best;
 }

@@ -90,6 +90,19 @@ typedef struct {
     int32_t token;
 } nb_slot;
 
+/* a text being written; mirrored by engine/batch.py. `left` tokens may still come; `end` is the
+ * token after which none do, or -1; `draw` counts those that have come */
+typedef struct {
+    int32_t slot, left, end, vocab, top_k, unused;
+    double temperature, top_p;
+    uint64_t seed, draw;
+} nb_sequence;
+
+typedef struct {
+    double weight;
+    int id;
+} nb_draw;
+
 typedef struct nb_engine {
     nb_plan plan;
     float *state;  /* slots x state_floats */
@@ -102,7 +115,8 @@ typedef struct nb_engine {
     float *scores;    /* threads x (H/G) x span */
     uint8_t *scratch; /* threads x scratch_bytes */
     int64_t scratch_bytes;
-    void *draws;
+    nb_draw *draws; /* threads x V */
+    int32_t *given; /* 2 x slots: those that go on, and their tokens */
     int32_t wide, wide_hidden, wide_qkv, score_floats;
     int32_t
         active; /* threads of this call: all of them, or one where single columns go faster alone */
@@ -164,7 +178,9 @@ float *nb_logits(nb_engine *e, int slot);
 float *nb_rows(nb_engine *e);
 int nb_stride(nb_engine *e);
 void nb_nll(nb_engine *e, int n, int count, const int32_t *targets, float *out);
+/* sample.c */
 int nb_choose(nb_engine *e, int slot, int vocab, double temperature, int top_k, double top_p,
               uint64_t seed, uint64_t draw);
+void nb_continue(nb_engine *e, int n, nb_sequence *sequences, int steps, int32_t *tokens);
 
 #endif
