@@ -52,11 +52,13 @@ class Variant:
 
     def options_for(self, compiler: Sequence[str]) -> Options:
         """As `compiler` takes them."""
-        return (f"-mcpu={self.zig}",) if "ziglang" in compiler else self.options
+        if "ziglang" not in compiler:
+            return self.options
+        return (f"-mcpu={self.zig}",) if self.needs else ()
 
 
 _V4 = ("-march=x86-64-v4", "-mavx512vnni")
-BASELINE = Variant("baseline", (), "baseline")
+BASELINE = Variant("baseline", (), "")
 AVX2 = Variant("avx2", ("-march=x86-64-v3",), "x86_64_v3", frozenset({"v3"}))
 AVX512 = Variant("avx512", _V4, "x86_64_v4+avx512vnni", frozenset({"v3", "v4", "vnni"}))
 AVX512_BF16 = Variant(
@@ -172,7 +174,7 @@ class CLibrary:
             units = [str(folder / file) for file in sources if file.endswith(".c")]
             pooled = ("-pthread",) if self.pooled else ()
             command = [
-                *compiler, *self.flags, "-shared", "-fPIC", *pooled, *options, *units,
+                *compiler, *self.flags, "-w", "-shared", "-fPIC", *pooled, *options, *units,
                 "-o", str(built), "-lm",
             ]  # fmt: skip
             if subprocess.run(command, check=False, capture_output=True, timeout=300).returncode:
