@@ -1,9 +1,9 @@
 """The native libraries as part of a wheel; the rest is in pyproject.toml.
 
-A wheel carries every library of niblick.toolchain, in all variants of its platform: that of this
-machine by its C compiler, or by ziglang where it has none; `--config-settings=--build-option=--target=NAME` builds
-for another by ziglang (see docs/platforms.md). An editable install carries none: a checkout
-compiles on first use.
+A wheel carries every library of niblick.toolchain, in all variants of its platform. That of this
+machine is built by its C compiler, or by ziglang where it has none, and any other by ziglang:
+`--config-settings=--build-option=--target=NAME`, see docs/platforms.md. An editable install
+carries none: a checkout compiles on first use.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent / "src"))
-from niblick.toolchain import BASELINE, LIBRARIES, SUFFIX  # noqa: E402
+from niblick.toolchain import BASELINE, LIBRARIES, SUFFIX
 
 ZIGLANG = "ziglang==0.17.1"
 ZIG = (sys.executable, "-m", "ziglang", "cc")
@@ -59,7 +60,7 @@ class BinaryDistribution(Distribution):
 class BuildWheel(bdist_wheel):
     """`--target`: one of TARGETS; this machine where it is not given."""
 
-    user_options = [*bdist_wheel.user_options, ("target=", None, ", ".join(TARGETS))]
+    user_options: ClassVar = [*bdist_wheel.user_options, ("target=", None, ", ".join(TARGETS))]
 
     def initialize_options(self) -> None:
         super().initialize_options()

@@ -62,10 +62,7 @@ BASELINE = Variant("baseline", (), "")
 AVX2 = Variant("avx2", ("-march=x86-64-v3",), "x86_64_v3", frozenset({"v3"}))
 AVX512 = Variant("avx512", _V4, "x86_64_v4+avx512vnni", frozenset({"v3", "v4", "vnni"}))
 AVX512_BF16 = Variant(
-    "avx512-bf16",
-    (*_V4, "-mavx512bf16"),
-    "x86_64_v4+avx512vnni+avx512bf16",
-    frozenset(FEATURES),
+    "avx512-bf16", (*_V4, "-mavx512bf16"), "x86_64_v4+avx512vnni+avx512bf16", frozenset(FEATURES)
 )
 VARIANTS = (BASELINE, AVX2, AVX512, AVX512_BF16)  # each faster than those before it
 _forced: list[str] = []
@@ -220,16 +217,31 @@ KERNELS = CLibrary(
     name="kernels",
     folder="model/kernels",
     names=(
-        "kernels.c", "kernels.h", "tables.h", "sidecar.h", "products.h", "heads.h",
-        "attention.h", "head.h", "channel.h", "maps.h", "token_shift.h", "optimizer.h",
-    ),  # fmt: skip
+        "kernels.c",
+        "kernels.h",
+        "tables.h",
+        "sidecar.h",
+        "products.h",
+        "heads.h",
+        "attention.h",
+        "head.h",
+        "channel.h",
+        "maps.h",
+        "token_shift.h",
+        "optimizer.h",
+    ),
     flags=(
-        "-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math",
-        "-fno-signed-zeros", "-freciprocal-math",
-    ),  # fmt: skip
+        "-std=gnu11",
+        "-O3",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fassociative-math",
+        "-fno-signed-zeros",
+        "-freciprocal-math",
+    ),
     variants=VARIANTS,
     pooled=True,
-)
+)  # fmt: skip
 # In the codecs, nothing may change a rounding: no contraction, no reordering; and no instruction
 # beyond the platform's base.
 CODECS = CLibrary(
