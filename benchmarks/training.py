@@ -7,7 +7,8 @@ in the proportion that they have unrecorded) and peak memory, for this package a
 implementation of benchmarks/plain.py at its best thread count. Every variant runs in a process of
 its own. Steps of more than `--tokens` are made of micro-batches, in both; full-size recipes, whose
 published steps have 524,288 tokens, are measured at `--tokens-per-step`: their optimizer weighs
-more here. `--avx2` holds both to AVX2 and float32. On a machine that is busy with other work,
+more here. `--avx2` holds both to AVX2 and float32, the plain one's Newton-Schulz too, which torch
+has in bfloat16 alone: `--torch-muon` leaves it so. On a machine that is busy with other work,
 `--cpu-time` measures one thread by the processor time it used.
 """
 
@@ -193,7 +194,7 @@ def ours(recipe: Recipe, data: Pipeline, share: float) -> Variant:
 
 def plain(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     model = PlainModel(recipe.model)
-    both = optimizers(model, low=LOW)
+    both = optimizers(model, low=LOW or "--torch-muon" in sys.argv)
     average = [p.detach().clone() for p in model.parameters()]
 
     def batch(laps: Laps, first: bool) -> None:
@@ -280,7 +281,7 @@ def measure(
 
 
 def in_process(*arguments: str) -> dict[str, Any]:
-    passed = [option for option in ("--cpu-time", "--avx2") if option in sys.argv]
+    passed = [option for option in ("--cpu-time", "--avx2", "--torch-muon") if option in sys.argv]
     command = [sys.executable, __file__, "--one", *arguments, *passed]
     environment = {**os.environ, **(ONLY_AVX2 if AVX2 else {})}
     found: dict[str, Any] = json.loads(
@@ -327,6 +328,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--avx2", action="store_true", help="both held to AVX2 and float32, Muon included"
+    )
+    parser.add_argument(
+        "--torch-muon", action="store_true", help="with --avx2: the plain optimizer as torch has it"
     )
     parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -62,9 +62,9 @@ nb_engine *nb_create(const nb_plan *plan) {
 
 void nb_destroy(nb_engine *e) {
     if (!e) return;
-    float *owned[] = {e->x,      e->x0,     e->xe,    e->u,      e->a,    e->b,
-                      e->o,      e->hidden, e->qkv,   e->ve,     e->side, e->skip,
-                      e->angle,  e->scores, e->state, e->logits, e->log_sum, (float *)e->scratch};
+    float *owned[] = {e->x,     e->x0,     e->xe,    e->u,      e->a,       e->b,
+                      e->o,     e->hidden, e->qkv,   e->ve,     e->side,    e->skip,
+                      e->angle, e->scores, e->state, e->logits, e->log_sum, (float *)e->scratch};
     for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) nb_free(owned[i]);
     free(e->slot), free(e->column), free(e->draws), free(e);
 }

@@ -11,8 +11,8 @@
 #include <malloc.h>
 #endif
 
-/* Zeros, to be given to nb_free; in huge pages where they are large, which halves the time to stream
- * through weights. */
+/* Zeros, to be given to nb_free; in huge pages where they are large, which halves the time to
+ * stream through weights. */
 float *nb_floats(int64_t count) {
     void *found = NULL;
     size_t bytes = ((size_t)count * sizeof(float) + 63) / 64 * 64 + 64, page = (size_t)1 << 21;
