@@ -1,9 +1,10 @@
 """The native libraries as part of a wheel; the rest is in pyproject.toml.
 
-A wheel carries every library of niblick.toolchain, in all variants of its platform. That of this
-machine is built by its C compiler, or by ziglang where it has none, and any other by ziglang:
-`--config-settings=--build-option=--target=NAME`, see docs/platforms.md. An editable install
-carries none: a checkout compiles on first use.
+A wheel carries every library of niblick.toolchain, in all variants of its platform. They
+are built by ziglang, whose code is the fastest for AVX2, for this machine or for
+`--config-settings=--build-option=--target=NAME`, see docs/platforms.md; by the system's compiler
+where ziglang is not installed (`--no-build-isolation`). An editable install carries none: a
+checkout compiles on first use.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -89,7 +91,8 @@ class BuildWithLibraries(build_py):
 
 def build_libraries(folder: Path, target: Target | None) -> None:
     """Compile every library in every variant of the target into `folder`."""
-    compiler = (*ZIG, "-target", target.zig) if target else LIBRARIES[0].compiler()
+    here = ZIG if find_spec("ziglang") else LIBRARIES[0].compiler()
+    compiler = (*ZIG, "-target", target.zig) if target else here
     if compiler is None:
         print("warning: no C compiler and no ziglang: this wheel has no native libraries")
         return
@@ -110,5 +113,5 @@ def build_libraries(folder: Path, target: Target | None) -> None:
 setup(
     distclass=BinaryDistribution,
     cmdclass={"build_py": BuildWithLibraries, "bdist_wheel": BuildWheel},
-    setup_requires=[] if LIBRARIES[0].compiler() else [ZIGLANG],
+    setup_requires=[ZIGLANG],
 )

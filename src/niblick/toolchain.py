@@ -52,13 +52,11 @@ class Variant:
 
     def options_for(self, compiler: Sequence[str]) -> Options:
         """As `compiler` takes them."""
-        if "ziglang" not in compiler:
-            return self.options
-        return (f"-mcpu={self.zig}",) if self.needs else ()
+        return (f"-mcpu={self.zig}",) if "ziglang" in compiler else self.options
 
 
 _V4 = ("-march=x86-64-v4", "-mavx512vnni")
-BASELINE = Variant("baseline", (), "")
+BASELINE = Variant("baseline", (), "baseline")
 AVX2 = Variant("avx2", ("-march=x86-64-v3",), "x86_64_v3", frozenset({"v3"}))
 AVX512 = Variant("avx512", _V4, "x86_64_v4+avx512vnni", frozenset({"v3", "v4", "vnni"}))
 AVX512_BF16 = Variant(
@@ -106,7 +104,7 @@ class CLibrary:
     flags: Options
     variants: tuple[Variant, ...] = (BASELINE,)
     pooled: bool = False
-    compilers: tuple[str, ...] = ("gcc", "cc", "clang")
+    compilers: tuple[str, ...] = ("gcc", "cc", "clang", "ziglang")
 
     @property
     def tuned(self) -> bool:
@@ -121,7 +119,7 @@ class CLibrary:
     def path(self) -> Path:
         """Where a library compiled here is kept; `OSError` where a source is not at hand."""
         tuned = _processor() if self.tuned else (platform.machine(), platform.system())
-        what = (self._sources(), self.flags, self._tunings(()), tuned)
+        what = (self._sources(), self.flags, self._tunings(self.compiler() or ()), tuned)
         key = hashlib.sha256(repr(what).encode()).hexdigest()[:24]
         return cache_folder() / "native" / f"{key}{SUFFIX}"
 
@@ -153,10 +151,12 @@ class CLibrary:
 
     def compiler(self) -> Options | None:
         """The command of the C compiler that would be used."""
-        found = next((found for found in map(shutil.which, self.compilers) if found), None)
-        if found:
-            return (found,)
-        return (sys.executable, "-m", "ziglang", "cc") if find_spec("ziglang") else None
+        for name in self.compilers:
+            if name == "ziglang" and find_spec(name):
+                return (sys.executable, "-m", name, "cc")
+            if found := shutil.which(name):
+                return (found,)
+        return None
 
     def compile(self, target: Path, compiler: Sequence[str], options: Sequence[str]) -> bool:
         """Compile to `target`, which appears whole or not at all; False where the compiler refuses
@@ -171,7 +171,7 @@ class CLibrary:
             units = [str(folder / file) for file in sources if file.endswith(".c")]
             pooled = ("-pthread",) if self.pooled else ()
             command = [
-                *compiler, *self.flags, "-w", "-shared", "-fPIC", *pooled, *options, *units,
+                *compiler, *self.flags, "-w", "-g0", "-shared", "-fPIC", *pooled, *options, *units,
                 "-o", str(built), "-lm",
             ]  # fmt: skip
             if subprocess.run(command, check=False, capture_output=True, timeout=300).returncode:
@@ -194,7 +194,7 @@ class CLibrary:
         """Options of a build here, of which the first that the compiler takes is used."""
         if _forced:
             return (self._chosen().options_for(compiler),)
-        return _NATIVE if self.tuned else ((),)
+        return _NATIVE if self.tuned else (BASELINE.options_for(compiler),)
 
     def _sources(self) -> dict[str, bytes]:
         folder, native = _root() / self.folder, _root() / "native"
@@ -212,6 +212,7 @@ ENGINE = CLibrary(
     flags=("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     variants=(BASELINE, AVX2, AVX512),
     pooled=True,
+    compilers=("clang", "ziglang", "gcc", "cc"),  # with AVX2, gcc's takes twice the time
 )
 KERNELS = CLibrary(
     name="kernels",
