@@ -204,7 +204,7 @@ class CLibrary:
         return sources
 
 
-_PROCESSOR = CLibrary(name="features", folder="native", names=("features.c",), flags=("-O1",))
+PROCESSOR = CLibrary(name="features", folder="native", names=("features.c",), flags=("-O1",))
 ENGINE = CLibrary(
     name="engine",
     folder="engine/native",
@@ -251,7 +251,7 @@ CODECS = CLibrary(
     names=("stream.c", "trellis.c"),
     flags=("-std=gnu11", "-O3", "-ffp-contract=off"),
 )
-LIBRARIES = (_PROCESSOR, CODECS, ENGINE, KERNELS)
+LIBRARIES = (PROCESSOR, CODECS, ENGINE, KERNELS)
 
 
 @cache
@@ -259,7 +259,7 @@ def processor_features() -> frozenset[str]:
     """Those of FEATURES that this processor and its system have; none where nothing that asks it
     is carried or compiled.
     """
-    library = _PROCESSOR.load()
+    library = PROCESSOR.load()
     bits = library.niblick_features() if library else 0
     return frozenset(name for bit, name in enumerate(FEATURES) if bits >> bit & 1)
 

@@ -214,7 +214,7 @@ def test_slots_side_by_side_score_to_the_bit_what_each_scores_alone(library, pla
 def variant(library, request, tmp_path_factory):
     """The library as wheels carry it, for each kind of processor that this one can stand for."""
     target = tmp_path_factory.mktemp("variant") / "engine.so"
-    toolchain._PROCESSOR.build()
+    toolchain.PROCESSOR.build()
     toolchain.processor_features.cache_clear()
     if not request.param.needs <= toolchain.processor_features():
         pytest.skip(f"this processor has no {request.param.name}")
