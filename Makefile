@@ -11,7 +11,7 @@ ZIGLANG := ziglang==0.17.1
 # A machine without a C compiler gets one as a Python package.
 HAS_C := $(shell command -v gcc || command -v cc || command -v clang)
 
-.PHONY: setup train test lint fuzz lock wheels clean
+.PHONY: setup train shipped-model test lint fuzz lock wheels clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,11 @@ $(STAMP): requirements.lock requirements-corpus.lock pyproject.toml setup.py
 
 train: setup
 	$(BIN)/niblick train pocket
+
+# Trains the model that ships, and renews its file, card, score and the README's figures of it.
+shipped-model: setup
+	$(BIN)/niblick train pocket --out runs/shipped-pocket
+	$(BIN)/python benchmarks/shipped_model.py runs/shipped-pocket
 
 lint: setup
 	$(BIN)/ruff check .

@@ -300,7 +300,7 @@ def test_few_large_codes_beside_small_ones_change_no_bit_of_a_product(
 
 
 @pytest.mark.parametrize("bits", [2, 4, 6, 8, 10, 12, 16, 24])
-def test_products_and_tails_of_every_width_are_those_of_the_weights(portable, library, bits):
+def test_products_and_tails_of_every_width_are_those_of_the_weights(variant, library, bits):
     draw, most = np.random.default_rng(bits), (1 << (bits - 1)) - 1
     codes = draw.integers(-most, most + 1, (48, 130)).astype(np.int32)
     if bits in (2, 8):
@@ -312,7 +312,7 @@ def test_products_and_tails_of_every_width_are_those_of_the_weights(portable, li
     assert found.bits == bits
     assert (found.tail is not None) == (bits in (2, 8))
     right = x @ decode(found).T.astype(np.float64)
-    for made_by in (library, portable):
+    for made_by in (library, variant):
         assert np.abs(product(made_by, found, x) - right).max() < 2e-6 * np.abs(right).max()
 
 
