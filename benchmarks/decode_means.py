@@ -16,9 +16,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from niblick.engine.library import ENGINE
 from niblick.engine.structures import matrix_of
 from niblick.engine.weights import store
+from niblick.toolchain import ENGINE
 
 SIDE, COUNT, ROUNDS = 512, 104, 12
 

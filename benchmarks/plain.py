@@ -178,8 +178,24 @@ class PlainModel(nn.Module):
         return F.cross_entropy(z.float().flatten(0, 1), targets.flatten())
 
 
-def optimizers(model: PlainModel) -> list[torch.optim.Optimizer]:
-    """torch.optim.Muon on matrices, fused AdamW on the rest."""
+def orthogonal_in_float32(
+    grad: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Tensor:
+    """The iteration of torch.optim.Muon, which rounds to bfloat16 whatever the processor has."""
+    a, b, c = coefficients
+    tall = grad.shape[0] > grad.shape[1]
+    x = grad.T if tall else grad
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+def optimizers(model: PlainModel, *, low: bool) -> list[torch.optim.Optimizer]:
+    """torch.optim.Muon on matrices, in float32 unless `low`, fused AdamW on the rest."""
+    if not low:
+        torch.optim._muon._zeropower_via_newtonschulz = orthogonal_in_float32
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear)]
     known = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in known]

@@ -7,20 +7,23 @@ in the proportion that they have unrecorded) and peak memory, for this package a
 implementation of benchmarks/plain.py at its best thread count. Every variant runs in a process of
 its own. Steps of more than `--tokens` are made of micro-batches, in both; full-size recipes, whose
 published steps have 524,288 tokens, are measured at `--tokens-per-step`: their optimizer weighs
-more here. On a machine that is busy with other work, `--cpu-time` measures one thread by the
-processor time it used.
+more here. `--avx2` holds both to AVX2 and float32, the plain one's Newton-Schulz too, which torch
+has in bfloat16 alone: `--torch-muon` leaves it so. On a machine that is busy with other work,
+`--cpu-time` measures one thread by the processor time it used.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -36,6 +39,7 @@ from niblick.optim import Layout, Optimizers, make_averager
 from niblick.plan import make_plan
 from niblick.recipe import Recipe, load_recipe
 from niblick.runtime import choose_precision, keep_freed_memory
+from niblick.toolchain import forced_variant
 from niblick.training.compile import CompiledLoss
 from niblick.training.pipeline import Pipeline
 from niblick.training.weights import Weights
@@ -59,6 +63,14 @@ PARTS = range(
 )  # micro-batches whose forward and backward are measured apart, after the first few
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CPU_TIME = "--cpu-time" in sys.argv
+AVX2 = "--avx2" in sys.argv
+ONLY_AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+PRECISION = "fp32" if AVX2 else choose_precision("auto", "cpu")
+LOW = PRECISION == "bf16"
 
 
 def now() -> float:
@@ -98,9 +110,11 @@ class Products:
 
     def __init__(self) -> None:
         self._pairs = {
-            k: [torch.randn(2048, 2048).to(t) for _ in range(2)] for k, t in PRECISIONS.items()
+            k: [torch.randn(2048, 2048).to(t) for _ in range(2)]
+            for k, t in PRECISIONS.items()
+            if LOW or k == "fp32"  # without its instructions, bfloat16 takes ten seconds
         }
-        self._seconds: dict[str, list[float]] = {kind: [] for kind in PRECISIONS}
+        self._seconds: dict[str, list[float]] = {kind: [] for kind in self._pairs}
 
     def measure(self, seconds: float) -> None:
         """Products of each kind for about so long, after one that brings the operands nearer."""
@@ -134,13 +148,14 @@ def batches(recipe: Recipe, folder: str, tokens: int) -> Pipeline:
 
 def ours(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     keep_freed_memory()
-    dtype = torch.bfloat16 if choose_precision("auto", "cpu") == "bf16" else torch.float32
+    dtype = PRECISIONS[PRECISION]
     model, training = LanguageModel(recipe.model, seed=0), recipe.training
     layout = Layout(model.plan.parameters)
     weights = Weights(model, layout, dtype=dtype, specs={})
     optimizer = Optimizers(layout, weights.master, training, dtype=dtype)
     average = make_averager(training.averaging, weights.master)
-    loss_of = CompiledLoss(training_loss, model, "auto", "cpu")
+    with forced_variant("avx2") if AVX2 else nullcontext():
+        loss_of = CompiledLoss(training_loss, model, "auto", "cpu")
     optimizer.use(loss_of.kernels)
     weights.use(loss_of.kernels)
 
@@ -179,14 +194,13 @@ def ours(recipe: Recipe, data: Pipeline, share: float) -> Variant:
 
 def plain(recipe: Recipe, data: Pipeline, share: float) -> Variant:
     model = PlainModel(recipe.model)
-    both = optimizers(model)
+    both = optimizers(model, low=LOW or "--torch-muon" in sys.argv)
     average = [p.detach().clone() for p in model.parameters()]
-    low = choose_precision("auto", "cpu") == "bf16"
 
     def batch(laps: Laps, first: bool) -> None:
         inputs, targets = (torch.from_numpy(array) for array in data.next())
         laps.lap("data")
-        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        with torch.autocast("cpu", torch.bfloat16, enabled=LOW):
             loss = model(inputs, targets)
         laps.lap("forward")
         (loss * share).backward()
@@ -267,9 +281,13 @@ def measure(
 
 
 def in_process(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", *arguments, *(["--cpu-time"] if CPU_TIME else [])]
+    passed = [option for option in ("--cpu-time", "--avx2", "--torch-muon") if option in sys.argv]
+    command = [sys.executable, __file__, "--one", *arguments, *passed]
+    environment = {**os.environ, **(ONLY_AVX2 if AVX2 else {})}
     found: dict[str, Any] = json.loads(
-        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+        ).stdout
     )
     return found
 
@@ -307,6 +325,12 @@ def main() -> None:
     )
     parser.add_argument(
         "--cpu-time", action="store_true", help="one thread, processor time instead of the clock"
+    )
+    parser.add_argument(
+        "--avx2", action="store_true", help="both held to AVX2 and float32, Muon included"
+    )
+    parser.add_argument(
+        "--torch-muon", action="store_true", help="with --avx2: the plain optimizer as torch has it"
     )
     parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()

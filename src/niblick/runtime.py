@@ -234,7 +234,7 @@ def keep_freed_memory() -> bool:
     threshold, trim, largest = -3, -1, 2**31 - 1  # glibc's M_MMAP_THRESHOLD and M_TRIM_THRESHOLD
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no such library
         return False
     return bool(mallopt(threshold, 1 << 30)) and bool(mallopt(trim, largest))
 
@@ -245,7 +245,7 @@ def return_freed_memory() -> None:
 
     try:
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no such library
         return
 
 

@@ -18,9 +18,7 @@ from pathlib import Path
 from fuzz.cases import TARGETS, make_case
 from fuzz.harness import Result, broken_promises, files_of, server
 from fuzz.seeds import make_seeds
-from niblick.codecs import native as decoder
-from niblick.engine.library import ENGINE
-from niblick.model.kernels import library as kernels
+from niblick.toolchain import CODECS, ENGINE, KERNELS
 
 KEPT = Path(__file__).parent / "kept.txt"
 _SANITIZERS = ("-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-g", "-O1")
@@ -35,9 +33,9 @@ def kept_cases() -> list[tuple[str, int]]:
 def sanitized_libraries(cache: Path) -> dict[str, str]:
     """Build every C library with sanitizers into `cache`; the environment that uses them."""
     os.environ["XDG_CACHE_HOME"] = str(cache)
-    for library in (kernels._LIBRARY, ENGINE, decoder.LIBRARY):
+    for library in (KERNELS, ENGINE, CODECS):
         compiler = library.compiler()
-        assert compiler and library.compile(library.path(), compiler, _SANITIZERS), library.package
+        assert compiler and library.compile(library.path(), compiler, _SANITIZERS), library.name
     runtime = subprocess.check_output(["gcc", "-print-file-name=libasan.so"], text=True).strip()
     options = "detect_leaks=0:allocator_may_return_null=1"
     return {"XDG_CACHE_HOME": str(cache), "LD_PRELOAD": runtime, "ASAN_OPTIONS": options}

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 
 import numpy as np
 import pytest
@@ -15,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines import engine_tensors, native, plain, quantized
+from niblick import toolchain
 from niblick.engine import GREEDY, Sampling, continue_batch, continue_tokens, open_engine
-from niblick.engine.library import ENGINE
 from niblick.engine.structures import matrix_of, unsupported
 from niblick.engine.weights import Codes, decode, store
 from niblick.errors import NiblickError
 from niblick.evaluation.torch_engine import TorchEngine
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe, recipe_from_dict
+from niblick.toolchain import ENGINE
 
 CLOSE = 1e-4  # of logits that reach 30
 ALL_CLOSE = 2e-4  # the worst of all tokens at all positions
@@ -210,23 +210,25 @@ def test_slots_side_by_side_score_to_the_bit_what_each_scores_alone(library, pla
         assert np.array_equal(alone.logits(0), many.logits(slot))
 
 
-@pytest.fixture(scope="session", params=[(), ("-march=x86-64-v3",)], ids=["baseline", "AVX2"])
-def portable(library, request, tmp_path_factory):
-    """The library without what is written for one instruction set, for the oldest processors and
-    with AVX2.
-    """
-    target = tmp_path_factory.mktemp("portable") / "engine.so"
-    if request.param and platform.machine() != "x86_64":
-        pytest.skip("AVX2 is a matter of x86-64")
-    if not ENGINE.compile(target, ENGINE.compiler(), ("-O1", "-DNB_PORTABLE", *request.param)):
-        pytest.skip(f"this compiler does not take {request.param}")
+@pytest.fixture(scope="session", params=ENGINE.variants, ids=lambda variant: variant.name)
+def variant(library, request, tmp_path_factory):
+    """The library as wheels carry it, for each kind of processor that this one can stand for."""
+    target = tmp_path_factory.mktemp("variant") / "engine.so"
+    toolchain.PROCESSOR.build()
+    toolchain.processor_features.cache_clear()
+    if not request.param.needs <= toolchain.processor_features():
+        pytest.skip(f"this processor has no {request.param.name}")
+    compiler = ENGINE.compiler()
+    if not ENGINE.compile(target, compiler, ("-O1", *request.param.options_for(compiler))):
+        pytest.skip(f"this compiler does not know {request.param.name}")
     return ctypes.CDLL(str(target))
 
 
 @pytest.mark.parametrize("levels", [7, 31, 127, 9000, None])
-def test_processors_without_integer_dot_products_give_the_reference_logits(portable, levels):
+def test_every_variant_gives_the_logits_of_the_numpy_engine(variant, levels):
     model = made("sidecar", levels=levels, columns=levels == 9000)
-    fast, reference = native(model, portable, threads=1), TorchEngine(model)
+    fast = native(model, variant, threads=1)
+    reference = open_engine(model.plan, engine_tensors(model), kind="numpy")
     for engine in (fast, reference):
         engine.read(0, tokens(90))
     assert np.abs(fast.logits(0) - reference.logits(0)).max() < CLOSE
@@ -298,7 +300,7 @@ def test_few_large_codes_beside_small_ones_change_no_bit_of_a_product(
 
 
 @pytest.mark.parametrize("bits", [2, 4, 6, 8, 10, 12, 16, 24])
-def test_products_and_tails_of_every_width_are_those_of_the_weights(portable, library, bits):
+def test_products_and_tails_of_every_width_are_those_of_the_weights(variant, library, bits):
     draw, most = np.random.default_rng(bits), (1 << (bits - 1)) - 1
     codes = draw.integers(-most, most + 1, (48, 130)).astype(np.int32)
     if bits in (2, 8):
@@ -310,7 +312,7 @@ def test_products_and_tails_of_every_width_are_those_of_the_weights(portable, li
     assert found.bits == bits
     assert (found.tail is not None) == (bits in (2, 8))
     right = x @ decode(found).T.astype(np.float64)
-    for made_by in (library, portable):
+    for made_by in (library, variant):
         assert np.abs(product(made_by, found, x) - right).max() < 2e-6 * np.abs(right).max()
 
 

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines import native, plain, tensors_of
-from niblick.engine.library import ENGINE
 from niblick.errors import ScoreError
 from niblick.evaluation.evaluate import score_tokens
 from niblick.runtime import World
@@ -14,6 +13,7 @@ from niblick.scoring.data import text_target
 from niblick.scoring.options import Adaptation, EvaluationOptions, OptionsError
 from niblick.scoring.passes import engine_scorer, evaluate_on_engine
 from niblick.text.tokenizer import load_tokenizer
+from niblick.toolchain import ENGINE
 from property.evaluators import BOS, CONTEXT, make_model, make_tokens
 
 TOLERANCE = 1e-4

@@ -23,7 +23,7 @@ from niblick.toolchain import CLibrary
 
 TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 PART = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)
-SOURCE = {"package": "niblick", "folder": "native", "names": ("pool.c", "pool.h")}
+SOURCE = {"name": "pool", "folder": "native", "names": ("pool.c", "pool.h")}
 FLAGS = ("-std=gnu11", "-O2", "-pthread")
 
 

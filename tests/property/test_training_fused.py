@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from niblick import toolchain
 from niblick.components import functional as plain
 from niblick.components.banded import banded_attention
 from niblick.evaluation.adapters import Adapters
@@ -613,4 +614,6 @@ def test_without_a_compiler_there_are_no_kernels(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(toolchain, "find_spec", lambda name: None)
+    monkeypatch.setattr(toolchain.CLibrary, "_carried", lambda self: None)
     assert load_kernels() is None

@@ -106,7 +106,9 @@ def audit_all(
 
 
 def _memory() -> int:
-    """Bytes of memory that this machine has."""
+    """Bytes of memory that this machine has; few where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return 4 << 30
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

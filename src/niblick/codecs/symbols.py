@@ -12,15 +12,26 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import constriction
 import numpy as np
 from numpy.typing import NDArray
 
 from niblick.codecs.fixed import prior
-from niblick.errors import ArtifactError
+from niblick.errors import ArtifactError, NiblickError
 
 Ints = NDArray[np.int64]
 _WEIGHT, _LARGEST_TOTAL, _LONGEST_ESCAPE = 40, 1 << 21, 30  # the last in bits
+
+
+def _stream() -> Any:
+    """constriction's module of that name; the compiled decoder does without it."""
+    try:
+        import constriction
+    except ModuleNotFoundError:
+        raise NiblickError(
+            "coding weights, or decoding them without the native library, needs constriction,"
+            " which is not installed; run: pip install constriction"
+        ) from None
+    return constriction.stream
 
 
 @cache
@@ -77,9 +88,7 @@ class Table:
     def _rebuild(self) -> None:
         self.fresh = 0
         # Sums stay under 2^24, so float32 holds every count exactly.
-        self._model = constriction.stream.model.Categorical(
-            self.counts.astype(np.float32), perfect=False
-        )
+        self._model = _stream().model.Categorical(self.counts.astype(np.float32), perfect=False)
         self._bits = np.log2(float(self.total)) - np.log2(self.counts)
 
 
@@ -147,7 +156,7 @@ class Encoder:
 
     def finish(self) -> tuple[bytes, bytes]:
         """(ANS stream, escapes); little-endian."""
-        coder = constriction.stream.stack.AnsCoder()
+        coder = _stream().stack.AnsCoder()
         for model, indices in reversed(self._pieces):
             coder.encode_reverse(indices, model)
         values = np.concatenate(self._escapes).tolist() if self._escapes else []
@@ -165,7 +174,7 @@ class Decoder:
 
     def __init__(self, tables: Tables, stream: bytes, escapes: bytes) -> None:
         self._tables = tables
-        self._coder = constriction.stream.stack.AnsCoder(read_words(stream))
+        self._coder = _stream().stack.AnsCoder(read_words(stream))
         self._escapes = "".join(f"{byte:08b}" for byte in escapes)
         self._at = 0
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
 from typing import Literal
 
 from niblick.codecs.quantized import Tensors
 from niblick.engine.base import Engine
-from niblick.engine.library import ENGINE, build_in_background
+from niblick.engine.library import build_in_background
 from niblick.engine.native import NativeEngine
 from niblick.engine.plain import NumpyEngine
 from niblick.engine.structures import unsupported
 from niblick.errors import NiblickError
 from niblick.limits import MAX_CONTEXT, MAX_COUNT, MAX_THREADS, quoted
 from niblick.plan import Plan
+from niblick.toolchain import ENGINE
 
 Build = Literal["now", "background", "never"]
 
@@ -52,6 +55,17 @@ def open_engine(
         if build == "background" and ENGINE.compiler():
             build_in_background()
         why = "there is no C compiler" if not ENGINE.compiler() else "it is not compiled yet"
+        if kind is None and not ENGINE.compiler():
+            say_once(
+                "the numpy engine runs this model, which is slow: this installation has no native"
+                " library and there is no C compiler; install a wheel for this platform, or ziglang"
+            )
     if kind == "native":
         raise NiblickError(f"the native engine cannot run this model here: {why}")
     return NumpyEngine(plan, tensors, slots=slots, context=context)
+
+
+@cache
+def say_once(message: str) -> None:
+    """Warn in one line, once a process."""
+    warnings.warn(message, RuntimeWarning, stacklevel=3)

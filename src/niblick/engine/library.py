@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from niblick.toolchain import TUNED, CLibrary
+from niblick.toolchain import ENGINE
 
-ENGINE = CLibrary(
-    package="niblick.engine",
-    folder="native",
-    names=("api.c", "attention.c", "forward.c", "product.c", "sample.c", "vector.c", "engine.h"),
-    flags=("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-    tunings=TUNED,
-    pooled=True,
-)
 _BUILDER = "niblick-engine-build"
 
 

@@ -17,27 +17,20 @@ from numpy.typing import NDArray
 from niblick.codecs.contexts import LEVELS, THRESHOLDS, ColumnContext
 from niblick.codecs.symbols import Tables, check_ends, read_words
 from niblick.errors import ArtifactError
-from niblick.toolchain import CLibrary
+from niblick.toolchain import CODECS
 
 if TYPE_CHECKING:
     from niblick.codecs.trellis import TrellisCode
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# Nothing here may change a rounding: no contraction, no reordering; and no instruction beyond the
-# platform's base.
-LIBRARY = CLibrary(
-    package="niblick.codecs.native",
-    names=("stream.c", "trellis.c"),
-    flags=("-std=gnu11", "-O3", "-ffp-contract=off"),
-)
 _GUIDE = 1 << 10
 
 
 @cache
 def load_native(*, build: bool) -> ctypes.CDLL | None:
     """The compiled library, with `build` compiled first if need be; None where there is none."""
-    library = LIBRARY.obtain() if build else LIBRARY.load()
+    library = CODECS.obtain() if build else CODECS.load()
     if library is None or not hasattr(library, "niblick_levels"):
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64

@@ -58,16 +58,12 @@ nb_engine *nb_create(const nb_plan *plan) {
 
 void nb_destroy(nb_engine *e) {
     if (!e) return;
-    void *owned[] = {e->x,      e->x0,     e->xe,      e->u,     e->a,      e->b,
-                     e->o,      e->hidden, e->qkv,     e->ve,    e->side,   e->skip,
-                     e->angle,  e->scores, e->scratch, e->state, e->logits, e->slot,
-                     e->column, e->draws,  e->log_sum, e->given};
-    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
-    free(e);
+    float *owned[] = {e->x,     e->x0,     e->xe,    e->u,      e->a,       e->b,
+                      e->o,     e->hidden, e->qkv,   e->ve,     e->side,    e->skip,
+                      e->angle, e->scores, e->state, e->logits, e->log_sum, (float *)e->scratch};
+    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) nb_free(owned[i]);
+    free(e->slot), free(e->column), free(e->draws), free(e->given), free(e);
 }
-
-/* What nb_floats gave. */
-void nb_free(float *memory) { free(memory); }
 
 /* The next token stands at `position`. Old contents of rings and vectors are never read again:
  * nothing before is seen. */

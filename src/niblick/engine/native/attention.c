@@ -44,7 +44,7 @@ static void shifted(const nb_engine *e, const nb_column *col, int64_t offset, co
 
 /* sixteen numbers as floats */
 INLINE vec widen(const int16_t *x) {
-#if defined(__AVX512F__) && !defined(NB_PORTABLE) /* compilers take two halves */
+#if defined(__AVX512F__) /* compilers take two halves */
     return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)x)));
 #else
     return __builtin_convertvector(*(const shorts *)x, vec);

@@ -9,7 +9,7 @@
 
 #include <math.h>
 #include <string.h>
-#if defined(__AVX512VNNI__) && defined(__AVX512DQ__) && !defined(NB_PORTABLE)
+#if defined(__AVX512VNNI__) && defined(__AVX512DQ__)
 #define NB_VNNI
 #include <immintrin.h>
 #endif

@@ -7,19 +7,35 @@
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
+#ifdef _WIN32
+#include <malloc.h>
+#endif
 
-/* Zeros, to be given to free; in huge pages where they are large, which halves the time to stream
- * through weights. */
+/* Zeros, to be given to nb_free; in huge pages where they are large, which halves the time to
+ * stream through weights. */
 float *nb_floats(int64_t count) {
     void *found = NULL;
     size_t bytes = ((size_t)count * sizeof(float) + 63) / 64 * 64 + 64, page = (size_t)1 << 21;
     int large = bytes >= page;
     if (large) bytes = (bytes + page - 1) / page * page;
+#ifdef _WIN32
+    if (!(found = _aligned_malloc(bytes, 64))) return NULL;
+#else
     if (posix_memalign(&found, large ? page : 64, bytes)) return NULL;
+#endif
 #ifdef MADV_HUGEPAGE
     if (large) madvise(found, bytes, MADV_HUGEPAGE); /* a wish: refusing it costs speed only */
 #endif
     return memset(found, 0, bytes);
+}
+
+/* What nb_floats gave. */
+void nb_free(float *memory) {
+#ifdef _WIN32
+    _aligned_free(memory);
+#else
+    free(memory);
+#endif
 }
 
 /* number i of a quarter of a unit of numbers of `bits` */

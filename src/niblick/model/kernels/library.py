@@ -12,36 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from niblick.toolchain import TUNED, CLibrary
+from niblick.toolchain import KERNELS
 
-_LIBRARY = CLibrary(
-    package="niblick.model.kernels",
-    names=(
-        "kernels.c",
-        "kernels.h",
-        "tables.h",
-        "sidecar.h",
-        "products.h",
-        "heads.h",
-        "attention.h",
-        "head.h",
-        "channel.h",
-        "maps.h",
-        "token_shift.h",
-        "optimizer.h",
-    ),
-    flags=(
-        "-std=gnu11",
-        "-O3",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-fassociative-math",
-        "-fno-signed-zeros",
-        "-freciprocal-math",
-    ),
-    tunings=TUNED,
-    pooled=True,
-)
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 # One letter per argument: p pointer, f float, i 64-bit integer; the order is that of kernels.h.
 _ARGUMENTS = {
@@ -138,7 +110,7 @@ class Kernels:
 
 def load_kernels() -> Kernels | None:
     """The kernels, compiled first if need be; None where that cannot be done."""
-    library = _LIBRARY.obtain()
+    library = KERNELS.obtain()
     try:
         return None if library is None else Kernels(library)
     except AttributeError:

@@ -113,6 +113,11 @@ static inline __m512i paired(__m512 low, __m512 high) {
                                     (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
 
+#ifdef _WIN32
+#include <malloc.h>
+#define aligned_alloc(alignment, bytes) _aligned_malloc(bytes, alignment)
+#define free _aligned_free /* nothing is freed here that room has not given */
+#endif
 static void *room(int64_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
 static inline int64_t tile_rows(int64_t start, int64_t length) {
