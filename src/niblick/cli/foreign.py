@@ -20,7 +20,7 @@ def import_command(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A .pt or .ptz state dict with the published names, or a folder of `export --to hf`."
+            help="A .pt or .ptz state dict with the published names, or a folder for transformers."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The checkpoint to write (.safetensors).")],

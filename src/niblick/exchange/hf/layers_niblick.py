@@ -151,7 +151,7 @@ class TokenShift(nn.Module):
 
 
 class Gains(nn.Module):
-    """The scales of a layer's branches, its residual mix, and per-head gains if they are its own."""
+    """The scales of a layer's branches and its residual mix."""
 
     def __init__(self, model):
         super().__init__()

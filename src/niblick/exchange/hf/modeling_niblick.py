@@ -40,7 +40,7 @@ class NiblickForCausalLM(PreTrainedModel, GenerationMixin):
     """The language model; a fresh cache declares the configuration's context."""
 
     config_class = NiblickConfig
-    _no_split_modules = ["Block"]
+    _no_split_modules = ("Block",)
 
     def __init__(self, config):
         super().__init__(config)
