@@ -1,5 +1,5 @@
-"""`niblick export` and `niblick verify`: a model in other formats, a run as a submission folder, and
-its score without this package.
+"""`niblick export` and `niblick verify`: a model in other formats, a run as a submission folder, its
+score without this package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def export_command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="An artifact, a checkpoint, a run, or for a submission also several seeds' folder.",
+            help="An artifact, a checkpoint or a run; for a submission, also several seeds.",
         ),
     ],
     to: Annotated[str, typer.Option(help="submission, hf, onnx or gguf.")] = "submission",

@@ -118,7 +118,7 @@ def _pieces(tokenizer: Tokenizer) -> list[tuple[str, float, int]]:
         if model.kind_name == "bpe" and model.lossless:
             return [(p.text, p.score, p.kind) for p in model.pieces]
     raise NiblickError(
-        f"the tokenizer {tokenizer.name!r} has no exact form in llama.cpp; a lossless BPE and bytes do"
+        f"the tokenizer {tokenizer.name!r} has no exact form in llama.cpp; bytes and lossless BPE have"
     )
 
 

@@ -43,7 +43,7 @@ class Step:
         self.documents()
         x = self.embed()
         self.embedded = self.value_embedding()
-        x0, skips = x, []
+        x0, skips = x, list[str]()
         for layer in self.plan.layers:
             if layer.pop is not None:
                 x = g.add(x, g.mul(self.row("skip_weights", layer.pop), skips.pop()))
