@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from leaving import LLAMA, saved
 
+from leaving import LLAMA, saved
 from niblick.data.corpus import corpora
 from niblick.exchange.formats import export_model
 from niblick.text.bpe import train_tokenizer
@@ -15,7 +15,7 @@ pytest.importorskip("gguf")
 
 
 def exported(tmp_path, kind):
-    texts = [text for text in corpora["wiki-vital"]().splits["validation"]][:20]
+    texts = list(corpora["wiki-vital"]().splits["validation"])[:20]
     tokenizer = train_tokenizer(texts, vocab_size=400) if kind == "bpe" else None
     model = saved(tmp_path, "token-shift", *LLAMA, tokenizer=tokenizer)
     export_model(model.path, "gguf", tmp_path / "model.gguf")

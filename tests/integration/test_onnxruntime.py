@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from leaving import FAMILIES, saved
 
+from leaving import FAMILIES, saved
 from niblick.exchange.onnx import onnx_model
 
 pytestmark = pytest.mark.integration

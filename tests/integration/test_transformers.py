@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from leaving import FAMILIES, saved
 
+from leaving import FAMILIES, saved
 from niblick.cli import main
 from niblick.data.corpus import corpora
 from niblick.exchange.formats import export_model
@@ -23,7 +23,7 @@ def both(request, tmp_path):
     """Our model and the folder's."""
     tokenizer = None
     if request.param == "sidecar":
-        texts = [text for text in corpora["wiki-vital"]().splits["validation"]][:20]
+        texts = list(corpora["wiki-vital"]().splits["validation"])[:20]
         tokenizer = train_tokenizer(texts, vocab_size=400)
     model = saved(tmp_path, request.param, tokenizer=tokenizer)
     export_model(model.path, "hf", tmp_path / "hf")

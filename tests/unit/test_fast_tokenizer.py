@@ -17,7 +17,8 @@ from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 SAMPLES = [
     "", " ", "   ", "a", " a", "a ", "the  end", "\n\n\ttabs", "<s> and </s> <unk> <0x41> <pad>",
     "aaaaaaaaa ------ ======", f"a{SPACE}b {SPACE}{SPACE}c", "naïve café Ωμέγα русский",
-    "日本語 中文 한국어", "🙂👩‍👩‍👧‍👦🇩🇪", "e\u0301 \u212b ﬁ ½ ① \u200b\u00a0x", "\x00\x01\x7f\u0085",
+    "日本語 中文 한국어",
+    "🙂👩‍👩‍👧‍👦🇩🇪", "e\u0301 \u212b ﬁ ½ ① \u200b\u00a0x", "\x00\x01\x7f\u0085",
     "\ue000\uffff\U0010ffff", "x" * 3000, "العربية עברית हिन्दी ไทย",
 ]  # fmt: skip
 WORDS = st.text(st.sampled_from("the aoi-=\n" + SPACE + "éß日<s>"), max_size=60)
@@ -25,7 +26,7 @@ WORDS = st.text(st.sampled_from("the aoi-=\n" + SPACE + "éß日<s>"), max_size=
 
 @pytest.fixture(scope="module")
 def validation() -> list[str]:
-    return [text for text in corpora["wiki-vital"]().splits["validation"]][:60]
+    return list(corpora["wiki-vital"]().splits["validation"])[:60]
 
 
 @pytest.fixture(scope="module", params=["bytes", "bpe", "words", "fineweb-1024"])
@@ -52,7 +53,7 @@ def test_decoding_gives_the_text_back(pair, validation):
         assert fast.decode(ids) == own.decode(ids)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.one_of(WORDS, st.text(max_size=20)))
 def test_the_ids_are_ours_on_any_text(pair, text):
     own, fast = pair

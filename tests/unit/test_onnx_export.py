@@ -6,9 +6,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from leaving import FAMILIES, saved
 from onnx.reference import ReferenceEvaluator
 
+from leaving import FAMILIES, saved
 from niblick.errors import NiblickError
 from niblick.exchange.formats import export_model
 from niblick.exchange.onnx import onnx_model

@@ -1,6 +1,4 @@
-"""`niblick export` and `niblick verify`: a model in other formats, a run as a submission folder, its
-score without this package.
-"""
+"""`niblick export`: a model in other formats, a run as a submission folder; `niblick verify`."""
 
 from __future__ import annotations
 

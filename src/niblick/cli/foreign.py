@@ -1,4 +1,4 @@
-"""`niblick import`: a published state dict becomes a checkpoint that other commands accept."""
+"""`niblick import`: a published state dict, or a folder for transformers, becomes a checkpoint."""
 
 from __future__ import annotations
 
@@ -50,11 +50,7 @@ def import_command(
     """Read a published state dict, infer its recipe, and write a checkpoint; or read the folder of
     a model that transformers wrote, which brings its recipe.
     """
-    from niblick.artifact import save_checkpoint
     from niblick.errors import ArtifactError
-    from niblick.exchange.foreign import import_state_dict
-    from niblick.plan import make_plan
-    from niblick.text.tokenizer import load_tokenizer
 
     if out.suffix != ".safetensors":
         raise ArtifactError(f"--out {str(out)!r} must end in .safetensors")
@@ -65,12 +61,29 @@ def import_command(
                 " --bfloat16-tables are for state dicts"
             )
         _import_folder(file, out, as_json)
-        return
-    if family is None:
+    elif family is None:
         raise ArtifactError("a state dict needs --as token-shift, depth-recurrent or sidecar")
+    else:
+        _import_state_dict(file, out, family, tokenizer, set_ or [], bfloat16_tables, as_json)
+
+
+def _import_state_dict(
+    file: Path,
+    out: Path,
+    family: str,
+    tokenizer: str | None,
+    overrides: list[str],
+    bfloat16_tables: bool,
+    as_json: bool,
+) -> None:
+    from niblick.artifact import save_checkpoint
+    from niblick.exchange.foreign import import_state_dict
+    from niblick.plan import make_plan
+    from niblick.text.tokenizer import load_tokenizer
+
     chosen = load_tokenizer(tokenizer) if tokenizer is not None else None
     found = import_state_dict(
-        file, family, tokenizer=chosen, overrides=set_ or (), bfloat16_tables=bfloat16_tables
+        file, family, tokenizer=chosen, overrides=overrides, bfloat16_tables=bfloat16_tables
     )
     save_checkpoint(
         out, tensors=found.tensors, recipe=found.recipe, tokenizer=found.tokenizer, meta=found.meta

@@ -97,13 +97,13 @@ def _settings(writer: Any, model: Model) -> None:
     writer.add_rope_freq_base(rotary_base(sizes, sizes.context) ** ratio)
     writer.add_layer_norm_rms_eps(_EPS)
     writer.add_vocab_size(sizes.vocab_size)
-    spaced = isinstance(model.tokenizer, SentencePieceTokenizer)
-    rules = model.tokenizer.model if isinstance(model.tokenizer, SentencePieceTokenizer) else None
+    own = model.tokenizer
+    spaced = isinstance(own, SentencePieceTokenizer) and own.model.dummy_prefix
     writer.add_tokenizer_model("llama")
     writer.add_bos_token_id(model.tokenizer.bos_id)
     writer.add_eos_token_id(model.tokenizer.bos_id)
     writer.add_add_bos_token(True)
-    writer.add_add_space_prefix(spaced and rules is not None and rules.dummy_prefix)
+    writer.add_add_space_prefix(spaced)
 
 
 def _pieces(tokenizer: Tokenizer) -> list[tuple[str, float, int]]:
@@ -118,7 +118,8 @@ def _pieces(tokenizer: Tokenizer) -> list[tuple[str, float, int]]:
         if model.kind_name == "bpe" and model.lossless:
             return [(p.text, p.score, p.kind) for p in model.pieces]
     raise NiblickError(
-        f"the tokenizer {tokenizer.name!r} has no exact form in llama.cpp; bytes and lossless BPE have"
+        f"the tokenizer {tokenizer.name!r} has no exact form in llama.cpp; bytes and a lossless BPE"
+        " have"
     )
 
 

@@ -72,9 +72,8 @@ class NiblickLM(TemplateLM):  # type: ignore[misc]
         for places in _batches([len(row) - 1 for row in rows], self._engine):
             logits = self._logits([rows[place][:-1] for place in places])
             for place, own in zip(places, logits, strict=True):
-                _, context, following = requests[place]
+                text, _, following = requests[place]
                 found[place] = _answer(own[-len(following) :], np.array(following))
-                text = requests[place][0]
                 if text is not None:
                     self.cache_hook.add_partial("loglikelihood", text, found[place])
         return found

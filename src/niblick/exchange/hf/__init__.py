@@ -32,6 +32,8 @@ from niblick.recipe import recipe_from_dict, stored_values
 from niblick.text.tokenizer import load_tokenizer
 
 CODE = ("configuration_niblick.py", "layers_niblick.py", "modeling_niblick.py")
+# What reading a folder that is no model raises.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError, NiblickError)
 _KNOWN = ("token-shift", "window", "full")
 
 
@@ -53,6 +55,7 @@ def export_hf(model: Model, out: Path, *, card: dict[str, Any] | None = None) ->
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": names[tokenizer.bos_id],
+        "eos_token": names[tokenizer.bos_id],  # a document ends where the next one begins
         **{f"{k}_token": n for k, n in (("pad", "<pad>"), ("unk", "<unk>")) if n in names},
         "model_max_length": model.recipe.model.context,
         "clean_up_tokenization_spaces": False,
@@ -125,12 +128,12 @@ def import_hf(folder: Path) -> Checkpoint:
     """
     try:
         config = parse_json((folder / "config.json").read_bytes())
-        if config.get("model_type") != "niblick":
-            raise ArtifactError(f"{str(folder)!r} holds no niblick model, by its config.json")
+        if not isinstance(config, dict) or config.get("model_type") != "niblick":
+            raise ArtifactError("its config.json is not of a niblick model")
         recipe = recipe_from_dict(config["recipe"])
         tokenizer = load_tokenizer(base64.b64decode(config["tokenizer"], validate=True))
         tensors = load_file(folder / "model.safetensors")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except _UNREADABLE as error:
         said = cut(error.strerror if isinstance(error, OSError) else error, 120)
         raise ArtifactError(f"{str(folder)!r} cannot be read as a model: {said}") from None
     floats = {name: np.asarray(t, np.float32) for name, t in tensors.items()}

@@ -143,7 +143,8 @@ def _normalizer(model: SentencePieceModel) -> Any:
     if rules.charsmap:
         steps.append(normalizers.Precompiled(bytes(rules.charsmap)))
     if rules.remove_spaces:
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+        ends = normalizers.Replace(Regex("^ +| +$"), "")  # of the whole text, spaces alone
+        steps += [ends, normalizers.Replace(Regex(" {2,}"), " ")]
     if model.dummy_prefix:
         steps.append(normalizers.Prepend(" "))
     if not model.lossless:

@@ -117,6 +117,7 @@ def rotation(model, context, positions):
 
 
 def rms(x):
+    """x over its root mean square along the last axis."""
     return F.rms_norm(x, (x.shape[-1],))
 
 
@@ -129,6 +130,8 @@ def rotate(x, rotary):
 
 
 class Linear(nn.Linear):
+    """A linear map without a bias."""
+
     def __init__(self, into, out):
         super().__init__(into, out, bias=False)
 
@@ -162,6 +165,7 @@ class Gains(nn.Module):
 
 
 def add_gains(module, model):
+    """Give a module the gains of queries and keys that the model has."""
     options = model["attention"]
     if options["q_gain"] is not None:
         module.q_gain = nn.Parameter(torch.full((options["heads"],), options["q_gain"]))
