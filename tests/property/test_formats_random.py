@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from plans import model_recipes, scattered, tokens
 
 from engines import tensors_of
 from niblick.exchange.hf import _layers
 from niblick.exchange.onnx import onnx_model
+from property.plans import model_recipes, scattered, tokens
 
 CLOSE, LENGTH = 1e-4, 12
 
