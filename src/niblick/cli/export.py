@@ -1,6 +1,4 @@
-"""`niblick export` and `niblick verify`: a run as a submission folder, and its score without this
-package.
-"""
+"""`niblick export`: a model in other formats, a run as a submission folder; `niblick verify`."""
 
 from __future__ import annotations
 
@@ -16,14 +14,19 @@ from niblick.errors import NiblickError
 
 
 def export_command(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A finished run, or the folder of several seeds.")
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="An artifact, a checkpoint or a run; for a submission, also several seeds.",
+        ),
     ],
     to: Annotated[
-        str, typer.Option(help="What to write: submission, or tokenizer (a .model file).")
+        str, typer.Option(help="submission, hf, onnx, gguf or tokenizer.")
     ] = "submission",
     out: Annotated[
-        Path | None, typer.Option(help="The new folder or file; else submission, tokenizer.model.")
+        Path | None,
+        typer.Option(help="The new folder or file; named after the format unless given."),
     ] = None,
     author: Annotated[str, typer.Option(help="Author's name for submission.json.")] = "anonymous",
     name: Annotated[
@@ -31,17 +34,35 @@ def export_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write RUN as a folder with README, submission.json, logs, artifact and one self-contained
-    train_gpt.py.
+    """Write a run as a submission (a folder with README, submission.json, logs, artifact and one
+    self-contained train_gpt.py), or MODEL as a folder for transformers, as an ONNX or GGUF file, or
+    its tokenizer as a SentencePiece model.
     """
-    if to == "tokenizer":
-        _export_tokenizer(run, out or Path("tokenizer.model"), as_json)
-        return
-    if to != "submission":
-        raise NiblickError(f"cannot export to {to!r}; accepted: submission, tokenizer")
+    if to == "submission":
+        _submission(Path(model), out or Path("submission"), author, name, as_json)
+    elif to in _FORMATS:
+        if name is not None or author != "anonymous":
+            raise NiblickError(f"--name and --author go with --to submission, not with {to}")
+        _format(model, to, out or Path(_FORMATS[to]), as_json)
+    else:
+        raise NiblickError(f"cannot export to {to!r}; accepted: submission, {', '.join(_FORMATS)}")
+
+
+# Each format, and where it goes by default.
+_FORMATS = {"hf": "hf", "onnx": "model.onnx", "gguf": "model.gguf", "tokenizer": "tokenizer.model"}
+
+
+def _format(model: str, to: str, out: Path, as_json: bool) -> None:
+    from niblick.exchange.formats import export_model
+
+    facts = export_model(model, to, out)
+    print(json.dumps(facts) if as_json else f"{out}: {facts['bytes']:,} bytes as {to}")
+
+
+def _submission(run: Path, out: Path, author: str, name: str | None, as_json: bool) -> None:
     from niblick.exchange.submission import export_submission
 
-    done = export_submission(run, out or Path("submission"), author=author, name=name)
+    done = export_submission(run, out, author=author, name=name)
     facts = {
         "folder": str(done.folder),
         "bpb": done.bpb,
@@ -57,32 +78,6 @@ def export_command(
         f" {done.artifact_bytes:,} = {facts['bytes_total']:,} bytes"
     )
     print(f"check it with: niblick verify {done.folder}", file=sys.stderr)
-
-
-def _export_tokenizer(model: Path, out: Path, as_json: bool) -> None:
-    """Write the tokenizer that a model brings; an existing file is not replaced."""
-    from niblick.artifact.load import open_tokenizer
-    from niblick.files import write_atomically
-
-    if not model.exists():
-        raise NiblickError(f"no model at {str(model)!r}; give an artifact, checkpoint or run")
-    tokenizer = open_tokenizer(str(model))
-    if out.exists():
-        raise NiblickError(f"{str(out)!r} is there already; choose another --out")
-    data = tokenizer.to_file_bytes()
-    write_atomically(out, (data,))
-    facts = {
-        "file": str(out),
-        "tokenizer": tokenizer.name,
-        "vocab_size": tokenizer.vocab_size,
-        "lossless": tokenizer.lossless,
-        "bytes": len(data),
-        "sha256": tokenizer.sha256,
-    }
-    if as_json:
-        print(json.dumps(facts))
-    else:
-        print(f"{out}: {tokenizer.name}, {tokenizer.vocab_size:,} ids, {len(data):,} bytes")
 
 
 def verify_command(

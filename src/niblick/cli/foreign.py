@@ -1,4 +1,4 @@
-"""`niblick import`: a published state dict becomes a checkpoint that other commands accept."""
+"""`niblick import`: a published state dict, or a folder for transformers, becomes a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ _OPTIONS = {"tokenizer": "--tokenizer", "table_dtype": "--bfloat16-tables"}
 
 def import_command(
     file: Annotated[
-        Path, typer.Argument(help="A .pt or .ptz state dict with the published names.")
+        Path,
+        typer.Argument(
+            help="A .pt or .ptz state dict with the published names, or a folder for transformers."
+        ),
     ],
-    family: Annotated[str, typer.Option("--as", help="token-shift, depth-recurrent or sidecar.")],
     out: Annotated[Path, typer.Option("--out", help="The checkpoint to write (.safetensors).")],
+    family: Annotated[
+        str | None,
+        typer.Option("--as", help="A state dict's: token-shift, depth-recurrent or sidecar."),
+    ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(
@@ -41,18 +47,43 @@ def import_command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Read a published state dict, infer its recipe, and write a checkpoint."""
-    from niblick.artifact import save_checkpoint
+    """Read a published state dict, infer its recipe, and write a checkpoint; or read the folder of
+    a model that transformers wrote, which brings its recipe.
+    """
     from niblick.errors import ArtifactError
+
+    if out.suffix != ".safetensors":
+        raise ArtifactError(f"--out {str(out)!r} must end in .safetensors")
+    if file.is_dir():
+        if family is not None or tokenizer is not None or set_ or bfloat16_tables:
+            raise ArtifactError(
+                "a folder says all about its model: --as, --tokenizer, --set and"
+                " --bfloat16-tables are for state dicts"
+            )
+        _import_folder(file, out, as_json)
+    elif family is None:
+        raise ArtifactError("a state dict needs --as token-shift, depth-recurrent or sidecar")
+    else:
+        _import_state_dict(file, out, family, tokenizer, set_ or [], bfloat16_tables, as_json)
+
+
+def _import_state_dict(
+    file: Path,
+    out: Path,
+    family: str,
+    tokenizer: str | None,
+    overrides: list[str],
+    bfloat16_tables: bool,
+    as_json: bool,
+) -> None:
+    from niblick.artifact import save_checkpoint
     from niblick.exchange.foreign import import_state_dict
     from niblick.plan import make_plan
     from niblick.text.tokenizer import load_tokenizer
 
-    if out.suffix != ".safetensors":
-        raise ArtifactError(f"--out {str(out)!r} must end in .safetensors")
     chosen = load_tokenizer(tokenizer) if tokenizer is not None else None
     found = import_state_dict(
-        file, family, tokenizer=chosen, overrides=set_ or (), bfloat16_tables=bfloat16_tables
+        file, family, tokenizer=chosen, overrides=overrides, bfloat16_tables=bfloat16_tables
     )
     save_checkpoint(
         out, tensors=found.tensors, recipe=found.recipe, tokenizer=found.tokenizer, meta=found.meta
@@ -73,6 +104,23 @@ def import_command(
         f"{out}: {summary['parameters']:,} parameters in {summary['tensors']} tensors as {family};"
         f" tokenizer: {named}"
     )
+
+
+def _import_folder(folder: Path, out: Path, as_json: bool) -> None:
+    from niblick.artifact import save_checkpoint
+    from niblick.exchange.hf import import_hf
+
+    found = import_hf(folder)
+    save_checkpoint(
+        out, tensors=found.tensors, recipe=found.recipe, tokenizer=found.tokenizer, meta=found.meta
+    )
+    parameters = sum(tensor.size for tensor in found.tensors.values())
+    assert found.tokenizer is not None
+    facts = {"checkpoint": str(out), "parameters": parameters, "tokenizer": found.tokenizer.name}
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        print(f"{out}: {parameters:,} parameters; tokenizer: {found.tokenizer.name}")
 
 
 def _report(found: Imported) -> None:

@@ -111,7 +111,7 @@ def change_card(folder: Path, change: Callable[[Card | None], Card | None]) -> N
     """
     try:
         with locked(folder / ".card.lock"):
-            card = change(_read(folder / "card.json"))
+            card = change(read_card(folder / "card.json"))
             if card is not None:
                 _write(card, folder)
     except OSError as error:
@@ -130,7 +130,7 @@ def write_card(card: Card, folder: Path) -> None:
     change_card(folder, merged)
 
 
-def _read(path: Path) -> Card | None:
+def read_card(path: Path) -> Card | None:
     """A run's card; None where there is none, or none that can be read."""
     try:
         card = upgraded(json.loads(path.read_text("utf-8")))

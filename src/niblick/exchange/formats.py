@@ -1,0 +1,45 @@
+"""Where a model leaves in: a Hugging Face folder, an ONNX file, a GGUF file, its tokenizer. No
+torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import niblick
+from niblick.errors import NiblickError
+from niblick.facade import Model
+from niblick.files import write_atomically
+from niblick.scoring.card import read_card
+
+
+def export_model(model: str | Path, to: str, out: Path) -> dict[str, Any]:
+    """Write `model` as "hf", "onnx" or "gguf", or its "tokenizer", to `out`; what was written,
+    ready for JSON.
+    """
+    opened = niblick.load(model)
+    if to != "hf" and out.exists():
+        raise NiblickError(f"--out {str(out)!r} exists")
+    if to == "hf":
+        from niblick.exchange.hf import export_hf
+
+        size = export_hf(opened, out, card=_card(opened))
+    elif to == "onnx":
+        from niblick.exchange.onnx import export_onnx
+
+        size = export_onnx(opened, out)
+    elif to == "tokenizer":
+        data = opened.tokenizer.to_file_bytes()
+        write_atomically(out, (data,))
+        size = len(data)
+    else:
+        from niblick.exchange.gguf import export_gguf
+
+        size = export_gguf(opened, out)
+    return {"model": str(opened.path), "format": to, "out": str(out), "bytes": size}
+
+
+def _card(model: Model) -> dict[str, Any] | None:
+    """The card beside an artifact, if it is of that artifact."""
+    card = read_card(model.path.parent / "card.json")
+    return card if card is not None and card.get("artifact_sha256") == model.sha256 else None
