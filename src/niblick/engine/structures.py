@@ -6,7 +6,7 @@ Mirrors native/engine.h field by field. `Layout` keeps alive every array that a 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint8, c_void_p
 from dataclasses import replace
 from typing import Any
@@ -146,14 +146,14 @@ class Layout:
             at += codes.data.nbytes
 
     @property
-    def arrays(self) -> list[NDArray[Any]]:
-        """Every array that a structure points to, in the order of their use."""
-        parts = [
-            array
-            for codes in self._codes.values()
-            for array in (codes.scales, codes.columns, codes.tail, codes.tail_at, codes.data)
-        ]
-        return [*self._arrays, *(part for part in parts if part is not None)]
+    def codes(self) -> Mapping[str, Codes]:
+        """The matrices by name, in the order of their use."""
+        return self._codes
+
+    @property
+    def vectors(self) -> Sequence[NDArray[Any]]:
+        """Every other array that a structure points to."""
+        return self._arrays
 
     def _place(self, floats: int) -> int:
         at, self._floats = self._floats, self._floats + floats
