@@ -17,9 +17,10 @@ _WANTED: dict[Wanted, int] = {"none": 0, "last": 1, "all": 2}
 
 
 @cache
-def module() -> wasmtime.Module:
+def module() -> tuple[wasmtime.Engine, wasmtime.Module]:
     """The compiled module, made machine code once."""
-    return wasmtime.Module(wasmtime.Engine(), wasm.compiled())
+    runtime = wasmtime.Engine()
+    return runtime, wasmtime.Module(runtime, wasm.compiled())
 
 
 class WasmEngine(Engine):
@@ -28,8 +29,9 @@ class WasmEngine(Engine):
     def __init__(self, plan, tensors) -> None:
         self.name, self.slots, self.columns = "wasm", 1, COLUMNS
         self.vocab_size = plan.model.vocab_size
-        self._store = wasmtime.Store(module().engine)
-        self._exports = wasmtime.Instance(self._store, module(), []).exports(self._store)
+        runtime, code = module()
+        self._store = wasmtime.Store(runtime)
+        self._exports = wasmtime.Instance(self._store, code, []).exports(self._store)
         if "_initialize" in self._exports:
             self.call("_initialize")
         image = flatten(plan, tensors)

@@ -35,7 +35,7 @@ def sources() -> dict[str, bytes]:
     root = Path(str(resources.files("niblick")))
     paths = [root / "engine" / "native" / name for name in ENGINE.names]
     paths += [root / "native" / "pool.h", root / "codecs" / "native" / "stream.c"]
-    paths.append(root / "browser" / "native" / "web.c")
+    paths += [root / "browser" / "native" / name for name in ("dot.h", "web.c")]
     return {path.name: path.read_bytes() for path in sorted(paths, key=lambda path: path.name)}
 
 
