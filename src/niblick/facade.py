@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from niblick.artifact.load import Opened, open_file
+from niblick.codecs.quantized import Tensors
 from niblick.engine import Engine, Sampling, open_engine, start_text
 from niblick.engine.choice import Build
 from niblick.errors import NiblickError
@@ -70,6 +71,11 @@ class Model:
     def plan(self) -> Plan:
         """Its virtual layers, parameters and sizes."""
         return self._opened.plan
+
+    @property
+    def tensors(self) -> Tensors:
+        """Its weights by name, quantized as the file holds them."""
+        return self._opened.tensors
 
     @property
     def path(self) -> Path:

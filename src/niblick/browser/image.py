@@ -49,8 +49,10 @@ def flatten(plan: Plan, tensors: Tensors) -> bytes:
     coded = [codes for codes in layout.codes.values() if codes.bits <= _CODED_BITS]
     image = _Image([*layout.vectors, *_sides(layout.codes.values())])
     for codes in layout.codes.values():
-        image.add([codes.data if codes.bits > _CODED_BITS else np.zeros_like(codes.data)],
-                  instead_of=codes.data)
+        image.add(
+            [codes.data if codes.bits > _CODED_BITS else np.zeros_like(codes.data)],
+            instead_of=codes.data,
+        )
     layers = image.put(list(layout.layers))
     at_plan = image.put([layout.plan], layers=layers)
     stream = _put_stream(image, coded)

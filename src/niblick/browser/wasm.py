@@ -18,14 +18,12 @@ from pathlib import Path
 from niblick.engine.library import ENGINE
 from niblick.errors import NiblickError
 
-EXPORTS = (
-    "nb_floats nb_open nb_reset nb_run nb_logits nb_rows nb_stride nb_nll nb_choose".split()
-)
+EXPORTS = ("floats", "open", "reset", "run", "logits", "rows", "stride", "nll", "choose")
 COMMAND = (
     *("cc", "-target", "wasm32-wasi", "-mcpu=generic+simd128+bulk_memory+nontrapping_fptoint"),
     *("-mexec-model=reactor", "-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno"),
     *("-fno-trapping-math", "-s", "-Wl,-z,stack-size=262144"),
-    *(f"-Wl,--export={name}" for name in EXPORTS),
+    *(f"-Wl,--export=nb_{name}" for name in EXPORTS),
 )
 _ASSETS = Path(str(resources.files("niblick.browser"))) / "assets"
 

@@ -54,7 +54,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "niblick.cli.foreign:import_command",
         "Read a published state dict into a checkpoint.",
     ),
-    "export": ("niblick.cli.export:export_command", "Write a run as a submission folder."),
+    "export": (
+        "niblick.cli.export:export_command",
+        "Write a run as a submission folder, a model as a web page.",
+    ),
     "verify": (
         "niblick.cli.export:verify_command",
         "Re-score an exported submission without this package.",

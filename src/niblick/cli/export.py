@@ -1,5 +1,5 @@
 """`niblick export` and `niblick verify`: a run as a submission folder, and its score without this
-package.
+package; a model as a web page.
 """
 
 from __future__ import annotations
@@ -11,30 +11,41 @@ from typing import Annotated
 
 import typer
 
-from niblick.cli.options import JsonOption
+from niblick.cli.options import JsonOption, TokenizerOption
 from niblick.errors import NiblickError
 
 
 def export_command(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A finished run, or the folder of several seeds.")
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A finished run, or several seeds' folder; html: any model."
+        ),
     ],
-    to: Annotated[str, typer.Option(help="What to write: submission.")] = "submission",
-    out: Annotated[Path, typer.Option(help="The new folder.")] = Path("submission"),
+    to: Annotated[str, typer.Option(help="What to write: submission or html.")] = "submission",
+    out: Annotated[
+        Path | None, typer.Option(help="The new folder or file; else submission, page.html.")
+    ] = None,
     author: Annotated[str, typer.Option(help="Author's name for submission.json.")] = "anonymous",
     name: Annotated[
         str | None, typer.Option(help="The submission's name; else the recipe's.")
     ] = None,
+    tokenizer: TokenizerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write RUN as a folder with README, submission.json, logs, artifact and one self-contained
-    train_gpt.py.
+    """Write MODEL as a submission folder (README, submission.json, logs, artifact and one
+    self-contained train_gpt.py), or as one HTML page that runs it in a browser, offline.
     """
+    if to == "html":
+        from niblick.cli.page import write_page
+
+        write_page(str(run), out or Path("page.html"), tokenizer, as_json)
+        return
     if to != "submission":
-        raise NiblickError(f"cannot export to {to!r}; accepted: submission")
+        raise NiblickError(f"cannot export to {to!r}; accepted: submission, html")
     from niblick.exchange.submission import export_submission
 
-    done = export_submission(run, out, author=author, name=name)
+    done = export_submission(run, out or Path("submission"), author=author, name=name)
     facts = {
         "folder": str(done.folder),
         "bpb": done.bpb,

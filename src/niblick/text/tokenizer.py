@@ -237,6 +237,11 @@ class SentencePieceTokenizer(Tokenizer):
         published = self.sha256 == _CHALLENGE_SHA256
         self.name = CHALLENGE if published else f"{model.kind_name}-{self.vocab_size}"
 
+    @property
+    def model(self) -> SentencePieceModel:
+        """The SentencePiece model, as it is stored."""
+        return self._model
+
     def _find_bos(self) -> int:
         for index, piece in enumerate(self._model.pieces):
             if piece.kind == spmodel.CONTROL and piece.text == "<s>":

@@ -1,8 +1,8 @@
 /* Products with quantized matrices for WebAssembly, included by product.c: integers throughout.
  *
- * Inputs become 24-bit integers in two signed digits of twelve bits, so that a pair of products fits
- * the one instruction that multiplies integers and adds (i32x4.dot_i16x8_s). Sums of up to 4096
- * columns fit 32 bits; they are joined exactly and rounded once.
+ * Inputs become 24-bit integers in two signed digits of twelve bits, so that a pair of products
+ * fits the one instruction that multiplies integers and adds (i32x4.dot_i16x8_s). Sums of up to
+ * 4096 columns fit 32 bits; they are joined exactly and rounded once.
  */
 #include <wasm_simd128.h>
 
@@ -44,14 +44,13 @@ static void split(const job *j, const float *x, inputs *to) {
     for (int g = 0; g < j->groups; g++) {
         v128_t scaled = wasm_f32x4_nearest(wasm_f32x4_mul(load(j->m, x, 4 * g), factor));
         v128_t q = wasm_i32x4_trunc_sat_f32x4(scaled);
-        v128_t high =
-            wasm_i32x4_shr(wasm_i32x4_add(q, wasm_i32x4_splat(1 << (DIGIT - 1))), DIGIT);
+        v128_t high = wasm_i32x4_shr(wasm_i32x4_add(q, wasm_i32x4_splat(1 << (DIGIT - 1))), DIGIT);
         v128_t low = wasm_i32x4_sub(q, wasm_i32x4_shl(high, DIGIT));
         wasm_v128_store(to->whole + 4 * g, q);
         wasm_v128_store(to->digits + LANES * g, wasm_i16x8_narrow_i32x4(high, high));
         wasm_v128_store(to->digits + LANES * g + 8, wasm_i16x8_narrow_i32x4(low, low));
-        sum = wasm_i64x2_add(sum, wasm_i64x2_add(wasm_i64x2_extend_low_i32x4(q),
-                                                 wasm_i64x2_extend_high_i32x4(q)));
+        sum = wasm_i64x2_add(
+            sum, wasm_i64x2_add(wasm_i64x2_extend_low_i32x4(q), wasm_i64x2_extend_high_i32x4(q)));
     }
     to->sum = wasm_i64x2_extract_lane(sum, 0) + wasm_i64x2_extract_lane(sum, 1);
     to->step = most / TOP;

@@ -14,8 +14,8 @@ enum { IMAGE = 0x314d494e }; /* NIM1 */
 
 typedef struct {
     uint32_t magic, bytes, plan_bytes, layer_bytes;
-    uint32_t plan, pointers, count;    /* where pointers stand, and how many */
-    uint32_t decoder, how, to, coded;  /* matrices of the stream: a Matrix and an nb_matrix each */
+    uint32_t plan, pointers, count;   /* where pointers stand, and how many */
+    uint32_t decoder, how, to, coded; /* matrices of the stream: a Matrix and an nb_matrix each */
 } nb_image;
 
 /* number i of a quarter of a unit of numbers of `bits`, all zero before */

@@ -2,8 +2,9 @@
  *
  * Rows go side by side, one in each lane, so that a product reads its matrix once and in order and
  * needs no sums across lanes. With AVX512-VNNI, inputs become 24-bit integers in three signed bytes
- * each and all sums are integers, and in WebAssembly two (dot.h); elsewhere codes become floats. A column's result depends on
- * nothing but the column: not on its neighbours, threads or cuts.
+ * each and all sums are integers; so they are in WebAssembly (browser/native/dot.h); elsewhere
+ * codes become floats. A column's result depends on nothing but the column: not on its neighbours,
+ * threads or cuts.
  */
 #include "engine.h"
 
