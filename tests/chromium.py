@@ -8,24 +8,16 @@ import shutil
 import subprocess
 from base64 import b64decode
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-PROGRAM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+PROGRAM = next((found for found in map(shutil.which, NAMES) if found), None)
+_OPTIONS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-sync", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-dev-shm-usage", "--hide-scrollbars", "--remote-debugging-pipe"),
+    "--host-resolver-rules=MAP * ~NOTFOUND",
 )
-_OPTIONS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-dev-shm-usage",
-    "--remote-debugging-pipe",
-    "--hide-scrollbars",
-]
 
 
 class Chromium:
@@ -36,21 +28,12 @@ class Chromium:
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
 
-        def connect() -> None:  # the pipe is descriptors 3 and 4
-            held = os.dup(theirs_in), os.dup(theirs_out)
-            for number, each in zip((3, 4), [os.dup2(h, h + 64) for h in held], strict=True):
-                os.dup2(each, number)
-
+        # The pipe is descriptors 3 and 4, which only a shell moves others to.
+        shell = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
+        browser = [PROGRAM, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
-            [
-                PROGRAM,
-                *_OPTIONS,
-                f"--user-data-dir={profile}",
-                "--host-resolver-rules=MAP * ~NOTFOUND",
-                "about:blank",
-            ],
-            preexec_fn=connect,
-            close_fds=False,
+            ["sh", "-c", shell, "sh", *browser],
+            pass_fds=(theirs_in, theirs_out),
             stderr=subprocess.DEVNULL,
         )
         os.close(theirs_in)
@@ -72,7 +55,7 @@ class Chromium:
             uploadThroughput=-1,
         )
 
-    def __enter__(self) -> Chromium:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

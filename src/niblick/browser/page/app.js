@@ -107,13 +107,13 @@ async function write(settings, work) {
   for (; !end; count++) {
     const started = performance.now();
     const token = model.choose(settings, count);
-    if (work.stopped) { end = "stopped"; break; }
-    if (token === model.tokenizer.bos) { end = "the document ends here"; break; }
+    if (work.stopped) { end = "Stopped"; break; }
+    if (token === model.tokenizer.bos) { end = "The document ends here"; break; }
     const cost = model.bits([token])[0];
     bits += cost;
     writer.push(token, cost, likeliest(token, cost));
     if (first === null) first = performance.now() - began;
-    if (count + 1 >= settings.tokens) { count++; end = "done"; break; }
+    if (count + 1 >= settings.tokens) { count++; end = "Done"; break; }
     model.read([token], 2);
     busy += performance.now() - started;
     if (performance.now() - looked > SLICE) {
