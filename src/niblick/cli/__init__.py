@@ -60,7 +60,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "export": (
         "niblick.cli.export:export_command",
-        "Write a run as a submission folder, or a model for transformers, ONNX or GGUF.",
+        "Write a run as a submission, a model as a web page, for transformers, ONNX, GGUF.",
     ),
     "verify": (
         "niblick.cli.export:verify_command",

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from niblick.cli.options import JsonOption
+from niblick.cli.options import JsonOption, TokenizerOption
 from niblick.errors import NiblickError
 
 
@@ -32,18 +32,19 @@ def export_command(
     name: Annotated[
         str | None, typer.Option(help="The submission's name; else the recipe's.")
     ] = None,
+    tokenizer: TokenizerOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a run as a submission (a folder with README, submission.json, logs, artifact and one
-    self-contained train_gpt.py), or MODEL as a folder for transformers, as an ONNX or GGUF file, or
-    its tokenizer as a SentencePiece model.
+    self-contained train_gpt.py), or MODEL as a folder for transformers, as an ONNX or GGUF file, its
+    tokenizer as a SentencePiece model, or one HTML page that runs it in a browser, offline.
     """
     if to == "submission":
         _submission(Path(model), out or Path("submission"), author, name, as_json)
     elif to in _FORMATS:
         if name is not None or author != "anonymous":
             raise NiblickError(f"--name and --author go with --to submission, not with {to}")
-        _format(model, to, out or Path(_FORMATS[to]), as_json)
+        _format(model, to, out or Path(_FORMATS[to]), tokenizer, as_json)
     else:
         raise NiblickError(f"cannot export to {to!r}; accepted: submission, {', '.join(_FORMATS)}")
 
@@ -52,10 +53,10 @@ def export_command(
 _FORMATS = {"hf": "hf", "onnx": "model.onnx", "gguf": "model.gguf", "tokenizer": "tokenizer.model"}
 
 
-def _format(model: str, to: str, out: Path, as_json: bool) -> None:
+def _format(model: str, to: str, out: Path, tokenizer: str | None, as_json: bool) -> None:
     from niblick.exchange.formats import export_model
 
-    facts = export_model(model, to, out)
+    facts = export_model(model, to, out, tokenizer=tokenizer)
     print(json.dumps(facts) if as_json else f"{out}: {facts['bytes']:,} bytes as {to}")
 
 

@@ -60,7 +60,7 @@ def write_tensor(
     Of a tensor whose symbols are `plain`, kept elsewhere, the grid alone.
     """
     rows, columns = matrix_shape(parameter)
-    mean, corrections = _describe(grid, symbols)
+    mean, corrections = describe(grid, symbols)
     numbers = encoder.put(np.array([grid.tensor, mean]), np.full(2, NUMBER_KIND))
     scales = _write_exponents(encoder, grid.rows // unit(columns), rows)
     scales += _write_exponents(encoder, grid.columns // unit(rows), columns)
@@ -162,7 +162,7 @@ def _context(parameter: Parameter, grid: Grid, mean: int, corrections: Ints) -> 
     )
 
 
-def _describe(grid: Grid, symbols: Ints) -> tuple[int, Ints]:
+def describe(grid: Grid, symbols: Ints) -> tuple[int, Ints]:
     """The mean magnitude at exponents 0 in quarter octaves, each row's correction in half ones."""
     rows, columns = symbols.shape
     if not symbols.size:

@@ -6,7 +6,7 @@ Mirrors native/engine.h field by field. `Layout` keeps alive every array that a 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint8, c_void_p
 from dataclasses import replace
 from typing import Any
@@ -90,13 +90,14 @@ class Layout:
     """The structures of one model; `weight_bytes` is what its weights take.
 
     `sizes` are the engine's slots, columns and threads; full attention sees `context` positions.
+    Without a `library` the codes stay where they were made: to be written, not run.
     """
 
     def __init__(
         self,
         plan: Plan,
         tensors: Tensors,
-        library: ctypes.CDLL,
+        library: ctypes.CDLL | None,
         *,
         context: int,
         sizes: Mapping[str, int],
@@ -107,8 +108,9 @@ class Layout:
         self._codes: dict[str, Codes] = {}
         self._memory = None
         self._describe()
-        self._settle()
-        self._describe()
+        if library is not None:
+            self._settle(library)
+            self._describe()
         self.weight_bytes = sum(c.nbytes for c in self._codes.values()) + sum(
             a.nbytes for a in self._arrays
         )
@@ -117,7 +119,7 @@ class Layout:
         del self._source, self._tensors
 
     def __del__(self) -> None:
-        if getattr(self, "_memory", None):
+        if self._library is not None and getattr(self, "_memory", None):
             self._library.nb_free(self._memory)
             self._memory = None
 
@@ -129,10 +131,10 @@ class Layout:
         self.layers = (Layer * len(layers))(*(self._layer(layer) for layer in layers))
         self.plan = self._plan()
 
-    def _settle(self) -> None:
+    def _settle(self, library: ctypes.CDLL) -> None:
         """Move all codes into one piece of the library's memory, in the order of their use."""
         total = sum(codes.data.nbytes for codes in self._codes.values())
-        self._memory = self._library.nb_floats(total // 4 + 4096)
+        self._memory = library.nb_floats(total // 4 + 4096)
         if not self._memory:
             raise MemoryError(f"{total} bytes of weights do not fit into memory")
         whole = np.ctypeslib.as_array(ctypes.cast(self._memory, POINTER(c_uint8)), shape=(total,))
@@ -142,6 +144,16 @@ class Layout:
             place[:] = codes.data
             self._codes[name] = replace(codes, data=place)
             at += codes.data.nbytes
+
+    @property
+    def codes(self) -> Mapping[str, Codes]:
+        """The matrices by name, in the order of their use."""
+        return self._codes
+
+    @property
+    def vectors(self) -> Sequence[NDArray[Any]]:
+        """Every other array that a structure points to."""
+        return self._arrays
 
     def _place(self, floats: int) -> int:
         at, self._floats = self._floats, self._floats + floats

@@ -149,6 +149,12 @@ def _tail(rest: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | 
 
 def decode(codes: Codes) -> Floats:
     """The matrix (rows, cols) that the engine multiplies with."""
+    weight: Floats = integers(codes).astype(np.float32) * codes.scales[:, None]
+    return weight if codes.columns is None else weight * codes.columns[: codes.cols]
+
+
+def integers(codes: Codes) -> NDArray[np.int32]:
+    """The integers (rows, cols) that were stored, tails included."""
     blocks = len(codes.data)
     units = codes.data.shape[1] // (32 * codes.bits)
     values, at = np.full((blocks, units, UNIT), -(1 << (codes.bits - 1)), dtype=np.int32), 0
@@ -163,8 +169,7 @@ def decode(codes: Codes) -> Floats:
             codes.tail & 15
         )
         np.add.at(whole, (rows, codes.tail >> 4 & 4095), codes.tail.view(np.int32) >> 16)
-    weight: Floats = whole.astype(np.float32) * codes.scales[:, None]
-    return weight if codes.columns is None else weight * codes.columns[: codes.cols]
+    return whole
 
 
 def _planes(bits: int) -> list[tuple[int, int]]:

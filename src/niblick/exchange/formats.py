@@ -1,4 +1,4 @@
-"""Where a model leaves in: a Hugging Face folder, an ONNX file, a GGUF file, its tokenizer. No
+"""Where a model leaves in: a Hugging Face folder, an ONNX file, a GGUF file, a web page, its tokenizer. No
 torch."""
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from niblick.files import write_atomically
 from niblick.scoring.card import read_card
 
 
-def export_model(model: str | Path, to: str, out: Path) -> dict[str, Any]:
-    """Write `model` as "hf", "onnx" or "gguf", or its "tokenizer", to `out`; what was written,
-    ready for JSON.
+def export_model(
+    model: str | Path, to: str, out: Path, *, tokenizer: str | None = None
+) -> dict[str, Any]:
+    """Write `model` as "hf", "onnx", "gguf" or "html", or its "tokenizer", to `out`; what was
+    written, ready for JSON. `tokenizer` is for a model that brings none.
     """
-    opened = niblick.load(model)
+    opened = niblick.load(model, tokenizer=tokenizer)
     if to != "hf" and out.exists():
         raise NiblickError(f"--out {str(out)!r} exists")
     if to == "hf":
@@ -28,6 +30,12 @@ def export_model(model: str | Path, to: str, out: Path) -> dict[str, Any]:
         from niblick.exchange.onnx import export_onnx
 
         size = export_onnx(opened, out)
+    elif to == "html":
+        from niblick.browser.page import export_page
+
+        page = export_page(opened, _card(opened))
+        write_atomically(out, (page,))
+        size = len(page)
     elif to == "tokenizer":
         data = opened.tokenizer.to_file_bytes()
         write_atomically(out, (data,))

@@ -239,7 +239,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @property
     def model(self) -> SentencePieceModel:
-        """The SentencePiece model itself."""
+        """The SentencePiece model, as it is stored."""
         return self._model
 
     def _find_bos(self) -> int:

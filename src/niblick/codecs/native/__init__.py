@@ -74,7 +74,7 @@ def _fields(names: str) -> list[tuple[str, Any]]:
     return [(name.rstrip("*"), kinds[name.endswith("*")]) for name in names.split()]
 
 
-class _Decoder(ctypes.Structure):
+class DecoderStruct(ctypes.Structure):
     """`Decoder` of stream.c."""
 
     _fields_ = _fields(
@@ -83,7 +83,7 @@ class _Decoder(ctypes.Structure):
     )
 
 
-class _Matrix(ctypes.Structure):
+class MatrixStruct(ctypes.Structure):
     """`Matrix` of stream.c."""
 
     _fields_ = _fields(
@@ -92,34 +92,84 @@ class _Matrix(ctypes.Structure):
     )
 
 
+Memory = dict[str, NDArray[Any]]
+
+
+def decoder_struct(tables: Tables, stream: bytes, escapes: bytes) -> tuple[DecoderStruct, Memory]:
+    """The structure of a decoder at the start of its streams, and the arrays it points to."""
+    words, counts = read_words(stream), tables.counts()
+    kinds, sizes = len(counts), np.array([len(each) for each in counts])
+    memory: Memory = {
+        "words": words,
+        "escapes": np.frombuffer(escapes, dtype=np.uint8),
+        "limits": tables.limits,
+        "offsets": np.cumsum(sizes) - sizes,
+        "totals": np.array([int(each.sum()) for each in counts]),
+        "fresh": np.full(kinds, -1),
+        "counts": np.concatenate(counts),
+        "cdf": np.zeros(int(sizes.sum()) + kinds, dtype=np.uint32),
+        "guide": np.zeros(kinds * _GUIDE, dtype=np.uint16),
+    }
+    decoder = DecoderStruct(
+        **{name: array.ctypes.data for name, array in memory.items()},
+        left=len(words),
+        bits=8 * len(escapes),
+        kinds=kinds,
+    )
+    # The last words are the coder's state: as many as it takes to fill its upper half.
+    while decoder.left and decoder.state < 1 << 32:
+        decoder.left -= 1
+        decoder.state = decoder.state << 32 | int(words[decoder.left])
+    return decoder, memory
+
+
+def matrix_struct(
+    context: ColumnContext, code: TrellisCode, height: int, shape: tuple[int, int], room: Memory
+) -> tuple[MatrixStruct, Memory]:
+    """The structure of a matrix (R, C) in blocks of `height` rows, and the arrays it points to.
+
+    `room` is what `matrix_room` gave; the levels are found in its `level`.
+    """
+    memory: Memory = {
+        "scale": context.scale,
+        "lift": context.lift,
+        "sum": context.sum,
+        "thresholds": THRESHOLDS,
+        "following": code.following,
+        "quantizer": code.quantizer,
+        **room,
+    }
+    matrix = MatrixStruct(
+        **{name: array.ctypes.data for name, array in memory.items()},
+        rows=shape[0],
+        columns=shape[1],
+        height=height,
+        seen=context.seen,
+        base=context.base,
+        levels=LEVELS,
+        states=code.states,
+        stride=code.stride,
+    )
+    return matrix, memory
+
+
+def matrix_room(block: int, elements: int) -> Memory:
+    """What decoding writes to, for blocks of so many symbols in matrices of so many."""
+    return {
+        "state": np.zeros(block, dtype=np.int64),
+        "kind": np.zeros(block, dtype=np.uint8),
+        "place": np.zeros(block, dtype=np.int64),
+        "symbol": np.zeros(block, dtype=np.int64),
+        "level": np.zeros(elements, dtype=np.int32),
+    }
+
+
 class NativeDecoder:
     """Gives back what an `Encoder` with equal tables was given; see `symbols.Decoder`."""
 
     def __init__(self, library: ctypes.CDLL, tables: Tables, stream: bytes, escapes: bytes) -> None:
-        self._library, words = library, read_words(stream)
-        counts = tables.counts()
-        kinds, sizes = len(counts), np.array([len(each) for each in counts])
-        self._memory: dict[str, NDArray[Any]] = {
-            "words": words,
-            "escapes": np.frombuffer(escapes, dtype=np.uint8),
-            "limits": tables.limits,
-            "offsets": np.cumsum(sizes) - sizes,
-            "totals": np.array([int(each.sum()) for each in counts]),
-            "fresh": np.full(kinds, -1),
-            "counts": np.concatenate(counts),
-            "cdf": np.empty(int(sizes.sum()) + kinds, dtype=np.uint32),
-            "guide": np.empty(kinds * _GUIDE, dtype=np.uint16),
-        }
-        self._decoder = _Decoder(
-            **{name: array.ctypes.data for name, array in self._memory.items()},
-            left=len(words),
-            bits=8 * len(escapes),
-            kinds=kinds,
-        )
-        # The last words are the coder's state: as many as it takes to fill its upper half.
-        while self._decoder.left and self._decoder.state < 1 << 32:
-            self._decoder.left -= 1
-            self._decoder.state = self._decoder.state << 32 | int(words[self._decoder.left])
+        self._library = library
+        self._decoder, self._memory = decoder_struct(tables, stream, escapes)
 
     def take(self, kinds: Ints) -> Ints:
         """Decode a block of symbols whose kinds are given."""
@@ -139,33 +189,10 @@ class NativeDecoder:
         self, context: ColumnContext, code: TrellisCode, height: int, shape: tuple[int, int]
     ) -> NDArray[np.int32]:
         """Decode the levels (R, C) of a matrix in blocks of `height` rows."""
-        block = height * shape[1]
-        memory: dict[str, NDArray[Any]] = {
-            "scale": context.scale,
-            "lift": context.lift,
-            "sum": context.sum,
-            "thresholds": THRESHOLDS,
-            "following": code.following,
-            "quantizer": code.quantizer,
-            "state": np.zeros(block, dtype=np.int64),
-            "kind": np.empty(block, dtype=np.uint8),
-            "place": np.empty(block, dtype=np.int64),
-            "symbol": np.empty(block, dtype=np.int64),
-            "level": np.empty(shape, dtype=np.int32),
-        }
-        matrix = _Matrix(
-            **{name: array.ctypes.data for name, array in memory.items()},
-            rows=shape[0],
-            columns=shape[1],
-            height=height,
-            seen=context.seen,
-            base=context.base,
-            levels=LEVELS,
-            states=code.states,
-            stride=code.stride,
-        )
+        room = matrix_room(height * shape[1], shape[0] * shape[1])
+        matrix, _memory = matrix_struct(context, code, height, shape, room)
         self._check(self._library.niblick_levels(ctypes.byref(self._decoder), ctypes.byref(matrix)))
-        return memory["level"]
+        return room["level"].reshape(shape)
 
     def finish(self) -> None:
         """Refuse a stream that holds more than was taken."""

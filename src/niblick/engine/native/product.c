@@ -2,8 +2,9 @@
  *
  * Rows go side by side, one in each lane, so that a product reads its matrix once and in order and
  * needs no sums across lanes. With AVX512-VNNI, inputs become 24-bit integers in three signed bytes
- * each and all sums are integers; elsewhere codes become floats. A column's result depends on
- * nothing but the column: not on its neighbours, threads or cuts.
+ * each and all sums are integers; so they are in WebAssembly (browser/native/dot.h); elsewhere
+ * codes become floats. A column's result depends on nothing but the column: not on its neighbours,
+ * threads or cuts.
  */
 #include "engine.h"
 
@@ -282,6 +283,8 @@ static void multiply(job *j, int n, int first, int end, void *scratch) {
     inputs x = {digits, sums, whole, steps, stride};
     EACH_WIDTH(matrix_of(j, &x, BITS, n, first, end, bytes))
 }
+#elif defined(__wasm_simd128__)
+#include "dot.h"
 #else
 enum { RUN = BLOCK / 4 }; /* groups made floats at a time */
 

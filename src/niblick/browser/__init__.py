@@ -1,0 +1,1 @@
+"""A model as one HTML page: its weights, the engine compiled to WebAssembly, its tokenizer."""
