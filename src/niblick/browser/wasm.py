@@ -15,7 +15,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from niblick.engine.library import ENGINE
+from niblick.toolchain import ENGINE
 from niblick.errors import NiblickError
 
 EXPORTS = ("floats", "open", "reset", "run", "logits", "rows", "stride", "nll", "choose")

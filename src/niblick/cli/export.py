@@ -22,7 +22,7 @@ def export_command(
         ),
     ],
     to: Annotated[
-        str, typer.Option(help="submission, hf, onnx, gguf or tokenizer.")
+        str, typer.Option(help="submission, hf, onnx, gguf, tokenizer or html.")
     ] = "submission",
     out: Annotated[
         Path | None,
@@ -36,8 +36,8 @@ def export_command(
     as_json: JsonOption = False,
 ) -> None:
     """Write a run as a submission (a folder with README, submission.json, logs, artifact and one
-    self-contained train_gpt.py), or MODEL as a folder for transformers, as an ONNX or GGUF file, its
-    tokenizer as a SentencePiece model, or one HTML page that runs it in a browser, offline.
+    self-contained train_gpt.py), or MODEL as a folder for transformers, as an ONNX or GGUF file,
+    its tokenizer as a SentencePiece model, or one HTML page that runs it in a browser, offline.
     """
     if to == "submission":
         _submission(Path(model), out or Path("submission"), author, name, as_json)
@@ -50,7 +50,13 @@ def export_command(
 
 
 # Each format, and where it goes by default.
-_FORMATS = {"hf": "hf", "onnx": "model.onnx", "gguf": "model.gguf", "tokenizer": "tokenizer.model"}
+_FORMATS = {
+    "hf": "hf",
+    "onnx": "model.onnx",
+    "gguf": "model.gguf",
+    "tokenizer": "tokenizer.model",
+    "html": "page.html",
+}
 
 
 def _format(model: str, to: str, out: Path, tokenizer: str | None, as_json: bool) -> None:

@@ -1,5 +1,7 @@
-"""Where a model leaves in: a Hugging Face folder, an ONNX file, a GGUF file, a web page, its tokenizer. No
-torch."""
+"""What a model leaves as: a Hugging Face folder, an ONNX or GGUF file, a web page, its tokenizer.
+
+No torch.
+"""
 
 from __future__ import annotations
 
