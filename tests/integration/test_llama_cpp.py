@@ -28,7 +28,7 @@ def test_the_file_reads_back_with_every_tensor(kind, tmp_path):
 
     model, _ = exported(tmp_path, kind)
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
-    assert len(reader.tensors) == 3 + 8 * len(model.plan.layers)
+    assert len(reader.tensors) == 4 + 8 * len(model.plan.layers)
     assert reader.fields["general.architecture"].contents() == "arcee"
     assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == model.tokenizer.vocab_size
 
@@ -45,5 +45,5 @@ def test_llama_cpp_gives_our_ids_and_logits(kind, tmp_path):
     other.eval(ids)
     found = np.array(other.scores[: len(ids)])
     right = model.logits(ids)
-    assert np.abs(found - right).max() < 2e-2
+    assert np.abs(found - right).max() < 2e-3  # its cache holds 16-bit floats
     assert (found.argmax(1) == right.argmax(1)).mean() > 0.9

@@ -391,21 +391,23 @@ def test_the_command_writes_a_checkpoint_that_opens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write(tmp_path / "m.pt", state("sidecar"))
-    import_command(source, "sidecar", tmp_path / "c.safetensors", set_=["model.softcap=20"])
+    import_command(
+        source, family="sidecar", out=tmp_path / "c.safetensors", set_=["model.softcap=20"]
+    )
     loaded = open_file(tmp_path / "c.safetensors")
     assert loaded.recipe.model.softcap == 20 and loaded.tokenizer is not None
     printed = capsys.readouterr()
     assert "as sidecar" in printed.out and "softcap" not in printed.err
     assert "assumed model.context = 2048 (--set changes it)" in printed.err.splitlines()
     with pytest.raises(ArtifactError, match=r"must end in \.safetensors"):
-        import_command(source, "sidecar", tmp_path / "c.pt")
+        import_command(source, family="sidecar", out=tmp_path / "c.pt")
 
 
 def test_the_command_names_every_assumption_and_every_ignored_tensor(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write(tmp_path / "m.pt", state("token-shift") | {"ve_scales.0": torch.ones(1)})
-    import_command(source, "token-shift", tmp_path / "c.safetensors", as_json=True)
+    import_command(source, family="token-shift", out=tmp_path / "c.safetensors", as_json=True)
     printed = capsys.readouterr()
     document = json.loads(printed.out)
     assert document["assumed"]["model.softcap"] == 30.0

@@ -16,16 +16,18 @@ def rms(x):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + np.finfo(np.float32).eps)
 
 
-def turned(x, dims, base):
-    """llama.cpp's rotation of neighbouring pairs, x (T, H, E)."""
-    angles = np.arange(len(x))[:, None] * base ** (-2.0 * np.arange(dims // 2) / dims)
+def turned(x, base, factors):
+    """llama.cpp's rotation of neighbouring pairs, x (T, H, E), each slowed down by its factor."""
+    dims = x.shape[2]
+    pace = base ** (-2.0 * np.arange(dims // 2) / dims) / factors
+    angles = np.arange(len(x))[:, None] * pace
     cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
     out, a, b = x.copy(), x[..., 0:dims:2], x[..., 1:dims:2]
     out[..., 0:dims:2], out[..., 1:dims:2] = a * cos - b * sin, a * sin + b * cos
     return out
 
 
-def arcee(weights, tokens, *, heads, groups, dims, base, layers):
+def arcee(weights, tokens, *, heads, groups, base, layers):
     """Logits (T, V) of llama.cpp's architecture of that name."""
     x = weights["token_embd.weight"][tokens].astype(np.float64)
     length, seen = len(tokens), np.tril(np.ones((len(tokens), len(tokens)), bool))
@@ -33,7 +35,7 @@ def arcee(weights, tokens, *, heads, groups, dims, base, layers):
         w = {k.split(".")[2]: v for k, v in weights.items() if k.startswith(f"blk.{i}.")}
         u = rms(x) * w["attn_norm"]
         q, k, v = ((u @ w[f"attn_{n}"].T).reshape(length, -1, x.shape[1] // heads) for n in "qkv")
-        q, k = turned(q, dims, base), turned(k, dims, base)
+        q, k = (turned(each, base, weights["rope_freqs.weight"]) for each in (q, k))
         k, v = (t.repeat(heads // groups, axis=1) for t in (k, v))
         scores = np.einsum("qhe,khe->hqk", q, k) / np.sqrt(q.shape[2])
         weight = np.exp(np.where(seen, scores, -np.inf) - scores.max(-1, keepdims=True))
@@ -44,11 +46,14 @@ def arcee(weights, tokens, *, heads, groups, dims, base, layers):
     return (rms(x) * weights["output_norm.weight"]) @ weights["output.weight"].T
 
 
-def test_the_folded_weights_compute_our_logits(tmp_path):
-    model = saved(tmp_path, "token-shift", *LLAMA)
+@pytest.mark.parametrize("dims", [0, 8, 16])
+@pytest.mark.parametrize("paced", ["head", "rotary"])
+def test_the_folded_weights_compute_our_logits(dims, paced, tmp_path):
+    rope = [f"model.attention.rope.dims={dims}", f"model.attention.rope.frequency_dims={paced}"]
+    model = saved(tmp_path, "token-shift", *LLAMA, *rope)
     tokens = np.random.default_rng(1).integers(4, 260, 24)
-    base = model.recipe.model.attention.rope.base ** (8 / 16)  # 8 of 16 turn, paced as of 16
-    found = arcee(_tensors(model), tokens, heads=2, groups=1, dims=8, base=base, layers=3)
+    base = model.recipe.model.attention.rope.base
+    found = arcee(_tensors(model), tokens, heads=2, groups=1, base=base, layers=3)
     assert np.abs(found - model.logits(tokens)).max() < 1e-4
 
 

@@ -27,7 +27,7 @@ from niblick.text.tokenizer import BytesTokenizer, SentencePieceTokenizer, Token
 
 Floats = NDArray[np.float32]
 _EPS = float(np.finfo(np.float32).eps)
-_ARCHITECTURE = "arcee"
+_ARCHITECTURE, _STILL = "arcee", 1e30
 
 
 def unmapped(plan: Plan) -> list[str]:
@@ -44,7 +44,7 @@ def unmapped(plan: Plan) -> list[str]:
         "attention.kv_shift": attention.kv_shift,
         "attention.local_value": attention.local_value,
         "attention.xsa_last": any(layer.xsa for layer in plan.layers),
-        "attention.rope.dims: 0": model.rope_dims == 0,
+        f"attention.heads: an odd head width {model.head_dim}": model.head_dim % 2 == 1,
         "document_attention: within": model.document_attention == "within",
         **{name: getattr(model, name).enabled for name in _SECTIONS},
     }
@@ -92,9 +92,8 @@ def _settings(writer: Any, model: Model) -> None:
     writer.add_feed_forward_length(sizes.mlp_dim)
     writer.add_head_count(sizes.attention.heads)
     writer.add_head_count_kv(sizes.attention.kv_heads)
-    writer.add_rope_dimension_count(sizes.rope_dims)
-    ratio = sizes.rope_dims / sizes.rope_frequency_dims
-    writer.add_rope_freq_base(rotary_base(sizes, sizes.context) ** ratio)
+    writer.add_rope_dimension_count(sizes.head_dim)
+    writer.add_rope_freq_base(rotary_base(sizes, sizes.context))
     writer.add_layer_norm_rms_eps(_EPS)
     writer.add_vocab_size(sizes.vocab_size)
     own = model.tokenizer
@@ -136,10 +135,23 @@ def _tensors(model: Model) -> dict[str, Floats]:
         "output_norm.weight": np.ones(sizes.dim, np.float32),
         "output.weight": table if sizes.tied else weights["lm_head.weight"],
     }
+    found["rope_freqs.weight"] = _slowdown(sizes)
     for layer in model.plan.layers:
         parts = _layer(weights, layer, sizes)
         found |= {f"blk.{layer.index}.{name}.weight": part for name, part in parts.items()}
     return found
+
+
+def _slowdown(sizes: ModelRecipe) -> Floats:
+    """What llama.cpp divides each pair's angle by, (E/2,): there, all of a head turns.
+
+    Beyond the rotated dimensions it is so large that nothing turns.
+    """
+    pair, base = np.arange(sizes.head_dim // 2), rotary_base(sizes, sizes.context)
+    ours = base ** (-2.0 * pair / sizes.rope_frequency_dims)
+    found = base ** (-2.0 * pair / sizes.head_dim) / ours
+    found[sizes.rope_dims // 2 :] = _STILL
+    return found.astype(np.float32)
 
 
 def _layer(weights: dict[str, Floats], layer: VirtualLayer, sizes: ModelRecipe) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _sentencepiece(model: SentencePieceModel) -> Any:
     steps = _normalizer(model)
     if steps is not None:
         fast.normalizer = steps
-    found = [decoders.ByteFallback(), decoders.Fuse()]
+    found: list[Any] = [decoders.ByteFallback(), decoders.Fuse()]
     if model.dummy_prefix:
         found.append(decoders.Strip(" ", 1, 0))
     fast.decoder = decoders.Sequence(found)
@@ -139,7 +139,8 @@ def _normalizer(model: SentencePieceModel) -> Any:
     """What happens to a text before it is cut; None for nothing."""
     from tokenizers import Regex, normalizers
 
-    rules, steps = model.message.normalizer, []
+    rules = model.message.normalizer
+    steps: list[Any] = []
     if rules.charsmap:
         steps.append(normalizers.Precompiled(bytes(rules.charsmap)))
     if rules.remove_spaces:
