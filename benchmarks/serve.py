@@ -9,7 +9,9 @@ own. Every text is compared with what one engine writes of that request alone.
 
 `kept` is the server's rate over the engine's, times the part of the processors that the load
 generator left: tokens written per second / (the engine's mean rate * (1 - generator's processor
-seconds / seconds / processors)).
+seconds / seconds / processors)). `kept_by_processor` compares processor time per token instead,
+which other work on the machine disturbs less; `engine_reading` is the part of the engine's time
+that prompts take.
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ def run_engine(path: str, told: Path, slots: int, seconds: float) -> dict[str, f
         for order in json.loads(told.read_text())
     ]
     vocab = model.tokenizer.vocab_size
-    began, written, reading, at = time.perf_counter(), 0, 0.0, 0
+    began, used = time.perf_counter(), time.process_time()
+    written, reading, at = 0, 0.0, 0
     while time.perf_counter() - began < seconds:
         rows = []
         read = time.perf_counter()
@@ -104,8 +107,12 @@ def run_engine(path: str, told: Path, slots: int, seconds: float) -> dict[str, f
         reading += time.perf_counter() - read
         engine.extend(np.concatenate(rows), OUTPUT)
         written += slots * OUTPUT
-    took = time.perf_counter() - began
-    return {"tokens_per_second": written / took, "reading": reading / took}
+    took, used = time.perf_counter() - began, time.process_time() - used
+    return {
+        "tokens_per_second": written / took,
+        "reading": reading / took,
+        "processor_ms": 1e3 * used / written,
+    }
 
 
 class Client(asyncio.Protocol):
@@ -227,17 +234,25 @@ def server_load(path: str, told: Path, clients: int, seconds: float) -> dict[str
         if not found:
             raise SystemExit(server.stderr.read())
         try:
+            before = metrics(found[0])
             seen = role("load", found[1], told, clients, seconds)
-            with urllib.request.urlopen(f"{found[0]}metrics") as answer:
-                text = answer.read().decode()
+            after = metrics(found[0])
         finally:
             server.terminate()
-    metric = dict(re.findall(r"^(\S+) (\S+)$", text, re.MULTILINE))
+    spent = {name: after[name] - before[name] for name in before}
+    tokens = spent["niblick_generated_tokens_total"]
     return {
         **seen,
-        "server_processor_seconds": float(metric["process_cpu_seconds_total"]),
-        "engine_busy_seconds": float(metric["niblick_engine_seconds_total"]),
+        "server_processor_ms": 1e3 * spent["process_cpu_seconds_total"] / tokens,
+        "engine_busy": spent["niblick_engine_seconds_total"] / seconds,
     }
+
+
+def metrics(address: str) -> dict[str, float]:
+    """Those without labels."""
+    with urllib.request.urlopen(f"{address}metrics") as answer:
+        text = answer.read().decode()
+    return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.MULTILINE)}
 
 
 def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -256,7 +271,10 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
         **seen,
         "engine_tokens_per_second": [each["tokens_per_second"] for each in alone],
         "engine_reading": fmean(each["reading"] for each in alone),
+        "engine_processor_ms": fmean(each["processor_ms"] for each in alone),
         "kept": seen["tokens_per_second"] / (rate * left),
+        "kept_by_processor": fmean(each["processor_ms"] for each in alone)
+        / seen["server_processor_ms"],
     }
 
 
