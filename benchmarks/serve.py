@@ -41,7 +41,7 @@ def packed(name: str, folder: Path) -> str:
     """A file as it is, or the initial weights of a recipe in one."""
     if Path(name).exists():
         return name
-    from niblick.compression import pack
+    from niblick.compression.packing import pack
     from niblick.model import LanguageModel
     from niblick.recipe import load_recipe
     from niblick.text.tokenizer import load_tokenizer
