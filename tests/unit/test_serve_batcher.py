@@ -49,7 +49,7 @@ def test_a_request_of_many_texts_does_not_keep_others_waiting(model):
 
 
 def test_a_short_prompt_passes_by_a_long_one_and_both_end(model):
-    long, short = job(length=250 * 64 % 259, tokens=1), job(tokens=1)
+    long, short = job(tokens=1), job(tokens=1)
     long.ids = np.resize(long.ids, 4000)
     order = [p.job for p in finished(plain(model, slots=2), [[long], [short]])]
     assert order == [short, long]
