@@ -1,7 +1,7 @@
 """The server under load, on loopback; `python benchmarks/serve.py [MODEL ...] [--clients 64]
 [--seconds 60] [--json]`.
 
-MODEL is a file, or the name of a recipe, whose initial weights are packed first. In turn: the
+MODEL is a file, a shipped model, or the name of a recipe, whose initial weights are packed first. In turn: the
 engine alone on the same requests (all of a batch read, then written, without HTTP); the server
 under `--clients` streaming clients, each with one request at a time, prompts of 16 to 512 tokens
 and outputs of 128; the engine alone again. Server, load generator and engine are processes of their
@@ -38,8 +38,10 @@ SAMPLING = {"temperature": 0.8, "top_p": 1.0}
 
 
 def packed(name: str, folder: Path) -> str:
-    """A file as it is, or the initial weights of a recipe in one."""
-    if Path(name).exists():
+    """A file or shipped model as it is, or the initial weights of a recipe in a file."""
+    from niblick.facade import shipped_models
+
+    if Path(name).exists() or name in shipped_models():
         return name
     from niblick.compression.packing import pack
     from niblick.model import LanguageModel
@@ -230,9 +232,10 @@ def server_load(path: str, told: Path, clients: int, seconds: float) -> dict[str
     command += ["--slots", str(clients), "--queue", str(clients)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/", server.stderr.readline())
+        lines = (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in server.stderr)
+        found = next(filter(None, lines), None)
         if not found:
-            raise SystemExit(server.stderr.read())
+            raise SystemExit("the server did not start")
         try:
             before = metrics(found[0])
             seen = role("load", found[1], told, clients, seconds)
@@ -280,7 +283,7 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", default=["token-shift"])
+    parser.add_argument("models", nargs="*", metavar="MODEL", default=["pocket", "token-shift"])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--json", action="store_true", help="one JSON document per model")
