@@ -4,8 +4,8 @@
 MODEL is a file, a shipped model, or the name of a recipe, whose initial weights are packed first.
 In turn: the engine alone on the same requests (all of a batch read, then written, without HTTP);
 the server under `--clients` streaming clients, each with one request at a time, prompts of 16 to
-512 tokens and outputs of 128; the engine alone again. Server, load generator and engine are processes of their
-own. Every text is compared with what one engine writes of that request alone.
+512 tokens and outputs of 128; the engine alone again. Server, load generator and engine are
+processes of their own. Every text is compared with what one engine writes of that request alone.
 
 `kept` is the server's rate over the engine's, times the part of the processors that the load
 generator left: tokens written per second / (the engine's mean rate * (1 - generator's processor
