@@ -1,15 +1,17 @@
 """The server under load, on loopback; `python benchmarks/serve.py [MODEL ...] [--clients 64]
 [--seconds 60] [--json]`.
 
-MODEL is a file, or the name of a recipe, whose initial weights are packed first. In turn: the
-engine alone on the same requests (all of a batch read, then written, without HTTP); the server
-under `--clients` streaming clients, each with one request at a time, prompts of 16 to 512 tokens
-and outputs of 128; the engine alone again. Server, load generator and engine are processes of their
-own. Every text is compared with what one engine writes of that request alone.
+MODEL is a file, a shipped model, or the name of a recipe, whose initial weights are packed first.
+In turn: the engine alone on the same requests (all of a batch read, then written, without HTTP);
+the server under `--clients` streaming clients, each with one request at a time, prompts of 16 to
+512 tokens and outputs of 128; the engine alone again. Server, load generator and engine are
+processes of their own. Every text is compared with what one engine writes of that request alone.
 
 `kept` is the server's rate over the engine's, times the part of the processors that the load
 generator left: tokens written per second / (the engine's mean rate * (1 - generator's processor
-seconds / seconds / processors)).
+seconds / seconds / processors)). `kept_by_processor` compares processor time per token instead,
+which other work on the machine disturbs less; `engine_reading` is the part of the engine's time
+that prompts take.
 """
 
 from __future__ import annotations
@@ -36,10 +38,12 @@ SAMPLING = {"temperature": 0.8, "top_p": 1.0}
 
 
 def packed(name: str, folder: Path) -> str:
-    """A file as it is, or the initial weights of a recipe in one."""
-    if Path(name).exists():
+    """A file or shipped model as it is, or the initial weights of a recipe in a file."""
+    from niblick.facade import shipped_models
+
+    if Path(name).exists() or name in shipped_models():
         return name
-    from niblick.compression import pack
+    from niblick.compression.packing import pack
     from niblick.model import LanguageModel
     from niblick.recipe import load_recipe
     from niblick.text.tokenizer import load_tokenizer
@@ -91,7 +95,8 @@ def run_engine(path: str, told: Path, slots: int, seconds: float) -> dict[str, f
         for order in json.loads(told.read_text())
     ]
     vocab = model.tokenizer.vocab_size
-    began, written, reading, at = time.perf_counter(), 0, 0.0, 0
+    began, used = time.perf_counter(), time.process_time()
+    written, reading, at = 0, 0.0, 0
     while time.perf_counter() - began < seconds:
         rows = []
         read = time.perf_counter()
@@ -104,8 +109,12 @@ def run_engine(path: str, told: Path, slots: int, seconds: float) -> dict[str, f
         reading += time.perf_counter() - read
         engine.extend(np.concatenate(rows), OUTPUT)
         written += slots * OUTPUT
-    took = time.perf_counter() - began
-    return {"tokens_per_second": written / took, "reading": reading / took}
+    took, used = time.perf_counter() - began, time.process_time() - used
+    return {
+        "tokens_per_second": written / took,
+        "reading": reading / took,
+        "processor_ms": 1e3 * used / written,
+    }
 
 
 class Client(asyncio.Protocol):
@@ -223,21 +232,30 @@ def server_load(path: str, told: Path, clients: int, seconds: float) -> dict[str
     command += ["--slots", str(clients), "--queue", str(clients)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/", server.stderr.readline())
+        lines = (re.search(r"http://127\.0\.0\.1:(\d+)/", line) for line in server.stderr)
+        found = next(filter(None, lines), None)
         if not found:
-            raise SystemExit(server.stderr.read())
+            raise SystemExit("the server did not start")
         try:
+            before = metrics(found[0])
             seen = role("load", found[1], told, clients, seconds)
-            with urllib.request.urlopen(f"{found[0]}metrics") as answer:
-                text = answer.read().decode()
+            after = metrics(found[0])
         finally:
             server.terminate()
-    metric = dict(re.findall(r"^(\S+) (\S+)$", text, re.MULTILINE))
+    spent = {name: after[name] - before[name] for name in before}
+    tokens = spent["niblick_generated_tokens_total"]
     return {
         **seen,
-        "server_processor_seconds": float(metric["process_cpu_seconds_total"]),
-        "engine_busy_seconds": float(metric["niblick_engine_seconds_total"]),
+        "server_processor_ms": 1e3 * spent["process_cpu_seconds_total"] / tokens,
+        "engine_busy": spent["niblick_engine_seconds_total"] / seconds,
     }
+
+
+def metrics(address: str) -> dict[str, float]:
+    """Those without labels."""
+    with urllib.request.urlopen(f"{address}metrics") as answer:
+        text = answer.read().decode()
+    return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", text, re.MULTILINE)}
 
 
 def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -256,13 +274,16 @@ def measure(name: str, options: argparse.Namespace, folder: Path) -> dict[str, A
         **seen,
         "engine_tokens_per_second": [each["tokens_per_second"] for each in alone],
         "engine_reading": fmean(each["reading"] for each in alone),
+        "engine_processor_ms": fmean(each["processor_ms"] for each in alone),
         "kept": seen["tokens_per_second"] / (rate * left),
+        "kept_by_processor": fmean(each["processor_ms"] for each in alone)
+        / seen["server_processor_ms"],
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="*", metavar="MODEL", default=["token-shift"])
+    parser.add_argument("models", nargs="*", metavar="MODEL", default=["pocket", "token-shift"])
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--json", action="store_true", help="one JSON document per model")

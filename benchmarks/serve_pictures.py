@@ -1,4 +1,4 @@
-"""The pictures of docs/serving.md; `python benchmarks/serve_pictures.py MODEL [--out docs]`.
+"""The pictures of docs/serving.md; `python benchmarks/serve_pictures.py [MODEL] [--out docs]`.
 
 Starts a server of MODEL and a headless chromium, writes and scores a text, and takes the pictures:
 writing (light), scoring (dark), a phone. Colours are reduced to 128 where Pillow is installed.
@@ -59,14 +59,15 @@ def take(browser: Chromium, address: str, out: Path) -> list[Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?", default="pocket")
     parser.add_argument("--out", type=Path, default=Path("docs"))
     options = parser.parse_args()
     program = find_chromium() or sys.exit("there is no chromium")
     command = [sys.executable, "-m", "niblick", "serve", options.model, "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
-        found = re.search(r"http://\S+", server.stderr.readline())
+        lines = (re.search(r"http://\S+", line) for line in server.stderr)
+        found = next(filter(None, lines), None)
         assert found, "the server did not start"
         try:
             with Chromium(program) as browser:

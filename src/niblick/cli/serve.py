@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from niblick.cli.imports import importing
+from niblick.cli.models import say_shipped
 from niblick.cli.options import ModelArgument, ThreadsOption, TokenizerOption
 from niblick.errors import NiblickError
 
@@ -70,7 +71,9 @@ def serve_command(
         most_prompt=max_prompt,
         drain_seconds=drain_seconds,
     )
-    service = Service(facade.load(model, tokenizer=tokenizer), options)
+    loaded = facade.load(model, tokenizer=tokenizer)
+    say_shipped(loaded)
+    service = Service(loaded, options)
     with listen(host, port) as listener:
         place = f"[{host}]" if ":" in host else host
         print(

@@ -101,9 +101,10 @@ def describe(model: Model, engine: Engine) -> dict[str, Any]:
         "engine": engine.name,
         "slots": engine.slots,
     }
+    beside = model.path.with_suffix(".card.json") if model.is_shipped else None
     folder = model.path if model.path.is_dir() else model.path.parent
     try:
-        card = json.loads((folder / "card.json").read_text("utf-8"))
+        card = json.loads((beside or folder / "card.json").read_text("utf-8"))
         if card["artifact_sha256"] == model.sha256:
             found |= {"bpb": float(card["packed_bpb"]), "train_seconds": card["train_seconds"]}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
