@@ -5,6 +5,7 @@ it.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -39,7 +40,7 @@ def _leads(page: Path, link: str) -> bool:
 def _anchors(page: Path) -> set[str]:
     """The headings' names as GitHub makes them: repeated ones are numbered."""
     tokens, found, seen = _PARSER.parse(page.read_text("utf-8")), set(), dict[str, int]()
-    for before, token in zip(tokens, tokens[1:], strict=False):
+    for before, token in pairwise(tokens):
         if before.type == "heading_open":
             text = "".join(c.content for c in token.children or () if c.type != "html_inline")
             name = re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
