@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: setup train test lint docs fuzz lock clean
+.PHONY: setup train test lint test-integrations docs fuzz lock clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,11 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Tests with other projects' packages and programs; what is not there is skipped by name.
+test-integrations: setup
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps -r requirements-integrations.lock
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m integration -rs
 
 # The documentation site, into build/site; a broken link fails. (The variable quiets a notice.)
 docs: setup

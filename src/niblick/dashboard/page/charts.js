@@ -3,6 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = 8;
+const LEGEND = 18; // curves that a chart names
 
 /** An SVG or HTML element with attributes and children (strings become text). */
 function make(name, attributes = {}, ...children) {
@@ -79,8 +80,9 @@ class Chart {
     const details = make("details", {}, make("summary", {}, "As a table"), this.table);
     details.addEventListener("toggle", () => details.open && this.fill());
     this.details = details;
-    this.figure = make("figure", { class: "chart" }, make("h3", {}, title), this.svg,
-      this.readout, details);
+    this.legend = make("ul", { class: "legend" });
+    this.figure = make("figure", { class: "chart" }, make("h3", {}, title), this.legend,
+      this.svg, this.readout, details);
     parent.append(this.figure);
     this.svg.addEventListener("keydown", (event) => this.key(event));
     this.svg.addEventListener("pointermove", (event) => this.point(event));
@@ -95,6 +97,8 @@ class Chart {
     this.formatY = formatY;
     this.label = label;
     this.figure.hidden = !this.series.length;
+    const named = this.series.length > 1 ? this.series.slice(0, LEGEND) : [];
+    this.legend.replaceChildren(...named.map((each) => make("li", {}, swatch(each), each.name)));
     this.draw();
     if (this.details.open) this.fill();
   }
@@ -220,6 +224,12 @@ class Chart {
     });
     this.table.replaceChildren(table(["Curve", this.label, this.title], rows));
   }
+}
+
+/** A short piece of a curve, for a legend. */
+function swatch({ kind, dash }) {
+  return make("svg", { class: "swatch", "aria-hidden": "true", viewBox: "0 0 26 10" },
+    make("line", { class: `curve k${kind % COLOURS} d${dash % 4}`, x1: 0, x2: 26, y1: 5, y2: 5 }));
 }
 
 function min(values) { return values.reduce((a, b) => Math.min(a, b), Infinity); }
