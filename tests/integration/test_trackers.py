@@ -61,6 +61,6 @@ def test_trackio_keeps_every_value_on_this_machine(
     (file,) = (tmp_path / "kept").glob("*.db")
     with sqlite3.connect(file) as database:
         found = database.execute("select step, metrics from metrics order by id").fetchall()
-    losses = [json.loads(text).get("train/loss") for _, text in found]
-    assert [loss for loss in losses if loss is not None] == [row["loss"] for row in rows]
-    assert [step for step, text in found if "train/loss" in text] == [row["step"] for row in rows]
+    kept = [(step, json.loads(text)) for step, text in found]
+    losses = [(step, values["train/loss"]) for step, values in kept if "train/loss" in values]
+    assert losses == [(row["step"], row["loss"]) for row in rows]

@@ -138,7 +138,8 @@ function columns(name, training, number) {
 function draw() {
   const against = $("against").value, weight = Number($("smoothing").value);
   const from = Number($("part").value), runs = detailed();
-  const formatX = against === "seconds" ? duration : short;
+  const most = max(runs.map((run) => max((run.training[against] || []).map((x) => x || 0))));
+  const formatX = against === "seconds" ? (x) => duration(x, most) : short;
   CHARTS.forEach(([name, , formatY, smoothed], i) => {
     const series = runs.flatMap((run) => curvesOf(run, name, against, from,
       smoothed ? weight : 0));

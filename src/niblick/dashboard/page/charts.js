@@ -35,11 +35,10 @@ function trim(text) {
   return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
 }
 
-/** Seconds as a duration: 42 s, 3.5 min, 2 h. */
-function duration(seconds) {
-  if (seconds < 120) return `${trim(seconds.toFixed(1))} s`;
-  if (seconds < 7200) return `${trim((seconds / 60).toFixed(1))} min`;
-  return `${trim((seconds / 3600).toFixed(1))} h`;
+/** Seconds in the unit that suits durations up to `most`: 42 s, 3.5 min, 2 h. */
+function duration(seconds, most = seconds) {
+  const [unit, size] = most < 300 ? ["s", 1] : most < 18000 ? ["min", 60] : ["h", 3600];
+  return `${trim((seconds / size).toFixed(seconds / size < 10 ? 2 : 1))} ${unit}`;
 }
 
 /** Up to about `count` round values from `low` to `high`. */
@@ -140,8 +139,9 @@ class Chart {
         this.formatY(value));
     }
     for (const value of ticks(left, right, Math.max(2, Math.floor(width / 110)))) {
-      yield make("text", { x: this.x(value), y: inner.bottom + 16, "text-anchor": "middle" },
-        this.formatX(value));
+      const x = this.x(value), last = x > inner.right - 24;
+      yield make("text", { x: last ? inner.right + 8 : x, y: inner.bottom + 16,
+        "text-anchor": last ? "end" : "middle" }, this.formatX(value));
     }
     yield make("text", { x: (inner.left + inner.right) / 2, y: height - 4,
       "text-anchor": "middle" }, this.label);
