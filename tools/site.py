@@ -118,7 +118,7 @@ def commands_page() -> str:
     from niblick.cli import app
 
     root: Any = typer.main.get_command(app)
-    context = root.context_class(root, info_name="niblick", terminal_width=88)
+    context = root.context_class(root, info_name="niblick", terminal_width=76)
     parts = ["# Commands\n", "What `niblick COMMAND --help` prints.\n", _help(root, context)]
     for name in root.list_commands(context):
         parts += _command(root.get_command(context, name), context, name)
@@ -126,7 +126,7 @@ def commands_page() -> str:
 
 
 def _command(command: Any, parent: Any, name: str) -> Iterator[str]:
-    context = command.context_class(command, info_name=name, parent=parent, terminal_width=88)
+    context = command.context_class(command, info_name=name, parent=parent, terminal_width=76)
     yield f"## {context.command_path}\n"
     yield _help(command, context)
     for inner in getattr(command, "commands", {}):

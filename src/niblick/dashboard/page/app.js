@@ -96,10 +96,8 @@ function add(run) {
     draw();
     options();
   });
-  const swatch = make("svg", { class: "swatch", "aria-hidden": "true", viewBox: "0 0 26 10" },
-    make("line", { class: `curve k${number % COLOURS} d${dash(number)}`, x1: 0, x2: 26, y1: 5,
-      y2: 5 }));
-  row.append(make("th", { scope: "row" }, make("label", {}, box, swatch, run.id)));
+  const drawn = swatch({ kind: number, dash: dash(number) });
+  row.append(make("th", { scope: "row" }, make("label", {}, box, drawn, run.id)));
   for (let i = 0; i < 10; i += 1) row.append(make("td"));
   row.cells[2].append(make("progress", { max: 1, "aria-label": "Budget spent" }));
   return row;
@@ -140,7 +138,8 @@ function columns(name, training, number) {
 function draw() {
   const against = $("against").value, weight = Number($("smoothing").value);
   const from = Number($("part").value), runs = detailed();
-  const formatX = against === "seconds" ? duration : short;
+  const most = max(runs.map((run) => max((run.training[against] || []).map((x) => x || 0))));
+  const formatX = against === "seconds" ? (x) => duration(x, most) : short;
   CHARTS.forEach(([name, , formatY, smoothed], i) => {
     const series = runs.flatMap((run) => curvesOf(run, name, against, from,
       smoothed ? weight : 0));
@@ -205,7 +204,7 @@ function options() {
     select.replaceChildren(...scored.map((id) => make("option", { value: id }, id)));
     if (scored.includes(kept)) select.value = kept;
   }
-  $("compare-form").querySelector("button").disabled = !scored.length;
+  for (const control of $("compare-form").elements) control.disabled = !scored.length;
 }
 
 $("compare-form").addEventListener("submit", async (event) => {

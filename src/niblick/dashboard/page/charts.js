@@ -3,6 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = 8;
+const LEGEND = 18; // curves that a chart names
 
 /** An SVG or HTML element with attributes and children (strings become text). */
 function make(name, attributes = {}, ...children) {
@@ -34,11 +35,10 @@ function trim(text) {
   return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
 }
 
-/** Seconds as a duration: 42 s, 3.5 min, 2 h. */
-function duration(seconds) {
-  if (seconds < 120) return `${trim(seconds.toFixed(1))} s`;
-  if (seconds < 7200) return `${trim((seconds / 60).toFixed(1))} min`;
-  return `${trim((seconds / 3600).toFixed(1))} h`;
+/** Seconds in the unit that suits durations up to `most`: 42 s, 3.5 min, 2 h. */
+function duration(seconds, most = seconds) {
+  const [unit, size] = most < 300 ? ["s", 1] : most < 18000 ? ["min", 60] : ["h", 3600];
+  return `${trim((seconds / size).toFixed(seconds / size < 10 ? 2 : 1))} ${unit}`;
 }
 
 /** Up to about `count` round values from `low` to `high`. */
@@ -79,8 +79,9 @@ class Chart {
     const details = make("details", {}, make("summary", {}, "As a table"), this.table);
     details.addEventListener("toggle", () => details.open && this.fill());
     this.details = details;
-    this.figure = make("figure", { class: "chart" }, make("h3", {}, title), this.svg,
-      this.readout, details);
+    this.legend = make("ul", { class: "legend" });
+    this.figure = make("figure", { class: "chart" }, make("h3", {}, title), this.legend,
+      this.svg, this.readout, details);
     parent.append(this.figure);
     this.svg.addEventListener("keydown", (event) => this.key(event));
     this.svg.addEventListener("pointermove", (event) => this.point(event));
@@ -95,6 +96,8 @@ class Chart {
     this.formatY = formatY;
     this.label = label;
     this.figure.hidden = !this.series.length;
+    const named = this.series.length > 1 ? this.series.slice(0, LEGEND) : [];
+    this.legend.replaceChildren(...named.map((each) => make("li", {}, swatch(each), each.name)));
     this.draw();
     if (this.details.open) this.fill();
   }
@@ -136,8 +139,9 @@ class Chart {
         this.formatY(value));
     }
     for (const value of ticks(left, right, Math.max(2, Math.floor(width / 110)))) {
-      yield make("text", { x: this.x(value), y: inner.bottom + 16, "text-anchor": "middle" },
-        this.formatX(value));
+      const x = this.x(value), last = x > inner.right - 24;
+      yield make("text", { x: last ? inner.right + 8 : x, y: inner.bottom + 16,
+        "text-anchor": last ? "end" : "middle" }, this.formatX(value));
     }
     yield make("text", { x: (inner.left + inner.right) / 2, y: height - 4,
       "text-anchor": "middle" }, this.label);
@@ -220,6 +224,12 @@ class Chart {
     });
     this.table.replaceChildren(table(["Curve", this.label, this.title], rows));
   }
+}
+
+/** A short piece of a curve, for a legend. */
+function swatch({ kind, dash }) {
+  return make("svg", { class: "swatch", "aria-hidden": "true", viewBox: "0 0 26 10" },
+    make("line", { class: `curve k${kind % COLOURS} d${dash % 4}`, x1: 0, x2: 26, y1: 5, y2: 5 }));
 }
 
 function min(values) { return values.reduce((a, b) => Math.min(a, b), Infinity); }
