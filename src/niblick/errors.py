@@ -14,6 +14,10 @@ class NiblickError(Exception):
     exit_code: int = 2
 
 
+class NiblickWarning(RuntimeWarning):
+    """What goes on, but worse than it could; one line that says how to cure it."""
+
+
 class RecipeError(NiblickError):
     """A recipe key, value or combination that cannot be used."""
 

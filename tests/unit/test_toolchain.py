@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from niblick import toolchain
+from niblick.cli import _format_warning
 from niblick.engine import choice
-from niblick.errors import NiblickError
+from niblick.errors import NiblickError, NiblickWarning
 from niblick.toolchain import (
     AVX2,
     AVX512,
@@ -125,9 +126,11 @@ def test_the_numpy_engine_says_once_that_it_stands_in(carrying, monkeypatch):
     monkeypatch.setattr(choice, "unsupported", lambda plan: None)
     monkeypatch.setattr(choice, "NumpyEngine", lambda *_, **__: "numpy")
     choice.say_once.cache_clear()
-    with pytest.warns(RuntimeWarning, match=r"numpy engine.*C compiler") as told:
+    with pytest.warns(NiblickWarning, match=r"numpy engine.*C compiler") as told:
         assert choice.open_engine(None, None) == "numpy"
-    assert len(told) == 1 and "\n" not in str(told[0].message)
+    assert len(told) == 1
+    line = _format_warning(told[0].message, told[0].category, "file.py", 1)
+    assert line.startswith("niblick: the numpy engine") and line.count("\n") == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert choice.open_engine(None, None) == choice.open_engine(None, None, kind="numpy")

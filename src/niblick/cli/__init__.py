@@ -11,13 +11,14 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from importlib import import_module
 from types import FrameType
 from typing import Annotated, Any
 
 from niblick import __version__
 from niblick.cli.imports import importing
-from niblick.errors import NiblickError
+from niblick.errors import NiblickError, NiblickWarning
 from niblick.limits import cut, quoted
 from niblick.registry import load_plugin
 from niblick.runtime import LAB, lab_message
@@ -176,6 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     # pydantic would read what every installed distribution offers, as long as building all of our
     # validators takes
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    warnings.formatwarning = _format_warning
     stopper, before = _Stopper(), {}
     if threading.current_thread() is threading.main_thread():
         before = {each: signal.signal(each, stopper) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -188,6 +190,18 @@ def main(arguments: list[str] | None = None) -> None:
     for each, handler in before.items():  # what was stopped is left to end in peace
         signal.signal(each, signal.SIG_IGN if code >= 128 else handler)
     sys.exit(code)
+
+
+_format_any = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], *where: Any, **line: Any
+) -> str:
+    """Our own warnings in one line, without the place in the code that they come from."""
+    if issubclass(category, NiblickWarning):
+        return f"niblick: {message}\n"
+    return _format_any(message, category, *where, **line)
 
 
 def _run(arguments: list[str] | None) -> int:

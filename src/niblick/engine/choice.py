@@ -12,7 +12,7 @@ from niblick.engine.library import build_in_background
 from niblick.engine.native import NativeEngine
 from niblick.engine.plain import NumpyEngine
 from niblick.engine.structures import unsupported
-from niblick.errors import NiblickError
+from niblick.errors import NiblickError, NiblickWarning
 from niblick.limits import MAX_CONTEXT, MAX_COUNT, MAX_THREADS, quoted
 from niblick.plan import Plan
 from niblick.toolchain import ENGINE
@@ -68,4 +68,4 @@ def open_engine(
 @cache
 def say_once(message: str) -> None:
     """Warn in one line, once a process."""
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
+    warnings.warn(message, NiblickWarning, stacklevel=3)
