@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from plans import model_recipes, scattered
 
 import niblick
 from engines import quantized, tensors_of
@@ -23,6 +22,7 @@ from niblick.engine.weights import store
 from niblick.errors import NiblickError
 from niblick.plan import make_plan
 from niblick.recipe import load_recipe
+from property.plans import model_recipes, scattered
 from wasm_engine import WasmEngine
 
 CLOSE = 1e-4  # of the two best logits: which is chosen is then left open
