@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -25,14 +26,18 @@ class Chromium:
 
     def __init__(self, profile: Path) -> None:
         assert PROGRAM is not None
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
+        low = [*os.pipe(), *os.pipe()]
+        theirs_in, self._out, self._in, theirs_out = (
+            fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in low
+        )
+        for each in low:
+            os.close(each)
 
         # The pipe is descriptors 3 and 4, which only a shell moves others to.
-        shell = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
+        shell = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out} {theirs_in}<&- {theirs_out}>&-'
         browser = [PROGRAM, *_OPTIONS, f"--user-data-dir={profile}", "about:blank"]
         self._process = subprocess.Popen(
-            ["sh", "-c", shell, "sh", *browser],
+            ["bash", "-c", shell, "bash", *browser],
             pass_fds=(theirs_in, theirs_out),
             stderr=subprocess.DEVNULL,
         )
