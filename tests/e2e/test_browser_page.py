@@ -39,7 +39,7 @@ def test_a_model_is_exported_by_name_and_a_run_with_its_score(
     [
         (["nothing", "--to", "html"], "no model at 'nothing'"),
         (["pocket", "--to", "docx"], "cannot export to 'docx'; accepted: submission, html"),
-        (["pocket", "--to", "html", "--out", "absent/page.html"], "absent"),
+        (["pocket", "--to", "html", "--out", "."], "is a folder"),
         (["pocket", "--to", "html", "--tokenizer", "nothing.model"], "nothing.model"),
     ],
 )

@@ -37,6 +37,13 @@ def reference(plan, tensors) -> Engine:
     return NativeEngine(plan, tensors, library, threads=1)
 
 
+def shipped_engines() -> tuple[niblick.Model, Engine, Engine]:
+    """The shipped model, and both its engines."""
+    model = niblick.load("pocket")
+    wasm = WasmEngine(model.plan, image=shipped_image())
+    return model, wasm, reference(model.plan, model.tensors)
+
+
 def compare_greedy(one: Engine, other: Engine, prompts, tokens: int) -> int:
     """How many prompts end early at a tie of `one`; anything else that differs fails."""
     ties = 0
@@ -64,11 +71,7 @@ def nll(engine: Engine, ids: np.ndarray) -> np.ndarray:
 
 
 def test_the_shipped_model_writes_and_scores_the_same() -> None:
-    model = niblick.load("pocket")
-    wasm, native = (
-        WasmEngine(model.plan, image=shipped_image()),
-        reference(model.plan, model.tensors),
-    )
+    model, wasm, native = shipped_engines()
     documents = load_corpus("wiki-vital").splits["validation"]
     prompts = [model.tokenizer.encode_document(text)[:12].tolist() for text in documents[:20]]
     assert compare_greedy(native, wasm, prompts, 256) <= 1
@@ -105,11 +108,7 @@ def test_any_plan_with_float_weights_runs(recipe, seed: int) -> None:
 
 
 def test_sampling_draws_the_native_engines_tokens() -> None:
-    model = niblick.load("pocket")
-    wasm, native = (
-        WasmEngine(model.plan, image=shipped_image()),
-        reference(model.plan, model.tensors),
-    )
+    _, wasm, native = shipped_engines()
     for seed, options in enumerate([{}, {"top_k": 5}, {"top_p": 0.7}, {"top_k": 50, "top_p": 0.9}]):
         sampling = niblick.engine.Sampling(temperature=0.9, seed=seed, **options)
         drawn = [

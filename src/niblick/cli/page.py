@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from niblick.browser.page import export_page
+from niblick.errors import NiblickError
 from niblick.facade import Model, load
 from niblick.files import read_json, run_of, write_atomically
+from niblick.limits import quoted
 
 
 def write_page(source: str, out: Path, tokenizer: str | None, as_json: bool) -> None:
     """Write the page of a model to `out`, and say how large it is."""
+    if out.is_dir():
+        raise NiblickError(f"{quoted(str(out))} is a folder; --out names the page's file")
     model = load(source, tokenizer=tokenizer)
     page = export_page(model, _card(model))
     write_atomically(out, [page])
