@@ -23,9 +23,11 @@ def find_chromium() -> str | None:
 
 
 class Chromium:
-    """One page of a browser of its own; `messages` are errors that the page has logged."""
+    """One page of a browser of its own, without a network where `offline`; `messages` are errors
+    that the page has logged, `requests` the addresses that it asked for.
+    """
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program: str, *, offline: bool = False) -> None:
         self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
@@ -49,11 +51,15 @@ class Chromium:
         os.close(theirs_out)
         self._held, self._number, self._session = b"", 0, None
         self.messages: list[str] = []
+        self.requests: list[str] = []
         targets = self.call("Target.getTargets")["targetInfos"]
         page = next(target["targetId"] for target in targets if target["type"] == "page")
         self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
+        if offline:
+            rates = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+            self.call("Network.emulateNetworkConditions", offline=True, **rates)
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
     def __enter__(self) -> Self:
@@ -89,6 +95,8 @@ class Chromium:
         return json.loads(first)
 
     def _note(self, event: Any) -> None:
+        if event.get("method") == "Network.requestWillBeSent":
+            self.requests.append(event["params"]["request"]["url"])
         if event.get("method") == "Runtime.exceptionThrown":
             self.messages.append(str(event["params"]["exceptionDetails"]))
         entry = event.get("params", {}).get("entry", {})
@@ -113,8 +121,10 @@ class Chromium:
         self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
 
     def evaluate(self, script: str) -> Any:
-        """The value of an expression in the page."""
-        found = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        """The value of an expression in the page, awaited."""
+        found = self.call(
+            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
@@ -124,6 +134,11 @@ class Chromium:
         while not self.evaluate(f"Boolean({condition})"):
             assert time.monotonic() < deadline, f"never: {condition}; {self.messages}"
             time.sleep(0.02)
+
+    def type(self, selector: str, text: str) -> None:
+        """Type into a field, in place of what stands there."""
+        self.evaluate(f"(e => {{ e.focus(); e.select(); }})(document.querySelector({selector!r}))")
+        self.call("Input.insertText", text=text)
 
     def press(self, key: str) -> None:
         """A key that is pressed and let go."""

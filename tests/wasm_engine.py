@@ -8,6 +8,7 @@ from functools import cache
 import numpy as np
 import wasmtime
 
+import niblick
 from niblick.browser import wasm
 from niblick.browser.image import COLUMNS, flatten
 from niblick.engine.base import Engine, Ids, Wanted
@@ -23,10 +24,17 @@ def module() -> tuple[wasmtime.Engine, wasmtime.Module]:
     return runtime, wasmtime.Module(runtime, wasm.compiled())
 
 
-class WasmEngine(Engine):
-    """One sequence of a model."""
+@cache
+def shipped_image() -> bytes:
+    """The image of the shipped model."""
+    model = niblick.load("pocket")
+    return flatten(model.plan, model.tensors)
 
-    def __init__(self, plan, tensors) -> None:
+
+class WasmEngine(Engine):
+    """One sequence of a model, given its image or its tensors."""
+
+    def __init__(self, plan, tensors=None, *, image: bytes | None = None) -> None:
         self.name, self.slots, self.columns = "wasm", 1, COLUMNS
         self.vocab_size = plan.model.vocab_size
         runtime, code = module()
@@ -34,7 +42,7 @@ class WasmEngine(Engine):
         self._exports = wasmtime.Instance(self._store, code, []).exports(self._store)
         if "_initialize" in self._exports:
             self.call("_initialize")
-        image = flatten(plan, tensors)
+        image = image or flatten(plan, tensors)
         at = self.call("nb_floats", len(image) // 4 + 1)
         self._exports["memory"].write(self._store, image, at)
         self._engine = self.call("nb_open", at, len(image))

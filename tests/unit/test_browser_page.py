@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import niblick
 from niblick.browser import wasm
-from niblick.browser.page import export_page
+from niblick.browser.page import card_rows, export_page, marked
 from niblick.browser.text import to_text
 from niblick.browser.tokenizer import describe_tokenizer
 from niblick.data.corpus import load_corpus
@@ -73,8 +73,8 @@ def test_the_page_of_a_model_of_a_megabyte_is_small_and_whole(page: str) -> None
 def test_the_card_says_what_is_in_the_file_and_escapes_it(page: str) -> None:
     assert niblick.load("pocket").sha256 in page
     card = {"packed_bpb": 1.5, "split": "<script>", "mode": "streaming"}
-    made = export_page(niblick.load("pocket"), card).decode()
-    assert "1.5000 bits per byte (&lt;script&gt;, streaming)" in made
+    rows = card_rows(niblick.load("pocket"), card)
+    assert "<dt>Score</dt><dd>1.5000 bits per byte (&lt;script&gt;, streaming)</dd>" in marked(rows)
 
 
 @given(st.binary(max_size=300))

@@ -40,13 +40,12 @@ def export_page(model: Model, card: Mapping[str, Any] | None = None) -> bytes:
         flatten(model.plan, model.tensors),
     ]
     content = zlib.compress(struct.pack("<4I", *map(len, parts)) + b"".join(parts), 9)
-    rows = card_rows(model, card or {})
     named = {
         "title": f"{escape(model.recipe.name)}: a language model in one page",
         "name": escape(model.recipe.name),
         "summary": f"A language model of {model.plan.parameter_count:,} parameters, in this page.",
         "css": _asset("page.css"),
-        "card": "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in rows.items()),
+        "card": marked(card_rows(model, card or {})),
         "bytes": str(len(content)),
         "script": "\n".join(_asset(name).replace('"use strict";\n', "") for name in _SCRIPTS),
         "model": to_text(content),
@@ -74,6 +73,11 @@ def card_rows(model: Model, card: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(seconds, int | float):
         rows["Training"] = f"{seconds:,.0f} seconds on {recipe.data.corpus}"
     return {name: text for name, text in rows.items() if text}
+
+
+def marked(rows: Mapping[str, str]) -> str:
+    """Names and texts as the items of a list in HTML, escaped."""
+    return "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows.items())
 
 
 def _asset(name: str) -> str:

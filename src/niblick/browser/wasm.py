@@ -15,8 +15,8 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from niblick.toolchain import ENGINE
 from niblick.errors import NiblickError
+from niblick.toolchain import ENGINE
 
 EXPORTS = ("floats", "open", "reset", "run", "logits", "rows", "stride", "nll", "choose")
 COMMAND = (

@@ -12,6 +12,7 @@ import niblick
 from niblick.errors import NiblickError
 from niblick.facade import Model
 from niblick.files import write_atomically
+from niblick.limits import quoted
 from niblick.scoring.card import read_card
 
 
@@ -21,8 +22,10 @@ def export_model(
     """Write `model` as "hf", "onnx", "gguf" or "html", or its "tokenizer", to `out`; what was
     written, ready for JSON. `tokenizer` is for a model that brings none.
     """
+    if to != "hf" and out.is_dir():
+        raise NiblickError(f"{quoted(str(out))} is a folder; --out names the file")
     opened = niblick.load(model, tokenizer=tokenizer)
-    if to != "hf" and out.exists():
+    if to not in ("hf", "html") and out.exists():
         raise NiblickError(f"--out {str(out)!r} exists")
     if to == "hf":
         from niblick.exchange.hf import export_hf

@@ -78,36 +78,30 @@ INLINE v128_t joined(v128_t a, v128_t b) {
                           wasm_i32x4_shuffle(a, b, 1, 3, 5, 7));
 }
 
-/* total += weight times numbers of `bits` of half a block's rows times x */
+/* total += weight times numbers of `bits` of half a block's rows times x; four rows at a time,
+ * whose sums stay in registers */
 INLINE void add_plane(const uint8_t *codes, int bits, int groups, int half, const inputs *x,
                       double weight, double *total) {
-    for (int part = 0; part < 4; part += 2) {
-        v128_t sum[8];
-        for (int i = 0; i < 8; i++) sum[i] = wasm_i32x4_splat(0);
+    for (int part = 0; part < 4; part++, total += 4) {
+        v128_t sum[4];
+        for (int i = 0; i < 4; i++) sum[i] = wasm_i32x4_splat(0);
+        const uint8_t *unit = codes;
         const int16_t *digits = x->digits;
-        for (int g = 0; g < groups; g += 2, codes += UNIT / 8 * bits)
+        for (int g = 0; g < groups; g += 2, unit += UNIT / 8 * bits)
             for (int k = 0; k < 2; k++, digits += LANES) {
                 v128_t high = wasm_v128_load(digits), low = wasm_v128_load(digits + 8);
-                for (int p = 0; p < 2; p++) {
-                    v128_t w = numbers(codes, bits, k * HALVES + half, part + p);
-                    v128_t one = wasm_u16x8_extend_low_u8x16(w),
-                           two = wasm_u16x8_extend_high_u8x16(w);
-                    v128_t *to = sum + 4 * p;
-                    to[0] = wasm_i32x4_add(to[0], wasm_i32x4_dot_i16x8(one, high));
-                    to[1] = wasm_i32x4_add(to[1], wasm_i32x4_dot_i16x8(two, high));
-                    to[2] = wasm_i32x4_add(to[2], wasm_i32x4_dot_i16x8(one, low));
-                    to[3] = wasm_i32x4_add(to[3], wasm_i32x4_dot_i16x8(two, low));
-                }
+                v128_t w = numbers(unit, bits, k * HALVES + half, part);
+                v128_t one = wasm_u16x8_extend_low_u8x16(w), two = wasm_u16x8_extend_high_u8x16(w);
+                sum[0] = wasm_i32x4_add(sum[0], wasm_i32x4_dot_i16x8(one, high));
+                sum[1] = wasm_i32x4_add(sum[1], wasm_i32x4_dot_i16x8(two, high));
+                sum[2] = wasm_i32x4_add(sum[2], wasm_i32x4_dot_i16x8(one, low));
+                sum[3] = wasm_i32x4_add(sum[3], wasm_i32x4_dot_i16x8(two, low));
             }
-        codes -= groups / 2 * (UNIT / 8) * bits;
-        for (int p = 0; p < 2; p++) {
-            int32_t high[4], low[4];
-            wasm_v128_store(high, joined(sum[4 * p], sum[4 * p + 1]));
-            wasm_v128_store(low, joined(sum[4 * p + 2], sum[4 * p + 3]));
-            for (int i = 0; i < 4; i++)
-                total[4 * (part + p) + i] +=
-                    weight * ((double)high[i] * (1 << DIGIT) + (double)low[i]);
-        }
+        int32_t high[4], low[4];
+        wasm_v128_store(high, joined(sum[0], sum[1]));
+        wasm_v128_store(low, joined(sum[2], sum[3]));
+        for (int i = 0; i < 4; i++)
+            total[i] += weight * ((double)high[i] * (1 << DIGIT) + (double)low[i]);
     }
 }
 
