@@ -12,6 +12,7 @@ from niblick.data.textfiles import cut_text
 from niblick.errors import DataError
 
 MANY = [f"document number {number}\nwith a second line" for number in range(300)]
+LARGE = [" ".join(f"{n * m * 7919 % 99991}" for m in range(1, 400)) for n in range(1, 300)]
 
 
 def folder_of(tmp_path: Path, texts: list[str]) -> Path:
@@ -21,8 +22,8 @@ def folder_of(tmp_path: Path, texts: list[str]) -> Path:
 
 
 def test_every_document_is_in_the_one_split_its_content_decides(tmp_path: Path) -> None:
-    splits = load_corpus(folder_of(tmp_path, MANY)).splits
-    assert sorted(text for texts in splits.values() for text in texts) == sorted(MANY)
+    splits = load_corpus(folder_of(tmp_path, LARGE)).splits
+    assert sorted(text for texts in splits.values() for text in texts) == sorted(LARGE)
     assert all(split_of(text) == split for split, texts in splits.items() for text in texts)
     assert splits["validation"] and splits["test"]
 
@@ -73,7 +74,7 @@ def test_a_long_text_is_cut_at_blank_lines_and_nothing_is_lost() -> None:
         ("a.jsonl", b"nonsense", "line 1 is not JSON"),
         ("a.txt", b"ab\xff", "byte 2 is 0xFF"),
         ("a.txt", b"", "no documents"),
-        ("a.md", b"text", "holds no .txt"),
+        ("a.csv", b"text", "holds no .txt"),
         ("a.parquet", b"not parquet", "not a readable Parquet"),
     ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from niblick.cli import main
-from niblick.data.corpus import load_corpus, split_of
+from niblick.data.corpus import load_corpus
 from niblick.data.dataset import open_dataset
 from niblick.data.prepare import prepare, resolve_dataset
 from niblick.data.shards import write_shard
@@ -248,7 +248,9 @@ def test_a_corpus_without_a_validation_document_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "a.txt").write_text(next(t for t in TEXTS if split_of(t) == "train"))
+    copies = [" ".join(TEXTS) + " the end" * number for number in range(3)]
+    for number, text in enumerate(copies):
+        (tmp_path / "c" / f"{number}.txt").write_text(text)
     with pytest.raises(SystemExit) as ended:
         main(["data", "prepare", f"{tmp_path}/c", "--out", f"{tmp_path}/d", "--tokenizer", "bytes"])
     assert ended.value.code == 0

@@ -14,6 +14,7 @@ from niblick.artifact import container
 from niblick.artifact.checkpoint import find_weights, read_checkpoint
 from niblick.codecs import CODECS, Tensor
 from niblick.codecs.base import exported_tensors
+from niblick.data.dataset import open_dataset
 from niblick.errors import ArtifactError, NiblickError
 from niblick.files import sha256_file
 from niblick.limits import cut, quoted
@@ -72,6 +73,28 @@ def open_file(path: Path | str) -> Opened:
         sha256=sha256_file(path),
         meta=meta,
     )
+
+
+def open_tokenizer(spec: str) -> Tokenizer:
+    """The tokenizer inside a model (artifact, checkpoint, run folder) or prepared data, else the
+    one that `load_tokenizer` finds.
+    """
+    path = Path(spec)
+    if path.is_dir() and (path / "manifest.json").is_file():
+        return open_dataset(path).tokenizer
+    if path.is_dir() or (path.is_file() and (path.suffix == ".safetensors" or _packed(path))):
+        found = open_file(path).tokenizer
+        if found is None:
+            raise ArtifactError(f"{spec!r} brings no tokenizer")
+        return found
+    return load_tokenizer(spec)
+
+
+def _packed(path: Path) -> bool:
+    try:
+        return container.is_artifact(path)
+    except OSError:
+        return False
 
 
 def exported_recipe(recipe: Recipe) -> Recipe:

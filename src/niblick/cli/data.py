@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from niblick.artifact.load import open_tokenizer
 from niblick.data.check import check
+from niblick.data.corpus import load_corpus
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.fetch import REPOSITORY, ROOT, fetch_fineweb
-from niblick.data.prepare import prepare
+from niblick.data.prepare import TRAINED, prepare
 from niblick.errors import DataError
+from niblick.recipe import load_recipe
 from niblick.text.tokenizer import load_tokenizer
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, help=__doc__)
@@ -59,20 +63,27 @@ def _show(dataset: Dataset, as_json: bool) -> None:
 @app.command("prepare")
 def prepare_command(
     corpus: Annotated[
-        str, typer.Argument(help="wiki-vital, or a folder of .txt, .jsonl or .parquet files.")
+        str,
+        typer.Argument(
+            help="wiki-vital, or a file or folder of .txt, .md, .rst, .py, .html, .jsonl, .parquet."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write the shards to.")],
     tokenizer: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--tokenizer",
-            help='"train", "train-within-words", "bytes", "fineweb-1024" or a .model file.',
+            help='"train", "train-within-words", "bytes", "fineweb-1024", a .model file, or a run'
+            " or model whose tokenizer to use; else the recipe's.",
         ),
-    ] = "train",
+    ] = None,
     vocab_size: Annotated[
         int | None,
-        typer.Option("--vocab-size", help="Size of a trained vocabulary; 1024 unless given."),
+        typer.Option("--vocab-size", help="Size of a trained vocabulary; else the recipe's."),
     ] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="The recipe that the shards are for.")
+    ] = "pocket",
     shard_tokens: Annotated[
         int, typer.Option("--shard-tokens", help="Tokens in a shard, at most.")
     ] = 100_000_000,
@@ -81,8 +92,19 @@ def prepare_command(
     """Tokenize a corpus into shards; training a tokenizer on its training split unless told
     otherwise.
     """
+    wanted = load_recipe(recipe)
+    spec = wanted.data.tokenizer if tokenizer is None else tokenizer
+    if spec in TRAINED and vocab_size is None:
+        vocab_size = wanted.model.vocab_size
+    loaded = load_corpus(corpus)
+    for note in loaded.notes:
+        typer.echo(f"note: {note}", err=True)
     dataset = prepare(
-        corpus, out=out, tokenizer=tokenizer, vocab_size=vocab_size, shard_tokens=shard_tokens
+        loaded,
+        out=out,
+        tokenizer=spec if spec in TRAINED else open_tokenizer(spec),
+        vocab_size=vocab_size,
+        shard_tokens=shard_tokens,
     )
     if "validation" not in dataset.files:
         typer.echo(
@@ -91,6 +113,8 @@ def prepare_command(
             err=True,
         )
     _show(dataset, as_json)
+    words = f"niblick train {shlex.quote(recipe)} --data {shlex.quote(str(out))}"
+    typer.echo(f"train on it with: {words}", err=True)
 
 
 @app.command("check")

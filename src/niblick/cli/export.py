@@ -19,8 +19,12 @@ def export_command(
     run: Annotated[
         Path, typer.Argument(metavar="RUN", help="A finished run, or the folder of several seeds.")
     ],
-    to: Annotated[str, typer.Option(help="What to write: submission.")] = "submission",
-    out: Annotated[Path, typer.Option(help="The new folder.")] = Path("submission"),
+    to: Annotated[
+        str, typer.Option(help="What to write: submission, or tokenizer (a .model file).")
+    ] = "submission",
+    out: Annotated[
+        Path | None, typer.Option(help="The new folder or file; else submission, tokenizer.model.")
+    ] = None,
     author: Annotated[str, typer.Option(help="Author's name for submission.json.")] = "anonymous",
     name: Annotated[
         str | None, typer.Option(help="The submission's name; else the recipe's.")
@@ -30,11 +34,14 @@ def export_command(
     """Write RUN as a folder with README, submission.json, logs, artifact and one self-contained
     train_gpt.py.
     """
+    if to == "tokenizer":
+        _export_tokenizer(run, out or Path("tokenizer.model"), as_json)
+        return
     if to != "submission":
-        raise NiblickError(f"cannot export to {to!r}; accepted: submission")
+        raise NiblickError(f"cannot export to {to!r}; accepted: submission, tokenizer")
     from niblick.exchange.submission import export_submission
 
-    done = export_submission(run, out, author=author, name=name)
+    done = export_submission(run, out or Path("submission"), author=author, name=name)
     facts = {
         "folder": str(done.folder),
         "bpb": done.bpb,
@@ -50,6 +57,32 @@ def export_command(
         f" {done.artifact_bytes:,} = {facts['bytes_total']:,} bytes"
     )
     print(f"check it with: niblick verify {done.folder}", file=sys.stderr)
+
+
+def _export_tokenizer(model: Path, out: Path, as_json: bool) -> None:
+    """Write the tokenizer that a model brings; an existing file is not replaced."""
+    from niblick.artifact.load import open_tokenizer
+    from niblick.files import write_atomically
+
+    if not model.exists():
+        raise NiblickError(f"no model at {str(model)!r}; give an artifact, checkpoint or run")
+    tokenizer = open_tokenizer(str(model))
+    if out.exists():
+        raise NiblickError(f"{str(out)!r} is there already; choose another --out")
+    data = tokenizer.to_file_bytes()
+    write_atomically(out, (data,))
+    facts = {
+        "file": str(out),
+        "tokenizer": tokenizer.name,
+        "vocab_size": tokenizer.vocab_size,
+        "lossless": tokenizer.lossless,
+        "bytes": len(data),
+        "sha256": tokenizer.sha256,
+    }
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        print(f"{out}: {tokenizer.name}, {tokenizer.vocab_size:,} ids, {len(data):,} bytes")
 
 
 def verify_command(

@@ -7,12 +7,13 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from niblick.cli.imports import importing
 from niblick.files import read_json
 
 if TYPE_CHECKING:
+    from niblick.data.dataset import Dataset
     from niblick.recipe import Recipe
     from niblick.report.run import Outcome
     from niblick.runtime import World
@@ -105,17 +106,12 @@ def _run_seeds(recipe: Recipe, folder: Path, count: int, options: Options) -> No
 
 def _card(recipe: Recipe, folder: Path, outcome: Outcome) -> Card:
     from niblick.plan import make_plan
-    from niblick.runtime import cache_folder, describe_environment
-    from niblick.scoring.baselines import compressor_baselines, join_documents
+    from niblick.runtime import describe_environment
     from niblick.scoring.card import make_card, write_card
 
     dataset, result, packed = outcome.dataset, outcome.result, outcome.packed
     assert packed is not None
-    baselines = {}
-    if dataset.name == "wiki-vital":
-        _say("measuring general compressors on the same text ...")
-        texts = [join_documents(list(dataset.texts(split))) for split in ("train", "validation")]
-        baselines = compressor_baselines(texts[0], texts[1], cache_folder())
+    baselines = _baselines(dataset)
     tokenizer = dataset.tokenizer
     card = make_card(
         recipe,
@@ -137,12 +133,39 @@ def _card(recipe: Recipe, folder: Path, outcome: Outcome) -> Card:
             "attribution": dataset.attribution,
             "tokenizer": tokenizer.name,
             "lossless": tokenizer.lossless,
+            **_own(dataset),
         },
         baselines=baselines,
         environment=describe_environment(),
     )
     write_card(card, folder)
     return card
+
+
+def _baselines(dataset: Dataset) -> dict[str, float]:
+    """What compressors reach on the held-out text, where it is not too large for them."""
+    from niblick.runtime import cache_folder
+    from niblick.scoring.baselines import LARGEST, compressor_baselines, take_documents
+    from niblick.scoring.card import LEAST
+
+    held_out = take_documents(dataset.texts("validation"), LARGEST)
+    if held_out.cut or len(held_out.text) < LEAST:
+        return {}
+    _say("measuring general compressors on the same text ...")
+    train = take_documents(dataset.texts("train"), LARGEST)
+    found = compressor_baselines(train.text, held_out.text, cache_folder())
+    part = f", with {LARGEST // 10**6} MB of it" if train.cut else ""
+    return {f"{name}{part}": bpb for name, bpb in found.items()}
+
+
+def _own(dataset: Dataset) -> dict[str, Any]:
+    """What a card says of a prepared text: its size, and whether it is the user's own."""
+    from niblick.data.corpus import corpora
+
+    if dataset.manifest is None:
+        return {}
+    size = dataset.manifest.splits["train"].bytes
+    return {"own": dataset.manifest.corpus not in corpora, "train_bytes": size}
 
 
 def _calibration(outcome: Outcome) -> dict[str, int] | None:

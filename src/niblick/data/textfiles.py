@@ -1,21 +1,23 @@
-"""Reading a user's documents from .txt, .jsonl (field `text`) and .parquet (column `text`) files.
+"""Reading a user's documents from .txt, .md, .rst, .py, .html, .jsonl (field `text`) and .parquet
+(column `text`) files, and from standard input.
 
-One .txt file is one document, unless it is longer than 16 KiB: then it is cut at blank lines into
-documents of at least 4 KiB, so that a book can be split into training and held-out parts. Files are
+A file of plain text is one document; HTML is reduced to the text that a browser shows. Files are
 read in order of their path.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
 from niblick.errors import DataError
 from niblick.files import parse_json
 from niblick.limits import cut, quoted
 
-_LONG, _PART = 16_384, 4_096
+LONG, _PART = 16_384, 4_096
 _BLANK_LINES = re.compile(r"\n[ \t\r]*\n\s*")
 
 
@@ -23,7 +25,7 @@ def cut_text(text: str) -> list[str]:
     """`text` as documents: itself if short, else parts that end at blank lines and join to the
     whole.
     """
-    if len(text) <= _LONG:
+    if len(text) <= LONG:
         return [text]
     parts, start = [], 0
     for match in _BLANK_LINES.finditer(text):
@@ -44,8 +46,105 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _txt(path: Path) -> Iterator[str]:
-    yield from cut_text(_read_text(path))
+def _plain(path: Path) -> Iterator[str]:
+    yield _read_text(path)
+
+
+_SILENT = frozenset(("script", "style", "template", "noscript", "svg", "head"))
+_INLINE = frozenset(
+    [
+        "a",
+        "abbr",
+        "acronym",
+        "b",
+        "bdi",
+        "bdo",
+        "big",
+        "cite",
+        "code",
+        "data",
+        "del",
+        "dfn",
+        "em",
+        "font",
+        "i",
+        "img",
+        "input",
+        "ins",
+        "kbd",
+        "label",
+        "mark",
+        "math",
+        "q",
+        "rp",
+        "rt",
+        "ruby",
+        "s",
+        "samp",
+        "small",
+        "span",
+        "strike",
+        "strong",
+        "sub",
+        "sup",
+        "time",
+        "tt",
+        "u",
+        "var",
+        "wbr",
+    ]
+)
+
+
+class _Shown(HTMLParser):
+    """Collects the text outside of scripts and styles; block elements stand on lines of their
+    own, and spaces are kept only inside <pre>.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.lines: list[str] = [""]
+        self._silent: list[str] = []
+        self._kept = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in _SILENT and not (tag == "head" and self._silent):
+            self._silent.append(tag)
+        elif tag == "body":
+            self._silent.clear()  # a head may be left open
+        self._kept += tag == "pre"
+        if tag not in _INLINE:
+            self.lines.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self._silent:
+            del self._silent[self._silent.index(tag) :]
+        self._kept = max(0, self._kept - (tag == "pre"))
+        if tag not in _INLINE:
+            self.lines.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self._silent:
+            return
+        if self._kept:
+            first, *rest = data.split("\n")
+            self.lines[-1] += first
+            self.lines += rest
+            return
+        self.lines[-1] += re.sub(r"[ \t\r\n\f]+", " ", data)
+
+
+def html_text(source: str) -> str:
+    """The text that a browser shows of an HTML page, one block a line."""
+    parser = _Shown()
+    parser.feed(source)
+    parser.close()
+    lines = (re.sub(r"(?<=\S)  +", " ", line.rstrip()) for line in parser.lines)
+    return "\n".join(line[1:] if line[:1] == " " != line[1:2] else line for line in lines if line)
+
+
+def _html(path: Path) -> Iterator[str]:
+    yield html_text(_read_text(path))
 
 
 def _jsonl(path: Path) -> Iterator[str]:
@@ -88,7 +187,8 @@ def _parquet(path: Path) -> Iterator[str]:
 
 
 _READERS: dict[str, Callable[[Path], Iterator[str]]] = {
-    ".txt": _txt,
+    **dict.fromkeys((".txt", ".md", ".rst", ".py"), _plain),
+    **dict.fromkeys((".html", ".htm"), _html),
     ".jsonl": _jsonl,
     ".parquet": _parquet,
 }
@@ -98,43 +198,57 @@ def _hidden(path: Path, root: Path) -> bool:
     return path != root and any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
+def _reader(path: Path) -> Callable[[Path], Iterator[str]]:
+    return _READERS.get(path.suffix.lower(), _plain)
+
+
 def read_texts(path: Path) -> list[str]:
-    """Every document of a text file or folder of text files, whatever a lone file is called."""
+    """Every document of a text file or folder of text files, long ones cut (`cut_text`).
+
+    A lone file may be called anything.
+    """
     if not path.exists():
         raise DataError(f"no text at {str(path)!r}")
-    if path.is_file():
-        return list(_READERS.get(path.suffix, _txt)(path))
-    sorted_out, others = read_folder(path, ())
-    assert not sorted_out
-    return others
+    _, others, _ = read_folder(path, ())
+    return [part for text in others for part in cut_text(text)]
 
 
 def holds_texts(path: Path) -> bool:
     """Whether `path` is a file, or a folder with text files in it."""
     return path.is_file() or any(
-        file.suffix in _READERS and not _hidden(file, path) for file in path.rglob("*")
+        file.suffix.lower() in _READERS and not _hidden(file, path) for file in path.rglob("*")
     )
 
 
-def read_folder(root: Path, splits: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
-    """Documents under `root` (a folder or one file): those in folders named as `splits`, and all
-    others.
+def read_folder(root: Path, splits: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str], str]:
+    """Documents under `root` (a folder or one file): those in folders named as `splits`, all
+    others, and in words which files were passed over.
 
     Raises `DataError` where some files are sorted by hand and others are not, or none is of a known
     kind.
     """
-    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
-    files = [path for path in files if path.suffix in _READERS and not _hidden(path, root)]
-    if not files:
+    there = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+    files = [path for path in there if not _hidden(path, root)]
+    known = [path for path in files if path == root or path.suffix.lower() in _READERS]
+    if not known:
         raise DataError(f"{str(root)!r} holds no {', '.join(_READERS)} files")
     by_hand: dict[str, list[str]] = {}
     others: list[str] = []
-    for path in files:
+    for path in known:
         split = path.relative_to(root).parts[0] if path != root else ""
         target = by_hand.setdefault(split, []) if split in splits else others
-        target.extend(_READERS[path.suffix](path))
+        target.extend(_reader(path)(path))
     if by_hand and others:
         raise DataError(
             f"{str(root)!r} has documents both inside and outside of {', '.join(splits)} folders"
         )
-    return by_hand, others
+    return by_hand, others, _passed_over(files, known)
+
+
+def _passed_over(files: list[Path], known: list[Path]) -> str:
+    """Such as "3 .png and 1 .csv files"; empty where every file was read."""
+    kinds = Counter(path.suffix or path.name for path in files)
+    kinds.subtract(path.suffix or path.name for path in known)
+    named = [f"{count:,} {cut(kind, 20)}" for kind, count in kinds.most_common(4) if count]
+    rest = sum(kinds.values()) - sum(count for _, count in kinds.most_common(4))
+    return ", ".join([*named, f"{rest:,} other"] if rest else named) + (" files" if named else "")

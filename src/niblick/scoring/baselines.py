@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import zstandard
@@ -18,6 +19,7 @@ from niblick.files import write_atomically
 
 _JOIN = b"\n"
 _VERSION = 1
+LARGEST = 32_000_000  # bytes: larger texts take a compressor of this kind minutes
 
 
 def compressor_baselines(train: bytes, held_out: bytes, cache: Path | None) -> dict[str, float]:
@@ -37,9 +39,24 @@ def compressor_baselines(train: bytes, held_out: bytes, cache: Path | None) -> d
     return found
 
 
-def join_documents(texts: list[str]) -> bytes:
-    """One text for a compressor: documents in order, a line feed after each."""
-    return b"".join(text.encode() + _JOIN for text in texts)
+@dataclass(frozen=True)
+class Joined:
+    """Documents as one text for a compressor, a line feed after each; `cut` where some are not in."""
+
+    text: bytes
+    cut: bool
+
+
+def take_documents(texts: Iterable[str], largest: int) -> Joined:
+    """Documents in order, as many as fit into `largest` bytes."""
+    parts, size = [], 0
+    for text in texts:
+        part = text.encode() + _JOIN
+        if size + len(part) > largest:
+            return Joined(b"".join(parts), True)
+        parts.append(part)
+        size += len(part)
+    return Joined(b"".join(parts), False)
 
 
 def _primed(size: Callable[[bytes], int], train: bytes, held_out: bytes) -> float:

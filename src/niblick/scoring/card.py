@@ -18,6 +18,7 @@ from niblick.scoring.score import NOT_VALID, Score, upgraded
 from niblick.scoring.techniques import new_techniques, rounds_late, techniques
 
 Card = dict[str, Any]
+LEAST = 5_000  # bytes of held-out text, below which a card shows no score
 
 
 def make_card(
@@ -35,12 +36,17 @@ def make_card(
     """One JSON-ready card: the packed score's keys, the run's, the techniques and the baselines.
 
     `artifact`: `bytes`, `ledger`, `choice`; `training`: `seconds`, `tokens`, `steps`, `passes`;
-    `data`: `corpus`, `attribution`, `tokenizer`, `lossless`.
+    `data`: `corpus`, `attribution`, `tokenizer`, `lossless`, `own` (a text of the user's).
+    Of less than 5 kB of held-out text the score is not valid.
     """
+    summary = packed.summary()
+    if packed.valid and packed.bytes < LEAST:
+        reason = f"{packed.bytes:,} bytes of held-out text are too few; {LEAST:,} are needed"
+        summary |= {"valid": False, "details": {**packed.details, "reason": reason}}
     return {
-        **packed.summary(),
+        **summary,
         "recipe": recipe.name,
-        "description": recipe.description,
+        "description": _description(recipe, plan, training, data),
         "seed": recipe.seed,
         "parameters": plan.parameter_count,
         "flops_per_token": plan.flops_per_token,
@@ -68,6 +74,26 @@ def make_card(
         "environment": environment,
         "scores": [],
     }
+
+
+def _description(recipe: Recipe, plan: Plan, training: dict[str, Any], data: dict[str, Any]) -> str:
+    """One sentence on the run that was made."""
+    size = f" ({data['train_bytes']:,} bytes)" if data.get("train_bytes") else ""
+    return (
+        f"{len(plan.layers)} layers of width {recipe.model.dim}, trained on {data['corpus']}{size}"
+        f" for {training['seconds']:.0f} s, packed into at most {recipe.artifact.max_bytes:,} bytes."
+    )
+
+
+def too_short(card: Card) -> bool:
+    """Whether the held-out text is too little for the card to show a score."""
+    return not card["valid"] and card["bytes"] < LEAST
+
+
+def interval_text(details: dict[str, Any]) -> str:
+    """In brackets, the interval of a score of little text; else nothing."""
+    interval = details.get("interval")
+    return f" (95 % interval {interval[0]:.3f} .. {interval[1]:.3f})" if interval else ""
 
 
 def _qat(recipe: Recipe) -> str | None:
@@ -124,18 +150,13 @@ def _write(card: Card, folder: Path) -> None:
 def card_markdown(card: Card) -> str:
     """The card as Markdown; a score that is not valid says so in the first line."""
     card = upgraded(card)
-    lines = (
-        []
-        if card["valid"]
-        else [f"**{NOT_VALID}**: {markdown(card['details'].get('reason', 'see details'))}", ""]
-    )
-    lines += [
-        (
-            f"# {markdown(card['recipe'])}: {card['packed_bpb']:.4f} bits per byte in"
-            f" {card['artifact_bytes']:,} bytes"
-        ),
-        "",
-    ]
+    reason, lines = markdown(card["details"].get("reason", "see details")), list[str]()
+    score = f"{card['packed_bpb']:.4f} bits per byte in"
+    if too_short(card):
+        score = "no score;"
+    elif not card["valid"]:
+        lines = [f"**{NOT_VALID}**: {reason}", ""]
+    lines += [f"# {markdown(card['recipe'])}: {score} {card['artifact_bytes']:,} bytes", ""]
     if card["description"]:
         lines += [markdown(card["description"]), ""]
     lines += [
@@ -156,6 +177,12 @@ def card_markdown(card: Card) -> str:
             + ".",
         ]
     lines += ["", *_ledger_rows(card["ledger"])]
+    if card["data"].get("own"):
+        lines += [
+            "**Private text?** A model can repeat passages of what it was trained on, word for word;"
+            f" share this file only where you may share {markdown(card['data']['corpus'])}.",
+            "",
+        ]
     if card["data"].get("attribution"):
         lines += [markdown(card["data"]["attribution"]), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -166,11 +193,7 @@ def _facts(card: Card) -> list[tuple[str, str]]:
     lossy = "" if data.get("lossless", True) else " (lossy)"
     passes = f", {card['passes']:.2f} passes" if card["passes"] else ""
     return [
-        (
-            "packed bpb",
-            f"**{card['packed_bpb']:.4f}** ({card['nats_per_token']:.4f} nats per token)",
-        ),
-        ("float bpb", f"{card['float_bpb']:.4f} (packing costs {card['tax_bpb']:+.4f})"),
+        *_scored(card),
         ("artifact", f"{card['artifact_bytes']:,} of {card['max_bytes']:,} bytes"),
         (
             "parameters",
@@ -206,6 +229,17 @@ def _facts(card: Card) -> list[tuple[str, str]]:
             ),
         ),
         *_optional_facts(card),
+    ]
+
+
+def _scored(card: Card) -> list[tuple[str, str]]:
+    """The headline, or why there is none."""
+    if too_short(card):
+        return [("score", f"none: {markdown(card['details'].get('reason'))}")]
+    nats, interval = f"{card['nats_per_token']:.4f} nats per token", interval_text(card["details"])
+    return [
+        ("packed bpb", f"**{card['packed_bpb']:.4f}**{interval} ({nats})"),
+        ("float bpb", f"{card['float_bpb']:.4f} (packing costs {card['tax_bpb']:+.4f})"),
     ]
 
 
@@ -267,7 +301,7 @@ def _otherwise(score: dict[str, Any], card: Card) -> str:
 
 
 def _baseline_rows(card: Card) -> list[str]:
-    if not card["baselines"]:
+    if not card["baselines"] or too_short(card):
         return []
     rows = [f"| {markdown(name)} | {bpb:.4f} |" for name, bpb in card["baselines"].items()]
     return [

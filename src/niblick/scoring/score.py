@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from niblick.data.splits import ENOUGH
 from niblick.errors import ScoreError
 from niblick.limits import cut
 from niblick.scoring.options import Adaptation, LeakyTraining
+from niblick.scoring.statistics import block_interval
 from niblick.units import LN2
 
 NOT_VALID = "NOT A VALID SCORE"
@@ -111,7 +113,7 @@ def make_score(
     nll: NDArray[np.float32], counts: NDArray[np.int64], spans: list[tuple[int, int]], **fields: Any
 ) -> Score:
     """Sum up, in float64: `nll` and `counts` hold nats and bytes of tokens 1 .. n-1, `spans` the
-    documents.
+    documents. Less than 20 kB of text gets an interval, `details["interval"]`.
     """
     nats, size = float(np.sum(nll, dtype=np.float64)), int(counts.sum())
     if not math.isfinite(nats):
@@ -119,6 +121,9 @@ def make_score(
         raise ScoreError(f"the model gives token {bad} no finite likelihood; nothing can be scored")
     if not size:
         raise ScoreError("the scored tokens hold no bytes at all; bits per byte are undefined")
+    interval = block_interval(nll, counts) if size < ENOUGH else None
+    if interval is not None:
+        fields["details"] = {**fields.get("details", {}), "interval": list(interval)}
     return Score(
         bpb=nats / LN2 / size,
         nats_per_token=nats / len(nll),

@@ -8,7 +8,7 @@ from typing import Any
 from niblick.errors import NiblickError
 from niblick.files import write_atomically
 from niblick.recipe import load_recipe
-from niblick.scoring.card import Card, card_markdown, change_card
+from niblick.scoring.card import Card, card_markdown, change_card, interval_text
 from niblick.scoring.options import MODES, EvaluationOptions
 from niblick.scoring.score import NOT_VALID, Score, score_kind, without_engine
 
@@ -18,7 +18,7 @@ def score_text(score: Score) -> str:
     details = score.details
     lines = [] if score.valid else [f"{NOT_VALID}: {details.get('reason', 'see details')}"]
     lines += [
-        f"bits per byte     {score.bpb:.6f}",
+        f"bits per byte     {score.bpb:.6f}{interval_text(details)}",
         f"nats per token    {score.nats_per_token:.6f}",
         (
             f"scored            {score.tokens:,} tokens, {score.bytes:,} bytes,"

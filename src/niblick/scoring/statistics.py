@@ -61,6 +61,30 @@ def summarise(values: Sequence[float], confidence: float = 0.95) -> dict[str, An
     return {"n": len(data), "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
 
 
+def block_interval(
+    nats: NDArray[np.float32],
+    sizes: NDArray[np.int64],
+    *,
+    block: int = 256,
+    confidence: float = 0.95,
+) -> tuple[float, float] | None:
+    """The t interval of bits per byte over contiguous blocks of a short text.
+
+    Blocks of about `block` bytes stand for independent samples; the ratio is linearised. None where
+    there are fewer than four.
+    """
+    numbers = (np.cumsum(sizes) - 1).clip(min=0) // block
+    total = np.bincount(numbers, nats.astype(np.float64)) / math.log(2)
+    size = np.bincount(numbers, sizes.astype(np.float64))
+    count = len(size)
+    if count < 4:
+        return None
+    bpb = float(total.sum() / size.sum())
+    spread = math.sqrt(float(((total - bpb * size) ** 2).sum()) * count / (count - 1))
+    half = t_quantile((1 + confidence) / 2, count - 1) * spread / float(size.sum())
+    return max(bpb - half, 0.0), bpb + half
+
+
 @dataclass(frozen=True)
 class Welch:
     """Welch's t-test of a difference of means a - b. `p_two` two-sided, `p_less` for "a is

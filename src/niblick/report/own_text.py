@@ -1,0 +1,253 @@
+"""A recipe fitted to a text of one's own: vocabulary, width, length of training, and why.
+
+Only what the user has left open is chosen. The rules are few and were measured (docs/experiments.md,
+"How much model for how much text"); the recipe that comes out says all of it and needs no rule.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from niblick.artifact.sizes import artifact_sizes
+from niblick.codecs import CODECS
+from niblick.data import manifest as manifests
+from niblick.data.corpus import SPLITS, Corpus
+from niblick.data.dataset import Dataset, open_dataset
+from niblick.data.prepare import TRAINED, prepare
+from niblick.errors import DataError, RecipeError
+from niblick.plan import make_plan
+from niblick.recipe import Recipe, recipe_from_dict
+from niblick.text.tokenizer import Tokenizer
+
+VOCABULARY, WIDTH, DURATION = "model.vocab_size", "model.dim", "training.duration"
+BATCH = "training.batch_tokens"
+CHOSEN = (VOCABULARY, WIDTH, DURATION, BATCH)
+FOLDER = "data"  # of a run directory: the shards of its own text
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Up to `size` bytes of training text: the largest vocabulary, part of the width, passes."""
+
+    size: float
+    vocabulary: int
+    width: float
+    passes: float | None  # None: the recipe's own duration
+
+
+_RULES = (
+    _Rule(150_000, 512, 0.5, 4),
+    _Rule(1_000_000, 1024, 0.5, 5),
+    _Rule(2_500_000, 2048, 1.0, 6),
+    _Rule(float("inf"), 65536, 1.0, None),
+)
+_SMALLEST_VOCABULARY, _BITS = 320, 3.0  # bits a weight that a codec which fills the cap should have
+_STEPS = 32  # of the optimizer in one pass, at least
+_SHORT, _FEWEST = 128, 600  # tokens: the shortest sequence, and the least text
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A recipe whose `data.corpus` is a folder of shards, and what was chosen, in sentences."""
+
+    recipe: Recipe
+    said: tuple[str, ...]
+
+
+def fit_text(
+    recipe: Recipe,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    given: Collection[str] = (),
+    tokenizer: Tokenizer | None = None,
+) -> Fitted:
+    """Prepare `corpus` into `folder` and fit `recipe` to it; keys that are `given` stay.
+
+    `tokenizer` is used in place of one trained on the text. Raises `DataError` for too little text,
+    or where `folder` holds the shards of another text.
+    """
+    _refuse_other(folder, corpus)
+    size = sum(len(text.encode()) for text in corpus.splits["train"])
+    fitted, said = recipe, [_contents(corpus), *corpus.notes]
+    if tokenizer is None and recipe.data.tokenizer in TRAINED:
+        fitted, why = _fit_vocabulary(fitted, size, given)
+    elif tokenizer is not None:
+        fitted, why = _with_tokenizer(fitted, tokenizer, given)
+    else:
+        why = []
+    fitted, wide = _fit_width(fitted, size, given)
+    dataset = prepare(
+        corpus,
+        out=folder,
+        tokenizer=tokenizer or fitted.data.tokenizer,
+        vocab_size=fitted.model.vocab_size,
+    )
+    return _finish(fitted, dataset, given, [*said, *why, *wide])
+
+
+def fit_shards(recipe: Recipe, folder: Path, *, given: Collection[str] = ()) -> Fitted:
+    """Fit `recipe` to prepared shards: their vocabulary, and the rest where their size is known."""
+    dataset = open_dataset(folder)
+    fitted, said = _with_tokenizer(recipe, dataset.tokenizer, given)
+    if dataset.manifest is not None and dataset.manifest.corpus != recipe.data.corpus:
+        fitted, wide = _fit_width(fitted, dataset.manifest.splits["train"].bytes, given)
+        said += wide
+    return _finish(fitted, dataset, given, said)
+
+
+def _finish(recipe: Recipe, dataset: Dataset, given: Collection[str], said: list[str]) -> Fitted:
+    fitted, why = recipe, list[str]()
+    if dataset.manifest is not None and dataset.manifest.corpus != recipe.data.corpus:
+        fitted, why = _fit_training(recipe, dataset, given)
+    changes = {"data.corpus": str(dataset.folder.absolute()), "data.tokenizer": "train"}
+    changes["description"] = f"{recipe.name} fitted to {dataset.name}"
+    return Fitted(_with(fitted, changes), (*said, *why))
+
+
+def _refuse_other(folder: Path, corpus: Corpus) -> None:
+    """A run's shards are never replaced by those of another text."""
+    found = manifests.load_manifest(folder) if folder.is_dir() else None
+    if found is not None and found.corpus_sha256 != corpus.sha256():
+        raise DataError(f"{str(folder)!r} holds another text's shards; choose another --out")
+
+
+def _with(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
+    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    values = recipe.model_dump(mode="json")
+    return recipe_from_dict(values, origin=recipe.name, overrides=overrides)
+
+
+def _contents(corpus: Corpus) -> str:
+    counts = [
+        f"{sum(len(t.encode()) for t in texts):,} bytes for {split}"
+        for split in SPLITS
+        if (texts := corpus.splits.get(split))
+    ]
+    return f"{corpus.name}: {', '.join(counts)}"
+
+
+def _rule(size: int) -> _Rule:
+    return next(rule for rule in _RULES if size <= rule.size)
+
+
+def _fit_vocabulary(recipe: Recipe, size: int, given: Collection[str]) -> tuple[Recipe, list[str]]:
+    own = recipe.model.vocab_size
+    if VOCABULARY in given:
+        return recipe, []
+    chosen = min(own, _rule(size).vocabulary)
+    roomy = (v for v in _halves(chosen) if _fits(_with(recipe, {VOCABULARY: v}), 0.5))
+    fitting = next(roomy, _SMALLEST_VOCABULARY)
+    why = f"the recipe's own suits {size:,} bytes of training text"
+    if fitting < chosen:
+        why = f"a larger one leaves too little of {recipe.artifact.max_bytes:,} bytes"
+    elif chosen < own:
+        why = f"with {size:,} bytes of training text a larger one is seen too seldom"
+    return _with(recipe, {VOCABULARY: fitting}), [f"vocabulary {fitting:,}: {why}"]
+
+
+def _halves(size: int) -> Iterator[int]:
+    while size >= _SMALLEST_VOCABULARY:
+        yield size
+        size //= 2
+
+
+def _with_tokenizer(
+    recipe: Recipe, tokenizer: Tokenizer, given: Collection[str]
+) -> tuple[Recipe, list[str]]:
+    if VOCABULARY in given and recipe.model.vocab_size != tokenizer.vocab_size:
+        raise RecipeError(
+            f"model.vocab_size={recipe.model.vocab_size}, but the tokenizer {tokenizer.name} has"
+            f" {tokenizer.vocab_size} ids"
+        )
+    changes = {VOCABULARY: tokenizer.vocab_size, "model.bos_id": tokenizer.bos_id}
+    return _with(recipe, changes), [
+        f"vocabulary {tokenizer.vocab_size:,}: that of the tokenizer {tokenizer.name}"
+    ]
+
+
+def _fits(recipe: Recipe, part: float) -> bool:
+    """Whether the model, at a part of its width, goes under the cap without losing much."""
+    try:
+        narrow = _with(recipe, {WIDTH: round(part * recipe.model.dim)})
+    except RecipeError:
+        return False
+    plan, limit = make_plan(narrow.model), recipe.artifact.max_bytes
+    if not CODECS[recipe.artifact.codec].fills_cap:
+        return artifact_sizes(narrow, plan)[1] <= limit
+    vocabulary = 3 * recipe.model.vocab_size if recipe.data.tokenizer in TRAINED else 0
+    return plan.parameter_count * _BITS / 8 + vocabulary + 1000 <= limit
+
+
+def _fit_width(recipe: Recipe, size: int, given: Collection[str]) -> tuple[Recipe, list[str]]:
+    own = recipe.model.dim
+    if WIDTH in given:
+        return recipe, []
+    parts = [part for part in (1.0, 0.75, 0.5) if part <= _rule(size).width]
+    fitting = next((part for part in parts if _fits(recipe, part)), None)
+    part = fitting or (0.5 if _valid(recipe, 0.5) else 1.0)
+    width = round(part * own)
+    if part < parts[0]:
+        why = f"a cap of {recipe.artifact.max_bytes:,} bytes holds no wider one at {_BITS:g} bits"
+    elif part < 1:
+        why = f"a wider one learns {size:,} bytes of training text by heart sooner"
+    else:
+        why = "the recipe's own"
+    return _with(recipe, {WIDTH: width}), [f"width {width}: {why}"]
+
+
+def _valid(recipe: Recipe, part: float) -> bool:
+    try:
+        _with(recipe, {WIDTH: round(part * recipe.model.dim)})
+    except RecipeError:
+        return False
+    return True
+
+
+def _fit_training(
+    recipe: Recipe, dataset: Dataset, given: Collection[str]
+) -> tuple[Recipe, list[str]]:
+    """Batches of which one pass has some, and as many passes as do held-out text good."""
+    assert dataset.manifest is not None
+    size, tokens = dataset.manifest.splits["train"].bytes, dataset.token_count("train")
+    if tokens < _FEWEST:
+        raise DataError(
+            f"{size:,} bytes of training text are {tokens:,} tokens, too few to train on; give"
+            " some 2,000 bytes or more"
+        )
+    said, changes = [], _batches(recipe, tokens, given)
+    if changes:
+        said.append(f"batches of {changes[BATCH]:,} tokens: {tokens:,} are one pass")
+    passes = _rule(size).passes
+    if DURATION not in given and passes is not None:
+        changes[DURATION] = f"{round(passes * tokens)} tokens"
+        why = "more fit the training text, and no longer what is held out"
+        said.append(f"duration {changes[DURATION]}, {passes:g} passes: {why}")
+    elif DURATION not in given:
+        said.append(f"duration {recipe.training.duration}: the recipe's own")
+    return _with(recipe, changes), said
+
+
+def _batches(recipe: Recipe, tokens: int, given: Collection[str]) -> dict[str, Any]:
+    training = recipe.training
+    length, batch = training.sequence_length, training.batch_tokens
+    if BATCH in given:
+        return {}
+    changes: dict[str, Any] = {}
+    if tokens < 4 * length:
+        while length > _SHORT and tokens < 8 * length:
+            length //= 2
+        changes = {"training.sequence_length": length, "model.context": length}
+        batch = 2 * length
+    while batch > 2 * length and tokens < _STEPS * batch and not batch % (4 * length):
+        batch //= 2
+    if batch == training.batch_tokens:
+        return {}
+    micro = training.micro_batch_tokens
+    if micro is not None and micro > batch:
+        changes["training.micro_batch_tokens"] = batch
+    return {**changes, BATCH: batch}
