@@ -249,6 +249,21 @@ def return_freed_memory() -> None:
         return
 
 
+def memory_in_use(device: str) -> dict[str, int]:
+    """`resident_bytes` of this process, where the system tells, and on CUDA `gpu_peak_bytes`: the
+    most that tensors have taken on `device`.
+    """
+    found = {}
+    pages = " ".join(_lines(Path("/proc/self/statm"))).split()
+    if len(pages) > 1:
+        found["resident_bytes"] = int(pages[1]) * os.sysconf("SC_PAGE_SIZE")
+    if device.startswith("cuda"):
+        import torch
+
+        found["gpu_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    return found
+
+
 def cache_folder() -> Path:
     """Where prepared corpora and measured baselines are kept between runs."""
     base = os.environ.get("XDG_CACHE_HOME")

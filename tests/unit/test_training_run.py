@@ -5,6 +5,7 @@ micro-batches.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -16,7 +17,8 @@ from decoded import opened_model
 from niblick.compression import round_trip, rounding_specs
 from niblick.data.dataset import Dataset
 from niblick.model import LanguageModel
-from niblick.optim import Layout
+from niblick.optim import Layout, Optimizers
+from niblick.plan import make_plan
 from niblick.runtime import World
 from niblick.training import Progress, train
 from niblick.training.weights import Weights
@@ -65,9 +67,49 @@ def test_a_resumed_run_has_the_metrics_of_an_unbroken_one(
     assert _metrics(out) == _metrics(reference[1])
 
 
+def test_metrics_tell_norm_rates_speed_and_memory_of_every_step(
+    reference: tuple[str, Path],
+) -> None:
+    recipe = tiny_recipe().training
+    rows = [row for row in _rows(reference[1]) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    for row in rows:
+        assert row["grad_norm"] > 0 and row["resident_bytes"] > 1 << 20
+        shares = (row["lr_matrix"] / recipe.muon.lr, row["lr_embedding"] / recipe.adam.embedding_lr)
+        assert shares[0] == pytest.approx(shares[1]) and 0 < shares[0] <= 1
+        assert row["bpb"] == pytest.approx(row["loss"] / math.log(2), rel=0.05)  # bytes and BOS
+    assert all(row["tokens_per_second"] > 0 for row in rows[1:])
+    assert {row["tokens"] for row in _rows(reference[1]) if "validation_bpb" in row}
+
+
+def test_the_norm_in_the_metrics_is_the_gradients_before_clipping() -> None:
+    parameters = make_plan(tiny_recipe().model).parameters
+    layout = Layout(parameters, tiny_recipe().training)
+    for limit in (0.0, 0.5):
+        optimizers = Optimizers(
+            layout, torch.zeros(layout.total), tiny_recipe().training, dtype=torch.float32
+        )
+        optimizers.gradients.fill_(2.0)
+        optimizers.clip(limit)
+        optimizers.step(0.25, 0.9)
+        measured = optimizers.measures()
+        assert measured["grad_norm"] == pytest.approx(2 * layout.total**0.5, rel=1e-5)
+        assert measured["lr_matrix"] == 0.25 * tiny_recipe().training.muon.lr
+    optimizers.gradients.fill_(float("inf"))
+    optimizers.clip(0.0)
+    assert optimizers.measures()["grad_norm"] is None
+
+
+def _rows(out: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+_OF_THE_MACHINE = ("seconds", "tokens_per_second", "resident_bytes")
+
+
 def _metrics(out: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    rows = _rows(out)
+    return [{k: v for k, v in row.items() if k not in _OF_THE_MACHINE} for row in rows]
 
 
 def test_resuming_a_finished_run_changes_nothing(dataset: Dataset, tmp_path: Path) -> None:

@@ -51,7 +51,12 @@ class Update:
 
 
 class Optimizer(Protocol):
-    """Moves one group; made from the group and the recipe's training section."""
+    """Moves one group; made from the group and the recipe's training section.
+
+    `lr` is the rate at a multiplier of 1, for the metrics.
+    """
+
+    lr: float
 
     def __init__(self, group: ParameterGroup, training: TrainingRecipe) -> None: ...
 

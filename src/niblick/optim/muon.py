@@ -50,7 +50,7 @@ class Muon:
     """
 
     def __init__(self, group: ParameterGroup, training: TrainingRecipe) -> None:
-        self.recipe, self.group = training.muon, group
+        self.recipe, self.group, self.lr = training.muon, group, training.muon.lr
         self.momentum = torch.zeros(group.size, device=group.device)
         self._kernels: Kernels | None = None
 
@@ -65,7 +65,7 @@ class Muon:
     @torch.no_grad()
     def update(self, weights: Tensor, gradients: Tensor, at: Update) -> None:
         """See `Optimizer.update`."""
-        recipe, lr = self.recipe, self.recipe.lr * at.multiplier
+        recipe, lr = self.recipe, self.lr * at.multiplier
         updates = self._orthogonal(self._direction(gradients, at))
         keep = 1 - lr * recipe.weight_decay
         for stack in self.group.stacks:

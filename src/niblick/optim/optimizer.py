@@ -7,6 +7,7 @@ the whole state, and loading it back continues bit for bit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ class Optimizers:
     ) -> None:
         self.layout, self.weights = layout, weights
         self.gradients = torch.zeros_like(weights)
-        self.steps = 0
+        self.steps, self._multiplier = 0, 0.0
+        self._norm = weights.new_zeros(())
         names = training.optimizer.model_dump() | {Group.HEAD: "adam"}
         self.by_group: dict[Group, Optimizer] = {}
         for group in Group:
@@ -68,6 +70,7 @@ class Optimizers:
         On kernels the factor waits for `step`, which reads every gradient anyway.
         """
         norm: Tensor = torch.linalg.vector_norm(self.gradients)
+        self._norm = norm
         self._grad_scale = 1.0
         if limit > 0 and self._kernels is not None:
             # In this order what is not a number stays so.
@@ -79,7 +82,7 @@ class Optimizers:
     @torch.no_grad()
     def step(self, multiplier: float, momentum: float) -> None:
         """One update at learning rates times `multiplier`; gradients are used up."""
-        self.steps += 1
+        self.steps, self._multiplier = self.steps + 1, multiplier
         at = Update(
             step=self.steps, multiplier=multiplier, momentum=momentum, grad_scale=self._grad_scale
         )
@@ -87,6 +90,14 @@ class Optimizers:
             part = self.layout.segment(group)
             optimizer.update(self.weights[part], self.gradients[part], at)
         self._grad_scale = 1.0
+
+    def measures(self) -> dict[str, float | None]:
+        """Of the last step: the gradients' norm before clipping (None where it is no number), and
+        each group's learning rate.
+        """
+        norm = float(self._norm)
+        rates = {f"lr_{g}": each.lr * self._multiplier for g, each in self.by_group.items()}
+        return {"grad_norm": norm if isfinite(norm) else None, **rates}
 
     def tensors(self) -> dict[str, Tensor]:
         """The state that a checkpoint keeps, as "group.name"; `load` takes it back."""

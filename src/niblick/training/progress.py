@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
+
+from niblick.data.dataset import Dataset
+from niblick.data.shards import count_tokens, read_tokens
+
+_SAMPLE = 65_536  # tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +38,15 @@ class Progress:
     validation_bpb: float | None = None
     checkpoint: str = ""
 
+    def row(self) -> dict[str, float]:
+        """What metrics.jsonl records of it."""
+        row = {"step": self.step, "seconds": round(self.seconds, 3), "tokens": self.tokens}
+        if self.validation_bpb is not None:
+            return row | {"validation_bpb": self.validation_bpb}
+        speed = round(self.tokens_per_second, 1)
+        measured = {"loss": self.loss, "bpb": self.bpb, "tokens_per_second": speed}
+        return row | measured | {"multiplier": self.multiplier, "rounding": self.rounding}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
@@ -52,6 +67,15 @@ class TrainResult:
     compiled: bool
     precision: str
     validations: tuple[tuple[int, float], ...] = field(default=())
+
+
+def bytes_per_token(dataset: Dataset) -> float:
+    """An estimate, from the first tokens of the training text: the same however a run resumes."""
+    path = dataset.shards("train")[0]
+    tokens = read_tokens(path, 0, min(count_tokens(path), _SAMPLE))
+    tokens = np.minimum(tokens, dataset.tokenizer.vocab_size - 1)  # others end the run elsewhere
+    counted = dataset.tokenizer.byte_table.count(tokens[1:], tokens[:-1])
+    return max(float(counted.sum()) / max(len(counted), 1), 1e-9)
 
 
 class Clock:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from io import RawIOBase
 from itertools import count
@@ -24,6 +24,7 @@ from niblick.files import locked, write_atomically
 from niblick.recipe import Recipe, recipe_to_toml
 
 LOCK_FILE = ".lock"
+Row = dict[str, Any]  # one line of metrics.jsonl: what was measured at a step
 _held: set[tuple[int, Path]] = set()
 
 
@@ -89,10 +90,10 @@ def _remove_empty(path: Path) -> None:
 
 
 class RunFolder:
-    """Paths and small files of one run."""
+    """Paths and small files of one run; `track` is told each row that `log` has written."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, track: Callable[[Row], None] | None = None) -> None:
+        self.path, self._track = path, track
         self.checkpoints = path / "checkpoints"
         self._metrics: RawIOBase | None = None
 
@@ -128,7 +129,7 @@ class RunFolder:
                 f" of this run take about {needed:,}"
             )
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Row) -> None:
         """Append one line to metrics.jsonl, at once."""
         with explained(self.path / "metrics.jsonl"):
             if self._metrics is None:
@@ -136,6 +137,8 @@ class RunFolder:
             line = json.dumps(row).encode() + b"\n"
             if self._metrics.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self._track is not None:
+            self._track(row)
 
     def rewind(self, step: int) -> None:
         """Drop metrics of later steps, and a last line that was cut off."""

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ from niblick.runtime import (
     choose_device,
     describe_environment,
     keep_freed_memory,
+    memory_in_use,
     process_group,
     return_freed_memory,
     settle_threads,
@@ -36,8 +36,8 @@ from niblick.training.compile import CompiledLoss
 from niblick.training.distributed import agree, mean_over
 from niblick.training.dropout import Dropout
 from niblick.training.interrupts import StopFlag, stop_on_signals
-from niblick.training.progress import Clock, Progress, TrainResult
-from niblick.training.run_folder import RunFolder, claimed
+from niblick.training.progress import Clock, Progress, TrainResult, bytes_per_token
+from niblick.training.run_folder import Row, RunFolder, claimed
 from niblick.training.state import RunState
 from niblick.training.validation import make_validator
 from niblick.units import LN2, Duration
@@ -56,20 +56,21 @@ def train(
     spent: float = 0.0,
     reserve: float = 0.0,
     say: Callable[[str], None] = lambda message: None,
+    track: Callable[[Row], None] | None = None,
 ) -> TrainResult:
     """Train `recipe` on `dataset` in the run directory `out`; with `resume` from its newest
     checkpoint.
 
     `spent` seconds of training time were used before the call, and `reserve` are kept for what
-    reads training text after it. `on_progress` and `say` (of what a resumed run cannot promise) are
-    called in the main process only. Raises
+    reads training text after it. `track` gets each row of metrics.jsonl. `on_progress`, `track`
+    and `say` (of what a resumed run cannot promise) are called in the main process only. Raises
     `TrainingError` or `DataError` where the run cannot start or go on, as when another process
     writes into `out`; checkpoints written before stay intact.
     """
     _check(recipe, dataset)
     settle_threads(recipe.training.threads)
     keep_freed_memory()
-    folder = RunFolder(Path(out))
+    folder = RunFolder(Path(out), track)
     device = choose_device(world)
     with (
         claimed(folder.path) if world.is_main else nullcontext(),
@@ -148,7 +149,7 @@ class Loop:
         self.schedule = Schedule(recipe.training, reserve)
         self.validator = make_validator(recipe, dataset, world=world, device=device)
         self.observe_every = 1 if device == "cpu" else 10  # reading a loss waits for the device
-        self.bytes_per_token = 0.0
+        self.bytes_per_token = bytes_per_token(dataset)
         self.state.seconds += spent
         self.clock = Clock(self.state.seconds)
         self.validation_seconds = 0.0
@@ -232,11 +233,6 @@ class Loop:
         training = self.recipe.training
         rows = (training.micro_batch_tokens or training.batch_tokens) // training.sequence_length
         total = torch.zeros((), device=self.device)
-        if not self.bytes_per_token:
-            counted = self.state.dataset.tokenizer.byte_table.count(
-                targets.cpu().numpy(), inputs.cpu().numpy()
-            )
-            self.bytes_per_token = max(float(counted.mean()), 1e-9)
         factors = self.dropout.draw(self.state.step)
         for i, (x, y) in enumerate(
             zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)
@@ -281,17 +277,12 @@ class Loop:
             )
         if self.world.is_main:
             progress = self._progress(value)
-            row = {
-                "step": state.step,
-                "seconds": round(self.clock.seconds, 3),
-                "tokens": state.tokens,
-                "loss": value,
-            }
-            self._log(row | {"multiplier": progress.multiplier, "rounding": state.rounding})
+            row = progress.row() | state.optimizer.measures() | memory_in_use(self.device)
+            self._log(row)
             if self.report:
                 self.report(progress)
 
-    def _log(self, row: dict[str, Any]) -> None:
+    def _log(self, row: Row) -> None:
         """Append to the metrics; where that fails, the run ends with all it can keep."""
         try:
             self.folder.log(row)
@@ -310,7 +301,7 @@ class Loop:
             seconds=self.clock.seconds,
             tokens=state.tokens,
             loss=loss,
-            bpb=loss / LN2 / (self.bytes_per_token or 1.0),
+            bpb=loss / LN2 / self.bytes_per_token,
             multiplier=self.schedule.multiplier(at),
             tokens_per_second=self.recipe.training.batch_tokens / seconds if seconds else 0.0,
             seconds_left=self.clock.seconds * (1 - spent) / spent if spent else 0.0,
@@ -343,11 +334,10 @@ class Loop:
         state.validations.append((state.step, bpb))
         self.mark, self.validation_seconds = None, self.clock.seconds - began
         if self.world.is_main:
-            self._log(
-                {"step": state.step, "seconds": round(self.clock.seconds, 3), "validation_bpb": bpb}
-            )
+            progress = self._progress(bpb * LN2 * self.bytes_per_token, validation=bpb)
+            self._log(progress.row())
             if self.report:
-                self.report(self._progress(bpb * LN2 * self.bytes_per_token, validation=bpb))
+                self.report(progress)
 
     def _save_if_due(self) -> None:
         every, state = Duration.parse(self.recipe.training.checkpoint_every), self.state
