@@ -27,10 +27,10 @@ from niblick.cli.options import (
     MaxBytesOption,
     RecipeArgument,
     SetOption,
-    read_recipe,
 )
 from niblick.errors import NiblickError, TrainingError
 from niblick.files import read_json
+from niblick.functions import read_recipe
 
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
@@ -84,7 +84,7 @@ def ablate_command(
     """
     from niblick.scoring.ablate import ablation_markdown, summarise_ablation
 
-    chosen = read_recipe(recipe, overrides, duration=duration, max_bytes=max_bytes)
+    chosen = read_recipe(recipe, overrides or (), duration=duration, max_bytes=max_bytes)
     variants = make_variants(chosen, leave_out or [])
     _check_clock(chosen, side_by_side=jobs > 1 or executor is not None)
     folder = (out or Path("runs") / f"{chosen.name}-ablation").absolute()

@@ -9,15 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from niblick.cli.options import (
-    DurationOption,
-    JsonOption,
-    MaxBytesOption,
-    SeedOption,
-    SetOption,
-    read_recipe,
-)
+from niblick.cli.options import DurationOption, JsonOption, MaxBytesOption, SeedOption, SetOption
 from niblick.errors import NiblickError
+from niblick.functions import read_recipe
 
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
@@ -69,15 +63,16 @@ def train_command(
         return
     if recipe is None:
         raise NiblickError("give a RECIPE (see `niblick recipes`) or --resume RUN")
-    chosen = read_recipe(recipe, overrides, duration=duration, max_bytes=max_bytes, seed=seed)
+    chosen = read_recipe(recipe, overrides or (), duration=duration, max_bytes=max_bytes, seed=seed)
     if data is not None:
-        from niblick.cli.own_text import given_keys, train_on_text
+        from niblick.cli.own_text import train_on_text
+        from niblick.report.own_text import given_keys
 
         train_on_text(
             chosen,
             data,
             out,
-            given=given_keys(recipe, overrides, duration),
+            given=given_keys(recipe, overrides or (), duration),
             tokenizer=tokenizer,
             seeds=seeds,
             options=Options(as_json=as_json),
