@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: setup train test lint fuzz lock clean
+.PHONY: setup train shipped-model test lint fuzz lock clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,11 @@ $(STAMP): requirements.lock requirements-corpus.lock pyproject.toml
 
 train: setup
 	$(BIN)/niblick train pocket
+
+# Trains the model that ships, and renews its file, card, score and the README's figures of it.
+shipped-model: setup
+	$(BIN)/niblick train pocket --out runs/shipped-pocket
+	$(BIN)/python benchmarks/shipped_model.py runs/shipped-pocket
 
 lint: setup
 	$(BIN)/ruff check .

@@ -19,8 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from niblick.artifact.load import Opened, open_file
 from niblick.engine import Engine, Sampling, open_engine, start_text
 from niblick.engine.choice import Build
-from niblick.errors import NiblickError
+from niblick.errors import ArtifactError, NiblickError
 from niblick.files import read_json, run_of
+from niblick.limits import quoted
 from niblick.plan import Plan
 from niblick.recipe import Recipe
 from niblick.runtime import has_lab, needs_lab
@@ -51,8 +52,20 @@ def find_model(model: str | Path) -> Path:
     path = Path(model)
     if path.exists() or len(path.parts) != 1 or path.suffix:
         return path
-    shipped = Path(str(resources.files("niblick"))) / "models" / f"{path.name}.nib"
-    return shipped if shipped.is_file() else path
+    shipped = shipped_models().get(path.name)
+    if shipped is None:
+        names = ", ".join(shipped_models())
+        raise ArtifactError(
+            f"no model at {quoted(str(model))}; give an artifact, a checkpoint, a run folder, or"
+            f" the name of a shipped model: {names}"
+        )
+    return shipped
+
+
+def shipped_models() -> dict[str, Path]:
+    """The files of the models that ship with niblick, by name."""
+    folder = Path(str(resources.files("niblick"))) / "models"
+    return {path.stem: path for path in sorted(folder.glob("*.nib"))}
 
 
 class Model:
@@ -77,6 +90,11 @@ class Model:
     def path(self) -> Path:
         """The file it was read from."""
         return self._opened.path
+
+    @property
+    def is_shipped(self) -> bool:
+        """Whether it is one of the models that ship with niblick."""
+        return self.path in shipped_models().values()
 
     @property
     def sha256(self) -> str:

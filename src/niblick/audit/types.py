@@ -136,4 +136,5 @@ class Report:
     record: dict[str, object]
 
     def __repr__(self) -> str:
-        return f"<niblick.audit.Report {self.verdict} for {self.path!r}: {len(self.findings)} findings>"
+        found = f"{len(self.findings)} findings"
+        return f"<niblick.audit.Report {self.verdict} for {self.path!r}: {found}>"

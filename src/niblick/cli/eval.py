@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from niblick.cli.imports import importing
+from niblick.cli.models import say_shipped
 from niblick.cli.options import JsonOption, ModelArgument, ThreadsOption, TokenizerOption
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def eval_command(
 
     world = read_world()
     loaded = facade.load(model, tokenizer=tokenizer)
+    if world.is_main:
+        say_shipped(loaded)
     sizes = {"context": context, "stride": stride, "batch_tokens": batch_tokens}
     options = _options(ttt, ttt_set or [], mode=mode, precision=precision, **sizes)
     with stages(enabled=world.is_main) as report:
@@ -126,7 +129,8 @@ def _report(model: Model, score: Score, out: Path | None, as_json: bool) -> None
     if run is not None:
         path = out or run / "scores" / f"{score.name}.json"
     else:
-        path = out or model.path.with_name(f"{model.path.stem}.{score.name}.score.json")
+        folder = Path() if model.is_shipped else model.path.parent
+        path = out or folder / f"{model.path.stem}.{score.name}.score.json"
     score.write(path)
     if run is not None:
         update_card(run, score)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from niblick.cli.imports import importing
+from niblick.cli.models import say_shipped
 from niblick.cli.options import JsonOption, ModelArgument, ThreadsOption, TokenizerOption
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def generate_command(
 
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         loaded = facade.load(model, tokenizer=tokenizer)
+    say_shipped(loaded)
     text = start_text(
         loaded.open_engine(threads=threads, build="background"),
         loaded.tokenizer,

@@ -26,7 +26,6 @@ from niblick.recipe import Recipe, stored_values
 from niblick.runtime import settle_threads
 from niblick.text.tokenizer import Tokenizer
 
-
 Stage = Callable[[str, float], None]  # what is being done, and the share of it that is done
 
 
@@ -63,9 +62,9 @@ def pack(
 
     `max_bytes` caps the file plus `extra_bytes` (the code's, where it counts). `codec` overrides
     the recipe's. A codec that needs calibration and is given none calibrates on text that the model
-    writes itself. `on_stage` is told what is being done and the share of it that is done, an estimate
-    for the search of the codec. Raises `CapacityError` naming the excess and the largest tensors, `ArtifactError`
-    for tensors that do not fit.
+    writes itself. `on_stage` is told what is being done and the share of it that is done, which is
+    an estimate for the search of the codec. Raises `CapacityError` naming the excess and the
+    largest tensors, `ArtifactError` for tensors that do not fit.
     """
     settle_threads()
     name = codec or recipe.artifact.codec

@@ -22,8 +22,8 @@ class Progress:
 
     `fraction` is the share of the budget spent, `loss` the training loss of the last step in nats
     per token, `bpb` the same per byte of the training text, `validation_loss` and `validation_bpb`
-    those of the validation, `seconds_left` an estimate. `checkpoint` names the newest checkpoint, ""
-    before the first.
+    those of the validation, `seconds_left` an estimate. `checkpoint` names the newest checkpoint,
+    "" before the first.
     """
 
     step: int

@@ -1,0 +1,65 @@
+"""Makes the model that ships with niblick from a run; `python benchmarks/shipped_model.py RUN`.
+
+Copies the run's artifact, card, score and resolved recipe into `src/niblick/models`, and writes the
+figures of the README's section on it. `make shipped-model` trains the run first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from niblick.scoring.score import read_score
+
+ROOT = Path(__file__).resolve().parents[1]
+MODELS = ROOT / "src" / "niblick" / "models"
+BEGIN, END = "<!-- shipped model -->", "<!-- end -->"
+
+
+def figures(card: dict[str, Any]) -> str:
+    """What the README says of the shipped model."""
+    return (
+        f"`pocket` ships with niblick: {card['packed_bpb']:.4f} bits per byte of text that it has"
+        f" never seen, in\n{card['artifact_bytes']:,} bytes, after {card['train_tokens']:,} tokens"
+        " of training."
+    )
+
+
+def ship(run: Path) -> None:
+    """Put the run's model in place, with what was measured of it."""
+    card = json.loads((run / "card.json").read_text("utf-8"))
+    name = load_name(run)
+    scores = [path for path in (run / "scores").glob("*.json") if is_headline(path, card)]
+    if len(scores) != 1:
+        sys.exit(f"{run} has {len(scores)} scores that could be its headline")
+    shutil.copy(run / "artifact.nib", MODELS / f"{name}.nib")
+    shutil.copy(run / "card.json", MODELS / f"{name}.card.json")
+    shutil.copy(run / "card.md", MODELS / f"{name}.card.md")
+    shutil.copy(run / "recipe.toml", MODELS / f"{name}.toml")
+    shutil.copy(scores[0], MODELS / f"{name}.score.json")
+    readme = ROOT / "README.md"
+    text = readme.read_text("utf-8")
+    block = f"{BEGIN}\n{figures(card)}\n{END}"
+    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
+    readme.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL), "utf-8")
+
+
+def load_name(run: Path) -> str:
+    """The name of the run's recipe, under which the model ships."""
+    from niblick.recipe import load_recipe
+
+    return load_recipe(run / "recipe.toml").name
+
+
+def is_headline(path: Path, card: dict[str, Any]) -> bool:
+    """Whether a score file is the one that the card opens with."""
+    score = read_score(path)
+    return (score.artifact_sha256, score.bpb) == (card["artifact_sha256"], card["packed_bpb"])
+
+
+if __name__ == "__main__":
+    ship(Path(sys.argv[1]))

@@ -1,0 +1,74 @@
+"""The shipped model is the shipped recipe's, whole, and works by its name."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+import niblick
+from niblick.cli import main
+from niblick.errors import ArtifactError
+from niblick.files import sha256_file
+from niblick.recipe import load_recipe
+from niblick.scoring.score import read_score
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "src" / "niblick" / "models"
+
+
+def run(*arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return ended.value.code or 0
+
+
+@pytest.fixture(scope="module")
+def card():
+    return json.loads((MODELS / "pocket.card.json").read_text("utf-8"))
+
+
+def test_its_recipe_is_the_shipped_one_but_for_how_long_it_trained():
+    trained, shipped = load_recipe(MODELS / "pocket.toml"), load_recipe("pocket")
+    length = {"duration": shipped.training.duration}
+    assert (
+        trained.model_copy(update={"training": trained.training.model_copy(update=length)})
+        == shipped
+    )
+    assert niblick.load("pocket").recipe.model == shipped.model
+
+
+def test_file_card_and_score_are_of_one_model_under_the_cap(card):
+    path, score = MODELS / "pocket.nib", read_score(MODELS / "pocket.score.json")
+    assert sha256_file(path) == card["artifact_sha256"] == score.artifact_sha256
+    assert path.stat().st_size == card["artifact_bytes"] <= load_recipe("pocket").artifact.max_bytes
+    assert score.bpb == card["packed_bpb"] and score.valid and score.mode == "streaming"
+    assert "CC BY-SA 4.0" in (MODELS / "pocket.card.md").read_text("utf-8")
+
+
+def test_the_readme_says_what_the_card_says(card):
+    path = ROOT / "benchmarks" / "shipped_model.py"
+    spec = importlib.util.spec_from_file_location("shipped_model", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    block = f"{script.BEGIN}\n{script.figures(card)}\n{script.END}"
+    assert block in (ROOT / "README.md").read_text("utf-8")
+
+
+def test_its_name_is_enough_to_generate_and_score(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    asked = ("--prompt", "The river", "--max-tokens", "12", "--temperature", "0")
+    assert run("generate", "pocket", *asked) == 0
+    out, err = capfd.readouterr()
+    assert len(out.split()) > 3 and "shipped model 'pocket'" in err
+    assert out == niblick.load("pocket").generate("The river", max_tokens=12, temperature=0) + "\n"
+    (tmp_path / "a.txt").write_text("The river flows through the valley into the sea. " * 5)
+    before = sorted(MODELS.iterdir())
+    assert run("eval", "pocket", "--data", tmp_path / "a.txt") == 0
+    assert sorted(MODELS.iterdir()) == before  # its scores go where the user is
+    assert list(tmp_path.glob("pocket.*.score.json"))
+
+
+def test_a_name_that_is_neither_a_path_nor_shipped_is_told_what_there_is():
+    with pytest.raises(ArtifactError, match="shipped model: pocket"):
+        niblick.load("poket")
