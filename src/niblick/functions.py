@@ -293,6 +293,8 @@ def evaluate(
     opened = load_model(model.artifact) if isinstance(model, Run) else model
     loaded = opened if isinstance(opened, Model) else load_model(opened)
     chosen, world = EvaluationOptions.from_recipe(loaded.recipe, **options), read_world()
+    if "stride" in options and chosen.mode not in ("sliding", "leaky-ttt"):
+        raise OptionsError(f"--stride goes with --mode sliding, not {chosen.mode}")
     place = None if data is None else Path(data)
     if _engine(engine, device, chosen, world) == "torch":
         return _with_torch(
