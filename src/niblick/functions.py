@@ -69,44 +69,6 @@ class Run:
         return card_markdown(self.card)
 
 
-def read_recipe(
-    source: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    duration: str | None = None,
-    max_bytes: int | None = None,
-    seed: int | None = None,
-) -> Recipe:
-    """A recipe with `key=value` overrides and the settings that have a name of their own, last.
-
-    Paths of data and tokenizer become absolute: a run can go on from another folder.
-    """
-    from niblick.recipe import load_recipe
-
-    named = [
-        f'training.duration="{duration}"' if duration is not None else None,
-        f"artifact.max_bytes={max_bytes}" if max_bytes is not None else None,
-        f"seed={seed}" if seed is not None else None,
-    ]
-    recipe = load_recipe(source, [*overrides, *(each for each in named if each)])
-    data = recipe.data.model_copy(
-        update={key: _absolute(key, getattr(recipe.data, key)) for key in ("corpus", "tokenizer")}
-    )
-    return recipe.model_copy(update={"data": data}) if data != recipe.data else recipe
-
-
-def _absolute(key: str, name: str) -> str:
-    """A path that is there, whole; names of corpora and tokenizers stay as they are."""
-    if not Path(name).exists():
-        return name
-    from niblick.data.corpus import corpora
-    from niblick.data.prepare import TRAINED
-    from niblick.text.tokenizer import CHALLENGE
-
-    named = name in corpora if key == "corpus" else name in {*TRAINED, "bytes", CHALLENGE}
-    return name if named else str(Path(name).absolute())
-
-
 def train(
     recipe: str | Path | Recipe,
     *,
@@ -129,6 +91,7 @@ def train(
     `settings` are like `["model.dim=96"]`. One process alone: torchrun starts the command. Raises
     `StoppedError` where a signal ends it; `niblick train --resume` goes on.
     """
+    from niblick.data.recipes import read_recipe
     from niblick.recipe import Recipe as AnyRecipe
 
     with needs_lab("niblick.train"):

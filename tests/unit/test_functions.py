@@ -124,7 +124,9 @@ def test_a_model_tells_its_score_only_from_the_card_of_that_very_file(
     run = niblick.train("tiny.toml", data="notes", out="third", settings=["seed=3"])
     whole = run.load()
     assert whole.card == run.card
-    assert f"{run.card['parameters']:,} parameters in {run.artifact.stat().st_size:,}" in repr(whole)
+    assert f"{run.card['parameters']:,} parameters in {run.artifact.stat().st_size:,}" in repr(
+        whole
+    )
     other = niblick.pack(run, "third/other.nib", codec="int-zlib", max_bytes=150_000)
     assert niblick.load(other.path).card is None
     assert "bits per byte" not in repr(niblick.load(other.path))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from niblick.cli import main
-from niblick.functions import read_recipe
+from niblick.data.recipes import read_recipe
 from niblick.errors import NiblickError, RecipeError
 from niblick.limits import MAX_LINE, MAX_QUOTED, cut, quoted
 from niblick.plan import make_plan

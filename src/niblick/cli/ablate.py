@@ -30,7 +30,6 @@ from niblick.cli.options import (
 )
 from niblick.errors import NiblickError, TrainingError
 from niblick.files import read_json
-from niblick.functions import read_recipe
 
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
@@ -82,6 +81,7 @@ def ablate_command(
     """Train RECIPE as it is and without each named technique; print bpb differences with confidence
     intervals.
     """
+    from niblick.data.recipes import read_recipe
     from niblick.scoring.ablate import ablation_markdown, summarise_ablation
 
     chosen = read_recipe(recipe, overrides or (), duration=duration, max_bytes=max_bytes)

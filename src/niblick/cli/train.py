@@ -11,7 +11,6 @@ import typer
 
 from niblick.cli.options import DurationOption, JsonOption, MaxBytesOption, SeedOption, SetOption
 from niblick.errors import NiblickError
-from niblick.functions import read_recipe
 
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
@@ -52,6 +51,7 @@ def train_command(
     card.
     """
     from niblick.cli.runs import Options, run_once, run_seeds
+    from niblick.data.recipes import read_recipe
 
     if resume is not None:
         given = (recipe, data, tokenizer, overrides, duration, max_bytes, seed, seeds, out)
