@@ -1,10 +1,11 @@
 """Which vocabulary, width and length of training suit how much text: `python benchmarks/own_text.py
 tokens | train --bytes 50_000 --vocab 512 --dim 64 --passes 20 ... --out DIR`
 
-Texts of a given size are the first training documents of wiki-vital. `tokens` prints, for each size
-and vocabulary, how many tokens held-out text takes and what the vocabulary itself does. `train`
-trains `pocket` with those settings (each option may be repeated: all combinations) and prints float bits per byte of the first 128 kB of wiki-vital's validation split, one line a run;
-finished runs in DIR are reused.
+Texts of a given size are the first training documents of wiki-vital; 128 kB of its validation split
+are held out. `tokens` prints bytes per token and the size of the stored vocabulary. `train` trains
+`pocket` with those settings (each option may be repeated: all combinations) and prints size,
+vocabulary, width, batch, passes and float bits per byte, one line a run; finished runs in DIR are
+reused.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("own-text"))
     asked = parser.parse_args()
     if asked.what == "tokens":
-        return print_tokens(asked.bytes, asked.vocab)
+        print_tokens(asked.bytes, asked.vocab)
+        return
     for run in product(
         asked.bytes, asked.vocab, asked.dim or [128], asked.batch or [4096], asked.passes or [10.0]
     ):

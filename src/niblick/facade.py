@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from niblick.artifact.load import Opened, open_file
+from niblick.artifact.load import Opened, open_file, open_tokenizer
 from niblick.engine import Engine, Sampling, open_engine, start_text
 from niblick.engine.choice import Build
 from niblick.errors import ArtifactError, NiblickError
@@ -25,7 +25,7 @@ from niblick.limits import quoted
 from niblick.plan import Plan
 from niblick.recipe import Recipe
 from niblick.runtime import has_lab, needs_lab
-from niblick.text.tokenizer import Tokenizer, load_tokenizer
+from niblick.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from niblick.model import LanguageModel
@@ -38,12 +38,13 @@ Floats = NDArray[np.float32]
 def load(model: str | Path, *, tokenizer: str | Path | None = None) -> Model:
     """The model in an artifact, a checkpoint or a run directory, or a shipped model by its name.
 
-    `tokenizer` is a .model file, `fineweb-1024` or `bytes`, in place of the one in the file. Raises
+    `tokenizer` is a .model file, another model, `fineweb-1024` or `bytes`, in place of the one in
+    the file. Raises
     `niblick.errors.ArtifactError` for a file that is missing, damaged or foreign.
     """
     opened = open_file(find_model(model))
     if tokenizer is not None:
-        opened = replace(opened, tokenizer=load_tokenizer(tokenizer))
+        opened = replace(opened, tokenizer=open_tokenizer(str(tokenizer)))
     return Model(opened)
 
 

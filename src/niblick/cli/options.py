@@ -11,7 +11,9 @@ ModelArgument = Annotated[
 ]
 TokenizerOption = Annotated[
     str | None,
-    typer.Option(help="A .model file, fineweb-1024 or bytes, for models that bring none."),
+    typer.Option(
+        help="A .model file, another model, fineweb-1024 or bytes: for a model that brings none."
+    ),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option(help="Processor threads; one per core if not given.")

@@ -1,4 +1,4 @@
-"""`niblick train RECIPE --data TEXT`: a run on a text of one's own, prepared in the run directory."""
+"""`niblick train RECIPE --data TEXT`: a run on a text of one's own, prepared in its directory."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
 The split of a document is decided by its own content: h = SHA-256 of its UTF-8 text as a big-endian
 integer mod 20; h = 0 is validation, h = 1 test, the rest trains. A user's own text is sorted so,
 too, with near duplicates together and long documents in blocks (`niblick.data.splits`). Files under
-folders named train, validation and test are taken as sorted by hand instead. No document of a held-out split is also in
-training: an exact duplicate stays in the held-out one. Training documents are put in an order that
-depends on their content alone.
+folders named train, validation and test are taken as sorted by hand instead. No document of a
+held-out split is also in training: an exact duplicate stays in the held-out one. Training documents
+are put in an order that depends on their content alone.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def load_corpus(source: str | Path) -> Corpus:
             " data/datasets"
         )
     by_hand, others, skipped = read_folder(path, SPLITS)
-    notes = (f"passed over {skipped}",) if skipped else ()
+    notes = (f"passed over, being no known kind of text: {skipped}",) if skipped else ()
     if by_hand:
         return _checked(Corpus(path.resolve().name, _separated(by_hand), notes=notes), path)
     return _checked(own_corpus(path.resolve().name, others, notes), path)

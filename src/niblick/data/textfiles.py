@@ -52,47 +52,12 @@ def _plain(path: Path) -> Iterator[str]:
 
 _SILENT = frozenset(("script", "style", "template", "noscript", "svg", "head"))
 _INLINE = frozenset(
-    [
-        "a",
-        "abbr",
-        "acronym",
-        "b",
-        "bdi",
-        "bdo",
-        "big",
-        "cite",
-        "code",
-        "data",
-        "del",
-        "dfn",
-        "em",
-        "font",
-        "i",
-        "img",
-        "input",
-        "ins",
-        "kbd",
-        "label",
-        "mark",
-        "math",
-        "q",
-        "rp",
-        "rt",
-        "ruby",
-        "s",
-        "samp",
-        "small",
-        "span",
-        "strike",
-        "strong",
-        "sub",
-        "sup",
-        "time",
-        "tt",
-        "u",
-        "var",
-        "wbr",
-    ]
+    (
+        *("a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn"),
+        *("em", "font", "i", "img", "input", "ins", "kbd", "label", "mark", "math", "q", "rp"),
+        *("rt", "ruby", "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "time"),
+        *("tt", "u", "var", "wbr"),
+    )
 )
 
 
@@ -222,7 +187,7 @@ def holds_texts(path: Path) -> bool:
 
 def read_folder(root: Path, splits: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str], str]:
     """Documents under `root` (a folder or one file): those in folders named as `splits`, all
-    others, and in words which files were passed over.
+    others, and in words which files are no text.
 
     Raises `DataError` where some files are sorted by hand and others are not, or none is of a known
     kind.
@@ -246,9 +211,9 @@ def read_folder(root: Path, splits: tuple[str, ...]) -> tuple[dict[str, list[str
 
 
 def _passed_over(files: list[Path], known: list[Path]) -> str:
-    """Such as "3 .png and 1 .csv files"; empty where every file was read."""
+    """Such as "3 .png, 1 .csv"; empty where every file was read."""
     kinds = Counter(path.suffix or path.name for path in files)
     kinds.subtract(path.suffix or path.name for path in known)
     named = [f"{count:,} {cut(kind, 20)}" for kind, count in kinds.most_common(4) if count]
     rest = sum(kinds.values()) - sum(count for _, count in kinds.most_common(4))
-    return ", ".join([*named, f"{rest:,} other"] if rest else named) + (" files" if named else "")
+    return ", ".join([*named, f"{rest:,} other"] if rest else named)

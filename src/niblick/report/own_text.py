@@ -1,7 +1,7 @@
 """A recipe fitted to a text of one's own: vocabulary, width, length of training, and why.
 
-Only what the user has left open is chosen. The rules are few and were measured (docs/experiments.md,
-"How much model for how much text"); the recipe that comes out says all of it and needs no rule.
+Only what the user has left open is chosen. The rules are few and were measured ("How much model for
+how much text" in docs/experiments.md); the recipe that comes out says all of it and needs none.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ _RULES = (
 )
 _SMALLEST_VOCABULARY, _BITS = 320, 3.0  # bits a weight that a codec which fills the cap should have
 _STEPS = 32  # of the optimizer in one pass, at least
+_PARTS = (1.0, 0.75, 0.5)  # of the recipe's width
 _SHORT, _FEWEST = 128, 600  # tokens: the shortest sequence, and the least text
 
 
@@ -84,6 +85,10 @@ def fit_data(
     holds no text.
     """
     folder = Path(source)
+    if (folder / "recipe.toml").is_file() and (folder / "checkpoints").is_dir():
+        raise NiblickError(
+            f"{str(source)!r} is a run, not a text; its text may be in {folder / FOLDER}"
+        )
     if text is None and folder.is_dir() and (load_manifest(folder) or find_files(folder)):
         if tokenizer is not None:
             raise NiblickError("shards keep the tokenizer they were written with: no --tokenizer")
@@ -184,7 +189,8 @@ def _fit_vocabulary(recipe: Recipe, size: int, given: Collection[str]) -> tuple[
     if VOCABULARY in given:
         return recipe, []
     chosen = min(own, _rule(size).vocabulary)
-    roomy = (v for v in _halves(chosen) if _fits(_with(recipe, {VOCABULARY: v}), 0.5))
+    part = 1.0 if WIDTH in given else _narrowest(recipe)
+    roomy = (v for v in _halves(chosen) if _fits(_with(recipe, {VOCABULARY: v}), part))
     fitting = next(roomy, _SMALLEST_VOCABULARY)
     why = f"the recipe's own suits {size:,} bytes of training text"
     if fitting < chosen:
@@ -231,9 +237,9 @@ def _fit_width(recipe: Recipe, size: int, given: Collection[str]) -> tuple[Recip
     own = recipe.model.dim
     if WIDTH in given:
         return recipe, []
-    parts = [part for part in (1.0, 0.75, 0.5) if part <= _rule(size).width]
+    parts = [part for part in _PARTS if part <= _rule(size).width]
     fitting = next((part for part in parts if _fits(recipe, part)), None)
-    part = fitting or (0.5 if _valid(recipe, 0.5) else 1.0)
+    part = fitting or _narrowest(recipe)
     width = round(part * own)
     if part < parts[0]:
         why = f"a cap of {recipe.artifact.max_bytes:,} bytes holds no wider one at {_BITS:g} bits"
@@ -244,12 +250,15 @@ def _fit_width(recipe: Recipe, size: int, given: Collection[str]) -> tuple[Recip
     return _with(recipe, {WIDTH: width}), [f"width {width}: {why}"]
 
 
-def _valid(recipe: Recipe, part: float) -> bool:
-    try:
-        _with(recipe, {WIDTH: round(part * recipe.model.dim)})
-    except RecipeError:
-        return False
-    return True
+def _narrowest(recipe: Recipe) -> float:
+    """The smallest part of the width that leaves a sound model."""
+    for part in reversed(_PARTS):
+        try:
+            _with(recipe, {WIDTH: round(part * recipe.model.dim)})
+        except RecipeError:
+            continue
+        return part
+    return 1.0
 
 
 def _fit_training(
@@ -265,7 +274,10 @@ def _fit_training(
         )
     said, changes = [], _batches(recipe, tokens, given)
     if changes:
-        said.append(f"batches of {changes[BATCH]:,} tokens: {tokens:,} are one pass")
+        steps = max(tokens // changes[BATCH], 1)
+        said.append(
+            f"batches of {changes[BATCH]:,} tokens: a pass of {tokens:,} has {steps:,} steps"
+        )
     passes = _rule(size).passes
     if DURATION not in given and passes is not None:
         changes[DURATION] = f"{round(passes * tokens)} tokens"

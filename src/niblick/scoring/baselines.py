@@ -41,7 +41,7 @@ def compressor_baselines(train: bytes, held_out: bytes, cache: Path | None) -> d
 
 @dataclass(frozen=True)
 class Joined:
-    """Documents as one text for a compressor, a line feed after each; `cut` where some are not in."""
+    """Documents as one text for a compressor, a line feed after each; `cut`: some are missing."""
 
     text: bytes
     cut: bool
@@ -49,7 +49,8 @@ class Joined:
 
 def take_documents(texts: Iterable[str], largest: int) -> Joined:
     """Documents in order, as many as fit into `largest` bytes."""
-    parts, size = [], 0
+    parts: list[bytes] = []
+    size = 0
     for text in texts:
         part = text.encode() + _JOIN
         if size + len(part) > largest:

@@ -42,7 +42,8 @@ def make_card(
     summary = packed.summary()
     if packed.valid and packed.bytes < LEAST:
         reason = f"{packed.bytes:,} bytes of held-out text are too few; {LEAST:,} are needed"
-        summary |= {"valid": False, "details": {**packed.details, "reason": reason}}
+        details = {**packed.details, "reason": reason, "too_short": True}
+        summary |= {"valid": False, "details": details}
     return {
         **summary,
         "recipe": recipe.name,
@@ -79,15 +80,14 @@ def make_card(
 def _description(recipe: Recipe, plan: Plan, training: dict[str, Any], data: dict[str, Any]) -> str:
     """One sentence on the run that was made."""
     size = f" ({data['train_bytes']:,} bytes)" if data.get("train_bytes") else ""
-    return (
-        f"{len(plan.layers)} layers of width {recipe.model.dim}, trained on {data['corpus']}{size}"
-        f" for {training['seconds']:.0f} s, packed into at most {recipe.artifact.max_bytes:,} bytes."
-    )
+    shape = f"{len(plan.layers)} layers of width {recipe.model.dim}"
+    work = f"trained on {data['corpus']}{size} for {training['seconds']:.0f} s"
+    return f"{shape}, {work}, packed into at most {recipe.artifact.max_bytes:,} bytes."
 
 
 def too_short(card: Card) -> bool:
     """Whether the held-out text is too little for the card to show a score."""
-    return not card["valid"] and card["bytes"] < LEAST
+    return bool(card["details"].get("too_short"))
 
 
 def interval_text(details: dict[str, Any]) -> str:
@@ -179,8 +179,8 @@ def card_markdown(card: Card) -> str:
     lines += ["", *_ledger_rows(card["ledger"])]
     if card["data"].get("own"):
         lines += [
-            "**Private text?** A model can repeat passages of what it was trained on, word for word;"
-            f" share this file only where you may share {markdown(card['data']['corpus'])}.",
+            "**Private text?** A model can repeat passages of what it was trained on, word for"
+            f" word: share this file only where you may share {markdown(card['data']['corpus'])}.",
             "",
         ]
     if card["data"].get("attribution"):
