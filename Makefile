@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: setup train shipped-model test lint fuzz lock clean
+.PHONY: setup train shipped-model test test-integrations lint docs fuzz lock clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,16 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Tests with other projects' packages and programs; what is not there is skipped by name.
+test-integrations: setup
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps -r requirements-integrations.lock
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m integration -rs
+
+# The documentation site, into build/site; a broken link fails. (The variable quiets a notice.)
+docs: setup
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) -c requirements.lock -r requirements-docs.lock
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Ten minutes of new cases; what breaks a promise is added to tests/fuzz/kept.txt, which the tests
 # replay. FUZZ="--sanitize" uses C libraries built with the address and undefined-behaviour sanitizers.

@@ -264,6 +264,11 @@ def memory_in_use(device: str) -> dict[str, int]:
     return found
 
 
+def wandb_mode() -> str:
+    """Where Weights & Biases sends what it is told: nowhere, unless the user's WANDB_MODE says."""
+    return os.environ.get("WANDB_MODE") or "offline"
+
+
 def cache_folder() -> Path:
     """Where prepared corpora and measured baselines are kept between runs."""
     base = os.environ.get("XDG_CACHE_HOME")

@@ -64,6 +64,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Review somebody's submission: is its score valid?",
     ),
     "card": ("niblick.cli.card:card_command", "Print the card of a run."),
+    "dashboard": (
+        "niblick.cli.dashboard:dashboard_command",
+        "Show live curves of all runs in a browser.",
+    ),
 }
 
 # Recent versions of typer carry a click of their own, older ones use click itself: theirs is taken,

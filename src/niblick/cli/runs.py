@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How a run reports: `as_json` keeps standard output for one JSON document."""
+    """How a run reports: `as_json` keeps standard output for one JSON document, `track` names
+    trackers.
+    """
 
     resume: bool = False
     as_json: bool = False
     quiet: bool = False
+    track: tuple[str, ...] = ()
 
 
 def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | None:
@@ -37,6 +40,7 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
         from niblick.plan import make_plan
         from niblick.report.finish import check_packing, write_run_card
         from niblick.report.run import run_directory, train_and_score
+        from niblick.report.tracking import TrackedRun, tracked
         from niblick.runtime import read_world
 
     world = read_world()
@@ -45,19 +49,25 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
             _say(f"warning: {warning}")
     with run_directory(world, folder, name=recipe.name) as place:
         _tell(world, folder, place)
-        with training(make_plan(recipe.model), recipe, enabled=world.is_main) as (trained, stage):
-            outcome = train_and_score(
-                recipe,
-                place,
-                world=world,
-                resume=options.resume,
-                on_progress=trained,
-                on_stage=stage,
-                say=_say,
-            )
-        if not world.is_main:
-            return None
-        card = write_run_card(recipe, place, outcome, _say)
+        names = options.track if world.is_main else ()
+        run = TrackedRun(folder=place, recipe=recipe, resumed=options.resume)
+        shown = training(make_plan(recipe.model), recipe, enabled=world.is_main)
+        with tracked(names, run, _say) as trackers:
+            with shown as (on_progress, on_stage):
+                outcome = train_and_score(
+                    recipe,
+                    place,
+                    world=world,
+                    resume=options.resume,
+                    on_progress=on_progress,
+                    on_stage=on_stage,
+                    say=_say,
+                    track=trackers.log if names else None,
+                )
+            if not world.is_main:
+                return None
+            card = write_run_card(recipe, place, outcome, _say)
+            trackers.take_card(card)
     if not options.quiet:
         show_card(card, options.as_json)
     return card

@@ -4,6 +4,7 @@ several.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,35 +17,48 @@ if TYPE_CHECKING:
     from niblick.recipe import Recipe
 
 
+OptionalRecipe = Annotated[
+    str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Your own text: a folder, a file, - for standard input, or prepared shards.",
+    ),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(help="With --data: a run, model or .model file whose tokenizer to use."),
+]
+SeedsOption = Annotated[
+    int | None, typer.Option(min=1, help="Train this many seeds and summarise them.")
+]
+OutOption = Annotated[Path | None, typer.Option(help="Run directory; else a new one under runs/.")]
+ResumeOption = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN", help="Continue the run in this directory where it stopped."),
+]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Also tell tensorboard, trackio or wandb what is measured; repeatable."
+    ),
+]
+
+
 def train_command(
-    recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Your own text: a folder, a file, - for standard input, or prepared shards.",
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="With --data: a run, model or .model file whose tokenizer to use."),
-    ] = None,
+    recipe: OptionalRecipe = None,
+    data: DataOption = None,
+    tokenizer: TokenizerOption = None,
     overrides: SetOption = None,
     duration: DurationOption = None,
     max_bytes: MaxBytesOption = None,
     seed: SeedOption = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Train this many seeds and summarise them.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run directory; else a new one under runs/.")
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Continue the run in this directory where it stopped."),
-    ] = None,
+    seeds: SeedsOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = None,
+    track: TrackOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train RECIPE, pack it under its byte cap, score it from the packed file and print its
@@ -53,13 +67,14 @@ def train_command(
     from niblick.cli.runs import Options, run_once, run_seeds
     from niblick.data.recipes import read_recipe
 
+    options = Options(as_json=as_json, track=_trackers(track))
     if resume is not None:
         given = (recipe, data, tokenizer, overrides, duration, max_bytes, seed, seeds, out)
         if any(value is not None for value in given):
             raise NiblickError(
                 "--resume RUN takes everything from the run: give no recipe and no other setting"
             )
-        run_once(_resumed(resume), resume, Options(resume=True, as_json=as_json))
+        run_once(_resumed(resume), resume, replace(options, resume=True))
         return
     if recipe is None:
         raise NiblickError("give a RECIPE (see `niblick recipes`) or --resume RUN")
@@ -75,14 +90,22 @@ def train_command(
             given=given_keys(recipe, overrides or (), duration),
             tokenizer=tokenizer,
             seeds=seeds,
-            options=Options(as_json=as_json),
+            options=options,
         )
     elif tokenizer is not None:
         raise NiblickError("--tokenizer goes with --data; else --set data.tokenizer=...")
     elif seeds is None:
-        run_once(chosen, out, Options(as_json=as_json))
+        run_once(chosen, out, options)
     else:
-        run_seeds(chosen, out, seeds, Options(as_json=as_json))
+        run_seeds(chosen, out, seeds, options)
+
+
+def _trackers(names: list[str] | None) -> tuple[str, ...]:
+    if not names:
+        return ()
+    from niblick.report.tracking import check_trackers
+
+    return check_trackers(names)
 
 
 def _resumed(folder: Path) -> Recipe:

@@ -26,7 +26,7 @@ from niblick.model import build_model
 from niblick.recipe import Recipe
 from niblick.runtime import World, cache_folder, choose_device, process_group
 from niblick.training import Progress, TrainResult, train
-from niblick.training.run_folder import claimed, claimed_new
+from niblick.training.run_folder import Row, claimed, claimed_new
 
 Say = Callable[[str], None]
 
@@ -91,9 +91,10 @@ def train_and_score(
     on_progress: Callable[[Progress], None] | None = None,
     on_stage: Stage | None = None,
     say: Say,
+    track: Callable[[Row], None] | None = None,
 ) -> Outcome:
     """Train in `folder`, pack to artifact.nib, score validation from the float weights and from the
-    file. `on_stage` follows what comes after training.
+    file. `on_stage` follows what comes after training; `track` gets each row of metrics.jsonl.
 
     Raises `StoppedError` where a signal stopped the run (a checkpoint is written) or another
     process writes into `folder`, `CapacityError` where the artifact exceeds its cap (the float
@@ -115,6 +116,7 @@ def train_and_score(
             spent=calibration.seconds if calibration else 0.0,
             reserve=reserve,
             say=say,
+            track=track,
         )
         if result.interrupted:
             raise StoppedError(
