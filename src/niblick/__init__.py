@@ -1,7 +1,8 @@
 """niblick: train, pack, score, audit and run the best language model that fits a byte budget.
 
 `niblick.load(X)` gives a `niblick.Model` from an artifact, a checkpoint or a run directory; it
-needs no torch.
+needs no torch, nor do `evaluate` and `audit`. `train` and `pack` need the lab. docs/python.md shows
+them all.
 """
 
 from __future__ import annotations
@@ -12,16 +13,29 @@ from typing import TYPE_CHECKING
 from niblick.runtime import prepare_threads
 
 if TYPE_CHECKING:
+    from niblick.audit import audit
     from niblick.facade import Model, load
+    from niblick.functions import Run, evaluate, pack, train
 
 prepare_threads()  # torch reads the environment when it is loaded
 
 __version__ = "0.1.0"
-__all__ = ["Model", "__version__", "load"]
+__all__ = ["Model", "Run", "__version__", "audit", "evaluate", "load", "pack", "train"]
+_PLACES = {
+    "niblick.facade": ("Model", "load"),
+    "niblick.functions": ("Run", "evaluate", "pack", "train"),
+}
 
 
 def __getattr__(name: str) -> object:
-    """`Model` and `load`, imported when they are used."""
-    if name in ("Model", "load"):
-        return getattr(import_module("niblick.facade"), name)
+    """The public names, imported when they are used."""
+    if name == "audit":
+        return import_module("niblick.audit")  # a package that can be called
+    for place, names in _PLACES.items():
+        if name in names:
+            return getattr(import_module(place), name)
     raise AttributeError(f"module 'niblick' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,6 +7,7 @@ lab, as does a model whose mixer is a plugin's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,7 @@ from niblick.codecs.quantized import Tensors
 from niblick.engine import Engine, Sampling, open_engine, start_text
 from niblick.engine.choice import Build
 from niblick.errors import ArtifactError, NiblickError
+from niblick.files import read_json, run_of
 from niblick.limits import quoted
 from niblick.plan import Plan
 from niblick.recipe import Recipe
@@ -121,12 +123,28 @@ class Model:
         """Whether texts can be read and written."""
         return self._opened.tokenizer is not None
 
+    @property
+    def card(self) -> dict[str, Any] | None:
+        """The card of this very file, where one lies beside it; None elsewhere."""
+        run = run_of(self.path.absolute())
+        places = [self.path.with_suffix(".card.json"), *([run / "card.json"] if run else [])]
+        for place in places:
+            with suppress(NiblickError):
+                card = read_json(place)
+                if card.get("artifact_sha256") == self.sha256:
+                    return card
+        return None
+
     def __repr__(self) -> str:
-        own = self._opened.tokenizer
+        own, shape = self._opened.tokenizer, self.recipe.model
+        card = self.card or {}
+        bpb = card.get("packed_bpb")
+        score = f", {bpb:.4f} bits per byte" if isinstance(bpb, float) and card["valid"] else ""
         return (
-            f"<niblick.Model {self.recipe.name!r}: {self.plan.parameter_count:,} parameters,"
-            f" {len(self.plan.layers)} layers, context {self.recipe.model.context},"
-            f" tokenizer {own.name if own else None}, {self._opened.kind} {str(self.path)!r}>"
+            f"<niblick.Model {self.recipe.name!r}: {len(self.plan.layers)} layers of width"
+            f" {shape.dim}, context {shape.context:,}, {shape.vocab_size:,} tokens"
+            f" ({own.name if own else 'no tokenizer'}), {self.plan.parameter_count:,} parameters in"
+            f" {self.path.stat().st_size:,} bytes{score}; {self._opened.kind} {str(self.path)!r}>"
         )
 
     def __call__(self, *tokens: object, **options: object) -> NoReturn:
@@ -278,15 +296,17 @@ class Model:
             from niblick.evaluation.torch_engine import TorchEngine
         return TorchEngine(self.torch(), slots=slots, context=context)
 
-    def torch(self) -> LanguageModel:
+    def torch(self, *, gradients: bool = False) -> LanguageModel:
         """The lab's LanguageModel with these weights, float32 on the CPU, in evaluation mode.
 
         `logits, state = model(tokens, state=None)`: tokens (B, T) int64, logits (B, T, V) float32.
-        Raises `NiblickError` that names the command which installs torch where it is missing.
+        Its parameters take gradients only where they are asked for, so that logits otherwise keep
+        no graph. Raises `NiblickError` that names the command which installs torch where it is
+        missing.
         """
         with needs_lab("Model.torch()"):
             from niblick.model import build_model
-        return build_model(self.recipe, self._opened.tensors)
+        return build_model(self.recipe, self._opened.tensors).requires_grad_(gradients)
 
     def _each(self, tokens: ArrayLike, context: int | None, take: Any) -> Floats:
         """What `take(engine, ids)` gives of each piece, one after the other."""

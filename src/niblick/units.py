@@ -71,3 +71,24 @@ class Duration:
 def format_bytes(count: int) -> str:
     """A decimal byte count with thin grouping, such as `1,000,000 B`."""
     return f"{count:,} B"
+
+
+def format_count(value: object) -> str:
+    """A whole number with its thousands apart; anything else as it is."""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def format_seconds(seconds: float) -> str:
+    """A time as people read it: `0.42 s`, `59 s`, `12 min 22 s`, `3 h 5 min`, `2 d 1 h`."""
+    if seconds < 9.95:
+        return f"{seconds:.2g} s" if seconds < 0.995 else f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min" + (f" {whole % 60} s" if whole % 60 else "")
+    minutes = round(seconds / 60)
+    if minutes < 1440:
+        return f"{minutes // 60} h" + (f" {minutes % 60} min" if minutes % 60 else "")
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d" + (f" {hours % 24} h" if hours % 24 else "")

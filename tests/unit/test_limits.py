@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from niblick.cli import main
-from niblick.cli.options import read_recipe
+from niblick.data.recipes import read_recipe
 from niblick.errors import NiblickError, RecipeError
 from niblick.limits import MAX_LINE, MAX_QUOTED, cut, quoted
 from niblick.plan import make_plan
@@ -132,7 +132,7 @@ def test_a_relative_corpus_becomes_absolute_and_a_name_stays_one(
         (tmp_path / name).mkdir()
     found = read_recipe("pocket", ["data.corpus=texts"])
     assert found.data.corpus == str(tmp_path / "texts") and found.data.tokenizer == "train"
-    assert read_recipe("pocket", None) == load_recipe("pocket")
+    assert read_recipe("pocket") == load_recipe("pocket")
     assert read_recipe("pocket", ["data.corpus=absent"]).data.corpus == "absent"
 
 

@@ -124,7 +124,7 @@ class Smoke:
     isolation: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """The review of one path: verdict, recommendation and everything they rest on."""
 
@@ -134,3 +134,7 @@ class Report:
     findings: tuple[Finding, ...]
     smoke: Smoke | None
     record: dict[str, object]
+
+    def __repr__(self) -> str:
+        found = f"{len(self.findings)} findings"
+        return f"<niblick.audit.Report {self.verdict} for {self.path!r}: {found}>"

@@ -27,7 +27,6 @@ from niblick.cli.options import (
     MaxBytesOption,
     RecipeArgument,
     SetOption,
-    read_recipe,
 )
 from niblick.errors import NiblickError, TrainingError
 from niblick.files import read_json
@@ -82,9 +81,10 @@ def ablate_command(
     """Train RECIPE as it is and without each named technique; print bpb differences with confidence
     intervals.
     """
+    from niblick.data.recipes import read_recipe
     from niblick.scoring.ablate import ablation_markdown, summarise_ablation
 
-    chosen = read_recipe(recipe, overrides, duration=duration, max_bytes=max_bytes)
+    chosen = read_recipe(recipe, overrides or (), duration=duration, max_bytes=max_bytes)
     variants = make_variants(chosen, leave_out or [])
     _check_clock(chosen, side_by_side=jobs > 1 or executor is not None)
     folder = (out or Path("runs") / f"{chosen.name}-ablation").absolute()

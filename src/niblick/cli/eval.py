@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,13 +12,9 @@ import typer
 from niblick.cli.imports import importing
 from niblick.cli.models import say_shipped
 from niblick.cli.options import JsonOption, ModelArgument, ThreadsOption, TokenizerOption
-from niblick.errors import NiblickError
 
 if TYPE_CHECKING:
-    from niblick.facade import EngineName, Model
-    from niblick.runtime import World
-    from niblick.scoring.data import Target
-    from niblick.scoring.options import EvaluationOptions
+    from niblick.facade import Model
     from niblick.scoring.score import Score
 
 DataOption = Annotated[
@@ -36,7 +29,7 @@ ModeOption = Annotated[
 ContextOption = Annotated[int | None, typer.Option(help="Tokens of context; else the recipe's.")]
 StrideOption = Annotated[int | None, typer.Option(help="Tokens scored per window, for sliding.")]
 BatchOption = Annotated[int | None, typer.Option(help="Tokens of one forward pass, with torch.")]
-PrecisionOption = Annotated[str, typer.Option(help="fp32, or bf16 with torch.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="fp32 unless given; bf16 needs torch.")]
 ProveOption = Annotated[
     bool, typer.Option("--prove", help="Prove causality and normalisation too.")
 ]
@@ -56,16 +49,6 @@ DeviceOption = Annotated[
 OutOption = Annotated[Path | None, typer.Option(help="Where to write the score file.")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """How to score: the engine, or None for the best one, and what only torch can do."""
-
-    engine: str | None
-    device: str | None
-    threads: int | None
-    prove: bool
-
-
 def eval_command(
     model: ModelArgument,
     data: DataOption = None,
@@ -74,7 +57,7 @@ def eval_command(
     context: ContextOption = None,
     stride: StrideOption = None,
     batch_tokens: BatchOption = None,
-    precision: PrecisionOption = "fp32",
+    precision: PrecisionOption = None,
     prove: ProveOption = False,
     ttt: TttOption = None,
     ttt_set: TttSetOption = None,
@@ -88,6 +71,8 @@ def eval_command(
     """Score MODEL: every token of the text but the first, exactly once, in bits per byte."""
     with importing():
         from niblick import facade
+        from niblick.cli.progress import stages
+        from niblick.functions import evaluate
         from niblick.runtime import read_world
 
     world = read_world()
@@ -95,29 +80,28 @@ def eval_command(
     if world.is_main:
         say_shipped(loaded)
     sizes = {"context": context, "stride": stride, "batch_tokens": batch_tokens}
-    options = _options(loaded, ttt, ttt_set or [], mode=mode, precision=precision, **sizes)
-    request = Request(engine=engine, device=device, threads=threads, prove=prove)
-    with _progress(world, options) as report:
-        if (chosen := _engine(request, options, world)) == "torch":
-            score = _with_torch(loaded, (data, split), options, request, world, report)
-        else:
-            target = _target(loaded, data, split)
-            settings = {name: getattr(options, name) for name in ("mode", "context", "stride")}
-            score = loaded.score_target(
-                target, engine=chosen, threads=threads, prove=prove, on_progress=report, **settings
-            )
+    options = _options(ttt, ttt_set or [], mode=mode, precision=precision, **sizes)
+    with stages(enabled=world.is_main) as report:
+        score = evaluate(
+            loaded,
+            data,
+            split=split,
+            engine=engine,  # type: ignore[arg-type]  # checked there
+            device=device,
+            threads=threads,
+            prove=prove,
+            on_progress=lambda share: report("scoring", share),
+            **options,
+        )
     if world.is_main:
         _report(loaded, score, out, as_json)
 
 
-def _options(
-    model: Model, ttt: str | None, settings: list[str], **changes: Any
-) -> EvaluationOptions:
-    """The recipe's evaluation section, with what the command line says on top."""
+def _options(ttt: str | None, settings: list[str], **changes: Any) -> dict[str, Any]:
+    """What the command line says in place of the recipe's evaluation section."""
     from niblick.scoring.options import (
         METHODS,
         Adaptation,
-        EvaluationOptions,
         LeakyTraining,
         OptionsError,
         parse_settings,
@@ -133,97 +117,7 @@ def _options(
         raise OptionsError(
             f"--ttt-set {settings[0]} needs --ttt with a method: {', '.join(METHODS)}"
         )
-    return EvaluationOptions.from_recipe(model.recipe, **given)
-
-
-def _engine(request: Request, options: EvaluationOptions, world: World) -> EngineName | None:
-    """The engine asked for, where it can do what is asked; else the best; None: native or numpy."""
-    from niblick.runtime import has_gpu, has_lab
-
-    reasons = {
-        "test-time training": options.ttt is not None or options.mode == "leaky-ttt",
-        "--precision bf16": options.precision != "fp32",
-        f"--device {request.device}": request.device not in (None, "cpu"),
-        f"a launch of {world.size} processes": world.size > 1,
-    }
-    needed = next((what for what, holds in reasons.items() if holds), None)
-    names: tuple[EngineName, ...] = ("native", "numpy", "torch")
-    chosen = next((name for name in names if name == request.engine), None)
-    if request.engine is not None and chosen is None:
-        raise NiblickError(f"engine {request.engine!r} is unknown; accepted: {', '.join(names)}")
-    if needed is not None and chosen in ("native", "numpy"):
-        raise NiblickError(f"{needed} needs --engine torch, not {chosen}")
-    if needed is not None or (chosen is None and has_gpu() and has_lab() and not request.device):
-        return "torch"
-    return chosen
-
-
-def _with_torch(
-    model: Model,
-    text: tuple[Path | None, str],
-    options: EvaluationOptions,
-    request: Request,
-    world: World,
-    report: Callable[[float], None] | None,
-) -> Score:
-    """The lab's evaluation; with several processes the main one prepares the text first."""
-    from niblick.runtime import choose_device, needs_lab, process_group
-
-    with importing(), needs_lab("this evaluation"):
-        from niblick.evaluation.evaluate import evaluate_target
-        from niblick.evaluation.processes import in_turn
-
-    device = request.device or choose_device(world)
-    with process_group(world, device):
-        target = in_turn(world, lambda: _target(model, *text))
-        return evaluate_target(
-            model.torch().to(device),
-            target,
-            options=options,
-            world=world,
-            artifact_sha256=model.sha256,
-            prove=request.prove,
-            on_progress=report,
-        )
-
-
-def _target(model: Model, data: Path | None, split: str) -> Target:
-    """The text to score: a split of shards, or any text in the model's own tokens."""
-    from niblick.data.dataset import find_files, open_dataset
-    from niblick.data.manifest import load_manifest
-    from niblick.data.prepare import resolve_dataset
-    from niblick.data.textfiles import holds_texts, read_texts
-    from niblick.runtime import cache_folder
-    from niblick.scoring.data import check_tokenizer, load_target, text_target
-
-    recipe = model.recipe
-    sizes = {"vocab_size": recipe.model.vocab_size, "bos_id": recipe.model.bos_id}
-    shards = data is None or (data.is_dir() and (load_manifest(data) or find_files(data)))
-    if data is not None and not shards and data.exists() and holds_texts(data):
-        return text_target(data.name, read_texts(data), model.tokenizer, **sizes)
-    if data is not None:
-        dataset = open_dataset(data)
-    else:
-        dataset = resolve_dataset(
-            recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder()
-        )
-    if model.has_tokenizer:
-        check_tokenizer(model.tokenizer, dataset)
-    return load_target(dataset, split, **sizes)
-
-
-@contextmanager
-def _progress(world: World, options: EvaluationOptions) -> Iterator[Callable[[float], None] | None]:
-    """A bar on standard error while the main process scores, where somebody is looking."""
-    if not world.is_main or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(f"scoring ({options.mode})", total=1.0)
-        yield lambda done: bar.update(task, completed=done)
+    return given
 
 
 def _report(model: Model, score: Score, out: Path | None, as_json: bool) -> None:

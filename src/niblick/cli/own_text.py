@@ -12,23 +12,9 @@ from niblick.cli.runs import Options, run_once, run_seeds
 from niblick.errors import DataError, NiblickError
 
 if TYPE_CHECKING:
-    from niblick.data.corpus import Corpus
     from niblick.recipe import Recipe
-    from niblick.report.own_text import Fitted
-    from niblick.text.tokenizer import Tokenizer
 
 STANDARD_INPUT = "-"
-
-
-def given_keys(source: str, overrides: list[str] | None, duration: str | None) -> set[str]:
-    """The recipe keys that the user has decided: all that are ever chosen, for a recipe file."""
-    from niblick.recipe.load import list_recipes
-    from niblick.report.own_text import CHOSEN, DURATION
-
-    if source not in list_recipes():
-        return set(CHOSEN)
-    keys = {item.partition("=")[0].strip() for item in overrides or []}
-    return keys | ({DURATION} if duration is not None else set())
 
 
 def train_on_text(
@@ -44,6 +30,7 @@ def train_on_text(
     """Prepare `source` in the run directory, fit the recipe to it, say what was chosen, train."""
     with importing():
         from niblick.evaluation.processes import in_turn
+        from niblick.report.own_text import fit_data
         from niblick.report.run import run_directory
         from niblick.runtime import read_world
 
@@ -56,7 +43,10 @@ def train_on_text(
             raise NiblickError(
                 f"{str(place)!r} holds a run; continue it with --resume or choose another --out"
             )
-        fitted = in_turn(world, lambda: _fit(recipe, source, text, place, given, tokenizer))
+        fitted = in_turn(
+            world,
+            lambda: fit_data(recipe, source, place, text=text, given=given, tokenizer=tokenizer),
+        )
         if world.is_main:
             if out is None:
                 print(f"run directory: {place}", file=sys.stderr)
@@ -66,49 +56,6 @@ def train_on_text(
             run_once(fitted.recipe, place, options)
         else:
             run_seeds(fitted.recipe, place, seeds, options)
-
-
-def _fit(
-    recipe: Recipe,
-    source: str,
-    text: str | None,
-    place: Path,
-    given: Collection[str],
-    tokenizer: str | None,
-) -> Fitted:
-    from niblick.data.dataset import find_files
-    from niblick.data.manifest import load_manifest
-    from niblick.report.own_text import FOLDER, fit_shards, fit_text
-
-    folder = Path(source)
-    if (folder / "recipe.toml").is_file() and (folder / "checkpoints").is_dir():
-        raise NiblickError(f"{source!r} is a run, not a text; its text may be in {folder / FOLDER}")
-    if text is None and folder.is_dir() and (load_manifest(folder) or find_files(folder)):
-        if tokenizer is not None:
-            raise NiblickError("shards keep the tokenizer they were written with: no --tokenizer")
-        return fit_shards(recipe, folder, given=given)
-    return fit_text(
-        recipe, _corpus(source, text), place / FOLDER, given=given, tokenizer=_tokenizer(tokenizer)
-    )
-
-
-def _corpus(source: str, text: str | None) -> Corpus:
-    from niblick.data.corpus import load_corpus, own_corpus
-    from niblick.text.tokenizer import refuse_surrogates
-
-    corpus = load_corpus(source) if text is None else own_corpus("standard input", [text])
-    if not corpus.splits["train"]:
-        raise DataError(f"{corpus.name} holds no text to train on")
-    for split, texts in corpus.splits.items():
-        for number, each in enumerate(texts):
-            refuse_surrogates(each, f"{split} document {number}")
-    return corpus
-
-
-def _tokenizer(name: str | None) -> Tokenizer | None:
-    from niblick.artifact.load import open_tokenizer
-
-    return None if name is None else open_tokenizer(name)
 
 
 def _read_standard_input() -> str:

@@ -6,18 +6,17 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from niblick.cli.imports import importing
+from niblick.units import format_count, format_seconds
 
 if TYPE_CHECKING:
-    from niblick.artifact import Checkpoint
-    from niblick.compression import Calibration
     from niblick.compression.packing import Packed
+
+_SHOWN = 12  # tensors of the ledger
 
 
 def pack_command(
@@ -45,85 +44,26 @@ def pack_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Pack MODEL into one file, and show where its bytes went."""
-    with importing():
-        from niblick.artifact.checkpoint import find_weights
-        from niblick.errors import ArtifactError
-        from niblick.files import run_of
-        from niblick.training.run_folder import claimed
+    from niblick.cli.progress import stages
+    from niblick.functions import pack
 
-    if not model.exists():
-        raise ArtifactError(f"no checkpoint at {str(model)!r}; give a checkpoint or a run folder")
-    folder, run = (
-        model / "checkpoints" if (model / "checkpoints").is_dir() else model,
-        run_of(out.absolute()),
-    )
-    with nullcontext() if run is None else claimed(run):
-        packed = _pack(
-            find_weights(folder),
+    with stages() as report:
+        packed = pack(
+            model,
             out,
-            data=data,
-            calibrate=not self_calibrate,
-            codec=codec,
             max_bytes=max_bytes,
             target_tax=target_tax,
-            extra_bytes=code_bytes,
+            codec=codec,
+            code_bytes=code_bytes,
+            data=data,
+            self_calibrate=self_calibrate,
+            on_stage=report,
         )
     if as_json:
         json.dump(describe(packed), sys.stdout, indent=1)
         sys.stdout.write("\n")
     else:
         _print(packed)
-
-
-def _pack(
-    weights: Path,
-    out: Path,
-    *,
-    data: Path | None,
-    calibrate: bool,
-    codec: str | None,
-    max_bytes: int | None,
-    **limits: Any,
-) -> Packed:
-    """Read the checkpoint, calibrate where its codec does, and write `out`."""
-    from niblick.artifact import read_checkpoint
-    from niblick.codecs import CODECS
-    from niblick.compression.packing import pack
-
-    checkpoint = read_checkpoint(weights)
-    name = codec or checkpoint.recipe.artifact.codec
-    calibrate = calibrate and CODECS[name].needs_calibration
-    return pack(
-        checkpoint.tensors,
-        checkpoint.recipe,
-        checkpoint.tokenizer,
-        out,
-        max_bytes=max_bytes if max_bytes is not None else checkpoint.recipe.artifact.max_bytes,
-        codec=name,
-        calibration=_calibration(checkpoint, data) if calibrate else None,
-        meta=checkpoint.meta,
-        **limits,
-    )
-
-
-def _calibration(checkpoint: Checkpoint, data: Path | None) -> Calibration:
-    """Training batches drawn as `train` draws them, with the bytes that a token stands for."""
-    from niblick.compression.calibration import make_calibration
-    from niblick.errors import DataError
-    from niblick.report.run import find_dataset
-    from niblick.runtime import read_world
-
-    recipe = checkpoint.recipe
-    try:
-        dataset = find_dataset(recipe, read_world(), data)
-    except DataError as error:
-        raise DataError(f"{error}; name shards with --data, or pass --self-calibrate") from None
-    if checkpoint.tokenizer is not None and checkpoint.tokenizer.sha256 != dataset.tokenizer.sha256:
-        raise DataError(
-            f"the checkpoint's tokenizer {checkpoint.tokenizer.name} is not the data's"
-            f" {dataset.tokenizer.name}; name its own data with --data, or pass --self-calibrate"
-        )
-    return make_calibration(recipe, dataset)
 
 
 def describe(packed: Packed) -> dict[str, Any]:
@@ -138,34 +78,34 @@ def describe(packed: Packed) -> dict[str, Any]:
 
 
 def _print(packed: Packed) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from niblick.cli.tables import table_lines
 
-    console = Console()
     each = 8 * packed.size / max(packed.ledger.parameters, 1)
-    console.print(
-        f"{packed.path}: {packed.size:,} B, {each:.3f} bits per parameter all-in", highlight=False
-    )
-    parts = Table("part", "bytes", box=None, header_style="bold")
-    for name, size in packed.ledger.parts.items():
-        parts.add_row(name, f"{size:,}")
-    console.print(parts)
-    rows = Table(
-        "tensor", "parameters", "bytes", "bits each", "order-0 bits", box=None, header_style="bold"
-    )
-    for name, row in sorted(packed.ledger.tensors.items(), key=lambda item: -item[1].bytes)[:12]:
-        entropy = (
-            "" if row.entropy_bits is None else f"{row.entropy_bits / max(row.parameters, 1):.3f}"
-        )
-        rows.add_row(
-            name, f"{row.parameters:,}", f"{row.bytes:,}", f"{row.bits_per_parameter:.3f}", entropy
-        )
-    console.print(rows)
+    print(f"{packed.path}: {packed.size:,} bytes, {each:.3f} bits per parameter all-in")
+    parts = [[name, f"{size:,}"] for name, size in packed.ledger.parts.items()]
+    print("", *table_lines([["part", "bytes"], *parts], right={1}), "", sep="\n")
+    largest = sorted(packed.ledger.tensors.items(), key=lambda item: -item[1].bytes)
+    rows = [["tensor", "parameters", "bytes", "bits each", "order-0 bits"]]
+    for name, row in largest[:_SHOWN]:
+        bits = row.entropy_bits
+        entropy = "" if bits is None else f"{bits / max(row.parameters, 1):.3f}"
+        sizes = [f"{row.parameters:,}", f"{row.bytes:,}", f"{row.bits_per_parameter:.3f}"]
+        rows.append([name, *sizes, entropy])
+    print(*table_lines(rows, right={1, 2, 3, 4}), sep="\n")
+    if len(largest) > _SHOWN:
+        print(f"and {len(largest) - _SHOWN} smaller tensors")
     if packed.choice.get("limit") == "largest":
-        console.print("This is the largest file the codec can make; more bytes would not help.")
-    told = ", ".join(
-        f"{key} {value}" for key, value in packed.choice.items() if not isinstance(value, dict)
-    )
-    console.print(
-        f"chosen: {told}; calibration {packed.calibration_seconds:.1f} s", highlight=False
-    )
+        print("This is the largest file the codec can make; more bytes would not help.")
+    told = [
+        f"{key.replace('_', ' ')} {_shown(value)}"
+        for key, value in packed.choice.items()
+        if not isinstance(value, dict)
+    ]
+    if packed.calibration_seconds:
+        told.append(f"calibration {format_seconds(packed.calibration_seconds)}")
+    if told:
+        print(f"chosen: {', '.join(told)}")
+
+
+def _shown(value: object) -> str:
+    return f"{value:,.6g}" if isinstance(value, float) else format_count(value)

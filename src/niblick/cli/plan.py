@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from niblick.cli.tables import table_lines
 from niblick.components import MIXERS
 from niblick.plan import Plan, VirtualLayer, layer_spec, make_plan
 from niblick.recipe import Recipe, list_recipes, load_recipe
@@ -21,7 +22,7 @@ def plan_command(
         str, typer.Argument(help="Name of a shipped recipe, or the path of a TOML file.")
     ],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one key: a.b=value. Repeaspec.")
+        list[str] | None, typer.Option("--set", help="Change one key: a.b=value. Repeatable.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -49,7 +50,8 @@ def recipes_command(
         [r["name"], f"{r['parameters']:,}", format_bytes(r["max_bytes"]), r["description"]]
         for r in rows
     ]
-    _write_table(["recipe", "parameters", "cap", "description"], cells, right=range(1, 3))
+    rows_ = [["recipe", "parameters", "cap", "description"], *cells]
+    print(*table_lines(rows_, right={1, 2}, wrap=True), sep="\n")
 
 
 def plan_totals(recipe: Recipe, plan: Plan) -> dict[str, Any]:
@@ -134,25 +136,12 @@ def _print(recipe: Recipe, plan: Plan, totals: dict[str, Any]) -> None:
     )
     sys.stdout.write(f"{recipe.name}: {len(plan.layers)} virtual layers\n")
     names = ["layer", "block", "mixer", "with", "parameters", "FLOPs/token", "state bytes"]
-    _write_table(names, cells, right=range(4, 7))
+    print(*table_lines([names, *cells], right={4, 5, 6}), sep="\n")
     sys.stdout.write(
         f"artifact: estimated {format_bytes(totals['artifact_bytes_estimate'])}, at most"
         f" {format_bytes(totals['artifact_bytes_bound'])}; cap"
         f" {format_bytes(totals['artifact_max_bytes'])}\n"
     )
-
-
-def _write_table(names: list[str], rows: list[list[str]], right: range) -> None:
-    """Columns as wide as their longest cell, those of `right` aligned to the right. No rich: half
-    the start-up time.
-    """
-    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-    for row in (names, *rows):
-        cells = (
-            cell.rjust(w) if i in right else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
 
 
 def _extras(layer: VirtualLayer) -> str:

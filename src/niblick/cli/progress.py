@@ -1,75 +1,154 @@
-"""The progress bar of a training run: loss, bits per byte, tokens per second, time left."""
+"""Progress on standard error: one bar, wiped away at its end; plain lines where it is no terminal.
+
+A terminal shows what is being done, the share of it that is done and the time left; a file or a
+pipe gets a line every half minute.
+"""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from niblick.units import format_seconds
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
     from niblick.plan import Plan
     from niblick.recipe import Recipe
     from niblick.training.progress import Progress as Report
 
-_EVERY_LINES = 30  # seconds between plain lines where there is no terminal
+_EVERY = 30.0  # seconds between plain lines
+_SOON = 2.0  # seconds before which nothing can be said of the time left
+Stages = Callable[[str, float], None]
 
 
 @contextmanager
-def progress_bar(
+def stages(*, enabled: bool = True) -> Iterator[Stages]:
+    """A callback that is told a stage's name and the share of it that is done."""
+    with _display(enabled) as show:
+        yield _timed(show)
+
+
+@contextmanager
+def training(
     plan: Plan, recipe: Recipe, *, enabled: bool
-) -> Iterator[Callable[[Report], None] | None]:
-    """A callback for the trainer that draws on standard error (plain lines where it is no
-    terminal).
+) -> Iterator[tuple[Callable[[Report], None] | None, Stages | None]]:
+    """Callbacks for the trainer and for what follows it, of one display; None where not
+    `enabled`.
     """
     if not enabled:
-        yield None
+        yield None, None
         return
-    console = Console(stderr=True)
-    console.print(
+    print(
         f"training {recipe.name}: {plan.parameter_count:,} parameters for"
         f" {recipe.training.duration} (seed {recipe.seed})",
-        highlight=False,
+        file=sys.stderr,
+        flush=True,
     )
-    if not console.is_terminal:
-        yield _line_writer()
-        return
-    bar = Progress(
-        BarColumn(bar_width=24),
-        TaskProgressColumn(),
-        TextColumn("{task.description}"),
-        console=console,
-    )
-    task = bar.add_task("starting", total=1.0)
-    with bar:
-        yield lambda report: bar.update(
-            task, completed=report.fraction, description=describe(report)
-        )
+    with _display(True) as show:
+        follow, validated = _timed(show), ""
+
+        def trained(report: Report) -> None:
+            nonlocal validated
+            if report.validation_bpb is not None:
+                validated = describe_validation(report)
+            told = f"{describe(report)}{validated}"
+            show(
+                "training", report.fraction, report.seconds_left, told, bool(report.validation_bpb)
+            )
+
+        yield trained, follow
 
 
 def describe(report: Report) -> str:
-    """One line: where the run is and how it does."""
-    validation = f"  val {report.validation_bpb:.4f}" if report.validation_bpb is not None else ""
-    rounding = "  QAT" if report.rounding else ""
-    minutes, seconds = divmod(round(report.seconds_left), 60)
+    """Where a run is: step, training loss, speed."""
+    rounding = ", rounding as the codec will" if report.rounding else ""
     return (
-        f"step {report.step:,}  loss {report.loss:.4f}  bpb {report.bpb:.4f}{validation}  "
-        f"{report.tokens_per_second:,.0f} tok/s  ETA {minutes}:{seconds:02d}{rounding}"
+        f"step {report.step:,}: training loss {report.loss:.4f} ({report.bpb:.4f} bits per byte),"
+        f" {report.tokens_per_second:,.0f} tokens/s{rounding}"
     )
 
 
-def _line_writer() -> Callable[[Report], None]:
-    last = -float(_EVERY_LINES)
+def describe_validation(report: Report) -> str:
+    """What the newest validation found, and at which step."""
+    return (
+        f"; validation loss {report.validation_loss:.4f} ({report.validation_bpb:.4f} bits per"
+        f" byte) at step {report.step:,}"
+    )
 
-    def write(report: Report) -> None:
+
+# (stage, share done, seconds left or None, what to tell, whether to tell it at once)
+Show = Callable[[str, float, float | None, str, bool], None]
+
+
+def _timed(show: Show) -> Stages:
+    """Adds the time left, from the time since the stage began."""
+    stage, began = "", 0.0
+
+    def told(name: str, share: float) -> None:
+        nonlocal stage, began
+        now = time.monotonic()
+        if name != stage:
+            stage, began = name, now
+        spent = now - began
+        left = spent * (1 - share) / share if share > 0 and spent > _SOON else None
+        show(name, share, left, "", False)
+
+    return told
+
+
+@contextmanager
+def _display(enabled: bool) -> Iterator[Show]:
+    if not enabled:
+        yield lambda stage, share, left, told, now: None
+    elif sys.stderr.isatty():
+        with _bar() as bar:
+            yield _on_bar(bar)
+    else:
+        yield _lines()
+
+
+def _bar() -> Bar:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.table import Column
+
+    words = Column(ratio=1)  # as wide as there is room, broken between words
+    return Progress(
+        BarColumn(bar_width=16),
+        TaskProgressColumn(),
+        TextColumn("{task.description}", table_column=words, markup=False),
+        console=Console(stderr=True),
+        transient=True,
+        expand=True,
+    )
+
+
+def _on_bar(bar: Bar) -> Show:
+    task = bar.add_task("", total=1.0)
+
+    def show(stage: str, share: float, left: float | None, told: str, now: bool) -> None:
+        bar.update(task, completed=share, description=_line(stage, left, told))
+
+    return show
+
+
+def _lines() -> Show:
+    last = time.monotonic() - _EVERY + _SOON  # what is soon over says nothing
+
+    def show(stage: str, share: float, left: float | None, told: str, now: bool) -> None:
         nonlocal last
-        if report.seconds - last >= _EVERY_LINES or report.validation_bpb is not None:
-            last = report.seconds
-            print(
-                f"{100 * report.fraction:5.1f} %  {describe(report)}", file=sys.stderr, flush=True
-            )
+        if now or time.monotonic() - last >= _EVERY:
+            last = time.monotonic()
+            print(f"{100 * share:5.1f} %  {_line(stage, left, told)}", file=sys.stderr, flush=True)
 
-    return write
+    return show
+
+
+def _line(stage: str, left: float | None, told: str) -> str:
+    time_left = "" if left is None else f", {format_seconds(left)} left"
+    return f"{stage}{time_left}{': ' if told else ''}{told}"

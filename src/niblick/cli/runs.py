@@ -7,20 +7,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from niblick.cli.imports import importing
 from niblick.files import read_json
 
 if TYPE_CHECKING:
-    from niblick.data.dataset import Dataset
     from niblick.recipe import Recipe
-    from niblick.report.run import Outcome
     from niblick.runtime import World
     from niblick.scoring.card import Card
-
-
-_HOPELESS = 1.1  # An estimate may be wrong by a tenth.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,34 +36,37 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
     """
     with importing():
         from niblick.cli.card import show_card
-        from niblick.cli.progress import progress_bar
+        from niblick.cli.progress import training
         from niblick.plan import make_plan
+        from niblick.report.finish import check_packing, write_run_card
         from niblick.report.run import run_directory, train_and_score
         from niblick.report.tracking import TrackedRun, tracked
         from niblick.runtime import read_world
 
     world = read_world()
-    for warning in _check_packing(recipe, options):
+    for warning in check_packing(recipe, resuming=options.resume):
         if world.is_main:
             _say(f"warning: {warning}")
     with run_directory(world, folder, name=recipe.name) as place:
         _tell(world, folder, place)
         names = options.track if world.is_main else ()
         run = TrackedRun(folder=place, recipe=recipe, resumed=options.resume)
+        shown = training(make_plan(recipe.model), recipe, enabled=world.is_main)
         with tracked(names, run, _say) as trackers:
-            with progress_bar(make_plan(recipe.model), recipe, enabled=world.is_main) as report:
+            with shown as (on_progress, on_stage):
                 outcome = train_and_score(
                     recipe,
                     place,
                     world=world,
                     resume=options.resume,
-                    on_progress=report,
+                    on_progress=on_progress,
+                    on_stage=on_stage,
                     say=_say,
                     track=trackers.log if names else None,
                 )
             if not world.is_main:
                 return None
-            card = _card(recipe, place, outcome)
+            card = write_run_card(recipe, place, outcome, _say)
             trackers.take_card(card)
     if not options.quiet:
         show_card(card, options.as_json)
@@ -118,109 +116,5 @@ def _run_seeds(recipe: Recipe, folder: Path, count: int, options: Options) -> No
         show_card(summary, options.as_json)
 
 
-def _card(recipe: Recipe, folder: Path, outcome: Outcome) -> Card:
-    from niblick.plan import make_plan
-    from niblick.runtime import describe_environment
-    from niblick.scoring.card import make_card, write_card
-
-    dataset, result, packed = outcome.dataset, outcome.result, outcome.packed
-    assert packed is not None
-    baselines = _baselines(dataset)
-    tokenizer = dataset.tokenizer
-    card = make_card(
-        recipe,
-        make_plan(recipe.model),
-        floating=outcome.floating,
-        packed=outcome.scored,
-        artifact={"bytes": packed.size, "ledger": packed.ledger.to_json(), "choice": packed.choice},
-        training={
-            "seconds": result.seconds + packed.calibration_seconds,
-            "tokens": result.tokens,
-            "steps": result.steps,
-            "compiled": result.compiled,
-            "precision": result.precision,
-            "calibration": _calibration(outcome),
-            "passes": result.tokens / max(dataset.token_count("train"), 1),
-        },
-        data={
-            "corpus": dataset.name,
-            "attribution": dataset.attribution,
-            "tokenizer": tokenizer.name,
-            "lossless": tokenizer.lossless,
-            **_own(dataset),
-        },
-        baselines=baselines,
-        environment=describe_environment(),
-    )
-    write_card(card, folder)
-    return card
-
-
-def _baselines(dataset: Dataset) -> dict[str, float]:
-    """What compressors reach on the held-out text, where it is not too large for them."""
-    from niblick.runtime import cache_folder
-    from niblick.scoring.baselines import LARGEST, compressor_baselines, take_documents
-    from niblick.scoring.card import LEAST
-
-    held_out = take_documents(dataset.texts("validation"), LARGEST)
-    if held_out.cut or len(held_out.text) < LEAST:
-        return {}
-    _say("measuring general compressors on the same text ...")
-    train = take_documents(dataset.texts("train"), LARGEST)
-    found = compressor_baselines(train.text, held_out.text, cache_folder())
-    part = f", with {LARGEST // 10**6} MB of it" if train.cut else ""
-    return {f"{name}{part}": bpb for name, bpb in found.items()}
-
-
-def _own(dataset: Dataset) -> dict[str, Any]:
-    """What a card says of a prepared text: its size, and whether it is the user's own."""
-    from niblick.data.corpus import corpora
-
-    if dataset.manifest is None:
-        return {}
-    size = dataset.manifest.splits["train"].bytes
-    return {"own": dataset.manifest.corpus not in corpora, "train_bytes": size}
-
-
-def _calibration(outcome: Outcome) -> dict[str, int] | None:
-    """How many sequences the codec's sensitivities rest on, of how many that were planned."""
-    found = outcome.calibration
-    return {"sequences": found.sequences, "planned": found.planned} if found else None
-
-
 def _say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
-
-
-def _check_packing(recipe: Recipe, options: Options) -> list[str]:
-    """What to warn of before training; `CapacityError` where the cap would be exceeded by far.
-
-    A run that is being resumed is let go on: its float weights can be packed with another codec.
-    """
-    from niblick.artifact.sizes import artifact_sizes
-    from niblick.codecs import CODECS, rounding_specs
-    from niblick.errors import CapacityError
-    from niblick.plan import make_plan
-
-    plan = make_plan(recipe.model)
-    rounding_specs(recipe, plan, refuse=not options.resume)
-    _, estimate = artifact_sizes(recipe, plan)
-    limit = recipe.artifact.max_bytes
-    if estimate <= limit:
-        return []
-    filling = [name for name in CODECS if CODECS[name].fills_cap]
-    cure = "a smaller model"
-    if recipe.artifact.codec not in filling:
-        without = (
-            " (with --set training.qat.enabled=false)"
-            if recipe.training.qat.enabled is True
-            else ""
-        )
-        cure = f"--set artifact.codec={filling[0]}, which fills the cap{without}"
-    said = (
-        f"the artifact, estimated at {estimate:,} bytes, exceeds the cap of {limit:,}; cure:"
-        f" {cure}, or --max-bytes"
-    )
-    if estimate > _HOPELESS * limit and not options.resume:
-        raise CapacityError(said)
-    return [said]

@@ -10,62 +10,62 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from niblick.cli.options import (
-    DurationOption,
-    JsonOption,
-    MaxBytesOption,
-    SeedOption,
-    SetOption,
-    read_recipe,
-)
+from niblick.cli.options import DurationOption, JsonOption, MaxBytesOption, SeedOption, SetOption
 from niblick.errors import NiblickError
 
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
 
 
+OptionalRecipe = Annotated[
+    str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Your own text: a folder, a file, - for standard input, or prepared shards.",
+    ),
+]
+TokenizerOption = Annotated[
+    str | None,
+    typer.Option(help="With --data: a run, model or .model file whose tokenizer to use."),
+]
+SeedsOption = Annotated[
+    int | None, typer.Option(min=1, help="Train this many seeds and summarise them.")
+]
+OutOption = Annotated[Path | None, typer.Option(help="Run directory; else a new one under runs/.")]
+ResumeOption = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN", help="Continue the run in this directory where it stopped."),
+]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Also tell tensorboard, trackio or wandb what is measured; repeatable."
+    ),
+]
+
+
 def train_command(
-    recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Your own text: a folder, a file, - for standard input, or prepared shards.",
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help="With --data: a run, model or .model file whose tokenizer to use."),
-    ] = None,
+    recipe: OptionalRecipe = None,
+    data: DataOption = None,
+    tokenizer: TokenizerOption = None,
     overrides: SetOption = None,
     duration: DurationOption = None,
     max_bytes: MaxBytesOption = None,
     seed: SeedOption = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Train this many seeds and summarise them.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Run directory; else a new one under runs/.")
-    ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(metavar="RUN", help="Continue the run in this directory where it stopped."),
-    ] = None,
-    track: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Also tell tensorboard, trackio or wandb what is measured; repeatable.",
-        ),
-    ] = None,
+    seeds: SeedsOption = None,
+    out: OutOption = None,
+    resume: ResumeOption = None,
+    track: TrackOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train RECIPE, pack it under its byte cap, score it from the packed file and print its
     card.
     """
     from niblick.cli.runs import Options, run_once, run_seeds
+    from niblick.data.recipes import read_recipe
 
     options = Options(as_json=as_json, track=_trackers(track))
     if resume is not None:
@@ -78,15 +78,16 @@ def train_command(
         return
     if recipe is None:
         raise NiblickError("give a RECIPE (see `niblick recipes`) or --resume RUN")
-    chosen = read_recipe(recipe, overrides, duration=duration, max_bytes=max_bytes, seed=seed)
+    chosen = read_recipe(recipe, overrides or (), duration=duration, max_bytes=max_bytes, seed=seed)
     if data is not None:
-        from niblick.cli.own_text import given_keys, train_on_text
+        from niblick.cli.own_text import train_on_text
+        from niblick.report.own_text import given_keys
 
         train_on_text(
             chosen,
             data,
             out,
-            given=given_keys(recipe, overrides, duration),
+            given=given_keys(recipe, overrides or (), duration),
             tokenizer=tokenizer,
             seeds=seeds,
             options=options,

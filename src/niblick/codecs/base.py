@@ -77,7 +77,8 @@ class Job:
     `tensors` are float32, one for each exported parameter of the plan. `budget` is the most bytes
     the payload may take, None for the codec's default quality; `target_tax` asks for the smallest
     payload within that loss in bits per byte instead, which `tax` measures. `sensitivities` and
-    `tax` are there for codecs that need calibration.
+    `tax` are there for codecs that need calibration. `on_progress` is told the share of the work
+    that is done, as far as a codec can tell.
     """
 
     tensors: Mapping[str, Floats]
@@ -87,6 +88,7 @@ class Job:
     target_tax: float | None = None
     sensitivities: Mapping[str, Sensitivity] = field(default_factory=dict)
     tax: Callable[[Tensors], float] | None = None
+    on_progress: Callable[[float], None] | None = None
 
 
 @dataclass(frozen=True)

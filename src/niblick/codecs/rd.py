@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from niblick.codecs.symbols import Tables
 
 DEFAULT_BITS = 4.0
+_USUAL = 5  # attempts that filling a budget takes, the last coding counted as one
 
 
 class RateDistortion(Codec):
@@ -45,8 +46,14 @@ class RateDistortion(Codec):
         from niblick.codecs.payload import write_payload
         from niblick.codecs.rounder import Rounder
 
+        attempts = 0
+
         def size(candidate: Candidate) -> tuple[int, Tables]:
+            nonlocal attempts
             written = write_payload(candidate, thorough=False)
+            attempts += 1
+            if job.on_progress is not None:
+                job.on_progress(attempts / (attempts + max(1, _USUAL - attempts)))
             return len(written.payload), written.tables
 
         rounder = Rounder(job.plan, job.tensors, job.sensitivities)

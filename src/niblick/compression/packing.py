@@ -26,6 +26,8 @@ from niblick.recipe import Recipe, stored_values
 from niblick.runtime import settle_threads
 from niblick.text.tokenizer import Tokenizer
 
+Stage = Callable[[str, float], None]  # what is being done, and the share of it that is done
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -36,8 +38,8 @@ class Packed:
 
     path: Path
     size: int
-    ledger: Ledger
-    tensors: dict[str, Tensor]
+    ledger: Ledger = field(repr=False)
+    tensors: dict[str, Tensor] = field(repr=False)
     choice: dict[str, Any] = field(default_factory=dict)
     calibration_seconds: float = 0.0
 
@@ -54,13 +56,15 @@ def pack(
     target_tax: float | None = None,
     extra_bytes: int = 0,
     meta: dict[str, Any] | None = None,
+    on_stage: Stage | None = None,
 ) -> Packed:
     """Encode `tensors` and write the artifact `out`; nothing is written where the cap is exceeded.
 
     `max_bytes` caps the file plus `extra_bytes` (the code's, where it counts). `codec` overrides
     the recipe's. A codec that needs calibration and is given none calibrates on text that the model
-    writes itself. Raises `CapacityError` naming the excess and the largest tensors, `ArtifactError`
-    for tensors that do not fit.
+    writes itself. `on_stage` is told what is being done and the share of it that is done, which is
+    an estimate for the search of the codec. Raises `CapacityError` naming the excess and the
+    largest tensors, `ArtifactError` for tensors that do not fit.
     """
     settle_threads()
     name = codec or recipe.artifact.codec
@@ -79,7 +83,10 @@ def pack(
         plan=plan,
         budget=None if max_bytes is None else max_bytes - extra_bytes - fixed,
         target_tax=target_tax,
-        **_measured(kept, recipe, calibration, target_tax) if chosen.needs_calibration else {},
+        on_progress=stage_report(on_stage, "packing"),
+        **_measured(kept, recipe, calibration, target_tax, on_stage)
+        if chosen.needs_calibration
+        else {},
     )
     encoded = chosen.encode(job)
     if plan.parameter_count > capacity(len(encoded.payload)):
@@ -97,16 +104,24 @@ def pack(
     return Packed(out, ledger.total, ledger, encoded.decoded, encoded.choice, seconds)
 
 
+def stage_report(report: Stage | None, name: str) -> Callable[[float], None] | None:
+    """A report of one stage's share."""
+    return None if report is None else lambda share: report(name, share)
+
+
 def _measured(
     tensors: Mapping[str, NDArray[np.float32]],
     recipe: Recipe,
     calibration: Calibration | None,
     target_tax: float | None,
+    on_stage: Stage | None,
 ) -> dict[str, Any]:
     """What a codec that needs calibration is given: sensitivities, and how a tax is measured."""
     model = build_model(recipe, tensors)
     batches = calibration or self_generated(model, seed=recipe.seed)
-    measured: dict[str, Any] = {"sensitivities": measure(model, batches, seed=recipe.seed)}
+    report = stage_report(on_stage, "calibrating")
+    found = measure(model, batches, seed=recipe.seed, on_progress=report)
+    measured: dict[str, Any] = {"sensitivities": found}
     if target_tax is not None and batches.bytes_per_token is not None:
         measured["tax"] = _tax(model, batches, batches.bytes_per_token)
     return measured

@@ -8,6 +8,7 @@ and a block visited often counts as often.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
@@ -28,8 +29,17 @@ _MARGIN = 1.25  # of the time that measuring is expected to take
 Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def measure(model: LanguageModel, calibration: Calibration, *, seed: int) -> dict[str, Sensitivity]:
-    """Fisher factors of every exported parameter from the batches; adds to their seconds."""
+def measure(
+    model: LanguageModel,
+    calibration: Calibration,
+    *,
+    seed: int,
+    on_progress: Callable[[float], None] | None = None,
+) -> dict[str, Sensitivity]:
+    """Fisher factors of every exported parameter from the batches; adds to their seconds.
+
+    `on_progress` is told the share of the sequences, or of the time limit, that is used.
+    """
     started, before = perf_counter(), calibration.seconds
     generator = torch.Generator().manual_seed(seed)
     found: dict[str, Factors] = {}
@@ -41,6 +51,11 @@ def measure(model: LanguageModel, calibration: Calibration, *, seed: int) -> dic
         _accumulate(model, found, sequence, generator)
         tokens += sequence.numel()
         calibration.sequences += 1
+        if on_progress is not None:
+            used = (
+                (before + perf_counter() - started) / calibration.limit if calibration.limit else 0
+            )
+            on_progress(min(1.0, max(used, calibration.sequences / calibration.planned)))
     if not tokens:
         raise NiblickError(
             "no calibration tokens were given; this codec needs batches of training tokens"

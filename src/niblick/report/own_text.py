@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from niblick.artifact.load import open_tokenizer
 from niblick.artifact.sizes import artifact_sizes
 from niblick.codecs import CODECS
-from niblick.data import manifest as manifests
-from niblick.data.corpus import SPLITS, Corpus
-from niblick.data.dataset import Dataset, open_dataset
+from niblick.data.corpus import SPLITS, Corpus, load_corpus, own_corpus
+from niblick.data.dataset import Dataset, find_files, open_dataset
+from niblick.data.manifest import load_manifest
 from niblick.data.prepare import TRAINED, prepare
-from niblick.errors import DataError, RecipeError
+from niblick.errors import DataError, NiblickError, RecipeError
 from niblick.plan import make_plan
-from niblick.recipe import Recipe, recipe_from_dict
-from niblick.text.tokenizer import Tokenizer
+from niblick.recipe import Recipe, list_recipes, recipe_from_dict
+from niblick.text.tokenizer import Tokenizer, refuse_surrogates
 
 VOCABULARY, WIDTH, DURATION = "model.vocab_size", "model.dim", "training.duration"
 BATCH = "training.batch_tokens"
@@ -57,6 +58,53 @@ class Fitted:
 
     recipe: Recipe
     said: tuple[str, ...]
+
+
+def given_keys(
+    source: str | Path, overrides: Collection[str] = (), duration: str | None = None
+) -> set[str]:
+    """The recipe keys that the user has decided: all that are ever chosen, for a recipe file."""
+    if str(source) not in list_recipes():
+        return set(CHOSEN)
+    keys = {item.partition("=")[0].strip() for item in overrides}
+    return keys | ({DURATION} if duration is not None else set())
+
+
+def fit_data(
+    recipe: Recipe,
+    source: str | Path,
+    place: Path,
+    *,
+    text: str | None = None,
+    given: Collection[str] = (),
+    tokenizer: str | Path | None = None,
+) -> Fitted:
+    """Fit `recipe` to what `source` names: shards, a file or a folder of text, or `text` itself.
+
+    A text's shards are written into the run directory `place`. Raises `DataError` for a source that
+    holds no text.
+    """
+    folder = Path(source)
+    if (folder / "recipe.toml").is_file() and (folder / "checkpoints").is_dir():
+        raise NiblickError(
+            f"{str(source)!r} is a run, not a text; its text may be in {folder / FOLDER}"
+        )
+    if text is None and folder.is_dir() and (load_manifest(folder) or find_files(folder)):
+        if tokenizer is not None:
+            raise NiblickError("shards keep the tokenizer they were written with: no --tokenizer")
+        return fit_shards(recipe, folder, given=given)
+    own = None if tokenizer is None else open_tokenizer(str(tokenizer))
+    return fit_text(recipe, _corpus(str(source), text), place / FOLDER, given=given, tokenizer=own)
+
+
+def _corpus(source: str, text: str | None) -> Corpus:
+    corpus = load_corpus(source) if text is None else own_corpus("standard input", [text])
+    if not corpus.splits["train"]:
+        raise DataError(f"{corpus.name} holds no text to train on")
+    for split, texts in corpus.splits.items():
+        for number, each in enumerate(texts):
+            refuse_surrogates(each, f"{split} document {number}")
+    return corpus
 
 
 def fit_text(
@@ -112,7 +160,7 @@ def _finish(recipe: Recipe, dataset: Dataset, given: Collection[str], said: list
 
 def _refuse_other(folder: Path, corpus: Corpus) -> None:
     """A run's shards are never replaced by those of another text."""
-    found = manifests.load_manifest(folder) if folder.is_dir() else None
+    found = load_manifest(folder) if folder.is_dir() else None
     if found is not None and found.corpus_sha256 != corpus.sha256():
         raise DataError(f"{str(folder)!r} holds another text's shards; choose another --out")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from niblick.artifact import ARTIFACT_FILE, open_file, save_checkpoint
 from niblick.codecs import CODECS
 from niblick.compression.calibration import Calibration, left_of_budget, make_calibration
-from niblick.compression.packing import Packed, pack
+from niblick.compression.packing import Packed, Stage, pack, stage_report
 from niblick.compression.sensitivity import estimate_seconds
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
@@ -89,11 +89,12 @@ def train_and_score(
     world: World,
     resume: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
+    on_stage: Stage | None = None,
     say: Say,
     track: Callable[[Row], None] | None = None,
 ) -> Outcome:
     """Train in `folder`, pack to artifact.nib, score validation from the float weights and from the
-    file; `track` gets each row of metrics.jsonl.
+    file. `on_stage` follows what comes after training; `track` gets each row of metrics.jsonl.
 
     Raises `StoppedError` where a signal stopped the run (a checkpoint is written) or another
     process writes into `folder`, `CapacityError` where the artifact exceeds its cap (the float
@@ -125,9 +126,11 @@ def train_and_score(
         if calibration:
             calibration = left_of_budget(recipe, calibration, result.seconds)
         packed = in_turn(
-            world, lambda: _pack(recipe, dataset, folder, result, calibration, say), main_only=True
+            world,
+            lambda: _pack(recipe, dataset, folder, result, calibration, say, on_stage),
+            main_only=True,
         )
-        floating, scored = _scores(recipe, dataset, folder, result, world)
+        floating, scored = _scores(recipe, dataset, folder, result, world, on_stage)
         if world.is_main:
             floating.write(folder / "scores" / f"{floating.name}.json")
             scored.write(folder / "scores" / f"{scored.name}.json")
@@ -150,7 +153,12 @@ def _calibration(recipe: Recipe, dataset: Dataset) -> tuple[Calibration | None, 
 
 
 def _scores(
-    recipe: Recipe, dataset: Dataset, folder: Path, result: TrainResult, world: World
+    recipe: Recipe,
+    dataset: Dataset,
+    folder: Path,
+    result: TrainResult,
+    world: World,
+    on_stage: Stage | None,
 ) -> tuple[Score, Score]:
     """Validation from the float weights and from the packed file, by the recipe's settings."""
     options = EvaluationOptions.from_recipe(recipe)
@@ -163,8 +171,12 @@ def _scores(
             options=options,
             world=world,
             artifact_sha256=sha256,
+            on_progress=stage_report(on_stage, what),
         )
-        for tensors, sha256 in ((result.tensors, None), (packed.tensors, packed.sha256))
+        for what, tensors, sha256 in (
+            ("scoring the float weights", result.tensors, None),
+            ("scoring the packed file", packed.tensors, packed.sha256),
+        )
     )
     return floating, scored
 
@@ -176,6 +188,7 @@ def _pack(
     result: TrainResult,
     calibration: Calibration | None,
     say: Say,
+    on_stage: Stage | None,
 ) -> Packed:
     weights = folder / "checkpoints" / "final.safetensors"
     meta = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3)}
@@ -191,6 +204,7 @@ def _pack(
             folder / ARTIFACT_FILE,
             max_bytes=recipe.artifact.max_bytes,
             calibration=calibration,
+            on_stage=on_stage,
         )
     except DataError as error:
         raise DataError(f"{error}; the float weights are kept in {str(weights)!r}") from None

@@ -42,7 +42,7 @@ class DocumentSums:
     tokens: tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Score:
     """One measurement. `seconds` is the wall time of scoring and adaptation; hashes are SHA-256 in
     hex, None where unknown.
@@ -67,6 +67,13 @@ class Score:
     valid: bool
     details: dict[str, Any] = field(default_factory=dict)
     documents: DocumentSums | None = None
+
+    def __repr__(self) -> str:
+        valid = "" if self.valid else f", {NOT_VALID}"
+        return (
+            f"<niblick.Score {self.bpb:.4f} bits per byte: {self.split}, {self.mode},"
+            f" {self.tokens:,} tokens, {self.bytes:,} bytes{valid}>"
+        )
 
     @property
     def label(self) -> str:

@@ -20,9 +20,10 @@ _SAMPLE = 65_536  # tokens
 class Progress:
     """One report: after an optimizer step, or (with `validation_bpb` new) after a validation.
 
-    `fraction` is the share of the budget spent, `loss` in nats per token, `bpb` the same per byte
-    of the training text, `seconds_left` an estimate. `checkpoint` names the newest checkpoint, ""
-    before the first.
+    `fraction` is the share of the budget spent, `loss` the training loss of the last step in nats
+    per token, `bpb` the same per byte of the training text, `validation_loss` and `validation_bpb`
+    those of the validation, `seconds_left` an estimate. `checkpoint` names the newest checkpoint,
+    "" before the first.
     """
 
     step: int
@@ -35,14 +36,16 @@ class Progress:
     tokens_per_second: float
     seconds_left: float
     rounding: bool = False
+    validation_loss: float | None = None
     validation_bpb: float | None = None
     checkpoint: str = ""
 
     def row(self) -> dict[str, float]:
         """What metrics.jsonl records of it."""
         row = {"step": self.step, "seconds": round(self.seconds, 3), "tokens": self.tokens}
-        if self.validation_bpb is not None:
-            return row | {"validation_bpb": self.validation_bpb}
+        if self.validation_bpb is not None and self.validation_loss is not None:
+            found = {"validation_loss": self.validation_loss, "validation_bpb": self.validation_bpb}
+            return row | found
         speed = round(self.tokens_per_second, 1)
         measured = {"loss": self.loss, "bpb": self.bpb, "tokens_per_second": speed}
         return row | measured | {"multiplier": self.multiplier, "rounding": self.rounding}

@@ -170,7 +170,7 @@ class Loop:
             self._look_at_clock()
             if self.state.step % self.observe_every == 0 or self._finished():
                 self._observe(loss)
-            self._validate_if_due(before)
+            self._validate_if_due(before, loss)
             self._save_if_due()
         return self._finish()
 
@@ -292,7 +292,7 @@ class Loop:
             kept = f"; {self.newest} is kept, to go on with --resume" if self.newest else ""
             raise TrainingError(f"{error}{kept}") from None
 
-    def _progress(self, loss: float, validation: float | None = None) -> Progress:
+    def _progress(self, loss: float, validation: tuple[float, float] | None = None) -> Progress:
         state, at = self.state, self.state.position
         spent, seconds = min(1.0, self.schedule.spent(at)), at.step_seconds
         return Progress(
@@ -306,12 +306,14 @@ class Loop:
             tokens_per_second=self.recipe.training.batch_tokens / seconds if seconds else 0.0,
             seconds_left=self.clock.seconds * (1 - spent) / spent if spent else 0.0,
             rounding=state.rounding,
-            validation_bpb=validation,
+            validation_loss=validation[0] if validation else None,
+            validation_bpb=validation[1] if validation else None,
             checkpoint=self.newest,
         )
 
-    def _validate_if_due(self, before: float) -> None:
-        """Score the exportable weights whenever another `every` of the budget is spent.
+    def _validate_if_due(self, before: float, loss: Tensor) -> None:
+        """Score the exportable weights whenever another `every` of the budget is spent; `loss` is
+        the last step's.
 
         A budget in steps or tokens ends with one; one in seconds does not, as it would be spent
         beyond the budget.
@@ -329,12 +331,12 @@ class Loop:
         began = self.clock.seconds
         return_freed_memory()
         state.weights.refresh(state.exportable, rounded=state.rounding)
-        bpb = self.validator.bpb(state.model)
+        nats, bpb = self.validator.measure(state.model)
         state.weights.refresh(rounded=state.rounding)
         state.validations.append((state.step, bpb))
         self.mark, self.validation_seconds = None, self.clock.seconds - began
         if self.world.is_main:
-            progress = self._progress(bpb * LN2 * self.bytes_per_token, validation=bpb)
+            progress = self._progress(float(loss), validation=(nats, bpb))
             self._log(progress.row())
             if self.report:
                 self.report(progress)

@@ -37,9 +37,9 @@ class Validator:
         self._world, self._device = world, device
 
     @torch.no_grad()
-    def bpb(self, model: LanguageModel) -> float:
-        """Bits per byte of the slice under the model's present weights; the model is left as it
-        was.
+    def measure(self, model: LanguageModel) -> tuple[float, float]:
+        """Nats per token and bits per byte of the slice under the model's present weights; the
+        model is left as it was.
         """
         nats = torch.zeros(1, dtype=torch.float64, device=self._device)
         rows = slice(self._world.rank, None, self._world.size)
@@ -48,7 +48,8 @@ class Validator:
         ):
             nats += token_nll(model.logits(inputs), targets).double().sum()
         sum_over(self._world, nats)
-        return float(nats) / LN2 / max(1, self.bytes)
+        total = float(nats)
+        return total / max(1, self.tokens), total / LN2 / max(1, self.bytes)
 
     def _parts(self, rows: Tensor) -> list[Tensor]:
         return (

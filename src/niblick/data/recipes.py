@@ -1,0 +1,43 @@
+"""A recipe as commands and functions read it: overrides, settings with a name, whole paths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from niblick.data.corpus import corpora
+from niblick.data.prepare import TRAINED
+from niblick.recipe import Recipe, load_recipe
+from niblick.text.tokenizer import CHALLENGE
+
+
+def read_recipe(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    duration: str | None = None,
+    max_bytes: int | None = None,
+    seed: int | None = None,
+) -> Recipe:
+    """A recipe with `key=value` overrides and the settings that have a name of their own, last.
+
+    Paths of data and tokenizer become absolute: a run can go on from another folder.
+    """
+    named = [
+        f'training.duration="{duration}"' if duration is not None else None,
+        f"artifact.max_bytes={max_bytes}" if max_bytes is not None else None,
+        f"seed={seed}" if seed is not None else None,
+    ]
+    recipe = load_recipe(source, [*overrides, *(each for each in named if each)])
+    data = recipe.data.model_copy(
+        update={key: _absolute(key, getattr(recipe.data, key)) for key in ("corpus", "tokenizer")}
+    )
+    return recipe.model_copy(update={"data": data}) if data != recipe.data else recipe
+
+
+def _absolute(key: str, name: str) -> str:
+    """A path that is there, whole; names of corpora and tokenizers stay as they are."""
+    if not Path(name).exists():
+        return name
+    named = name in corpora if key == "corpus" else name in {*TRAINED, "bytes", CHALLENGE}
+    return name if named else str(Path(name).absolute())
