@@ -6,6 +6,9 @@ an error line stays short and on one line whatever the file holds.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 MAX_LINE = 200  # characters of an error beside the paths that the user gave
 MAX_QUOTED = 60
 MAX_TEXT = 4096  # characters of a name, a path or a description
@@ -28,15 +31,31 @@ MAX_STATE_BYTES = 1 << 34  # decode state of one stream in float32
 
 
 def cut(text: object, limit: int = MAX_LINE) -> str:
-    """`text` on one line of at most `limit` characters, the middle left out where it is longer."""
+    """`text` on one line of at most `limit` characters, the middle left out where it is longer:
+    between two words, where there are any.
+    """
     words = str(text)
     if len(words) > 8 * limit:
         words = f"{words[: 4 * limit]} {words[-4 * limit :]}"
     line = "".join(c if c.isprintable() else " " for c in " ".join(words.split()))
     if len(line) <= limit:
         return line
-    tail = (limit - 5) // 3
-    return f"{line[: limit - 5 - tail]} ... {line[len(line) - tail :]}"
+    room = (limit - 5) // 3
+    head, tail = line[: limit - 5 - room], line[len(line) - room :]
+    if line[len(head)] != " " and " " in head[len(head) // 2 :]:
+        head = head.rpartition(" ")[0]
+    if line[len(line) - room - 1] != " " and " " in tail[: len(tail) // 2]:
+        tail = tail.partition(" ")[2]
+    return f"{head.rstrip()} ... {tail.lstrip()}"
+
+
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """`; did you mean 'name'?` for the name that is most like what was given; empty where none is
+    like it.
+    """
+    short = given[: 2 * MAX_QUOTED]
+    like = get_close_matches(short, names, n=1, cutoff=0.6)
+    return f"; did you mean {like[0]!r}?" if like else ""
 
 
 def quoted(value: object) -> str:

@@ -13,7 +13,7 @@ from importlib import import_module, metadata
 from typing import Generic, TypeVar
 
 from niblick.errors import NiblickError
-from niblick.limits import cut, quoted
+from niblick.limits import cut, did_you_mean, quoted
 
 T = TypeVar("T")
 ENTRY_POINTS = "niblick.plugins"
@@ -44,8 +44,8 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self:
-            known = ", ".join(self)
-            raise NiblickError(f"unknown {self.kind} {quoted(name)}; known: {known}")
+            known = did_you_mean(name, self) or f"; known: {', '.join(self)}"
+            raise NiblickError(f"unknown {self.kind} {quoted(name)}{known}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:

@@ -49,7 +49,7 @@ def test_any_recipe_survives_toml_and_json(
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("model.dimm=4", ["unknown key 'model.dimm'", "dim", "context"]),
+        ("model.dimm=4", ["unknown key 'model.dimm'", "did you mean 'model.dim'?"]),
         ("bogus=1", ["unknown key 'bogus'", "training"]),
         ("training.muon.rate=1", ["unknown key 'training.muon.rate'", "momentum"]),
         ("model.stack.0.loop=2", ["unknown key 'model.stack.0.loop'", "loops"]),

@@ -88,6 +88,10 @@ USAGE_ERROR: Any = next(
 class LazyGroup(TyperGroup):
     """A group that knows its commands' names and help without importing them."""
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands: Any = dict.fromkeys(COMMANDS)  # names, for what typer suggests
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Command names in the order of a model's life."""
         return list(COMMANDS)
@@ -112,7 +116,7 @@ class LazyGroup(TyperGroup):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=True, rich_markup_mode=None)
 _LONGEST_LINE = 2000  # paths included; what a file says is cut where it is quoted
 
 
@@ -216,7 +220,7 @@ def _run(arguments: list[str] | None) -> int:
     except typer.Exit as error:
         code = error.exit_code
     except USAGE_ERROR as error:
-        code = _fail(error.format_message(), 2)
+        code = _misuse(error)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in LAB:
@@ -233,6 +237,14 @@ def _run(arguments: list[str] | None) -> int:
     except MemoryError:
         code = _fail("the memory of this machine is not enough for that", 1)
     return code if isinstance(code, int) else 0
+
+
+def _misuse(error: Any) -> int:
+    """A command that needs another word behind it prints its help; all else is one line."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.ctx.get_help())
+        return 0
+    return _fail(error.format_message(), 2)
 
 
 def _fail(message: str, code: int) -> int:

@@ -19,7 +19,12 @@ from niblick.errors import DataError
 from niblick.recipe import load_recipe
 from niblick.text.tokenizer import load_tokenizer
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True, help=__doc__)
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Make, verify and download training data.",
+)
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -60,7 +65,7 @@ def _show(dataset: Dataset, as_json: bool) -> None:
         typer.echo(f"  {summary['attribution']}")
 
 
-@app.command("prepare")
+@app.command("prepare", short_help="Tokenize a corpus into shards.")
 def prepare_command(
     corpus: Annotated[
         str,
@@ -117,7 +122,7 @@ def prepare_command(
     typer.echo(f"train on it with: {words}", err=True)
 
 
-@app.command("check")
+@app.command("check", short_help="Verify shards; exit code 1 on problems.")
 def check_command(
     folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
     tokenizer: Annotated[
@@ -146,7 +151,7 @@ def check_command(
         raise typer.Exit(1)
 
 
-@app.command("fetch")
+@app.command("fetch", short_help="Download FineWeb shards; resumable.")
 def fetch_command(
     source: Annotated[str, typer.Argument(help="What to fetch: fineweb.")],
     variant: Annotated[

@@ -23,7 +23,7 @@ from niblick.components import (
     VirtualLayer,
 )
 from niblick.errors import RecipeError
-from niblick.limits import MAX_PARAMETERS, MAX_STATE_BYTES
+from niblick.limits import MAX_PARAMETERS, MAX_STATE_BYTES, did_you_mean
 from niblick.recipe.model import ModelRecipe
 from niblick.recipe.stack import LayerSpec
 
@@ -154,10 +154,8 @@ def _layers(model: ModelRecipe) -> tuple[VirtualLayer, ...]:
     sites = sorted(model.sidecar.layers) if model.sidecar.enabled else []
     for i, (block, spec) in enumerate(_visits(model)):
         if spec.mixer not in MIXERS:
-            known = ", ".join(MIXERS)
-            raise RecipeError(
-                f"model.stack: unknown mixer {spec.mixer!r} in {block}; known: {known}"
-            )
+            known = did_you_mean(spec.mixer, MIXERS) or f"; known: {', '.join(MIXERS)}"
+            raise RecipeError(f"model.stack: unknown mixer {spec.mixer!r} in {block}{known}")
         attends = MIXERS[spec.mixer].attends
         found.append(
             VirtualLayer(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from niblick.components import MIXERS
 from niblick.limits import MAX_LAYERS
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ def check_model(model: ModelRecipe) -> None:
     """Raise ValueError for the first combination that cannot be built."""
     _check_widths(model)
     _check_stack(model)
+    if not all(spec.mixer in MIXERS for segment in model.stack for spec in segment.blocks):
+        return  # the plan says which layer is unknown; nothing can be said of the others
     layers = [spec for segment in model.stack for spec in segment.blocks * segment.loops]
     attention = [i for i, spec in enumerate(layers) if spec.attends]
     _check_layers(

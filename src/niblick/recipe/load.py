@@ -6,7 +6,6 @@ import json
 import tomllib
 from collections.abc import Sequence
 from copy import deepcopy
-from difflib import SequenceMatcher
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from niblick.errors import RecipeError
-from niblick.limits import MAX_RECIPE_BYTES, cut, quoted
+from niblick.limits import MAX_RECIPE_BYTES, cut, did_you_mean, quoted
+from niblick.recipe.explain import explain
 from niblick.recipe.schema import Recipe
 from niblick.registry import load_installed_plugins, loaded_plugins
 
@@ -49,8 +49,7 @@ def recipe_from_dict(
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        clauses = "; ".join(_explain(e) for e in error.errors()[:3])
-        raise RecipeError(f"{origin}: {cut(clauses, 160)}") from None
+        raise RecipeError(f"{origin}: {cut(explain(error.errors()), 160)}") from None
     except RecursionError:
         raise RecipeError(f"{origin} is nested too deeply to be a recipe") from None
     if recipe.plugins:
@@ -83,10 +82,10 @@ def _read(source: str) -> str:
         return (resources.files("niblick") / "recipes" / f"{source}.toml").read_text("utf-8")
     path = Path(source)
     if "\0" in source or not path.is_file():
-        raise RecipeError(
-            f"no recipe {source!r}; shipped: {', '.join(list_recipes())}; or give a TOML file's"
-            " path"
-        )
+        names = list_recipes()
+        like = did_you_mean(source, names)
+        known = "" if like else f"; shipped: {', '.join(names)}; or give a TOML file's path"
+        raise RecipeError(f"no recipe {source!r}{like or known}")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_RECIPE_BYTES + 1)
@@ -155,42 +154,6 @@ def _index(node: list[Any], part: str, item: str) -> int:
             f"--set {quoted(item)}: {quoted(part)} is not an index into a list of {len(node)}"
         )
     return int(part)
-
-
-def _explain(error: Any) -> str:
-    """One clause of an error line: the key, what is wrong, what was given, and the known keys."""
-    path = [str(part) for part in error["loc"]]
-    key = cut(".".join(path), 60) or "recipe"
-    if error["type"] == "extra_forbidden":
-        known = sorted(_known_keys(path[:-1]), key=lambda name: _unlike(path[-1], name))
-        return f"unknown key {key!r}; accepted there: {', '.join(known)}"
-    given = error.get("input")
-    shown = "" if isinstance(given, dict) else f" (got {quoted(given)})"
-    return f"{key}: {cut(error['msg'].removeprefix('Value error, '), 160)}{shown}"
-
-
-def _unlike(given: str, name: str) -> float:
-    """How far `name` is from what was written: the likeliest correction sorts first."""
-    return -SequenceMatcher(None, given[:64], name).ratio()
-
-
-def _known_keys(path: list[str]) -> list[str]:
-    section: Any = Recipe
-    for part in path:
-        field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
-        annotation = field.annotation if field else None
-        section = (
-            annotation
-            if hasattr(annotation, "model_fields")
-            else section
-            if field is None
-            else annotation
-        )
-        if not hasattr(section, "model_fields"):
-            from niblick.recipe.stack import StackRecipe
-
-            return sorted(StackRecipe.model_fields)
-    return sorted(section.model_fields)
 
 
 def _write_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:

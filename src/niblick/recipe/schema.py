@@ -35,6 +35,13 @@ def _duration(value: str) -> Duration:
         raise ValueError(str(error)) from None
 
 
+def _is_steps(value: str) -> bool:
+    try:
+        return Duration.parse(value).unit == "steps"
+    except RecipeError:
+        return False
+
+
 def _parsed(value: str) -> str:
     _duration(value)
     return value
@@ -202,7 +209,7 @@ class TrainingRecipe(Section):
             ("schedule.warmup", self.schedule.warmup),
             ("schedule.warmdown", self.schedule.warmdown),
         ):
-            if isinstance(value, str) and _duration(value).unit != "steps":
+            if isinstance(value, str) and not _is_steps(value):
                 raise ValueError(
                     f'{key} {value!r} must be a fraction of the budget or like "3500 steps"'
                 )

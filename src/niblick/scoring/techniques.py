@@ -14,7 +14,7 @@ from niblick import components
 from niblick.codecs.base import CODECS, rounding_specs
 from niblick.components.base import Changes, Entry, Technique, section_entry, setting
 from niblick.errors import RecipeError
-from niblick.limits import quoted
+from niblick.limits import did_you_mean, quoted
 from niblick.plan import Plan, make_plan
 from niblick.recipe import Recipe, load_recipe, recipe_from_dict
 
@@ -212,7 +212,8 @@ def without(recipe: Recipe, name: str) -> Recipe:
     changed = recipe
     for part in name.split("+"):
         if part not in known:
-            problem = f"unknown technique {quoted(part)}; {recipe.name} uses"
+            like = did_you_mean(part, known)
+            problem = f"unknown technique {quoted(part)}{like or ';'} {recipe.name} uses"
         elif not _uses(changed, known[part]):
             problem = f"{recipe.name} does not use the technique {part!r}; it uses"
         else:
