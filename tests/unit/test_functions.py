@@ -39,7 +39,7 @@ def test_the_page_runs_block_after_block(folder: Path, monkeypatch, capsys) -> N
     monkeypatch.chdir(folder)
     scope: dict[str, object] = {}
     for block in BLOCKS:
-        exec(compile(block, "docs/python.md", "exec"), scope)
+        exec(compile(block, "docs/python.md", "exec"), scope)  # noqa: S102
     said = capsys.readouterr().out
     for part in ("<niblick.Model 'pocket'", "<niblick.Score", "<niblick.Run 'first'", "'poket'"):
         assert part in said
@@ -56,7 +56,7 @@ def test_the_notebook_runs_and_is_stored_without_outputs(tmp_path: Path, monkeyp
     cells = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
     assert cells and all(not cell["outputs"] for cell in cells)
     for number, cell in enumerate(cells):
-        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), scope)
+        exec(compile("".join(cell["source"]), f"cell {number}", "exec"), scope)  # noqa: S102
     assert "mark" in str(getattr(scope["surprise"], "data", ""))
 
 
