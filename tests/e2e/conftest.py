@@ -1,4 +1,4 @@
-"""A tiny recipe on a corpus of a few kilobytes, for tests that go from the command line to
+"""A tiny recipe on a corpus of sixty kilobytes, for tests that go from the command line to
 files.
 """
 
@@ -37,12 +37,12 @@ max_bytes = 100_000
 
 
 def write_corpus(folder: Path) -> Path:
-    """Sixty short documents over a small vocabulary of words."""
+    """Sixty documents over a small vocabulary of words."""
     words = ["alpha", "bread", "cloud", "delta", "ember", "fjord", "grape"]
     choose = random.Random(0)
     folder.mkdir()
     for i in range(60):
-        (folder / f"{i}.txt").write_text(f"{i} " + " ".join(choose.choices(words, k=40)))
+        (folder / f"{i}.txt").write_text(f"{i} " + " ".join(choose.choices(words, k=160)))
     return folder
 
 

@@ -75,7 +75,7 @@ def test_no_evaluation_changes_a_runs_headline_or_what_compare_takes(
         ("--mode", "sliding", "--stride", 32),
         ("--ttt", "sgd", "--ttt-set", "lr=0.5"),
         ("--ttt", "sgd", "--ttt-set", "lr=0.25"),
-        ("--batch-tokens", 64),
+        ("--engine", "torch", "--batch-tokens", 64),
         (),
     ]
     names = {path.name for path in (folder / "scores").iterdir()}

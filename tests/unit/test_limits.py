@@ -67,7 +67,7 @@ def with_value(key: str, value: object) -> dict[str, object]:
 )
 def test_a_hostile_value_is_one_short_line(key: str, value: object) -> None:
     with pytest.raises(RecipeError) as caught:
-        recipe_from_dict(with_value(key, value))
+        make_plan(recipe_from_dict(with_value(key, value)).model)
     line = str(caught.value)
     assert len(line) <= MAX_LINE and line.isprintable()
 

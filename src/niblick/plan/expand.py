@@ -23,7 +23,7 @@ from niblick.components import (
     VirtualLayer,
 )
 from niblick.errors import RecipeError
-from niblick.limits import MAX_PARAMETERS, MAX_STATE_BYTES, did_you_mean
+from niblick.limits import MAX_PARAMETERS, MAX_STATE_BYTES, did_you_mean, quoted
 from niblick.recipe.model import ModelRecipe
 from niblick.recipe.stack import LayerSpec
 
@@ -155,7 +155,7 @@ def _layers(model: ModelRecipe) -> tuple[VirtualLayer, ...]:
     for i, (block, spec) in enumerate(_visits(model)):
         if spec.mixer not in MIXERS:
             known = did_you_mean(spec.mixer, MIXERS) or f"; known: {', '.join(MIXERS)}"
-            raise RecipeError(f"model.stack: unknown mixer {spec.mixer!r} in {block}{known}")
+            raise RecipeError(f"model.stack: unknown mixer {quoted(spec.mixer)} in {block}{known}")
         attends = MIXERS[spec.mixer].attends
         found.append(
             VirtualLayer(
