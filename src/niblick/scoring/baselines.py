@@ -32,7 +32,7 @@ def compressor_baselines(train: bytes, held_out: bytes, cache: Path | None) -> d
         return {
             str(name): float(value) for name, value in json.loads(path.read_text("utf-8")).items()
         }
-    found = {name: primed(size, train, held_out) for name, size in compressors().items()}
+    found = {name: _primed(size, train, held_out) for name, size in compressors().items()}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(found).encode(),))
@@ -60,8 +60,7 @@ def take_documents(texts: Iterable[str], largest: int) -> Joined:
     return Joined(b"".join(parts), False)
 
 
-def primed(size: Callable[[bytes], int], train: bytes, held_out: bytes) -> float:
-    """Bits per byte of `held_out` by a compressor that has read `train`."""
+def _primed(size: Callable[[bytes], int], train: bytes, held_out: bytes) -> float:
     return 8 * (size(train + held_out) - size(train)) / len(held_out)
 
 
