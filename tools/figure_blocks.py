@@ -49,7 +49,7 @@ def picture(name: str, docs: str, alt: str, width: int = 560) -> str:
 
 def size(count: float) -> str:
     """Bytes as people read them."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+    return f"{count / 1e6:.2f} MB" if count >= 999_500 else f"{count / 1e3:.0f} kB"
 
 
 def headline(rows: Rows, docs: str) -> str:
@@ -292,6 +292,17 @@ def evaluation(rows: Rows, docs: str) -> str:
     return f"{table(head, lines)}\n\n{source(row)}\n\n{prose(also)}"
 
 
+def proof(rows: Rows, docs: str) -> str:
+    """What --prove finds on the shipped model."""
+    row, v = rows["proof"], rows["proof"]["values"]
+    return prose(
+        f"`{row['command']}` on the model that ships ({row['date']}): {v['cuts']} cuts,"
+        f" {v['compared']:,} earlier scores unchanged to the bit, {v['distributions']}"
+        f" distributions over {v['alphabet']:,} tokens sum to 1 within {v['deviation']:.1e},"
+        f" {v['bytes']:,} bytes of tokens are the text's."
+    )
+
+
 def looping(rows: Rows, docs: str) -> str:
     """Loss by rounding of looped and hybrid models."""
     widths = ("int8", "int6", "int5", "int4")
@@ -350,6 +361,7 @@ BLOCKS: dict[str, Block] = {
     "packing-27m": _packers("packing-27m", "Loss against bytes, 27 M parameters."),
     "packed-27m": packed,
     "evaluation": evaluation,
+    "proof": proof,
     "training": training,
     "decoding": decoding,
     "looping": looping,
