@@ -127,7 +127,8 @@ def claims(rows: Rows, docs: str) -> str:
         (
             "training",
             f"`pocket` {pocket['ratio']:.1f} times as fast as plain PyTorch with bf16 and Muon, in"
-            " half the memory (an earlier step; today's two-thread step is slower)",
+            f" half the memory ({pocket['niblick_mb']} against {pocket['plain_mb']:,} MB); today's"
+            f" step at {v['training-since']['speed']} of that speed",
             f"[speed]({page}#training)",
         ),
         (
@@ -248,13 +249,11 @@ def training(rows: Rows, docs: str) -> str:
         for r in rows["training-second"]["values"]
     )
     since = rows["training-since"]
-    two = " and ".join(map(str, since["values"]["two_threads"]))
     later = (
-        f"A second run of the last four: {second}. These are figures of the kernels before they"
-        " became operators of torch on a thread pool of their own: since then a step on two threads"
-        f" has run at {two} of that speed on one busy machine (medians of four and of two pairs,"
-        f" `{since['command']}`, {since['machine']}, {since['date']}), on one thread as fast as"
-        " before."
+        f"A second run of the last four: {second}. These are figures of a tree whose threads spun"
+        f" while they waited; today's step runs at {since['values']['speed']} of that speed on an"
+        f" idle machine (median of five pairs, `{since['command']}` of both trees in turn,"
+        f" {since['machine']}, {since['date']}), and no slower beside other work."
     )
     return f"{table(head, lines)}\n\n{source(rows['training'])}\n\n{prose(later)}"
 
