@@ -8,8 +8,10 @@ where it ends.
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import matplotlib as mpl
@@ -49,6 +51,11 @@ Scheme = dict[str, str]
 
 def draw(name: str, rows: Rows, scheme: str) -> str:
     """One plot as the text of an SVG file."""
+    return _drawn(name, json.dumps(rows), scheme)
+
+
+@lru_cache(maxsize=64)
+def _drawn(name: str, rows: str, scheme: str) -> str:
     colours = SCHEMES[scheme]
     settings = {
         "svg.hashsalt": "niblick",
@@ -72,7 +79,7 @@ def draw(name: str, rows: Rows, scheme: str) -> str:
         "axes.facecolor": colours["paper"],
     }
     with mpl.rc_context(settings):
-        figure = PLOTS[name](rows, colours)
+        figure = PLOTS[name](json.loads(rows), colours)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         plt.close(figure)

@@ -159,10 +159,16 @@ def rounded(value: Any) -> Any:
 
 
 def this_commit() -> str:
-    """The commit at hand, marked where files differ from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "not recorded"
+    """The commit at hand, and whether its program was changed since."""
+    git = ["git", "-C", str(ROOT)]
+    code = ["src", "benchmarks", "setup.py", ":!src/niblick/models"]
+
+    def ask(*words: str) -> str:
+        done = subprocess.run([*git, *words], stdout=subprocess.PIPE, text=True, check=True)
+        return done.stdout.strip()
+
+    commit = ask("rev-parse", "--short", "HEAD")
+    return f"{commit} and changes" if ask("status", "--porcelain", "--", *code) else commit
 
 
 def this_machine() -> str:
