@@ -7,6 +7,7 @@ its command and commit.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -31,10 +32,14 @@ def table(head: str, lines: Iterable[Iterable[object]]) -> str:
 
 
 def source(*rows: dict[str, Any]) -> str:
-    """Command, day and machine of rows that are shown together."""
-    parts = [f"`{r['command']}`: {r['machine']}, {r['date']}" for r in rows]
-    notes = [r["note"] for r in rows if "note" in r]
-    return prose("; ".join([*parts, *notes]) + ".")
+    """Command, day and machine of each row that is shown, a paragraph for each."""
+    return "\n\n".join(prose(_source(row)) for row in rows)
+
+
+def _source(row: dict[str, Any]) -> str:
+    machine = re.sub("^not recorded", "machine not recorded", row["machine"])
+    note = f". {row['note'][0].upper()}{row['note'][1:]}" if "note" in row else ""
+    return f"`{row['command']}`: {row['date']}, {machine}{note}."
 
 
 def picture(name: str, docs: str, alt: str, width: int = 560) -> str:

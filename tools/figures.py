@@ -143,8 +143,10 @@ def take(rows: dict[str, Row], name: str, values: Any, **told: str | None) -> No
     """
     row = rows[name]
     row["values"] = rounded(values)
-    row |= {"commit": this_commit(), "date": date.today().isoformat(), "machine": this_machine()}
     row |= {key: value for key, value in told.items() if value is not None}
+    for key, found in (("commit", this_commit), ("machine", this_machine)):
+        row[key] = told.get(key) or found()
+    row["date"] = told.get("date") or date.today().isoformat()
     if not row.get("note"):
         row.pop("note", None)
 
