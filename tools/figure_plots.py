@@ -89,7 +89,8 @@ def _drawn(name: str, rows: str, scheme: str) -> str:
 def _shorter(svg: str) -> str:
     """Three decimals at most, of scales six: smaller, and the same whatever rounds the last."""
     svg = re.sub(r"(?<![\d.])(0\.\d{6}|[1-9]\d*\.\d{3})\d+", r"\1", svg)
-    return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
+    svg = re.sub(r"\s*\n(?=[MLQCz])", " ", svg)  # a path is one line
+    return "\n".join(line.strip() for line in svg.splitlines()) + "\n"
 
 
 def _axes(height: float) -> tuple[Any, Axes]:
