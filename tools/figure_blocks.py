@@ -37,9 +37,14 @@ def source(*rows: dict[str, Any]) -> str:
 
 
 def _source(row: dict[str, Any]) -> str:
-    machine = re.sub("^not recorded", "machine not recorded", row["machine"])
     note = f". {row['note'][0].upper()}{row['note'][1:]}" if "note" in row else ""
-    return f"`{row['command']}`: {row['date']}, {machine}{note}."
+    return f"`{row['command']}`: {where(row)}{note}."
+
+
+def where(row: dict[str, Any]) -> str:
+    """Day and machine of a row."""
+    machine = re.sub("^not recorded", "machine not recorded", row["machine"])
+    return f"{row['date']}, {machine}"
 
 
 def picture(name: str, docs: str, alt: str, width: int = 560) -> str:
@@ -189,7 +194,7 @@ def runs(rows: Rows, docs: str) -> str:
                 f"{v['float_bpb']:.4f}",
                 f"{v['bytes']:,}",
                 f"{v['tokens']:,} ({v['passes']:.1f} passes)",
-                f"{row['machine']}, {row['date']}",
+                where(row),
             )
         )
     head = "run | packed, bits per byte | floats | bytes | training tokens | where"
@@ -260,7 +265,7 @@ def training(rows: Rows, docs: str) -> str:
         f"A second run of the last four: {second}. These are figures of a tree whose threads spun"
         f" while they waited; today's step runs at {since['values']['speed']} of that speed on an"
         f" idle machine (median of five pairs, `{since['command']}` of both trees in turn,"
-        f" {since['machine']}, {since['date']}), and no slower beside other work."
+        f" {where(since)}), and no slower beside other work."
     )
     return f"{table(head, lines)}\n\n{source(rows['training'])}\n\n{prose(later)}"
 
@@ -291,7 +296,7 @@ def evaluation(rows: Rows, docs: str) -> str:
     also = (
         f"At full size (context {f['context']:,}, random weights, {f['tokens']:,} tokens) streaming"
         f" takes {f['share']} of the time of sliding at stride 64, the score within"
-        f" {f['gap_nats']:.5f} nats ({full['machine']}, {full['date']}); the ratio is about 64 /"
+        f" {f['gap_nats']:.5f} nats ({where(full)}); the ratio is about 64 /"
         " context."
     )
     head = "mode | bits per byte | processor seconds | against streaming"
