@@ -61,9 +61,17 @@ def _weights(row: dict[str, Any]) -> str:
     return f"{max(row['bits'])} bits, {drawn}"
 
 
+def proof(document: dict[str, Any]) -> dict[str, Any]:
+    """Of `niblick eval MODEL --prove --json`: the evidence."""
+    found = document["details"]["proof"]
+    kept = ("cuts", "compared", "distributions", "alphabet", "bytes")
+    return {**{key: found[key] for key in kept}, "deviation": found["largest_deviation"]}
+
+
 READERS: dict[str, Callable[[Any], Any]] = {
     "packing-pocket": packing,
     "packing-27m": packing,
+    "proof": proof,
     "training": training,
     "training-second": training,
     "decoding": decoding,

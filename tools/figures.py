@@ -27,6 +27,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -190,16 +191,25 @@ def renew(row: Row, words: dict[str, str]) -> Any:
     command = row["command"]
     if not command.endswith("--json"):
         sys.exit(f"row {row['name']!r} is made by `{command}`; then --set it")
-    command = re.sub(r"\b[A-Z]{3,}\b", lambda match: words.get(match[0], match[0]), command)
+    given = {w: str(Path(v).resolve()) if Path(v).exists() else v for w, v in words.items()}
+    command = re.sub(r"\b[A-Z]{3,}\b", lambda match: given.get(match[0], match[0]), command)
     if missing := re.findall(r"\b[A-Z]{3,}\b(?==?(?:\s|$))", command):
         sys.exit(f"say what it is: {' '.join(f'{word}=...' for word in missing)}")
     parts = shlex.split(command)
-    parts[0] = sys.executable if parts[0] == "python" else parts[0]
-    done = subprocess.run(parts, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    start = {"python": [sys.executable], "niblick": [sys.executable, "-m", "niblick"]}
+    parts = [*start.get(parts[0], parts[:1]), *parts[1:]]
+    with tempfile.TemporaryDirectory() as folder:  # where a command leaves files, if it does
+        place = ROOT if command.startswith("python") else Path(folder)
+        done = subprocess.run(parts, cwd=place, stdout=subprocess.PIPE, text=True, check=False)
     try:
         return json.loads(done.stdout)  # a benchmark whose bounds are missed ends with 1
     except json.JSONDecodeError:
         sys.exit(f"exit code {done.returncode} and no JSON: {shlex.join(parts)}")
+
+
+def read(name: str, document: Any) -> Any:
+    """What a command printed, as the row's values."""
+    return READERS.get(name, lambda each: each)(document)
 
 
 def set_values(row: Row, pairs: list[str]) -> Any:
@@ -269,7 +279,7 @@ def new_values(options: argparse.Namespace, rows: dict[str, Row]) -> tuple[str, 
         document = json.loads(sys.stdin.read() if rest[0] == "-" else Path(rest[0]).read_text())
     else:
         document = renew(rows[name], dict(word.split("=", 1) for word in rest))
-    return name, READERS.get(name, lambda each: each)(document)
+    return name, read(name, document)
 
 
 def main() -> int:

@@ -152,6 +152,11 @@ def test_what_benchmarks_print_becomes_the_columns_that_rows_have(rows) -> None:
     table = figure_readers.training([{**step, "tokens_per_second": 29.1}, step])
     assert set(table[0]) == set(rows["training"]["values"][0])
     assert (table[0]["plain"], table[0]["niblick"], table[0]["share"]) == (29, 100, 60)
+    evidence = {"largest_deviation": 2e-7, "tokens": 9, **rows["proof"]["values"]}
+    evidence.pop("deviation")
+    assert figure_readers.proof({"details": {"proof": evidence}}).keys() == (
+        rows["proof"]["values"].keys()
+    )
     packer = {"name": "a", "size": 1, "bits": 2.0, "bpb": 1.5, "tax": 0.1, "encode_seconds": 3}
     assert figure_readers.packing({"rows": [packer]})[0].keys() == (
         rows["packing-pocket"]["values"][0].keys()
