@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from niblick.artifact.load import open_tokenizer
+from niblick.cli.helps import PlainCommand
 from niblick.data.check import check
 from niblick.data.corpus import load_corpus
 from niblick.data.dataset import Dataset, open_dataset
@@ -65,7 +66,7 @@ def _show(dataset: Dataset, as_json: bool) -> None:
         typer.echo(f"  {summary['attribution']}")
 
 
-@app.command("prepare", short_help="Tokenize a corpus into shards.")
+@app.command("prepare", cls=PlainCommand, short_help="Tokenize a corpus into shards.")
 def prepare_command(
     corpus: Annotated[
         str,
@@ -122,7 +123,7 @@ def prepare_command(
     typer.echo(f"train on it with: {words}", err=True)
 
 
-@app.command("check", short_help="Verify shards; exit code 1 on problems.")
+@app.command("check", cls=PlainCommand, short_help="Verify shards; exit code 1 on problems.")
 def check_command(
     folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
     tokenizer: Annotated[
@@ -151,7 +152,7 @@ def check_command(
         raise typer.Exit(1)
 
 
-@app.command("fetch", short_help="Download FineWeb shards; resumable.")
+@app.command("fetch", cls=PlainCommand, short_help="Download FineWeb shards; resumable.")
 def fetch_command(
     source: Annotated[str, typer.Argument(help="What to fetch: fineweb.")],
     variant: Annotated[
