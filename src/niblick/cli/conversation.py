@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from niblick.cli.generate import Start, write
 from niblick.engine import Sampling
@@ -72,8 +73,12 @@ class _Talk:
             if name == "max-tokens":
                 self.max_tokens = max(int(number), 0)
             else:
-                self.sampling = replace(self.sampling, **{key: number})
+                self.sampling = _changed(self.sampling, key, number)
         _say(f"{name} {self.max_tokens if name == 'max-tokens' else getattr(self.sampling, key)}")
+
+
+def _changed(sampling: Sampling, key: str, number: Any) -> Sampling:
+    return replace(sampling, **{key: number})
 
 
 def converse(start: Start, sampling: Sampling, max_tokens: int) -> None:
