@@ -193,7 +193,7 @@ def test_the_page_holds_all_plots_and_loads_and_runs_nothing(tmp_path):
     entries = read(write_seeds(tmp_path / "old"), write_seeds(tmp_path / "new", 0.01))
     page = comparison_page(compare(entries, resamples=300), entries)
     tags = Tags(page)
-    assert tags.found.count("svg") == 5 and "script" not in tags.found and "link" not in tags.found
+    assert tags.found.count("svg") == 6 and "script" not in tags.found and "link" not in tags.found
     assert tags.links == []
     for text in (
         "seconds of training",
