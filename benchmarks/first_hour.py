@@ -63,7 +63,8 @@ class Outcome:
 SERVER = (
     "niblick serve pocket --port {port} & sleep 0.2; "
     "curl -s --retry 40 --retry-connrefused --retry-delay 1 http://127.0.0.1:{port}/v1/completions"
-    ' -H \'content-type: application/json\' -d \'{{"prompt": "The river", "max_tokens": 24}}\'; echo;'
+    " -H 'content-type: application/json'"
+    ' -d \'{"prompt": "The river", "max_tokens": 24}\'; echo;'
     " kill %1; wait %1"
 )
 DASHBOARD = (
@@ -300,7 +301,6 @@ def hour(place: Path, options: argparse.Namespace) -> tuple[list[Outcome], dict[
     for number, step in enumerate(steps):
         typed = (step.short or step.command) if options.rehearse else step.command
         typed = typed.replace("{port}", str(18_000 + os.getpid() % 10_000 + number))
-        typed = typed.replace("{{", "{").replace("}}", "}")
         skipped = options.only and options.only not in typed and number > 1
         if skipped:
             continue
@@ -324,23 +324,10 @@ def described(options: argparse.Namespace) -> tuple[str, str]:
         title = "On a busy machine" if not options.without_compiler else f"{title}, and busy"
     if options.rehearse:
         title += " (rehearsal)"
-    model = (
-        next(
-            (
-                line.partition(":")[2].strip()
-                for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-                if line.startswith("model name")
-            ),
-            platform.processor(),
-        )
-        if Path("/proc/cpuinfo").is_file()
-        else platform.processor()
-    )
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     day = time.strftime("%Y-%m-%d")
-    told = f"{day}, commit {commit}, {model}, {os.cpu_count()} processors."
+    told = f"{day}, commit {commit.strip()}, {_processor()}, {os.cpu_count()} processors."
     if options.busy:
         told += " Another process computed without pause all the while."
     if options.without_compiler:
@@ -348,6 +335,14 @@ def described(options: argparse.Namespace) -> tuple[str, str]:
     if options.packages is not None:
         told += " The packages were there already, so set-up's time is not that of a bare machine."
     return title, told
+
+
+def _processor() -> str:
+    """The processor's name, where the system tells it."""
+    place = Path("/proc/cpuinfo")
+    lines = place.read_text("utf-8").splitlines() if place.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 if __name__ == "__main__":

@@ -49,6 +49,10 @@ def _summary(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def _counted(name: str, value: int) -> str:
+    return f"{value:,} {name.removesuffix('s') if value == 1 else name}"
+
+
 def _show(dataset: Dataset, as_json: bool) -> None:
     summary = _summary(dataset)
     if as_json:
@@ -59,9 +63,7 @@ def _show(dataset: Dataset, as_json: bool) -> None:
         f"{summary['folder']}: {summary['corpus']}, tokenizer {summary['tokenizer']} ({lossless})"
     )
     for split, counts in summary["splits"].items():
-        typer.echo(
-            f"  {split:<10} " + ", ".join(f"{value:,} {name}" for name, value in counts.items())
-        )
+        typer.echo(f"  {split:<10} " + ", ".join(_counted(*each) for each in counts.items()))
     if summary["attribution"]:
         typer.echo(f"  {summary['attribution']}")
 
