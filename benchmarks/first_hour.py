@@ -131,7 +131,7 @@ STEPS = (
     Step("Live curves of all runs.", DASHBOARD),
     Step("A typing error in a command.", "niblick genrate pocket", 2),
     Step("In a recipe.", "niblick train poket", 2),
-    Step("In a key.", "niblick train pocket --set model.widht=96", 2),
+    Step("In a key.", "niblick train pocket --set model.dmi=96", 2),
     Step("A text that is not there.", "niblick eval pocket --data no-such.txt", 2),
     Step("An option that would do nothing.", "niblick generate pocket --temperature 0 --seed 3", 2),
 )
@@ -141,7 +141,7 @@ def run(step: Step, typed: str, folder: Path, environment: dict[str, str]) -> Ou
     """Run one command in `folder` and watch when it says something."""
     found, began = Outcome(step, typed), time.monotonic()
     process = subprocess.Popen(
-        ["bash", "-m", "-c", typed],
+        ["bash", "-c", typed],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -308,10 +308,11 @@ def hour(place: Path, options: argparse.Namespace) -> tuple[list[Outcome], dict[
             if options.packages is not None:
                 prepared(clone, options.python, options.packages)
             typed = f"make setup PYTHON={options.python}"
+            typed += " && .venv/bin/python tools/compile.py" if options.packages else ""
         found = run(step, typed, place if number == 0 else clone, given)
-        found.typed = found.typed.replace(f" PYTHON={options.python}", "").replace(
-            str(ROOT), "NIBLICK"
-        )
+        if step.command == "make setup":
+            found.typed = step.command
+        found.typed = found.typed.replace(str(ROOT), "NIBLICK")
         outcomes.append(found)
         print(f"{found.seconds:7.1f} s  silent {found.silence:5.1f} s  {found.typed}", flush=True)
     return outcomes, scrub
