@@ -120,7 +120,7 @@ STEPS = (
         " --html compare.html",
     ),
     Step("A smaller file of it.", "niblick pack runs/minute --max-bytes 800000 --out small.nib"),
-    Step("Serve the shipped model, and ask it.", SERVER),
+    Step("Serve the shipped model, and ask it.", SERVER, 143),
     Step(
         "A page that runs it in a browser, offline.",
         "niblick export pocket --to html --out page.html",
@@ -128,7 +128,7 @@ STEPS = (
     Step("A submission of the minute's run.", "niblick export runs/minute --out submission"),
     Step("Does it score what it claims?", "niblick verify submission"),
     Step("Is its score valid?", "niblick audit submission"),
-    Step("Live curves of all runs.", DASHBOARD),
+    Step("Live curves of all runs.", DASHBOARD, 143),
     Step("A typing error in a command.", "niblick genrate pocket", 2),
     Step("In a recipe.", "niblick train poket", 2),
     Step("In a key.", "niblick train pocket --set model.dmi=96", 2),

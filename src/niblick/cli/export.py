@@ -72,6 +72,8 @@ def _format(model: str, to: str, out: Path, tokenizer: str | None, as_json: bool
 
     facts = export_model(model, to, out, tokenizer=tokenizer)
     print(json.dumps(facts) if as_json else f"{out}: {facts['bytes']:,} bytes as {to}")
+    if to == "html":
+        print("open it in a browser; it needs no server and no network", file=sys.stderr)
 
 
 def _submission(run: Path, out: Path, author: str, name: str | None, as_json: bool) -> None:

@@ -80,9 +80,8 @@ def techniques_command(
 
 
 def _millions(count: int, unit: str = "") -> str:
-    """A count as people say it, such as 27.0 M or 1 MB."""
-    value = count / 1e6
-    shown = f"{value:.0f}" if unit and value >= 1 and value == int(value) else f"{value:.3g}"
+    """A count as people say it, such as 27.0 M or 16 MB."""
+    shown = f"{count / 1e6:g}" if unit else f"{count / 1e6:.1f}"
     return f"{shown} M{unit}"
 
 
