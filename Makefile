@@ -12,7 +12,7 @@ ZIGLANG := ziglang==0.17.1
 # A machine without a C compiler gets one as a Python package.
 HAS_C := $(shell command -v gcc || command -v cc || command -v clang)
 
-.PHONY: setup train shipped-model test test-integrations lint docs fuzz lock wheels wasm clean
+.PHONY: setup train shipped-model figures test test-integrations lint docs fuzz lock wheels wasm clean
 
 setup: $(STAMP)
 
@@ -32,10 +32,14 @@ $(STAMP): requirements.lock requirements-corpus.lock pyproject.toml setup.py
 train: setup
 	$(BIN)/niblick train pocket
 
-# Trains the model that ships, and renews its file, card, score and the README's figures of it.
+# Trains the model that ships, and renews its file, card, score and all figures of it.
 shipped-model: setup
 	$(BIN)/niblick train pocket --out runs/shipped-pocket
 	$(BIN)/python benchmarks/shipped_model.py runs/shipped-pocket
+
+# README's figures, docs' and the plots again, from docs/results.json.
+figures: setup
+	$(BIN)/python tools/figures.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,8 +2,10 @@
 run.
 
     python benchmarks/evaluation.py MODEL [--data DIR] [--context N] [--tokens N] [--repeat N]
+        [--json]
     python benchmarks/evaluation.py [--recipe NAME] [--set KEY=VALUE ...]  # trains one first
 
+MODEL is a file, a run or a shipped model. All rows but the last are of the validation split.
 Seconds are processor time of this process, the best of `--repeat` passes: on a machine that does
 other work too, wall time says little. Ends with exit code 1 where `streaming` costs more than a
 tenth of `sliding --stride 64`, or is worse by more than 0.002 bits per byte.
@@ -12,15 +14,19 @@ tenth of `sliding --stride 64`, or is worse by more than 0.002 bits per byte.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from niblick.artifact import open_file
+import niblick
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.evaluation import Adaptation, EvaluationOptions, LeakyTraining
@@ -57,33 +63,37 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     model, dataset = load(options)
     context = options.context or model.recipe.context
-    tokens = np.asarray(dataset.tokens("validation"))[: options.tokens]
-    size = int(dataset.tokenizer.byte_table.count(tokens[1:], tokens[:-1]).sum())
-    print(
+    present = [name for name in ("validation", "test") if dataset.files.get(name)]
+    splits = {name: tokens_and_bytes(dataset, name, options.tokens) for name in present}
+    tokens, size = splits["validation"]
+    say = partial(print, file=sys.stderr if options.json else sys.stdout, flush=True)
+    say(
         f"{model.plan.parameter_count:,} parameters, context {context}, {len(tokens) - 1:,} tokens,"
         f" {size:,} bytes\n"
     )
-    print("| mode | bpb | processor seconds | tokens/s | against streaming |")
-    print("|---|---|---|---|---|")
+    say("| mode | bpb | processor seconds | tokens/s | against streaming |\n|---|---|---|---|---|")
     found: dict[str, tuple[float, float]] = {}
-    for name, settings in {**MODES, **({} if options.plain else LEARNING)}.items():
-        stride = min(settings.stride, context)
-        chosen = EvaluationOptions(
-            mode=settings.mode,
-            context=context,
-            stride=stride,
-            ttt=settings.ttt,
-            leaky=settings.leaky,
-        )
-        seconds, bpb = measure(model, tokens, size, chosen, options.repeat)
+    cases = {**MODES, **({} if options.plain else LEARNING)}
+    rows = [(name, settings, "validation") for name, settings in cases.items()]
+    if "test" in splits:
+        rows.append(("streaming, test split", MODES["streaming"], "test"))
+    for name, settings, split in rows:
+        chosen = replace(settings, context=context, stride=min(settings.stride, context))
+        seconds, bpb = measure(model, *splits[split], chosen, options.repeat)
         found[name] = seconds, bpb
         base = found.get("streaming")
         against = "-" if base is None else f"{seconds / base[0]:.2f} x, {bpb - base[1]:+.4f} bpb"
-        print(
-            f"| {name} | {bpb:.4f} | {seconds:.2f} | {len(tokens) / seconds:,.0f} | {against} |",
-            flush=True,
-        )
-    return verdict(found["streaming"], found["sliding, stride 64"])
+        rate = len(splits[split][0]) / seconds
+        say(f"| {name} | {bpb:.4f} | {seconds:.2f} | {rate:,.0f} | {against} |")
+    if options.json:
+        print(json.dumps({name: {"bpb": row[1], "seconds": row[0]} for name, row in found.items()}))
+    return verdict(found["streaming"], found["sliding, stride 64"], say)
+
+
+def tokens_and_bytes(dataset: Dataset, split: str, count: int | None) -> tuple[np.ndarray, int]:
+    """The first `count` tokens of a split, and the bytes of all but the first of them."""
+    tokens = np.asarray(dataset.tokens(split))[:count]
+    return tokens, int(dataset.tokenizer.byte_table.count(tokens[1:], tokens[:-1]).sum())
 
 
 def measure(
@@ -99,10 +109,12 @@ def measure(
     return best, bpb
 
 
-def verdict(streaming: tuple[float, float], sliding: tuple[float, float]) -> int:
+def verdict(
+    streaming: tuple[float, float], sliding: tuple[float, float], say: Callable[[str], None]
+) -> int:
     """Whether streaming costs at most a tenth of sliding and is no worse by more than 0.002."""
     share, gap = streaming[0] / sliding[0], streaming[1] - sliding[1]
-    print(
+    say(
         f"\nstreaming costs {share:.3f} of sliding at stride 64 (at most 0.1) and differs by"
         f" {gap:+.4f} bpb (at most +0.002)"
     )
@@ -112,8 +124,8 @@ def verdict(streaming: tuple[float, float], sliding: tuple[float, float]) -> int
 def load(options: argparse.Namespace) -> tuple[LanguageModel, Dataset]:
     """The named model and its data, or a model trained here."""
     if options.model is not None:
-        opened = open_file(options.model)
-        recipe, model = opened.recipe, build_model(opened.recipe, opened.tensors)
+        opened = niblick.load(options.model)
+        recipe, model = opened.recipe, opened.torch(gradients=True)
     else:
         recipe, model = load_recipe(options.recipe, options.set), None
     dataset = (
@@ -137,7 +149,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", nargs="?", type=Path)
+    parser.add_argument("model", nargs="?")
     parser.add_argument("--data", type=Path)
     parser.add_argument("--recipe", default="token-shift-small")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -145,6 +157,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, help="score only the first tokens of the split")
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", action="store_true", help="one document on standard output")
     parser.add_argument("--plain", action="store_true", help="leave test-time training out")
     return parser.parse_args()
 

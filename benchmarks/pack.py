@@ -1,16 +1,15 @@
-"""The frontier of packing: one checkpoint through every codec, one table and one plot.
+"""The frontier of packing: one checkpoint through every codec, one table.
 
-    python benchmarks/pack.py CHECKPOINT [--data DIR] [--tokens 32768] [--bits 2.0 ...] [--sigma
-    12.85 ...] [--svg pack.svg]
-        [--nncodec PYTHON]
+    python benchmarks/pack.py CHECKPOINT [--data DIR] [--tokens N] [--bits 2.0 ...] [--sigma 12.85
+        ...] [--nncodec PYTHON] [--json]
 
 Rows: the three published exports with their floors, int6 codes under Brotli-11, GPTQ with a clip at
 k standard deviations under Brotli-11 (the public frontier, given this package's Hessians and every
 matrix by role), NNCodec at the same bytes where an interpreter that has it is named, and this
 package's codecs, `rd` also at the bytes that the aims of the project name. Columns: bytes of
-everything that is needed to rebuild the weights, bits per parameter, bits per byte on the first
-tokens of the validation split, the loss against float weights, encode and decode in processor
-seconds.
+everything that is needed to rebuild the weights, bits per parameter, bits per byte on the
+validation split (or its first N tokens) in one streaming pass, as cards have it, the loss against
+float weights, encode and decode in processor seconds.
 """
 
 from __future__ import annotations
@@ -52,20 +51,18 @@ from niblick.compression.calibration import Calibration, make_calibration
 from niblick.compression.sensitivity import measure
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
+from niblick.evaluation import EvaluationOptions
+from niblick.evaluation.evaluate import score_tokens
 from niblick.model import build_model
 from niblick.plan import Parameter, Plan, Role, make_plan
 from niblick.recipe import Recipe
-from niblick.runtime import cache_folder
+from niblick.runtime import World, cache_folder
+from niblick.units import LN2
 
 LARGE = 65_536
-MARKERS = (
-    ("published", "s"),
-    ("GPTQ", "^"),
-    ("NNCodec", "P"),
-    ("int6", "D"),
-    ("niblick int", "v"),
-    ("niblick rd", "o"),
-)
+HEAD = """\
+| codec | bytes | bits per parameter | bpb | tax | encode s | decode s |
+|---|---|---|---|---|---|---|"""
 Weights = dict[str, Tensor]
 Decoded = Weights | Tensors
 
@@ -262,28 +259,19 @@ def _size(candidate: Candidate) -> tuple[int, Tables]:
     return len(written.payload), written.tables
 
 
-def bits_per_byte(scene: Scene, dataset: Dataset, weights: Decoded, count: int) -> float:
-    """Score of the first `count` validation tokens in windows of the recipe's context."""
-    model = build_model(scene.recipe, weights)
-    tokens = np.asarray(dataset.tokens("validation"))[:count].astype(np.int64)
-    length, nats, size = scene.recipe.model.context, 0.0, 0
-    with torch.no_grad():
-        for begin in range(0, len(tokens) - 1, length):
-            piece = tokens[begin : begin + length + 1]
-            logits = model.logits(torch.from_numpy(piece[None, :-1]))[0]
-            nats += float(
-                torch.nn.functional.cross_entropy(
-                    logits, torch.from_numpy(piece[1:]), reduction="sum"
-                )
-            )
-            size += int(dataset.tokenizer.byte_table.count(piece[1:], piece[:-1]).sum())
-    return nats / np.log(2) / size
+def bits_per_byte(scene: Scene, dataset: Dataset, weights: Decoded, count: int | None) -> float:
+    """Score of the first `count` validation tokens (all if None), streaming, as on cards."""
+    tokens = np.asarray(dataset.tokens("validation"))[:count]
+    options = EvaluationOptions.from_recipe(scene.recipe, mode="streaming")
+    nll = score_tokens(build_model(scene.recipe, weights), tokens, options, World())
+    size = int(dataset.tokenizer.byte_table.count(tokens[1:], tokens[:-1]).sum())
+    return float(nll.astype(np.float64).sum()) / LN2 / size
 
 
 class Table:
     """Rows measured and printed one by one."""
 
-    def __init__(self, scene: Scene, dataset: Dataset, count: int) -> None:
+    def __init__(self, scene: Scene, dataset: Dataset, count: int | None) -> None:
         self.scene, self.dataset, self.count = scene, dataset, count
         reference = bits_per_byte(scene, dataset, scene.weights, count)
         self.rows = [Row("float32", 4 * scene.plan.parameter_count, 32.0, reference, 0.0, 0.0, 0.0)]
@@ -303,7 +291,7 @@ class Table:
         bits = 8 * size / self.scene.plan.parameter_count
         row = Row(name, size, bits, bpb, bpb - self.rows[0].bpb, encoding, decoding)
         self.rows.append(row)
-        print(text(row), flush=True)
+        print(text(row), file=sys.stderr, flush=True)
         return row
 
 
@@ -359,36 +347,12 @@ def text(row: Row) -> str:
     )
 
 
-def draw(rows: list[Row], path: Path) -> None:
-    """bpb against bytes."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "niblick"
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2))
-    for prefix, marker in MARKERS:
-        chosen = sorted((r for r in rows if r.name.startswith(prefix)), key=lambda r: r.size)
-        joined = "-" if prefix in ("GPTQ", "NNCodec", "niblick rd") else ""
-        if not chosen:
-            continue
-        axes.plot(
-            [r.size / 1e6 for r in chosen], [r.bpb for r in chosen], joined + marker, label=prefix
-        )
-    axes.axhline(rows[0].bpb, color="grey", lw=0.8, ls="--", label="float")
-    axes.set_xlabel("megabytes")
-    axes.set_ylabel("bits per byte")
-    axes.legend(frameon=False)
-    figure.savefig(path, format="svg", metadata={"Date": None}, bbox_inches="tight")
-
-
 def main() -> None:
     """Read the checkpoint, measure, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--tokens", type=int, help="score only the first tokens of the split")
     parser.add_argument(
         "--bits", type=float, action="append", help="rates of rd rows; may be repeated"
     )
@@ -398,8 +362,7 @@ def main() -> None:
     parser.add_argument(
         "--nncodec", metavar="PYTHON", help="an interpreter that has nncodec, for its rows"
     )
-    parser.add_argument("--svg", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", action="store_true", help="one document on standard output")
     options = parser.parse_args()
     found = read_checkpoint(find_weights(options.checkpoint))
     recipe = exported_recipe(found.recipe)
@@ -415,11 +378,6 @@ def main() -> None:
     started = time.process_time()
     sensitivities = measure(build_model(recipe, weights), calibration, seed=recipe.seed)
     scene = Scene(recipe, plan, weights, sensitivities, calibration, time.process_time() - started)
-    print(f"{plan.parameter_count:,} parameters, first {options.tokens:,} validation tokens\n")
-    print(
-        "| codec | bytes | bits per parameter | bpb | tax | encode s | decode s"
-        " |\n|---|---|---|---|---|---|---|"
-    )
     table = Table(scene, dataset, options.tokens)
     said = frontier(
         table,
@@ -427,12 +385,11 @@ def main() -> None:
         options.sigma or [8.0, 12.85, 18.0],
         options.nncodec,
     )
-    print("\n" + "\n".join(f"- {line}" for line in said))
-    rows = table.rows
-    if options.svg:
-        draw(rows, options.svg)
     if options.json:
-        options.json.write_text(json.dumps([row.__dict__ for row in rows], indent=1))
+        rows = [row.__dict__ for row in table.rows]
+        print(json.dumps({"parameters": plan.parameter_count, "rows": rows, "said": said}))
+        return
+    print(HEAD, *map(text, table.rows), "", *(f"- {line}" for line in said), sep="\n")
 
 
 if __name__ == "__main__":

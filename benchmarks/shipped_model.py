@@ -1,13 +1,13 @@
 """Makes the model that ships with niblick from a run; `python benchmarks/shipped_model.py RUN`.
 
-Copies the run's artifact, card, score and resolved recipe into `src/niblick/models`, and writes the
-figures of the README's section on it. `make shipped-model` trains the run first.
+Copies the run's artifact, card, score and resolved recipe into `src/niblick/models`, enters its
+figures in docs/results.json and writes README, docs and plots from that (tools/figures.py). `make
+shipped-model` trains the run first.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 from pathlib import Path
@@ -16,17 +16,10 @@ from typing import Any
 from niblick.scoring.score import read_score
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tools"))
+import figures
+
 MODELS = ROOT / "src" / "niblick" / "models"
-BEGIN, END = "<!-- shipped model -->", "<!-- end -->"
-
-
-def figures(card: dict[str, Any]) -> str:
-    """What the README says of the shipped model."""
-    return (
-        f"`pocket` ships with niblick: {card['packed_bpb']:.4f} bits per byte of text that it has"
-        f" never seen, in\n{card['artifact_bytes']:,} bytes, after {card['train_tokens']:,} tokens"
-        " of training."
-    )
 
 
 def ship(run: Path) -> None:
@@ -41,11 +34,10 @@ def ship(run: Path) -> None:
     shutil.copy(run / "card.md", MODELS / f"{name}.card.md")
     shutil.copy(run / "recipe.toml", MODELS / f"{name}.toml")
     shutil.copy(scores[0], MODELS / f"{name}.score.json")
-    readme = ROOT / "README.md"
-    text = readme.read_text("utf-8")
-    block = f"{BEGIN}\n{figures(card)}\n{END}"
-    pattern = re.escape(BEGIN) + ".*?" + re.escape(END)
-    readme.write_text(re.sub(pattern, lambda _: block, text, flags=re.DOTALL), "utf-8")
+    rows = figures.read_rows()
+    figures.take(rows, "shipped", figures.card_values(card), note="")
+    for path in figures.make(rows):
+        print(path.relative_to(ROOT))
 
 
 def load_name(run: Path) -> str:

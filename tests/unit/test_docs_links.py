@@ -20,13 +20,19 @@ _PARSER = MarkdownIt("commonmark").enable("table")
 
 def broken_links(page: Path) -> list[str]:
     """Links of a page that lead nowhere, as they are written."""
-    found = []
+    found = [link for link in _pictures(page) if not _leads(page, link)]
     for token in _inline(page):
         for inner in token.children or ():
             link = inner.attrs.get("href", inner.attrs.get("src"))
             if isinstance(link, str) and not urlsplit(link).scheme and not _leads(page, link):
                 found.append(link)
     return found
+
+
+def _pictures(page: Path) -> list[str]:
+    """What the pictures that are written as HTML show."""
+    parts = [t.content for t in _PARSER.parse(page.read_text("utf-8")) if t.type == "html_block"]
+    return re.findall(r'\b(?:src|srcset|href)="([^":]+)"', "".join(parts))
 
 
 def _leads(page: Path, link: str) -> bool:
@@ -65,7 +71,8 @@ def test_links_are_found_and_broken_ones_told(tmp_path: Path) -> None:
     page.write_text(
         "# Here\n\n[a](other.md#the-code--more-ab) [b](#here) [c](https://example.org/x)"
         " [d](other.md#twice-1)\n\n| [e](gone.md) |\n|---|\n| ![f](gone.svg) |\n\n"
-        "[g](other.md#gone) [h](#there)\n\n```\n[i](in-code.md)\n```\n"
+        "[g](other.md#gone) [h](#there)\n\n```\n[i](in-code.md)\n```\n\n"
+        '<picture>\n<source srcset="dark.svg">\n<img src="other.md">\n</picture>\n'
     )
-    assert broken_links(page) == ["gone.md", "gone.svg", "other.md#gone", "#there"]
+    assert broken_links(page) == ["dark.svg", "gone.md", "gone.svg", "other.md#gone", "#there"]
     assert len(PAGES) > 10

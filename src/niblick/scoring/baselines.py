@@ -32,7 +32,7 @@ def compressor_baselines(train: bytes, held_out: bytes, cache: Path | None) -> d
         return {
             str(name): float(value) for name, value in json.loads(path.read_text("utf-8")).items()
         }
-    found = {name: _primed(size, train, held_out) for name, size in _compressors().items()}
+    found = {name: _primed(size, train, held_out) for name, size in compressors().items()}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(found).encode(),))
@@ -64,7 +64,8 @@ def _primed(size: Callable[[bytes], int], train: bytes, held_out: bytes) -> floa
     return 8 * (size(train + held_out) - size(train)) / len(held_out)
 
 
-def _compressors() -> dict[str, Callable[[bytes], int]]:
+def compressors() -> dict[str, Callable[[bytes], int]]:
+    """Compressor name -> the size of a text under it; PPMd where pyppmd is installed."""
     found: dict[str, Callable[[bytes], int]] = {"xz -9e": _xz, "zstd -22": _zstd}
     try:
         import pyppmd
