@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPILERS = re.compile(r"(.*-)?(gcc|g\+\+|cc|c\+\+|clang|clang\+\+|tcc|c89|c99)(-[\d.]+)?$")
 HEAD, TAIL = 14, 8  # lines of an output that are shown
 LONGEST = 160  # characters of a line
+_REHEARSED = " (rehearsal)"
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="first-hour-") as folder, busy(options.busy):
         outcomes, scrub = hour(Path(folder), options)
     name, told = described(options)
-    write(options.out, name.lower().replace(" ", "-"), section(name, told, outcomes, scrub))
+    key = name.removesuffix(_REHEARSED).lower().replace(" ", "-")  # a rehearsal gives way
+    write(options.out, key, section(name, told, outcomes, scrub))
     wrong = [found for found in outcomes if found.code != found.step.code]
     for found in wrong:
         print(f"exit code {found.code}: {found.typed}", file=sys.stderr)
@@ -324,7 +326,7 @@ def described(options: argparse.Namespace) -> tuple[str, str]:
     if options.busy:
         title = "On a busy machine" if not options.without_compiler else f"{title}, and busy"
     if options.rehearse:
-        title += " (rehearsal)"
+        title += _REHEARSED
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     day = time.strftime("%Y-%m-%d")
