@@ -82,6 +82,8 @@ def test_lines_are_continued_one_after_another(capfdbinary, typed):
         (("export", "pocket", "--tokenizer", "bytes"), "--tokenizer"),
         (("eval", "pocket", "--stride", "4"), "--stride"),
         (("train", "pocket", "--tokenizer", "bytes"), "--tokenizer"),
+        (("audit", "README.md", "--verbose", "--json"), "--verbose"),
+        (("compare", "run", "--across-settings"), "--across-settings"),
         (("ablate", "pocket", "--jobs", "2", "--executor", "a:b"), "--jobs"),
     ],
 )

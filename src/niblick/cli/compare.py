@@ -38,12 +38,14 @@ def compare_command(
     import json
 
     from niblick.cli.tables import columns
-    from niblick.errors import ScoreError
+    from niblick.errors import NiblickError, ScoreError
     from niblick.files import write_atomically
     from niblick.scoring.compare import compare, comparison_text
     from niblick.scoring.differences import recipe_rows
     from niblick.scoring.entries import read_entries
 
+    if across_settings and len(runs) == 1:
+        raise NiblickError("--across-settings does nothing with one RUN")
     entries = read_entries(runs, split=split, mode=mode)
     found = compare(entries, resamples=resamples, across_settings=across_settings)
     if html is not None:
