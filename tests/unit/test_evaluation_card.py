@@ -215,7 +215,7 @@ def test_packing_is_told_in_words_and_rounded_numbers():
     assert met == (
         "at most 0.002 bits per byte lost, met in 1 try; measured loss 0.00193 bits per byte"
     )
-    assert packing_text({"level": 9}) == "level: 9"
+    assert packing_text({"level": 9}) == "level 9"
 
 
 def test_a_setting_is_told_exactly_and_as_people_say_it():

@@ -30,7 +30,8 @@ def packing_text(choice: dict[str, Any]) -> str:
     for key, value in choice.items():
         if key not in _TOLD | _INNER:
             name = "bits per weight" if key == "bits_by_role" else key.replace("_", " ")
-            said.append(f"{name}: {_value(value, 3)}")
+            colon = ":" if isinstance(value, dict) else ""
+            said.append(f"{name}{colon} {_value(value, 3)}")
     return "; ".join(said)
 
 
