@@ -196,7 +196,7 @@ def without_compilers(path: str, place: Path) -> str:
 
 def prepared(clone: Path, python: str, packages: Path) -> None:
     """Stands for `make setup`: a virtual environment that sees the packages of another."""
-    subprocess.run([python, "-m", "venv", ".venv"], cwd=clone, check=True)
+    subprocess.run([python, "-m", "venv", "--without-pip", ".venv"], cwd=clone, check=True)
     inside = next((clone / ".venv" / "lib").glob("python*")) / "site-packages"
     (inside / "aa_own.pth").write_text(f"{clone / 'src'}\n", "utf-8")
     (inside / "zz_other.pth").write_text(f"{packages}\n", "utf-8")
