@@ -189,7 +189,8 @@ def without_compilers(path: str, place: Path) -> str:
     for folder in path.split(os.pathsep):
         for program in sorted(Path(folder).glob("*")) if folder else ():
             link = place / program.name
-            if not COMPILERS.match(program.name) and not link.exists():
+            wanted = program.is_file() and not COMPILERS.match(program.name)
+            if wanted and not os.path.lexists(link):
                 link.symlink_to(program.absolute())
     return str(place)
 
