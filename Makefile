@@ -26,6 +26,7 @@ $(STAMP): requirements.lock requirements-corpus.lock pyproject.toml setup.py
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps -r requirements-corpus.lock
 	$(if $(HAS_C),,$(BIN)/python -m pip install -q $(PIP_FLAGS) $(ZIGLANG))
 	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
+	@$(BIN)/python tools/compile.py
 	@touch $@
 
 train: setup

@@ -22,7 +22,7 @@ from niblick.engine import Engine, Sampling, open_engine, start_text
 from niblick.engine.choice import Build
 from niblick.errors import ArtifactError, NiblickError
 from niblick.files import read_json, run_of
-from niblick.limits import quoted
+from niblick.limits import did_you_mean, quoted
 from niblick.plan import Plan
 from niblick.recipe import Recipe
 from niblick.runtime import has_lab, needs_lab
@@ -58,8 +58,8 @@ def find_model(model: str | Path) -> Path:
     if shipped is None:
         names = ", ".join(shipped_models())
         raise ArtifactError(
-            f"no model at {quoted(str(model))}; give an artifact, a checkpoint, a run folder, or"
-            f" the name of a shipped model: {names}"
+            f"no model at {quoted(str(model))}{did_you_mean(path.name, shipped_models())}; give an"
+            f" artifact, a checkpoint, a run folder, or the name of a shipped model: {names}"
         )
     return shipped
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from niblick.errors import ArtifactError, DataError, NiblickError
 from niblick.facade import EngineName, Model
 from niblick.facade import load as load_model
-from niblick.runtime import has_gpu, has_lab, needs_lab, read_world
+from niblick.runtime import has_gpu, has_lab, needs_lab, read_world, settle_threads
 
 if TYPE_CHECKING:
     from niblick.artifact import Checkpoint
@@ -260,6 +260,9 @@ def evaluate(
         raise OptionsError(f"--stride goes with --mode sliding, not {chosen.mode}")
     place = None if data is None else Path(data)
     if _engine(engine, device, chosen, world) == "torch":
+        if threads is not None:
+            with needs_lab("this evaluation"):
+                settle_threads(threads)
         return _with_torch(
             loaded,
             (place, split),

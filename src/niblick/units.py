@@ -73,11 +73,6 @@ def format_bytes(count: int) -> str:
     return f"{count:,} B"
 
 
-def format_count(value: object) -> str:
-    """A whole number with its thousands apart; anything else as it is."""
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
 def format_seconds(seconds: float) -> str:
     """A time as people read it: `0.42 s`, `59 s`, `12 min 22 s`, `3 h 5 min`, `2 d 1 h`."""
     if seconds < 9.95:

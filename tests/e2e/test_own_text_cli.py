@@ -160,3 +160,14 @@ def test_a_run_is_never_trained_over_with_another_text(
     assert run("train", "pocket", "--data", other, "--out", str(trained)) == 2
     assert "holds a run" in capsys.readouterr().err
     assert (trained / "data" / "manifest.json").read_bytes() == before
+
+
+def test_a_text_that_is_refused_leaves_nothing_in_the_way_of_another(
+    tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, place = tmp_path / "short.txt", tmp_path / "run"
+    short.write_text("a few words", "utf-8")
+    assert run("train", "pocket", "--data", str(short), "--out", str(place), *SMALL) == 2
+    assert "too few to train on" in capsys.readouterr().err
+    assert run("train", "pocket", "--data", str(texts), "--out", str(place), *SMALL) == 0
+    assert f"try it: niblick generate {place}" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from niblick.scoring.card import make_card, write_card
 from niblick.scoring.score import make_score
 from niblick.scoring.score_text import score_text, update_card
 from niblick.scoring.techniques import techniques
+from niblick.scoring.wording import packing_text, setting_text
 
 PROOF = {
     "tokens": 900,
@@ -193,3 +194,35 @@ def test_a_score_in_words_names_mode_data_adaptation_and_proof():
         "48 distributions over 260 tokens sum to 1 within 2.0e-07",
     ):
         assert part in text
+
+
+def test_packing_is_told_in_words_and_rounded_numbers():
+    choice = {
+        "aim": "budget",
+        "budget": 985868,
+        "limit": "none",
+        "attempts": 3,
+        "delta": 0.000184031727258116,
+        "predicted_tax_nats": 0.008436,
+        "bits_by_role": {"embedding": 3.025, "matrix": 3.237},
+    }
+    assert packing_text(choice) == (
+        "985,868 bytes for the weights, filled in 3 tries; predicted loss 0.00844 nats per token;"
+        " bits per weight: embedding 3.02, matrix 3.24"
+    )
+    assert "more bytes would not help" in packing_text({**choice, "limit": "largest"})
+    met = packing_text({"aim": "tax", "target": 0.002, "attempts": 1, "measured": 0.00193})
+    assert met == (
+        "at most 0.002 bits per byte lost, met in 1 try; measured loss 0.00193 bits per byte"
+    )
+    assert packing_text({"level": 9}) == "level 9"
+
+
+def test_a_setting_is_told_exactly_and_as_people_say_it():
+    assert setting_text("decay", 0.9995) == "decay 0.9995"
+    assert setting_text("newton_schulz_steps", 5) == "newton schulz steps 5"
+    assert setting_text("nesterov", True) == "nesterov"
+    assert setting_text("decay_after_update", False) == "no decay after update"
+    assert setting_text("include", []) == "no include"
+    assert setting_text("momentum", [0.85, 0.95]) == "momentum 0.85/0.95"
+    assert setting_text("max_bytes", 1_000_000) == "max bytes 1,000,000"

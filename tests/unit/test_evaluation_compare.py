@@ -12,7 +12,8 @@ from niblick.cli import main
 from niblick.errors import ScoreError
 from niblick.recipe import load_recipe, recipe_to_toml
 from niblick.report.page import comparison_page
-from niblick.scoring.compare import compare, comparison_text
+from niblick.scoring.compare import compare, comparison_text, conclusion
+from niblick.scoring.differences import recipe_rows
 from niblick.scoring.entries import read_entries
 from niblick.scoring.score import make_score
 
@@ -49,6 +50,8 @@ def write_run(
     ]
     lines = [json.dumps(row) for row in rows] + [
         '{"step": 3, "validation_bpb": 2.0}',
+        '{"step": 9, "seconds": 9, "tokens": 4608, "validation_bpb": 2.1}',
+        '{"step": 19, "seconds": 19, "tokens": 9728, "validation_bpb": 2.0}',
         '{"loss": NaN}',
         "broken",
     ]
@@ -190,7 +193,7 @@ def test_the_page_holds_all_plots_and_loads_and_runs_nothing(tmp_path):
     entries = read(write_seeds(tmp_path / "old"), write_seeds(tmp_path / "new", 0.01))
     page = comparison_page(compare(entries, resamples=300), entries)
     tags = Tags(page)
-    assert tags.found.count("svg") == 5 and "script" not in tags.found and "link" not in tags.found
+    assert tags.found.count("svg") == 6 and "script" not in tags.found and "link" not in tags.found
     assert tags.links == []
     for text in (
         "seconds of training",
@@ -348,3 +351,58 @@ def test_runs_that_version_0_1_wrote_compare_with_those_of_today(tmp_path):
     (old / "scores" / path.name).rename(old / "scores" / "validation-streaming-artifact.json")
     found = compare(read(old, new), resamples=300)
     assert found["differing"] == {} and found["comparisons"][0]["bootstrap"]["p"] < 0.01
+
+
+def row_of(documents, seeds, difference):
+    return {
+        "new": "new",
+        "old": "old",
+        "bpb_difference": difference,
+        "bootstrap": None if documents is None else {"p": documents},
+        "welch": None if seeds is None else {"p_two": seeds},
+    }
+
+
+@pytest.mark.parametrize(
+    ("documents", "seeds", "said"),
+    [
+        (0.0001, 0.001, "new is better than old, over the documents (p < 0.001) and over the"),
+        (0.0001, 0.3, "other seeds may turn it round"),
+        (0.3, 0.001, "on other text it may be otherwise"),
+        (0.3, 0.3, "No difference between new and old is certain"),
+        (0.0001, None, "whether its recipe is takes two seeds"),
+        (0.3, None, "Between these two files of new and old no difference is certain"),
+        (None, 0.3, "new is not certainly better"),
+        (None, None, "cannot be said"),
+    ],
+)
+def test_one_plain_sentence_says_where_documents_and_seeds_disagree(documents, seeds, said):
+    sentence = conclusion(row_of(documents, seeds, -0.01))
+    assert said in sentence and sentence.endswith(".") and "\n" not in sentence
+    worse = conclusion(row_of(documents, seeds, 0.01))
+    assert "better" not in worse
+
+
+def test_the_text_ends_with_the_sentence_and_fits_a_terminal(tmp_path):
+    one = write_seeds(tmp_path / "a" / "one")
+    two = write_seeds(tmp_path / "b" / "two", shift=-0.02)
+    found = compare(read(one, two))
+    for width in (60, 80, 200):
+        lines = comparison_text(found, width=width).splitlines()
+        assert max(map(len, lines)) <= width
+        assert " ".join(lines[-3:]).endswith(conclusion(found["comparisons"][0]))
+
+
+def test_recipes_that_differ_are_told_key_by_key_on_page_and_terminal(tmp_path):
+    for name, clip in (("one", "0.5"), ("two", "0.25")):
+        folder = write_run(tmp_path / name)
+        recipe = load_recipe("pocket", [f"training.clip={clip}"])
+        recipe = recipe.model_copy(update={"evaluation": recipe.evaluation, "name": name})
+        (folder / "recipe.toml").write_text(recipe_to_toml(recipe), "utf-8")
+    entries = read(tmp_path / "one", tmp_path / "two", mode="streaming")
+    rows = recipe_rows(entries)
+    assert rows == [["recipe key", "one", "two"], ["training.clip", "0.5", "0.25"]]
+    found = compare(entries)
+    page = comparison_page(found, entries)
+    assert "training.clip" in page and "Validation loss against tokens" in page
+    assert "training.clip" in comparison_text(found, rows)

@@ -97,6 +97,8 @@ def test_a_model_says_what_it_is_and_what_it_is_not(model, path):
         model.logits([0.5])
     with pytest.raises(NiblickError, match="token id 260"):
         model.logits([1, 260])
+    with pytest.raises(ArtifactError, match="did you mean 'pocket'"):
+        niblick.load("poket")
     with pytest.raises(ArtifactError, match="no model at 'nowhere'"):
         niblick.load("nowhere")
 

@@ -92,7 +92,7 @@ def test_set_changes_the_plan(run: Callable[..., Done]) -> None:
 def test_the_table_has_a_row_per_virtual_layer_and_the_totals(run: Callable[..., Done]) -> None:
     lines = run("plan", "token-shift").stdout.splitlines()
     assert sum("window:128" in line for line in lines) == 2
-    assert sum("token-shift" in line and "blocks." in line for line in lines) == 8
+    assert sum("token-shift" in line and line[0].isdigit() for line in lines) == 8
     assert any("26,999,322" in line for line in lines)
 
 
@@ -108,7 +108,7 @@ def test_recipes_lists_every_shipped_recipe(run: Callable[..., Done]) -> None:
         (["plan", "nothing"], "no recipe 'nothing'"),
         (["plan", "token-shift", "--set", "model.dimm=3"], "unknown key 'model.dimm'"),
         (["plan", "depth-recurrent", "--set", 'model.stack.0.layers=["mamba"]'], "mamba"),
-        (["plan"], "recipe"),
+        (["plan"], "RECIPE"),
         (["plan", "token-shift", "--bogus"], "--bogus"),
         (["bogus"], "bogus"),
     ],

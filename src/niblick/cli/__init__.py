@@ -28,9 +28,15 @@ with importing():
     import typer.main
     from typer.core import TyperGroup
 
+    from niblick.cli.helps import PlainCommand
+
 # name -> (module:function or module:app, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "recipes": ("niblick.cli.plan:recipes_command", "List the shipped recipes."),
+    "techniques": (
+        "niblick.cli.plan:techniques_command",
+        "List what `ablate` can leave out of a recipe.",
+    ),
     "plan": (
         "niblick.cli.plan:plan_command",
         "Show what a recipe builds, and its sizes, before anything is built.",
@@ -91,6 +97,7 @@ class LazyGroup(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands: Any = dict.fromkeys(COMMANDS)  # names, for what typer suggests
+        self._listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Command names in the order of a model's life."""
@@ -101,14 +108,34 @@ class LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         target, summary = COMMANDS[cmd_name]
+        if self._listing:
+            return PlainCommand(name=cmd_name, short_help=summary)
         module_name, _, attribute = target.partition(":")
         with importing():
             found: Any = getattr(import_module(module_name), attribute)
         command = found
         if not isinstance(found, typer.Typer):
             command = typer.Typer(add_completion=False, rich_markup_mode=None)
-            command.command(cmd_name, short_help=summary)(found)
+            command.command(cmd_name, cls=PlainCommand, short_help=summary)(found)
         return typer.main.get_command(command)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """A command by its name; one whose beginning was typed is suggested too."""
+        try:
+            return super().resolve_command(ctx, args)
+        except USAGE_ERROR as error:
+            begun = [name for name in COMMANDS if name.startswith(args[0])]
+            if begun and "Did you mean" not in error.message:
+                error.message = f"{error.message} Did you mean {', '.join(map(repr, begun))}?"
+            raise
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Commands and options for a shell's completion, told from the table."""
+        self._listing = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._listing = False
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands from the table alone."""
@@ -244,7 +271,9 @@ def _misuse(error: Any) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         print(error.ctx.get_help())
         return 0
-    return _fail(error.format_message(), 2)
+    context = getattr(error, "ctx", None)
+    where = f" (see {context.command_path} --help)" if context is not None else ""
+    return _fail(error.format_message().rstrip(".") + where, 2)
 
 
 def _fail(message: str, code: int) -> int:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from niblick.cli.completion import techniques
 from niblick.cli.options import (
     DurationOption,
     JsonOption,
@@ -55,6 +56,7 @@ def ablate_command(
             "--without",
             metavar="NAME",
             help='A technique to leave out, or several: "a+b". Repeatable.',
+            autocompletion=techniques,
         ),
     ] = None,
     seeds: Annotated[
@@ -84,6 +86,8 @@ def ablate_command(
     from niblick.data.recipes import read_recipe
     from niblick.scoring.ablate import ablation_markdown, summarise_ablation
 
+    if executor is not None and jobs > 1:
+        raise NiblickError("--jobs does nothing with --executor, which has workers of its own")
     chosen = read_recipe(recipe, overrides or (), duration=duration, max_bytes=max_bytes)
     variants = make_variants(chosen, leave_out or [])
     _check_clock(chosen, side_by_side=jobs > 1 or executor is not None)
@@ -111,7 +115,8 @@ def make_variants(recipe: Recipe, leave_out: list[str]) -> dict[str, Recipe]:
 
     if not leave_out:
         raise NiblickError(
-            f"give --without NAME; {recipe.name} uses: {', '.join(used_techniques(recipe))}"
+            f"give --without NAME (`niblick techniques {recipe.name}` tells what each is);"
+            f" {recipe.name} uses: {', '.join(used_techniques(recipe))}"
         )
     return {BASELINE: recipe, **{f"without-{name}": without(recipe, name) for name in leave_out}}
 

@@ -50,6 +50,8 @@ def audit_command(
     """
     if trust and static:
         raise AuditError("--trust and --static exclude each other: --static runs nothing")
+    if verbose and as_json:
+        raise AuditError("--verbose does nothing with --json, which holds every remark")
     for path in paths:
         if not path.exists():
             raise AuditError(

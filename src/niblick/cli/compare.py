@@ -37,11 +37,15 @@ def compare_command(
     """Compare RUNs: the first is what the others are held against."""
     import json
 
-    from niblick.errors import ScoreError
+    from niblick.cli.tables import columns
+    from niblick.errors import NiblickError, ScoreError
     from niblick.files import write_atomically
     from niblick.scoring.compare import compare, comparison_text
+    from niblick.scoring.differences import recipe_rows
     from niblick.scoring.entries import read_entries
 
+    if across_settings and len(runs) == 1:
+        raise NiblickError("--across-settings does nothing with one RUN")
     entries = read_entries(runs, split=split, mode=mode)
     found = compare(entries, resamples=resamples, across_settings=across_settings)
     if html is not None:
@@ -52,4 +56,5 @@ def compare_command(
         except OSError as error:
             raise ScoreError(f"cannot write {str(html)!r}: {error.strerror}") from None
         print(f"page written to {html}", file=sys.stderr)
-    print(json.dumps(found, allow_nan=False) if as_json else comparison_text(found))
+    text = comparison_text(found, recipe_rows(entries), width=columns())
+    print(json.dumps(found, allow_nan=False) if as_json else text)

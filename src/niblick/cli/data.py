@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from niblick.artifact.load import open_tokenizer
+from niblick.cli.helps import PlainCommand
 from niblick.data.check import check
 from niblick.data.corpus import load_corpus
 from niblick.data.dataset import Dataset, open_dataset
@@ -48,6 +49,10 @@ def _summary(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def _counted(name: str, value: int) -> str:
+    return f"{value:,} {name.removesuffix('s') if value == 1 else name}"
+
+
 def _show(dataset: Dataset, as_json: bool) -> None:
     summary = _summary(dataset)
     if as_json:
@@ -58,14 +63,12 @@ def _show(dataset: Dataset, as_json: bool) -> None:
         f"{summary['folder']}: {summary['corpus']}, tokenizer {summary['tokenizer']} ({lossless})"
     )
     for split, counts in summary["splits"].items():
-        typer.echo(
-            f"  {split:<10} " + ", ".join(f"{value:,} {name}" for name, value in counts.items())
-        )
+        typer.echo(f"  {split:<10} " + ", ".join(_counted(*each) for each in counts.items()))
     if summary["attribution"]:
         typer.echo(f"  {summary['attribution']}")
 
 
-@app.command("prepare", short_help="Tokenize a corpus into shards.")
+@app.command("prepare", cls=PlainCommand, short_help="Tokenize a corpus into shards.")
 def prepare_command(
     corpus: Annotated[
         str,
@@ -122,7 +125,7 @@ def prepare_command(
     typer.echo(f"train on it with: {words}", err=True)
 
 
-@app.command("check", short_help="Verify shards; exit code 1 on problems.")
+@app.command("check", cls=PlainCommand, short_help="Verify shards; exit code 1 on problems.")
 def check_command(
     folder: Annotated[Path, typer.Argument(help="Folder of shards.")],
     tokenizer: Annotated[
@@ -151,7 +154,7 @@ def check_command(
         raise typer.Exit(1)
 
 
-@app.command("fetch", short_help="Download FineWeb shards; resumable.")
+@app.command("fetch", cls=PlainCommand, short_help="Download FineWeb shards; resumable.")
 def fetch_command(
     source: Annotated[str, typer.Argument(help="What to fetch: fineweb.")],
     variant: Annotated[

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from niblick.cli.completion import words
 from niblick.cli.imports import importing
 from niblick.cli.models import say_shipped
 from niblick.cli.options import JsonOption, ModelArgument, ThreadsOption, TokenizerOption
@@ -21,10 +22,15 @@ DataOption = Annotated[
     Path | None,
     typer.Option(help="Folder of shards, or any text file or folder; else the recipe's corpus."),
 ]
-SplitOption = Annotated[str, typer.Option(help="validation or test.")]
+SplitOption = Annotated[
+    str, typer.Option(help="validation or test.", autocompletion=words("validation", "test"))
+]
 ModeOption = Annotated[
     str | None,
-    typer.Option(help="chunked, sliding, streaming, document or leaky-ttt; else the recipe's."),
+    typer.Option(
+        help="chunked, sliding, streaming, document or leaky-ttt; else the recipe's.",
+        autocompletion=words("chunked", "sliding", "streaming", "document", "leaky-ttt"),
+    ),
 ]
 ContextOption = Annotated[int | None, typer.Option(help="Tokens of context; else the recipe's.")]
 StrideOption = Annotated[int | None, typer.Option(help="Tokens scored per window, for sliding.")]
@@ -34,14 +40,22 @@ ProveOption = Annotated[
     bool, typer.Option("--prove", help="Prove causality and normalisation too.")
 ]
 TttOption = Annotated[
-    str | None, typer.Option(help="Score-first test-time training: sgd, adamw or lora.")
+    str | None,
+    typer.Option(
+        help="Score-first test-time training: sgd, adamw or lora.",
+        autocompletion=words("sgd", "adamw", "lora"),
+    ),
 ]
 TttSetOption = Annotated[
     list[str] | None,
     typer.Option(help="key=value of the test-time training, such as lr=0.01 or freeze=tok_emb."),
 ]
 EngineOption = Annotated[
-    str | None, typer.Option(help="native, numpy or torch; else the fastest that can do it here.")
+    str | None,
+    typer.Option(
+        help="native, numpy or torch; else the fastest that can do it here.",
+        autocompletion=words("native", "numpy", "torch"),
+    ),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option(help="Where torch computes, such as cpu or cuda:0.")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from niblick.cli.completion import models, words
 from niblick.cli.options import JsonOption, TokenizerOption
 from niblick.errors import NiblickError
 
@@ -19,10 +20,15 @@ def export_command(
         typer.Argument(
             metavar="MODEL",
             help="An artifact, a checkpoint or a run; for a submission, also several seeds.",
+            autocompletion=models,
         ),
     ],
     to: Annotated[
-        str, typer.Option(help="submission, hf, onnx, gguf, tokenizer or html.")
+        str,
+        typer.Option(
+            help="submission, hf, onnx, gguf, tokenizer or html.",
+            autocompletion=words("submission", "hf", "onnx", "gguf", "tokenizer", "html"),
+        ),
     ] = "submission",
     out: Annotated[
         Path | None,
@@ -40,6 +46,8 @@ def export_command(
     its tokenizer as a SentencePiece model, or one HTML page that runs it in a browser, offline.
     """
     if to == "submission":
+        if tokenizer is not None:
+            raise NiblickError("--tokenizer goes with other formats: a run brings its tokenizer")
         _submission(Path(model), out or Path("submission"), author, name, as_json)
     elif to in _FORMATS:
         if name is not None or author != "anonymous":
@@ -64,6 +72,8 @@ def _format(model: str, to: str, out: Path, tokenizer: str | None, as_json: bool
 
     facts = export_model(model, to, out, tokenizer=tokenizer)
     print(json.dumps(facts) if as_json else f"{out}: {facts['bytes']:,} bytes as {to}")
+    if to == "html":
+        print("open it in a browser; it needs no server and no network", file=sys.stderr)
 
 
 def _submission(run: Path, out: Path, author: str, name: str | None, as_json: bool) -> None:

@@ -1,81 +1,199 @@
-"""`niblick generate MODEL`: continue a prompt, streaming complete UTF-8 to standard output."""
+"""`niblick generate MODEL`: continue a prompt, streaming complete UTF-8 to standard output.
+
+The prompt is what `--prompt` says, a file's text, or what comes through a pipe; with
+`--interactive` it is what is typed, line after line (`niblick.cli.conversation`).
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import select
+import stat
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from niblick.cli.imports import importing
 from niblick.cli.models import say_shipped
 from niblick.cli.options import JsonOption, ModelArgument, ThreadsOption, TokenizerOption
+from niblick.errors import NiblickError
 
 if TYPE_CHECKING:
-    from niblick.engine import Continuation
+    from niblick.engine import Continuation, Engine, Sampling
+    from niblick.facade import Model
 
-PromptOption = Annotated[str, typer.Option(help="Text to continue; empty starts a document.")]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT", help="Text to continue; - reads standard input, '' starts a document."
+    ),
+]
+FileOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="A file that holds the text to continue.")
+]
+InteractiveOption = Annotated[
+    bool, typer.Option("--interactive", help="Continue one line after another that you type.")
+]
 MaxTokensOption = Annotated[int, typer.Option(help="Most tokens to generate.")]
 TemperatureOption = Annotated[float, typer.Option(help="0 always takes the likeliest token.")]
-TopKOption = Annotated[int, typer.Option(help="Draw among the k likeliest tokens; 0: all.")]
-TopPOption = Annotated[
-    float, typer.Option(help="Draw among the likeliest tokens that hold this probability.")
+TopKOption = Annotated[
+    int | None, typer.Option(help="Draw among the k likeliest tokens; all unless given.")
 ]
-SeedOption = Annotated[int, typer.Option(help="Same seed, same text.")]
+TopPOption = Annotated[
+    float | None, typer.Option(help="Draw among the likeliest tokens that hold this probability.")
+]
+SeedOption = Annotated[
+    int | None, typer.Option(help="Same seed, same text; 0 unless given.", show_default=False)
+]
 StopOption = Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")]
 AcrossOption = Annotated[
     bool, typer.Option("--across-documents", help="Go on where the model ends its document.")
 ]
+_PATIENCE = 2.0  # seconds of silence on a pipe before it is said what is being waited for
 
 
 def generate_command(
     model: ModelArgument,
-    prompt: PromptOption = "",
+    prompt: PromptOption = None,
+    prompt_file: FileOption = None,
+    interactive: InteractiveOption = False,
     max_tokens: MaxTokensOption = 256,
     temperature: TemperatureOption = 0.8,
-    top_k: TopKOption = 0,
-    top_p: TopPOption = 1.0,
-    seed: SeedOption = 0,
+    top_k: TopKOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = None,
     stop: StopOption = None,
     across_documents: AcrossOption = False,
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Continue a prompt. Prints the continuation only, as it is produced."""
+    """Continue a prompt: text, a file, or what comes through a pipe. Prints the continuation only,
+    as it is produced.
+    """
+    _refuse_idle(temperature, {"--top-k": top_k, "--top-p": top_p, "--seed": seed})
+    if interactive and (as_json or prompt_file is not None or prompt is not None):
+        raise NiblickError("--interactive takes what is typed: no --prompt, --prompt-file, --json")
     with importing():
         from niblick import facade
-        from niblick.engine import Sampling, start_text
+        from niblick.engine import Sampling
         from niblick.engine.library import is_building
 
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        sampling = Sampling(
+            temperature=temperature, top_k=top_k or 0, top_p=_or(top_p, 1.0), seed=seed or 0
+        )
         loaded = facade.load(model, tokenizer=tokenizer)
     say_shipped(loaded)
-    text = start_text(
+    text = "" if interactive else read_prompt(prompt, prompt_file)
+    start = _starter(
+        loaded,
         loaded.open_engine(threads=threads, build="background"),
-        loaded.tokenizer,
-        prompt,
-        sampling,
-        max_tokens=max_tokens,
         stop=stop or (),
         across_documents=across_documents,
     )
-    started = time.perf_counter()
-    for piece in text:
-        if not as_json:
-            _write(piece)
-    if as_json:
-        _write(_document(text, prompt, time.perf_counter() - started))
-    _write("\n")
+    if interactive:
+        from niblick.cli.conversation import converse
+
+        converse(start, sampling, max_tokens)
+    else:
+        _once(start(text, sampling, max_tokens), text, as_json)
     if is_building():
         print(
             "niblick: finishing to compile the fast engine, once on this machine", file=sys.stderr
         )
 
 
-def _write(text: str) -> None:
+def _or(value: float | None, other: float) -> float:
+    return other if value is None else value
+
+
+def _refuse_idle(temperature: float, given: dict[str, float | None]) -> None:
+    """Options that choose among tokens do nothing where the likeliest is always taken."""
+    idle = [name for name, value in given.items() if value is not None]
+    if temperature == 0 and idle:
+        raise NiblickError(
+            f"{idle[0]} does nothing at --temperature 0, which always takes the likeliest token"
+        )
+
+
+# (prompt, sampling, most tokens) -> its continuation
+Start = Callable[[str, "Sampling", int], "Continuation"]
+
+
+def _starter(model: Model, engine: Engine, **options: Any) -> Start:
+    from niblick.engine import start_text
+
+    def start(prompt: str, sampling: Sampling, max_tokens: int) -> Continuation:
+        return start_text(
+            engine, model.tokenizer, prompt, sampling, max_tokens=max_tokens, **options
+        )
+
+    return start
+
+
+def _once(text: Continuation, prompt: str, as_json: bool) -> None:
+    started = time.perf_counter()
+    for piece in text:
+        if not as_json:
+            write(piece)
+    if as_json:
+        write(_document(text, prompt, time.perf_counter() - started))
+    write("\n")
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The text to continue. A line's end at the end of a file or of standard input is left out.
+
+    Raises `NiblickError` where two prompts are given, or one that is not UTF-8.
+    """
+    if prompt is not None and file is not None:
+        raise NiblickError("give --prompt or --prompt-file, not both")
+    if file is not None and str(file) != "-":
+        return _decoded(file.read_bytes(), str(file))
+    if prompt not in (None, "-"):
+        return str(prompt)
+    if prompt is None and file is None and not _is_fed():
+        return ""
+    return _decoded(_read_standard_input(), "standard input")
+
+
+def _is_fed() -> bool:
+    """Whether standard input is a pipe or a file, so that somebody has put a prompt there."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):  # closed, or not of the system
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def _read_standard_input() -> bytes:
+    if sys.stdin.isatty():
+        print("the prompt, please; end it with Ctrl-D", file=sys.stderr, flush=True)
+    elif os.name == "posix" and not select.select([sys.stdin], [], [], _PATIENCE)[0]:
+        print(
+            "niblick: waiting for a prompt on standard input (--prompt '' starts a document)",
+            file=sys.stderr,
+            flush=True,
+        )
+    return sys.stdin.buffer.read()
+
+
+def _decoded(data: bytes, source: str) -> str:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NiblickError(
+            f"{source} is not UTF-8: byte {error.start} is 0x{data[error.start]:02X}"
+        ) from None
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def write(text: str) -> None:
     """To standard output, at once."""
     sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()

@@ -6,8 +6,15 @@ from typing import Annotated
 
 import typer
 
+from niblick.cli.completion import models, recipes, settings
+
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="An artifact, a checkpoint or a run directory.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="An artifact, a checkpoint, a run directory, or the name of a shipped model.",
+        autocompletion=models,
+    ),
 ]
 TokenizerOption = Annotated[
     str | None,
@@ -19,11 +26,19 @@ ThreadsOption = Annotated[
     int | None, typer.Option(help="Processor threads; one per core if not given.")
 ]
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A shipped recipe's name or a TOML file.", autocompletion=recipes
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a recipe key; repeatable.",
+        autocompletion=settings,
+    ),
 ]
 DurationOption = Annotated[
     str | None, typer.Option(help='Training budget: "600s", "3500 steps" or "2e6 tokens".')

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from niblick.units import format_count, format_seconds
+from niblick.units import format_seconds
 
 if TYPE_CHECKING:
     from niblick.compression.packing import Packed
@@ -78,7 +79,8 @@ def describe(packed: Packed) -> dict[str, Any]:
 
 
 def _print(packed: Packed) -> None:
-    from niblick.cli.tables import table_lines
+    from niblick.cli.tables import columns, table_lines
+    from niblick.scoring.wording import packing_text
 
     each = 8 * packed.size / max(packed.ledger.parameters, 1)
     print(f"{packed.path}: {packed.size:,} bytes, {each:.3f} bits per parameter all-in")
@@ -94,18 +96,8 @@ def _print(packed: Packed) -> None:
     print(*table_lines(rows, right={1, 2, 3, 4}), sep="\n")
     if len(largest) > _SHOWN:
         print(f"and {len(largest) - _SHOWN} smaller tensors")
-    if packed.choice.get("limit") == "largest":
-        print("This is the largest file the codec can make; more bytes would not help.")
-    told = [
-        f"{key.replace('_', ' ')} {_shown(value)}"
-        for key, value in packed.choice.items()
-        if not isinstance(value, dict)
-    ]
+    told = packing_text(packed.choice)
     if packed.calibration_seconds:
-        told.append(f"calibration {format_seconds(packed.calibration_seconds)}")
+        told += f"{'; ' if told else ''}calibrated in {format_seconds(packed.calibration_seconds)}"
     if told:
-        print(f"chosen: {', '.join(told)}")
-
-
-def _shown(value: object) -> str:
-    return f"{value:,.6g}" if isinstance(value, float) else format_count(value)
+        print(*textwrap.wrap(f"packing: {told}", min(columns(), 100)), sep="\n")

@@ -6,25 +6,24 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from typing import Annotated, Any
 
 import typer
 
-from niblick.cli.tables import table_lines
+from niblick.cli.completion import recipes
+from niblick.cli.options import JsonOption, RecipeArgument, SetOption
+from niblick.cli.tables import columns, headline, table_lines
 from niblick.components import MIXERS
 from niblick.plan import Plan, VirtualLayer, layer_spec, make_plan
 from niblick.recipe import Recipe, list_recipes, load_recipe
 from niblick.units import format_bytes
 
+_LINE = 80  # characters of a list's line where the terminal is wider or there is none
+
 
 def plan_command(
-    recipe: Annotated[
-        str, typer.Argument(help="Name of a shipped recipe, or the path of a TOML file.")
-    ],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change one key: a.b=value. Repeatable.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = False
 ) -> None:
     """Show a recipe's virtual layers, parameters, FLOPs, decode state and artifact bytes."""
     chosen = load_recipe(recipe, set_ or ())
@@ -37,21 +36,53 @@ def plan_command(
     _print(chosen, plan, totals)
 
 
-def recipes_command(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-) -> None:
-    """List the shipped recipes with their parameters and byte caps."""
+def recipes_command(as_json: JsonOption = False) -> None:
+    """List the shipped recipes with their parameters and byte caps, one line each."""
     rows = [_recipe_row(load_recipe(name)) for name in list_recipes()]
     if as_json:
         json.dump(rows, sys.stdout, indent=1)
         sys.stdout.write("\n")
         return
-    cells = [
-        [r["name"], f"{r['parameters']:,}", format_bytes(r["max_bytes"]), r["description"]]
-        for r in rows
-    ]
-    rows_ = [["recipe", "parameters", "cap", "description"], *cells]
-    print(*table_lines(rows_, right={1, 2}, wrap=True), sep="\n")
+    cells = [[r["name"], _millions(r["parameters"]), _millions(r["max_bytes"], "B")] for r in rows]
+    cells = [["recipe", "weights", "cap"], *cells]
+    taken = sum(max(map(len, column)) + 2 for column in zip(*cells, strict=True))
+    room = min(columns(), _LINE) - taken
+    told = ["what it is", *(headline(r["description"], room) for r in rows)]
+    table = [[*cell, text] for cell, text in zip(cells, told, strict=True)]
+    print(*table_lines(table, right={1, 2}), sep="\n")
+
+
+def techniques_command(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Only those that this recipe uses and can do without.",
+            autocompletion=recipes,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the techniques that `niblick ablate --without` can leave out, one line each."""
+    from niblick.scoring.techniques import all_techniques, used_techniques
+
+    known = [each for each in all_techniques() if each.without]
+    if recipe is not None:
+        used = used_techniques(load_recipe(recipe))
+        known = [each for each in known if each.name in used]
+    rows = [{"name": t.name, "group": t.group, "summary": t.summary or t.name} for t in known]
+    if as_json:
+        json.dump(rows, sys.stdout, indent=1)
+        sys.stdout.write("\n")
+        return
+    cells = [[row["name"], row["summary"]] for row in rows]
+    print(*table_lines([["technique", "what it is (and what takes its place)"], *cells]), sep="\n")
+
+
+def _millions(count: int, unit: str = "") -> str:
+    """A count as people say it, such as 27.0 M or 16 MB."""
+    shown = f"{count / 1e6:g}" if unit else f"{count / 1e6:.1f}"
+    return f"{shown} M{unit}"
 
 
 def plan_totals(recipe: Recipe, plan: Plan) -> dict[str, Any]:
@@ -121,7 +152,8 @@ def _print(recipe: Recipe, plan: Plan, totals: dict[str, Any]) -> None:
         numbers = [
             f"{row[key]:,}" for key in ("parameters", "flops_per_token", "decode_state_bytes")
         ]
-        cells.append([str(layer.index), layer.block, mixer, _extras(layer), *numbers])
+        block = layer.block.replace("_blocks.", " ").removeprefix("blocks.")
+        cells.append([str(layer.index), block, mixer, _extras(layer), *numbers])
     keys = ("parameters", "flops_per_token", "decode_state_bytes")
     rest = [f"{totals[key] - sum(row[key] for row in rows):,}" for key in keys]
     cells.append(["", "", "", "outside the layers", *rest])
@@ -135,8 +167,11 @@ def _print(recipe: Recipe, plan: Plan, totals: dict[str, Any]) -> None:
         ]
     )
     sys.stdout.write(f"{recipe.name}: {len(plan.layers)} virtual layers\n")
+    if recipe.description:
+        print(*textwrap.wrap(recipe.description, min(columns(), 100)), sep="\n")
+    print()
     names = ["layer", "block", "mixer", "with", "parameters", "FLOPs/token", "state bytes"]
-    print(*table_lines([names, *cells], right={4, 5, 6}), sep="\n")
+    print(*table_lines([names, *cells], right={4, 5, 6}, wrap=3), sep="\n")
     sys.stdout.write(
         f"artifact: estimated {format_bytes(totals['artifact_bytes_estimate'])}, at most"
         f" {format_bytes(totals['artifact_bytes_bound'])}; cap"

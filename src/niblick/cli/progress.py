@@ -129,7 +129,7 @@ def _bar() -> Bar:
 
 
 def _on_bar(bar: Bar) -> Show:
-    task = bar.add_task("", total=1.0)
+    task = bar.add_task("starting", total=1.0)
 
     def show(stage: str, share: float, left: float | None, told: str, now: bool) -> None:
         bar.update(task, completed=share, description=_line(stage, left, told))
@@ -150,5 +150,5 @@ def _lines() -> Show:
 
 
 def _line(stage: str, left: float | None, told: str) -> str:
-    time_left = "" if left is None else f", {format_seconds(left)} left"
+    time_left = "" if left is None or left < 0.5 else f", {format_seconds(left)} left"
     return f"{stage}{time_left}{': ' if told else ''}{told}"

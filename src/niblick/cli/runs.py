@@ -4,6 +4,7 @@ train`.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,6 +71,7 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
             trackers.take_card(card)
     if not options.quiet:
         show_card(card, options.as_json)
+        _say(f"try it: niblick generate {shlex.quote(str(place))} --interactive")
     return card
 
 

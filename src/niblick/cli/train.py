@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from niblick.cli.completion import recipes, words
 from niblick.cli.options import DurationOption, JsonOption, MaxBytesOption, SeedOption, SetOption
 from niblick.errors import NiblickError
 
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 
 OptionalRecipe = Annotated[
-    str | None, typer.Argument(metavar="RECIPE", help="A shipped recipe's name or a TOML file.")
+    str | None,
+    typer.Argument(
+        metavar="RECIPE", help="A shipped recipe's name or a TOML file.", autocompletion=recipes
+    ),
 ]
 DataOption = Annotated[
     str | None,
@@ -42,7 +46,9 @@ ResumeOption = Annotated[
 TrackOption = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAME", help="Also tell tensorboard, trackio or wandb what is measured; repeatable."
+        metavar="NAME",
+        help="Also tell tensorboard, trackio or wandb what is measured; repeatable.",
+        autocompletion=words("tensorboard", "trackio", "wandb"),
     ),
 ]
 

@@ -104,7 +104,10 @@ def own_corpus(name: str, texts: Sequence[str], notes: tuple[str, ...] = ()) -> 
     """A user's documents, sorted into splits by `niblick.data.splits`."""
     held = split_own(texts)
     if held.grouped:
-        notes += (f"{held.grouped:,} documents repeat others, exactly or nearly: kept together",)
+        repeats = (
+            "1 document repeats" if held.grouped == 1 else f"{held.grouped:,} documents repeat"
+        )
+        notes += (f"{repeats} others, exactly or nearly: kept together",)
     if held.left_out:
         notes += (f"{held.left_out:,} training pieces repeat held-out text: left out",)
     return Corpus(name, {**held.splits, "train": _shuffled(held.splits["train"])}, notes=notes)

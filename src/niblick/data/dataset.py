@@ -140,7 +140,7 @@ def open_dataset(folder: Path | str, tokenizer: Tokenizer | None = None) -> Data
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"data folder {str(folder)!r} does not exist")
+        raise DataError(f"neither shards nor a text at {str(folder)!r}")
     manifest = manifests.load_manifest(folder)
     dataset = (
         _open_bare(folder, tokenizer) if manifest is None else _open_prepared(folder, manifest)

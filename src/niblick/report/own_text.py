@@ -7,6 +7,7 @@ how much text" in docs/experiments.md); the recipe that comes out says all of it
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,14 @@ def fit_data(
             raise NiblickError("shards keep the tokenizer they were written with: no --tokenizer")
         return fit_shards(recipe, folder, given=given)
     own = None if tokenizer is None else open_tokenizer(str(tokenizer))
-    return fit_text(recipe, _corpus(str(source), text), place / FOLDER, given=given, tokenizer=own)
+    corpus, target = _corpus(str(source), text), place / FOLDER
+    is_new = not target.exists()
+    try:
+        return fit_text(recipe, corpus, target, given=given, tokenizer=own)
+    except NiblickError:
+        if is_new:
+            shutil.rmtree(target, ignore_errors=True)  # the next try may be of another text
+        raise
 
 
 def _corpus(source: str, text: str | None) -> Corpus:

@@ -51,6 +51,31 @@ def loss_curves(entries: Sequence[Entry], *, against: str) -> str | None:
     return _svg(figure, f"loss-{against}")
 
 
+def validation_curves(entries: Sequence[Entry]) -> str | None:
+    """Bits per byte of held-out text while training; None where no run validated."""
+    if not any(seed.validation for entry in entries for seed in entry.seeds):
+        return None
+    figure, axes = _figure()
+    for index, entry in enumerate(entries):
+        name: str | None = label(entry.name)
+        for seed in (seed for seed in entry.seeds if seed.validation):
+            points = np.array(seed.validation, dtype=float)
+            axes.plot(
+                points[:, 1],
+                points[:, 2],
+                color=colour(index),
+                linewidth=1.4,
+                marker="o",
+                markersize=3,
+                label=name,
+            )
+            name = None
+    axes.set_xlabel("tokens of training")
+    axes.set_ylabel("validation loss (bits per byte)")
+    _legend(axes)
+    return _svg(figure, "validation")
+
+
 def size_against_score(entries: Sequence[Entry]) -> str | None:
     """Bits per byte against bytes of the artifact, a point for each seed."""
     points = [
@@ -132,14 +157,15 @@ def _smoothed(seed: Seed, against: str) -> tuple[Any, Any]:
     return means[:, 0 if against == "seconds" else 1], means[:, 2]
 
 
-def _figure(height: float = 3.2) -> tuple[Figure, Axes]:
+def _figure(height: float = 3.1) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    figure = Figure(figsize=(7, height), layout="constrained")
+    figure = Figure(figsize=(5.4, height), layout="constrained")
     axes = figure.add_subplot()
     for axis in (axes.xaxis, axes.yaxis):  # plain numbers, without an offset at the end of the axis
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.7g}"))
+    axes.xaxis.set_major_locator(MaxNLocator(5))  # labels of seven digits fit beside each other
     axes.grid(color="#ddd", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -158,7 +184,7 @@ def _legend(axes: Axes, title: str | None = None) -> None:
             fontsize=8,
             title=title,
             title_fontsize=8,
-            ncols=4,
+            ncols=3,
             loc="lower left",
             bbox_to_anchor=(0, 1),
             borderaxespad=0.2,

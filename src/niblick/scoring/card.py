@@ -16,6 +16,7 @@ from niblick.recipe import Recipe
 from niblick.scoring.markup import markdown
 from niblick.scoring.score import NOT_VALID, Score, upgraded
 from niblick.scoring.techniques import new_techniques, rounds_late, techniques
+from niblick.scoring.wording import packing_text, setting_text
 
 Card = dict[str, Any]
 LEAST = 5_000  # bytes of held-out text, below which a card shows no score
@@ -255,15 +256,7 @@ def _optional_facts(card: Card) -> list[tuple[str, str]]:
     if card.get("qat"):
         found.append(("late QAT", markdown(card["qat"])))
     if card["packing"]:
-        found.append(
-            (
-                "packing",
-                "; ".join(
-                    f"{markdown(k.replace('_', ' '))} {markdown(v)}"
-                    for k, v in card["packing"].items()
-                ),
-            )
-        )
+        found.append(("packing", markdown(packing_text(card["packing"]))))
     if card["details"].get("proof"):
         from niblick.scoring.score_text import proof_text
 
@@ -330,11 +323,5 @@ def _ledger_rows(ledger: dict[str, Any]) -> list[str]:
 
 
 def _technique(entry: dict[str, Any]) -> str:
-    values = ", ".join(
-        f"{key.replace('_', ' ')} {_value(value)}" for key, value in entry.items() if key != "name"
-    )
+    values = ", ".join(setting_text(key, value) for key, value in entry.items() if key != "name")
     return markdown(entry["name"]) + (f" ({markdown(values)})" if values else "")
-
-
-def _value(value: Any) -> str:
-    return "/".join(map(str, value)) if isinstance(value, list) else str(value)

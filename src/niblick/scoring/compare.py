@@ -4,6 +4,7 @@ are held against.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -126,10 +127,14 @@ def document_nats(entry: Entry) -> list[float] | None:
     return means
 
 
-def comparison_text(found: Comparison) -> str:
-    """The tables that `niblick compare` prints."""
+def comparison_text(
+    found: Comparison, recipes: Sequence[Sequence[str]] = (), *, width: int = 1 << 20
+) -> str:
+    """The tables that `niblick compare` prints, in lines of at most `width`; the last line says in
+    words what came out. `recipes` are the rows of `differences.recipe_rows`.
+    """
     data, warning = found["data"], warning_text(found)
-    lines = [warning, ""] if warning else []
+    lines = [*textwrap.wrap(warning, width), ""] if warning else []
     lines += [
         (
             f"{data['split']}: {data['tokens']:,} tokens, {data['bytes']:,} bytes"
@@ -137,10 +142,15 @@ def comparison_text(found: Comparison) -> str:
         ),
         "",
     ]
-    lines += table(run_rows(found))
+    lines += fitted(run_rows(found), width)
+    if recipes:
+        lines += ["", *fitted(recipes, width)]
     if found["comparisons"]:
-        lines += ["", *table(comparison_rows(found))]
-        lines += ["", *(verdict(row) for row in found["comparisons"])]
+        lines += ["", *fitted(comparison_rows(found), width), ""]
+        for row in found["comparisons"]:
+            lines += textwrap.wrap(verdict(row), width)
+        for row in found["comparisons"]:
+            lines += ["", *textwrap.wrap(conclusion(row), width)]
     return "\n".join(lines)
 
 
@@ -221,9 +231,9 @@ def comparison_rows(found: Comparison) -> list[list[str]]:
                 row["new"],
                 f"{row['bpb_difference']:+.4f}",
                 "-" if boot is None else _interval(boot["low"], boot["high"]),
-                "-" if boot is None else f"{boot['p']:.2g}",
+                "-" if boot is None else _small(boot["p"]),
                 f"{row['nats_difference']:+.4f}",
-                "-" if test is None else f"{test['p_two']:.2g}",
+                "-" if test is None else _small(test["p_two"]),
                 _shown(row["detectable_nats"], ".4f"),
             ]
         )
@@ -238,17 +248,73 @@ def verdict(row: dict[str, Any]) -> str:
             f"{row['new']}: other settings than {row['old']}'s, so no test; --across-settings asks"
             " for one"
         )
+    moved = f"{'gains' if record['gain'] >= 0 else 'loses'} {abs(record['gain']):.4f} nats"
     rule = f">= {RECORD_NATS} nats at p < {RECORD_P}"
     if record["p"] is None:
-        return (
-            f"{row['new']}: gains {record['gain']:+.4f} nats; the record rule ({rule}) needs two"
-            " seeds or more of each"
-        )
+        return f"{row['new']}: {moved}; the record rule ({rule}) needs two seeds or more of each"
     outcome = "holds" if record["holds"] else "does not hold"
-    return (
-        f"{row['new']}: gains {record['gain']:+.4f} nats, p = {record['p']:.2g}; the record rule"
-        f" ({rule}) {outcome}"
-    )
+    return f"{row['new']}: {moved}, p = {record['p']:.2g}; the record rule ({rule}) {outcome}"
+
+
+_CERTAIN = 0.05
+
+
+def conclusion(row: dict[str, Any]) -> str:
+    """What the tests say together, in one sentence; also where documents and seeds disagree."""
+    new, old = row["new"], row["old"]
+    boot, test = row["bootstrap"], row["welch"]
+    documents, seeds = boot and boot["p"], test and test["p_two"]
+    better = "better" if row["bpb_difference"] < 0 else "worse"
+    if documents is None and seeds is None:
+        return f"Whether {new} is {better} than {old} by more than chance cannot be said from this."
+    if seeds is None:
+        if documents >= _CERTAIN:
+            return f"Between these two files of {new} and {old} no difference is certain."
+        return (
+            f"This file of {new} is {better} than that of {old} over the documents"
+            f" ({_p(documents)}); whether its recipe is takes two seeds or more of each."
+        )
+    if documents is None:
+        sure = "certainly" if seeds < _CERTAIN else "not certainly"
+        return f"Over its seeds, {new} is {sure} {better} than {old} ({_p(seeds)})."
+    told = f"over the documents ({_p(documents)})", f"over the seeds ({_p(seeds)})"
+    if documents < _CERTAIN and seeds < _CERTAIN:
+        return f"{new} is {better} than {old}, {told[0]} and {told[1]}."
+    if documents < _CERTAIN:
+        return (
+            f"These very models of {new} are {better} than those of {old} {told[0]}, but not"
+            f" certainly {told[1]}: other seeds may turn it round, so train more of them."
+        )
+    if seeds < _CERTAIN:
+        return (
+            f"{new} is {better} than {old} {told[1]}, but not certainly {told[0]}: on other text it"
+            " may be otherwise, so score more of it."
+        )
+    return f"No difference between {new} and {old} is certain, {told[0]} or {told[1]}."
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def _small(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def fitted(rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """A table of at most `width` columns: as it is, else turned on its side, else a block for each
+    row.
+    """
+    for form in (rows, list(zip(*rows, strict=True))):
+        lines = table(form)
+        if max(map(len, lines)) <= width:
+            return lines
+    head, *rest = rows
+    lines = []
+    for row in rest:
+        pairs = [[f"  {name}", value] for name, value in zip(head[1:], row[1:], strict=True)]
+        lines += [row[0], *table(pairs)]
+    return lines
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -33,8 +33,8 @@ class ComparisonError(ScoreError):
 class Seed:
     """One trained model: its score, and what its run recorded where there is a run.
 
-    `curve` holds (seconds, tokens, nats per token) of training; `ledger` bytes by part of the
-    artifact.
+    `curve` holds (seconds, tokens, nats per token) of training, `validation` (seconds, tokens, bits
+    per byte) of held-out text; `ledger` bytes by part of the artifact; `folder` is the run's.
     """
 
     name: str
@@ -42,7 +42,9 @@ class Seed:
     artifact_bytes: int | None = None
     train_seconds: float | None = None
     curve: Curve = field(default_factory=list)
+    validation: Curve = field(default_factory=list)
     ledger: dict[str, int] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,9 @@ def _seed(found: _Candidates, shared: str | None) -> Seed:
         score=_chosen(found, shared),
         artifact_bytes=_whole(card.get("artifact_bytes")),
         train_seconds=_number(card.get("train_seconds")),
-        curve=_curve(folder / "metrics.jsonl") if folder.is_dir() else [],
+        curve=_curve(folder / "metrics.jsonl", "loss"),
+        validation=_curve(folder / "metrics.jsonl", "validation_bpb"),
+        folder=folder if folder.is_dir() else None,
         ledger={
             plain(key): size
             for key, value in (parts or {}).items()
@@ -268,7 +272,7 @@ def _card(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _curve(path: Path) -> Curve:
+def _curve(path: Path, measure: str) -> Curve:
     try:
         lines = path.read_text("utf-8", errors="replace").splitlines()
     except OSError:
@@ -276,7 +280,7 @@ def _curve(path: Path) -> Curve:
     rows: Curve = []
     for line in lines:
         row = _parsed(line)
-        values = [_number(row.get(key)) for key in ("seconds", "tokens", "loss")]
+        values = [_number(row.get(key)) for key in ("seconds", "tokens", measure)]
         if all(value is not None for value in values):
             rows.append((values[0] or 0.0, values[1] or 0.0, values[2] or 0.0))
     return rows

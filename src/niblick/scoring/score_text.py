@@ -22,7 +22,7 @@ def score_text(score: Score) -> str:
         f"nats per token    {score.nats_per_token:.6f}",
         (
             f"scored            {score.tokens:,} tokens, {score.bytes:,} bytes,"
-            f" {details.get('documents', 0):,} documents"
+            f" {_documents(details.get('documents', 0))}"
         ),
         f"data              {details.get('data')} {score.split} ({score.data_sha256[:12]})",
         (
@@ -41,6 +41,10 @@ def score_text(score: Score) -> str:
     if details.get("proof"):
         lines.append(f"proof             {proof_text(details['proof'])}")
     return "\n".join(lines)
+
+
+def _documents(count: int) -> str:
+    return "1 document" if count == 1 else f"{count:,} documents"
 
 
 def proof_text(proof: dict[str, Any]) -> str:

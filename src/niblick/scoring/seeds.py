@@ -12,14 +12,15 @@ from niblick.files import write_atomically
 from niblick.scoring.markup import markdown
 from niblick.scoring.statistics import summarise
 
-_FIGURES = (
-    "packed_bpb",
-    "float_bpb",
-    "nats_per_token",
-    "artifact_bytes",
-    "train_seconds",
-    "train_tokens",
-)
+# What is summarised: how a person calls it, and the digits behind the point.
+_FIGURES = {
+    "packed_bpb": ("packed bits per byte", 4),
+    "float_bpb": ("float bits per byte", 4),
+    "nats_per_token": ("nats per token", 4),
+    "artifact_bytes": ("artifact bytes", 0),
+    "train_seconds": ("training seconds", 0),
+    "train_tokens": ("training tokens", 0),
+}
 
 
 def summarise_seeds(cards: list[dict[str, Any]]) -> dict[str, Any]:
@@ -46,10 +47,14 @@ def seeds_markdown(summary: dict[str, Any]) -> str:
     ]
     lines += ["|" + "---|" * (4 + len(seeds))]
     for key, row in summary["figures"].items():
-        interval = "-" if row["low"] is None else f"{row['low']:,.4f} .. {row['high']:,.4f}"
-        deviation = "-" if row["sd"] is None else f"{row['sd']:,.4f}"
-        values = " | ".join(f"{value:,.4f}" for value in row["values"])
-        lines.append(f"| {key} | {row['mean']:,.4f} | {deviation} | {interval} | {values} |")
+        name, digits = _FIGURES.get(key, (key, 4))
+        shown = [f"{value:,.{digits}f}" for value in row["values"]]
+        mean, deviation, low, high = (
+            "-" if row[each] is None else f"{row[each]:,.{digits}f}"
+            for each in ("mean", "sd", "low", "high")
+        )
+        interval = "-" if row["low"] is None else f"{low} .. {high}"
+        lines.append(f"| {name} | {mean} | {deviation} | {interval} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 
