@@ -228,7 +228,7 @@ def test_a_vocabulary_out_of_range_is_refused(corpus: Path, tmp_path: Path, size
 def test_the_trainer_reads_a_bounded_sample_in_bounded_pieces() -> None:
     line = "one long line without an end " * 1_400_000
     sample = bpe._sample([line, "short\n"])
-    assert 10_000_000 < sum(map(len, sample)) <= bpe._SAMPLE + bpe._PIECE
+    assert 10_000_000 < sum(map(len, sample)) <= bpe.SAMPLE + bpe._PIECE
     assert max(map(len, sample)) <= bpe._PIECE
     assert bpe._sample(TEXTS) == TEXTS
 

@@ -72,6 +72,20 @@ class HuggingFaceHub:
             for file in files
         ]
 
+    def list_all(self) -> tuple[str, Sequence[RemoteFile]]:
+        """The commit that the revision means now, and every file of it."""
+        hub = _library()
+        try:
+            info = hub.HfApi(endpoint=self.endpoint).dataset_info(
+                self.repository, revision=self.revision, files_metadata=True
+            )
+        except _failures() as error:
+            raise self._failure("its list of files", error) from None
+        files = info.siblings or ()
+        return str(info.sha), [
+            RemoteFile(f.rfilename, f.size or 0, f.lfs.sha256 if f.lfs else None) for f in files
+        ]
+
     def download(self, path: str, into: Path) -> Path:
         """See `Hub`."""
         hub = _library()
@@ -94,7 +108,7 @@ def _library() -> Any:
         import huggingface_hub.errors
         import huggingface_hub.hf_api
     except ImportError:
-        raise DataError("fetching needs huggingface_hub: pip install 'niblick[hub]'") from None
+        raise DataError("this needs huggingface_hub: pip install 'niblick[hub]'") from None
     return huggingface_hub
 
 

@@ -15,13 +15,15 @@ from typing import Any
 from niblick.artifact.load import open_tokenizer
 from niblick.artifact.sizes import artifact_sizes
 from niblick.codecs import CODECS
-from niblick.data.corpus import SPLITS, Corpus, load_corpus, own_corpus
+from niblick.data.corpus import SPLITS, Corpus, corpora, load_corpus, own_corpus
 from niblick.data.dataset import Dataset, find_files, open_dataset
+from niblick.data.inputs import LARGE, is_large
 from niblick.data.manifest import load_manifest
-from niblick.data.prepare import TRAINED, prepare
+from niblick.data.prepare import prepare
 from niblick.errors import DataError, NiblickError, RecipeError
 from niblick.plan import make_plan
 from niblick.recipe import Recipe, list_recipes, recipe_from_dict
+from niblick.text.bpe import TRAINED
 from niblick.text.tokenizer import Tokenizer, refuse_surrogates
 
 VOCABULARY, WIDTH, DURATION = "model.vocab_size", "model.dim", "training.duration"
@@ -94,7 +96,30 @@ def fit_data(
             raise NiblickError("shards keep the tokenizer they were written with: no --tokenizer")
         return fit_shards(recipe, folder, given=given)
     own = None if tokenizer is None else open_tokenizer(str(tokenizer))
+    if text is None and source not in corpora and is_large(source):
+        return _fit_large(recipe, source, place / FOLDER, given, own)
     return fit_text(recipe, _corpus(str(source), text), place / FOLDER, given=given, tokenizer=own)
+
+
+def _fit_large(
+    recipe: Recipe,
+    source: str | Path,
+    folder: Path,
+    given: Collection[str],
+    tokenizer: Tokenizer | None,
+) -> Fitted:
+    """Stream a large corpus into `folder`, and fit `recipe` to the shards."""
+    fitted, said = recipe, list[str]()
+    if tokenizer is None and recipe.data.tokenizer in TRAINED:
+        fitted, said = _fit_vocabulary(recipe, LARGE, given)
+    dataset = prepare(
+        source,
+        out=folder,
+        tokenizer=tokenizer or fitted.data.tokenizer,
+        vocab_size=fitted.model.vocab_size,
+    )
+    found = fit_shards(fitted, dataset.folder, given=given)
+    return Fitted(found.recipe, (*said, *found.said[1:]) if said else found.said)
 
 
 def _corpus(source: str, text: str | None) -> Corpus:
