@@ -19,7 +19,6 @@ from niblick.data.manifest import ShardEntry, SplitEntry
 from niblick.data.output import shard_name
 from niblick.data.shards import HEADER_BYTES, shard_header
 from niblick.data.spill import Run, count_bins, read_in_order
-from niblick.errors import DataError
 from niblick.files import read_json, write_atomically
 
 _CHUNK = 1 << 24  # bytes hashed at once
@@ -63,12 +62,12 @@ def sum_units(work: str, units: int) -> Sums:
     folder = Path(work) / "units"
     found = [read_json(folder / f"{number:06d}.json") for number in range(units)]
     runs = [
-        Run(str(folder / run["name"]), tuple(run["documents"]))
+        Run(str(folder / run["name"]), tuple(run["documents"]), int(run["tokens"]))
         for unit in found
         for run in unit["runs"]
     ]
     for run in runs:
-        _check_run(run)
+        run.check()
     digests = (sum(int(unit["digests"][split], 16) for unit in found) for split in range(3))
     return Sums(
         tuple(runs),
@@ -77,19 +76,10 @@ def sum_units(work: str, units: int) -> Sums:
     )
 
 
-def _check_run(run: Run) -> None:
-    for path in (Path(f"{run.path}.index"), Path(f"{run.path}.tokens")):
-        if not path.exists():
-            raise DataError(
-                f"{str(path)!r} is missing; copy it from where its part was prepared, or remove"
-                f" {str(path.parent.parent)!r} to begin again"
-            )
-
-
 def plan_shards(work: Path, units: int, split: int, name: str, shard_tokens: int) -> list[ShardJob]:
     """The shards of a split; where its documents lie is written down for those who make them."""
     counts = count_bins(sum_units(str(work), units).runs, split)
-    write_atomically(work / f"bins-{split}", (counts.tobytes(),))
+    write_atomically(work / f"bins-{split}", (counts.tobytes(),), durable=False)
     total = int(counts.sum())
     return [
         ShardJob(
@@ -113,7 +103,7 @@ def make_shard(job: ShardJob) -> ShardEntry:
         digest = hashlib.sha256()
         write_atomically(work / "data" / job.name, _content(job, counts, digest))
         entry = {"tokens": job.end - job.start, "sha256": digest.hexdigest()}
-        write_atomically(note, (json.dumps(entry).encode(),))
+        write_atomically(note, (json.dumps(entry).encode(),), durable=False)
     found = read_json(note)
     return ShardEntry(job.name, int(found["tokens"]), str(found["sha256"]))
 

@@ -8,7 +8,6 @@ takes memory for a stretch, however many documents there are.
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from niblick.errors import DataError
 from niblick.files import write_atomically
 
 ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("start", "<u8")])
@@ -28,10 +28,13 @@ Tokens = NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its path without an ending, and the documents of each split in it, in order."""
+    """One run: its path without an ending, the documents of each split in it, in order, and the
+    tokens of all of them.
+    """
 
     path: str
     documents: tuple[int, ...]
+    tokens: int
 
     def index(self) -> NDArray[np.void]:
         """A row for each document."""
@@ -44,9 +47,16 @@ class Run:
         first = sum(self.documents[:split])
         return first, first + self.documents[split]
 
-    def token_count(self) -> int:
-        """Tokens of all documents."""
-        return os.path.getsize(f"{self.path}.tokens") // 2
+    def check(self) -> None:
+        """`DataError` unless both files are there, of the right size."""
+        sizes = {"index": ROW.itemsize * sum(self.documents), "tokens": 2 * self.tokens}
+        for ending, size in sizes.items():
+            path = Path(f"{self.path}.{ending}")
+            if not path.exists() or path.stat().st_size != size:
+                raise DataError(
+                    f"{str(path)!r} is missing or cut off; copy it from where its part was made, or"
+                    f" remove {str(path.parent.parent)!r} to begin again"
+                )
 
 
 def write_run(path: Path, documents: Sequence[Sequence[tuple[int, Tokens]]]) -> Run:
@@ -59,9 +69,10 @@ def write_run(path: Path, documents: Sequence[Sequence[tuple[int, Tokens]]]) -> 
             rows.append((place >> 64, place & 0xFFFFFFFFFFFFFFFF, at))
             tokens.append(each)
             at += len(each)
-    write_atomically(Path(f"{path}.tokens"), (each.astype("<u2").tobytes() for each in tokens))
-    write_atomically(Path(f"{path}.index"), (np.array(rows, dtype=ROW).tobytes(),))
-    return Run(str(path), tuple(map(len, documents)))
+    found = (each.astype("<u2", copy=False).tobytes() for each in tokens)
+    write_atomically(Path(f"{path}.tokens"), found, durable=False)
+    write_atomically(Path(f"{path}.index"), (np.array(rows, dtype=ROW).tobytes(),), durable=False)
+    return Run(str(path), tuple(map(len, documents)), at)
 
 
 def count_bins(runs: Sequence[Run], split: int) -> NDArray[np.int64]:
@@ -73,7 +84,7 @@ def count_bins(runs: Sequence[Run], split: int) -> NDArray[np.int64]:
             continue
         index = run.index()
         bins = (index["high"][first:last] >> np.uint64(_SHIFT)).astype(np.int64)
-        starts = np.append(index["start"][first : last + 1], run.token_count()).astype(np.int64)
+        starts = np.append(index["start"][first : last + 1], run.tokens).astype(np.int64)
         sizes = np.diff(starts)[: last - first]
         counts += np.bincount(bins, weights=sizes, minlength=BINS).astype(np.int64)
     return counts
@@ -110,7 +121,7 @@ def _gather(runs: Sequence[Run], split: int, low: int, high: int) -> Tokens:
         if begin == stop:
             continue
         rows = np.array(index[begin : stop + 1])
-        from_, total = int(rows["start"][0]), run.token_count()
+        from_, total = int(rows["start"][0]), run.tokens
         bounds = [int(start) - from_ for start in rows["start"]]
         if len(bounds) == stop - begin:
             bounds.append(total - from_)

@@ -259,18 +259,18 @@ def tokenize_unit(job: Job) -> int:
         load_plugin(module)
     work = Path(job.work)
     tokenizer, held = _load_tokenizer(str(work)), _load_held(str(work / "held"))
-    unit, runs = _Unit(work / "units" / f"{job.number:06d}"), job.unit
-    for number, text in enumerate(read_unit(job.root, runs, job.field, work)):
+    made = _Unit(work / "units" / f"{job.number:06d}")
+    for number, text in enumerate(read_unit(job.root, job.unit, job.field, work)):
         if not text:
             continue
-        refuse_surrogates(text, f"{runs.files[0]}: document {number}")
+        refuse_surrogates(text, f"{job.unit.files[0]}: document {number}")
         digest = text_digest(text)
-        split = _split_of(digest, runs, job.one_in, held)
+        split = _split_of(digest, job.unit, job.one_in, held)
         if split is not None:
-            unit.add(split, digest, tokenizer.encode_document(text), len(text.encode()))
-    unit.flush()
-    write_atomically(_unit_file(job), (json.dumps(unit.summary()).encode(),))
-    return sum(unit.bytes)
+            made.add(split, digest, tokenizer.encode_document(text), len(text.encode()))
+    made.flush()
+    write_atomically(_unit_file(job), (json.dumps(made.summary()).encode(),), durable=False)
+    return sum(made.bytes)
 
 
 @cache
@@ -306,7 +306,10 @@ class _Unit:
     def summary(self) -> dict[str, Any]:
         """What putting shards together needs to know."""
         digests = [f"{digest % (1 << 256):064x}" for digest in self.digests]
-        runs = [{"name": Path(run.path).name, "documents": run.documents} for run in self._runs]
+        runs = [
+            {"name": Path(run.path).name, "documents": run.documents, "tokens": run.tokens}
+            for run in self._runs
+        ]
         return {"runs": runs, "bytes": self.bytes, "digests": digests}
 
 
