@@ -264,10 +264,11 @@ def tokenize_unit(job: Job) -> int:
         if not text:
             continue
         refuse_surrogates(text, f"{job.unit.files[0]}: document {number}")
-        digest = text_digest(text)
+        data = text.encode()
+        digest = hashlib.sha256(data).digest()
         split = _split_of(digest, job.unit, job.one_in, held)
         if split is not None:
-            made.add(split, digest, tokenizer.encode_document(text), len(text.encode()))
+            made.add(split, digest, tokenizer.encode_document(text), len(data))
     made.flush()
     write_atomically(_unit_file(job), (json.dumps(made.summary()).encode(),), durable=False)
     return sum(made.bytes)

@@ -147,7 +147,7 @@ def read_json_line(line: bytes, place: str, field: str = "text") -> str | None:
     if not line.strip():
         return None
     try:
-        value = parse_json(line)
+        value = parse_json(line.decode())
     except UnicodeDecodeError:
         raise DataError(f"{place} is not UTF-8") from None
     except ValueError:

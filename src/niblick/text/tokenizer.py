@@ -116,7 +116,10 @@ class Tokenizer(ABC):
 
     def encode_document(self, text: str) -> Tokens:
         """Ids of `text` with a BOS in front."""
-        return np.concatenate([np.array([self.bos_id], dtype=np.uint16), self.encode(text)])
+        ids = self.encode(text)
+        document = np.empty(len(ids) + 1, dtype=np.uint16)
+        document[0], document[1:] = self.bos_id, ids
+        return document
 
     def token_bytes(self, token: int, previous: int | None) -> bytes:
         """Bytes that `token` adds after `previous`; None stands for the start of the text."""
