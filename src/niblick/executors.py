@@ -6,12 +6,21 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    as_completed,
+)
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import cycle, islice
 from multiprocessing.connection import wait
+from typing import Any
 
 from niblick.errors import NiblickError
 from niblick.limits import cut
@@ -46,6 +55,33 @@ def _watch(sentinel: int) -> None:
 
 
 @contextmanager
+def waiting_pool(jobs: int, gpus: Sequence[str] = ()) -> Iterator[Executor | None]:
+    """A pool of `jobs` threads that wait for processes, each with a GPU of its own where there are
+    enough (`own_gpu`); None, for one after another here, for a single job.
+    """
+    if jobs < 2:
+        yield None
+        return
+    free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    for gpu in islice(cycle(gpus or (None,)), jobs):
+        free.put(gpu)
+    with ThreadPoolExecutor(jobs, initializer=lambda: _take_gpu(free)) as pool:
+        yield pool
+
+
+_thread = threading.local()
+
+
+def _take_gpu(free: queue.SimpleQueue[str | None]) -> None:
+    _thread.gpu = free.get()
+
+
+def own_gpu() -> str | None:
+    """The GPU of this thread of a `waiting_pool`, as CUDA_VISIBLE_DEVICES names it."""
+    return getattr(_thread, "gpu", None)
+
+
+@contextmanager
 def open_executor(name: str) -> Iterator[Executor]:
     """The `concurrent.futures.Executor` that `MODULE:FACTORY`, called without arguments, returns.
 
@@ -69,3 +105,23 @@ def open_executor(name: str) -> Iterator[Executor]:
         )
     with made as pool:
         yield pool
+
+
+def run_all(
+    function: Callable[[Any], Any], jobs: Sequence[Any], executor: Executor | None
+) -> Iterator[Any]:
+    """What `function` gives for each job as it is done; the first failure cancels the rest."""
+    if executor is None:
+        yield from map(function, jobs)
+        return
+    futures = [executor.submit(function, job) for job in jobs]
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    except BrokenExecutor as error:
+        raise NiblickError(
+            f"a worker process ended ({error}); the same command goes on from what is finished"
+        ) from None
+    finally:
+        for future in futures:
+            future.cancel()

@@ -69,8 +69,8 @@ def write_run(path: Path, documents: Sequence[Sequence[tuple[int, Tokens]]]) -> 
             rows.append((place >> 64, place & 0xFFFFFFFFFFFFFFFF, at))
             tokens.append(each)
             at += len(each)
-    found = (each.astype("<u2", copy=False).tobytes() for each in tokens)
-    write_atomically(Path(f"{path}.tokens"), found, durable=False)
+    chunks = (each.astype("<u2", copy=False).tobytes() for each in tokens)
+    write_atomically(Path(f"{path}.tokens"), chunks, durable=False)
     write_atomically(Path(f"{path}.index"), (np.array(rows, dtype=ROW).tobytes(),), durable=False)
     return Run(str(path), tuple(map(len, documents)), at)
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, Executor, as_completed
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,7 @@ from niblick.data.output import TOKENIZER_FILE, put_in_place, reuse
 from niblick.data.spill import Run, Tokens, write_run
 from niblick.data.splits import text_digest
 from niblick.errors import DataError
+from niblick.executors import run_all
 from niblick.files import locked, read_json, write_atomically
 from niblick.registry import load_plugin, loaded_plugins
 from niblick.text.bpe import SAMPLE, TRAINED, train_tokenizer
@@ -231,26 +232,6 @@ def _tokenize(
         done, size = done + 1, size + added
         if report is not None:
             report(Progress(done, of, size))
-
-
-def run_all(
-    function: Callable[[Any], Any], jobs: Sequence[Any], executor: Executor | None
-) -> Iterator[Any]:
-    """What `function` gives for each job as it is done; the first failure cancels the rest."""
-    if executor is None:
-        yield from map(function, jobs)
-        return
-    futures = [executor.submit(function, job) for job in jobs]
-    try:
-        for future in as_completed(futures):
-            yield future.result()
-    except BrokenExecutor as error:
-        raise DataError(
-            f"a worker process ended ({error}); the same command goes on from what is finished"
-        ) from None
-    finally:
-        for future in futures:
-            future.cancel()
 
 
 def tokenize_unit(job: Job) -> int:
