@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import http.server
 import json
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -17,6 +22,7 @@ from niblick.data import inputs, spill, stream
 from niblick.data.check import check
 from niblick.data.corpus import split_documents, split_of
 from niblick.data.dataset import Dataset
+from niblick.data.fetch import HuggingFaceHub
 from niblick.data.inputs import is_large, list_inputs, read_unit
 from niblick.data.prepare import prepare
 from niblick.data.stream import SPLITS, Progress, Streaming, prepare_stream
@@ -303,3 +309,75 @@ class Refusing(Executor):
 def test_a_failure_on_an_executor_ends_the_preparation(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such machine"):
         prepare_stream(corpus, tmp_path / "d", BYTES, fixed(BYTES), executor=Refusing())
+
+
+COMMIT = "c" * 40
+
+
+@pytest.fixture
+def endpoint(tmp_path: Path) -> Iterator[str]:
+    """A server on this machine that answers as the hub does for one dataset repository."""
+    files = {
+        "data/a.jsonl": lines(TEXTS[:300]),
+        "data/b.jsonl.gz": gzip.compress(lines(TEXTS[300:])),
+        "other/c.jsonl": lines(["not wanted"]),
+        "README.md": b"# A dataset",
+    }
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            path, status = unquote(self.path.split("?")[0]), 200
+            if path.startswith("/api/datasets/someone/texts"):
+                siblings = [{"rfilename": n, "size": len(data)} for n, data in files.items()]
+                listing = {"id": "someone/texts", "sha": COMMIT, "siblings": siblings}
+                body = json.dumps(listing).encode()
+            else:
+                name = path.partition(f"/datasets/someone/texts/resolve/{COMMIT}/")[2]
+                body, status = files.get(name, b""), 200 if name in files else 404
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("inside", ["", "@main/data", "/data/*"])
+def test_a_dataset_of_the_hub_is_streamed_file_by_file_and_not_kept(
+    endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(inputs, "HuggingFaceHub", partial(HuggingFaceHub, endpoint=endpoint))
+    source = f"hub:someone/texts{inside}"
+    data = prepare_stream(source, tmp_path / "d", BYTES, fixed(BYTES))
+    assert isinstance(data, Dataset) and data.name == "someone/texts"
+    texts = TEXTS if inside else [*TEXTS, "not wanted"]
+    assert list(data.texts("train")) == list(split_documents(texts)["train"])
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_what_the_hub_does_not_have_is_one_line(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(inputs, "HuggingFaceHub", partial(HuggingFaceHub, endpoint=endpoint))
+    for source, message in (
+        ("hub:someone", "is not like hub:OWNER/NAME"),
+        ("hub:someone/texts/nothing", r"no \.parquet or \.jsonl files in 'nothing'"),
+        ("hub:no/such", "cannot list dataset repository 'no/such'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            list_inputs(source, "text", SPLITS)
