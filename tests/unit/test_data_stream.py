@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 from urllib.parse import unquote
 
@@ -115,6 +116,19 @@ def test_parts_and_executors_give_the_bytes_of_one_process(
             if isinstance(found, Progress):
                 assert 0 < found.units < found.of
     assert content(tmp_path / "d") == expected
+
+
+def test_parts_of_machines_that_share_no_files_are_copied_together(
+    corpus: Path, tmp_path: Path, expected: dict[str, bytes]
+) -> None:
+    for part in (1, 2):
+        found = prepare_stream(
+            corpus, tmp_path / f"{part}" / "d", BYTES, fixed(BYTES), part=(part, 2)
+        )
+        assert isinstance(found, Progress)
+    (work,) = (tmp_path / "1").iterdir()
+    copytree(tmp_path / "2" / work.name / "units", work / "units", dirs_exist_ok=True)
+    assert content(made(corpus, tmp_path / "1" / "d").folder) == expected
 
 
 class KilledError(Exception):

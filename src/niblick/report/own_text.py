@@ -116,7 +116,7 @@ def _fit_large(
         source,
         out=folder,
         tokenizer=tokenizer or fitted.data.tokenizer,
-        vocab_size=fitted.model.vocab_size,
+        vocab_size=None if tokenizer else fitted.model.vocab_size,
     )
     found = fit_shards(fitted, dataset.folder, given=given)
     return Fitted(found.recipe, (*said, *found.said[1:]) if said else found.said)
