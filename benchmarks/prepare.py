@@ -1,11 +1,12 @@
 """How fast text becomes shards: `python benchmarks/prepare.py [encode prepare] [--json]`.
 
 encode: MB of text per second of processor time, one thread, of our encoder, the sentencepiece
-library and the `tokenizers` package (`encode` by document, and `encode_batch_fast`), in turn, five
-rounds; medians, and the medians of the ratios within a round. prepare: `niblick data prepare` on a
-JSONL file of `--mb` megabytes with 1 and 2 workers: MB/s by the clock and by processor time, the
-largest resident memory of any of its processes, and whether the shards are the same bytes. The text
-is wiki-vital's training split; for `prepare` it is repeated, each document with a number in front.
+library and the `tokenizers` package (`encode` by document, and `encode_batch_fast`), in turn,
+`--rounds` times; medians, and the medians of the ratios within a round. prepare: `niblick data
+prepare` on a JSONL file of `--mb` megabytes with 1 and 2 workers: MB/s by the clock and by
+processor time, the largest resident memory of any of its processes, and whether the shards are the
+same bytes. The text is wiki-vital's training split; for `prepare` it is repeated, each document
+with a number in front.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from statistics import median
 from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-ROUNDS = 5
+NAMES = (
+    *("fineweb-1024", "1,024 across words", "4,096 across words", "16,384 across words"),
+    *("4,096 within words", "16,384 within words"),
+)
 
 
-def encode() -> list[dict[str, Any]]:
+def encode(rounds: int) -> list[dict[str, Any]]:
     """Rates of each encoder for the challenge's tokenizer and trained ones, the same ids."""
     from niblick.data.corpus import load_corpus
     from niblick.exchange.hf.fast_tokenizer import fast_tokenizer
@@ -40,11 +44,12 @@ def encode() -> list[dict[str, Any]]:
         sys.exit("no compiled encoder: no C compiler")
     texts = list(load_corpus("wiki-vital").splits["train"])
     size, rows = sum(len(text.encode()) for text in texts[:4000]), []
-    for name in ("fineweb-1024", "trained 1,024", "trained 4,096", "trained 16,384"):
+    for name in NAMES:
         if name == "fineweb-1024":
             made = load_tokenizer(name)
         else:
-            made = train_tokenizer(texts, vocab_size=int(name.split()[1].replace(",", "")))
+            vocabulary = int(name.split()[0].replace(",", ""))
+            made = train_tokenizer(texts, vocab_size=vocabulary, across_words="across" in name)
         assert isinstance(made, SentencePieceTokenizer)
         fast = fast_tokenizer(made)
         ways: dict[str, Callable[[], object]] = {
@@ -54,7 +59,7 @@ def encode() -> list[dict[str, Any]]:
             "tokenizers, batch": lambda fast=fast: fast.encode_batch_fast(texts[:4000]),
         }
         times: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for way, work in ways.items():
                 began = time.process_time()
                 work()
@@ -142,6 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", help="encode, prepare")
     parser.add_argument("--mb", type=float, default=300, help="text of `prepare`, megabytes")
+    parser.add_argument("--rounds", type=int, default=5, help="of `encode`")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=1, help=argparse.SUPPRESS)
@@ -149,7 +155,7 @@ def main() -> None:
     if options.one:
         prepare_one(Path(options.one), options.workers)
         return
-    parts = {"encode": encode, "prepare": lambda: prepare(options.mb)}
+    parts = {"encode": lambda: encode(options.rounds), "prepare": lambda: prepare(options.mb)}
     found = {name: parts[name]() for name in options.parts or parts}
     if options.json:
         print(json.dumps(found, indent=1))
