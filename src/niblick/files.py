@@ -23,16 +23,20 @@ Record = TypeVar("Record")
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 
-def write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write `chunks` to `path` through a temporary file beside it; `DataError` where that fails."""
+def write_atomically(path: Path, chunks: Iterable[bytes], *, durable: bool = True) -> None:
+    """Write `chunks` to `path` through a temporary file beside it; `DataError` where that fails.
+
+    What is `durable` survives a loss of power, for which the disk is waited for.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             for chunk in chunks:
                 file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         raise DataError(f"cannot write {str(path)!r}: {error.strerror}") from None

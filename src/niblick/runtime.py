@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -203,6 +204,21 @@ def has_lab() -> bool:
 def has_gpu() -> bool:
     """Whether a CUDA device is likely to be at hand, told without torch."""
     return Path("/dev/nvidiactl").exists()
+
+
+def visible_gpus(devices: Path = Path("/dev")) -> tuple[str, ...]:
+    """The GPUs that a process may use, as CUDA_VISIBLE_DEVICES names them, told without torch."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        names = [name.strip() for name in chosen.split(",")]
+        return tuple(takewhile(lambda name: name not in ("", "-1"), names))
+    found = (path.name.removeprefix("nvidia") for path in devices.glob("nvidia[0-9]*"))
+    return tuple(str(n) for n in range(sum(name.isdecimal() for name in found)))
+
+
+def environment_of(gpu: str | None) -> dict[str, str] | None:
+    """The environment of a process that is to use `gpu` alone; None to leave it as it is."""
+    return None if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
 
 
 @contextmanager

@@ -251,7 +251,10 @@ CODECS = CLibrary(
     names=("stream.c", "trellis.c"),
     flags=("-std=gnu11", "-O3", "-ffp-contract=off"),
 )
-LIBRARIES = (PROCESSOR, CODECS, ENGINE, KERNELS)
+ENCODER = CLibrary(
+    name="encoder", folder="text/native", names=("bpe.c",), flags=("-std=gnu11", "-O3")
+)
+LIBRARIES = (PROCESSOR, CODECS, ENCODER, ENGINE, KERNELS)
 
 
 @cache

@@ -90,6 +90,12 @@ def test_several_seeds_are_summarised_and_finished_ones_are_kept(
     assert run(*arguments) == 0
     assert json.loads(capsys.readouterr().out) == first
     assert (recipe.parent / "runs" / "seed-1" / "artifact.nib").stat().st_mtime_ns == before
+    arguments = (*arguments[:3], "side-by-side", *arguments[4:], "--jobs", "2")
+    assert run(*arguments) == 0
+    beside = json.loads(capsys.readouterr().out)
+    for name in ("packed_bpb", "float_bpb", "artifact_bytes"):
+        assert beside["figures"][name]["values"] == first["figures"][name]["values"]
+    assert (recipe.parent / "side-by-side" / "seed-1" / "log.txt").is_file()
 
 
 @pytest.mark.parametrize(
@@ -100,6 +106,8 @@ def test_several_seeds_are_summarised_and_finished_ones_are_kept(
         (("train", "{recipe}", "--duration", "soon"), 2, "soon"),
         (("train", "--resume", "nowhere"), 2, "nowhere"),
         (("train",), 2, "RECIPE"),
+        (("train", "{recipe}", "--jobs", "2"), 2, "go with --seeds"),
+        (("train", "{recipe}", "--seeds", "2", "--executor", "os:nothing"), 2, "is not like"),
         (("train", "{recipe}", "--max-bytes", "2000", "--out", "capped"), 1, "exceeds the cap"),
         (("train", "{recipe}", "--set", "data.corpus=empty"), 2, "empty"),
         (("train", "{recipe}", "--set", "training.batch_tokens=65536"), 2, "batch"),

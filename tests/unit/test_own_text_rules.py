@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from niblick.data.corpus import Corpus, own_corpus
+from niblick.data.dataset import open_dataset
 from niblick.errors import DataError, RecipeError
 from niblick.plan import make_plan
 from niblick.recipe import load_recipe
-from niblick.report.own_text import Fitted, fit_text
+from niblick.report.own_text import Fitted, fit_data, fit_text
 from niblick.scoring.baselines import take_documents
 from niblick.scoring.statistics import block_interval
 from niblick.text.tokenizer import load_tokenizer
@@ -104,3 +106,24 @@ def test_documents_for_compressors_end_before_the_limit_and_say_so() -> None:
     assert (whole.text, whole.cut) == (b"ab\ncd\n", False)
     part = take_documents(["ab", "cd"], 5)
     assert (part.text, part.cut) == (b"ab\n", True)
+
+
+def test_a_large_text_is_streamed_and_the_recipe_fitted_to_its_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("niblick.data.inputs.LARGE", 1000)
+    lines = (json.dumps({"text": f"Text {n} of {n * n} words, not more."}) for n in range(3000))
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), "utf-8")
+    tokenizer = load_tokenizer("bytes")
+    (tmp_path / "bytes.model").write_bytes(tokenizer.to_file_bytes())
+    fitted = fit_data(
+        load_recipe("pocket"),
+        tmp_path / "a.jsonl",
+        tmp_path / "run",
+        tokenizer=tmp_path / "bytes.model",
+    )
+    data = open_dataset(fitted.recipe.data.corpus)
+    assert data.folder == tmp_path / "run" / "data" and data.name == "a.jsonl"
+    assert sum(1 for split in data.files for _ in data.texts(split)) == 3000
+    assert fitted.recipe.model.vocab_size == 260
+    assert any("tokenizer bytes" in line for line in fitted.said)

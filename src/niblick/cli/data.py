@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from niblick.artifact.load import open_tokenizer
 from niblick.cli.helps import PlainCommand
+from niblick.cli.prepare import Json, prepare_command, show_dataset
 from niblick.data.check import check
-from niblick.data.corpus import load_corpus
-from niblick.data.dataset import Dataset, open_dataset
+from niblick.data.dataset import open_dataset
 from niblick.data.fetch import REPOSITORY, ROOT, fetch_fineweb
-from niblick.data.prepare import TRAINED, prepare
 from niblick.errors import DataError
-from niblick.recipe import load_recipe
 from niblick.text.tokenizer import load_tokenizer
 
 app = typer.Typer(
@@ -26,103 +22,11 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Make, verify and download training data.",
 )
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-def _summary(dataset: Dataset) -> dict[str, Any]:
-    manifest = dataset.manifest
-    splits = {
-        split: {"tokens": dataset.token_count(split), "shards": len(dataset.files[split])}
-        for split in dataset.files
-    }
-    for split, entry in manifest.splits.items() if manifest else ():
-        splits[split] |= {"documents": entry.documents, "bytes": entry.bytes}
-    return {
-        "folder": str(dataset.folder),
-        "corpus": dataset.name,
-        "tokenizer": dataset.tokenizer.name,
-        "vocab_size": dataset.tokenizer.vocab_size,
-        "lossless": dataset.tokenizer.lossless,
-        "tokenizer_bytes": len(dataset.tokenizer.to_bytes()),
-        "splits": splits,
-        "attribution": dataset.attribution,
-    }
-
-
-def _counted(name: str, value: int) -> str:
-    return f"{value:,} {name.removesuffix('s') if value == 1 else name}"
-
-
-def _show(dataset: Dataset, as_json: bool) -> None:
-    summary = _summary(dataset)
-    if as_json:
-        typer.echo(json.dumps(summary, indent=1))
-        return
-    lossless = "lossless" if summary["lossless"] else "lossy: it normalises text"
-    typer.echo(
-        f"{summary['folder']}: {summary['corpus']}, tokenizer {summary['tokenizer']} ({lossless})"
-    )
-    for split, counts in summary["splits"].items():
-        typer.echo(f"  {split:<10} " + ", ".join(_counted(*each) for each in counts.items()))
-    if summary["attribution"]:
-        typer.echo(f"  {summary['attribution']}")
-
-
-@app.command("prepare", cls=PlainCommand, short_help="Tokenize a corpus into shards.")
-def prepare_command(
-    corpus: Annotated[
-        str,
-        typer.Argument(
-            help="wiki-vital, or a file or folder of .txt, .md, .rst, .py, .html, .jsonl, .parquet."
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write the shards to.")],
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(
-            "--tokenizer",
-            help='"train", "train-within-words", "bytes", "fineweb-1024", a .model file, or a run'
-            " or model whose tokenizer to use; else the recipe's.",
-        ),
-    ] = None,
-    vocab_size: Annotated[
-        int | None,
-        typer.Option("--vocab-size", help="Size of a trained vocabulary; else the recipe's."),
-    ] = None,
-    recipe: Annotated[
-        str, typer.Option("--recipe", help="The recipe that the shards are for.")
-    ] = "pocket",
-    shard_tokens: Annotated[
-        int, typer.Option("--shard-tokens", help="Tokens in a shard, at most.")
-    ] = 100_000_000,
-    as_json: Json = False,
-) -> None:
-    """Tokenize a corpus into shards; training a tokenizer on its training split unless told
-    otherwise.
-    """
-    wanted = load_recipe(recipe)
-    spec = wanted.data.tokenizer if tokenizer is None else tokenizer
-    if spec in TRAINED and vocab_size is None:
-        vocab_size = wanted.model.vocab_size
-    loaded = load_corpus(corpus)
-    for note in loaded.notes:
-        typer.echo(f"note: {note}", err=True)
-    dataset = prepare(
-        loaded,
-        out=out,
-        tokenizer=spec if spec in TRAINED else open_tokenizer(spec),
-        vocab_size=vocab_size,
-        shard_tokens=shard_tokens,
-    )
-    if "validation" not in dataset.files:
-        typer.echo(
-            "note: no document fell into validation, without which nothing can be scored; one in 20"
-            " does, by its hash: give more text, or sort it into folders train and validation",
-            err=True,
-        )
-    _show(dataset, as_json)
-    words = f"niblick train {shlex.quote(recipe)} --data {shlex.quote(str(out))}"
-    typer.echo(f"train on it with: {words}", err=True)
+app.command("prepare", cls=PlainCommand, short_help="Tokenize a corpus into shards.")(
+    prepare_command
+)
 
 
 @app.command("check", cls=PlainCommand, short_help="Verify shards; exit code 1 on problems.")
@@ -191,4 +95,4 @@ def fetch_command(
         revision=revision,
         report=lambda line: typer.echo(line, err=True),
     )
-    _show(open_dataset(folder), as_json)
+    show_dataset(open_dataset(folder), as_json)

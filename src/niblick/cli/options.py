@@ -46,3 +46,10 @@ DurationOption = Annotated[
 MaxBytesOption = Annotated[int | None, typer.Option(help="Cap of the artifact in bytes (decimal).")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+ExecutorOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:FACTORY",
+        help="What returns a concurrent.futures executor to run on, e.g. one of a cluster.",
+    ),
+]

@@ -4,36 +4,46 @@ train`.
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from niblick.cli.imports import importing
-from niblick.files import read_json
+from niblick.cli.jobs import TrainingJob, job_pool, run_training
+from niblick.errors import NiblickError
+from niblick.executors import run_all
+from niblick.files import read_json, write_atomically
 
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
     from niblick.runtime import World
     from niblick.scoring.card import Card
+    from niblick.scoring.score import Score
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How a run reports: `as_json` keeps standard output for one JSON document, `track` names
-    trackers.
+    trackers. Without `packs` it ends with the score of the float weights and has no card. Several
+    seeds run side by side on `jobs` or on an `executor`, if one is given.
     """
 
     resume: bool = False
+    packs: bool = True
     as_json: bool = False
     quiet: bool = False
     track: tuple[str, ...] = ()
+    jobs: int | None = None
+    executor: str | None = None
 
 
 def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | None:
     """Train, pack, score and write the card in `folder`, else in a new one under runs/; None in
-    processes other than the main one.
+    processes other than the main one, and where nothing is packed.
     """
     with importing():
         from niblick.cli.card import show_card
@@ -45,8 +55,8 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
         from niblick.runtime import read_world
 
     world = read_world()
-    for warning in check_packing(recipe, resuming=options.resume):
-        if world.is_main:
+    for warning in check_packing(recipe, resuming=options.resume or not options.packs):
+        if world.is_main and options.packs:
             _say(f"warning: {warning}")
     with run_directory(world, folder, name=recipe.name) as place:
         _tell(world, folder, place)
@@ -60,12 +70,16 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
                     place,
                     world=world,
                     resume=options.resume,
+                    packs=options.packs,
                     on_progress=on_progress,
                     on_stage=on_stage,
                     say=_say,
                     track=trackers.log if names else None,
                 )
             if not world.is_main:
+                return None
+            if not options.packs:
+                _show_score(outcome.floating, options)
                 return None
             card = write_run_card(recipe, place, outcome, _say)
             trackers.take_card(card)
@@ -75,9 +89,18 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
     return card
 
 
+def _show_score(score: Score, options: Options) -> None:
+    from niblick.scoring.score_text import score_text
+
+    if options.as_json:
+        print(json.dumps(score.summary(), allow_nan=False))
+    else:
+        print(score_text(score))
+
+
 def run_seeds(recipe: Recipe, folder: Path | None, count: int, options: Options) -> None:
     """Run `count` seeds into seed-N/ folders of `folder`, else of a new one under runs/, one after
-    another, and summarise their cards.
+    another or side by side, and summarise their cards.
 
     A seed whose card is already there is kept, and one that was begun is resumed.
     """
@@ -88,12 +111,39 @@ def run_seeds(recipe: Recipe, folder: Path | None, count: int, options: Options)
     world = read_world()
     with run_directory(world, folder, name=recipe.name) as place:
         _tell(world, folder, place)
+        if world.size == 1:
+            with job_pool(recipe, options.jobs, options.executor) as pool:
+                if pool is not None:
+                    _run_side_by_side(recipe, place, count, options, pool)
+        elif options.jobs is not None or options.executor is not None:
+            raise NiblickError("torchrun's processes train one run: no --jobs and no --executor")
         _run_seeds(recipe, place, count, options)
 
 
 def _tell(world: World, asked: Path | None, place: Path) -> None:
     if world.is_main and asked is None:
         _say(f"run directory: {place}")
+
+
+def _run_side_by_side(
+    recipe: Recipe, folder: Path, count: int, options: Options, pool: Executor
+) -> None:
+    """Each seed that has no card in a process of its own; the first failure ends it."""
+    from niblick.recipe import recipe_to_toml
+    from niblick.registry import loaded_plugins
+
+    source = folder / "seeds.toml"
+    write_atomically(source, (recipe_to_toml(recipe).encode(),))
+    track = tuple(f"--track={name}" for name in options.track)
+    jobs = [
+        TrainingJob(str(source), str(folder / f"seed-{seed}"), seed, loaded_plugins(), track)
+        for seed in range(recipe.seed, recipe.seed + count)
+        if not (folder / f"seed-{seed}" / "card.json").is_file()
+    ]
+    for job in jobs:
+        print(f"seed {job.seed}: {job.folder}", file=sys.stderr)
+    for _ in run_all(run_training, jobs, pool):
+        pass
 
 
 def _run_seeds(recipe: Recipe, folder: Path, count: int, options: Options) -> None:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from niblick.cli.completion import recipes, words
-from niblick.cli.options import DurationOption, JsonOption, MaxBytesOption, SeedOption, SetOption
+from niblick.cli.jobs import JobsOption
+from niblick.cli.options import (
+    DurationOption,
+    ExecutorOption,
+    JsonOption,
+    MaxBytesOption,
+    SeedOption,
+    SetOption,
+)
 from niblick.errors import NiblickError
 
 if TYPE_CHECKING:
@@ -39,6 +47,12 @@ SeedsOption = Annotated[
     int | None, typer.Option(min=1, help="Train this many seeds and summarise them.")
 ]
 OutOption = Annotated[Path | None, typer.Option(help="Run directory; else a new one under runs/.")]
+PackOption = Annotated[
+    bool,
+    typer.Option(
+        "--pack/--no-pack", help="Pack and write the card, or end with the float weights' score."
+    ),
+]
 ResumeOption = Annotated[
     Path | None,
     typer.Option(metavar="RUN", help="Continue the run in this directory where it stopped."),
@@ -62,9 +76,12 @@ def train_command(
     max_bytes: MaxBytesOption = None,
     seed: SeedOption = None,
     seeds: SeedsOption = None,
+    jobs: JobsOption = None,
+    executor: ExecutorOption = None,
     out: OutOption = None,
     resume: ResumeOption = None,
     track: TrackOption = None,
+    packs: PackOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Train RECIPE, pack it under its byte cap, score it from the packed file and print its
@@ -73,7 +90,13 @@ def train_command(
     from niblick.cli.runs import Options, run_once, run_seeds
     from niblick.data.recipes import read_recipe
 
-    options = Options(as_json=as_json, track=_trackers(track))
+    if seeds is None and (jobs is not None or executor is not None):
+        raise NiblickError("--jobs and --executor go with --seeds: one run is one job")
+    if not packs and (data is not None or seeds is not None):
+        raise NiblickError("--no-pack trains one seed of a recipe: give neither --data nor --seeds")
+    options = Options(
+        as_json=as_json, track=_trackers(track), packs=packs, jobs=jobs, executor=executor
+    )
     if resume is not None:
         given = (recipe, data, tokenizer, overrides, duration, max_bytes, seed, seeds, out)
         if any(value is not None for value in given):

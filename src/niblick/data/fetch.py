@@ -66,10 +66,24 @@ class HuggingFaceHub:
         except hub.errors.EntryNotFoundError:
             return []
         except _failures() as error:
-            raise self._failure(folder, error) from None
+            raise self._failure(f"fetch {folder!r} from", error) from None
         return [
             RemoteFile(file.path, file.size, file.lfs.sha256 if file.lfs else None)
             for file in files
+        ]
+
+    def list_all(self) -> tuple[str, Sequence[RemoteFile]]:
+        """The commit that the revision means now, and every file of it."""
+        hub = _library()
+        try:
+            info = hub.HfApi(endpoint=self.endpoint).dataset_info(
+                self.repository, revision=self.revision, files_metadata=True
+            )
+        except _failures() as error:
+            raise self._failure("list", error) from None
+        files = info.siblings or ()
+        return str(info.sha), [
+            RemoteFile(f.rfilename, f.size or 0, f.lfs.sha256 if f.lfs else None) for f in files
         ]
 
     def download(self, path: str, into: Path) -> Path:
@@ -79,13 +93,11 @@ class HuggingFaceHub:
         try:
             return Path(hub.hf_hub_download(self.repository, path, local_dir=str(into), **place))
         except _failures() as error:
-            raise self._failure(path, error) from None
+            raise self._failure(f"fetch {path!r} from", error) from None
 
-    def _failure(self, path: str, error: Exception) -> DataError:
+    def _failure(self, what: str, error: Exception) -> DataError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return DataError(
-            f"cannot fetch {path!r} from dataset repository {self.repository!r}: {reason}"
-        )
+        return DataError(f"cannot {what} dataset repository {self.repository!r}: {reason}")
 
 
 def _library() -> Any:
@@ -94,7 +106,7 @@ def _library() -> Any:
         import huggingface_hub.errors
         import huggingface_hub.hf_api
     except ImportError:
-        raise DataError("fetching needs huggingface_hub: pip install 'niblick[hub]'") from None
+        raise DataError("this needs huggingface_hub: pip install 'niblick[hub]'") from None
     return huggingface_hub
 
 

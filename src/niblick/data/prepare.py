@@ -8,7 +8,6 @@ is trained on the training split only.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,20 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.data import manifest as manifests
-from niblick.data.corpus import SPLITS, Corpus, corpora, load_corpus
+from niblick.data.corpus import SPLITS, Corpus, corpora, load_corpus, training_part
 from niblick.data.dataset import Dataset, open_dataset
+from niblick.data.inputs import HUB, is_large
 from niblick.data.manifest import Manifest, ShardEntry, SplitEntry
+from niblick.data.output import TOKENIZER_FILE, put_in_place, reuse, shard_name
 from niblick.data.shards import write_shard
+from niblick.data.stream import Streaming, prepare_stream
 from niblick.errors import DataError
 from niblick.files import sha256_file
-from niblick.text.bpe import train_tokenizer
+from niblick.text.bpe import TRAINED, train_tokenizer
 from niblick.text.tokenizer import Tokenizer, load_tokenizer, refuse_surrogates
 
 _RECIPE_VERSION = "3"  # changes when the same inputs would give other shards
-_TOKENIZER_FILE = "tokenizer.model"
 _VOCABULARY = 1024
 SHARD_TOKENS = 100_000_000
-TRAINED = {"train": True, "train-within-words": False}  # may a learned piece span words?
 
 
 class DataSettings(Protocol):
@@ -42,6 +42,10 @@ class DataSettings(Protocol):
     def corpus(self) -> str: ...
     @property
     def tokenizer(self) -> str: ...
+    @property
+    def development(self) -> bool: ...
+    @property
+    def share(self) -> float: ...
 
 
 def prepare(
@@ -56,24 +60,27 @@ def prepare(
     holds them already.
 
     `tokenizer` is "train" or "train-within-words" (of exactly `vocab_size` ids, by default 1,024),
-    "bytes", "fineweb-1024", the path of a `.model`, or a tokenizer. Raises `DataError`; a folder
-    that this project did not write is never replaced.
+    "bytes", "fineweb-1024", the path of a `.model`, or a tokenizer. A corpus of more than 64 MB is
+    streamed (`niblick.data.stream`). Raises `DataError`; a folder that this project did not write
+    is never replaced.
     """
     if shard_tokens < 1:
         raise DataError(f"shards of {shard_tokens} tokens; at least 1 is needed")
-    if isinstance(tokenizer, str):
-        fixed = None if tokenizer in TRAINED else load_tokenizer(tokenizer)
-    else:
-        fixed = tokenizer
-    if fixed is not None and vocab_size not in (None, fixed.vocab_size):
-        raise DataError(f"tokenizer {fixed.name} has {fixed.vocab_size} ids, not {vocab_size}")
+    fixed = given_tokenizer(tokenizer, vocab_size)
     vocab_size = _VOCABULARY if vocab_size is None else vocab_size
+    if not isinstance(corpus, Corpus) and str(corpus) not in corpora and is_large(corpus):
+        settings = Streaming(
+            tokenizer=str(tokenizer), vocab_size=vocab_size, shard_tokens=shard_tokens
+        )
+        made = prepare_stream(corpus, out, settings, fixed)
+        assert isinstance(made, Dataset)
+        return made
     loaded = corpus if isinstance(corpus, Corpus) else load_corpus(corpus)
     for split, texts in loaded.splits.items():
         for number, text in enumerate(texts):
             refuse_surrogates(text, f"{split} document {number}")
     key = _key(loaded, f"{tokenizer} {vocab_size}" if fixed is None else fixed.sha256, shard_tokens)
-    if (present := _reuse(out, key)) is not None:
+    if (present := reuse(out, key)) is not None:
         return present
     if fixed is None:
         texts = loaded.splits["train"]
@@ -81,27 +88,22 @@ def prepare(
     return _build(loaded, fixed, shard_tokens, out, key)
 
 
+def given_tokenizer(tokenizer: str | Tokenizer, vocab_size: int | None) -> Tokenizer | None:
+    """The tokenizer that is named or given, None where one is to be trained; `DataError` where it
+    has not `vocab_size` ids.
+    """
+    if isinstance(tokenizer, str):
+        fixed = None if tokenizer in TRAINED else load_tokenizer(tokenizer)
+    else:
+        fixed = tokenizer
+    if fixed is not None and vocab_size not in (None, fixed.vocab_size):
+        raise DataError(f"tokenizer {fixed.name} has {fixed.vocab_size} ids, not {vocab_size}")
+    return fixed
+
+
 def _key(corpus: Corpus, tokenizer: str, shard_tokens: int) -> str:
     parts = (_RECIPE_VERSION, corpus.sha256(), tokenizer, str(shard_tokens))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _reuse(out: Path, key: str) -> Dataset | None:
-    """The dataset in `out` if it is whole and of these inputs; None if it may be written anew."""
-    if out.exists() and not out.is_dir():
-        raise DataError(f"output {str(out)!r} is a file, not a folder")
-    if not out.exists() or not any(out.iterdir()):
-        return None
-    try:
-        manifest = manifests.load_manifest(out)
-        if manifest is not None:
-            return open_dataset(out) if manifest.key == key else None
-    except DataError:
-        return None
-    raise DataError(
-        f"output {str(out)!r} is not empty and holds no data prepared by niblick; choose another"
-        " folder"
-    )
 
 
 def _build(corpus: Corpus, tokenizer: Tokenizer, shard_tokens: int, out: Path, key: str) -> Dataset:
@@ -112,42 +114,15 @@ def _build(corpus: Corpus, tokenizer: Tokenizer, shard_tokens: int, out: Path, k
         raise DataError(f"cannot write beside {str(out)!r}: {error.strerror}") from None
     try:
         _fill(work, corpus, tokenizer, shard_tokens, key)
-        return _put_in_place(work, out, key)
+        return put_in_place(work, out, key)
     except OSError as error:
         raise DataError(f"cannot write {str(out)!r}: {error.strerror}") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _put_in_place(work: Path, out: Path, key: str) -> Dataset:
-    """Make `work` the folder `out`, unless another process has put the same data there in the
-    meantime.
-    """
-    work.chmod(0o777 & ~_umask())
-    if (present := _reuse(out, key)) is not None:
-        return present
-    old = work.with_name(f"{work.name}.old")
-    try:
-        if out.exists():
-            out.rename(old)
-        work.rename(out)
-    except OSError:
-        if (present := _reuse(out, key)) is None:
-            raise
-        return present
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-    return open_dataset(out)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _fill(folder: Path, corpus: Corpus, tokenizer: Tokenizer, shard_tokens: int, key: str) -> None:
-    (folder / _TOKENIZER_FILE).write_bytes(tokenizer.to_file_bytes())
+    (folder / TOKENIZER_FILE).write_bytes(tokenizer.to_file_bytes())
     splits = {}
     for split in SPLITS:
         if texts := corpus.splits.get(split, ()):
@@ -157,7 +132,7 @@ def _fill(folder: Path, corpus: Corpus, tokenizer: Tokenizer, shard_tokens: int,
         corpus=corpus.name,
         corpus_sha256=corpus.sha256(),
         attribution=corpus.attribution,
-        tokenizer_file=_TOKENIZER_FILE,
+        tokenizer_file=TOKENIZER_FILE,
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
         bos_id=tokenizer.bos_id,
@@ -171,9 +146,8 @@ def _write_split(
 ) -> SplitEntry:
     shards: list[ShardEntry] = []
     content, total = hashlib.sha256(), 0
-    short = "val" if split == "validation" else split
     for chunk in _chunks(texts, tokenizer, shard_tokens):
-        path = folder / f"niblick_{short}_{len(shards):06d}.bin"
+        path = folder / shard_name(split, len(shards))
         write_shard(path, chunk)
         shards.append(ShardEntry(path.name, len(chunk), sha256_file(path)))
         content.update(chunk.tobytes())
@@ -222,18 +196,46 @@ def _refuse_other_size(tokenizer: Tokenizer, vocab_size: int) -> None:
 def _open_or_prepare(
     data: DataSettings, fixed: Tokenizer | None, vocab_size: int, cache: Path
 ) -> Dataset:
-    path = Path(data.corpus)
+    path, whole = Path(data.corpus), data.share == 1 and not data.development
     if (
         data.corpus not in corpora
+        and not data.corpus.startswith(HUB)
         and path.is_dir()
         and (any(path.glob("*.bin")) or manifests.load_manifest(path))
     ):
+        if not whole:
+            raise DataError(
+                f"data.development and data.share choose documents of a corpus; {data.corpus!r}"
+                " holds shards"
+            )
         return open_dataset(path, fixed)
     tokenizer = f"{data.tokenizer}-{vocab_size}" if fixed is None else fixed.sha256[:12]
     place = (
-        hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+        hashlib.sha256(_whole(data.corpus).encode()).hexdigest()[:12]
         if data.corpus not in corpora
         else ""
     )
-    out = cache / "-".join(filter(None, (path.name or "corpus", place, tokenizer)))
-    return prepare(data.corpus, out=out, tokenizer=data.tokenizer, vocab_size=vocab_size)
+    part = "" if data.share == 1 else f"share{data.share:g}"
+    names = (path.name or "corpus", place, "development" * data.development, part, tokenizer)
+    corpus = data.corpus if whole else _part(data)
+    return prepare(
+        corpus,
+        out=cache / "-".join(filter(None, names)),
+        tokenizer=data.tokenizer,
+        vocab_size=vocab_size,
+    )
+
+
+def _whole(corpus: str) -> str:
+    return corpus if corpus.startswith(HUB) else str(Path(corpus).resolve())
+
+
+def _part(data: DataSettings) -> Corpus:
+    """What `data.development` and `data.share` leave of the corpus."""
+    if data.corpus not in corpora and is_large(data.corpus):
+        raise DataError(
+            f"data.development and data.share choose documents of a small corpus; {data.corpus!r}"
+            " is streamed"
+        )
+    loaded = load_corpus(data.corpus)
+    return training_part(loaded, development=data.development, share=data.share)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from niblick.data.corpus import corpora
-from niblick.data.prepare import TRAINED
 from niblick.recipe import Recipe, load_recipe
+from niblick.text.bpe import TRAINED
 from niblick.text.tokenizer import CHALLENGE
 
 

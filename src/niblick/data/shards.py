@@ -34,9 +34,16 @@ def write_shard(path: Path, tokens: ArrayLike) -> None:
         raise ShardError(
             f"token ids {array.min()} to {array.max()} do not fit a shard; 0 to 65,535 do"
         )
+    write_atomically(path, (shard_header(len(array)), array.astype("<u2").tobytes()))
+
+
+def shard_header(count: int) -> bytes:
+    """What precedes `count` tokens; `ShardError` where a shard cannot hold so many."""
+    if count > _MAX_TOKENS:
+        raise ShardError(f"a shard holds at most {_MAX_TOKENS:,} tokens, not {count:,}")
     header = np.zeros(256, dtype="<i4")
-    header[:3] = MAGIC, VERSION, len(array)
-    write_atomically(path, (header.tobytes(), array.astype("<u2").tobytes()))
+    header[:3] = MAGIC, VERSION, count
+    return header.tobytes()
 
 
 def count_tokens(path: Path) -> int:

@@ -1,5 +1,5 @@
-"""Reading a user's documents from .txt, .md, .rst, .py, .html, .jsonl (field `text`) and .parquet
-(column `text`) files, and from standard input.
+"""Reading a user's documents from .txt, .md, .rst, .py, .html, .jsonl (field `text`; also .gz and
+.zst) and .parquet (column `text`) files, and from standard input.
 
 A file of plain text is one document; HTML is reduced to the text that a browser shows. Files are
 read in order of their path.
@@ -7,11 +7,19 @@ read in order of their path.
 
 from __future__ import annotations
 
+import gzip
+import io
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import IO, Any, cast
+
+from zstandard import ZstdDecompressor, ZstdError
 
 from niblick.errors import DataError
 from niblick.files import parse_json
@@ -46,7 +54,7 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _plain(path: Path) -> Iterator[str]:
+def _plain(path: Path, _field: str) -> Iterator[str]:
     yield _read_text(path)
 
 
@@ -108,54 +116,101 @@ def html_text(source: str) -> str:
     return "\n".join(line[1:] if line[:1] == " " != line[1:2] else line for line in lines if line)
 
 
-def _html(path: Path) -> Iterator[str]:
+def _html(path: Path, _field: str) -> Iterator[str]:
     yield html_text(_read_text(path))
 
 
-def _jsonl(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line)
-        except ValueError:
-            raise DataError(f"{str(path)!r} line {number} is not JSON: {quoted(line)}") from None
-        text = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(text, str):
-            raise DataError(
-                f"{str(path)!r} line {number} has no text in a field 'text': {quoted(line)}"
-            )
-        yield text
+@contextmanager
+def open_lines(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of `path`, expanded where its name ends in .gz or .zst; `DataError` where they are
+    damaged.
+    """
+    try:
+        if path.suffix.lower() == ".gz":
+            with gzip.open(path) as file:
+                yield cast(IO[bytes], file)
+        elif path.suffix.lower() == ".zst":
+            with path.open("rb") as packed:
+                reader = ZstdDecompressor().stream_reader(packed, read_across_frames=True)
+                yield io.BufferedReader(reader)
+        else:
+            with path.open("rb") as plain:
+                yield plain
+    except (EOFError, zlib.error, gzip.BadGzipFile, ZstdError) as error:
+        raise DataError(f"{str(path)!r} is damaged or cut off: {cut(error, 120)}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
 
 
-def _parquet(path: Path) -> Iterator[str]:
+def read_json_line(line: bytes, place: str, field: str = "text") -> str | None:
+    """The text of one line of JSON, None for a blank line; errors name its `place`."""
+    if not line.strip():
+        return None
+    try:
+        value = parse_json(line.decode())
+    except UnicodeDecodeError:
+        raise DataError(f"{place} is not UTF-8") from None
+    except ValueError:
+        raise DataError(f"{place} is not JSON: {quoted(line.decode('utf-8', 'replace'))}") from None
+    text = value.get(field) if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        raise DataError(
+            f"{place} has no text in a field {field!r}: {quoted(line.decode('utf-8', 'replace'))}"
+        )
+    return text
+
+
+def _jsonl(path: Path, field: str) -> Iterator[str]:
+    with open_lines(path) as file:
+        for number, line in enumerate(file, 1):
+            text = read_json_line(line, f"{str(path)!r} line {number}", field)
+            if text is not None:
+                yield text
+
+
+@contextmanager
+def open_parquet(path: Path, field: str) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile` that has a column `field` of text; `DataError` otherwise."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise DataError(f"{str(path)!r} needs pyarrow: pip install 'niblick[parquet]'") from None
+        raise DataError(f"{str(path)!r} needs pyarrow: pip install 'niblick[data]'") from None
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            if "text" not in file.schema_arrow.names:
+        with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+            if field not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
                 raise DataError(
-                    f"{str(path)!r} has no column 'text'; its columns: {cut(names, 80)}"
+                    f"{str(path)!r} has no column {field!r}; its columns: {cut(names, 80)}"
                 )
-            for batch in file.iter_batches(columns=["text"]):
-                yield from (
-                    str(value) for value in batch.column(0).to_pylist() if value is not None
-                )
+            kind = str(file.schema_arrow.field(field).type)
+            if "string" not in kind:
+                raise DataError(f"column {field!r} of {str(path)!r} holds {kind}, not text")
+            yield file
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(
             f"{str(path)!r} is not a readable Parquet file: {cut(error, 120)}"
         ) from None
 
 
-_READERS: dict[str, Callable[[Path], Iterator[str]]] = {
+def read_parquet(path: Path, field: str, groups: range | None = None) -> Iterator[str]:
+    """The texts of a Parquet file, or of some of its row groups, a row group in memory at a
+    time.
+    """
+    with open_parquet(path, field) as file:
+        for group in range(file.num_row_groups) if groups is None else groups:
+            for batch in file.iter_batches(1024, row_groups=[group], columns=[field]):
+                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+
+
+LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
+
+
+_READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
     **dict.fromkeys((".txt", ".md", ".rst", ".py"), _plain),
     **dict.fromkeys((".html", ".htm"), _html),
-    ".jsonl": _jsonl,
-    ".parquet": _parquet,
+    **dict.fromkeys(LINES, _jsonl),
+    ".parquet": read_parquet,
 }
 
 
@@ -163,8 +218,15 @@ def _hidden(path: Path, root: Path) -> bool:
     return path != root and any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[str]]:
-    return _READERS.get(path.suffix.lower(), _plain)
+def kind_of(path: Path) -> str | None:
+    """The ending that says how `path` is read, such as ".jsonl.gz"; None for an unknown one."""
+    endings = "".join(path.suffixes[-2:]).lower(), path.suffix.lower()
+    return next((ending for ending in endings if ending in _READERS), None)
+
+
+def read_file(path: Path, field: str = "text") -> Iterator[str]:
+    """The documents of one file; one of unknown kind is plain text."""
+    return _READERS.get(kind_of(path) or "", _plain)(path, field)
 
 
 def read_texts(path: Path) -> list[str]:
@@ -181,33 +243,54 @@ def read_texts(path: Path) -> list[str]:
 def holds_texts(path: Path) -> bool:
     """Whether `path` is a file, or a folder with text files in it."""
     return path.is_file() or any(
-        file.suffix.lower() in _READERS and not _hidden(file, path) for file in path.rglob("*")
+        kind_of(file) and not _hidden(file, path) for file in path.rglob("*")
     )
 
 
-def read_folder(root: Path, splits: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str], str]:
-    """Documents under `root` (a folder or one file): those in folders named as `splits`, all
-    others, and in words which files are no text.
+@dataclass(frozen=True)
+class Listing:
+    """Text files under `root`, in order of their path, by the split their folder names ("" where
+    there are no such folders), and in words which files are no text.
+    """
+
+    root: Path
+    files: tuple[tuple[str, Path], ...]
+    passed_over: str
+
+
+def list_files(root: Path, splits: tuple[str, ...]) -> Listing:
+    """What is to be read under `root`, a folder or one file.
 
     Raises `DataError` where some files are sorted by hand and others are not, or none is of a known
     kind.
     """
     there = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
     files = [path for path in there if not _hidden(path, root)]
-    known = [path for path in files if path == root or path.suffix.lower() in _READERS]
+    known = [path for path in files if path == root or kind_of(path)]
     if not known:
         raise DataError(f"{str(root)!r} holds no {', '.join(_READERS)} files")
-    by_hand: dict[str, list[str]] = {}
-    others: list[str] = []
-    for path in known:
-        split = path.relative_to(root).parts[0] if path != root else ""
-        target = by_hand.setdefault(split, []) if split in splits else others
-        target.extend(_reader(path)(path))
-    if by_hand and others:
+    folders = ["" if path == root else path.relative_to(root).parts[0] for path in known]
+    named = [folder if folder in splits else "" for folder in folders]
+    if len({bool(split) for split in named}) == 2:
         raise DataError(
             f"{str(root)!r} has documents both inside and outside of {', '.join(splits)} folders"
         )
-    return by_hand, others, _passed_over(files, known)
+    return Listing(root, tuple(zip(named, known, strict=True)), _passed_over(files, known))
+
+
+def read_folder(
+    root: Path, splits: tuple[str, ...], field: str = "text"
+) -> tuple[dict[str, list[str]], list[str], str]:
+    """Documents under `root` (a folder or one file): those in folders named as `splits`, all
+    others, and in words which files are no text. Errors are those of `list_files`.
+    """
+    listing = list_files(root, splits)
+    by_hand: dict[str, list[str]] = {}
+    others: list[str] = []
+    for split, path in listing.files:
+        target = by_hand.setdefault(split, []) if split else others
+        target.extend(read_file(path, field))
+    return by_hand, others, listing.passed_over
 
 
 def _passed_over(files: list[Path], known: list[Path]) -> str:

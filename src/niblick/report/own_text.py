@@ -16,13 +16,15 @@ from typing import Any
 from niblick.artifact.load import open_tokenizer
 from niblick.artifact.sizes import artifact_sizes
 from niblick.codecs import CODECS
-from niblick.data.corpus import SPLITS, Corpus, load_corpus, own_corpus
+from niblick.data.corpus import SPLITS, Corpus, corpora, load_corpus, own_corpus
 from niblick.data.dataset import Dataset, find_files, open_dataset
+from niblick.data.inputs import LARGE, is_large
 from niblick.data.manifest import load_manifest
-from niblick.data.prepare import TRAINED, prepare
+from niblick.data.prepare import prepare
 from niblick.errors import DataError, NiblickError, RecipeError
 from niblick.plan import make_plan
 from niblick.recipe import Recipe, list_recipes, recipe_from_dict
+from niblick.text.bpe import TRAINED
 from niblick.text.tokenizer import Tokenizer, refuse_surrogates
 
 VOCABULARY, WIDTH, DURATION = "model.vocab_size", "model.dim", "training.duration"
@@ -95,14 +97,38 @@ def fit_data(
             raise NiblickError("shards keep the tokenizer they were written with: no --tokenizer")
         return fit_shards(recipe, folder, given=given)
     own = None if tokenizer is None else open_tokenizer(str(tokenizer))
-    corpus, target = _corpus(str(source), text), place / FOLDER
+    target = place / FOLDER
     is_new = not target.exists()
     try:
+        if text is None and source not in corpora and is_large(source):
+            return _fit_large(recipe, source, target, given, own)
+        corpus = _corpus(str(source), text)
         return fit_text(recipe, corpus, target, given=given, tokenizer=own)
     except NiblickError:
         if is_new:
             shutil.rmtree(target, ignore_errors=True)  # the next try may be of another text
         raise
+
+
+def _fit_large(
+    recipe: Recipe,
+    source: str | Path,
+    folder: Path,
+    given: Collection[str],
+    tokenizer: Tokenizer | None,
+) -> Fitted:
+    """Stream a large corpus into `folder`, and fit `recipe` to the shards."""
+    fitted, said = recipe, list[str]()
+    if tokenizer is None and recipe.data.tokenizer in TRAINED:
+        fitted, said = _fit_vocabulary(recipe, LARGE, given)
+    dataset = prepare(
+        source,
+        out=folder,
+        tokenizer=tokenizer or fitted.data.tokenizer,
+        vocab_size=None if tokenizer else fitted.model.vocab_size,
+    )
+    found = fit_shards(fitted, dataset.folder, given=given)
+    return Fitted(found.recipe, (*said, *found.said[1:]) if said else found.said)
 
 
 def _corpus(source: str, text: str | None) -> Corpus:

@@ -23,8 +23,10 @@ from niblick.text.tokenizer import SentencePieceTokenizer, refuse_surrogates
 SMALLEST_VOCABULARY = 259  # unknown, BOS, 256 bytes, and U+2581
 LARGEST_VOCABULARY = 65536
 _ASCII_ROOM = 128  # pieces learned in excess, to replace the ASCII characters that are dropped
+TRAINED = {"train": True, "train-within-words": False}  # may a learned piece span words?
+SAMPLE = 16_000_000  # characters that are read in all
 _RESERVED = re.compile("[\0\u2585]")  # the trainer's own marks
-_SAMPLE, _PIECE = 16_000_000, 1 << 16  # characters read in all, and in one sentence at most
+_PIECE = 1 << 16  # characters of one sentence at most
 _RARE = 0.001  # of the text: its rarest characters are left to byte pieces
 
 
@@ -61,7 +63,7 @@ def _sample(texts: list[str]) -> list[str]:
 
     A text is one piece unless it is very long: the trainer's time grows faster than a sentence.
     """
-    step = max(1, -(-sum(map(len, texts)) // _SAMPLE))
+    step = max(1, -(-sum(map(len, texts)) // SAMPLE))
     pieces = (text[i : i + _PIECE] for text in texts for i in range(0, len(text), _PIECE))
     parts = (part for piece in islice(pieces, 0, None, step) for part in _RESERVED.split(piece))
     return [part for part in parts if part.strip("\r\n")]

@@ -24,6 +24,7 @@ from niblick.errors import DataError
 from niblick.registry import Registry
 from niblick.text import spmodel
 from niblick.text.bytetable import ByteTable
+from niblick.text.encoder import NativeEncoder, native_encoder
 from niblick.text.spmodel import SPACE, Piece, SentencePieceModel
 
 if TYPE_CHECKING:
@@ -105,17 +106,20 @@ class Tokenizer(ABC):
         """Bytes of each token, the space of a leading U+2581 included."""
 
     @abstractmethod
-    def _encode(self, text: str) -> Sequence[int]:
+    def _encode(self, text: str) -> Sequence[int] | Tokens:
         """Ids of valid, non-empty text."""
 
     def encode(self, text: str) -> Tokens:
         """Ids of `text` without a BOS; `DataError` if it holds a lone surrogate."""
         refuse_surrogates(text)
-        return np.array(self._encode(text) if text else (), dtype=np.uint16)
+        return np.asarray(self._encode(text) if text else (), dtype=np.uint16)
 
     def encode_document(self, text: str) -> Tokens:
         """Ids of `text` with a BOS in front."""
-        return np.concatenate([np.array([self.bos_id], dtype=np.uint16), self.encode(text)])
+        ids = self.encode(text)
+        document = np.empty(len(ids) + 1, dtype=np.uint16)
+        document[0], document[1:] = self.bos_id, ids
+        return document
 
     def token_bytes(self, token: int, previous: int | None) -> bytes:
         """Bytes that `token` adds after `previous`; None stands for the start of the text."""
@@ -211,6 +215,7 @@ def _bytes_tokenizer(state: bytes) -> BytesTokenizer:
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model; encoding is the library's, but literal U+2581 is spelled in bytes.
+    Compiled code that gives the same ids does it where there is some (`niblick.text.encoder`).
 
     A model that normalises its input (the challenge's) is used as it is and is marked `lossless =
     False`.
@@ -229,9 +234,8 @@ class SentencePieceTokenizer(Tokenizer):
         self.lossless = model.lossless
         self.sha256 = hashlib.sha256(canonical).hexdigest()
         self.bos_id = self._find_bos()
-        self._engine = _processor(
-            model.with_dummy_prefix(False).serialize() if self.lossless else canonical
-        )
+        self._encoded_model = model.with_dummy_prefix(False) if self.lossless else model
+        self._engine = _processor(self._encoded_model.serialize())
         spelled = {p.text: i for i, p in enumerate(model.pieces) if p.kind == spmodel.BYTE}
         self._space_bytes = [spelled.get(spmodel.BYTE_PIECES[b], -1) for b in SPACE.encode()]
         published = self.sha256 == _CHALLENGE_SHA256
@@ -278,20 +282,31 @@ class SentencePieceTokenizer(Tokenizer):
     def _surfaces(self) -> list[bytes]:
         return [_surface(piece) for piece in self._model.pieces]
 
-    def _encode(self, text: str) -> Sequence[int]:
+    @cached_property
+    def _native(self) -> NativeEncoder | None:
+        return native_encoder(self._encoded_model)
+
+    def _encode(self, text: str) -> Sequence[int] | Tokens:
         if not self.lossless:
-            ids: list[int] = self._engine.Encode(text)
-            return ids
+            return self._encode_part(text)
         return self._encode_exactly(" " + text if self._model.dummy_prefix else text)
 
-    def _encode_exactly(self, text: str) -> list[int]:
-        ids: list[int] = []
+    def _encode_part(self, text: str) -> Sequence[int] | Tokens:
+        found = None if self._native is None else self._native.encode(text)
+        if found is not None:
+            return found
+        ids: list[int] = self._engine.Encode(text)
+        return ids
+
+    def _encode_exactly(self, text: str) -> Tokens:
+        """By parts, as the library holds all of one in memory, each between literal U+2581."""
+        found: list[Sequence[int] | Tokens] = []
         for index, part in enumerate(text.split(SPACE)):
             if index:
-                ids += self._space_bytes
+                found.append(self._space_bytes)
             for start in range(0, len(part), _ENCODED):
-                ids += self._engine.Encode(part[start : start + _ENCODED])
-        return ids
+                found.append(self._encode_part(part[start : start + _ENCODED]))
+        return np.concatenate([np.asarray(ids, dtype=np.uint16) for ids in found])
 
 
 def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
