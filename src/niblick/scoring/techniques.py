@@ -152,6 +152,16 @@ _OF_RUNS = (
         card=_dropout,
     ),
     Technique(
+        name="distillation",
+        summary="self-distillation from an earlier average",
+        group="regularization",
+        without=setting(training__distillation__share=0.0),
+        card=lambda recipe, plan: (
+            [section_entry("self-distillation", recipe.training.distillation)]
+            * bool(recipe.training.distillation.share)
+        ),
+    ),
+    Technique(
         name="clip",
         summary="gradient clipping",
         group="regularization",

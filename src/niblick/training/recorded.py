@@ -1,7 +1,7 @@
 """Forward and backward of a micro-batch as a recorded program, without modules and autograd.
 
-The first micro-batch is computed both ways. Where they differ in a bit, or the computation cannot
-be repeated, there is no program. What is recorded is the model as it was then.
+The first micro-batch of a kind is computed both ways. Where they differ in a bit, or the
+computation cannot be repeated, there is no program. What is recorded is the model as it was then.
 """
 
 from __future__ import annotations
@@ -46,28 +46,31 @@ class Batch:
         return self.weight, *sorted(self.factors), *shapes
 
 
+KINDS = 2  # kinds of batches that have a program: without and with a teacher's tokens
+
+
 class RecordedLoss:
-    """Gradients of micro-batches that are like the first one."""
+    """Gradients of micro-batches that are like the first ones of their kinds."""
 
     def __init__(self, loss: Loss, model: LanguageModel) -> None:
         self._loss = loss
         self._linears = [each for each in model.modules() if isinstance(each, Linear)]
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._kind: tuple[object, ...] | None = None
-        self.program: Program | None = None
+        self.programs: dict[tuple[object, ...], Program | None] = {}
 
     def backward(self, batch: Batch) -> Tensor | None:
         """Give each parameter its gradient and return the mean nll.
 
-        None, and no gradients, for a batch unlike the first or a model with adapters.
+        None, and no gradients, for a batch unlike the first KINDS or a model with adapters.
         """
         if any(each.extra for each in self._linears):
             return None
-        if self._kind is None:
-            self._kind, self.program = batch.kind, self._record(batch)
-        if self.program is None or self._kind != batch.kind:
+        if batch.kind not in self.programs and len(self.programs) < KINDS:
+            self.programs[batch.kind] = self._record(batch)
+        program = self.programs.get(batch.kind)
+        if program is None:
             return None
-        (nll,), grads = self.program(*batch.tensors)
+        (nll,), grads = program(*batch.tensors)
         for parameter, grad in zip(self._parameters, grads, strict=True):
             parameter.grad = grad
         return nll
