@@ -30,7 +30,8 @@ def training_loss(
     """
     hidden, _ = model.hidden(inputs, factors=factors)
     drawn = factors.get("taught")
-    own, parts = targets.unsqueeze(-1), (1.0,)
+    own = targets.unsqueeze(-1)
+    parts: tuple[float, ...] = (1.0,)
     if drawn is not None:
         own = torch.cat([own, drawn], dim=-1)
         parts = (1 - taught, *[taught / drawn.shape[-1]] * drawn.shape[-1])

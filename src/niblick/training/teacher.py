@@ -6,6 +6,8 @@ of the global batch only: neither a resumed run nor several processes change it.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from niblick.model.kernels import Kernels, use_kernels
 from niblick.optim import Layout
 from niblick.recipe import Recipe
 from niblick.runtime import World
+from niblick.training.state import RunState
 from niblick.training.weights import Weights
 
 _STREAM = 1  # of the seed and the step; dropout draws from the one without a number
@@ -50,3 +53,34 @@ class Teacher:
         drawn = generator.random((rows, length, options.draws), dtype=np.float32)
         points = torch.from_numpy(drawn[self.world.rank :: self.world.size]).to(self.device)
         return self.model.draw(self.model.hidden(inputs)[0], points, options.temperature)
+
+
+class Teaching:
+    """The teachers of a run, one after the other; a resumed run takes up the one it had."""
+
+    def __init__(self, state: RunState, world: World, device: str, kernels: Kernels | None) -> None:
+        self._state = state
+        self._teacher: Teacher | None = None
+        self._make = partial(
+            Teacher,
+            state.recipe,
+            world=world,
+            device=device,
+            dtype=torch.bfloat16 if state.precision == "bf16" else torch.float32,
+            kernels=kernels,
+        )
+
+    def renew(self, number: int) -> None:
+        """Make what the run would export now its teacher, where it has had fewer than `number`."""
+        state = self._state
+        if number > state.teachers:
+            state.teachers, state.taught_by = number, state.exportable.clone()
+            self._teacher = None
+        if state.taught_by is not None and self._teacher is None:
+            self._teacher = self._make(state.taught_by)
+
+    def draw(self, inputs: Tensor) -> dict[str, Tensor]:
+        """What the teacher draws for a batch, as "taught"; nothing where there is none."""
+        if self._teacher is None:
+            return {}
+        return {"taught": self._teacher.draw(inputs, self._state.step)}

@@ -40,7 +40,7 @@ from niblick.training.interrupts import StopFlag, stop_on_signals
 from niblick.training.progress import Clock, Progress, TrainResult, bytes_per_token
 from niblick.training.run_folder import Row, RunFolder, claimed
 from niblick.training.state import RunState
-from niblick.training.teacher import Teacher
+from niblick.training.teacher import Teaching
 from niblick.training.validation import make_validator
 from niblick.units import LN2, Duration
 
@@ -160,7 +160,7 @@ class Loop:
         self.loss = CompiledLoss(taught, self.state.model, recipe.training.compile, device)
         self.state.optimizer.use(self.loss.kernels)
         self.state.weights.use(self.loss.kernels)
-        self.teacher: Teacher | None = None
+        self.teaching = Teaching(self.state, world, device, self.loss.kernels)
         self.mark: tuple[int, float] | None = None
         self.saved = (self.state.step, self.state.tokens, self.state.seconds)
 
@@ -217,7 +217,7 @@ class Loop:
         at = state.position
         state.rounding = state.rounding or (state.rounds and self.schedule.rounds(at))
         state.weights.refresh(rounded=state.rounding)
-        self._renew_teacher()
+        self.teaching.renew(self.schedule.teachers(at))
         loss = self._accumulate(*state.feeder.next())
         mean_over(self.world, state.optimizer.gradients)
         state.optimizer.clip(training.clip)
@@ -231,25 +231,6 @@ class Loop:
             )
         return loss
 
-    def _renew_teacher(self) -> None:
-        """Make the average of now the teacher where the schedule says so; after a resumed run's
-        start take up the one it had.
-        """
-        state = self.state
-        number = self.schedule.teachers(state.position)
-        if number > state.teachers:
-            state.teachers, state.taught_by = number, state.exportable.clone()
-            self.teacher = None
-        if state.taught_by is not None and self.teacher is None:
-            self.teacher = Teacher(
-                self.recipe,
-                state.taught_by,
-                world=self.world,
-                device=self.device,
-                dtype=torch.bfloat16 if state.precision == "bf16" else torch.float32,
-                kernels=self.loss.kernels,
-            )
-
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Forward and backward over micro-batches into the flat gradients; the mean nll of all
         rows.
@@ -257,9 +238,7 @@ class Loop:
         training = self.recipe.training
         rows = (training.micro_batch_tokens or training.batch_tokens) // training.sequence_length
         total = torch.zeros((), device=self.device)
-        factors = self.dropout.draw(self.state.step)
-        if self.teacher is not None:
-            factors["taught"] = self.teacher.draw(inputs, self.state.step)
+        factors = self.dropout.draw(self.state.step) | self.teaching.draw(inputs)
         for i, (x, y) in enumerate(
             zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)
         ):
