@@ -232,9 +232,10 @@ def test_likelihoods_of_a_head(
         [hidden, weight.float() if tied else weight],
         dtype,
     )
-    first = ops.head_loss(hidden, weight.to(dtype), targets, list(parts), cap, False)[1]
-    near = _nll(F.linear(hidden, weight.to(dtype)), targets[..., 0], cap).mean()
-    assert torch.isclose(first, near.float(), rtol=0.02, atol=0.02)
+    low = weight.to(dtype)
+    first = ops.head_loss(hidden, low, targets, list(parts), cap, False)[1]
+    near = _nll(F.linear(hidden.float(), low.float()), targets[..., 0], cap).mean()
+    assert torch.isclose(first, near, rtol=1e-3, atol=1e-3)
 
 
 def _needs_pairs(kernels: Kernels) -> None:
