@@ -117,12 +117,12 @@ def test_a_run_that_is_behind_is_stopped_and_one_that_fails_is_named(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = recipe.parent / "out"
-    for seed, level in enumerate((0.5, 0.6)):
+    for seed, level in enumerate((0.05, 0.06)):
         pretend(out / "baseline" / f"seed-{seed}", [level + 0.1, level])
         pretend(out / "fast" / f"seed-{seed}", [level + 0.101, level - 0.001 * seed])
     more = ["--variant", RATE, "--variant", "slow: training.muon.lr=0.01"]
     more += ["--variant", "wrong: data.tokenizer=nowhere.model", "--stop-from", "0.5"]
-    command = arguments(recipe, "--score", "float", "--duration", "4000 steps", *more)
+    command = arguments(recipe, "--score", "float", "--duration", "1000 steps", *more)
     found = swept([*command, "--seeds", "2"], capsys, code=1)
     assert found["variants"][2]["note"] == "behind: stopped at 50% of seed 0"
     assert found["variants"][3]["note"] == "failed"

@@ -118,7 +118,7 @@ def sweep_command(
     split = split or ("validation" if command == "ablate" else "development")
     _check_choice("score", score, ("packed", "float"))
     _check_choice("split", split, ("development", "validation"))
-    common = [*(overrides or ()), *(["data.development=true"] * (split == "development"))]
+    common = [*(overrides or ()), f"data.development={str(split == 'development').lower()}"]
     texts = {**_from_file(variants), **dict(map(_from_text, variant or ()))}
     recipes = _recipes(recipe, common, texts, leave_out or [], duration, max_bytes)
     chosen = recipes[BASELINE]

@@ -33,7 +33,7 @@ from niblick.scoring.sweep import (
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
 
-_TICK = 0.5  # seconds between two looks at a run
+_TICK = 0.1  # seconds between two looks at a run
 _STOPPED = "stopped.json"
 End = Literal["done", "stopped", "time is up", "failed"]
 

@@ -139,15 +139,14 @@ def train_and_score(
         )
         score = _Scoring(recipe, dataset, folder, world, on_stage)
         floating = score("scoring the float weights", result.tensors)
-        scored = score("scoring the packed file") if packs else floating
-    return Outcome(
-        dataset=dataset,
-        result=result,
-        packed=packed,
-        floating=floating,
-        scored=scored,
-        calibration=calibration,
-    )
+        return Outcome(
+            dataset=dataset,
+            result=result,
+            packed=packed,
+            floating=floating,
+            scored=score("scoring the packed file") if packs else floating,
+            calibration=calibration,
+        )
 
 
 def _calibration(recipe: Recipe, dataset: Dataset) -> tuple[Calibration | None, float]:

@@ -51,8 +51,9 @@ _ARGUMENTS = {
 _BF16_ONLY = {  # what is built on products.h
     "attend": "pppppiiiiii",
     "attend_back": "pppppppppiiiiii",
-    "head": "pppfpppiii",
+    "head": "ppppifpppiii",
     "head_back": "pppppiii",
+    "draw": "pppiffpiii",
     "channel": "ppppppffppppiii",
     "channel_back": "ppppppffpppppppppiii",
     "maps": "pppppiiiii",
