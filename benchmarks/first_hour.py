@@ -150,6 +150,19 @@ def run(step: Step, typed: str, folder: Path, environment: dict[str, str]) -> Ou
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    try:
+        data = watch(process, found, began)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGTERM)  # what was started ends with the script
+        raise
+    found.code = process.wait()
+    found.seconds = time.monotonic() - began
+    found.lines = data.decode("utf-8", "replace").replace("\r\n", "\n").rstrip("\n").split("\n")
+    return found
+
+
+def watch(process: subprocess.Popen[bytes], found: Outcome, began: float) -> bytes:
+    """All that the process prints; `found` is told when."""
     assert process.stdout is not None
     data, last = b"", began
     with selectors.DefaultSelector() as ready:
@@ -163,10 +176,7 @@ def run(step: Step, typed: str, folder: Path, environment: dict[str, str]) -> Ou
                 break
             found.first = now - began if found.first is None else found.first
             data += piece
-    found.code = process.wait()
-    found.seconds = time.monotonic() - began
-    found.lines = data.decode("utf-8", "replace").replace("\r\n", "\n").rstrip("\n").split("\n")
-    return found
+    return data
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def test_lines_are_continued_one_after_another(capfdbinary, typed):
         (("train", "pocket", "--tokenizer", "bytes"), "--tokenizer"),
         (("audit", "README.md", "--verbose", "--json"), "--verbose"),
         (("compare", "run", "--across-settings"), "--across-settings"),
-        (("ablate", "pocket", "--jobs", "2", "--executor", "a:b"), "--jobs"),
+        (("ablate", "pocket", "--without", "smear", "--jobs", "2", "--executor", "a:b"), "--jobs"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused_by_name(capfdbinary, arguments, said):
