@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from niblick.data.dataset import Dataset
 from niblick.model import LanguageModel
 from niblick.optim import Layout, Optimizers
 from niblick.plan import make_plan
+from niblick.report.run import told_if_slow
 from niblick.runtime import World
 from niblick.training import Progress, train
 from niblick.training.weights import Weights
@@ -194,3 +196,19 @@ def test_a_seconds_budget_ends_near_its_length_and_reaches_the_end_of_the_schedu
     result = train(recipe, dataset, tmp_path / "run", world=World(), on_progress=seen.append)
     assert result.seconds >= 0.9  # a step that would end beyond the budget is not begun
     assert min(p.multiplier for p in seen) < 0.5
+
+
+def test_what_takes_long_is_said_and_what_does_not_is_not(monkeypatch) -> None:
+    monkeypatch.setattr("niblick.report.run._MOMENT", 0.01)
+    said, heard = [], threading.Event()
+
+    def say(message: str) -> None:
+        said.append(message)
+        heard.set()
+
+    with told_if_slow(say, "long work"):
+        assert heard.wait(10)
+    monkeypatch.setattr("niblick.report.run._MOMENT", 60.0)
+    with told_if_slow(say, "short work"):
+        pass
+    assert said == ["long work"]

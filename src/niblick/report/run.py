@@ -7,6 +7,7 @@ messages go through `say`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from niblick.training import Progress, TrainResult, train
 from niblick.training.run_folder import Row, claimed, claimed_new
 
 Say = Callable[[str], None]
+_MOMENT = 2.0  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,18 @@ def find_dataset(recipe: Recipe, world: World, folder: Path | None = None) -> Da
         )
 
     return in_turn(world, resolve)
+
+
+@contextmanager
+def told_if_slow(say: Say, message: str) -> Iterator[None]:
+    """Says what the block is at where it takes more than a moment."""
+    timer = threading.Timer(_MOMENT, say, (message,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
@@ -109,7 +123,9 @@ def train_and_score(
     """
     device = choose_device(world)
     with process_group(world, device), run_directory(world, folder, name=recipe.name):
-        dataset = find_dataset(recipe, world)
+        preparing = "preparing the text, once: a tokenizer and shards ..."
+        with told_if_slow(say if world.is_main else lambda message: None, preparing):
+            dataset = find_dataset(recipe, world)
         for split in ("train", "validation"):
             dataset.shards(split)
         calibration, reserve = _calibration(recipe, dataset) if packs else (None, 0.0)
