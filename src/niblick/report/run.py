@@ -123,11 +123,7 @@ def train_and_score(
     """
     device = choose_device(world)
     with process_group(world, device), run_directory(world, folder, name=recipe.name):
-        preparing = "preparing the text, once: a tokenizer and shards ..."
-        with told_if_slow(say if world.is_main else lambda message: None, preparing):
-            dataset = find_dataset(recipe, world)
-        for split in ("train", "validation"):
-            dataset.shards(split)
+        dataset = _prepared(recipe, world, say)
         calibration, reserve = _calibration(recipe, dataset) if packs else (None, 0.0)
         result = train(
             recipe,
@@ -163,6 +159,16 @@ def train_and_score(
             scored=score("scoring the packed file") if packs else floating,
             calibration=calibration,
         )
+
+
+def _prepared(recipe: Recipe, world: World, say: Say) -> Dataset:
+    """The recipe's dataset, with both splits that a run needs."""
+    tell = say if world.is_main else lambda message: None
+    with told_if_slow(tell, "preparing the text, once: a tokenizer and shards ..."):
+        dataset = find_dataset(recipe, world)
+    for split in ("train", "validation"):
+        dataset.shards(split)
+    return dataset
 
 
 def _calibration(recipe: Recipe, dataset: Dataset) -> tuple[Calibration | None, float]:
