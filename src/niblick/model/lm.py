@@ -6,7 +6,7 @@ pieces through the state, at equal declared context.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import cast
 
@@ -98,21 +98,10 @@ class LanguageModel(Node):
         """Logits c tanh(z / c) of z = hidden @ W.T, W the tied embedding or the head of its own."""
         return softcap(F.linear(hidden, self._head_weight.to(hidden.dtype)), self.recipe.softcap)
 
-    def head_loss(
-        self, hidden: Tensor, targets: Tensor, parts: Sequence[float]
-    ) -> tuple[Tensor, Tensor]:
-        """Means over positions of -ln p(target) in nats, float32, by what `head` says: of targets
-        (B, T, N) weighted by parts (N), whose sum is 1, and of the first alone.
-        """
+    def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The mean of -ln p(target) in nats, float32: what `head` says of `targets`."""
         form = self.kernels if self.kernels and hidden.dtype is self.dtype else PLAIN
-        return form.head_loss(hidden, self._head_weight, targets, parts, self.recipe.softcap)
-
-    def draw(self, hidden: Tensor, points: Tensor, heat: float = 1.0) -> Tensor:
-        """Tokens (B, T, N) int64 at points (B, T, N) in [0, 1) of the cumulative distributions that
-        `head` gives at temperature `heat`.
-        """
-        form = self.kernels if self.kernels and hidden.dtype is self.dtype else PLAIN
-        return form.draw(hidden, self._head_weight, points, self.recipe.softcap, heat)
+        return form.head_loss(hidden, self._head_weight, targets, self.recipe.softcap)
 
     @property
     def _head_weight(self) -> Tensor:

@@ -47,7 +47,6 @@ class TrainerState:
     recipe: str
     validations: list[tuple[int, float]]
     threads: int = 0  # that the run began with; 0 in checkpoints of version 0.1
-    teachers: int = 0  # of self-distillation so far
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -122,7 +121,6 @@ def read_checkpoint(folder: Path) -> tuple[TrainerState, dict[str, Tensor]]:
 
 def _state(document: dict[str, Any]) -> TrainerState:
     document.setdefault("threads", 0)
-    document.setdefault("teachers", 0)
     data = document.pop("data")
     if not all(type(value) is int for value in data.values()):
         raise ValueError("data holds something else than counts")

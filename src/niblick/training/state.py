@@ -65,8 +65,6 @@ class RunState:
         self.step = self.tokens = 0
         self.seconds = 0.0
         self.rounding = False
-        self.teachers = 0  # how many this run has had
-        self.taught_by: Tensor | None = None  # the flat weights of the present one
         self.other_threads = 0  # of the run so far, where it had another number
         self.step_times: deque[float] = deque(maxlen=STEP_TIMES)
         self.validations: list[tuple[int, float]] = []
@@ -120,7 +118,6 @@ class RunState:
             layout=self.layout.fingerprint,
             recipe=_fingerprint(self.recipe),
             validations=self.validations,
-            teachers=self.teachers,
             threads=self.other_threads or torch.get_num_threads(),
         )
         tensors = self._own_buffers() | self.optimizer.tensors()
@@ -133,8 +130,6 @@ class RunState:
         found = {"master": self.weights.master}
         if self.averager:
             found["average"] = self.averager.average
-        if self.taught_by is not None:
-            found["teacher"] = self.taught_by
         return found
 
     @torch.no_grad()
@@ -144,8 +139,6 @@ class RunState:
                 f"the checkpoint of step {saved.step} was trained with another recipe than the"
                 " one given; resume with the run's own recipe.toml"
             )
-        if saved.teachers:
-            self.teachers, self.taught_by = saved.teachers, torch.empty_like(self.weights.master)
         for name, target in self._own_buffers().items():
             target.copy_(buffers[name])
         self.optimizer.load(buffers, saved.step)
@@ -185,7 +178,6 @@ def _pipeline(
         alpha_end=data.alpha[1],
         total_batches=None if planned is None else int(-(-planned // 1)),
         vocab_size=recipe.model.vocab_size,
-        documents_from=recipe.model.bos_id if data.rows == "documents" else None,
         state=state,
     )
 

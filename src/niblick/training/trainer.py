@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from functools import partial
 from math import isfinite
 from pathlib import Path
 
@@ -40,7 +39,6 @@ from niblick.training.interrupts import StopFlag, stop_on_signals
 from niblick.training.progress import Clock, Progress, TrainResult, bytes_per_token
 from niblick.training.run_folder import Row, RunFolder, claimed
 from niblick.training.state import RunState
-from niblick.training.teacher import Teaching
 from niblick.training.validation import make_validator
 from niblick.units import LN2, Duration
 
@@ -156,11 +154,9 @@ class Loop:
         self.clock = Clock(self.state.seconds)
         self.validation_seconds = 0.0
         self.dropout = Dropout(recipe, world, device)
-        taught = partial(training_loss, taught=recipe.training.distillation.share)
-        self.loss = CompiledLoss(taught, self.state.model, recipe.training.compile, device)
+        self.loss = CompiledLoss(training_loss, self.state.model, recipe.training.compile, device)
         self.state.optimizer.use(self.loss.kernels)
         self.state.weights.use(self.loss.kernels)
-        self.teaching = Teaching(self.state, world, device, self.loss.kernels)
         self.mark: tuple[int, float] | None = None
         self.saved = (self.state.step, self.state.tokens, self.state.seconds)
 
@@ -217,7 +213,6 @@ class Loop:
         at = state.position
         state.rounding = state.rounding or (state.rounds and self.schedule.rounds(at))
         state.weights.refresh(rounded=state.rounding)
-        self.teaching.renew(self.schedule.teachers(at))
         loss = self._accumulate(*state.feeder.next())
         mean_over(self.world, state.optimizer.gradients)
         state.optimizer.clip(training.clip)
@@ -238,7 +233,7 @@ class Loop:
         training = self.recipe.training
         rows = (training.micro_batch_tokens or training.batch_tokens) // training.sequence_length
         total = torch.zeros((), device=self.device)
-        factors = self.dropout.draw(self.state.step) | self.teaching.draw(inputs)
+        factors = self.dropout.draw(self.state.step)
         for i, (x, y) in enumerate(
             zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)
         ):
