@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from niblick.cli.options import (
+    DeviceOption,
     DurationOption,
     JsonOption,
     MaxBytesOption,
@@ -30,6 +31,7 @@ from niblick.cli.options import (
 )
 from niblick.errors import NiblickError, TrainingError
 from niblick.files import read_json
+from niblick.runtime import choose_device, needs_lab, read_world
 
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
@@ -45,6 +47,7 @@ class Job:
     folder: str
     seed: int
     plugins: tuple[str, ...] = ()
+    device: str | None = None
 
 
 def ablate_command(
@@ -76,6 +79,7 @@ def ablate_command(
             help="A concurrent.futures executor to run on, e.g. one of a cluster.",
         ),
     ] = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train RECIPE as it is and without each named technique; print bpb differences with confidence
@@ -87,8 +91,11 @@ def ablate_command(
     chosen = read_recipe(recipe, overrides or (), duration=duration, max_bytes=max_bytes)
     variants = make_variants(chosen, leave_out or [])
     _check_clock(chosen, side_by_side=jobs > 1 or executor is not None)
+    _check_device(device)
     folder = (out or Path("runs") / f"{chosen.name}-ablation").absolute()
-    work = {name: make_jobs(variant, folder / name, seeds) for name, variant in variants.items()}
+    work = {
+        name: make_jobs(variant, folder / name, seeds, device) for name, variant in variants.items()
+    }
     with _executor(jobs, executor) as pool:
         run_jobs([job for batch in work.values() for job in batch], pool)
     found = summarise_ablation(
@@ -116,7 +123,7 @@ def make_variants(recipe: Recipe, leave_out: list[str]) -> dict[str, Recipe]:
     return {BASELINE: recipe, **{f"without-{name}": without(recipe, name) for name in leave_out}}
 
 
-def make_jobs(recipe: Recipe, folder: Path, seeds: int) -> list[Job]:
+def make_jobs(recipe: Recipe, folder: Path, seeds: int, device: str | None = None) -> list[Job]:
     """Write the variant's recipe into `folder`, and list its runs.
 
     Raises `TrainingError` where the folder holds runs of another recipe.
@@ -135,7 +142,7 @@ def make_jobs(recipe: Recipe, folder: Path, seeds: int) -> list[Job]:
     except OSError as error:
         raise TrainingError(f"cannot write {str(path)!r}: {error.strerror}") from None
     return [
-        Job(str(path), str(folder / f"seed-{s}"), s, loaded_plugins())
+        Job(str(path), str(folder / f"seed-{s}"), s, loaded_plugins(), device)
         for s in range(recipe.seed, recipe.seed + seeds)
     ]
 
@@ -169,6 +176,7 @@ def run_job(job: Job) -> None:
     else:
         arguments = [job.recipe, "--seed", str(job.seed), "--out", job.folder]
     arguments += [f"--plugin={module}" for module in job.plugins]
+    arguments += [] if job.device is None else ["--device", job.device]
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log.txt"
     with log.open("ab") as file:
@@ -198,6 +206,13 @@ def read_card(job: Job) -> dict[str, Any]:
 
 def _card_path(job: Job) -> Path:
     return Path(job.folder) / "card.json"
+
+
+def _check_device(device: str | None) -> None:
+    """Refuse a device that is not there before anything is trained."""
+    if device is not None:
+        with needs_lab("niblick ablate"):
+            choose_device(read_world(device))
 
 
 def _check_clock(recipe: Recipe, *, side_by_side: bool) -> None:

@@ -11,7 +11,13 @@ import typer
 
 from niblick.cli.imports import importing
 from niblick.cli.models import say_shipped
-from niblick.cli.options import JsonOption, ModelArgument, ThreadsOption, TokenizerOption
+from niblick.cli.options import (
+    DeviceOption,
+    JsonOption,
+    ModelArgument,
+    ThreadsOption,
+    TokenizerOption,
+)
 
 if TYPE_CHECKING:
     from niblick.engine import Continuation
@@ -42,6 +48,7 @@ def generate_command(
     across_documents: AcrossOption = False,
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt. Prints the continuation only, as it is produced."""
@@ -54,7 +61,7 @@ def generate_command(
         loaded = facade.load(model, tokenizer=tokenizer)
     say_shipped(loaded)
     text = start_text(
-        loaded.open_engine(threads=threads, build="background"),
+        loaded.open_engine(threads=threads, build="background", device=device),
         loaded.tokenizer,
         prompt,
         sampling,

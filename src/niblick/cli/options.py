@@ -31,3 +31,7 @@ DurationOption = Annotated[
 MaxBytesOption = Annotated[int | None, typer.Option(help="Cap of the artifact in bytes (decimal).")]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="Where torch computes: cpu, cuda, cuda:N, mps or auto (CUDA if present)."),
+]

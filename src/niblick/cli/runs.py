@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How a run reports: `as_json` keeps standard output for one JSON document, `track` names
-    trackers.
+    trackers. `device` is where it computes, None for the best place.
     """
 
     resume: bool = False
     as_json: bool = False
     quiet: bool = False
     track: tuple[str, ...] = ()
+    device: str | None = None
 
 
 def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | None:
@@ -43,7 +44,7 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
         from niblick.report.tracking import TrackedRun, tracked
         from niblick.runtime import read_world
 
-    world = read_world()
+    world = read_world(options.device)
     for warning in check_packing(recipe, resuming=options.resume):
         if world.is_main:
             _say(f"warning: {warning}")
@@ -83,7 +84,7 @@ def run_seeds(recipe: Recipe, folder: Path | None, count: int, options: Options)
         from niblick.report.run import run_directory
         from niblick.runtime import read_world
 
-    world = read_world()
+    world = read_world(options.device)
     with run_directory(world, folder, name=recipe.name) as place:
         _tell(world, folder, place)
         _run_seeds(recipe, place, count, options)

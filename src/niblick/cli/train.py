@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from niblick.cli.options import DurationOption, JsonOption, MaxBytesOption, SeedOption, SetOption
+from niblick.cli.options import (
+    DeviceOption,
+    DurationOption,
+    JsonOption,
+    MaxBytesOption,
+    SeedOption,
+    SetOption,
+)
 from niblick.errors import NiblickError
 
 if TYPE_CHECKING:
@@ -59,6 +66,7 @@ def train_command(
     out: OutOption = None,
     resume: ResumeOption = None,
     track: TrackOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train RECIPE, pack it under its byte cap, score it from the packed file and print its
@@ -67,7 +75,7 @@ def train_command(
     from niblick.cli.runs import Options, run_once, run_seeds
     from niblick.data.recipes import read_recipe
 
-    options = Options(as_json=as_json, track=_trackers(track))
+    options = Options(as_json=as_json, track=_trackers(track), device=device)
     if resume is not None:
         given = (recipe, data, tokenizer, overrides, duration, max_bytes, seed, seeds, out)
         if any(value is not None for value in given):

@@ -117,12 +117,15 @@ class LanguageModel(Node):
         weight = cast(Node, self.get_submodule(self.plan.layers[0].block)).mlp.fc.weight
         return cast(torch.dtype, weight.dtype)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return cast(torch.device, self.tok_emb.weight.device)
+
     def empty_state(self, batch: int = 1, *, context: int | None = None) -> State:
         """The state before any token, on this model's device, with the declared context."""
-        weight = self.tok_emb.weight
-        return State.empty(
-            self.plan, batch, context=context, device=weight.device, dtype=weight.dtype
-        )
+        kind = self.tok_emb.weight.dtype
+        return State.empty(self.plan, batch, context=context, device=self.device, dtype=kind)
 
     @property
     def adapted(self) -> bool:

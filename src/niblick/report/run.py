@@ -105,7 +105,7 @@ def train_and_score(
         dataset = find_dataset(recipe, world)
         for split in ("train", "validation"):
             dataset.shards(split)
-        calibration, reserve = _calibration(recipe, dataset)
+        calibration, reserve = _calibration(recipe, dataset, device)
         result = train(
             recipe,
             dataset,
@@ -127,7 +127,7 @@ def train_and_score(
             calibration = left_of_budget(recipe, calibration, result.seconds)
         packed = in_turn(
             world,
-            lambda: _pack(recipe, dataset, folder, result, calibration, say, on_stage),
+            lambda: _pack(recipe, dataset, folder, result, calibration, say, on_stage, device),
             main_only=True,
         )
         floating, scored = _scores(recipe, dataset, folder, result, world, on_stage)
@@ -144,12 +144,12 @@ def train_and_score(
     )
 
 
-def _calibration(recipe: Recipe, dataset: Dataset) -> tuple[Calibration | None, float]:
+def _calibration(recipe: Recipe, dataset: Dataset, device: str) -> tuple[Calibration | None, float]:
     """Batches for the recipe's codec, where it needs them, and the seconds to keep for them."""
     if not CODECS[recipe.artifact.codec].needs_calibration:
         return None, 0.0
     calibration = make_calibration(recipe, dataset)
-    return calibration, estimate_seconds(recipe, calibration)
+    return calibration, estimate_seconds(recipe, calibration, device)
 
 
 def _scores(
@@ -189,6 +189,7 @@ def _pack(
     calibration: Calibration | None,
     say: Say,
     on_stage: Stage | None,
+    device: str,
 ) -> Packed:
     weights = folder / "checkpoints" / "final.safetensors"
     meta = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3)}
@@ -204,6 +205,7 @@ def _pack(
             folder / ARTIFACT_FILE,
             max_bytes=recipe.artifact.max_bytes,
             calibration=calibration,
+            device=device,
             on_stage=on_stage,
         )
     except DataError as error:
