@@ -358,7 +358,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cpus": os.cpu_count(),
         "available_cpus": available_processors(),
         "threads": torch.get_num_threads(),
@@ -366,7 +366,8 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """What the system calls the processor."""
     import platform
 
     info = Path("/proc/cpuinfo")

@@ -94,7 +94,7 @@ def test_the_largest_size_that_memory_holds_is_chosen(kind, fit: int, rows: int)
         with Limited(limit):
             work(count)
 
-    assert choose_rows(16, limited, kind(limit)).rows == rows
+    assert choose_rows(16, limited, kind(limit), confirm=limited).rows == rows
     assert tried[-1] == rows
     if kind is SimulatedMemory:
         assert len(tried) == 3, "two small passes tell; the third confirms"
@@ -105,7 +105,7 @@ def test_where_not_one_row_fits_the_error_says_so() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(CapacityError, match="does not hold one sequence"):
-        choose_rows(8, work, Blind(100))
+        choose_rows(8, work, Blind(100), confirm=work)
     with pytest.raises(ZeroDivisionError):
         choose_rows(8, lambda rows: 1 // 0, Blind(100))
 

@@ -108,22 +108,22 @@ def choose_rows(
     memory: Memory,
     *,
     most: int | None = None,
-    try_it: bool = True,
+    confirm: Callable[[int], None] | None = None,
 ) -> Choice:
     """The most rows of one pass, a divisor of `rows` of at most `most`, that memory holds.
 
-    `run(n)` makes a pass of n rows. Two small ones tell what a row takes; with `try_it` the choice
-    is then run too, and halved while it runs out of memory. Raises `CapacityError` where not even
-    one row fits.
+    `run(n)` makes a pass of n rows. Two small ones tell what a row takes; `confirm(n)`, where
+    given, then tries the choice, which is halved while it runs out of memory. Raises
+    `CapacityError` where not even one row fits.
     """
     sizes = [n for n in halvings(rows) if n <= max(most or rows, 1)] or [1]
     free, each = memory.free(), None
     if len(sizes) > 1:
         sizes, each = _fitting(sizes, run, memory, free)
-    if not try_it:
+    if confirm is None:
         return Choice(sizes[0], "measured", free, each)
     for size in sizes:
-        if _fits(lambda n=size: run(n)):  # type: ignore[misc]
+        if _fits(lambda n=size: confirm(n)):  # type: ignore[misc]
             return Choice(size, "measured", free, each)
     raise _too_small(free)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,7 +80,13 @@ class Passes:
                 return Choice(rows, "kept")
         most = CPU_TOKENS // self.length if on_cpu else None
         memory = device_memory(self.device)
-        return choose_rows(self.batch, self._probe, memory, most=most, try_it=not on_cpu)
+        return choose_rows(
+            self.batch,
+            partial(self._probe, self.loss.plain),
+            memory,
+            most=most,
+            confirm=None if on_cpu else partial(self._probe, self.loss),
+        )
 
     def _agreed(self, rows: int) -> int:
         """The least of all processes."""
@@ -88,7 +96,7 @@ class Passes:
         dist.all_reduce(least, dist.ReduceOp.MIN)
         return int(least)
 
-    def _probe(self, rows: int) -> None:
+    def _probe(self, loss: Callable[..., tuple[Tensor, Tensor]], rows: int) -> None:
         """Forward and backward of meaningless tokens; nothing is learned, nothing is kept."""
         count = rows * (self.length + 1)
         tokens = torch.arange(count, device=self.device) % self.recipe.model.vocab_size
@@ -96,7 +104,7 @@ class Passes:
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         factors = {name: factor[:rows] for name, factor in self.dropout.draw(0).items()}
         try:
-            self.loss(inputs, targets, factors)[0].backward()  # type: ignore[no-untyped-call]
+            loss(inputs, targets, factors)[0].backward()  # type: ignore[no-untyped-call]
         finally:
             self._forget()
 
@@ -108,7 +116,7 @@ class Passes:
         """Prime compilation with the recipe's number of passes, all undone."""
         if self.loss.compiled and self.device != "cpu":
             for _ in range(self.recipe.training.compile_warmup_steps):
-                self._probe(self.rows)
+                self._probe(self.loss, self.rows)
             torch.cuda.synchronize()
 
     def accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from niblick.runtime import (
     return_freed_memory,
     settle_threads,
 )
-from niblick.training.checkpoint import KEPT, list_checkpoints, read_checkpoint
+from niblick.training.checkpoint import KEPT, checkpoint_name, list_checkpoints, read_checkpoint
 from niblick.training.compile import CompiledLoss
 from niblick.training.distributed import agree, mean_over
 from niblick.training.interrupts import StopFlag, stop_on_signals
@@ -226,7 +226,7 @@ class Loop:
         state.rounding = state.rounding or (state.rounds and self.schedule.rounds(at))
         state.weights.refresh(rounded=state.rounding)
         loss = passes.accumulate(*state.feeder.next())
-        mean_over(self.world, state.optimizer.gradients)
+        state.optimizer.reduce()
         state.optimizer.clip(training.clip)
         state.optimizer.step(self.schedule.multiplier(at), self.schedule.momentum(at))
         state.step += 1
@@ -259,8 +259,9 @@ class Loop:
         try:
             self.folder.log(row)
         except TrainingError as error:
-            with suppress(TrainingError):
-                self._save()
+            if self.world.size == 1:  # several would have to agree
+                with suppress(TrainingError):
+                    self._save()
             kept = f"; {self.newest} is kept, to go on with --resume" if self.newest else ""
             raise TrainingError(f"{error}{kept}") from None
 
@@ -327,8 +328,11 @@ class Loop:
         state = self.state
         if state.step != self.saved[0] or not self.newest:
             with self.clock.paused():
+                if self.world.size > 1:
+                    state.optimizer.complete()
                 if self.world.is_main:
-                    self.newest = state.capture(self.folder.checkpoints).name
+                    state.capture(self.folder.checkpoints)
+                self.newest = checkpoint_name(state.step)
         self.saved, self.mark = (state.step, state.tokens, state.seconds), None
 
     def _finish(self) -> TrainResult:
