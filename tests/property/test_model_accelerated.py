@@ -4,7 +4,7 @@ whole step as one graph, each against the readable form, forward and backward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -173,7 +173,8 @@ EVERYTHING = [
     "model.dim=64",
     "model.context=160",
     "model.vocab_size=512",
-    'model.stack=[{layers=["token-shift", "window:48"]}, {layers=["full"], loops=2}]',
+    "model.stack=["
+    '{layers=["token-shift", "window:48"]}, {name="again_blocks", layers=["full"], loops=2}]',
     "model.scalars=virtual",
     "model.skips.enabled=true",
     "model.document_attention=within",
@@ -187,9 +188,18 @@ EVERYTHING = [
 ]
 
 
-def everything() -> LanguageModel:
+ACROSS = [  # windows and whole rows alone, from one document into the next
+    "model.document_attention=across",
+    'model.stack=[{layers=["window:48", "full"]}]',
+    "model.value_embedding.enabled=false",
+    "model.sidecar.enabled=false",
+    "model.mtp.heads=0",
+]
+
+
+def everything(changes: Sequence[str] = ()) -> LanguageModel:
     """That model, longer than a block of flex_attention, none of its parts at zero."""
-    recipe = load_recipe("pocket", EVERYTHING)
+    recipe = load_recipe("pocket", [*EVERYTHING, *changes])
     model = LanguageModel(recipe.model, seed=1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -203,7 +213,9 @@ def test_the_model_of_everything_has_all_that_shipped_recipes_have() -> None:
     def kinds(model: Any) -> set[str]:
         plan = make_plan(model)
         found = {layer.mixer for layer in plan.layers} | {p.component for p in plan.parameters}
-        return found | {p.name.rpartition(".")[2] for p in plan.parameters if "attn" in p.name}
+        return found | {
+            p.name.rpartition(".")[2] for p in plan.parameters if p.component == "attention"
+        }
 
     shipped = (kinds(load_recipe(name).model) for name in list_recipes())
     assert kinds(everything().recipe) >= set().union(*shipped)
@@ -211,13 +223,7 @@ def test_the_model_of_everything_has_all_that_shipped_recipes_have() -> None:
 
 @pytest.mark.parametrize("within", [False, True])
 def test_a_step_is_one_graph_with_the_plain_loss_and_gradients(within: bool) -> None:
-    model = everything()
-    if not within:
-        update = {
-            "document_attention": "across",
-            "mtp": model.recipe.mtp.model_copy(update={"heads": 0}),
-        }
-        model.recipe = model.recipe.model_copy(update=update)
+    model = everything([] if within else ACROSS)
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randint(model.recipe.vocab_size, (2, 161), generator=generator)
     tokens[:, 40], tokens[1, 90] = model.recipe.bos_id, model.recipe.bos_id

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from niblick.model import LanguageModel
 from niblick.objective import training_loss
@@ -13,14 +15,17 @@ from niblick.optim import Layout, Optimizers
 from niblick.recipe import Recipe
 from niblick.runtime import choose_precision, keep_freed_memory, settle_threads
 from niblick.training.compile import CompiledLoss
+from niblick.training.memory import Choice, choose_rows, device_memory
 from niblick.training.weights import Weights
 
 
 class Steps:
-    """Optimizer steps of a recipe on one device, data and schedule aside."""
+    """Optimizer steps of a recipe on one device, data and schedule aside.
 
-    def __init__(self, recipe: Recipe, device: str, *, rows: int | None = None) -> None:
-        """`rows` of a micro-batch; the whole batch unless given."""
+    `tokens` (rows, T + 1) are the batch, meaningless ones where they are not given.
+    """
+
+    def __init__(self, recipe: Recipe, device: str, tokens: Tensor | None = None) -> None:
         training = recipe.training
         settle_threads(training.threads)
         keep_freed_memory()
@@ -37,12 +42,28 @@ class Steps:
         if self.loss.compiled and device != "cpu":
             self.optimizer.compile()
         length = training.sequence_length
-        self.rows = training.batch_tokens // length
-        self.micro = min(rows or self.rows, self.rows)
-        generator = torch.Generator().manual_seed(0)
-        shape = self.rows, length + 1
-        tokens = torch.randint(recipe.model.vocab_size, shape, generator=generator).to(device)
+        self.rows = self.micro = training.batch_tokens // length
+        if tokens is None:
+            generator, shape = torch.Generator().manual_seed(0), (self.rows, length + 1)
+            tokens = torch.randint(recipe.model.vocab_size, shape, generator=generator)
+        tokens = tokens.to(device)
         self.inputs, self.targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def fit(self) -> Choice:
+        """Take micro-batches as a run does: the most rows that memory holds."""
+
+        def run(call: Any, rows: int) -> None:
+            try:
+                call(self.inputs[:rows], self.targets[:rows])[0].backward()
+            finally:
+                for parameter in self.weights.parameters:
+                    parameter.grad = None
+
+        confirm = None if self.device == "cpu" else partial(run, self.loss)
+        memory = device_memory(self.device)
+        choice = choose_rows(self.rows, partial(run, self.loss.plain), memory, confirm=confirm)
+        self.micro = choice.rows
+        return choice
 
     @property
     def tokens(self) -> int:

@@ -156,6 +156,8 @@ class Loop:
         self.loss = CompiledLoss(training_loss, self.state.model, recipe.training.compile, device)
         self.state.optimizer.use(self.loss.kernels)
         self.state.weights.use(self.loss.kernels)
+        if self.loss.compiled and device != "cpu":
+            self.state.optimizer.compile()
         self.mark: tuple[int, float] | None = None
         self.saved = (self.state.step, self.state.tokens, self.state.seconds)
 
