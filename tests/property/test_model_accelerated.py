@@ -191,8 +191,8 @@ EVERYTHING = [
 ACROSS = [  # windows and whole rows alone, from one document into the next
     "model.document_attention=across",
     'model.stack=[{layers=["window:48", "full"]}]',
-    "model.value_embedding.enabled=false",
-    "model.sidecar.enabled=false",
+    "model.value_embedding={enabled=false, layers=[]}",
+    "model.sidecar={enabled=false, layers=[]}",
     "model.mtp.heads=0",
 ]
 
