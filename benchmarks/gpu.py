@@ -57,11 +57,23 @@ RECIPES = ("token-shift", "sidecar", "depth-recurrent")
 VALIDATION_TOKENS = 62_021_846  # of the challenge's split
 STEPS, WARM_UP = 50, 5
 CORPUS = ["data.corpus=wiki-vital", "data.tokenizer=fineweb-1024"]
-SMALL = {  # for rehearsals
-    "token-shift": ["model.value_embedding.layers=[10]"],
+REHEARSED = [
+    "model.dim=64",
+    "model.context=64",
+    "model.vocab_size=1024",
+    "model.attention.heads=4",
+    "model.attention.kv_heads=2",
+    "training.sequence_length=64",
+    "training.batch_tokens=512",
+    "training.validation.every=0",
+]
+SMALL: dict[str, list[str]] = {  # what else shrinks
+    "pocket": ["model.bigram.buckets=256", 'model.stack=[{layers=["token-shift", "full"]}]',
+               "model.value_embedding.layers=[1]"],
+    "token-shift": [],
     "sidecar": ["model.attention.rope.train_length=32"],
     "depth-recurrent": [],
-}
+}  # fmt: skip
 
 
 class OutOfTimeError(BaseException):
@@ -102,17 +114,9 @@ def time_limit(seconds: float) -> Iterator[Callable[[], float]]:
 
 
 def recipe_of(name: str, options: argparse.Namespace) -> Recipe:
-    changes = [*CORPUS] if name != "pocket" else []
-    if options.rehearse and name != "pocket":
-        changes += [
-            "model.dim=64",
-            "model.context=64",
-            "model.attention.heads=4",
-            "model.attention.kv_heads=2",
-            "training.sequence_length=64",
-            "training.batch_tokens=512",
-            *SMALL[name],
-        ]
+    changes = [*CORPUS] if name != "pocket" or options.rehearse else []
+    if options.rehearse:
+        changes += [*REHEARSED, *SMALL[name]]
     return load_recipe(name, changes)
 
 
@@ -322,7 +326,12 @@ def part_d(book: Book, left: Callable[[], float], options: argparse.Namespace) -
     sizes = {"vocab_size": recipe.model.vocab_size, "bos_id": recipe.model.bos_id}
     whole = load_target(dataset, "validation", **sizes)
     count = 600 if options.rehearse else 200_000
-    target = replace(whole, tokens=whole.tokens[:count], bytes=whole.bytes[:count])
+    target = replace(
+        whole,
+        tokens=whole.tokens[:count],
+        counts=whole.counts[: count - 1],
+        documents=[(a, min(b, count)) for a, b in whole.documents if a < count],
+    )
     for mode, precision in (
         ("sliding", "bf16"), ("sliding", "fp32"), ("streaming", "bf16"), ("chunked", "bf16"),
     ):  # fmt: skip
