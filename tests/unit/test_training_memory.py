@@ -167,6 +167,8 @@ def test_a_step_that_runs_out_of_memory_is_done_again_in_smaller_parts(
     monkeypatch.setattr(passes.CompiledLoss, "backward", short_of_memory)
     with pytest.warns(RuntimeWarning, match="micro-batches of 64 tokens from here on, 128 before"):
         halved = run(recipe, dataset, tmp_path / "halved")
+    noted = json.loads((tmp_path / "halved" / "environment.json").read_text())["micro_batch"]
+    assert noted["tokens"] == 64
     for name, tensor in whole.tensors.items():
         torch.testing.assert_close(halved.tensors[name], tensor, atol=1e-4, rtol=1e-3)
     with pytest.raises(CapacityError, match=r"out of memory on cpu with micro-batches of 128 to"):

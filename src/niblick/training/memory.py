@@ -153,12 +153,12 @@ def _fits(work: Callable[[], None]) -> bool:
     """Do the work; False, with the memory given back, where it runs out of it."""
     try:
         work()
+        return True
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        release()
-        return False
-    return True
+    release()  # behind the error, whose frames hold tensors
+    return False
 
 
 def _too_small(free: int | None) -> CapacityError:

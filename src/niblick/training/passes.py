@@ -33,7 +33,7 @@ class Passes:
     """The micro-batches of one process's batches, whose gradients go into the flat buffer.
 
     `rows` of a micro-batch are the recipe's, those that `kept` says an earlier process of the run
-    used on such a device, or as many as memory holds.
+    used on such a device, or as many as memory holds; `note` is told what was chosen.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Passes:
         world: World,
         device: str,
         kept: dict[str, Any] | None = None,
+        note: Callable[[dict[str, Any]], None] = lambda record: None,
     ) -> None:
         training = recipe.training
         self.recipe, self.state, self.loss, self.world = recipe, state, loss, world
@@ -53,6 +54,8 @@ class Passes:
         self.dropout = Dropout(recipe, world, device)
         self.choice = self._choose(kept or {})
         self.rows = self._agreed(self.choice.rows)
+        self._note = note
+        note(self.record)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -132,9 +135,15 @@ class Passes:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                self._shrink(error)
+                fewer = self._fewer(error)
+            # Only here, behind the error and its frames, is the memory of the pass free.
+            self._forget()
+            release()
+            self.rows = fewer
+            self._note(self.record)
 
-    def _shrink(self, error: Exception) -> None:
+    def _fewer(self, error: Exception) -> int:
+        """The next smaller micro-batch; `CapacityError` where there may be none."""
         fewer = smaller(self.rows, self.batch)
         fixed = self.choice.reason == "recipe" or self.world.size > 1
         if fixed or fewer is None:
@@ -145,9 +154,7 @@ class Passes:
             NiblickWarning,
             stacklevel=3,
         )
-        self._forget()
-        release()
-        self.rows = fewer
+        return fewer
 
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
         rows, total = self.rows, torch.zeros((), device=self.device)

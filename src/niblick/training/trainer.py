@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,14 +167,22 @@ class Loop:
         kept = self.folder.environment().get("micro_batch")
         with nullcontext() if self.device == "cpu" else self.clock.paused():
             passes = Passes(
-                self.recipe, self.state, self.loss, world=self.world, device=self.device, kept=kept
+                self.recipe,
+                self.state,
+                self.loss,
+                world=self.world,
+                device=self.device,
+                kept=kept,
+                note=self._note_micro_batch,
             )
-            if self.world.is_main:
-                self.folder.note(micro_batch=passes.record)
             passes.warm_up()
         if self.validator:
             self.validator.limit(passes.rows)
         return passes
+
+    def _note_micro_batch(self, record: dict[str, Any]) -> None:
+        if self.world.is_main:
+            self.folder.note(micro_batch=record)
 
     def run(self) -> TrainResult:
         """Train to the end of the budget, or to a signal."""
