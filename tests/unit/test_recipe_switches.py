@@ -76,6 +76,7 @@ OTHER: dict[str, Any] = {
     "training.sequence_length": 512,
     "training.batch_tokens": 65536,
     "training.micro_batch_tokens": 8192,
+    "training.reduce": "bf16",
     "training.precision": "bf16",
     "training.compile": "on",
     "training.compile_warmup_steps": 2,

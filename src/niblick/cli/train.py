@@ -13,6 +13,7 @@ import typer
 from niblick.cli.completion import recipes, words
 from niblick.cli.jobs import JobsOption
 from niblick.cli.options import (
+    DeviceOption,
     DurationOption,
     ExecutorOption,
     JsonOption,
@@ -82,6 +83,7 @@ def train_command(
     resume: ResumeOption = None,
     track: TrackOption = None,
     packs: PackOption = True,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train RECIPE, pack it under its byte cap, score it from the packed file and print its
@@ -95,7 +97,12 @@ def train_command(
     if not packs and (data is not None or seeds is not None):
         raise NiblickError("--no-pack trains one seed of a recipe: give neither --data nor --seeds")
     options = Options(
-        as_json=as_json, track=_trackers(track), packs=packs, jobs=jobs, executor=executor
+        as_json=as_json,
+        track=_trackers(track),
+        packs=packs,
+        jobs=jobs,
+        executor=executor,
+        device=device,
     )
     if resume is not None:
         given = (recipe, data, tokenizer, overrides, duration, max_bytes, seed, seeds, out)

@@ -47,6 +47,7 @@ class Rules:
     stop_from: float = 0.75
     deadline: float | None = None
     lock: str | None = None
+    device: str | None = None
 
     @property
     def is_over(self) -> bool:
@@ -192,7 +193,11 @@ def _turn(job: Job) -> Iterator[bool]:
 
 
 def _train(job: Job) -> tuple[End, str]:
-    options = () if job.rules.packed else ("--no-pack",)
+    device = job.rules.device
+    options = (
+        *(() if job.rules.packed else ("--no-pack",)),
+        *(() if device is None else (f"--device={device}",)),
+    )
     run = TrainingJob(str(job.recipe), str(job.path), job.seed, job.plugins, options)
     with start_training(run) as process:
         end = _watch(job, process)

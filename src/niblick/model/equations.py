@@ -30,7 +30,12 @@ from niblick.model.tree import Node
 
 
 class Equations:
-    """A model's parts, between which `LanguageModel.hidden` is the loop."""
+    """A model's parts, between which `LanguageModel.hidden` is the loop.
+
+    `fuses_heads`: `head_loss` is also the best form of further heads.
+    """
+
+    fuses_heads = False
 
     def takes(self, call: Call) -> bool:
         """Whether it computes this call, which has no state before or after it."""

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from niblick.components.functional import nll as token_nll
 from niblick.model import LanguageModel
 from niblick.model.lm import NO_FACTORS
 
@@ -30,8 +29,5 @@ def training_loss(
     options = model.recipe.mtp
     if options.heads == 0 or inputs.shape[1] <= options.heads:
         return nll, nll
-    extra = [
-        token_nll(logits[:, : -(j + 1)], targets[:, j + 1 :]).mean()
-        for j, logits in enumerate(model.mtp_logits(hidden))
-    ]
+    extra = model.mtp_losses(hidden, targets)
     return nll + options.weight * torch.stack(extra).mean(), nll

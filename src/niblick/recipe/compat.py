@@ -23,6 +23,7 @@ ADDED_SINCE_0_1 = (
     "training.adam.decoupled",
     "training.adam.head_lr",
     "training.schedule.kind",
+    "training.reduce",
     "model.bigram.projection",
 )
 

@@ -173,10 +173,10 @@ class ValidationRecipe(Section):
 
 class TrainingRecipe(Section):
     """How the weights are found. `batch_tokens` is global per optimizer step, `micro_batch_tokens`
-    per pass.
+    per pass: as many as memory holds where it is not given.
 
     `compile`: fused kernels on the CPU, torch.compile on CUDA; "auto" does without where there is
-    no compiler.
+    no compiler. `reduce`: the type that gradients have on their way between processes.
     """
 
     duration: Text = "600s"
@@ -187,6 +187,7 @@ class TrainingRecipe(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     compile_warmup_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
     clip: Rate = 0.3
+    reduce: Literal["fp32", "bf16"] = "fp32"
     threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] | None = None
     checkpoint_every: Text = "60s"
     optimizer: OptimizerRecipe = section()

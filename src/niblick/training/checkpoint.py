@@ -49,6 +49,11 @@ class TrainerState:
     threads: int = 0  # that the run began with; 0 in checkpoints of version 0.1
 
 
+def checkpoint_name(step: int) -> str:
+    """That of the folder of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in `folder`, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
@@ -65,7 +70,7 @@ def write_checkpoint(
     """Write `folder`/step-N whole or not at all, then drop all but the newest two; `TrainingError`
     on failure.
     """
-    final = folder / f"step-{state.step:08d}"
+    final = folder / checkpoint_name(state.step)
     temporary = folder / f".{final.name}.writing"
     try:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -20,12 +19,11 @@ from niblick.compression import rounding_specs
 from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
 from niblick.model import LanguageModel
-from niblick.optim import Layout, Optimizers, TrainingPosition, make_averager
+from niblick.optim import Launched, Layout, Optimizers, TrainingPosition, make_averager
 from niblick.recipe import Recipe, stored_values
 from niblick.runtime import World, choose_precision
 from niblick.training.checkpoint import TrainerState, write_checkpoint
 from niblick.training.device import DeviceFeeder
-from niblick.training.distributed import sum_over
 from niblick.training.pipeline import Pipeline
 from niblick.training.weights import Weights
 from niblick.units import Duration
@@ -57,9 +55,7 @@ class RunState:
             self.weights.master,
             recipe.training,
             dtype=dtype,
-            rank=world.rank,
-            world_size=world.size,
-            all_reduce=partial(sum_over, world) if world.size > 1 else None,
+            processes=_processes(recipe, world),
         )
         self.averager = make_averager(recipe.training.averaging, self.weights.master)
         self.step = self.tokens = 0
@@ -154,6 +150,13 @@ class RunState:
                 saved.average_count,
                 saved.average_sample,
             )
+
+
+def _processes(recipe: Recipe, world: World) -> Launched | None:
+    if world.size == 1:
+        return None
+    sent = torch.bfloat16 if recipe.training.reduce == "bf16" else torch.float32
+    return Launched(world.rank, world.size, sent)
 
 
 def _pipeline(
