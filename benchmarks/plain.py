@@ -45,8 +45,8 @@ class Attention(nn.Module):
 
     def rotate(self, x: Tensor) -> Tensor:
         half = self.m.rope_dims // 2
-        angle = torch.arange(x.shape[1])[:, None] * 10000.0 ** (
-            -2.0 * torch.arange(half) / self.m.rope_frequency_dims
+        angle = torch.arange(x.shape[1], device=x.device)[:, None] * 10000.0 ** (
+            -2.0 * torch.arange(half, device=x.device) / self.m.rope_frequency_dims
         )
         cos, sin = angle.cos()[:, None].to(x.dtype), angle.sin()[:, None].to(x.dtype)
         a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -65,10 +65,13 @@ class Attention(nn.Module):
             k = k * self.k_gain
         repeat = m.attention.heads // m.attention.kv_heads
         k, v = k.repeat_interleave(repeat, 2), v.repeat_interleave(repeat, 2)
-        i = torch.arange(t)
+        i = torch.arange(t, device=u.device)
         mask = (i[None] <= i[:, None]) & (i[None] > i[:, None] - self.layer.span)
         heads = (x.transpose(1, 2).to(v.dtype) for x in (q, k, v))
-        y = F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2)
+        if u.is_cuda and t <= self.layer.span:  # where the flash kernel takes it
+            y = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
+        else:
+            y = F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2)
         if self.local is not None:
             y = y + self.local * v
         if self.layer.xsa:

@@ -273,12 +273,17 @@ class Model:
         context: int | None = None,
         build: Build = "now",
         kind: EngineName | None = None,
+        device: str | None = None,
     ) -> Engine:
         """An engine of this model with `slots` sequences: the fastest here, or the `kind` given.
 
-        A plan that no engine of the runtime can run takes torch, where it is installed.
+        A plan that no engine of the runtime can run takes torch, where it is installed, as does
+        another `device` than the CPU ("auto" asks for none: one text alone is fastest there).
         """
-        if kind != "torch":
+        on_device = device not in (None, "auto", "cpu")
+        if on_device and kind not in (None, "torch"):
+            raise NiblickError(f"--device {device} needs the torch engine, not {kind}")
+        if kind != "torch" and not on_device:
             try:
                 return open_engine(
                     self.plan,
@@ -294,7 +299,9 @@ class Model:
                     raise
         with needs_lab("the torch engine"):
             from niblick.evaluation.torch_engine import TorchEngine
-        return TorchEngine(self.torch(), slots=slots, context=context)
+            from niblick.runtime import choose_device, read_world
+        place = choose_device(read_world(device if on_device else "cpu"))
+        return TorchEngine(self.torch().to(place), slots=slots, context=context)
 
     def torch(self, *, gradients: bool = False) -> LanguageModel:
         """The lab's LanguageModel with these weights, float32 on the CPU, in evaluation mode.

@@ -79,6 +79,7 @@ def train(
     seed: int | None = None,
     settings: Sequence[str] = (),
     tokenizer: str | Path | None = None,
+    device: str | None = None,
     say: Say | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_stage: Stage | None = None,
@@ -88,8 +89,9 @@ def train(
     `recipe` is a shipped recipe's name, a TOML file or a `Recipe`; `data` a folder or file of your
     own text, or prepared shards, to which vocabulary, width and duration are fitted where neither
     you nor a recipe file decides them. `out` is the run directory, else a new one under runs/.
-    `settings` are like `["model.dim=96"]`. One process alone: torchrun starts the command. Raises
-    `StoppedError` where a signal ends it; `niblick train --resume` goes on.
+    `settings` are like `["model.dim=96"]`; `device` is as `--device`, CUDA where there is one
+    unless given. One process alone: torchrun starts the command. Raises `StoppedError` where a
+    signal ends it; `niblick train --resume` goes on.
     """
     from niblick.data.recipes import read_recipe
     from niblick.recipe import Recipe as AnyRecipe
@@ -98,7 +100,7 @@ def train(
         from niblick.report import run
         from niblick.report.finish import check_packing, write_run_card
         from niblick.report.own_text import fit_data, given_keys
-    tell, world = say or (lambda message: None), read_world()
+    tell, world = say or (lambda message: None), read_world(device)
     if world.size > 1:
         raise NiblickError("niblick.train is for one process; start several with torchrun")
     if isinstance(recipe, AnyRecipe):
@@ -138,14 +140,15 @@ def pack(
     code_bytes: int = 0,
     data: str | Path | None = None,
     self_calibrate: bool = False,
+    device: str | None = None,
     on_stage: Stage | None = None,
 ) -> Packed:
     """Pack a checkpoint or a run's float weights into the artifact `out`, under a cap in bytes.
 
     `max_bytes` and `codec` are the recipe's unless given; `target_tax` asks for the smallest file
     that loses at most so many bits per byte. A codec that calibrates reads training text: the
-    recipe's, the shards in `data`, or with `self_calibrate` text that the model writes itself.
-    Raises `CapacityError` where the cap is exceeded; nothing is written then.
+    recipe's, the shards in `data`, or with `self_calibrate` text that the model writes itself, on
+    `device`. Raises `CapacityError` where the cap is exceeded; nothing is written then.
     """
     with needs_lab("niblick.pack"):
         from niblick.artifact import read_checkpoint
@@ -153,8 +156,10 @@ def pack(
         from niblick.codecs import CODECS
         from niblick.compression import packing
         from niblick.files import run_of
+        from niblick.runtime import choose_device
         from niblick.training.run_folder import claimed
 
+    place = choose_device(read_world(device))
     source, target = _path(model), Path(out)
     if not source.exists():
         raise ArtifactError(f"no checkpoint at {str(source)!r}; give a checkpoint or a run folder")
@@ -176,6 +181,7 @@ def pack(
             target_tax=target_tax,
             extra_bytes=code_bytes,
             meta=checkpoint.meta,
+            device=place,
             on_stage=on_stage,
         )
 
@@ -255,7 +261,7 @@ def evaluate(
         )
     opened = load_model(model.artifact) if isinstance(model, Run) else model
     loaded = opened if isinstance(opened, Model) else load_model(opened)
-    chosen, world = EvaluationOptions.from_recipe(loaded.recipe, **options), read_world()
+    chosen, world = EvaluationOptions.from_recipe(loaded.recipe, **options), read_world(device)
     if "stride" in options and chosen.mode not in ("sliding", "leaky-ttt"):
         raise OptionsError(f"--stride goes with --mode sliding, not {chosen.mode}")
     place = None if data is None else Path(data)
@@ -264,13 +270,7 @@ def evaluate(
             with needs_lab("this evaluation"):
                 settle_threads(threads)
         return _with_torch(
-            loaded,
-            (place, split),
-            chosen,
-            world=world,
-            device=device,
-            prove=prove,
-            on_progress=on_progress,
+            loaded, (place, split), chosen, world=world, prove=prove, on_progress=on_progress
         )
     if "batch_tokens" in options:
         raise OptionsError("--batch-tokens goes with --engine torch: other engines have no batches")
@@ -292,7 +292,7 @@ def _engine(
     reasons = {
         "test-time training": options.ttt is not None or options.mode == "leaky-ttt",
         "--precision bf16": options.precision != "fp32",
-        f"--device {device}": device not in (None, "cpu"),
+        f"--device {device}": device not in (None, "auto", "cpu"),
         f"a launch of {world.size} processes": world.size > 1,
     }
     needed = next((what for what, holds in reasons.items() if holds), None)
@@ -302,7 +302,7 @@ def _engine(
         raise NiblickError(f"engine {asked!r} is unknown; accepted: {', '.join(names)}")
     if needed is not None and chosen in ("native", "numpy"):
         raise NiblickError(f"{needed} needs --engine torch, not {chosen}")
-    if needed is not None or (chosen is None and has_gpu() and has_lab() and not device):
+    if needed is not None or (chosen is None and has_gpu() and has_lab() and device != "cpu"):
         return "torch"
     return chosen
 
@@ -313,7 +313,6 @@ def _with_torch(
     options: EvaluationOptions,
     *,
     world: World,
-    device: str | None,
     prove: bool,
     on_progress: Callable[[float], None] | None,
 ) -> Score:
@@ -324,7 +323,7 @@ def _with_torch(
         from niblick.evaluation.evaluate import evaluate_target
         from niblick.evaluation.processes import in_turn
 
-    place = device or choose_device(world)
+    place = choose_device(world)
     with process_group(world, place):
         target = in_turn(world, lambda: find_target(model, *text))
         return evaluate_target(

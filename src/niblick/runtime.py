@@ -13,12 +13,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from niblick.errors import NiblickError
+from niblick.limits import quoted
 
 LAB = ("torch", "matplotlib")  # top-level packages of the extra
 # How long threads of OpenMP and of OpenBLAS (as a power of two of processor cycles, 2^26 by
@@ -26,17 +28,21 @@ LAB = ("torch", "matplotlib")  # top-level packages of the extra
 WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "16"}
 _WAIT_CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _told: list[str] = []  # what has been said once
+DEVICES = "cpu, cuda, cuda:N, mps, auto"
+# Longer than anything that one process does while the others wait: packing, preparing data.
+PATIENCE_HOURS = 24
 
 
 @dataclass(frozen=True)
 class World:
     """This process's place among the launcher's: rank, number of processes, rank on this
-    machine.
+    machine; and the `device` that the user asked for, None for the best one.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    device: str | None = None
 
     @property
     def is_main(self) -> bool:
@@ -44,22 +50,60 @@ class World:
         return self.rank == 0
 
 
-def read_world() -> World:
-    """Rank and world size as torchrun sets them; a single process where they are absent."""
+def read_world(device: str | None = None) -> World:
+    """Rank and world size as torchrun sets them; a single process where they are absent.
+
+    `device` is what the user asked for (see `choose_device`).
+    """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     values = [os.environ.get(name) for name in names]
     if values[0] is None or values[1] is None:
-        return World()
-    return World(int(values[0]), int(values[1]), int(values[2] or 0))
+        return World(device=device)
+    return World(int(values[0]), int(values[1]), int(values[2] or 0), device)
 
 
 def choose_device(world: World) -> str:
-    """`cuda:N` for this process where CUDA is at hand, else `cpu`."""
+    """Where this process computes: `cpu`, `cuda:N` or `mps`.
+
+    "auto", or nothing asked for, takes CUDA where it is at hand, else the CPU; "cuda" gives each
+    process of a machine its own device. `NiblickError` for a device that is not there.
+    """
     import torch
 
-    if not torch.cuda.is_available():
+    asked = world.device or "auto"
+    kind, _, number = asked.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (number and kind != "cuda"):
+        raise NiblickError(f"device {quoted(asked)} is unknown; accepted: {DEVICES}")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise NiblickError("there is no mps device here; use --device cpu")
+    if kind in ("cpu", "mps"):
+        return kind
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "auto" and not count:
         return "cpu"
-    return f"cuda:{world.local_rank % torch.cuda.device_count()}"
+    if not count:
+        build = "" if torch.version.cuda else ", a build without CUDA"
+        raise NiblickError(
+            f"there is no CUDA device here (torch {torch.__version__}{build}); use --device cpu"
+        )
+    return f"cuda:{_cuda_index(asked, number, count, world)}"
+
+
+def _cuda_index(asked: str, number: str, count: int, world: World) -> int:
+    """Of `count` devices, the one asked for, or this process's own."""
+    if ":" not in asked:
+        return world.local_rank % count
+    if not number.isdecimal():
+        raise NiblickError(f"device {quoted(asked)} is unknown; accepted: {DEVICES}")
+    if int(number) >= count:
+        raise NiblickError(
+            f"there is no {asked} here: the CUDA devices are cuda:0 to cuda:{count - 1}"
+        )
+    if world.size > 1:
+        raise NiblickError(
+            f"--device {asked} with {world.size} processes: give cuda, and each takes its own"
+        )
+    return int(number)
 
 
 def available_processors(root: Path = Path("/")) -> int:
@@ -73,31 +117,51 @@ def available_processors(root: Path = Path("/")) -> int:
 
 def _quotas(root: Path) -> Iterator[float]:
     """The quotas, in processors, of this process's control groups and of those they are in."""
+    for folder, second in _group_folders(root, "cpu"):
+        names = ("cpu.max",) if second else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        numbers = " ".join(text for name in names for text in _lines(folder / name)).split()
+        if len(numbers) == 2 and all(n.isdecimal() and int(n) for n in numbers):
+            yield int(numbers[0]) / int(numbers[1])
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take: what the system has left, or less where its control
+    groups have a limit; None where the system does not tell.
+    """
+    found = []
+    for line in _lines(root / "proc/meminfo"):
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    for folder, second in _group_folders(root, "memory"):
+        names = ("memory.max", "memory.current")
+        if not second:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        limit, used = (" ".join(_lines(folder / name)) for name in names)
+        if limit.isdecimal() and used.isdecimal():
+            found.append(max(0, int(limit) - int(used)))
+    return min(found, default=None)
+
+
+def _group_folders(root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
+    """Folders of this process's control groups and of those they are in; whether of version 2."""
     for line in _lines(root / "proc/self/mountinfo"):
         before, _, after = line.partition(" - ")
         mount, system = before.split(), after.split()
         if len(mount) < 5 or len(system) < 3 or system[0] not in ("cgroup", "cgroup2"):
             continue
         second = system[0] == "cgroup2"
-        if not second and "cpu" not in system[2].split(","):
+        if not second and controller not in system[2].split(","):
             continue
-        group = _group(root, second, inside=mount[3])
+        group = _group(root, second, controller, inside=mount[3])
         for each in (group, *group.parents):
-            folder = root / mount[4].lstrip("/") / each
-            if second:
-                numbers = " ".join(_lines(folder / "cpu.max")).split()
-            else:
-                names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-                numbers = " ".join(text for n in names for text in _lines(folder / n)).split()
-            if len(numbers) == 2 and all(n.isdecimal() and int(n) for n in numbers):
-                yield int(numbers[0]) / int(numbers[1])
+            yield root / mount[4].lstrip("/") / each, second
 
 
-def _group(root: Path, second: bool, *, inside: str) -> PurePosixPath:
+def _group(root: Path, second: bool, controller: str, *, inside: str) -> PurePosixPath:
     """This process's control group, relative to a hierarchy that is mounted from `inside` of it."""
     for line in _lines(root / "proc/self/cgroup"):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if (controllers == "") if second else ("cpu" in controllers.split(",")):
+        if (controllers == "") if second else (controller in controllers.split(",")):
             group = PurePosixPath(path)
             within = group.relative_to(inside) if group.is_relative_to(inside) else group
             return PurePosixPath(str(within).lstrip("/"))
@@ -162,7 +226,10 @@ def process_group(world: World, device: str) -> Iterator[None]:
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "nccl" if device.startswith("cuda") else "gloo", rank=world.rank, world_size=world.size
+        "nccl" if device.startswith("cuda") else "gloo",
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(hours=PATIENCE_HOURS),
     )
     try:
         yield
@@ -177,7 +244,10 @@ def choose_precision(wanted: str, device: str) -> str:
     import torch
 
     if device.startswith("cuda"):
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        hardware = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if hardware else "fp32"
+    if device != "cpu":
+        return "fp32"
     return (
         "bf16"
         if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -304,7 +374,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cpus": os.cpu_count(),
         "available_cpus": available_processors(),
         "threads": torch.get_num_threads(),
@@ -312,7 +382,8 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """What the system calls the processor."""
     import platform
 
     info = Path("/proc/cpuinfo")

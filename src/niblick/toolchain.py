@@ -149,6 +149,18 @@ class CLibrary:
         """The library, compiled first if need be."""
         return self.load() if self.build() else None
 
+    def state(self) -> str:
+        """Where a build for this processor comes from, in words; "missing" where there is none."""
+        try:
+            if path := self._carried():
+                return f"carried with the package ({path.name.split('-', 1)[1].rsplit('-', 1)[0]})"
+            found = "compiled here" if self.path().exists() else None
+        except _ABSENT:
+            return "missing"
+        compiler = self.compiler()
+        by = "ziglang" if compiler and "ziglang" in compiler else Path((compiler or ("",))[0]).name
+        return found or (f"to be compiled by {by}, once" if compiler else "missing")
+
     def compiler(self) -> Options | None:
         """The command of the C compiler that would be used."""
         for name in self.compilers:

@@ -205,3 +205,12 @@ def test_python_gets_a_model_whose_torch_form_names_the_lab(runtime, model):
     )
     assert "niblick.Model" in done.stdout, done.stderr
     assert "pip install 'niblick[lab]'" in done.stdout
+
+
+def test_doctor_tells_what_is_missing_and_what_runs_all_the_same(run):
+    code, out, err = run("doctor", "--seconds", "0.1", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["torch"] is None and found["pocket"]["generate"]["engine"] == "numpy"
+    told = " ".join(each["what"] for each in found["advice"])
+    assert "no compiled" in told and "torch is not installed" in told

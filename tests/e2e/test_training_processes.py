@@ -118,6 +118,46 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, models[1][name], atol=1e-3, rtol=1e-2)
 
 
+SHARED = """
+import torch, torch.distributed as dist
+from niblick.optim import Launched, Layout, Optimizers
+from niblick.plan import make_plan
+from niblick.recipe import load_recipe
+from niblick.recipe.schema import TrainingRecipe
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+layout = Layout(make_plan(load_recipe("token-shift-small").model).parameters)
+start = torch.randn(layout.total, generator=torch.Generator().manual_seed(1)) * 0.05
+training = TrainingRecipe(clip=0)
+def stepped(slopes, processes):
+    weights = start.clone()
+    found = Optimizers(layout, weights, training, dtype=torch.float32, processes=processes)
+    found.gradients.copy_(slopes)
+    found.reduce()
+    found.clip(0.0)
+    found.step(1.0, 0.9)
+    found.complete()
+    return torch.cat([weights, found.tensors()["matrix.momentum"]])
+for size in (2, 3, 4):
+    group = dist.new_group(list(range(size)))
+    generator = torch.Generator().manual_seed(2)
+    slopes = torch.randint(-8, 9, (size, layout.total), generator=generator) * (size / 16)
+    if rank < size:
+        for kind in (torch.float32, torch.bfloat16):
+            together = stepped(slopes[rank], Launched(rank, size, kind, group))
+            assert torch.equal(together, stepped(slopes.mean(0), None)), (size, kind)
+print("equal")
+dist.destroy_process_group()
+"""
+
+
+def test_two_to_four_processes_of_gloo_take_the_step_of_one_to_the_bit(tmp_path: Path) -> None:
+    program = tmp_path / "shared.py"
+    program.write_text(SHARED)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=4", "--standalone"]
+    assert _wait(_start([sys.executable, *launcher, str(program)])).count("equal") == 4
+
+
 def _curve(out: Path) -> list[float]:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [row.get("loss", row.get("validation_bpb")) for row in rows]

@@ -199,43 +199,22 @@ def test_likelihoods(
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    SIZES,
-    st.sampled_from([2.0, 30.0]),
-    st.sampled_from([16, 48]),
-    st.booleans(),
-    st.sampled_from([(1.0,), (0.5, 0.25, 0.25), (0.9, 0.1)]),
-)
-@example((2, 1100, 34), 30.0, 32, True, (1.0,))  # more positions than gradients are kept of
+@given(SIZES, st.sampled_from([2.0, 30.0]), st.sampled_from([16, 48]), st.booleans())
+@example((2, 1100, 34), 30.0, 32, True)  # more positions than gradients are kept of
 def test_likelihoods_of_a_head(
-    kernels: Kernels,
-    size: tuple[int, int, int],
-    cap: float,
-    width: int,
-    tied: bool,
-    parts: tuple[float, ...],
+    kernels: Kernels, size: tuple[int, int, int], cap: float, width: int, tied: bool
 ) -> None:
     _needs_pairs(kernels)
     (batch, length, count), dtype = size, torch.bfloat16
     count += count % 2
     hidden, weight = _draw((batch, length, width), (count, width), dtype=dtype)
-    targets = torch.stack([_targets(batch, length, count) for _ in parts], dim=-1)
-
-    def wanted(h: Tensor, w: Tensor) -> Tensor:
-        z = F.linear(h, w)
-        found = [_nll(z, each, cap).sum() for each in targets.unbind(-1)]
-        return sum(part * nll for part, nll in zip(parts, found, strict=True))
-
+    targets = _targets(batch, length, count)
     _same(
-        wanted,
-        lambda h, w: ops.head_loss(h, w, targets, list(parts), cap, True)[0] * batch * length,
+        lambda h, w: _nll(F.linear(h, w), targets, cap).sum(),
+        lambda h, w: ops.head_loss(h, w, targets, cap, True)[0] * targets.numel(),
         [hidden, weight.float() if tied else weight],
         dtype,
     )
-    low = weight.to(dtype)
-    first = ops.head_loss(hidden, low, targets, list(parts), cap, False)[1]
-    near = _nll(F.linear(hidden.float(), low.float()), targets[..., 0], cap).mean()
-    assert torch.isclose(first, near, rtol=1e-3, atol=1e-3)
 
 
 def _needs_pairs(kernels: Kernels) -> None:

@@ -4,11 +4,24 @@ processes.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
 from niblick.components.base import ZEROS
-from niblick.optim import Group, Layout, Muon, ParameterGroup, Update, group_of, newton_schulz
+from niblick.optim import (
+    Group,
+    Layout,
+    Muon,
+    Optimizers,
+    ParameterGroup,
+    Update,
+    group_of,
+    newton_schulz,
+)
 from niblick.plan import Parameter, Role, make_plan
 from niblick.recipe import list_recipes, load_recipe
 from niblick.recipe.schema import MuonRecipe, TrainingRecipe
@@ -54,13 +67,12 @@ def test_a_stack_gives_what_each_of_its_matrices_gives() -> None:
     torch.testing.assert_close(newton_schulz(x, 5, torch.float32), alone)
 
 
-def _muon(layout: Layout, *, lr: float = 0.1, decay: float = 0.0, **shared: object) -> Muon:
+def _muon(layout: Layout, *, lr: float = 0.1, decay: float = 0.0) -> Muon:
     group = ParameterGroup(
         group=Group.MATRIX,
         stacks=layout.stacks(Group.MATRIX),
         size=layout.segment(Group.MATRIX).stop,
         dtype=torch.bfloat16,
-        **shared,  # type: ignore[arg-type]
     )
     return Muon(group, TrainingRecipe(muon=MuonRecipe(lr=lr, weight_decay=decay)))
 
@@ -92,17 +104,91 @@ def test_it_moves_weights_as_the_muon_of_torch_does() -> None:
         torch.testing.assert_close(slot.view(weights), parameter.detach(), atol=2e-3, rtol=0)
 
 
-def test_processes_that_share_the_work_reach_the_same_bits_as_one() -> None:
+class Together:
+    """Processes as threads of this one: sums and gathers in the order of their ranks."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.given, self.barrier = size, [None] * size, threading.Barrier(size)
+
+    def exchange(self, rank: int, tensor: torch.Tensor) -> list[torch.Tensor]:
+        self.given[rank] = tensor.clone()
+        self.barrier.wait()
+        found = list(self.given)
+        self.barrier.wait()
+        return found
+
+
+class One:
+    """One of them, as an optimizer sees it."""
+
+    def __init__(self, together: Together, rank: int) -> None:
+        self.together, self.rank, self.size = together, rank, together.size
+
+    def scatter(self, out: torch.Tensor, parts: torch.Tensor) -> Callable[[], None]:
+        given = self.together.exchange(self.rank, parts)
+        out.copy_(sum(each[self.rank] for each in given))
+        return lambda: None
+
+    def gather(self, out: torch.Tensor, own: torch.Tensor) -> Callable[[], None]:
+        found = torch.stack(self.together.exchange(self.rank, own))
+        return lambda: out.copy_(found)  # not there before it is waited for
+
+    def sum(self, tensor: torch.Tensor) -> Callable[[], None]:
+        tensor.copy_(sum(self.together.exchange(self.rank, tensor)))
+        return lambda: None
+
+    def sum_exactly(self, tensor: torch.Tensor) -> None:
+        self.sum(tensor)
+
+
+def _optimizers(layout: Layout, weights: torch.Tensor, processes: One | None = None) -> Optimizers:
+    training = TrainingRecipe(muon=MuonRecipe(lr=0.1, weight_decay=0.1))
+    return Optimizers(layout, weights, training, dtype=torch.bfloat16, processes=processes)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("clip", [0.0, 0.3])
+def test_processes_that_share_the_matrices_reach_the_bits_of_one(size: int, clip: float) -> None:
     layout = Layout(make_plan(load_recipe("pocket").model).parameters)
-    start, gradients = _flat(layout, 1), _flat(layout, 2)
-    parts: list[torch.Tensor] = []
-    for rank in range(3):
-        shared = {"rank": rank, "world_size": 3, "all_reduce": lambda t: parts.append(t.clone())}
-        _muon(layout, **shared).update(start.clone(), gradients.clone(), AT)
-    summed = parts[0] + parts[1] + parts[2]
-    together, alone = start.clone(), start.clone()
-    _muon(layout, rank=0, world_size=3, all_reduce=lambda t: t.copy_(summed)).update(
-        together, gradients.clone(), AT
-    )
-    _muon(layout).update(alone, gradients.clone(), AT)
-    assert torch.equal(together, alone)
+    start = torch.randn(layout.total, generator=torch.Generator().manual_seed(1)) * 0.05
+    # Sixteenths, in multiples of the number of processes: sums and means of them are exact.
+    slopes = [
+        torch.randint(-8, 9, (size, layout.total), generator=torch.Generator().manual_seed(seed))
+        for seed in (2, 3)
+    ]
+    slopes = [each * (size / 16) for each in slopes]
+    alone = start.clone()
+    one = _optimizers(layout, alone)
+    for slope in slopes:
+        one.gradients.copy_(slope.mean(0))
+        norm = one.clip(clip)
+        one.step(1.0, 0.9)
+    together, results = Together(size), {}
+
+    def work(rank: int) -> None:
+        weights = start.clone()
+        mine = _optimizers(layout, weights, One(together, rank))
+        for slope in slopes:
+            mine.gradients.copy_(slope[rank])
+            mine.reduce()
+            found = mine.clip(clip)
+            mine.step(1.0, 0.9)
+        mine.complete()
+        results[rank] = weights, found, mine.tensors()["matrix.momentum"]
+
+    with ThreadPoolExecutor(size) as pool:
+        list(pool.map(work, range(size)))
+    for weights, found, momentum in results.values():
+        torch.testing.assert_close(found, norm, rtol=2e-3, atol=0)  # torch sums it in float32
+        assert torch.equal(weights, results[0][0]), "all apply the same bits"
+        if clip == 0:
+            assert torch.equal(weights, alone)
+            assert torch.equal(momentum, one.tensors()["matrix.momentum"])
+        else:  # the norm is summed in another order
+            torch.testing.assert_close(weights, alone, rtol=0, atol=2e-3)
+
+
+def test_a_compiled_newton_schulz_is_the_plain_one() -> None:
+    x = torch.randn(2, 16, 24, generator=torch.Generator().manual_seed(2))
+    compiled = torch.compile(newton_schulz, dynamic=False, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, 5, torch.float32), newton_schulz(x, 5, torch.float32))

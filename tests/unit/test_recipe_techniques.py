@@ -26,8 +26,6 @@ EVERYTHING = [
     "model.stack.0.loops=2",
     "model.value_embedding.layers=[10]",
     "training.dropout.bigram=0.3",
-    "training.distillation.share=0.5",
-    "data.rows=documents",
     "training.qat.enabled=true",
     "artifact.codec=int-zlib",
 ]

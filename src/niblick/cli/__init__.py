@@ -79,6 +79,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Review somebody's submission: is its score valid?",
     ),
     "card": ("niblick.cli.card:card_command", "Print the card of a run."),
+    "doctor": (
+        "niblick.cli.doctor:doctor_command",
+        "Show what this machine is, how commands run on it, and what is slow.",
+    ),
     "dashboard": (
         "niblick.cli.dashboard:dashboard_command",
         "Show live curves of all runs in a browser.",

@@ -12,7 +12,13 @@ import typer
 from niblick.cli.completion import words
 from niblick.cli.imports import importing
 from niblick.cli.models import say_shipped
-from niblick.cli.options import JsonOption, ModelArgument, ThreadsOption, TokenizerOption
+from niblick.cli.options import (
+    DeviceOption,
+    JsonOption,
+    ModelArgument,
+    ThreadsOption,
+    TokenizerOption,
+)
 
 if TYPE_CHECKING:
     from niblick.facade import Model
@@ -57,9 +63,6 @@ EngineOption = Annotated[
         autocompletion=words("native", "numpy", "torch"),
     ),
 ]
-DeviceOption = Annotated[
-    str | None, typer.Option(help="Where torch computes, such as cpu or cuda:0.")
-]
 OutOption = Annotated[Path | None, typer.Option(help="Where to write the score file.")]
 
 
@@ -89,7 +92,7 @@ def eval_command(
         from niblick.functions import evaluate
         from niblick.runtime import read_world
 
-    world = read_world()
+    world = read_world(device)
     loaded = facade.load(model, tokenizer=tokenizer)
     if world.is_main:
         say_shipped(loaded)

@@ -20,7 +20,13 @@ import typer
 
 from niblick.cli.imports import importing
 from niblick.cli.models import say_shipped
-from niblick.cli.options import JsonOption, ModelArgument, ThreadsOption, TokenizerOption
+from niblick.cli.options import (
+    DeviceOption,
+    JsonOption,
+    ModelArgument,
+    ThreadsOption,
+    TokenizerOption,
+)
 from niblick.errors import NiblickError
 
 if TYPE_CHECKING:
@@ -71,6 +77,7 @@ def generate_command(
     across_documents: AcrossOption = False,
     tokenizer: TokenizerOption = None,
     threads: ThreadsOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt: text, a file, or what comes through a pipe. Prints the continuation only,
@@ -92,7 +99,7 @@ def generate_command(
     text = "" if interactive else read_prompt(prompt, prompt_file)
     start = _starter(
         loaded,
-        loaded.open_engine(threads=threads, build="background"),
+        loaded.open_engine(threads=threads, build="background", device=device),
         stop=stop or (),
         across_documents=across_documents,
     )

@@ -53,3 +53,7 @@ ExecutorOption = Annotated[
         help="What returns a concurrent.futures executor to run on, e.g. one of a cluster.",
     ),
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="Where torch computes: cpu, cuda, cuda:N, mps or auto (CUDA if present)."),
+]

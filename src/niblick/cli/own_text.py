@@ -34,7 +34,7 @@ def train_on_text(
         from niblick.report.run import run_directory
         from niblick.runtime import read_world
 
-    world = read_world()
+    world = read_world(options.device)
     if source == STANDARD_INPUT and world.size > 1:
         raise NiblickError("--data - is read by one process; save the text for several")
     text = _read_standard_input() if source == STANDARD_INPUT else None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from niblick.cli.options import DeviceOption
 from niblick.units import format_seconds
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def pack_command(
         bool,
         typer.Option("--self-calibrate", help="Calibrate on text that the model writes itself."),
     ] = False,
+    device: DeviceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Pack MODEL into one file, and show where its bytes went."""
@@ -58,6 +60,7 @@ def pack_command(
             code_bytes=code_bytes,
             data=data,
             self_calibrate=self_calibrate,
+            device=device,
             on_stage=report,
         )
     if as_json:

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How a run reports: `as_json` keeps standard output for one JSON document, `track` names
-    trackers. Without `packs` it ends with the score of the float weights and has no card. Several
-    seeds run side by side on `jobs` or on an `executor`, if one is given.
+    trackers. `device` is where it computes, None for the best place. Without `packs` it ends with
+    the score of the float weights and has no card. Several seeds run side by side on `jobs` or on
+    an `executor`, if one is given.
     """
 
     resume: bool = False
@@ -39,6 +40,7 @@ class Options:
     track: tuple[str, ...] = ()
     jobs: int | None = None
     executor: str | None = None
+    device: str | None = None
 
 
 def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | None:
@@ -54,7 +56,7 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
         from niblick.report.tracking import TrackedRun, tracked
         from niblick.runtime import read_world
 
-    world = read_world()
+    world = read_world(options.device)
     for warning in check_packing(recipe, resuming=options.resume or not options.packs):
         if world.is_main and options.packs:
             _say(f"warning: {warning}")
@@ -108,7 +110,7 @@ def run_seeds(recipe: Recipe, folder: Path | None, count: int, options: Options)
         from niblick.report.run import run_directory
         from niblick.runtime import read_world
 
-    world = read_world()
+    world = read_world(options.device)
     with run_directory(world, folder, name=recipe.name) as place:
         _tell(world, folder, place)
         if world.size == 1:
@@ -134,9 +136,11 @@ def _run_side_by_side(
 
     source = folder / "seeds.toml"
     write_atomically(source, (recipe_to_toml(recipe).encode(),))
-    track = tuple(f"--track={name}" for name in options.track)
+    flags = tuple(f"--track={name}" for name in options.track)
+    if options.device is not None:
+        flags += (f"--device={options.device}",)
     jobs = [
-        TrainingJob(str(source), str(folder / f"seed-{seed}"), seed, loaded_plugins(), track)
+        TrainingJob(str(source), str(folder / f"seed-{seed}"), seed, loaded_plugins(), flags)
         for seed in range(recipe.seed, recipe.seed + count)
         if not (folder / f"seed-{seed}" / "card.json").is_file()
     ]

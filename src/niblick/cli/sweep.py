@@ -21,6 +21,7 @@ import typer
 from niblick.cli.completion import techniques
 from niblick.cli.jobs import JobsOption, job_pool
 from niblick.cli.options import (
+    DeviceOption,
     DurationOption,
     ExecutorOption,
     JsonOption,
@@ -30,6 +31,7 @@ from niblick.cli.options import (
 )
 from niblick.errors import NiblickError
 from niblick.files import write_atomically
+from niblick.runtime import choose_device, needs_lab, read_world
 from niblick.scoring.sweep import BASELINE
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ def sweep_command(
     stops: StopOption = True,
     out: OutOption = None,
     lock: LockOption = None,
+    device: DeviceOption = None,
     jobs: JobsOption = None,
     executor: ExecutorOption = None,
     as_json: JsonOption = False,
@@ -123,6 +126,7 @@ def sweep_command(
     recipes = _recipes(recipe, common, texts, leave_out or [], duration, max_bytes)
     chosen = recipes[BASELINE]
     _check_equal(recipes)
+    _check_device(device)
     folder = (out or Path("runs") / f"{chosen.name}-{command}").absolute()
     rules = Rules(
         packed=score == "packed",
@@ -130,6 +134,7 @@ def sweep_command(
         stop_from=stop_from,
         deadline=None if budget is None else time.time() + _seconds(budget),
         lock=None if lock is None else str(lock.absolute()),
+        device=device,
     )
     with job_pool(chosen, jobs, executor) as pool:
         trials, notes, failed = run_sweep(recipes, folder, seeds, rules, pool)
@@ -181,6 +186,13 @@ def _recipes(
             f" (`niblick techniques {recipes[BASELINE].name}` tells what each is); it uses: {known}"
         )
     return recipes
+
+
+def _check_device(device: str | None) -> None:
+    """Refuse a device that is not there before anything is trained."""
+    if device is not None:
+        with needs_lab("niblick sweep"):
+            choose_device(read_world(device))
 
 
 def _check_choice(option: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ import typer
 from niblick.cli.completion import recipes, words
 from niblick.cli.jobs import JobsOption
 from niblick.cli.options import (
+    DeviceOption,
     DurationOption,
     ExecutorOption,
     JsonOption,
@@ -82,6 +83,7 @@ def train_command(
     resume: ResumeOption = None,
     track: TrackOption = None,
     packs: PackOption = True,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train RECIPE, pack it under its byte cap, score it from the packed file and print its
@@ -90,20 +92,19 @@ def train_command(
     from niblick.cli.runs import Options, run_once, run_seeds
     from niblick.data.recipes import read_recipe
 
-    if seeds is None and (jobs is not None or executor is not None):
-        raise NiblickError("--jobs and --executor go with --seeds: one run is one job")
-    if not packs and (data is not None or seeds is not None):
-        raise NiblickError("--no-pack trains one seed of a recipe: give neither --data nor --seeds")
+    several = data is not None or seeds is not None
+    _refuse_idle(one=seeds is None, side=(jobs, executor), packs=packs, several=several)
     options = Options(
-        as_json=as_json, track=_trackers(track), packs=packs, jobs=jobs, executor=executor
+        as_json=as_json,
+        track=_trackers(track),
+        packs=packs,
+        jobs=jobs,
+        executor=executor,
+        device=device,
     )
     if resume is not None:
         given = (recipe, data, tokenizer, overrides, duration, max_bytes, seed, seeds, out)
-        if any(value is not None for value in given):
-            raise NiblickError(
-                "--resume RUN takes everything from the run: give no recipe and no other setting"
-            )
-        run_once(_resumed(resume), resume, replace(options, resume=True))
+        run_once(_resumed(resume, given), resume, replace(options, resume=True))
         return
     if recipe is None:
         raise NiblickError("give a RECIPE (see `niblick recipes`) or --resume RUN")
@@ -129,6 +130,14 @@ def train_command(
         run_seeds(chosen, out, seeds, options)
 
 
+def _refuse_idle(*, one: bool, side: tuple[object, object], packs: bool, several: bool) -> None:
+    """Options that would do nothing."""
+    if one and side != (None, None):
+        raise NiblickError("--jobs and --executor go with --seeds: one run is one job")
+    if several and not packs:
+        raise NiblickError("--no-pack trains one seed of a recipe: give neither --data nor --seeds")
+
+
 def _trackers(names: list[str] | None) -> tuple[str, ...]:
     if not names:
         return ()
@@ -137,9 +146,14 @@ def _trackers(names: list[str] | None) -> tuple[str, ...]:
     return check_trackers(names)
 
 
-def _resumed(folder: Path) -> Recipe:
+def _resumed(folder: Path, given: tuple[object, ...]) -> Recipe:
+    """The run's own recipe; nothing else may be `given`."""
     from niblick.recipe import load_recipe
 
+    if any(value is not None for value in given):
+        raise NiblickError(
+            "--resume RUN takes everything from the run: give no recipe and no other setting"
+        )
     if not (folder / "recipe.toml").is_file():
         raise NiblickError(f"nothing to resume in {str(folder)!r}: it holds no recipe.toml")
     return load_recipe(folder / "recipe.toml")

@@ -47,6 +47,7 @@ class Rules:
     stop_from: float = 0.75
     deadline: float | None = None
     lock: str | None = None
+    device: str | None = None
 
     @property
     def is_over(self) -> bool:
@@ -192,7 +193,11 @@ def _turn(job: Job) -> Iterator[bool]:
 
 
 def _train(job: Job) -> tuple[End, str]:
-    options = () if job.rules.packed else ("--no-pack",)
+    device = job.rules.device
+    options = (
+        *(() if job.rules.packed else ("--no-pack",)),
+        *(() if device is None else (f"--device={device}",)),
+    )
     run = TrainingJob(str(job.recipe), str(job.path), job.seed, job.plugins, options)
     with start_training(run) as process:
         end = _watch(job, process)
@@ -203,22 +208,30 @@ def _train(job: Job) -> tuple[End, str]:
 
 def _watch(job: Job, process: subprocess.Popen[bytes]) -> End:
     """Wait for the run's end, or end it where its time is up or it is behind."""
-    rows, end = 0, "done"
+    seen = 0  # bytes of the metrics
     while True:
         try:
             process.wait(_TICK)
-            return end  # type: ignore[return-value]
+            return "done"
         except subprocess.TimeoutExpired:
             pass
-        if end != "done":
-            continue
-        if job.rules.is_over:
-            end = "time is up"
-        elif (seen := len(_rows(job.path))) > rows:
-            rows = seen
-            end = "stopped" if job.rules.stops and _is_behind(job) else end
-        if end != "done":
+        seen, validated = _validated(job.path, seen)
+        behind = validated and job.rules.stops and _is_behind(job)
+        if behind or job.rules.is_over:
             process.terminate()
+            process.wait()
+            return "stopped" if behind else "time is up"
+
+
+def _validated(folder: Path, seen: int) -> tuple[int, bool]:
+    """How long the run's metrics are now, and whether a validation is in what is new of them."""
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(seen)
+            whole = file.read().rpartition(b"\n")[0]
+    except OSError:
+        return seen, False
+    return seen + len(whole), b'"validation_bpb"' in whole
 
 
 def _is_behind(job: Job) -> bool:

@@ -224,6 +224,8 @@ class Attention(Mixer):
 
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # (B, H or G, T, E)
         span, prefix = self.span(layer, call.context), f"layers.{layer.index}"
+        if call.attend is not None:
+            return call.attend(q.to(v.dtype), k.to(v.dtype), v, span).transpose(1, 2)
         if call.before is not None:
             k = torch.cat([call.before[f"{prefix}.keys"].to(k.dtype), k], dim=2)
             v = torch.cat([call.before[f"{prefix}.values"].to(v.dtype), v], dim=2)

@@ -256,7 +256,8 @@ class Call:
     `boundary` (B, T): true where a document begins, None without masking. `document_first` (B, T):
     absolute position at which each token's document begins, None when attention runs across
     documents. `dtype` is that of the residual stream, `context` how many positions full attention
-    sees. `factors`, by table: what dropout multiplies its rows by, (B, T, 1).
+    sees. `factors`, by table: what dropout multiplies its rows by, (B, T, 1). `attend` is what
+    computes attention in place of the plain form, in calls without state.
     """
 
     model: ModelRecipe
@@ -272,6 +273,7 @@ class Call:
     factors: Mapping[str, Tensor] = field(default_factory=dict)
     document_first: Tensor | None = None
     value_embedding: Tensor | None = None
+    attend: Callable[[Tensor, Tensor, Tensor, int], Tensor] | None = None
     after: dict[str, Tensor] = field(default_factory=dict)
 
     def last(self, name: str) -> Tensor | None:

@@ -54,9 +54,10 @@ def mean_nll(model: LanguageModel, calibration: Calibration) -> float:
     started = perf_counter()
     total, count = 0.0, 0
     for batch in calibration.batches:
-        logits = model.logits(batch[:, :-1])
+        tokens = batch.to(model.device)
+        logits = model.logits(tokens[:, :-1])
         total += float(
-            F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum")
+            F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="sum")
         )
         count += batch[:, 1:].numel()
     calibration.seconds += perf_counter() - started
@@ -72,8 +73,8 @@ def self_generated(
     tokens = torch.full((sequences, 1), model.recipe.bos_id, dtype=torch.int64)
     written, state = [tokens], None
     for _ in range(length - 1):
-        logits, state = model(tokens, state)
-        tokens = torch.multinomial(logits[:, -1].softmax(-1), 1, generator=generator)
+        logits, state = model(tokens.to(model.device), state)
+        tokens = torch.multinomial(logits[:, -1].softmax(-1).cpu(), 1, generator=generator)
         written.append(tokens)
     return Calibration(torch.split(torch.cat(written, dim=1), ROWS))
 

@@ -56,15 +56,17 @@ def pack(
     target_tax: float | None = None,
     extra_bytes: int = 0,
     meta: dict[str, Any] | None = None,
+    device: str = "cpu",
     on_stage: Stage | None = None,
 ) -> Packed:
     """Encode `tensors` and write the artifact `out`; nothing is written where the cap is exceeded.
 
     `max_bytes` caps the file plus `extra_bytes` (the code's, where it counts). `codec` overrides
     the recipe's. A codec that needs calibration and is given none calibrates on text that the model
-    writes itself. `on_stage` is told what is being done and the share of it that is done, which is
-    an estimate for the search of the codec. Raises `CapacityError` naming the excess and the
-    largest tensors, `ArtifactError` for tensors that do not fit.
+    writes itself; losses and sensitivities are computed on `device`. `on_stage` is told what is
+    being done and the share of it that is done, which is an estimate for the search of the codec.
+    Raises `CapacityError` naming the excess and the largest tensors, `ArtifactError` for tensors
+    that do not fit.
     """
     settle_threads()
     name = codec or recipe.artifact.codec
@@ -84,7 +86,7 @@ def pack(
         budget=None if max_bytes is None else max_bytes - extra_bytes - fixed,
         target_tax=target_tax,
         on_progress=stage_report(on_stage, "packing"),
-        **_measured(kept, recipe, calibration, target_tax, on_stage)
+        **_measured(kept, recipe, calibration, target_tax, on_stage, device)
         if chosen.needs_calibration
         else {},
     )
@@ -115,9 +117,10 @@ def _measured(
     calibration: Calibration | None,
     target_tax: float | None,
     on_stage: Stage | None,
+    device: str,
 ) -> dict[str, Any]:
     """What a codec that needs calibration is given: sensitivities, and how a tax is measured."""
-    model = build_model(recipe, tensors)
+    model = build_model(recipe, tensors).to(device)
     batches = calibration or self_generated(model, seed=recipe.seed)
     report = stage_report(on_stage, "calibrating")
     found = measure(model, batches, seed=recipe.seed, on_progress=report)

@@ -67,14 +67,14 @@ def measure(
     }
 
 
-def estimate_seconds(recipe: Recipe, calibration: Calibration) -> float:
-    """Seconds of a budget in seconds to keep for measuring; 0 for other budgets.
+def estimate_seconds(recipe: Recipe, calibration: Calibration, device: str = "cpu") -> float:
+    """Seconds of a budget in seconds to keep for measuring on `device`; 0 for other budgets.
 
     Measured on two sequences with an untrained model; that time is added to the calibration's.
     """
     if Duration.parse(recipe.training.duration).unit != "seconds":
         return 0.0
-    model, each = LanguageModel(recipe.model, seed=recipe.seed), 0.0
+    model, each = LanguageModel(recipe.model, seed=recipe.seed).to(device), 0.0
     started = perf_counter()
     for row in calibration.batches[0][:2]:  # the first takes longer than the others
         began = perf_counter()
@@ -88,14 +88,14 @@ def _accumulate(
     model: LanguageModel, found: dict[str, Factors], sequence: Tensor, generator: torch.Generator
 ) -> None:
     """Add one sequence's gradient to the factors."""
-    logits = model.logits(sequence).flatten(0, 1)
+    logits = model.logits(sequence.to(model.device)).flatten(0, 1)
     labels = _draw(logits.detach(), generator)
     named = dict(model.named_parameters())
     tensors = [named[p.name] for p in model.plan.exported]
     loss = F.cross_entropy(logits, labels, reduction="sum")
     grads = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
     for parameter, grad in zip(model.plan.exported, grads, strict=True):
-        matrix = torch.from_numpy(as_matrix(parameter, grad.numpy()))
+        matrix = torch.from_numpy(as_matrix(parameter, grad.cpu().numpy()))
         columns = (matrix.T @ matrix).double().numpy()
         rows = matrix.square().sum(1).double().numpy()
         if parameter.name in found:
@@ -108,5 +108,5 @@ def _accumulate(
 def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
     """One label (N,) for each row of `logits` (N, V), by inversion: one random number each."""
     mass = logits.softmax(-1).cumsum(-1)
-    place = torch.rand(len(mass), 1, generator=generator) * mass[:, -1:]
+    place = torch.rand(len(mass), 1, generator=generator).to(mass.device) * mass[:, -1:]
     return torch.searchsorted(mass, place).squeeze(-1).clamp_(max=mass.shape[1] - 1)

@@ -26,7 +26,7 @@ from typing import Any
 from niblick.data import assemble
 from niblick.data.assemble import ShardJob, Sums, make_shard, plan_shards, split_entry
 from niblick.data.dataset import Dataset
-from niblick.data.inputs import Inputs, Unit, list_inputs, read_unit
+from niblick.data.inputs import HUB, Inputs, Unit, list_inputs, read_unit
 from niblick.data.manifest import Manifest
 from niblick.data.output import TOKENIZER_FILE, put_in_place, reuse
 from niblick.data.spill import Run, Tokens, write_run
@@ -42,7 +42,7 @@ from niblick.text.tokenizer import Tokenizer, load_tokenizer, refuse_surrogates
 SPLITS = ("train", "validation", "test")
 _VERSION = "1"  # changes when the same inputs would give other shards
 _RUN_TOKENS = 16_000_000  # held by a worker before it writes a run
-_SAMPLED = 64  # units whose beginnings a tokenizer is trained on
+_SAMPLED, _FETCHED = 64, 4  # units whose beginnings a tokenizer is trained on; remote ones
 Report = Callable[["Progress"], None]
 
 
@@ -182,11 +182,11 @@ def _load_held(path: str) -> dict[bytes, int]:
 
 def _sample(inputs: Inputs, settings: Streaming, work: Path) -> list[str]:
     """Training text of at most 16 million characters: the beginnings of up to 64 units, evenly
-    spaced.
+    spaced, or of 4 that must be fetched.
     """
     units = [unit for unit in inputs.units if unit.split in ("", "train")]
-    chosen = [units[i * len(units) // _SAMPLED] for i in range(_SAMPLED)]
-    chosen = list(dict.fromkeys(chosen)) if len(units) > _SAMPLED else units
+    count = min(len(units), _FETCHED if inputs.root.startswith(HUB) else _SAMPLED)
+    chosen = [units[i * len(units) // count] for i in range(count)]
     held, texts = _load_held(str(work / "held")), list[str]()
     for unit in chosen:
         room = SAMPLE // len(chosen)

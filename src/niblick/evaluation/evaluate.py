@@ -15,6 +15,7 @@ from niblick.evaluation.leaky import REASON, learn_before_scoring
 from niblick.evaluation.modes import Job, make_job, score_stream
 from niblick.evaluation.tally import Report
 from niblick.model import LanguageModel
+from niblick.model.accelerated import accelerate
 from niblick.runtime import World, settle_threads
 from niblick.scoring.data import Target, load_target
 from niblick.scoring.evaluate import score_target
@@ -67,6 +68,7 @@ def evaluate_target(
 ) -> Score:
     """`evaluate` for a text that has been checked."""
     settle_threads()
+    accelerate(model)
     training = model.training
     model.eval()
 

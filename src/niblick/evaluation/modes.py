@@ -6,7 +6,8 @@ whole alphabet. No gradient is ever taken here, and the model is not changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from niblick.evaluation.tally import Report, Tally
 from niblick.model import LanguageModel, State
 from niblick.objective import token_nll
+from niblick.optim import LOW_PRECISION
 from niblick.runtime import World
 from niblick.scoring.options import EvaluationOptions
 from niblick.scoring.windows import (
@@ -95,8 +97,8 @@ def make_job(
 
 def score_stream(job: Job) -> Tally:
     """Enter asked tokens 1 .. n-1 by the mode of the job's options; nothing is learnt here."""
-    tally = Tally(len(job.asked), job.predictions, report=job.on_progress)
-    with torch.no_grad(), autocast(job):
+    tally = Tally(len(job.asked), job.predictions, report=job.on_progress, device=job.device)
+    with torch.no_grad(), scoring_precision(job):
         _PASSES[job.options.mode](job, tally)
     return tally
 
@@ -177,6 +179,10 @@ def gather(job: Job, batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
     0.
     """
     length = max(window.length for window in batch)
+    if all(window.length == length for window in batch):  # one transfer, whatever the batch
+        starts = torch.tensor([window.start for window in batch])
+        places = (starts[:, None] + torch.arange(length)).to(job.device, non_blocking=True)
+        return job.tokens[places], job.asked[:, places + 1]
     inputs = job.tokens.new_zeros(len(batch), length)
     targets = job.tokens.new_zeros(len(job.asked), len(batch), length)
     for row, window in enumerate(batch):
@@ -197,6 +203,29 @@ def head_nll(model: LanguageModel, hidden: Tensor, targets: Tensor) -> Tensor:
             torch.stack([token_nll(logits, asked) for asked in targets[:, :, i : i + step]])
         )
     return torch.cat(parts, dim=2)
+
+
+@contextmanager
+def scoring_precision(job: Job) -> Iterator[None]:
+    """The job's precision for a block that takes no gradients.
+
+    Accelerators hold the matrices themselves in bfloat16 then, as in training: their attention
+    takes no autocast.
+    """
+    if job.options.precision == "fp32" or job.device.type == "cpu":
+        with autocast(job):
+            yield
+        return
+    matrices = [p for p in job.model.plan.parameters if p.role in LOW_PRECISION]
+    named = dict(job.model.named_parameters())
+    kept = [(named[p.name], named[p.name].data) for p in matrices if p.name in named]
+    try:
+        for parameter, value in kept:
+            parameter.data = value.bfloat16()
+        yield
+    finally:
+        for parameter, value in kept:
+            parameter.data = value
 
 
 def autocast(job: Job) -> torch.autocast:

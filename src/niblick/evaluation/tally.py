@@ -51,13 +51,19 @@ class Tally:
 
     `rows` is K, the number of tokens asked for at each prediction. With `whole` every process
     enters everything. `report` is told, at each entry, the share of the predictions that this
-    process has entered.
+    process has entered. Scores stay on `device` until `collect`: entering waits for nothing.
     """
 
     def __init__(
-        self, rows: int, predictions: int, *, whole: bool = False, report: Report | None = None
+        self,
+        rows: int,
+        predictions: int,
+        *,
+        whole: bool = False,
+        report: Report | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self._nll = torch.zeros(rows, predictions)
+        self._nll = torch.zeros(rows, predictions, device=device)
         self._times = torch.zeros(predictions, dtype=torch.uint8)
         self._known = self._times
         self._whole = whole
@@ -65,7 +71,7 @@ class Tally:
 
     def enter(self, start: int, nll: Tensor) -> None:
         """File the scores (K, n) of predictions start .. start + n - 1."""
-        values = nll.detach().float().cpu()
+        values = nll.detach().float()
         self._nll[:, start : start + values.shape[1]] += values
         self._times[start : start + values.shape[1]] += 1
         self._entered += values.shape[1]

@@ -37,7 +37,7 @@ class TorchEngine(Engine):
         owners, ids = (np.asarray(each, dtype=np.int64) for each in (slots, tokens))
         cuts, rows = np.flatnonzero(np.diff(owners)) + 1, []
         for slot, part in zip(owners[[0, *cuts]], np.split(ids, cuts), strict=True):
-            batch = torch.from_numpy(part)[None].to(self._model.tok_emb.weight.device)
+            batch = torch.from_numpy(part)[None].to(self._model.device)
             hidden, after = self._model.hidden(batch, self._states[slot], keep=True)
             assert after is not None
             self._states[slot] = after

@@ -6,7 +6,6 @@ this one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -31,7 +30,12 @@ from niblick.model.tree import Node
 
 
 class Equations:
-    """A model's parts, between which `LanguageModel.hidden` is the loop."""
+    """A model's parts, between which `LanguageModel.hidden` is the loop.
+
+    `fuses_heads`: `head_loss` is also the best form of further heads.
+    """
+
+    fuses_heads = False
 
     def takes(self, call: Call) -> bool:
         """Whether it computes this call, which has no state before or after it."""
@@ -76,33 +80,13 @@ class Equations:
         return rms(x)
 
     def head_loss(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        parts: Sequence[float],
-        cap: float | None,
-    ) -> tuple[Tensor, Tensor]:
-        """The mean of sum_i parts_i (-ln p(target i)) of the logits softcap(hidden @ weight.T), and
-        of the first target's part alone with weight 1, float32.
-
-        hidden (B, T, D), weight (V, D) of any float type, targets (B, T, N), parts (N).
-        """
-        logits = softcap(F.linear(hidden, weight.to(hidden.dtype)), cap)
-        means = [nll(logits, each).mean() for each in targets.unbind(-1)]
-        loss = sum(part * mean for part, mean in zip(parts, means, strict=True))
-        return cast(Tensor, loss), means[0]
-
-    def draw(
-        self, hidden: Tensor, weight: Tensor, points: Tensor, cap: float | None, heat: float
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None
     ) -> Tensor:
-        """Tokens (B, T, N) at points (B, T, N) in [0, 1) of the cumulative distributions
-        softmax(softcap(hidden @ weight.T) / heat).
+        """The mean of -ln p(target) of the logits softcap(hidden @ weight.T), float32.
+
+        hidden (B, T, D), weight (V, D) of any float type.
         """
-        logits = softcap(F.linear(hidden, weight.to(hidden.dtype)), cap).float() / heat
-        sums = (logits - logits.amax(dim=-1, keepdim=True)).exp().cumsum(dim=-1)
-        at = torch.searchsorted(sums, points * sums[..., -1:], right=True)
-        return at.clamp(max=len(weight) - 1)
+        return nll(softcap(F.linear(hidden, weight.to(hidden.dtype)), cap), targets).mean()
 
 
 def weights_of(layer: VirtualLayer, call: Call) -> tuple[Node, Node]:

@@ -6,7 +6,7 @@ pieces through the state, at equal declared context.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import cast
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from niblick.components import DOCUMENTS, MTP, Call
 from niblick.components.attention import rotary_base
-from niblick.components.functional import rotation
+from niblick.components.functional import Rotation, nll, rotation
 from niblick.errors import NiblickError
 from niblick.model.equations import Equations, softcap
 from niblick.model.state import State
@@ -26,6 +26,7 @@ from niblick.recipe.model import ModelRecipe
 
 NO_FACTORS: Mapping[str, Tensor] = MappingProxyType({})
 PLAIN = Equations()
+KEPT_POSITIONS = 1 << 16  # whose rotary angles a model keeps, at most
 
 
 class LanguageModel(Node):
@@ -41,6 +42,7 @@ class LanguageModel(Node):
         self.plan: Plan = make_plan(model)
         self.kernels: Equations | None = None  # see `use_kernels`
         build_tree(self, self.plan)
+        self._register_rotation()
         if seed is not None:
             initialise(self, self.plan, seed)
 
@@ -98,21 +100,13 @@ class LanguageModel(Node):
         """Logits c tanh(z / c) of z = hidden @ W.T, W the tied embedding or the head of its own."""
         return softcap(F.linear(hidden, self._head_weight.to(hidden.dtype)), self.recipe.softcap)
 
-    def head_loss(
-        self, hidden: Tensor, targets: Tensor, parts: Sequence[float]
-    ) -> tuple[Tensor, Tensor]:
-        """Means over positions of -ln p(target) in nats, float32, by what `head` says: of targets
-        (B, T, N) weighted by parts (N), whose sum is 1, and of the first alone.
-        """
-        form = self.kernels if self.kernels and hidden.dtype is self.dtype else PLAIN
-        return form.head_loss(hidden, self._head_weight, targets, parts, self.recipe.softcap)
+    def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """The mean of -ln p(target) in nats, float32: what `head` says of `targets`."""
+        form = self._head_form(hidden)
+        return form.head_loss(hidden, self._head_weight, targets, self.recipe.softcap)
 
-    def draw(self, hidden: Tensor, points: Tensor, heat: float = 1.0) -> Tensor:
-        """Tokens (B, T, N) int64 at points (B, T, N) in [0, 1) of the cumulative distributions that
-        `head` gives at temperature `heat`.
-        """
-        form = self.kernels if self.kernels and hidden.dtype is self.dtype else PLAIN
-        return form.draw(hidden, self._head_weight, points, self.recipe.softcap, heat)
+    def _head_form(self, hidden: Tensor) -> Equations:
+        return self.kernels if self.kernels and hidden.dtype is self.dtype else PLAIN
 
     @property
     def _head_weight(self) -> Tensor:
@@ -122,18 +116,34 @@ class LanguageModel(Node):
         """Logits of the multi-token-prediction heads, head j's of the token j + 1 further on."""
         return [softcap(z, self.recipe.softcap) for z in MTP.forward(self, hidden)]
 
+    def mtp_losses(self, hidden: Tensor, targets: Tensor) -> list[Tensor]:
+        """The mean of -ln p(target) of each multi-token-prediction head, where it has targets."""
+        form, cap = self._head_form(hidden), self.recipe.softcap
+        if not form.fuses_heads:
+            return [
+                nll(logits[:, : -(j + 1)], targets[:, j + 1 :]).mean()
+                for j, logits in enumerate(self.mtp_logits(hidden))
+            ]
+        return [
+            form.head_loss(hidden[:, : -(j + 1)], head.weight, targets[:, j + 1 :], cap)
+            for j, head in enumerate(self.mtp_heads.children())
+        ]
+
     @property
     def dtype(self) -> torch.dtype:
         """That of the matrices and so of the activations; all else may keep float32."""
         weight = cast(Node, self.get_submodule(self.plan.layers[0].block)).mlp.fc.weight
         return cast(torch.dtype, weight.dtype)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return cast(torch.device, self.tok_emb.weight.device)
+
     def empty_state(self, batch: int = 1, *, context: int | None = None) -> State:
         """The state before any token, on this model's device, with the declared context."""
-        weight = self.tok_emb.weight
-        return State.empty(
-            self.plan, batch, context=context, device=weight.device, dtype=weight.dtype
-        )
+        kind = self.tok_emb.weight.dtype
+        return State.empty(self.plan, batch, context=context, device=self.device, dtype=kind)
 
     @property
     def adapted(self) -> bool:
@@ -146,6 +156,24 @@ class LanguageModel(Node):
         if self.kernels is None or not alone or self.adapted or not self.kernels.takes(call):
             return PLAIN
         return self.kernels
+
+    def _register_rotation(self) -> None:
+        """Keep the angles of the recipe's context beside the weights: they move with them."""
+        model, kept = self.recipe, min(self.recipe.context, KEPT_POSITIONS)
+        self._base = rotary_base(model, model.context)
+        sizes = (model.rope_dims // 2, model.rope_frequency_dims)
+        table = rotation(self._base, *sizes, 0, kept, torch.device("cpu"))
+        for name, values in zip(("rotary_cos", "rotary_sin"), table, strict=True):
+            self.register_buffer(name, values.clone(), persistent=False)
+
+    def _rotation(self, context: int, start: int, length: int) -> Rotation:
+        """cos and sin of a call's positions at its declared context."""
+        base, kept = rotary_base(self.recipe, context), cast(Tensor, self.rotary_cos)
+        if base == self._base and start + length <= len(kept):
+            part = slice(start, start + length)
+            return kept[part], cast(Tensor, self.rotary_sin)[part]
+        sizes = (self.recipe.rope_dims // 2, self.recipe.rope_frequency_dims)
+        return rotation(base, *sizes, start, length, self.device)
 
     def _call(
         self,
@@ -163,14 +191,7 @@ class LanguageModel(Node):
             root=self,
             tokens=tokens,
             boundary=tokens == model.bos_id if model.document_mask else None,
-            rotary=rotation(
-                rotary_base(model, declared),
-                model.rope_dims // 2,
-                model.rope_frequency_dims,
-                position,
-                length,
-                tokens.device,
-            ),
+            rotary=self._rotation(declared, position, length),
             before=None if state is None else state.tensors,
             context=declared,
             position=position,

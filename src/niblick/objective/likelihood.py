@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from niblick.components.functional import nll as token_nll
 from niblick.model import LanguageModel
 from niblick.model.lm import NO_FACTORS
 
@@ -17,30 +16,18 @@ def training_loss(
     inputs: Tensor,
     targets: Tensor,
     factors: Mapping[str, Tensor] = NO_FACTORS,
-    *,
-    taught: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """(loss to minimise, mean next-token nll): the first adds the multi-token-prediction heads'
     mean loss.
 
     inputs and targets (B, T) int64; `targets[:, i]` follows `inputs[:, i]`. Head j is trained on
     the token j + 1 further on; positions without such a target inside the batch are left out.
-    `factors`: see `LanguageModel.hidden`. Where they hold "taught", tokens (B, T, N) that a teacher
-    draws, the share `taught` of the loss is theirs.
+    `factors`: see `LanguageModel.hidden`.
     """
     hidden, _ = model.hidden(inputs, factors=factors)
-    drawn = factors.get("taught")
-    own = targets.unsqueeze(-1)
-    parts: tuple[float, ...] = (1.0,)
-    if drawn is not None:
-        own = torch.cat([own, drawn], dim=-1)
-        parts = (1 - taught, *[taught / drawn.shape[-1]] * drawn.shape[-1])
-    loss, nll = model.head_loss(hidden, own, parts)
+    nll = model.head_loss(hidden, targets)
     options = model.recipe.mtp
     if options.heads == 0 or inputs.shape[1] <= options.heads:
-        return loss, nll
-    extra = [
-        token_nll(logits[:, : -(j + 1)], targets[:, j + 1 :]).mean()
-        for j, logits in enumerate(model.mtp_logits(hidden))
-    ]
-    return loss + options.weight * torch.stack(extra).mean(), nll
+        return nll, nll
+    extra = model.mtp_losses(hidden, targets)
+    return nll + options.weight * torch.stack(extra).mean(), nll

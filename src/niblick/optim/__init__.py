@@ -7,6 +7,7 @@ from niblick.optim.groups import LOW_PRECISION, Group, group_of
 from niblick.optim.muon import Muon, newton_schulz
 from niblick.optim.optimizer import Optimizers
 from niblick.optim.schedule import SCHEDULES, Schedule, TrainingPosition
+from niblick.optim.sharding import Launched
 
 __all__ = [
     "LOW_PRECISION",
@@ -14,6 +15,7 @@ __all__ = [
     "SCHEDULES",
     "Averager",
     "Group",
+    "Launched",
     "Layout",
     "Muon",
     "Optimizer",

@@ -6,7 +6,6 @@ user code registers its own through a plugin (docs/adding.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from niblick.optim.buffers import Stack
 from niblick.optim.groups import Group
+from niblick.optim.sharding import Processes
 from niblick.recipe.schema import TrainingRecipe
 from niblick.registry import Registry
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class ParameterGroup:
     """What an optimizer is made for: one group's flat part of the buffers.
 
-    `stacks` are its matrices; products may run in `dtype`. Processes divide the work as (rank,
-    size), and `all_reduce` sums a tensor over them in place (None for a single process).
+    `stacks` are its matrices; products may run in `dtype`. An optimizer may divide its work between
+    `processes` (None: there is one; see `niblick.optim.sharding`).
     """
 
     group: Group
@@ -35,9 +35,7 @@ class ParameterGroup:
     size: int
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
-    rank: int = 0
-    world_size: int = 1
-    all_reduce: Callable[[Tensor], None] | None = None
+    processes: Processes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,8 @@ class Update:
 class Optimizer(Protocol):
     """Moves one group; made from the group and the recipe's training section.
 
-    `lr` is the rate at a multiplier of 1, for the metrics.
+    `lr` is the rate at a multiplier of 1, for the metrics. An optimizer that divides its matrices
+    between processes has `shards`; it is given the gradients of its own matrices alone.
     """
 
     lr: float

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from niblick.optim.base import OPTIMIZERS, ParameterGroup, Update
+from niblick.optim.sharding import Shards, Share, Waiting
 from niblick.recipe.schema import TrainingRecipe
 
 if TYPE_CHECKING:
@@ -45,14 +46,17 @@ def newton_schulz(gradients: Tensor, steps: int, dtype: torch.dtype = torch.bflo
 class Muon:
     """Momentum and orthogonalised updates for the matrices of one group.
 
-    Each process orthogonalises its part of every stack; the parts, of which all but one are zero,
-    are then summed, so that every process applies the same bits.
+    Several processes share the matrices: each keeps momentum of its own and orthogonalises it, and
+    the next stack is computed while the updates of the one before are gathered. All apply the same
+    bits.
     """
 
     def __init__(self, group: ParameterGroup, training: TrainingRecipe) -> None:
         self.recipe, self.group, self.lr = training.muon, group, training.muon.lr
         self.momentum = torch.zeros(group.size, device=group.device)
+        self.shards = Shards(group.stacks, group.processes)
         self._kernels: Kernels | None = None
+        self._newton_schulz = newton_schulz
 
     def state(self) -> dict[str, Tensor]:
         """The momentum."""
@@ -62,24 +66,50 @@ class Muon:
         """See `Optimizer.use`."""
         self._kernels = kernels
 
+    def compile(self, backend: str) -> None:
+        """Fuse what lies between the products, where matrices are on an accelerator."""
+        self._newton_schulz = torch.compile(newton_schulz, dynamic=False, backend=backend)
+
+    def complete(self) -> None:
+        """Have all of the momentum in every process, as a checkpoint needs it."""
+        self.shards.complete(self.momentum)
+
     @torch.no_grad()
     def update(self, weights: Tensor, gradients: Tensor, at: Update) -> None:
         """See `Optimizer.update`."""
         recipe, lr = self.recipe, self.lr * at.multiplier
-        updates = self._orthogonal(self._direction(gradients, at))
+        direction = None
+        if not self.shards.divided:
+            direction = self._direction(gradients, self.momentum, at)
+        begun = [self._begin(share, gradients, direction, at) for share in self.shards.shares]
         keep = 1 - lr * recipe.weight_decay
-        for stack in self.group.stacks:
+        for share, (updates, wait) in zip(self.shards.shares, begun, strict=True):
+            stack = share.stack
             scale = max(1.0, stack.rows / stack.columns) ** 0.5
             rate = lr * scale * (keep if recipe.decay_after_update else 1.0)
-            self._descend(stack.view(weights), stack.view(updates), keep, rate)
+            wait()
+            self._descend(stack.view(weights), updates.contiguous(), keep, rate)
 
-    def _direction(self, gradients: Tensor, at: Update) -> Tensor:
+    def _begin(
+        self, share: Share, gradients: Tensor, direction: Tensor | None, at: Update
+    ) -> tuple[Tensor, Waiting]:
+        """Updates of a whole stack, and what waits for those of other processes."""
+        if direction is not None:
+            own = share.view(direction)
+        else:
+            slopes, momentum = (share.view(t).view(-1) for t in (gradients, self.momentum))
+            own = self._direction(slopes, momentum, at).view(share.count, *share.size)
+        if share.count:
+            own = self._nearest(own)
+        return self.shards.gather(share, own.to(self.group.dtype))
+
+    def _direction(self, gradients: Tensor, momentum: Tensor, at: Update) -> Tensor:
         """What is orthogonalised: the momentum, or with Nesterov the gradient moved towards it.
 
         `momentum_form = "sum"` is the published buf = beta * buf + g; "mean" is lerp(g, 1 - beta),
         which gives the same direction only while beta is constant (systems.md section 7).
         """
-        beta, momentum, nesterov = at.momentum, self.momentum, self.recipe.nesterov
+        beta, nesterov = at.momentum, self.recipe.nesterov
         if self.recipe.momentum_form == "sum":
             momentum.mul_(beta).add_(gradients, alpha=at.grad_scale)
             return (
@@ -107,23 +137,12 @@ class Muon:
         else:
             weights.mul_(keep).sub_(updates, alpha=rate)
 
-    def _orthogonal(self, direction: Tensor) -> Tensor:
-        rank, size = self.group.rank, self.group.world_size
-        updates = torch.zeros_like(direction, dtype=self.group.dtype)
-        for stack in self.group.stacks:
-            mine = slice(stack.count * rank // size, stack.count * (rank + 1) // size)
-            if mine.start < mine.stop:
-                stack.view(updates)[mine] = self._nearest(stack.view(direction)[mine])
-        if self.group.all_reduce is not None:
-            self.group.all_reduce(updates)
-        return updates
-
     def _nearest(self, matrices: Tensor) -> Tensor:
         kernels, steps = self._kernels, self.recipe.newton_schulz_steps
         whole = matrices.shape[1] % SIDE == 0 and matrices.shape[2] % SIDE == 0
         bfloat16 = self.group.dtype is torch.bfloat16
         if kernels is None or not kernels.attends or not whole or not bfloat16:
-            return newton_schulz(matrices, steps, self.group.dtype)
+            return self._newton_schulz(matrices, steps, self.group.dtype)
         out = torch.empty_like(matrices, dtype=torch.bfloat16)
         kernels("newton", out.dtype, matrices, out, *COEFFICIENTS, steps, *matrices.shape)
         return out

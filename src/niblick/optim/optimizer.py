@@ -6,18 +6,21 @@ the whole state, and loading it back continues bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import isfinite
 
 import torch
 from torch import Tensor
 
 from niblick.model.kernels import Kernels
-from niblick.optim import adam, muon  # noqa: F401  (they register themselves)
+from niblick.optim import adam  # noqa: F401  (it registers itself)
 from niblick.optim.base import OPTIMIZERS, Optimizer, ParameterGroup, Update
 from niblick.optim.buffers import Layout
 from niblick.optim.groups import Group
+from niblick.optim.muon import Muon
+from niblick.optim.sharding import Processes, Shards
 from niblick.recipe.schema import TrainingRecipe
+
+BUCKET = 1 << 24  # elements that one transfer sums
 
 
 class Optimizers:
@@ -30,11 +33,9 @@ class Optimizers:
         training: TrainingRecipe,
         *,
         dtype: torch.dtype,
-        rank: int = 0,
-        world_size: int = 1,
-        all_reduce: Callable[[Tensor], None] | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        self.layout, self.weights = layout, weights
+        self.layout, self.weights, self.processes = layout, weights, processes
         self.gradients = torch.zeros_like(weights)
         self.steps, self._multiplier = 0, 0.0
         self._norm = weights.new_zeros(())
@@ -50,9 +51,7 @@ class Optimizers:
                 size=part.stop - part.start,
                 dtype=dtype,
                 device=weights.device,
-                rank=rank,
-                world_size=world_size,
-                all_reduce=all_reduce,
+                processes=processes,
             )
             self.by_group[group] = OPTIMIZERS[names[group]](made_for, training)
         self.use(None)
@@ -63,13 +62,61 @@ class Optimizers:
         for optimizer in self.by_group.values():
             optimizer.use(kernels)
 
+    def compile(self, backend: str = "inductor") -> None:
+        """Have the compiler fuse what optimizers compute, where it gains something."""
+        for optimizer in self.by_group.values():
+            if isinstance(optimizer, Muon):
+                optimizer.compile(backend)
+
+    @torch.no_grad()
+    def reduce(self) -> None:
+        """Make the gradients the mean over all processes; those of divided matrices only where
+        they are needed. All transfers are under way together.
+        """
+        if self.processes is None:
+            return
+        waiting, rest = [], []
+        for group, optimizer in self.by_group.items():
+            part, shards = self.gradients[self.layout.segment(group)], _shards(optimizer)
+            if shards is not None:
+                waiting += list(shards.reduce(part))
+            else:
+                rest += list(torch.split(part, BUCKET))
+        waiting += [self.processes.sum(part) for part in rest]
+        for wait in waiting:
+            wait()
+        for part in rest:
+            part.div_(self.processes.size)
+
+    def complete(self) -> None:
+        """Have the whole state in every process; all must call this before one saves it."""
+        for optimizer in self.by_group.values():
+            if isinstance(optimizer, Muon):
+                optimizer.complete()
+
+    def _norm_of_all(self) -> Tensor:
+        """The norm of the whole gradient, which may be divided between processes."""
+        if self.processes is None:
+            norm: Tensor = torch.linalg.vector_norm(self.gradients)
+            return norm
+        own, alike = self.weights.new_zeros(()), self.weights.new_zeros(())
+        for group, optimizer in self.by_group.items():
+            part, shards = self.gradients[self.layout.segment(group)], _shards(optimizer)
+            if shards is None:
+                alike += part.square().sum()
+            else:
+                own += sum(share.view(part).square().sum() for share in shards.shares)
+        exact = own.double() if own.device.type != "mps" else own
+        self.processes.sum_exactly(exact)
+        return (exact + alike).sqrt().to(own.dtype)
+
     @torch.no_grad()
     def clip(self, limit: float) -> Tensor:
         """Scale all gradients to a global norm of at most `limit` (0: no limit); the norm before.
 
         On kernels the factor waits for `step`, which reads every gradient anyway.
         """
-        norm: Tensor = torch.linalg.vector_norm(self.gradients)
+        norm = self._norm_of_all()
         self._norm = norm
         self._grad_scale = 1.0
         if limit > 0 and self._kernels is not None:
@@ -127,3 +174,9 @@ class Optimizers:
             for name in ("first", "second"):
                 found[f"{group}.{name}"] = tensors[f"adam_{name}"][inner]
         return found
+
+
+def _shards(optimizer: Optimizer) -> Shards | None:
+    """What an optimizer divides between processes, where it does."""
+    shards = getattr(optimizer, "shards", None)
+    return shards if isinstance(shards, Shards) else None

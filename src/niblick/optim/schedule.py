@@ -91,14 +91,6 @@ class Schedule:
         """Whether late QAT rounds from this step on; true for the last step at the latest."""
         return self.remaining(at) < self.recipe.qat.start or self.is_last(at)
 
-    def teachers(self, at: TrainingPosition) -> int:
-        """How many teachers self-distillation has had by the step that starts now."""
-        recipe = self.recipe.distillation
-        since = min(self.spent(at), 1.0) - recipe.start
-        if not recipe.share or since < 0:
-            return 0
-        return 1 + (int(since / recipe.again + 1e-9) if recipe.again else 0)
-
     def momentum(self, at: TrainingPosition) -> float:
         """Muon's momentum, rising linearly from `momentum[0]` to `momentum[1]` over its warm-up."""
         low, high = self.recipe.muon.momentum

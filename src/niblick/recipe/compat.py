@@ -16,7 +16,6 @@ ADDED_SINCE_0_1 = (
     "plugins",
     "data.development",
     "data.share",
-    "data.rows",
     "training.optimizer",
     "training.muon.momentum_form",
     "training.muon.decay_after_update",
@@ -24,7 +23,7 @@ ADDED_SINCE_0_1 = (
     "training.adam.decoupled",
     "training.adam.head_lr",
     "training.schedule.kind",
-    "training.distillation",
+    "training.reduce",
     "model.bigram.projection",
 )
 

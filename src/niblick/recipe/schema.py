@@ -17,7 +17,6 @@ from niblick.recipe.base import (
     Names,
     Rate,
     Real,
-    Scale,
     Section,
     Text,
     section,
@@ -55,15 +54,13 @@ class DataRecipe(Section):
     `tokenizer`: "train" (BPE with byte fallback on the training split), "bytes", "fineweb-1024"
     (the challenge's), or the path of a SentencePiece `.model`. `development`: training documents
     with h = 2 (`niblick.data.corpus`) are held out and scored in place of the validation split, for
-    runs that choose between settings. `share` of the other training documents trains. `rows` of
-    batches are cut from the text in its order, or packed of whole documents anew every pass.
+    runs that choose between settings. `share` of the other training documents trains.
     """
 
     corpus: Text = "wiki-vital"
     tokenizer: Text = "train"
     development: bool = False
     share: Annotated[float, Field(gt=0, le=1, strict=False)] = 1.0
-    rows: Literal["text", "documents"] = "text"
     workers: Annotated[int, Field(ge=0, le=64)] = 1
     shard_mix: Pair = (8, 32)
     alpha: Pair = (0.9, 0.5)
@@ -165,21 +162,6 @@ class DropoutRecipe(Section):
     value_embedding: BelowOne = 0.0
 
 
-class DistillationRecipe(Section):
-    """Self-distillation for corpora that are passed over many times (Furlanello et al. 2018).
-
-    The averaged weights at `start` of the budget become the teacher, anew after every `again` of it
-    (0: never). From then on `share` of the loss is that of `draws` tokens which the teacher draws
-    at each position, its logits divided by `temperature`; 0 is off.
-    """
-
-    share: BelowOne = 0.0
-    start: Fraction = 0.5
-    again: Fraction = 0.0
-    draws: Annotated[int, Field(gt=0, le=64)] = 8
-    temperature: Scale = 1.0
-
-
 class ValidationRecipe(Section):
     """Periodic read-only validation: every `every` of the budget, on the first `tokens` of the
     split.
@@ -191,10 +173,10 @@ class ValidationRecipe(Section):
 
 class TrainingRecipe(Section):
     """How the weights are found. `batch_tokens` is global per optimizer step, `micro_batch_tokens`
-    per pass.
+    per pass: as many as memory holds where it is not given.
 
     `compile`: fused kernels on the CPU, torch.compile on CUDA; "auto" does without where there is
-    no compiler.
+    no compiler. `reduce`: the type that gradients have on their way between processes.
     """
 
     duration: Text = "600s"
@@ -205,6 +187,7 @@ class TrainingRecipe(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     compile_warmup_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
     clip: Rate = 0.3
+    reduce: Literal["fp32", "bf16"] = "fp32"
     threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] | None = None
     checkpoint_every: Text = "60s"
     optimizer: OptimizerRecipe = section()
@@ -214,7 +197,6 @@ class TrainingRecipe(Section):
     averaging: AveragingRecipe = section()
     qat: QatRecipe = section()
     dropout: DropoutRecipe = section()
-    distillation: DistillationRecipe = section()
     validation: ValidationRecipe = section()
 
     _durations = field_validator("duration", "checkpoint_every")(_parsed)

@@ -124,7 +124,7 @@ def train_and_score(
     device = choose_device(world)
     with process_group(world, device), run_directory(world, folder, name=recipe.name):
         dataset = _prepared(recipe, world, say)
-        calibration, reserve = _calibration(recipe, dataset) if packs else (None, 0.0)
+        calibration, reserve = _calibration(recipe, dataset, device) if packs else (None, 0.0)
         result = train(
             recipe,
             dataset,
@@ -146,7 +146,9 @@ def train_and_score(
             calibration = left_of_budget(recipe, calibration, result.seconds)
         packed = in_turn(
             world,
-            lambda: _keep(recipe, dataset, folder, result, calibration, packs, say, on_stage),
+            lambda: _keep(
+                recipe, dataset, folder, result, calibration, packs, say, on_stage, device
+            ),
             main_only=True,
         )
         score = _Scoring(recipe, dataset, folder, world, on_stage)
@@ -171,12 +173,12 @@ def _prepared(recipe: Recipe, world: World, say: Say) -> Dataset:
     return dataset
 
 
-def _calibration(recipe: Recipe, dataset: Dataset) -> tuple[Calibration | None, float]:
+def _calibration(recipe: Recipe, dataset: Dataset, device: str) -> tuple[Calibration | None, float]:
     """Batches for the recipe's codec, where it needs them, and the seconds to keep for them."""
     if not CODECS[recipe.artifact.codec].needs_calibration:
         return None, 0.0
     calibration = make_calibration(recipe, dataset)
-    return calibration, estimate_seconds(recipe, calibration)
+    return calibration, estimate_seconds(recipe, calibration, device)
 
 
 @dataclass(frozen=True)
@@ -217,6 +219,7 @@ def _keep(
     packs: bool,
     say: Say,
     on_stage: Stage | None,
+    device: str,
 ) -> Packed | None:
     """Write the float weights, and the packed file where `packs`."""
     weights = folder / "checkpoints" / "final.safetensors"
@@ -235,6 +238,7 @@ def _keep(
             folder / ARTIFACT_FILE,
             max_bytes=recipe.artifact.max_bytes,
             calibration=calibration,
+            device=device,
             on_stage=on_stage,
         )
     except DataError as error:

@@ -152,16 +152,6 @@ _OF_RUNS = (
         card=_dropout,
     ),
     Technique(
-        name="distillation",
-        summary="self-distillation from an earlier average",
-        group="regularization",
-        without=setting(training__distillation__share=0.0),
-        card=lambda recipe, plan: (
-            [section_entry("self-distillation", recipe.training.distillation)]
-            * bool(recipe.training.distillation.share)
-        ),
-    ),
-    Technique(
         name="clip",
         summary="gradient clipping",
         group="regularization",
@@ -173,15 +163,6 @@ _OF_RUNS = (
     ),
     Technique(name="evaluation", group="evaluation", card=_evaluation),
     Technique(name="lengths", group="sequence length", card=_lengths),
-    Technique(
-        name="document-rows",
-        summary="rows of whole documents, packed anew each pass",
-        group="sequence length",
-        without=setting(data__rows="text"),
-        card=lambda recipe, plan: (
-            [{"name": "rows of whole documents"}] * (recipe.data.rows == "documents")
-        ),
-    ),
     Technique(
         name="coding",
         group="compression",

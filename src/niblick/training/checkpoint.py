@@ -47,7 +47,11 @@ class TrainerState:
     recipe: str
     validations: list[tuple[int, float]]
     threads: int = 0  # that the run began with; 0 in checkpoints of version 0.1
-    teachers: int = 0  # of self-distillation so far
+
+
+def checkpoint_name(step: int) -> str:
+    """That of the folder of the checkpoint after `step` steps."""
+    return f"step-{step:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -66,7 +70,7 @@ def write_checkpoint(
     """Write `folder`/step-N whole or not at all, then drop all but the newest two; `TrainingError`
     on failure.
     """
-    final = folder / f"step-{state.step:08d}"
+    final = folder / checkpoint_name(state.step)
     temporary = folder / f".{final.name}.writing"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -122,7 +126,6 @@ def read_checkpoint(folder: Path) -> tuple[TrainerState, dict[str, Tensor]]:
 
 def _state(document: dict[str, Any]) -> TrainerState:
     document.setdefault("threads", 0)
-    document.setdefault("teachers", 0)
     data = document.pop("data")
     if not all(type(value) is int for value in data.values()):
         raise ValueError("data holds something else than counts")

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from niblick.errors import TrainingError
 from niblick.model import LanguageModel
+from niblick.model.accelerated import accelerate
 from niblick.model.kernels import Kernels, load_kernels, use_kernels
 from niblick.model.lm import NO_FACTORS
+from niblick.training.memory import is_out_of_memory
 from niblick.training.recorded import Batch, RecordedLoss
 
 Loss = Callable[[LanguageModel, Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
+
+
+def whole_graph(call: Any, backend: str = "inductor") -> Any:
+    """`call` compiled as one graph for each shape, its backward as another; an error where Python
+    would have to step in.
+    """
+    return torch.compile(call, dynamic=False, fullgraph=True, backend=backend)
 
 
 class CompiledLoss:
@@ -43,14 +52,11 @@ class CompiledLoss:
         self.compiled = False
         self.kernels: Kernels | None = None  # those in use on the CPU
         self._recorded: RecordedLoss | None = None
+        accelerated = accelerate(model)
         if wanted == "off":
             return
-        if device.startswith("cuda"):
-            self._call, self._proven, self.compiled = (
-                torch.compile(plain, dynamic=False),
-                False,
-                True,
-            )
+        if accelerated:
+            self._call, self._proven, self.compiled = whole_graph(plain), False, True
         elif use_kernels(model, kernels := load_kernels()):
             self.kernels, self.compiled = kernels, True
             self._recorded = RecordedLoss(plain, model)
@@ -58,6 +64,12 @@ class CompiledLoss:
             raise TrainingError(
                 'training.compile = "on" needs a C compiler (gcc or clang); use "auto" or "off"'
             )
+
+    def plain(
+        self, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor] = NO_FACTORS
+    ) -> tuple[Tensor, Tensor]:
+        """As a call, without compiling anything."""
+        return self._plain(inputs, targets, factors)
 
     def backward(
         self,
@@ -89,6 +101,8 @@ class CompiledLoss:
         try:
             found = self._call(inputs, targets, factors)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise torch.OutOfMemoryError(" ".join(str(error).split())[:300]) from error
             reason = " ".join(str(error).split())[:200]
             if self._wanted == "on":
                 raise TrainingError(f'training.compile = "on" failed: {reason}') from error

@@ -1,8 +1,7 @@
 """Forward and backward of a micro-batch as a recorded program, without modules and autograd.
 
-The first micro-batch is computed both ways, and so is the first with a teacher's tokens. Where
-they differ in a bit, or the computation cannot be repeated, there is no program. What is recorded
-is the model as it was then.
+The first micro-batch is computed both ways. Where they differ in a bit, or the computation cannot
+be repeated, there is no program. What is recorded is the model as it was then.
 """
 
 from __future__ import annotations
@@ -54,24 +53,21 @@ class RecordedLoss:
         self._loss = loss
         self._linears = [each for each in model.modules() if isinstance(each, Linear)]
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._kinds: dict[bool, tuple[object, ...]] = {}
-        self.programs: dict[bool, Program | None] = {}  # without and with a teacher's tokens
+        self._kind: tuple[object, ...] | None = None
+        self.program: Program | None = None
 
     def backward(self, batch: Batch) -> Tensor | None:
         """Give each parameter its gradient and return the mean nll.
 
-        None, and no gradients, for a batch unlike the first (with a teacher's tokens, the first
-        that had them) or a model with adapters.
+        None, and no gradients, for a batch unlike the first or a model with adapters.
         """
         if any(each.extra for each in self._linears):
             return None
-        taught = "taught" in batch.factors
-        if taught not in self._kinds:
-            self._kinds[taught], self.programs[taught] = batch.kind, self._record(batch)
-        program = self.programs[taught]
-        if program is None or self._kinds[taught] != batch.kind:
+        if self._kind is None:
+            self._kind, self.program = batch.kind, self._record(batch)
+        if self.program is None or self._kind != batch.kind:
             return None
-        (nll,), grads = program(*batch.tensors)
+        (nll,), grads = self.program(*batch.tensors)
         for parameter, grad in zip(self._parameters, grads, strict=True):
             parameter.grad = grad
         return nll

@@ -19,8 +19,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from niblick.errors import CapacityError, TrainingError
-from niblick.files import locked, write_atomically
+from niblick.errors import CapacityError, NiblickError, TrainingError
+from niblick.files import locked, read_json, write_atomically
 from niblick.recipe import Recipe, recipe_to_toml
 
 LOCK_FILE = ".lock"
@@ -105,12 +105,23 @@ class RunFolder:
             )
         with explained(self.path):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            write_atomically(
-                self.path / "environment.json",
-                (json.dumps(environment, indent=1).encode() + b"\n",),
-            )
+            (self.path / "environment.json").unlink(missing_ok=True)
+            self.note(**environment)
             (self.path / "metrics.jsonl").unlink(missing_ok=True)
             write_atomically(self.path / "recipe.toml", (recipe_to_toml(recipe).encode(),))
+
+    def environment(self) -> dict[str, Any]:
+        """What environment.json holds; nothing where there is none."""
+        try:
+            return read_json(self.path / "environment.json")
+        except NiblickError:
+            return {}
+
+    def note(self, **facts: Any) -> None:
+        """Add facts to environment.json."""
+        text = json.dumps(self.environment() | facts, indent=1)
+        with explained(self.path):
+            write_atomically(self.path / "environment.json", (text.encode() + b"\n",))
 
     def check_resumable(self) -> None:
         """`TrainingError` where no run was ever begun."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -20,12 +19,11 @@ from niblick.compression import rounding_specs
 from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
 from niblick.model import LanguageModel
-from niblick.optim import Layout, Optimizers, TrainingPosition, make_averager
+from niblick.optim import Launched, Layout, Optimizers, TrainingPosition, make_averager
 from niblick.recipe import Recipe, stored_values
 from niblick.runtime import World, choose_precision
 from niblick.training.checkpoint import TrainerState, write_checkpoint
 from niblick.training.device import DeviceFeeder
-from niblick.training.distributed import sum_over
 from niblick.training.pipeline import Pipeline
 from niblick.training.weights import Weights
 from niblick.units import Duration
@@ -57,16 +55,12 @@ class RunState:
             self.weights.master,
             recipe.training,
             dtype=dtype,
-            rank=world.rank,
-            world_size=world.size,
-            all_reduce=partial(sum_over, world) if world.size > 1 else None,
+            processes=_processes(recipe, world),
         )
         self.averager = make_averager(recipe.training.averaging, self.weights.master)
         self.step = self.tokens = 0
         self.seconds = 0.0
         self.rounding = False
-        self.teachers = 0  # how many this run has had
-        self.taught_by: Tensor | None = None  # the flat weights of the present one
         self.other_threads = 0  # of the run so far, where it had another number
         self.step_times: deque[float] = deque(maxlen=STEP_TIMES)
         self.validations: list[tuple[int, float]] = []
@@ -120,7 +114,6 @@ class RunState:
             layout=self.layout.fingerprint,
             recipe=_fingerprint(self.recipe),
             validations=self.validations,
-            teachers=self.teachers,
             threads=self.other_threads or torch.get_num_threads(),
         )
         tensors = self._own_buffers() | self.optimizer.tensors()
@@ -133,8 +126,6 @@ class RunState:
         found = {"master": self.weights.master}
         if self.averager:
             found["average"] = self.averager.average
-        if self.taught_by is not None:
-            found["teacher"] = self.taught_by
         return found
 
     @torch.no_grad()
@@ -144,8 +135,6 @@ class RunState:
                 f"the checkpoint of step {saved.step} was trained with another recipe than the"
                 " one given; resume with the run's own recipe.toml"
             )
-        if saved.teachers:
-            self.teachers, self.taught_by = saved.teachers, torch.empty_like(self.weights.master)
         for name, target in self._own_buffers().items():
             target.copy_(buffers[name])
         self.optimizer.load(buffers, saved.step)
@@ -161,6 +150,13 @@ class RunState:
                 saved.average_count,
                 saved.average_sample,
             )
+
+
+def _processes(recipe: Recipe, world: World) -> Launched | None:
+    if world.size == 1:
+        return None
+    sent = torch.bfloat16 if recipe.training.reduce == "bf16" else torch.float32
+    return Launched(world.rank, world.size, sent)
 
 
 def _pipeline(
@@ -185,7 +181,6 @@ def _pipeline(
         alpha_end=data.alpha[1],
         total_batches=None if planned is None else int(-(-planned // 1)),
         vocab_size=recipe.model.vocab_size,
-        documents_from=recipe.model.bos_id if data.rows == "documents" else None,
         state=state,
     )
 

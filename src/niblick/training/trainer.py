@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from functools import partial
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,15 +32,14 @@ from niblick.runtime import (
     return_freed_memory,
     settle_threads,
 )
-from niblick.training.checkpoint import KEPT, list_checkpoints, read_checkpoint
+from niblick.training.checkpoint import KEPT, checkpoint_name, list_checkpoints, read_checkpoint
 from niblick.training.compile import CompiledLoss
 from niblick.training.distributed import agree, mean_over
-from niblick.training.dropout import Dropout
 from niblick.training.interrupts import StopFlag, stop_on_signals
+from niblick.training.passes import Passes
 from niblick.training.progress import Clock, Progress, TrainResult, bytes_per_token
 from niblick.training.run_folder import Row, RunFolder, claimed
 from niblick.training.state import RunState
-from niblick.training.teacher import Teaching
 from niblick.training.validation import make_validator
 from niblick.units import LN2, Duration
 
@@ -155,22 +154,42 @@ class Loop:
         self.state.seconds += spent
         self.clock = Clock(self.state.seconds)
         self.validation_seconds = 0.0
-        self.dropout = Dropout(recipe, world, device)
-        taught = partial(training_loss, taught=recipe.training.distillation.share)
-        self.loss = CompiledLoss(taught, self.state.model, recipe.training.compile, device)
+        self.loss = CompiledLoss(training_loss, self.state.model, recipe.training.compile, device)
         self.state.optimizer.use(self.loss.kernels)
         self.state.weights.use(self.loss.kernels)
-        self.teaching = Teaching(self.state, world, device, self.loss.kernels)
+        if self.loss.compiled and device != "cpu":
+            self.state.optimizer.compile()
         self.mark: tuple[int, float] | None = None
         self.saved = (self.state.step, self.state.tokens, self.state.seconds)
 
+    def _prepare(self) -> Passes:
+        """Choose micro-batches, compile; on the CPU this is training time."""
+        kept = self.folder.environment().get("micro_batch")
+        with nullcontext() if self.device == "cpu" else self.clock.paused():
+            passes = Passes(
+                self.recipe,
+                self.state,
+                self.loss,
+                world=self.world,
+                device=self.device,
+                kept=kept,
+                note=self._note_micro_batch,
+            )
+            passes.warm_up()
+        if self.validator:
+            self.validator.limit(passes.rows)
+        return passes
+
+    def _note_micro_batch(self, record: dict[str, Any]) -> None:
+        if self.world.is_main:
+            self.folder.note(micro_batch=record)
+
     def run(self) -> TrainResult:
         """Train to the end of the budget, or to a signal."""
-        if not self._finished():
-            self._warm_up()
-        while not self._over():
+        passes = None if self._finished() else self._prepare()
+        while passes and not self._over():
             before = self.schedule.spent(self.state.position)
-            loss = self._step()
+            loss = self._step(passes)
             self._look_at_clock()
             if self.state.step % self.observe_every == 0 or self._finished():
                 self._observe(loss)
@@ -211,15 +230,14 @@ class Loop:
             state.step_times.append((state.seconds - self.mark[1]) / (state.step - self.mark[0]))
         self.mark = (state.step, state.seconds)
 
-    def _step(self) -> Tensor:
+    def _step(self, passes: Passes) -> Tensor:
         """One optimizer step; the mean next-token nll (0-dimensional, on the device)."""
         state, training = self.state, self.recipe.training
         at = state.position
         state.rounding = state.rounding or (state.rounds and self.schedule.rounds(at))
         state.weights.refresh(rounded=state.rounding)
-        self.teaching.renew(self.schedule.teachers(at))
-        loss = self._accumulate(*state.feeder.next())
-        mean_over(self.world, state.optimizer.gradients)
+        loss = passes.accumulate(*state.feeder.next())
+        state.optimizer.reduce()
         state.optimizer.clip(training.clip)
         state.optimizer.step(self.schedule.multiplier(at), self.schedule.momentum(at))
         state.step += 1
@@ -230,46 +248,6 @@ class Loop:
                 state.weights.master, step=state.step, remaining=remaining, last=last
             )
         return loss
-
-    def _accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Forward and backward over micro-batches into the flat gradients; the mean nll of all
-        rows.
-        """
-        training = self.recipe.training
-        rows = (training.micro_batch_tokens or training.batch_tokens) // training.sequence_length
-        total = torch.zeros((), device=self.device)
-        factors = self.dropout.draw(self.state.step) | self.teaching.draw(inputs)
-        for i, (x, y) in enumerate(
-            zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)
-        ):
-            part = {name: factor[i * rows : (i + 1) * rows] for name, factor in factors.items()}
-            share = len(x) / len(inputs)
-            nll = self.loss.backward(x, y, part, share)
-            self.state.weights.collect(self.state.optimizer.gradients, add=i > 0)
-            total += nll * share
-        return total
-
-    def _warm_up(self) -> None:
-        """Prime compilation with steps on meaningless tokens, all undone: nothing is learned,
-        nothing is kept.
-        """
-        training, count = self.recipe.training, self.recipe.training.compile_warmup_steps
-        if not self.loss.compiled or self.device == "cpu":
-            return
-        rows = (training.micro_batch_tokens or training.batch_tokens) // training.sequence_length
-        rows = min(rows, training.batch_tokens // training.sequence_length // self.world.size)
-        tokens = (
-            torch.arange(rows * (training.sequence_length + 1), device=self.device)
-            % self.recipe.model.vocab_size
-        )
-        tokens = tokens.view(rows, -1)
-        before = self.clock.seconds
-        for _ in range(count):
-            self.loss(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())[0].backward()  # type: ignore[no-untyped-call]
-            for parameter in self.state.weights.parameters:
-                parameter.grad = None
-        torch.cuda.synchronize()
-        self.clock = Clock(before)
 
     def _observe(self, loss: Tensor) -> None:
         """Read the loss, refuse a broken one, log and report."""
@@ -292,8 +270,9 @@ class Loop:
         try:
             self.folder.log(row)
         except TrainingError as error:
-            with suppress(TrainingError):
-                self._save()
+            if self.world.size == 1:  # several would have to agree
+                with suppress(TrainingError):
+                    self._save()
             kept = f"; {self.newest} is kept, to go on with --resume" if self.newest else ""
             raise TrainingError(f"{error}{kept}") from None
 
@@ -360,8 +339,11 @@ class Loop:
         state = self.state
         if state.step != self.saved[0] or not self.newest:
             with self.clock.paused():
+                if self.world.size > 1:
+                    state.optimizer.complete()
                 if self.world.is_main:
-                    self.newest = state.capture(self.folder.checkpoints).name
+                    state.capture(self.folder.checkpoints)
+                self.newest = checkpoint_name(state.step)
         self.saved, self.mark = (state.step, state.tokens, state.seconds), None
 
     def _finish(self) -> TrainResult:

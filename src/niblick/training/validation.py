@@ -30,11 +30,12 @@ class Validator:
         self.bytes = int(dataset.tokenizer.byte_table.count(targets, inputs).sum())
         self.tokens = int(targets.size)
         self._inputs, self._targets = torch.from_numpy(inputs), torch.from_numpy(targets)
-        self._batch = max(
-            1, (recipe.training.micro_batch_tokens or recipe.training.batch_tokens) // length
-        )
-        self._batch = min(self._batch, max(1, 65536 // length))
+        self._batch = max(1, 65536 // length)
         self._world, self._device = world, device
+
+    def limit(self, rows: int) -> None:
+        """Passes of at most so many rows of the training length."""
+        self._batch = max(1, min(self._batch, rows))
 
     @torch.no_grad()
     def measure(self, model: LanguageModel) -> tuple[float, float]:

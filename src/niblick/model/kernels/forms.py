@@ -7,7 +7,6 @@ plain form.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -148,38 +147,20 @@ class KernelForms(Equations):
         return n
 
     def head_loss(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        parts: Sequence[float],
-        cap: float | None,
-    ) -> tuple[Tensor, Tensor]:
-        """As in `Equations`."""
-        targets, found = targets.contiguous(), cap or 0.0
-        if self._fuses_head(weight, found):
-            grads = torch.is_grad_enabled()
-            loss, nll, *_ = ops.head_loss(hidden, weight, targets, parts, found, grads)
-            return loss, nll
-        if len(weight) > MAX_WIDTH or len(parts) > 1:
-            return super().head_loss(hidden, weight, targets, parts, cap)
-        z = torch.nn.functional.linear(hidden, weight.to(hidden.dtype))
-        mean = ops.nll(z, targets.squeeze(-1), found)[0].mean()
-        return mean, mean
-
-    def draw(
-        self, hidden: Tensor, weight: Tensor, points: Tensor, cap: float | None, heat: float
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None
     ) -> Tensor:
         """As in `Equations`."""
-        if not self._fuses_head(weight, cap or 0.0) or (cap or 0.0) > MAX_CAP * heat:
-            return super().draw(hidden, weight, points, cap, heat)
-        found: Tensor = ops.draw(hidden, weight, points.contiguous(), cap, heat)
-        return found
-
-    def _fuses_head(self, weight: Tensor, cap: float) -> bool:
-        """Whether the head is one pass with what is made of its logits."""
         vocab_size, width = weight.shape
-        return self.pairs and width % 16 == 0 and vocab_size % 2 == 0 and 0 < cap <= MAX_CAP
+        targets, found = targets.contiguous(), cap or 0.0
+        if self.pairs and width % 16 == 0 and vocab_size % 2 == 0 and 0 < found <= MAX_CAP:
+            grads = torch.is_grad_enabled()
+            loss: Tensor = ops.head_loss(hidden, weight, targets, found, grads)[0]
+            return loss
+        z = torch.nn.functional.linear(hidden, weight.to(hidden.dtype))
+        if vocab_size > MAX_WIDTH:
+            return super().head_loss(hidden, weight, targets, cap)
+        nll: Tensor = ops.nll(z, targets, found)[0]
+        return nll.mean()
 
     def _mixer(self, plan: Plan, layer: VirtualLayer) -> Any:
         """What computes a layer's mixer."""

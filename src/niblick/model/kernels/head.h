@@ -12,23 +12,18 @@
 #define GATHERED 256 /* positions whose slopes lie side by side */
 #define TURN 1024    /* positions whose slopes are kept at once, a multiple of GATHERED */
 
-/* From scores z: exp(cap(z) - cap), or a power of it by `height`; `below` is 1 - tanh(|z| / c). */
-static inline __m512 head_power(__m512 z, __m512 steep, __m512 height, __m512 *below) {
+/* From scores z: e = exp(cap(z) - cap) adds to `sum`; returns its slope e (1 - tanh(z / c)^2). */
+static inline __m512 head_slope(__m512 z, __m512 steep, __m512 height, __m512 *sum) {
     __m512 one = _mm512_set1_ps(1), two = _mm512_set1_ps(2), sign = _mm512_set1_ps(-0.0f);
     __m512 u = power(_mm512_mul_ps(_mm512_andnot_ps(sign, z), steep)); /* exp(-2 |z| / c) */
     __m512 w = _mm512_add_ps(one, u), r = _mm512_rcp14_ps(w);
     r = _mm512_mul_ps(r, _mm512_fnmadd_ps(w, r, two));
-    *below = _mm512_mul_ps(_mm512_mul_ps(two, u), r);
+    __m512 below = _mm512_mul_ps(_mm512_mul_ps(two, u), r); /* 1 - tanh(|z| / c) */
     __m512 gap =
-        _mm512_mask_sub_ps(*below, _mm512_movepi32_mask(_mm512_castps_si512(z)), two, *below);
-    return power(_mm512_mul_ps(gap, height));
-}
-
-/* From scores z: e = exp(cap(z) - cap) adds to `sum`; returns its slope e (1 - tanh(z / c)^2). */
-static inline __m512 head_slope(__m512 z, __m512 steep, __m512 height, __m512 *sum) {
-    __m512 below, e = head_power(z, steep, height, &below);
+        _mm512_mask_sub_ps(below, _mm512_movepi32_mask(_mm512_castps_si512(z)), two, below);
+    __m512 e = power(_mm512_mul_ps(gap, height));
     *sum = _mm512_add_ps(*sum, e);
-    return _mm512_mul_ps(e, _mm512_mul_ps(below, _mm512_sub_ps(_mm512_set1_ps(2), below)));
+    return _mm512_mul_ps(e, _mm512_mul_ps(below, _mm512_sub_ps(two, below)));
 }
 
 /* Where the slopes of token v lie for the tile that begins at position t0. */
@@ -62,19 +57,12 @@ static void head_block(const uint16_t *weight, const uint32_t *down, const uint3
     if (slopes) product(pairs, 1, LANES, down + v0 / 2 * d, d, out, d, LANES, d, count / 2, 1);
 }
 
-/* One score: the product of a position's hidden state with a token's weights. */
-static inline float head_score(const uint16_t *hidden, const uint16_t *weight, int64_t d) {
-    float z = 0;
-    INDEPENDENT for (int64_t e = 0; e < d; e++) z += widen(hidden[e]) * widen(weight[e]);
-    return z;
-}
-
 /* The positions t0 .. stop, GATHERED or as many as there are at a time: nll and, with slopes (of
    their turn, which begins at t0), also gh and down, what the slopes are multiplied with: hidden
    divided by the sums, as pairs down the rows. */
 EACH_UNIT(static, head_groups, (stop - t0 + GATHERED - 1) / GATHERED, (const uint16_t *, hidden),
           (const uint16_t *, weight), (const uint32_t *, under), (const int64_t *, targets),
-          (const float *, parts), (int64_t, each), (float, cap), (float *, nll), (uint16_t *, slopes), (float *, gh), (uint32_t *, down),
+          (float, cap), (float *, nll), (uint16_t *, slopes), (float *, gh), (uint32_t *, down),
           (int64_t, t0), (int64_t, stop), (int64_t, rows), (int64_t, words), (int64_t, d)) {
     int64_t g0 = t0 + unit * GATHERED, count = rows - g0 < GATHERED ? rows - g0 : GATHERED;
     uint32_t *across = room(GATHERED * d * 2);
@@ -89,20 +77,17 @@ EACH_UNIT(static, head_groups, (stop - t0 + GATHERED - 1) / GATHERED, (const uin
                        words - v0 < WORDS ? words - v0 : WORDS, cap, d, total + j, out + j * d);
     float inverse[GATHERED] = {0};
     for (int64_t j = 0; j < count; j++) {
+        const uint16_t *now = hidden + (g0 + j) * d, *hit = weight + targets[g0 + j] * d;
+        float z = 0;
+        INDEPENDENT for (int64_t e = 0; e < d; e++) z += widen(now[e]) * widen(hit[e]);
+        float t = tanhf(z / cap), pull = 1 - t * t;
         inverse[j] = 1 / total[j];
-        float *to = slopes ? gh + (g0 + j) * d : 0;
-        INDEPENDENT for (int64_t e = 0; slopes && e < d; e++) to[e] = out[j * d + e] * inverse[j];
-        for (int64_t i = 0; i < each; i++) {
-            int64_t target = targets[(g0 + j) * each + i];
-            float t = tanhf(head_score(hidden + (g0 + j) * d, weight + target * d, d) / cap);
-            nll[(g0 + j) * each + i] = cap + logf(total[j]) - cap * t;
-            if (!slopes) continue;
-            float pull = parts[i] * (1 - t * t);
-            uint16_t *mark = head_slopes(slopes, words, g0 - t0, target) + j;
-            *mark = narrow(widen(*mark) - pull * total[j]);
-            INDEPENDENT for (int64_t e = 0; e < d; e++) to[e] -=
-                pull * widen(weight[target * d + e]);
-        }
+        nll[g0 + j] = cap + logf(total[j]) - cap * t;
+        if (!slopes) continue;
+        uint16_t *mark = head_slopes(slopes, words, g0 - t0, targets[g0 + j]) + j;
+        *mark = narrow(widen(*mark) - pull * total[j]);
+        INDEPENDENT for (int64_t e = 0; e < d; e++) gh[(g0 + j) * d + e] =
+            out[j * d + e] * inverse[j] - pull * widen(hit[e]);
     }
     for (int64_t j = 0; slopes && j < GATHERED; j += 2) {
         const uint16_t *first = hidden + (j < count ? g0 + j : 0) * d,
@@ -123,84 +108,22 @@ EACH_UNIT(static, head_weights, TILES(words), (uint16_t *, slopes), (const uint3
                 d, gweight + v0 * d, d, tile_rows(v0, words), d, GATHERED / 2, g0 > 0);
 }
 
-/* hidden (rows, d), weight (words, d), targets (rows, each) -> nll (rows, each); with gh (rows, d)
-   and gweight (words, d) also the gradients of the sum of parts (each), whose sum is 1, times nll.
-   `words` is even, d a multiple of 16, cap positive. */
-void head_bf16(const uint16_t *hidden, const uint16_t *weight, const int64_t *targets,
-               const float *parts, int64_t each, float cap, float *nll, float *gh, float *gweight,
-               int64_t rows, int64_t words, int64_t d) {
+/* hidden (rows, d), weight (words, d), targets (rows) -> nll (rows); with gh (rows, d) and gweight
+   (words, d) also the gradients of the sum of nll. `words` is even, d a multiple of 16, cap
+   positive. */
+void head_bf16(const uint16_t *hidden, const uint16_t *weight, const int64_t *targets, float cap,
+               float *nll, float *gh, float *gweight, int64_t rows, int64_t words, int64_t d) {
     int64_t turn = rows < TURN ? (rows + GATHERED - 1) / GATHERED * GATHERED : TURN;
     uint32_t *under = gh ? room(words * d * 2) : 0, *down = gh ? room(turn * d * 2) : 0;
     uint16_t *slopes = gh ? room(turn * words * 2) : 0;
     if (gh) pack_down(weight, d, words, words, d, under);
     for (int64_t t0 = 0; t0 < rows; t0 += turn) {
         int64_t stop = rows - t0 < turn ? rows : t0 + turn;
-        head_groups(hidden, weight, under, targets, parts, each, cap, nll, slopes, gh, down, t0,
-                    stop, rows, words, d);
+        head_groups(hidden, weight, under, targets, cap, nll, slopes, gh, down, t0, stop, rows,
+                    words, d);
         if (gh) head_weights(slopes, down, gweight, t0, stop, words, d);
     }
     free(under), free(down), free(slopes);
-}
-
-/* Exponentials of one block of the vocabulary for one tile, as bfloat16, and their sums. */
-static void draw_block(const uint16_t *weight, const uint32_t *across, uint16_t *found,
-                       int64_t count, float cap, float heat, int64_t d, float *total) {
-    float scores[WORDS * LANES] __attribute__((aligned(64)));
-    __m512 steep = _mm512_set1_ps(-2 * LOG2E / cap), height = _mm512_set1_ps(-cap * LOG2E / heat);
-    product(weight, d / 2, 1, across, LANES, scores, LANES, count, LANES, d / 2, 0);
-    for (int64_t j = 0; j < LANES; j += 16) {
-        __m512 sum = _mm512_setzero_ps(), below;
-        for (int64_t v = 0; v < count; v++) {
-            __m512 e = head_power(_mm512_load_ps(scores + v * LANES + j), steep, height, &below);
-            slim(found + v * GATHERED + j, e);
-            sum = _mm512_add_ps(sum, wide(found + v * GATHERED + j));
-        }
-        _mm512_storeu_ps(total + j, sum);
-    }
-}
-
-/* The token at which what is summed up of a position's exponentials exceeds `left`. */
-static int64_t draw_token(const uint16_t *found, const float *total, float left, int64_t words) {
-    int64_t v = 0;
-    for (; v + WORDS < words && left >= *total; v += WORDS, total += GATHERED) left -= *total;
-    int64_t last = (v + WORDS < words ? v + WORDS : words) - 1;
-    for (; v < last; v++) {
-        float e = widen(found[v * GATHERED]);
-        if (left < e) break;
-        left -= e;
-    }
-    return v;
-}
-
-EACH_UNIT(static, draw_groups, (rows + GATHERED - 1) / GATHERED, (const uint16_t *, hidden),
-          (const uint16_t *, weight), (const float *, points), (int64_t, each), (float, cap),
-          (float, heat), (int64_t *, drawn), (int64_t, rows), (int64_t, words), (int64_t, d)) {
-    int64_t g0 = unit * GATHERED, count = rows - g0 < GATHERED ? rows - g0 : GATHERED;
-    int64_t blocks = (words + WORDS - 1) / WORDS;
-    uint32_t *across = room(GATHERED * d * 2);
-    uint16_t *found = room(GATHERED * words * 2);
-    float *total = room(GATHERED * blocks * 4);
-    for (int64_t j = 0; j < GATHERED; j += LANES)
-        pack_across(hidden + (g0 + j) * d, d, count - j, LANES, d, across + j * d / 2);
-    for (int64_t b = 0, v0 = 0; b < blocks; b++, v0 += WORDS)
-        for (int64_t j = 0; j < GATHERED; j += LANES)
-            draw_block(weight + v0 * d, across + j * d / 2, found + v0 * GATHERED + j,
-                       words - v0 < WORDS ? words - v0 : WORDS, cap, heat, d,
-                       total + b * GATHERED + j);
-    for (int64_t j = 0; j < count; j++) {
-        float whole = 0;
-        for (int64_t b = 0; b < blocks; b++) whole += total[b * GATHERED + j];
-        for (int64_t i = (g0 + j) * each; i < (g0 + j + 1) * each; i++)
-            drawn[i] = draw_token(found + j, total + j, points[i] * whole, words);
-    }
-    free(across), free(found), free(total);
-}
-
-/* hidden (rows, d), weight (words, d), points (rows, each) in [0, 1) -> drawn (rows, each): tokens
-   at these points of the cumulative distributions softmax(cap(hidden @ weight') / heat). */
-void draw_bf16(const uint16_t *hidden, const uint16_t *weight, const float *points, int64_t each,
-               float cap, float heat, int64_t *drawn, int64_t rows, int64_t words, int64_t d) {
-    draw_groups(hidden, weight, points, each, cap, heat, drawn, rows, words, d);
 }
 
 /* to[i] = share x[i], as bfloat16. */
@@ -215,7 +138,7 @@ EACH_UNIT(static, shrink, CHUNKS, (const float *, x), (float, share), (float *, 
         share * x[i];
 }
 
-/* Gradients of the mean over rows times *up, from those of its sum. */
+/* Gradients of the mean of nll times *up, from those of its sum. */
 void head_back_bf16(const float *gh, const float *gweight, const float *up, uint16_t *ghidden,
                     float *gw, int64_t rows, int64_t words, int64_t d) {
     shrink_half(gh, *up / rows, ghidden, rows * d);

@@ -51,9 +51,8 @@ _ARGUMENTS = {
 _BF16_ONLY = {  # what is built on products.h
     "attend": "pppppiiiiii",
     "attend_back": "pppppppppiiiiii",
-    "head": "ppppifpppiii",
+    "head": "pppfpppiii",
     "head_back": "pppppiii",
-    "draw": "pppiffpiii",
     "channel": "ppppppffppppiii",
     "channel_back": "ppppppffpppppppppiii",
     "maps": "pppppiiiii",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,36 +21,24 @@ from niblick.model.kernels.operators import (
 
 
 @operator(
-    "head_loss(Tensor hidden, Tensor weight, Tensor targets, float[] parts, float cap, bool grads)"
-    " -> (Tensor loss, Tensor nll, Tensor pull, Tensor sums)"
+    "head_loss(Tensor hidden, Tensor weight, Tensor targets, float cap, bool grads) -> (Tensor nll,"
+    " Tensor pull, Tensor sums)"
 )
 def _head_loss(
-    run: Run,
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    parts: Sequence[float],
-    cap: float,
-    grads: bool,
+    run: Run, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, grads: bool
 ) -> tuple[Tensor, ...]:
-    """Head, softcap and likelihoods (head.h) of targets (..., N): the mean of their sum weighted
-    by parts (N), and of the first alone; with `grads` what backward only scales.
-    """
+    """Head, softcap and mean likelihood (head.h): with `grads` what backward only scales."""
     low, nll = weight.to(hidden.dtype), floats(hidden, *targets.shape)
     found = [floats(t, *t.shape) if grads else floats(t, 0) for t in (hidden, weight)]
     pointers = found if grads else (None, None)
     check(run, targets, len(weight))
-    (rows, width), each = sizes(hidden), len(parts)
-    shares = torch.tensor(parts, dtype=torch.float32)
-    ends = (nll, *pointers, rows, len(weight), width)
-    run("head", hidden.dtype, hidden, low, targets, shares, each, cap, *ends)
-    first = nll[..., 0].mean()
-    loss = first.clone() if each == 1 else nll.view(rows, each).mean(0).dot(shares)
-    return loss, first, *found
+    rows, width = sizes(hidden)
+    run("head", hidden.dtype, hidden, low, targets, cap, nll, *pointers, rows, len(weight), width)
+    return nll.mean(), *found
 
 
 @operator(
-    "head_loss_back(Tensor gloss, Tensor hidden, Tensor weight, Tensor pull, Tensor sums) ->"
+    "head_loss_back(Tensor gnll, Tensor hidden, Tensor weight, Tensor pull, Tensor sums) ->"
     " (Tensor ghidden, Tensor gweight)"
 )
 def _head_loss_back(
@@ -61,20 +48,6 @@ def _head_loss_back(
     ends = (ghidden, gweight, sizes(pull)[0], *sums.shape)
     run("head_back", ghidden.dtype, pull, sums, g, *ends)
     return ghidden, gweight.to(weight.dtype)
-
-
-@operator(
-    "draw(Tensor hidden, Tensor weight, Tensor points, float cap, float heat) -> Tensor drawn"
-)
-def _draw(
-    run: Run, hidden: Tensor, weight: Tensor, points: Tensor, cap: float, heat: float
-) -> Tensor:
-    """Tokens at points (..., N) of the cumulative distributions of hidden (..., D) (head.h)."""
-    drawn, (rows, width) = torch.empty_like(points, dtype=torch.int64), sizes(hidden)
-    low, each = weight.to(hidden.dtype), points.shape[-1]
-    ends = (drawn, rows, len(weight), width)
-    run("draw", hidden.dtype, hidden, low, points, each, cap, heat, *ends)
-    return drawn
 
 
 @operator(
