@@ -341,7 +341,8 @@ def described(options: argparse.Namespace) -> tuple[str, str]:
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     day = time.strftime("%Y-%m-%d")
-    told = f"{day}, commit {commit.strip()}, {_processor()}, {os.cpu_count()} processors."
+    told = f"{day}, commit {commit.strip()}, {_processor()}, {os.cpu_count()} processors;"
+    told += f" load {os.getloadavg()[2]:.1f} in the last quarter of an hour."
     if options.busy:
         told += " Another process computed without pause all the while."
     if options.without_compiler:
