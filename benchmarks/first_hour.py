@@ -293,9 +293,9 @@ def main() -> int:
     parser.add_argument("--only")
     parser.add_argument("--python", default=shutil.which("python3") or sys.executable)
     options = parser.parse_args()
+    name, told = described(options)
     with tempfile.TemporaryDirectory(prefix="first-hour-") as folder, busy(options.busy):
         outcomes, scrub = hour(Path(folder), options)
-    name, told = described(options)
     key = name.removesuffix(_REHEARSED).lower().replace(" ", "-")  # a rehearsal gives way
     write(options.out, key, section(name, told, outcomes, scrub))
     wrong = [found for found in outcomes if found.code != found.step.code]
@@ -342,7 +342,7 @@ def described(options: argparse.Namespace) -> tuple[str, str]:
     commit = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     day = time.strftime("%Y-%m-%d")
     told = f"{day}, commit {commit.strip()}, {_processor()}, {os.cpu_count()} processors;"
-    told += f" load {os.getloadavg()[2]:.1f} in the last quarter of an hour."
+    told += f" load {os.getloadavg()[2]:.1f} in the quarter of an hour before."
     if options.busy:
         told += " Another process computed without pause all the while."
     if options.without_compiler:
