@@ -59,6 +59,28 @@ def test_train_leaves_a_whole_run_directory_and_prints_its_card_as_json(
     assert card["train_tokens"] == 6 * 256
 
 
+def test_without_packing_it_ends_with_the_float_score_and_can_be_packed_later(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", str(recipe), "--out", "run", "--no-pack", "--json") == 0
+    score, folder = json.loads(capsys.readouterr().out), recipe.parent / "run"
+    assert score["artifact_sha256"] is None and not (folder / "artifact.nib").exists()
+    assert run("train", "--resume", "run", "--json") == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["float_bpb"] == score["bpb"] and (folder / "artifact.nib").is_file()
+    assert run("train", str(recipe), "--no-pack", "--seeds", "2") == 2
+    assert "--no-pack trains one seed" in capsys.readouterr().err
+
+
+def test_a_card_says_that_the_development_split_was_scored(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--set", "data.development=true", "--set", "data.share=0.5", "--json"]
+    assert run("train", str(recipe), "--out", "run", *more) == 0
+    corpus = json.loads(capsys.readouterr().out)["data"]["corpus"]
+    assert corpus == "corpus (0.5 of its training text, development split)"
+
+
 def test_a_scored_artifact_gives_the_same_score_again_from_the_file_alone(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -265,6 +265,7 @@ def command_lines(rng: random.Random, folder: Path, seeds: Seeds) -> list[str]:
             ["import", model, "--as", rng.choice(["sidecar", word]), "--out", "new.safetensors"],
             ["verify", word],
             ["ablate", "pocket", "--without", word, "--out", "new"],
+            ["sweep", "pocket", "--variants", word, "--budget", number, "--out", "new"],
             [word, number],
         ]
     )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from niblick.cli import main
-from niblick.data.corpus import load_corpus
+from niblick.data.corpus import Corpus, load_corpus, split_documents, training_part
 from niblick.data.dataset import open_dataset
 from niblick.data.prepare import prepare, resolve_dataset
 from niblick.data.shards import write_shard
@@ -29,6 +30,8 @@ TEXTS = [
 class Settings:
     corpus: str
     tokenizer: str = "train"
+    development: bool = False
+    share: float = 1.0
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +153,32 @@ def test_a_recipe_resolves_to_text_shards_or_an_error(corpus: Path, tmp_path: Pa
         resolve_dataset(
             Settings(str(made.folder), "fineweb-1024"), vocab_size=1024, cache=tmp_path / "cache"
         )
+
+
+def test_development_documents_are_held_out_in_place_of_the_others(tmp_path: Path) -> None:
+    texts = [f"document {n} says so" for n in range(200)]
+    whole = Corpus("texts", split_documents(texts))
+    part = training_part(whole, development=True, share=0.5)
+    held = [t for t in whole.splits["train"] if int(sha256(t.encode()).hexdigest(), 16) % 20 == 2]
+    left = [t for t in whole.splits["train"] if t not in held]
+    assert 0 < len(held) < 30 and list(part.splits["validation"]) == held
+    assert list(part.splits["train"]) == left[: round(len(left) / 2)] and "test" not in part.splits
+    assert training_part(whole, development=False, share=1.0).splits == whole.splits
+
+
+def test_parts_of_a_corpus_are_prepared_apart_and_shards_have_none(
+    corpus: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    whole = resolve_dataset(Settings(str(corpus)), vocab_size=300, cache=cache)
+    half = resolve_dataset(Settings(str(corpus), share=0.5), vocab_size=300, cache=cache)
+    assert half.folder != whole.folder
+    assert half.token_count("train") < whole.token_count("train")
+    assert half.sha256("validation") != ""
+    with pytest.raises(DataError, match="holds shards"):
+        resolve_dataset(Settings(str(whole.folder), share=0.5), vocab_size=300, cache=cache)
+    with pytest.raises(DataError, match="no training documents"):
+        training_part(Corpus("x", {"train": ["a"]}), development=False, share=0.1)
 
 
 def test_a_bare_folder_in_the_challenge_s_layout_opens_with_the_challenge_s_tokenizer(

@@ -46,10 +46,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "eval": ("niblick.cli.eval:eval_command", "Score a model on a held-out split."),
     "compare": ("niblick.cli.compare:compare_command", "Compare runs with statistics."),
-    "ablate": (
-        "niblick.cli.ablate:ablate_command",
-        "Train variants of a recipe without named techniques.",
+    "sweep": (
+        "niblick.cli.sweep:sweep_command",
+        "Train variants of a recipe and say what each is worth.",
     ),
+    "ablate": ("niblick.cli.sweep:sweep_command", "The same as sweep, on the validation split."),
     "generate": ("niblick.cli.generate:generate_command", "Continue a prompt."),
     "serve": (
         "niblick.cli.serve:serve_command",

@@ -4,6 +4,7 @@ train`.
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,15 +17,17 @@ if TYPE_CHECKING:
     from niblick.recipe import Recipe
     from niblick.runtime import World
     from niblick.scoring.card import Card
+    from niblick.scoring.score import Score
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How a run reports: `as_json` keeps standard output for one JSON document, `track` names
-    trackers.
+    trackers. Without `packs` it ends with the score of the float weights and has no card.
     """
 
     resume: bool = False
+    packs: bool = True
     as_json: bool = False
     quiet: bool = False
     track: tuple[str, ...] = ()
@@ -32,7 +35,7 @@ class Options:
 
 def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | None:
     """Train, pack, score and write the card in `folder`, else in a new one under runs/; None in
-    processes other than the main one.
+    processes other than the main one, and where nothing is packed.
     """
     with importing():
         from niblick.cli.card import show_card
@@ -44,8 +47,8 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
         from niblick.runtime import read_world
 
     world = read_world()
-    for warning in check_packing(recipe, resuming=options.resume):
-        if world.is_main:
+    for warning in check_packing(recipe, resuming=options.resume or not options.packs):
+        if world.is_main and options.packs:
             _say(f"warning: {warning}")
     with run_directory(world, folder, name=recipe.name) as place:
         _tell(world, folder, place)
@@ -59,6 +62,7 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
                     place,
                     world=world,
                     resume=options.resume,
+                    packs=options.packs,
                     on_progress=on_progress,
                     on_stage=on_stage,
                     say=_say,
@@ -66,11 +70,23 @@ def run_once(recipe: Recipe, folder: Path | None, options: Options) -> Card | No
                 )
             if not world.is_main:
                 return None
+            if not options.packs:
+                _show_score(outcome.floating, options)
+                return None
             card = write_run_card(recipe, place, outcome, _say)
             trackers.take_card(card)
     if not options.quiet:
         show_card(card, options.as_json)
     return card
+
+
+def _show_score(score: Score, options: Options) -> None:
+    from niblick.scoring.score_text import score_text
+
+    if options.as_json:
+        print(json.dumps(score.summary(), allow_nan=False))
+    else:
+        print(score_text(score))
 
 
 def run_seeds(recipe: Recipe, folder: Path | None, count: int, options: Options) -> None:

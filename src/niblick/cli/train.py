@@ -35,6 +35,12 @@ SeedsOption = Annotated[
     int | None, typer.Option(min=1, help="Train this many seeds and summarise them.")
 ]
 OutOption = Annotated[Path | None, typer.Option(help="Run directory; else a new one under runs/.")]
+PackOption = Annotated[
+    bool,
+    typer.Option(
+        "--pack/--no-pack", help="Pack and write the card, or end with the float weights' score."
+    ),
+]
 ResumeOption = Annotated[
     Path | None,
     typer.Option(metavar="RUN", help="Continue the run in this directory where it stopped."),
@@ -59,6 +65,7 @@ def train_command(
     out: OutOption = None,
     resume: ResumeOption = None,
     track: TrackOption = None,
+    packs: PackOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Train RECIPE, pack it under its byte cap, score it from the packed file and print its
@@ -67,7 +74,9 @@ def train_command(
     from niblick.cli.runs import Options, run_once, run_seeds
     from niblick.data.recipes import read_recipe
 
-    options = Options(as_json=as_json, track=_trackers(track))
+    if not packs and (data is not None or seeds is not None):
+        raise NiblickError("--no-pack trains one seed of a recipe: give neither --data nor --seeds")
+    options = Options(as_json=as_json, track=_trackers(track), packs=packs)
     if resume is not None:
         given = (recipe, data, tokenizer, overrides, duration, max_bytes, seed, seeds, out)
         if any(value is not None for value in given):

@@ -5,7 +5,8 @@ integer mod 20; h = 0 is validation, h = 1 test, the rest trains. A user's own t
 too, with near duplicates together and long documents in blocks (`niblick.data.splits`). Files under
 folders named train, validation and test are taken as sorted by hand instead. No document of a
 held-out split is also in training: an exact duplicate stays in the held-out one. Training documents
-are put in an order that depends on their content alone.
+are put in an order that depends on their content alone; those with h = 2 are the development split
+of runs that choose between settings.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import compress
 from pathlib import Path
 
 from niblick.data.splits import split_own, text_digest
@@ -23,7 +25,7 @@ from niblick.errors import DataError
 from niblick.registry import Registry
 
 SPLITS = ("train", "validation", "test")
-_PARTS = 20
+_PARTS, _DEVELOPMENT = 20, 2
 corpora: Registry[Callable[[], Corpus]] = Registry("corpus")
 
 
@@ -50,8 +52,33 @@ class Corpus:
 
 def split_of(text: str) -> str:
     """The split that the content of `text` puts it in."""
-    part = int.from_bytes(text_digest(text), "big") % _PARTS
-    return {0: "validation", 1: "test"}.get(part, "train")
+    return {0: "validation", 1: "test"}.get(_part(text), "train")
+
+
+def _part(text: str) -> int:
+    return int.from_bytes(text_digest(text), "big") % _PARTS
+
+
+def training_part(corpus: Corpus, *, development: bool, share: float) -> Corpus:
+    """The corpus with the first `share` of its training documents; with `development` those with
+    h = 2 (the next h that occurs in a small text) are its only held-out ones, and neither
+    validation nor test is there to be looked at.
+
+    `DataError` where nothing is left to train on.
+    """
+    train, splits = list(corpus.splits["train"]), dict(corpus.splits)
+    if development:
+        after = [(_part(text) - _DEVELOPMENT) % _PARTS for text in train]
+        held = [part == min(after) for part in after]
+        splits = {"validation": list(compress(train, held))}
+        train = [text for text, is_held in zip(train, held, strict=True) if not is_held]
+    splits["train"] = train[: round(len(train) * share)]
+    if not splits["train"]:
+        raise DataError(
+            f"corpus {corpus.name!r} has no training documents left with data.share = {share:g}"
+            f" and data.development = {str(development).lower()}; give more text"
+        )
+    return Corpus(corpus.name, splits, corpus.attribution, corpus.notes)
 
 
 def _shuffled(texts: Iterable[str]) -> list[str]:

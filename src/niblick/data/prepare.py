@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.data import manifest as manifests
-from niblick.data.corpus import SPLITS, Corpus, corpora, load_corpus
+from niblick.data.corpus import SPLITS, Corpus, corpora, load_corpus, training_part
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.manifest import Manifest, ShardEntry, SplitEntry
 from niblick.data.shards import write_shard
@@ -42,6 +42,10 @@ class DataSettings(Protocol):
     def corpus(self) -> str: ...
     @property
     def tokenizer(self) -> str: ...
+    @property
+    def development(self) -> bool: ...
+    @property
+    def share(self) -> float: ...
 
 
 def prepare(
@@ -222,12 +226,17 @@ def _refuse_other_size(tokenizer: Tokenizer, vocab_size: int) -> None:
 def _open_or_prepare(
     data: DataSettings, fixed: Tokenizer | None, vocab_size: int, cache: Path
 ) -> Dataset:
-    path = Path(data.corpus)
+    path, whole = Path(data.corpus), data.share == 1 and not data.development
     if (
         data.corpus not in corpora
         and path.is_dir()
         and (any(path.glob("*.bin")) or manifests.load_manifest(path))
     ):
+        if not whole:
+            raise DataError(
+                f"data.development and data.share choose documents of a corpus; {data.corpus!r}"
+                " holds shards"
+            )
         return open_dataset(path, fixed)
     tokenizer = f"{data.tokenizer}-{vocab_size}" if fixed is None else fixed.sha256[:12]
     place = (
@@ -235,5 +244,18 @@ def _open_or_prepare(
         if data.corpus not in corpora
         else ""
     )
-    out = cache / "-".join(filter(None, (path.name or "corpus", place, tokenizer)))
-    return prepare(data.corpus, out=out, tokenizer=data.tokenizer, vocab_size=vocab_size)
+    part = "" if data.share == 1 else f"share{data.share:g}"
+    names = (path.name or "corpus", place, "development" * data.development, part, tokenizer)
+    corpus = data.corpus if whole else _part(data)
+    return prepare(
+        corpus,
+        out=cache / "-".join(filter(None, names)),
+        tokenizer=data.tokenizer,
+        vocab_size=vocab_size,
+    )
+
+
+def _part(data: DataSettings) -> Corpus:
+    """What `data.development` and `data.share` leave of the corpus."""
+    loaded = load_corpus(data.corpus)
+    return training_part(loaded, development=data.development, share=data.share)

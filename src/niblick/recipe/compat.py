@@ -14,6 +14,8 @@ from niblick.recipe.schema import Recipe
 
 ADDED_SINCE_0_1 = (
     "plugins",
+    "data.development",
+    "data.share",
     "training.optimizer",
     "training.muon.momentum_form",
     "training.muon.decay_after_update",

@@ -77,6 +77,15 @@ def recipe_to_toml(recipe: Recipe) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
+def read_tables(path: Path) -> dict[str, dict[str, Any]]:
+    """A TOML file that holds tables only, by name; `RecipeError` says what is wrong with it."""
+    values = _parse(_read_file(path), str(path))
+    for name, value in values.items():
+        if not isinstance(value, dict):
+            raise RecipeError(f"{str(path)!r}: {quoted(name)} is not a table")
+    return values
+
+
 def _read(source: str) -> str:
     if source in list_recipes():
         return (resources.files("niblick") / "recipes" / f"{source}.toml").read_text("utf-8")
@@ -86,6 +95,11 @@ def _read(source: str) -> str:
         like = did_you_mean(source, names)
         known = "" if like else f"; shipped: {', '.join(names)}; or give a TOML file's path"
         raise RecipeError(f"no recipe {source!r}{like or known}")
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> str:
+    source = str(path)
     try:
         with path.open("rb") as file:
             data = file.read(MAX_RECIPE_BYTES + 1)

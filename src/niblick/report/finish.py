@@ -75,7 +75,7 @@ def write_run_card(recipe: Recipe, folder: Path, outcome: Outcome, say: Say) -> 
             "passes": result.tokens / max(dataset.token_count("train"), 1),
         },
         data={
-            "corpus": dataset.name,
+            "corpus": dataset.name + _part(recipe),
             "attribution": dataset.attribution,
             "tokenizer": tokenizer.name,
             "lossless": tokenizer.lossless,
@@ -98,6 +98,13 @@ def _baselines(dataset: Dataset, say: Say) -> dict[str, float]:
     found = compressor_baselines(train.text, held_out.text, cache_folder())
     part = f", with {LARGEST // 10**6} MB of it" if train.cut else ""
     return {f"{name}{part}": bpb for name, bpb in found.items()}
+
+
+def _part(recipe: Recipe) -> str:
+    """What of the corpus trained and was scored, where it is not the usual."""
+    share = f"{recipe.data.share:.3g} of its training text" * (recipe.data.share < 1)
+    told = ", ".join(filter(None, (share, "development split" * recipe.data.development)))
+    return f" ({told})" if told else ""
 
 
 def _own(dataset: Dataset) -> dict[str, Any]:

@@ -7,10 +7,12 @@ messages go through `say`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
 
 from niblick.artifact import ARTIFACT_FILE, open_file, save_checkpoint
 from niblick.codecs import CODECS
@@ -33,7 +35,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run measured; `packed` is None in processes other than the main one."""
+    """What a run measured; `packed` is None in processes other than the main one.
+
+    Where nothing is packed, `scored` is the score of the float weights.
+    """
 
     dataset: Dataset
     result: TrainResult
@@ -88,6 +93,7 @@ def train_and_score(
     *,
     world: World,
     resume: bool = False,
+    packs: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
     on_stage: Stage | None = None,
     say: Say,
@@ -95,6 +101,7 @@ def train_and_score(
 ) -> Outcome:
     """Train in `folder`, pack to artifact.nib, score validation from the float weights and from the
     file. `on_stage` follows what comes after training; `track` gets each row of metrics.jsonl.
+    Without `packs` the run ends with the score of the float weights.
 
     Raises `StoppedError` where a signal stopped the run (a checkpoint is written) or another
     process writes into `folder`, `CapacityError` where the artifact exceeds its cap (the float
@@ -105,7 +112,7 @@ def train_and_score(
         dataset = find_dataset(recipe, world)
         for split in ("train", "validation"):
             dataset.shards(split)
-        calibration, reserve = _calibration(recipe, dataset)
+        calibration, reserve = _calibration(recipe, dataset) if packs else (None, 0.0)
         result = train(
             recipe,
             dataset,
@@ -127,21 +134,19 @@ def train_and_score(
             calibration = left_of_budget(recipe, calibration, result.seconds)
         packed = in_turn(
             world,
-            lambda: _pack(recipe, dataset, folder, result, calibration, say, on_stage),
+            lambda: _keep(recipe, dataset, folder, result, calibration, packs, say, on_stage),
             main_only=True,
         )
-        floating, scored = _scores(recipe, dataset, folder, result, world, on_stage)
-        if world.is_main:
-            floating.write(folder / "scores" / f"{floating.name}.json")
-            scored.write(folder / "scores" / f"{scored.name}.json")
-    return Outcome(
-        dataset=dataset,
-        result=result,
-        packed=packed,
-        floating=floating,
-        scored=scored,
-        calibration=calibration,
-    )
+        score = _Scoring(recipe, dataset, folder, world, on_stage)
+        floating = score("scoring the float weights", result.tensors)
+        return Outcome(
+            dataset=dataset,
+            result=result,
+            packed=packed,
+            floating=floating,
+            scored=score("scoring the packed file") if packs else floating,
+            calibration=calibration,
+        )
 
 
 def _calibration(recipe: Recipe, dataset: Dataset) -> tuple[Calibration | None, float]:
@@ -152,49 +157,53 @@ def _calibration(recipe: Recipe, dataset: Dataset) -> tuple[Calibration | None, 
     return calibration, estimate_seconds(recipe, calibration)
 
 
-def _scores(
-    recipe: Recipe,
-    dataset: Dataset,
-    folder: Path,
-    result: TrainResult,
-    world: World,
-    on_stage: Stage | None,
-) -> tuple[Score, Score]:
-    """Validation from the float weights and from the packed file, by the recipe's settings."""
-    options = EvaluationOptions.from_recipe(recipe)
-    packed = open_file(folder / ARTIFACT_FILE)
-    floating, scored = (
-        evaluate(
-            build_model(recipe, tensors).to(choose_device(world)),
-            dataset,
+@dataclass(frozen=True)
+class _Scoring:
+    """Scores validation by the recipe's settings, and keeps the score's file."""
+
+    recipe: Recipe
+    dataset: Dataset
+    folder: Path
+    world: World
+    on_stage: Stage | None
+
+    def __call__(self, what: str, tensors: Mapping[str, Tensor] | None = None) -> Score:
+        """The score of these float weights, else of the packed file."""
+        packed = open_file(self.folder / ARTIFACT_FILE) if tensors is None else None
+        score = evaluate(
+            build_model(self.recipe, packed.tensors if packed else tensors or {}).to(
+                choose_device(self.world)
+            ),
+            self.dataset,
             split="validation",
-            options=options,
-            world=world,
-            artifact_sha256=sha256,
-            on_progress=stage_report(on_stage, what),
+            options=EvaluationOptions.from_recipe(self.recipe),
+            world=self.world,
+            artifact_sha256=packed.sha256 if packed else None,
+            on_progress=stage_report(self.on_stage, what),
         )
-        for what, tensors, sha256 in (
-            ("scoring the float weights", result.tensors, None),
-            ("scoring the packed file", packed.tensors, packed.sha256),
-        )
-    )
-    return floating, scored
+        if self.world.is_main:
+            score.write(self.folder / "scores" / f"{score.name}.json")
+        return score
 
 
-def _pack(
+def _keep(
     recipe: Recipe,
     dataset: Dataset,
     folder: Path,
     result: TrainResult,
     calibration: Calibration | None,
+    packs: bool,
     say: Say,
     on_stage: Stage | None,
-) -> Packed:
+) -> Packed | None:
+    """Write the float weights, and the packed file where `packs`."""
     weights = folder / "checkpoints" / "final.safetensors"
     meta = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3)}
     save_checkpoint(
         weights, tensors=result.tensors, recipe=recipe, tokenizer=dataset.tokenizer, meta=meta
     )
+    if not packs:
+        return None
     say(f"float weights kept in {weights}; packing ...")
     try:
         return pack(

@@ -115,6 +115,19 @@ def welch(a: Sequence[float], b: Sequence[float], shift: float = 0.0) -> Welch |
     return Welch(difference, t, df, min(1.0, 2 * min(less, 1 - less)) if t else 1.0, less)
 
 
+def paired_difference(differences: Sequence[float], confidence: float = 0.95) -> dict[str, Any]:
+    """Mean of paired differences, its t interval and two-sided p; None where one pair allows
+    none.
+    """
+    found = summarise(differences, confidence)
+    p, deviation, count = None, found.pop("sd"), found["n"]
+    if deviation is not None:
+        error = deviation / math.sqrt(count)
+        t = abs(found["mean"]) / error if error else math.inf * bool(found["mean"])
+        p = 2 * t_cdf(-t, count - 1) if found["mean"] else 1.0
+    return found | {"p": p}
+
+
 @dataclass(frozen=True)
 class Record:
     """The record rule: the mean gain in nats per token, the p-value of "at least `RECORD_NATS`",
