@@ -17,6 +17,8 @@ OTHER: dict[str, Any] = {
     "seed": 7,
     "data.corpus": "folder",
     "data.tokenizer": "bytes",
+    "data.development": True,
+    "data.share": 0.5,
     "data.workers": 3,
     "data.shard_mix": [2, 4],
     "data.alpha": [0.8, 0.2],
