@@ -4,7 +4,7 @@
 `serve` is the page of `niblick serve` (writing, scoring in dark, on a phone) and `html` that of
 `niblick export --to html` (light beside dark), both with the shipped model. `dashboard` is `niblick
 dashboard`, and `tracker` the page of tensorboard, both of the runs in `--runs`, which are trained
-there first (three small ones of 150 steps) if the folder is not there. A page that logs an error,
+there first (three small ones of 100 steps) if the folder is not there. A page that logs an error,
 or asks another address for something, is no picture.
 """
 
@@ -32,7 +32,12 @@ from chromium import Chromium, find_chromium
 
 KINDS = ("serve", "html", "dashboard", "tracker")
 NIBLICK = (sys.executable, "-m", "niblick")
-SMALL = ("model.dim=128", "training.sequence_length=256")
+SMALL = (
+    "model.dim=128",
+    "training.sequence_length=256",
+    'artifact.codec="int-zlib"',
+    "artifact.max_bytes=4000000",
+)
 RUNS = {"narrow": (), "fast": ("training.muon.lr=0.08",), "wide": ("model.dim=192",)}
 COLOURS = 128
 
@@ -145,7 +150,7 @@ def train(runs: Path) -> None:
     track = ("--track", "tensorboard") if find_spec("tensorboard") else ()
     for name, overrides in RUNS.items():
         sets = [part for each in (*SMALL, *overrides) for part in ("--set", each)]
-        command = (*NIBLICK, "train", "pocket", *sets, "--duration", "150 steps", *track)
+        command = (*NIBLICK, "train", "pocket", *sets, "--duration", "100 steps", *track)
         subprocess.run((*command, "--out", str(runs / name)), check=True)
 
 
