@@ -61,8 +61,9 @@ def main() -> None:
     middle = {name: 1e6 * median(values) for name, values in SECONDS.items()}
     more = middle["now"] - middle["before"]
     print(
-        f"{options.recipe}: a step {middle['step'] / 1e3:,.1f} ms; observing it {middle['now']:,.0f}"
-        f" us now, {middle['before']:,.0f} us before: {100 * more / middle['step']:.3f} % of a step"
+        f"{options.recipe}: a step {middle['step'] / 1e3:,.1f} ms; observing it"
+        f" {middle['now']:,.0f} us now, {middle['before']:,.0f} us before:"
+        f" {100 * more / middle['step']:.3f} % of a step"
         f" ({len(SECONDS['now'])} and {len(SECONDS['before'])} steps, medians)"
     )
 
