@@ -21,6 +21,7 @@ from typing import Any
 
 import lm_eval
 import torch
+from lm_eval.tasks import TaskManager
 
 import niblick.exchange.harness  # noqa: F401  # registers the model
 from niblick.data.corpus import corpora
@@ -78,7 +79,7 @@ def evaluate(model: str, options: dict[str, Any], folder: Path) -> dict[str, Any
     """The harness's results and samples of every task, and the seconds of each."""
     found: dict[str, Any] = {}
     for task in TASKS:
-        manager = lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
+        manager = TaskManager(include_path=str(folder), include_defaults=False)
         began = time.perf_counter()
         result = lm_eval.simple_evaluate(
             model,

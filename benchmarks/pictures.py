@@ -4,7 +4,7 @@
 `serve` is the page of `niblick serve` (writing, scoring in dark, on a phone) and `html` that of
 `niblick export --to html` (light beside dark), both with the shipped model. `dashboard` is `niblick
 dashboard`, and `tracker` the page of tensorboard, both of the runs in `--runs`, which are trained
-there first (three small ones of 100 steps) if the folder is not there. A page that logs an error,
+there first (three small ones of 80 steps) if the folder is not there. A page that logs an error,
 or asks another address for something, is no picture.
 """
 
@@ -33,12 +33,19 @@ from chromium import Chromium, find_chromium
 KINDS = ("serve", "html", "dashboard", "tracker")
 NIBLICK = (sys.executable, "-m", "niblick")
 SMALL = (
-    "model.dim=128",
+    'data.tokenizer="bytes"',
+    "model.vocab_size=260",
+    "model.bos_id=1",
+    "model.dim=64",
+    "training.batch_tokens=1024",
     "training.sequence_length=256",
     'artifact.codec="int-zlib"',
-    "artifact.max_bytes=4000000",
 )
-RUNS = {"narrow": (), "fast": ("training.muon.lr=0.08",), "wide": ("model.dim=192",)}
+RUNS = {
+    "narrow": (),
+    "fast": ("training.muon.lr=0.08",),
+    "wide": ("model.dim=96",),
+}
 COLOURS = 128
 
 
@@ -150,7 +157,7 @@ def train(runs: Path) -> None:
     track = ("--track", "tensorboard") if find_spec("tensorboard") else ()
     for name, overrides in RUNS.items():
         sets = [part for each in (*SMALL, *overrides) for part in ("--set", each)]
-        command = (*NIBLICK, "train", "pocket", *sets, "--duration", "100 steps", *track)
+        command = (*NIBLICK, "train", "pocket", *sets, "--duration", "80 steps", *track)
         subprocess.run((*command, "--out", str(runs / name)), check=True)
 
 
