@@ -41,11 +41,7 @@ SMALL = (
     "training.sequence_length=256",
     'artifact.codec="int-zlib"',
 )
-RUNS = {
-    "narrow": (),
-    "fast": ("training.muon.lr=0.08",),
-    "wide": ("model.dim=96",),
-}
+RUNS = {"narrow": (), "fast": ("training.muon.lr=0.08",), "wide": ("model.dim=96",)}
 COLOURS = 128
 
 
@@ -142,7 +138,7 @@ def take_tracker(browser: Chromium, out: Path, runs: Path) -> None:
     if find_spec("tensorboard") is None or not list(runs.glob("*/tensorboard")):
         print("no picture of the tracker: tensorboard is missing, or wrote nothing of these runs")
         return
-    options = ("--logdir", str(runs), "--port", "0", "--bind_all=false", "--load_fast=false")
+    options = ("--logdir", str(runs), "--port", "0", "--load_fast=false")
     with started((sys.executable, "-m", "tensorboard.main", *options)) as address:
         browser.window(1280, 1000)
         browser.open(address + "?darkMode=false#timeseries")

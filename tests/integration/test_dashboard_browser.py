@@ -75,6 +75,14 @@ def test_curves_grow_while_the_run_trains(page: Chromium, folder: Path) -> None:
     assert page.evaluate("document.querySelector('#run-table tbody').textContent.includes('37')")
 
 
+def test_times_are_marked_at_whole_minutes(page: Chromium, folder: Path) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(measured(range(40, 700, 20)))
+    marked = "[...document.querySelector('svg').querySelectorAll('text')].map(t => t.textContent)"
+    page.until(f"{marked}.includes('10 min')")
+    assert not [text for text in page.evaluate(marked) if "." in text and "min" in text]
+
+
 def test_nothing_is_wider_than_a_phone(page: Chromium) -> None:
     page.window(360, 700, phone=True)
     page.until("innerWidth === 360")
