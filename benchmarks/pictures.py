@@ -43,6 +43,10 @@ SMALL = (
 )
 RUNS = {"narrow": (), "fast": ("training.muon.lr=0.08",), "wide": ("model.dim=96",)}
 COLOURS = 128
+BY_STEPS = """((choice) => {
+    choice.value = "step";
+    for (const kind of ["input", "change"]) choice.dispatchEvent(new Event(kind, {bubbles: true}));
+})(document.getElementById("against"))"""
 
 
 def shrink(path: Path) -> None:
@@ -128,6 +132,7 @@ def take_dashboard(browser: Chromium, out: Path, runs: Path) -> None:
     browser.window(1280, 1300)
     browser.open(dashboard.url)
     browser.until(f"document.querySelectorAll('path.curve').length >= {len(RUNS)}")
+    browser.evaluate(BY_STEPS)
     browser.picture(out / "dashboard.png")
     dashboard.close()
     shrink(out / "dashboard.png")
@@ -141,8 +146,9 @@ def take_tracker(browser: Chromium, out: Path, runs: Path) -> None:
     options = ("--logdir", str(runs), "--port", "0", "--load_fast=false")
     with started((sys.executable, "-m", "tensorboard.main", *options)) as address:
         browser.window(1280, 1000)
-        browser.open(address + "?darkMode=false#timeseries")
-        browser.until("document.querySelectorAll('scalar-card svg path').length > 10", 120)
+        shown = "tagFilter=^(train|validation)/(loss|bpb)"
+        browser.open(f"{address}?darkMode=false&forceSVG=true&{shown}#timeseries")
+        browser.until("document.querySelectorAll('scalar-card svg path').length > 5", 120)
         browser.evaluate("new Promise((done) => setTimeout(done, 2000))")  # the curves move in
         browser.picture(out / "tensorboard.png")
     shrink(out / "tensorboard.png")

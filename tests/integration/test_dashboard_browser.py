@@ -78,7 +78,7 @@ def test_curves_grow_while_the_run_trains(page: Chromium, folder: Path) -> None:
 def test_times_are_marked_at_whole_minutes(page: Chromium, folder: Path) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(measured(range(40, 700, 20)))
-    marked = "[...document.querySelector('svg').querySelectorAll('text')].map(t => t.textContent)"
+    marked = "[...document.querySelectorAll('figure text')].map(t => t.textContent)"
     page.until(f"{marked}.includes('10 min')")
     assert not [text for text in page.evaluate(marked) if "." in text and "min" in text]
 
