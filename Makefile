@@ -12,7 +12,8 @@ ZIGLANG := ziglang==0.17.1
 # A machine without a C compiler gets one as a Python package.
 HAS_C := $(shell command -v gcc || command -v cc || command -v clang)
 
-.PHONY: setup train shipped-model figures test test-integrations lint docs fuzz lock wheels wasm clean
+.PHONY: setup train shipped-model figures test test-integrations test-variants lint docs fuzz lock \
+  wheels wasm clean
 
 setup: $(STAMP)
 
@@ -55,6 +56,18 @@ test: lint
 test-integrations: setup
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps -r requirements-integrations.lock
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m integration -rs
+
+# The parity tests on each build of the native libraries that a wheel of this machine carries, as far
+# as its processor can run them; two minutes and more for each.
+VARIANTS ?= baseline avx2 avx512 avx512-bf16
+PARITY := tests/property/test_engine_*.py tests/parity/test_generation_native.py \
+  tests/property/test_training_*.py tests/golden/test_model_small.py tests/golden/test_training_losses.py
+test-variants: setup
+	$(BIN)/python -m pip install -q $(PIP_FLAGS) $(ZIGLANG)
+	rm -rf build/carried
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/carried .
+	set -e; for variant in $(VARIANTS); do PYTHONPATH=$(CURDIR)/build/carried OMP_NUM_THREADS=1 \
+	  $(BIN)/python -m pytest --variant $$variant $(PARITY); done
 
 # The documentation site, into build/site; a broken link fails. (The variable quiets a notice.)
 docs: setup

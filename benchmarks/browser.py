@@ -1,5 +1,4 @@
-"""Speed in a browser beside the native engine; `python benchmarks/browser.py [MODEL ...]
-[--picture FILE]`
+"""Speed in a browser beside the native engine; `python benchmarks/browser.py [MODEL ...]`
 
 For each model (the shipped one unless given): the page's size; the page in headless Chromium, from
 disk, without a network: milliseconds from the start of unpacking to ready, milliseconds from the
@@ -8,8 +7,6 @@ shows them (choice, bits, alternatives and drawing of text included; waiting for
 and of the engine alone, called from JavaScript; then of the native engine on one thread, and the
 ratio. Each speed is the best of `--repeats`, page and native in turn. `--tokenizer` is for models
 that bring none.
-
-`--picture` writes the page, light beside dark, as a PNG.
 """
 
 from __future__ import annotations
@@ -20,8 +17,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-from PIL import Image
 
 import niblick
 from niblick.browser.page import export_page
@@ -99,40 +94,14 @@ def measure(model: niblick.Model, repeats: int, folder: Path) -> dict[str, objec
     }
 
 
-def picture(target: Path, folder: Path) -> None:
-    """The page of the shipped model with a text, light beside dark."""
-    page, parts = folder / "page.html", []
-    page.write_bytes(export_page(niblick.load("pocket")))
-    with Chromium(find_chromium(), offline=True) as browser:
-        browser.open(page.absolute().as_uri())
-        browser.until("!document.querySelector('#write').disabled")
-        for _ in range(3):  # the browser compiles what is used often better
-            write(browser, "0.8", "4")
-        browser.evaluate("document.activeElement.blur()")
-        browser.evaluate("tell(told.length >> 1)")
-        for dark in (False, True):
-            parts.append(folder / f"{dark}.png")
-            browser.window(820, 900, dark=dark)
-            browser.picture(parts[-1])
-    images = [Image.open(part).convert("RGB") for part in parts]
-    whole = Image.new("RGB", (2 * images[0].width, images[0].height))
-    for index, image in enumerate(images):
-        whole.paste(image, (index * image.width, 0))
-    whole.quantize(96, dither=Image.Dither.NONE).save(target, optimize=True)
-
-
 def main() -> None:
     """Print a line of JSON for each model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=["pocket"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tokenizer")
-    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        if options.picture:
-            picture(options.picture, Path(name))
-            return
         for index, model in enumerate(options.models):
             folder = Path(name) / str(index)
             folder.mkdir()

@@ -2,8 +2,8 @@
 
 Every variant that this processor runs, compiled by ziglang as in a wheel and by each compiler of
 the system, and the system compiler's build for this very processor, in turn: milliseconds of
-processor time per token and prompt tokens per second, one thread, medians and bests. Weights are
-random.
+processor time per token and prompt tokens per second, one thread; every measurement is printed as
+it is made, medians and bests at the end. Weights are random.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ def builds(folder: Path) -> dict[str, ctypes.CDLL]:
         kinds = {v.name: v.options_for(compiler) for v in ENGINE.variants if _runs(v.needs)}
         for kind, options in {**kinds, "native": ("-march=native",)}.items():
             target = folder / f"{name}-{kind}.so"
+            print(f"compiling {name}, {kind}", flush=True)
             if ENGINE.compile(target, compiler, options):
                 found[f"{name}, {kind}"] = ctypes.CDLL(str(target))
     return found
@@ -62,7 +63,7 @@ def measure(engine: NativeEngine) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", nargs="?", default="token-shift")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     model = LanguageModel(load_recipe(options.recipe).model, seed=0)
     state = model.state_dict()
@@ -74,9 +75,12 @@ def main() -> None:
             name: NativeEngine(model.plan, tensors, library, threads=1)
             for name, library in builds(Path(folder)).items()
         }
-        for _ in range(options.rounds):
+        for turn in range(1, options.rounds + 1):
             for name, engine in engines.items():
                 rows[name].append(measure(engine))
+                prompt, token = rows[name][-1]
+                said = f"{token:6.2f} ms per token, prompt {prompt:,.0f} tokens/s"
+                print(f"round {turn}: {name:<20} {said}", flush=True)
     for name, times in rows.items():
         prompt, token = zip(*times, strict=True)
         print(

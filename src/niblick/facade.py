@@ -40,8 +40,7 @@ def load(model: str | Path, *, tokenizer: str | Path | None = None) -> Model:
     """The model in an artifact, a checkpoint or a run directory, or a shipped model by its name.
 
     `tokenizer` is a .model file, another model, `fineweb-1024` or `bytes`, in place of the one in
-    the file. Raises
-    `niblick.errors.ArtifactError` for a file that is missing, damaged or foreign.
+    the file. Raises `niblick.errors.ArtifactError` for a file that is missing, damaged or foreign.
     """
     opened = open_file(find_model(model))
     if tokenizer is not None:

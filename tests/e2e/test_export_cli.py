@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from leaving import saved
 from niblick.cli import main
 from niblick.exchange.submission import verify
 from niblick.exchange.submission.bundle import reachable
@@ -116,6 +117,55 @@ def test_unfinished_runs_and_occupied_folders_are_refused(
     assert run("export", "half", "--out", "new") == 2
     assert run("export", "half", "--to", "gguf") == 2
     assert capsys.readouterr().err.count("niblick: ") == 2
+
+
+@pytest.mark.parametrize("to", ["hf", "onnx", "gguf", "tokenizer", "html"])
+def test_no_format_replaces_what_is_there_unless_it_is_forced(
+    to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "there"
+    out.write_text("mine")
+    assert run("export", "pocket", "--to", to, "--out", str(out)) == 2
+    told = capsys.readouterr().err
+    assert "--force" in told and told.count("\n") == 1 and out.read_text() == "mine"
+
+
+@pytest.mark.parametrize("to", ["hf", "onnx", "tokenizer", "html"])
+def test_force_replaces_an_earlier_export_by_the_same_bytes(to: str, tmp_path: Path) -> None:
+    model, out = str(saved(tmp_path, "token-shift").path), tmp_path / "out"
+    arguments = ["export", model, "--to", to, "--out", str(out)]
+    found = []
+    for more in ([], ["--force"]):
+        assert run(*arguments, *more) == 0
+        files = sorted(out.iterdir()) if out.is_dir() else [out]
+        found.append({path.name: path.read_bytes() for path in files})
+        if out.is_dir():
+            (out / "stale.safetensors").write_text("")
+    assert found[0] == found[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"out", Path(model).name}
+
+
+@pytest.mark.parametrize("to", ["hf", "submission"])
+def test_force_keeps_a_folder_that_is_no_export(
+    to: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = "pocket"
+    if to == "submission":
+        model = "run"
+        assert run("train", str(recipe), "--out", "run", "--duration", "2 steps") == 0
+    (recipe.parent / "notes").mkdir()
+    (recipe.parent / "notes" / "mine.txt").write_text("mine")
+    assert run("export", model, "--to", to, "--out", "notes", "--force") == 2
+    assert "no earlier export" in capsys.readouterr().err
+    assert (recipe.parent / "notes" / "mine.txt").read_text() == "mine"
+
+
+def test_a_submission_is_replaced_only_if_it_is_forced(folder: Path) -> None:
+    (folder / "stale").write_text("")
+    assert run("export", "run", "--out", "submission") == 2
+    assert (folder / "stale").exists()
+    assert run("export", "run", "--out", "submission", "--force") == 0
+    assert not (folder / "stale").exists()
 
 
 def test_a_bundle_holds_only_what_its_entry_reaches() -> None:

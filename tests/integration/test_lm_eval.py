@@ -9,7 +9,9 @@ import sys
 import pytest
 
 from leaving import saved
+from niblick.data.corpus import corpora
 from niblick.exchange.formats import export_model
+from niblick.text.bpe import train_tokenizer
 
 pytestmark = pytest.mark.integration
 lm_eval = pytest.importorskip("lm_eval")
@@ -28,14 +30,16 @@ metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 """
 
 
-@pytest.fixture
-def pair(tmp_path):
+@pytest.fixture(params=["bytes", "bpe"])
+def pair(request, tmp_path):
     """The native model and the harness's own for the folder."""
     from lm_eval.models.huggingface import HFLM
 
     from niblick.exchange.harness import NiblickLM
 
-    model = saved(tmp_path, "token-shift", "model.context=48")
+    texts = list(corpora["wiki-vital"]().splits["validation"])[:20]
+    tokenizer = train_tokenizer(texts, vocab_size=400) if request.param == "bpe" else None
+    model = saved(tmp_path, "token-shift", "model.context=48", tokenizer=tokenizer)
     export_model(model.path, "hf", tmp_path / "hf")
     options = {"pretrained": str(tmp_path / "hf"), "trust_remote_code": True, "device": "cpu"}
     return NiblickLM(path=str(model.path)), lambda **more: HFLM(**options, batch_size=2, **more)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +25,14 @@ SAMPLES = [
     "\ue000\uffff\U0010ffff", "x" * 3000, "العربية עברית हिन्दी ไทย",
 ]  # fmt: skip
 WORDS = st.text(st.sampled_from("the aoi-=\n" + SPACE + "éß日<s>"), max_size=60)
+NAMES = st.lists(st.sampled_from(["<s>", "</s>", "<unk>", "<0x41>", "<", "s", "/", " a"]))
+UNKNOWN = 0  # where there are no bytes to spell a character with
+EXACT = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+UNIGRAM = {  # as the sentencepiece package trains them
+    "unigram": {"vocab_size": 400},
+    "unigram-bytes": {"vocab_size": 600, "byte_fallback": True},
+    "unigram-exact": {"vocab_size": 600, "byte_fallback": True, **EXACT},
+}
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +40,27 @@ def validation() -> list[str]:
     return list(corpora["wiki-vital"]().splits["validation"])[:60]
 
 
-@pytest.fixture(scope="module", params=["bytes", "bpe", "words", "fineweb-1024"])
+def trained(texts: list[str], kind: str, **options: object) -> SentencePieceTokenizer:
+    """A tokenizer as other tools train them."""
+    model, lines = io.BytesIO(), (line for text in texts for line in text.splitlines() if line)
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=lines,
+        model_writer=model,
+        model_type=kind,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    return SentencePieceTokenizer(spmodel.parse(model.getvalue()))
+
+
+@pytest.fixture(scope="module", params=["bytes", "bpe", "words", "fineweb-1024", *UNIGRAM])
 def pair(request, validation):
     if request.param in ("bpe", "words"):
         crossing = request.param == "bpe"
         own = train_tokenizer(validation[:20], vocab_size=600, across_words=crossing)
+    elif request.param in UNIGRAM:
+        own = trained(validation[:20], "unigram", **UNIGRAM[request.param])
     else:
         own = load_tokenizer(request.param)
     return own, fast_tokenizer(own)
@@ -50,11 +77,12 @@ def test_decoding_gives_the_text_back(pair, validation):
     own, fast = pair
     for text in [*validation[:10], *SAMPLES]:
         ids = own.encode(text).tolist()
-        assert fast.decode(ids) == own.decode(ids)
+        if UNKNOWN not in ids:  # spaces beside it: docs/ecosystem.md
+            assert fast.decode(ids) == own.decode(ids)
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.one_of(WORDS, st.text(max_size=20)))
+@given(st.one_of(WORDS, NAMES.map("".join), st.text(max_size=20)))
 def test_the_ids_are_ours_on_any_text(pair, text):
     own, fast = pair
     if not own.lossless and not text.isascii():
@@ -66,3 +94,25 @@ def test_pieces_that_cannot_be_followed_are_refused():
     model = spmodel.lossless_bpe([SPACE, "é日"], 300)
     with pytest.raises(NiblickError, match="no piece"):
         fast_tokenizer(SentencePieceTokenizer(model))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("word", {}, "a word tokenizer"),
+        ("char", {}, "a char tokenizer"),
+        ("unigram", {"user_defined_symbols": ["riv"]}, "user-defined"),
+    ],
+)
+def test_other_tokenizers_are_refused_in_one_line(kind, options, message, validation):
+    own = trained(validation[:5], kind, vocab_size=300, **options)
+    with pytest.raises(NiblickError, match=message) as refused:
+        fast_tokenizer(own)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_unigram_model_whose_pieces_cover_a_control_piece_is_refused(validation):
+    model = trained(validation[:5], "unigram", vocab_size=300).model
+    model.message.pieces[290].text, model.message.pieces[291].text = b"<s", b"s>"
+    with pytest.raises(NiblickError, match="'<s>'"):
+        fast_tokenizer(SentencePieceTokenizer(spmodel.parse(model.serialize())))

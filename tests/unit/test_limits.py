@@ -166,7 +166,7 @@ def test_export_to_an_unwritable_place_is_one_line(
         raise PermissionError(13, os.strerror(13))
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    with pytest.raises(NiblickError, match=r"cannot write beside .*Permission denied"):
+    with pytest.raises(NiblickError, match=r"cannot export to .*Permission denied"):
         export_submission(tmp_path / "run", tmp_path / "out", author="a")
 
 

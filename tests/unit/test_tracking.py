@@ -76,6 +76,7 @@ def test_a_tracker_gets_every_row_and_the_card_and_standard_output_stays_free(
             assert values["machine/resident_bytes"] == row["resident_bytes"]
         else:
             assert values["validation/bpb"] == row["validation_bpb"]
+            assert values["validation/loss"] == row["validation_loss"]
     assert Kept.figures == [dict.fromkeys(FIGURES, 2.0)] and not said
     captured = capsys.readouterr()
     assert not captured.out and "a banner" in captured.err

@@ -39,6 +39,9 @@ def export_command(
         str | None, typer.Option(help="The submission's name; else the recipe's.")
     ] = None,
     tokenizer: TokenizerOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file or an earlier export at --out.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a run as a submission (a folder with README, submission.json, logs, artifact and one
@@ -48,11 +51,11 @@ def export_command(
     if to == "submission":
         if tokenizer is not None:
             raise NiblickError("--tokenizer goes with other formats: a run brings its tokenizer")
-        _submission(Path(model), out or Path("submission"), author, name, as_json)
+        _submission(Path(model), out or Path("submission"), author, name, force, as_json)
     elif to in _FORMATS:
         if name is not None or author != "anonymous":
             raise NiblickError(f"--name and --author go with --to submission, not with {to}")
-        _format(model, to, out or Path(_FORMATS[to]), tokenizer, as_json)
+        _format(model, to, out or Path(_FORMATS[to]), tokenizer, force, as_json)
     else:
         raise NiblickError(f"cannot export to {to!r}; accepted: submission, {', '.join(_FORMATS)}")
 
@@ -67,19 +70,23 @@ _FORMATS = {
 }
 
 
-def _format(model: str, to: str, out: Path, tokenizer: str | None, as_json: bool) -> None:
+def _format(
+    model: str, to: str, out: Path, tokenizer: str | None, force: bool, as_json: bool
+) -> None:
     from niblick.exchange.formats import export_model
 
-    facts = export_model(model, to, out, tokenizer=tokenizer)
+    facts = export_model(model, to, out, tokenizer=tokenizer, force=force)
     print(json.dumps(facts) if as_json else f"{out}: {facts['bytes']:,} bytes as {to}")
     if to == "html":
         print("open it in a browser; it needs no server and no network", file=sys.stderr)
 
 
-def _submission(run: Path, out: Path, author: str, name: str | None, as_json: bool) -> None:
+def _submission(
+    run: Path, out: Path, author: str, name: str | None, force: bool, as_json: bool
+) -> None:
     from niblick.exchange.submission import export_submission
 
-    done = export_submission(run, out, author=author, name=name)
+    done = export_submission(run, out, author=author, name=name, force=force)
     facts = {
         "folder": str(done.folder),
         "bpb": done.bpb,

@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import niblick
-from niblick.errors import NiblickError
+from niblick.exchange.target import check_file, check_folder
 from niblick.facade import Model
 from niblick.files import write_atomically
-from niblick.limits import quoted
 from niblick.scoring.card import read_card
 
 
 def export_model(
-    model: str | Path, to: str, out: Path, *, tokenizer: str | None = None
+    model: str | Path, to: str, out: Path, *, tokenizer: str | None = None, force: bool = False
 ) -> dict[str, Any]:
     """Write `model` as "hf", "onnx", "gguf" or "html", or its "tokenizer", to `out`; what was
-    written, ready for JSON. `tokenizer` is for a model that brings none.
+    written, ready for JSON. `tokenizer` is for a model that brings none; `force` replaces a file or
+    an earlier export at `out`.
     """
-    if to != "hf" and out.is_dir():
-        raise NiblickError(f"{quoted(str(out))} is a folder; --out names the file")
+    if to == "hf":
+        check_folder(out, force=force, mark="config.json")
+    else:
+        check_file(out, force=force)
     opened = niblick.load(model, tokenizer=tokenizer)
-    if to not in ("hf", "html") and out.exists():
-        raise NiblickError(f"--out {str(out)!r} exists")
     if to == "hf":
         from niblick.exchange.hf import export_hf
 

@@ -132,6 +132,8 @@ class NiblickLM(TemplateLM):  # type: ignore[misc]
             tuple(stop for stop in handle_stop_sequences(options.get("until"), eos=None) if stop),
         )
         text = "".join(writer)
+        if self.niblick.tokenizer.byte_table.leading_space.any():
+            text = text.removeprefix(" ")  # as transformers decodes what stands by itself
         self.cache_hook.add_partial("generate_until", (context, settings), text)
         return text
 

@@ -31,6 +31,7 @@ _GROUPS = {
     "bpb": "train/bpb",
     "multiplier": "train/multiplier",
     "rounding": "train/rounding",
+    "validation_loss": "validation/loss",
     "validation_bpb": "validation/bpb",
     "grad_norm": "optimizer/grad_norm",
     "seconds": "budget/seconds",

@@ -139,11 +139,12 @@ function draw() {
   const against = $("against").value, weight = Number($("smoothing").value);
   const from = Number($("part").value), runs = detailed();
   const most = max(runs.map((run) => max((run.training[against] || []).map((x) => x || 0))));
-  const formatX = against === "seconds" ? (x) => duration(x, most) : short;
+  const timed = against === "seconds", unit = timed ? unitOf(most)[1] : 1;
+  const formatX = timed ? (x) => duration(x, most) : short;
   CHARTS.forEach(([name, , formatY, smoothed], i) => {
     const series = runs.flatMap((run) => curvesOf(run, name, against, from,
       smoothed ? weight : 0));
-    charts[i].show(series, formatX, formatY, LABELS[against]);
+    charts[i].show(series, formatX, formatY, LABELS[against], unit);
   });
   bytes(runs);
   records(runs);

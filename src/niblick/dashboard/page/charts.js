@@ -35,9 +35,14 @@ function trim(text) {
   return text.includes(".") ? text.replace(/\.?0+$/, "") : text;
 }
 
+/** The unit that suits durations up to `most` seconds, and its seconds. */
+function unitOf(most) {
+  return most < 300 ? ["s", 1] : most < 18000 ? ["min", 60] : ["h", 3600];
+}
+
 /** Seconds in the unit that suits durations up to `most`: 42 s, 3.5 min, 2 h. */
 function duration(seconds, most = seconds) {
-  const [unit, size] = most < 300 ? ["s", 1] : most < 18000 ? ["min", 60] : ["h", 3600];
+  const [unit, size] = unitOf(most);
   return `${trim((seconds / size).toFixed(seconds / size < 10 ? 2 : 1))} ${unit}`;
 }
 
@@ -90,11 +95,13 @@ class Chart {
     new ResizeObserver(() => this.draw()).observe(this.figure);
   }
 
-  show(series, formatX, formatY, label) {
+  /** Series, how values are written, the horizontal axis' label and what is 1 on it. */
+  show(series, formatX, formatY, label, unit) {
     this.series = series.filter((each) => each.points.length || each.marks.length);
     this.formatX = formatX;
     this.formatY = formatY;
     this.label = label;
+    this.unit = unit;
     this.figure.hidden = !this.series.length;
     const named = this.series.length > 1 ? this.series.slice(0, LEGEND) : [];
     this.legend.replaceChildren(...named.map((each) => make("li", {}, swatch(each), each.name)));
@@ -138,7 +145,8 @@ class Chart {
       yield make("text", { x: inner.left - 6, y: y + 4, "text-anchor": "end" },
         this.formatY(value));
     }
-    for (const value of ticks(left, right, Math.max(2, Math.floor(width / 110)))) {
+    const { unit } = this, count = Math.max(2, Math.floor(width / 110));
+    for (const value of ticks(left / unit, right / unit, count).map((each) => each * unit)) {
       const x = this.x(value), last = x > inner.right - 24;
       yield make("text", { x: last ? inner.right + 8 : x, y: inner.bottom + 16,
         "text-anchor": last ? "end" : "middle" }, this.formatX(value));

@@ -24,8 +24,9 @@ from niblick.components import MIXERS
 from niblick.errors import ArtifactError, NiblickError
 from niblick.exchange.hf.card import model_card
 from niblick.exchange.hf.fast_tokenizer import fast_tokenizer
+from niblick.exchange.target import new_folder
 from niblick.facade import Model
-from niblick.files import parse_json, write_atomically
+from niblick.files import parse_json
 from niblick.limits import cut
 from niblick.plan import Plan, make_plan
 from niblick.recipe import recipe_from_dict, stored_values
@@ -38,18 +39,15 @@ _KNOWN = ("token-shift", "window", "full")
 
 
 def export_hf(model: Model, out: Path, *, card: dict[str, Any] | None = None) -> int:
-    """Write `model` to the new folder `out`; the bytes of its weights.
+    """Write `model` as the folder `out`, in place of what is there; the bytes of its weights.
 
-    Raises `NiblickError` where a mixer or the tokenizer is a plugin's, or `out` holds something.
+    Raises `NiblickError` where a mixer or the tokenizer is a plugin's.
     """
     unknown = {layer.mixer for layer in model.plan.layers} - set(_KNOWN)
     if unknown:
         raise NiblickError(f"mixer {min(unknown)!r} has no form in transformers")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise NiblickError(f"--out {str(out)!r} exists and is not empty")
     tokenizer = model.tokenizer
     fast = fast_tokenizer(tokenizer)
-    out.mkdir(parents=True, exist_ok=True)
     weights = save(_arrays(model), {"format": "pt"})
     names = [fast.id_to_token(i) for i in range(tokenizer.vocab_size)]
     settings = {
@@ -76,8 +74,9 @@ def export_hf(model: Model, out: Path, *, card: dict[str, Any] | None = None) ->
     }
     for name in CODE:
         files[name] = (resources.files(__name__) / name).read_bytes()
-    for name, content in files.items():
-        write_atomically(out / name, [content])
+    with new_folder(out) as folder:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
     return len(weights)
 
 

@@ -2,11 +2,13 @@
 
 Pieces are written with plain spaces, so that a literal U+2581 has no piece and is spelled in bytes,
 as niblick spells it. An ASCII character that only a byte piece stands for is written as itself: it
-can then take part in merges.
+can then take part in merges. A unigram model there would find the names of control and byte pieces
+in a text, so texts are cut within such names, where no piece of the vocabulary goes across.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from niblick.errors import NiblickError
@@ -84,6 +86,7 @@ def _sentencepiece(model: SentencePieceModel) -> Any:
         scored = [(name, p.score) for name, p in zip(names, model.pieces, strict=True)]
         place = names.index(unknown)
         fast = Fast(models.Unigram(scored, unk_id=place, byte_fallback=fallback))
+        fast.pre_tokenizer = _cuts(model, fallback)
     else:
         raise NiblickError(f"a {model.kind_name} tokenizer has no form as a fast tokenizer")
     steps = _normalizer(model)
@@ -115,6 +118,29 @@ def _names(model: SentencePieceModel) -> list[str]:
     if len(set(names)) != len(names):
         raise NiblickError("two of the tokenizer's pieces have the same text; no fast tokenizer")
     return names
+
+
+def _cuts(model: SentencePieceModel, fallback: bool) -> Any:
+    """A cut inside each name of a piece that no text stands for."""
+    from tokenizers import Regex, pre_tokenizers
+
+    normal = [p.text for p in model.pieces if p.kind == spmodel.NORMAL]
+    known, patterns = set("".join(normal)), []
+    pairs = {text[i : i + 2] for text in normal for i in range(len(text) - 1)}
+    for name in {p.text for p in model.pieces if p.kind != spmodel.NORMAL and len(p.text) > 1}:
+        # Without bytes, unknown characters beside each other are one token, which is not to be cut.
+        places = range(1, len(name)) if fallback else _beside_known(name, known)
+        at = next((i for i in places if name[i - 1 : i + 1] not in pairs), None)
+        if at is None:
+            raise NiblickError(
+                f"the tokenizer's pieces cover {name!r}, which is no text; no fast tokenizer"
+            )
+        patterns.append(f"{re.escape(name[:at])}(?={re.escape(name[at:])})")
+    return pre_tokenizers.Split(Regex("|".join(sorted(patterns))), "merged_with_previous")
+
+
+def _beside_known(name: str, known: set[str]) -> list[int]:
+    return [i for i in range(1, len(name)) if name[i - 1] in known or name[i] in known]
 
 
 def _merges(pieces: tuple[Piece, ...], names: list[str]) -> list[tuple[str, str]]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -16,6 +15,7 @@ from niblick.errors import CapacityError, NiblickError
 from niblick.exchange.submission import texts
 from niblick.exchange.submission.bundle import bundle_script
 from niblick.exchange.submission.verify import record_folder
+from niblick.exchange.target import check_folder, new_folder
 from niblick.files import MALFORMED, parse_json, read_json, sha256_file
 from niblick.limits import cut
 from niblick.recipe import load_recipe
@@ -47,25 +47,23 @@ class Exported:
     bpb: float
 
 
-def export_submission(run: Path, out: Path, *, author: str, name: str | None = None) -> Exported:
-    """Write the run (or several seeds' folder) `run` as a submission into the new folder `out`.
+def export_submission(
+    run: Path, out: Path, *, author: str, name: str | None = None, force: bool = False
+) -> Exported:
+    """Write the run (or several seeds' folder) `run` as a submission into the new folder `out`;
+    `force` replaces an earlier one.
 
     Raises `NiblickError` where the run is not finished or not valid, `CapacityError` where code and
     artifact together exceed the challenge's 16,000,000 bytes.
     """
     runs = _read_runs(run)
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise NiblickError(f"output {str(out)!r} is not empty; choose another folder")
+    check_folder(out, force=force, mark="submission.json")
     invalid = [str(r.folder) for r in runs if not r.card.get("valid")]
     if invalid:
         raise NiblickError(f"{invalid[0]!r} holds a score that is not valid; nothing to submit")
-    work = _work_folder(out)
     try:
-        exported = _fill(work, runs, author, name or str(runs[0].card["recipe"]))
-        if out.exists():
-            out.rmdir()
-        work.chmod(0o755)
-        work.rename(out)
+        with new_folder(out) as work:
+            exported = _fill(work, runs, author, name or str(runs[0].card["recipe"]))
         record_folder(out)
     except MALFORMED as error:
         raise NiblickError(
@@ -73,8 +71,6 @@ def export_submission(run: Path, out: Path, *, author: str, name: str | None = N
         ) from None
     except OSError as error:
         raise NiblickError(f"cannot export to {str(out)!r}: {error.strerror}") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return Exported(out, exported.code_bytes, exported.artifact_bytes, exported.bpb)
 
 
@@ -154,15 +150,6 @@ def _read_run(folder: Path) -> Run:
         raise NiblickError(
             f"{str(folder)!r} holds a damaged card or metrics file: {cut(error, 120)}"
         ) from None
-
-
-def _work_folder(out: Path) -> Path:
-    parent = out.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=".niblick-export-", dir=parent))
-    except OSError as error:
-        raise NiblickError(f"cannot write beside {str(out)!r}: {error.strerror}") from None
 
 
 def _size(path: Path) -> int:
