@@ -13,6 +13,7 @@ from niblick.audit.flow.boxes import Box, collect, depends, is_token
 from niblick.audit.flow.state import State
 
 _MOST = 8192
+_RUN = 1024
 
 
 class Keeping(State):
@@ -48,6 +49,8 @@ class Keeping(State):
             return Box(shape=(), held=held, marks=frozenset({"maybe_none", "count"}))
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return Box(shape=(), held=held, marks=frozenset({"count"}))
+        if isinstance(value, Box) and _is_run(value):
+            return value
         if isinstance(value, Box):
             out = Box()
             for name in Box.__slots__:
@@ -56,6 +59,14 @@ class Keeping(State):
             out.marks |= {"count"}
             return out
         return value
+
+
+def _is_run(value: Box) -> bool:
+    """Whether a value is a piece of the stream itself, which a container merely hands on."""
+    run = value.pos
+    if run is None or not is_token(value) or run.ndim != 1 or run.size < _RUN:
+        return False
+    return bool((run[1:] - run[:-1] == 1).all())
 
 
 def tokens_in(value: Any) -> list[Box]:
