@@ -40,14 +40,14 @@ def _why(event: FigureEvent) -> str:
     if event.warps:
         return "; ".join(event.warps)
     if event.content is not None and not honest(event.content):
-        if event.guessed and (not 0.2 < event.content < 5 or honest(event.content, 0.05)):
-            return ""
         return (
             "with losses and bytes that are equal at every position it comes to"
             f" {event.content:.4g}, where a plain sum comes to 1.443 (1 in nats)"
         )
     lost = event.lost if event.content is None else ()
-    return "its content is lost in " + "; ".join(lost) if lost else ""
+    if lost:
+        return "its content is lost in " + "; ".join(lost)
+    return "its content is not known" if event.named and event.content is None else ""
 
 
 def _finding(case: Case, event: FigureEvent) -> Finding:
