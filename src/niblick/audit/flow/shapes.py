@@ -176,10 +176,7 @@ class Shapes(Access):
             axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else 0))
             if len(parts) == 1 and name not in {"stack", "vstack"}:
                 return parts[0]
-            out = _cat(parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"})
-            if _same_for_all(parts):
-                out.marks |= {"uneven"}
-            return out
+            return _cat(parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"})
         if name == "one_hot":
             classes = _size(args[1]) if len(args) > 1 else None
             if box.pos is None or not classes or box.pos.size * classes > 4_000_000:
@@ -328,13 +325,6 @@ def _size(value: Any) -> int | None:
     if isinstance(value, Box) and value.val is not None and value.val.size == 1:
         return int(value.val.reshape(-1)[0])
     return None
-
-
-def _same_for_all(parts: list[Box]) -> bool:
-    """Whether beside losses of tokens lies something that a model made without their targets."""
-    losses = sum(p.nll for p in parts)
-    blind = [p for p in parts if not p.nll and p.roots and not p.scores and "logits" in p.marks]
-    return losses > 0 and bool(blind)
 
 
 def _cat(parts: list[Box], axis: int, stack: bool) -> Box:

@@ -282,8 +282,6 @@ class Tensors(InPlace):
         out.key = box.key
         if name == "logsumexp":
             out.marks |= {"lse"}
-            if "uneven" in box.marks:
-                self.warp(out, "a part of the mixture gives every token the same share")
         if box.nll and box.val is not None and isinstance(axis, int):
             out.val = np.asarray(_REDUCE[name](box.val, axis=axis))
             out.shape, out.nll = out.val.shape, box.nll
