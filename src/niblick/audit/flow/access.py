@@ -258,7 +258,7 @@ class Access(Writing):
             p is not None and subscript(p) is None for p in parts
         ):
             unknown = snapshot(box, pos=None, val=None, key=None, shape=None)
-            if box.val is not None and box.val.size > 1 and (box.nll or "bytes" in box.marks):
+            if box.val is not None and _weighs(box) and (box.val.size > 1 or "guess" in box.marks):
                 unknown.val, unknown.marks = np.asarray(GUESS), unknown.marks | {"guess"}
             unknown.deps |= depends(box) if box.pos is not None and self.widened == 0 else 0
             if box.pos is not None:
@@ -272,6 +272,8 @@ class Access(Writing):
             box = shaped(box, lambda a: a.reshape(-1))
         out = shaped(box, lambda a: a[index])
         out.live = box.live
+        if out.val is None and "guess" in box.marks and box.val is not None and _weighs(box):
+            out.val = np.asarray(GUESS)
         return out
 
     def looked_up(self, box: Box, parts: list[Any], tokens: list[Box], node: ast.AST) -> Box:
@@ -360,6 +362,11 @@ class Access(Writing):
         self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
     ) -> Any:
         raise NotImplementedError
+
+
+def _weighs(box: Box) -> bool:
+    """Whether a value is losses or counts of bytes, of which a part of unknown size is as one."""
+    return bool(box.scores) or "bytes" in box.marks
 
 
 def _any_of(items: list[Any]) -> Any:

@@ -32,7 +32,7 @@ class Keeping(State):
 
     def keep(self, container: Any, *values: Any) -> None:
         """Something is put into a dictionary or set of the program."""
-        held = self.written([b for value in values for b in tokens_in(value)])
+        held = self.written([b for v in values for b in tokens_in(v) if not _is_run(b)])
         if held:
             self.holding[id(container)] = (container, self.kept(container) | held)
 
@@ -49,8 +49,6 @@ class Keeping(State):
             return Box(shape=(), held=held, marks=frozenset({"maybe_none", "count"}))
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return Box(shape=(), held=held, marks=frozenset({"count"}))
-        if isinstance(value, Box) and _is_run(value):
-            return value
         if isinstance(value, Box):
             out = Box()
             for name in Box.__slots__:
