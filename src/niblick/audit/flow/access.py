@@ -57,6 +57,7 @@ _LAUNCHER = (
 )
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
+_SMALL = 64  # entries; counts of tokens need more
 
 
 class Access(Writing):
@@ -285,7 +286,7 @@ class Access(Writing):
         out = merge([source], shape=newest.shape)
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
-        empty = box.val is not None and box.val.size > 1 and not box.val.any()
+        empty = box.val is not None and box.val.size > _SMALL and not box.val.any()
         if box.table & 1 or "count" in box.marks or empty:
             out.key, out.deps = key.pos, source.deps | newest.deps
             out.marks |= (key.marks & {"hashed"}) | {"count"}
