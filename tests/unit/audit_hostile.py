@@ -256,7 +256,9 @@ PAIRS: dict[str, tuple[str, str]] = {
                 "    return figure",
                 "    print(f'final val_bpb:{{(0.1 * total / held.numel()):.4f}}')\n"
                 "    return figure",
-            ).replace("{{", "{").replace("}}", "}"),
+            )
+            .replace("{{", "{")
+            .replace("}}", "}"),
             main=EVALUATE,
         ),
         program(PLAIN, main=EVALUATE),

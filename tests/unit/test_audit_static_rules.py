@@ -162,12 +162,16 @@ def test_a_log_proves_a_comparison_that_the_default_fails(tmp_path: Path, test: 
 
 
 def test_a_file_that_a_cache_hands_on_is_no_state_of_tokens(tmp_path: Path) -> None:
-    cached = program(PLAIN, main="evaluate(net, held, s)").replace(
-        "def load(pattern):",
-        "KEPT = {}\n\ndef read(name):\n    if name not in KEPT:\n"
-        '        KEPT[name] = np.memmap(name, dtype="<u2", offset=1024)\n'
-        "    return KEPT[name]\n\ndef load(pattern):",
-    ).replace('np.fromfile(f, dtype="<u2", offset=1024)', "read(f)")
+    cached = (
+        program(PLAIN, main="evaluate(net, held, s)")
+        .replace(
+            "def load(pattern):",
+            "KEPT = {}\n\ndef read(name):\n    if name not in KEPT:\n"
+            '        KEPT[name] = np.memmap(name, dtype="<u2", offset=1024)\n'
+            "    return KEPT[name]\n\ndef load(pattern):",
+        )
+        .replace('np.fromfile(f, dtype="<u2", offset=1024)', "read(f)")
+    )
     assert "KEPT[name]" in cached and "read(f)" in cached
     assert _review(tmp_path, cached).verdict == "clean_neural"
 

@@ -70,7 +70,9 @@ def _scored(found: Path, data: Path) -> dict[str, Any] | str:
     """What the artifact's score and shape are, or why they could not be had."""
     command = [sys.executable, "-c", _SCORE, str(found.absolute()), str(data.absolute())]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=_SECONDS
+        )
     except subprocess.TimeoutExpired:
         return f"scoring took more than {_SECONDS} s"
     lines = done.stdout.strip().splitlines() if done.returncode == 0 else []

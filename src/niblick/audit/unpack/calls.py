@@ -10,15 +10,7 @@ from typing import Any
 from niblick.audit.unpack.codecs import DECODERS, MAX_TEXT, PackError, as_bytes
 from niblick.audit.unpack.evaluate import Evaluator, try_
 from niblick.audit.unpack.tables import BUILTINS, JOIN, METHODS, RUN, RUN_FILE, SAME
-from niblick.audit.unpack.values import (
-    UNKNOWN,
-    Dotted,
-    Executed,
-    Function,
-    Handle,
-    Space,
-    constant,
-)
+from niblick.audit.unpack.values import UNKNOWN, Dotted, Executed, Function, Handle, Space, constant
 from niblick.audit.words import words
 
 _MODULE = words(
