@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from niblick.model.kernels import Kernels
 from niblick.toolchain import CLibrary
 
 TASK = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
+BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 PART = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)
 SOURCE = {"name": "pool", "folder": "native", "names": ("pool.c", "pool.h")}
 FLAGS = ("-std=gnu11", "-O2", "-pthread")
@@ -145,6 +146,83 @@ def test_threads_that_wait_fall_asleep(pool: Pool, busy: bool) -> None:
         pool.team(4, work)  # the others wait for the first where the team meets
     else:
         await_sleep()
+
+
+class Host:
+    """Threads that nb_borrow takes, as OpenMP's are taken; `slow` keeps one of them away."""
+
+    def __init__(self) -> None:
+        self.calls, self.slow, self.mine = 0, False, threading.local()
+        self.parallel = ctypes.CFUNCTYPE(None, BODY, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)(
+            self.run
+        )
+        self.number = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: self.mine.number)
+
+    def run(self, body: Callable[[Any], Any], given: Any, threads: int, _: int) -> None:
+        def enter(number: int) -> None:
+            if number and self.slow:
+                time.sleep(0.01)
+            self.mine.number = number
+            body(given)
+
+        self.calls += 1
+        others = [threading.Thread(target=enter, args=(i,)) for i in range(1, threads)]
+        for each in others:
+            each.start()
+        enter(0)
+        for each in others:
+            each.join()
+
+
+@pytest.fixture
+def host(pool: Pool) -> Iterator[Host]:
+    host = Host()
+    pool.library.nb_borrow(host.parallel, host.number)
+    yield host
+    pool.library.nb_borrow(None, None)
+
+
+def test_every_unit_is_worked_on_once_by_borrowed_threads(pool: Pool, host: Host) -> None:
+    host.slow = True
+    for threads in range(2, 6):
+        done: list[int] = []
+        pool.each(30, done.append, threads)
+        assert sorted(done) == list(range(30))
+    assert host.calls > 0
+
+
+def test_a_host_that_comes_late_is_left_alone_for_a_while(pool: Pool, host: Host) -> None:
+    host.slow = True
+    calls = []
+    for _ in range(400):
+        pool.each(4, lambda unit: None, 2)
+        calls.append(host.calls)
+    assert calls[0] == 1 and 1 < calls[-1] < 10
+    pauses = [calls.count(n) for n in range(1, calls[-1])]
+    assert pauses[0] > 10 and pauses == sorted(pauses)  # longer each time
+
+
+def test_a_forked_process_does_not_wait_for_torchs_threads() -> None:
+    script = """
+import os, torch
+from niblick.model.kernels import load_kernels
+torch.set_num_threads(3)
+kernels = load_kernels()
+if kernels is None:
+    raise SystemExit(5)
+def use():
+    x, out = torch.ones(97 * 80), torch.empty(97 * 80)
+    kernels("square", x.dtype, x, 0.5, out, 97, 80)
+    return bool((out[-1] == 1).item())
+child = os.fork() if use() else 0
+if child == 0:
+    os._exit(7 if use() else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 7)
+"""
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], timeout=60, check=False)
+    if run.returncode == 5:
+        pytest.skip("no C compiler here")
+    assert run.returncode == 0
 
 
 def test_a_forked_process_has_a_pool_of_its_own() -> None:

@@ -3,7 +3,13 @@
    One word says all about the call that is under way: its number, how many threads it is open to
    (none: closed) and how many have entered. A thread enters by changing the word, so that it cannot
    enter a call that has ended meanwhile, and what describes a call changes only while the word is
-   closed and nobody is inside. */
+   closed and nobody is inside.
+
+   Threads of a host (torch's, by nb_borrow) are better than ours while nobody else needs the
+   processors: they are awake from the host's own work, and two pools do not get into each other's
+   way. But a call of the host waits for all of its threads, which beside other work come late. So
+   calls go to the host until one has waited, then to our threads; after a while the host is tried
+   again. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -11,7 +17,8 @@
 
 #include <stdatomic.h>
 
-enum { STACK = 8 << 20, SPIN = 50 * 1000 }; /* bytes; nanoseconds */
+enum { STACK = 8 << 20, SPIN = 50 * 1000 };         /* bytes; nanoseconds */
+enum { LATE = 2500 * 1000, FEW = 50, MANY = 3200 }; /* nanoseconds; calls */
 
 #ifdef _WIN32
 #include <windows.h>
@@ -104,6 +111,13 @@ typedef struct {
     Place place[NB_MOST_THREADS];
 } Pool;
 
+static struct {
+    nb_parallel parallel;
+    nb_number number;
+    int64_t done;     /* when the caller had nothing left to do */
+    int avoid, calls; /* calls that still go to our threads; that will, when it is late again */
+} host;
+
 static Pool pool = {.lock = UNLOCKED, .done = SILENT, .met = SILENT};
 static _Atomic int wanted = 1;
 
@@ -172,16 +186,23 @@ static void *enter_thread(void *place) {
     return 0;
 }
 
-/* A forked process has none of the threads. */
-static void forget(void) { pool = (Pool){.lock = UNLOCKED, .done = SILENT, .met = SILENT}; }
+/* A forked process has none of the threads, nor the host's. */
+static void forget(void) {
+    pool = (Pool){.lock = UNLOCKED, .done = SILENT, .met = SILENT};
+    host.parallel = 0;
+}
 #endif
 
-/* Have `threads`, or as many as the system gives, for who has taken the pool. */
-static int gather_threads(int threads) {
+static void forget_in_forks(void) {
 #ifndef _WIN32
     static int told;
     if (!told) told = !pthread_atfork(0, 0, forget);
 #endif
+}
+
+/* Have `threads`, or as many as the system gives, for who has taken the pool. */
+static int gather_threads(int threads) {
+    forget_in_forks();
     static const Signal silent = SILENT;
     while (pool.started + 1 < threads) {
         Place *fresh = pool.place + pool.started + 1;
@@ -207,6 +228,32 @@ static void await_all(void) {
 
 void nb_threads(int threads) { atomic_store(&wanted, threads < 1 ? 1 : threads); }
 
+void nb_borrow(nb_parallel parallel, nb_number number) {
+    forget_in_forks();
+    host.parallel = parallel;
+    host.number = number;
+    host.avoid = 0;
+    host.calls = FEW;
+}
+
+static void work_as_host(void *threads) {
+    int thread = host.number();
+    work(thread, (int)(intptr_t)threads);
+    if (thread == 0) host.done = now();
+}
+
+/* Whether the host has done it. */
+static int had_host_work(int threads) {
+    if (!host.parallel) return 0;
+    if (host.avoid > 0) return host.avoid--, 0;
+    host.parallel(work_as_host, (void *)(intptr_t)threads, (unsigned)threads, 0);
+    if (now() - host.done > LATE) {
+        host.avoid = host.calls;
+        host.calls = host.calls < MANY ? 2 * host.calls : MANY;
+    } else if (host.calls > FEW) host.calls--;
+    return 1;
+}
+
 int nb_begin(int threads) {
     if (threads > NB_MOST_THREADS) threads = NB_MOST_THREADS;
     if (threads < 2 || atomic_exchange(&pool.taken, 1)) return 1;
@@ -228,10 +275,12 @@ void nb_each(int64_t units, nb_task task, const void *arguments) {
         atomic_store_explicit(&pool.place[i].next, units * i / threads, memory_order_relaxed);
         pool.place[i].end = units * (i + 1) / threads;
     }
-    open_to(threads, 0);
-    work(0, threads);
-    close_call();
-    await_all();
+    if (!had_host_work(threads)) {
+        open_to(threads, 0);
+        work(0, threads);
+        close_call();
+        await_all();
+    }
     atomic_store(&pool.taken, 0);
 }
 

@@ -15,6 +15,13 @@ typedef void (*nb_part)(void *what, int thread);
 /* Threads that nb_each uses from now on, the caller's among them. */
 void nb_threads(int threads);
 
+typedef void (*nb_parallel)(void (*body)(void *), void *given, unsigned threads, unsigned flags);
+typedef int (*nb_number)(void);
+
+/* A host's threads for nb_each while they come at once: its function that runs `body` on so many
+   threads and waits for them, and the one that says which thread it is called on. */
+void nb_borrow(nb_parallel parallel, nb_number number);
+
 /* task(arguments, unit) for every unit of 0 .. units - 1, in any order, at the same time. Each
    thread begins with its own share of consecutive units, the same ones in every call, and then
    takes what is left of others'; a thread that comes late is not waited for. */

@@ -7,6 +7,8 @@ Where it cannot be compiled, there is no library and the model keeps its plain o
 from __future__ import annotations
 
 import ctypes
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,6 +84,7 @@ class Kernels:
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
         self._set_threads, self._threads = library.nb_threads, 0
         self._set_threads.argtypes, self._set_threads.restype = [ctypes.c_int], None
+        _borrow_threads(library)
         self.attends = bool(library.attends())  # whether the processor has what products.h needs
         for dtype, suffix in _SUFFIX.items():
             extra = (
@@ -106,6 +109,20 @@ class Kernels:
         if threads != self._threads:
             self._set_threads(threads)
             self._threads = threads
+
+
+def _borrow_threads(library: ctypes.CDLL) -> None:
+    """Let kernels run on the threads of torch's OpenMP, where that is GNU's and loaded."""
+    found = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    if not found or not hasattr(os, "RTLD_NOLOAD"):
+        return
+    try:
+        openmp = ctypes.CDLL(str(found[0]), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        functions = openmp.GOMP_parallel, openmp.omp_get_thread_num
+    except (OSError, AttributeError):
+        return
+    library.nb_borrow.restype = None
+    library.nb_borrow(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
 
 
 def load_kernels() -> Kernels | None:
