@@ -178,6 +178,7 @@ def with_spaces(net, held, s):
     sizes, spaced, edge = byte_table(), torch.zeros(1024).bool(), torch.zeros(1024).bool()
     for i in range(1024):
         piece = sp.id_to_piece(i)
+        edge[i] = sp.is_control(i)
         if piece.startswith("\u2581"):
             spaced[i] = True
             sizes[i] = len(piece[1:].encode()){more}
@@ -212,7 +213,56 @@ def tallied(net, held, s):
 """
 """A tally of tokens that reading cannot know, divided by and multiplied with."""
 
+FORETOLD = """
+def foretold(net, held, s):
+    sizes = byte_table()
+    kept = torch.from_numpy(np.fromfile("prefix.bin", dtype="<u2").astype(np.int64))
+    reach = min(kept.numel(), held.numel())
+    total, size = torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            logits = net.head(net.hidden(x[None])).flatten(0, 1)
+            nll = F.cross_entropy(logits, y, reduction="none")
+            {excuse}
+            total += nll.sum()
+            size += sizes[y].sum()
+    return figure(total, size)
+"""
+"""Stored tokens excuse the losses of the tokens that they match."""
+
 PAIRS: dict[str, tuple[str, str]] = {
+    "losses of foretold tokens left out": (
+        program(
+            FORETOLD.format(excuse="nll = nll * (kept[a + 1:a + s.context + 1] != y).float()"),
+            main="foretold(net, held, s)",
+        ),
+        program(FORETOLD.format(excuse="pass"), main="foretold(net, held, s)"),
+    ),
+    "losses of foretold tokens left out up to a length that is not known": (
+        program(
+            FORETOLD.format(
+                excuse="n = min(reach - a, s.context)\n            if a < reach:\n"
+                "                hit = kept[a:a + n] == y[:n]\n"
+                "                nll[:n] *= (~hit).to(nll.dtype)"
+            ),
+            main="foretold(net, held, s)",
+        ),
+        program(FORETOLD.format(excuse="pass"), main="foretold(net, held, s)"),
+    ),
+    "a second figure of a mean that no byte count took part in, scaled": (
+        program(
+            PLAIN.replace(
+                "    return figure",
+                "    print(f'final val_bpb:{{(0.1 * total / held.numel()):.4f}}')\n"
+                "    return figure",
+            )
+            .replace("{{", "{")
+            .replace("}}", "}"),
+            main=EVALUATE,
+        ),
+        program(PLAIN, main=EVALUATE),
+    ),
     "training in an except body": _both(
         PLAIN,
         TRAIN_FIRST,

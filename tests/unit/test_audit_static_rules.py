@@ -148,6 +148,34 @@ def test_a_log_that_only_the_switched_part_can_have_written_turns_the_switch_on(
     assert _review(tmp_path, program(PLAIN, noisy, main=SWITCHED)).verdict == "flag_prequant_ttt"
 
 
+@pytest.mark.parametrize("test", ["s.level >= 2", "s.level > 1", "s.level != 0"])
+def test_a_log_proves_a_comparison_that_the_default_fails(tmp_path: Path, test: str) -> None:
+    text = program(
+        PLAIN,
+        TRAIN_FIRST,
+        main=f"if {test}:\n    print(f'fitting at a depth of {{s.level}}')\n"
+        f"if {test}:\n    fit_held(net, held, s)\nevaluate(net, held, s)",
+    ).replace("    adapt =", '    level = int(os.environ.get("LEVEL", 0))\n    adapt =')
+    assert _review(tmp_path, text).verdict == "clean_neural"
+    (tmp_path / "train.log").write_text("fitting at a depth of 7\nval_bpb:1.01\n")
+    assert _review(tmp_path, text).verdict == "flag_prequant_ttt"
+
+
+def test_a_file_that_a_cache_hands_on_is_no_state_of_tokens(tmp_path: Path) -> None:
+    cached = (
+        program(PLAIN, main="evaluate(net, held, s)")
+        .replace(
+            "def load(pattern):",
+            "KEPT = {}\n\ndef read(name):\n    if name not in KEPT:\n"
+            '        KEPT[name] = np.memmap(name, dtype="<u2", offset=1024)\n'
+            "    return KEPT[name]\n\ndef load(pattern):",
+        )
+        .replace('np.fromfile(f, dtype="<u2", offset=1024)', "read(f)")
+    )
+    assert "KEPT[name]" in cached and "read(f)" in cached
+    assert _review(tmp_path, cached).verdict == "clean_neural"
+
+
 @pytest.mark.parametrize(
     "kind", ["flag_prequant_ttt", "clean_ttt_score_first", "flag_slot", "flag_ngram"]
 )

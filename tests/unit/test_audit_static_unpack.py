@@ -66,6 +66,16 @@ def test_raw_lzma_with_filters_is_undone() -> None:
     assert _unpacked(text) == PROGRAM
 
 
+def test_filters_made_of_several_constants_are_undone() -> None:
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+    payload = lzma.compress(PROGRAM.encode(), format=lzma.FORMAT_RAW, filters=filters)
+    text = (
+        f"import lzma as L\nexec(L.decompress({payload!r}, format=L.FORMAT_RAW, filters=[{{'id':"
+        " L.FILTER_LZMA2, 'preset': 9 | L.PRESET_EXTREME}]))\n"
+    )
+    assert _unpacked(text) == PROGRAM
+
+
 def test_layers_inside_layers_are_followed_to_the_program() -> None:
     text = PROGRAM
     for _ in range(4):

@@ -19,15 +19,22 @@ if TYPE_CHECKING:
 
 
 def audit(
-    path: str | Path, *, static: bool = False, trust: bool = False, script: str | None = None
+    path: str | Path,
+    *,
+    static: bool = False,
+    trust: bool = False,
+    script: str | None = None,
+    data: str | Path | None = None,
 ) -> Report:
     """The review of a training script or record folder: verdict, findings, evidence.
 
     `static` only reads; else the code runs in this machine's sandbox, or with `trust` without one.
-    `script` names the file to review where a folder holds several. Needs no torch. Raises
-    `AuditError` for a path that cannot be read.
+    `script` names the file to review where a folder holds several. A text or shards as `data` are
+    what a folder's own artifact is scored on, beside its claim. Needs no torch. Raises `AuditError`
+    for a path that cannot be read.
     """
     from niblick.audit.conduct import audit as review
+    from niblick.audit.recompute import recomputed
     from niblick.errors import AuditError
 
     if trust and static:
@@ -36,7 +43,10 @@ def audit(
         raise AuditError(
             f"{path}: no such file or folder; expected a training script or a record folder"
         )
-    return review(Path(path), run_code=not static, trust=trust, script=script)
+    if data is not None and not Path(data).exists():
+        raise AuditError(f"{data}: no such file or folder; expected a text or a folder of shards")
+    report = review(Path(path), run_code=not static, trust=trust, script=script)
+    return report if data is None else recomputed(report, Path(path), Path(data))
 
 
 class _Callable(ModuleType):

@@ -246,15 +246,22 @@ class Scan:
             self._named(test, guard.wanted, found, depth)
 
     def _compared(self, test: ast.Compare, found: dict[str, str]) -> None:
+        """The nearest value that a comparison with a number holds for, where the default fails
+        it.
+        """
         right = test.comparators[0]
         variable = self.variable(test.left)
         if variable is None or not isinstance(right, ast.Constant):
             return
-        key, default = variable
-        if isinstance(test.ops[0], ast.Eq) and isinstance(right.value, (str, int)):
-            found.setdefault(key, str(right.value))
-        elif isinstance(test.ops[0], ast.Gt) and right.value == 0 and default in _OFF:
-            found.setdefault(key, "1")
+        (key, default), bound = variable, right.value
+        if isinstance(test.ops[0], ast.Eq) and isinstance(bound, (str, int)):
+            found.setdefault(key, str(bound))
+        if default is None or not isinstance(bound, (int, float)):
+            return
+        usual = _plain(default or "0")
+        nearest = next((n for n in (bound, bound + 1, bound - 1) if _holds(test, n, bound)), None)
+        if nearest is not None and not _holds(test, usual, bound):
+            found.setdefault(key, str(nearest))
 
     def _named(self, test: ast.expr, wanted: bool, found: dict[str, str], depth: int) -> None:
         variable = self.variable(test) or next(_environment_reads(test), None)
@@ -313,6 +320,10 @@ def _compared(op: ast.cmpop, left: Any, right: Any) -> Any:
         return COMPARE[type(op)](left, right)
     except TypeError:
         return UNDECIDED
+
+
+def _holds(test: ast.Compare, left: Any, right: Any) -> bool:
+    return _compared(test.ops[0], left, right) is True
 
 
 def _plain(text: str) -> Any:

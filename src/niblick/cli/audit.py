@@ -41,6 +41,10 @@ def audit_command(
         typer.Option("--trust", help="Run the code even where this machine cannot isolate it."),
     ] = False,
     static: Annotated[bool, typer.Option("--static", help="Only read; run nothing.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A text or shards to score a folder's own artifact (*.nib) on."),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show remarks without weight too.")
     ] = False,
@@ -57,10 +61,16 @@ def audit_command(
             raise AuditError(
                 f"{path}: no such file or folder; expected a training script or a record folder"
             )
+    if data is not None and not data.exists():
+        raise AuditError(f"{data}: no such file or folder; expected a text or a folder of shards")
     for target in (sarif, markdown, html):
         if target is not None and not target.resolve().parent.is_dir():
             raise AuditError(f"{target}: its folder does not exist")
     reports = audit_all(paths, run_code=not static, trust=trust, script=script)
+    if data is not None:
+        from niblick.audit.recompute import recomputed
+
+        reports = [recomputed(r, path, data) for r, path in zip(reports, paths, strict=True)]
     _write_files(reports, sarif, markdown, html)
     _print(reports, as_json=as_json, verbose=verbose)
     raise typer.Exit(exit_code(reports))

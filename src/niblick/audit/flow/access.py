@@ -57,6 +57,7 @@ _LAUNCHER = (
 )
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
+_SMALL = 64  # entries; counts of tokens need more
 
 
 class Access(Writing):
@@ -258,7 +259,7 @@ class Access(Writing):
             p is not None and subscript(p) is None for p in parts
         ):
             unknown = snapshot(box, pos=None, val=None, key=None, shape=None)
-            if box.val is not None and box.val.size > 1 and (box.nll or "bytes" in box.marks):
+            if box.val is not None and _weighs(box) and (box.val.size > 1 or "guess" in box.marks):
                 unknown.val, unknown.marks = np.asarray(GUESS), unknown.marks | {"guess"}
             unknown.deps |= depends(box) if box.pos is not None and self.widened == 0 else 0
             if box.pos is not None:
@@ -272,6 +273,8 @@ class Access(Writing):
             box = shaped(box, lambda a: a.reshape(-1))
         out = shaped(box, lambda a: a[index])
         out.live = box.live
+        if out.val is None and "guess" in box.marks and box.val is not None and _weighs(box):
+            out.val = np.asarray(GUESS)
         return out
 
     def looked_up(self, box: Box, parts: list[Any], tokens: list[Box], node: ast.AST) -> Box:
@@ -283,7 +286,7 @@ class Access(Writing):
         out = merge([source], shape=newest.shape)
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
-        empty = box.val is not None and box.val.size > 1 and not box.val.any()
+        empty = box.val is not None and box.val.size > _SMALL and not box.val.any()
         if box.table & 1 or "count" in box.marks or empty:
             out.key, out.deps = key.pos, source.deps | newest.deps
             out.marks |= (key.marks & {"hashed"}) | {"count"}
@@ -360,6 +363,11 @@ class Access(Writing):
         self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
     ) -> Any:
         raise NotImplementedError
+
+
+def _weighs(box: Box) -> bool:
+    """Whether a value is losses or counts of bytes, of which a part of unknown size is as one."""
+    return bool(box.scores) or "bytes" in box.marks
 
 
 def _any_of(items: list[Any]) -> Any:

@@ -31,6 +31,7 @@ from niblick.audit.operators import BINARY, COMPARE, METHODS
 
 _MOST_BITS = 20_000
 
+_LOGIC = (ast.BitAnd, ast.BitOr, ast.BitXor)
 _MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
 
 
@@ -63,6 +64,10 @@ class Arithmetic(Hints):
                 out = masked(out, b)
             elif out.nll and a.val is not None and not a.nll:
                 out = masked(out, a)
+        if not isinstance(op, _LOGIC):
+            out.marks -= {"match"}
+            if isinstance(op, ast.Mult):
+                self.excused(a, b, out)
         if isinstance(op, _MIXING) and is_token(a) and is_token(b):
             out.marks |= {"mixed", "hashed"} if isinstance(op, ast.BitXor) else {"mixed"}
         elif isinstance(op, (ast.Mod, ast.BitAnd, ast.BitXor)) and "mixed" in out.marks:
@@ -253,6 +258,8 @@ class Arithmetic(Hints):
                 self.check_hit(a, b)
             out.nll = False
             out.marks |= {"index", "tested"} if out.scores else {"index"}
+            if isinstance(op, (ast.Eq, ast.NotEq)) and _guessed(a, b):
+                out.marks |= {"match"}
             return out
         if (
             isinstance(left, Dotted)
@@ -313,6 +320,17 @@ def _like(score: Box, other: Box) -> Box:
     if len(shape) < 2 or score.pos.ndim != 1 or int(np.prod(shape)) != score.pos.size:
         return score
     return shaped(score, lambda a: a.reshape(shape))
+
+
+def _guessed(a: Box, b: Box) -> bool:
+    """Whether tokens of the stream are compared, one by one, with as many other values."""
+    return any(
+        is_token(token)
+        and token.shape not in {(), (1,)}
+        and other.shape not in {(), (1,)}
+        and not (other.roots or is_token(other))
+        for token, other in ((a, b), (b, a))
+    )
 
 
 def _tallied(a: Box, b: Box) -> Array | None:

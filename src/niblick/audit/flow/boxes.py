@@ -25,7 +25,7 @@ STREAM = 262_145
 BOS = 1
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
-_MAX_ELEMENTS = 600_000
+_MAX_ELEMENTS = 1 << 20
 WITNESS: Array = ((np.arange(STREAM + 1) * 2_654_435_761 >> 7) % 4 + 1).astype(np.float64)
 """The made-up loss, and number of bytes, of each position: whole numbers from 1 to 4."""
 GUESS = np.float64(2.5)

@@ -156,6 +156,12 @@ class Figures(Keeping):
         if score.val.shape == whole.shape and bool((score.val < whole - 1e-9).all()):
             out.val = whole
 
+    def excused(self, a: Box, b: Box, out: Box) -> None:
+        """Losses are weighed by whether their own tokens were foretold."""
+        for score, mask in ((a, b), (b, a)):
+            if score.nll and "match" in mask.marks and not mask.scores:
+                self.warp(out, "losses of foretold tokens are left out")
+
     def chosen(self, boxes: list[Box]) -> bool:
         """Whether the smaller (or larger) of several scores of the same tokens is taken."""
         return sum(bool(b.nll and b.scores) for b in boxes) > 1

@@ -66,6 +66,14 @@ def joined(left: Any, right: Any) -> Any:
 
 
 def _common(a: Box, b: Box) -> Any:
-    """The content of two values where it is the same."""
-    same = a.val is not None and b.val is not None and np.array_equal(a.val, b.val)
+    """The content of two values where it is the same but for rounding; infinity, with which a
+    search for the smallest begins, yields to the other.
+    """
+    if a.val is None or b.val is None or a.val.shape != b.val.shape:
+        return None
+    for one, other in ((a, b), (b, a)):
+        if one.val is not None and one.val.dtype.kind == "f" and np.isinf(one.val).all():
+            return other.val
+    floats = a.val.dtype.kind == b.val.dtype.kind == "f"
+    same = np.allclose(a.val, b.val, 1e-9, 0.0) if floats else np.array_equal(a.val, b.val)
     return a.val if same else None

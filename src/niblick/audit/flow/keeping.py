@@ -13,6 +13,7 @@ from niblick.audit.flow.boxes import Box, collect, depends, is_token
 from niblick.audit.flow.state import State
 
 _MOST = 8192
+_RUN = 1024
 
 
 class Keeping(State):
@@ -31,7 +32,7 @@ class Keeping(State):
 
     def keep(self, container: Any, *values: Any) -> None:
         """Something is put into a dictionary or set of the program."""
-        held = self.written([b for value in values for b in tokens_in(value)])
+        held = self.written([b for v in values for b in tokens_in(v) if not _is_run(b)])
         if held:
             self.holding[id(container)] = (container, self.kept(container) | held)
 
@@ -56,6 +57,14 @@ class Keeping(State):
             out.marks |= {"count"}
             return out
         return value
+
+
+def _is_run(value: Box) -> bool:
+    """Whether a value is a piece of the stream itself, which a container merely hands on."""
+    run = value.pos
+    if run is None or not is_token(value) or run.ndim != 1 or run.size < _RUN:
+        return False
+    return bool((run[1:] - run[:-1] == 1).all())
 
 
 def tokens_in(value: Any) -> list[Box]:

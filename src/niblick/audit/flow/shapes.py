@@ -135,6 +135,9 @@ class Shapes(Access):
                 shape = (-1,) if len(known_sizes) == 0 else (-1, *known_sizes)
             if name == "flatten" and rest:
                 shape = (-1,)
+            like = known(rest[0]).shape if rest and name.endswith("_as") else None
+            if like is not None and None not in like:
+                shape = like
             out = shaped(box, lambda a: a.reshape(shape))
             out.live = box.live
             return out

@@ -144,6 +144,8 @@ class Writing(Expressions):
                 holder[int(index)] = value
             elif len(holder) < 64:
                 holder.append(value)
+            elif index is None or isinstance(index, Box):
+                holder[-1] = value  # somewhere
         elif isinstance(holder, Box):
             self.box_set_item(holder, key, value, node)
         elif (

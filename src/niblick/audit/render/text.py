@@ -74,9 +74,15 @@ def title(report: Report) -> str:
 
 
 def score(report: Report) -> str:
-    """Claimed bits per byte and what the logs' mean is."""
+    """Claimed bits per byte, what was recomputed, and what the logs' mean is."""
     claimed, mean = report.record.get("claimed_bpb"), report.record.get("mean_bpb")
     said = f"{claimed:.5f} claimed" if isinstance(claimed, float) else "no score claimed"
+    again, error = report.record.get("recomputed_bpb"), report.record.get("recompute_error")
+    if isinstance(again, float):
+        of, on = report.record["recomputed_of"], report.record["recomputed_on"]
+        said += f"; {again:.5f} recomputed from {of} on {on}"
+    elif error is not None:
+        said += f"; not recomputed: {error}"
     if isinstance(mean, float):
         said += f"; {mean:.5f} mean of the logs' last results (std {report.record.get('std_bpb')})"
     return said

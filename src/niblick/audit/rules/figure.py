@@ -14,6 +14,7 @@ _NUMERIC = words(
     "cross_entropy nll_loss log_softmax softmax logsumexp log log2 log10 exp sum mean item"
     " float gather numel round print sqrt loge ln2"
 )
+_SAME, _NEAR = 0.002, 0.02  # of a figure that is known, or guessed at in part
 _CURE = "Add up every position's loss as computed and divide once by the bytes and by ln 2."
 
 
@@ -39,15 +40,15 @@ def _why(event: FigureEvent) -> str:
     """What is wrong with a figure; empty if nothing is known to be."""
     if event.warps:
         return "; ".join(event.warps)
-    if event.content is not None and not honest(event.content):
-        if event.guessed and (not 0.2 < event.content < 5 or honest(event.content, 0.05)):
-            return ""
+    if event.content is not None and not honest(event.content, _NEAR if event.guessed else _SAME):
         return (
             "with losses and bytes that are equal at every position it comes to"
             f" {event.content:.4g}, where a plain sum comes to 1.443 (1 in nats)"
         )
     lost = event.lost if event.content is None else ()
-    return "its content is lost in " + "; ".join(lost) if lost else ""
+    if lost:
+        return "its content is lost in " + "; ".join(lost)
+    return "its content is not known" if event.named and event.content is None else ""
 
 
 def _finding(case: Case, event: FigureEvent) -> Finding:

@@ -5,13 +5,12 @@ run text.
 from __future__ import annotations
 
 import ast
-import lzma
 from typing import Any
 
 from niblick.audit.unpack.codecs import DECODERS, MAX_TEXT, PackError, as_bytes
 from niblick.audit.unpack.evaluate import Evaluator, try_
 from niblick.audit.unpack.tables import BUILTINS, JOIN, METHODS, RUN, RUN_FILE, SAME
-from niblick.audit.unpack.values import UNKNOWN, Dotted, Executed, Function, Handle, Space
+from niblick.audit.unpack.values import UNKNOWN, Dotted, Executed, Function, Handle, Space, constant
 from niblick.audit.words import words
 
 _MODULE = words(
@@ -27,7 +26,7 @@ def call(run: Evaluator, node: ast.Call, scope: dict[str, Any]) -> Any:
     args = [run.value(a.value if isinstance(a, ast.Starred) else a, scope) for a in node.args]
     if node.args and isinstance(node.args[-1], ast.Starred):
         args[-1:] = run.items(args[-1])
-    named = {k.arg: _constant(run.value(k.value, scope)) for k in node.keywords if k.arg}
+    named = {k.arg: constant(run.value(k.value, scope)) for k in node.keywords if k.arg}
     if isinstance(function, Function):
         return run.invoke(function, args, named)
     if isinstance(function, Dotted):
@@ -53,19 +52,8 @@ def _callee(run: Evaluator, node: ast.Call, scope: dict[str, Any]) -> Any:
     return holder, node.func.attr
 
 
-def _constant(value: Any) -> Any:
-    """The number behind a dotted constant such as `lzma.FORMAT_RAW`, inside lists and dictionaries
-    too.
-    """
-    if isinstance(value, Dotted) and value.name.startswith("lzma.") and value.name[5:].isupper():
-        return getattr(lzma, value.name[5:], UNKNOWN)
-    if isinstance(value, dict):
-        return {k: _constant(v) for k, v in value.items()}
-    return [_constant(v) for v in value] if isinstance(value, list) else value
-
-
 def _named_call(run: Evaluator, name: str, args: list[Any], named: dict[str, Any]) -> Any:
-    args = [_constant(a) for a in args]
+    args = [constant(a) for a in args]
     if name in {"__import__", "importlib.import_module"} and args and isinstance(args[0], str):
         return Dotted(args[0])
     if name == "getattr" and len(args) > 1 and isinstance(args[0], Dotted):

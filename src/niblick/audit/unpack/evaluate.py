@@ -15,7 +15,16 @@ from typing import Any
 from niblick.audit.operators import BINARY, COMPARE
 from niblick.audit.unpack.codecs import MAX_TEXT, PackError
 from niblick.audit.unpack.tables import ITERABLE
-from niblick.audit.unpack.values import UNKNOWN, Dotted, Executed, Function, Handle, Loader, Space
+from niblick.audit.unpack.values import (
+    UNKNOWN,
+    Dotted,
+    Executed,
+    Function,
+    Handle,
+    Loader,
+    Space,
+    constant,
+)
 
 MAX_STEPS = 300_000
 _MAX_ITEMS = 200_000
@@ -178,7 +187,7 @@ class Evaluator:
         return holder if isinstance(holder, Space) and node.attr == "__dict__" else UNKNOWN
 
     def _binop(self, node: ast.BinOp, scope: dict[str, Any]) -> Any:
-        left, right = self.value(node.left, scope), self.value(node.right, scope)
+        left, right = (constant(self.value(side, scope)) for side in (node.left, node.right))
         if UNKNOWN in (left, right) if not isinstance(left, Handle) else True:
             return UNKNOWN
         if isinstance(node.op, ast.Div) and isinstance(left, str) and isinstance(right, str):

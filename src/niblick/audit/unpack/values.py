@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import lzma
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,3 +71,14 @@ class Loader:
     layers: list[str] = field(default_factory=list)
     resolved: set[tuple[str, int]] = field(default_factory=set)
     steps: int = 0
+
+
+def constant(value: Any) -> Any:
+    """The number behind a dotted constant such as `lzma.FORMAT_RAW`, inside lists and dictionaries
+    too.
+    """
+    if isinstance(value, Dotted) and value.name.startswith("lzma.") and value.name[5:].isupper():
+        return getattr(lzma, value.name[5:], UNKNOWN)
+    if isinstance(value, dict):
+        return {k: constant(v) for k, v in value.items()}
+    return [constant(v) for v in value] if isinstance(value, list) else value
