@@ -211,14 +211,18 @@ class Branching(Imports):
         at = 0
         finished = True
         while at < count:
-            mark = self.interest
+            mark, touched = self.interest, self.touched
             self.assign(node.target, sequence[at])
             if not self.turn(node.body):
                 finished = False
                 break
             busy = self.interest != mark
+            plain = self.touched == touched
             long = at > _MAX_TURNS or self.trace.steps - first_step > _LOOP_STEPS
             if (busy or long) and _QUIET_TURNS - 1 <= at < count - 2:
+                at = count - 1
+            elif long and not busy and plain and at == 0 and count > _QUIET_TURNS:
+                self.widen(node.body)
                 at = count - 1
             else:
                 at += 1

@@ -5,6 +5,7 @@ outside.
 from __future__ import annotations
 
 import ast
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,6 +23,7 @@ from niblick.audit.flow.objects import (
     Namespace,
     Optimizer,
 )
+from niblick.audit.flow.pure import NotPlainError, call_key, handed_on
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
 from niblick.audit.words import words
 
@@ -116,6 +118,28 @@ class Calls(Learning):
     ) -> Any:
         if "kernel" in function.marks:
             return self.opaque(args, named, node)
+        try:
+            key = (*call_key(function, args, named, self.free), self.uncertain > 0, self.tries > 0)
+        except NotPlainError:
+            return self.follow_function(function, args, named, node)
+        if key in self.answers:
+            result, ended = self.answers[key]
+            self.maybe_ended += ended
+            return result if "cached" in function.marks else handed_on(result)
+        before = (self.interest, self.order, self.raised)
+        ended = self.maybe_ended
+        result = self.follow_function(function, args, named, node)
+        ended = self.maybe_ended - ended
+        if "cached" in function.marks and not (self.uncertain > 0 or self.widened):
+            self.answers[key] = (result, ended)
+        elif before == (self.interest, self.order, self.raised):
+            with suppress(NotPlainError):
+                self.answers[key] = (handed_on(result), ended)
+        return result
+
+    def follow_function(
+        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
         if len(self.stack) >= _MAX_DEPTH or self.too_often(function.name):
             return self.unfollowed(function, args, named, node)
         scope = self.bind(function, args, named)

@@ -26,9 +26,9 @@ class Expressions(Arithmetic):
         if kind is ast.Constant:
             return node.value  # type: ignore[attr-defined]
         if kind is ast.Name:
-            return self.lookup(node.id)  # type: ignore[attr-defined]
+            return self.touch(self.lookup(node.id))  # type: ignore[attr-defined]
         handler = getattr(self, f"ex_{kind.__name__.lower()}", None)
-        return self.charged(handler(node)) if handler is not None else Box()
+        return self.charged(self.touch(handler(node))) if handler is not None else Box()
 
     def ex_attribute(self, node: ast.Attribute) -> Any:
         return self.attribute(self.value(node.value), node.attr, node)
