@@ -18,7 +18,8 @@ def export_command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="An artifact, a checkpoint or a run; for a submission, also several seeds.",
+            help="An artifact, a checkpoint, a run or a shipped model; for a submission, a run (also"
+            " of several seeds) or a shipped model.",
         ),
     ],
     to: Annotated[

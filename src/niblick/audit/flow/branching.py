@@ -19,6 +19,11 @@ _QUIET_TURNS = 2
 
 _LOOP_STEPS = 30_000
 
+_PLAIN_STEPS = 10_000
+"""Of all executions of a loop together, before one that begins without touching anything of the
+stream takes its first turn and its last only.
+"""
+
 
 class Branching(Imports):
     """Statements that choose or repeat."""
@@ -217,11 +222,11 @@ class Branching(Imports):
                 finished = False
                 break
             busy = self.interest != mark
-            plain = self.touched == touched
+            worn = self.touched == touched and self.trace.steps - first_step > _PLAIN_STEPS
             long = at > _MAX_TURNS or self.trace.steps - first_step > _LOOP_STEPS
             if (busy or long) and _QUIET_TURNS - 1 <= at < count - 2:
                 at = count - 1
-            elif long and not busy and plain and at == 0 and count > _QUIET_TURNS:
+            elif worn and not busy and at == 0 and count > _QUIET_TURNS:
                 self.widen(node.body)
                 at = count - 1
             else:
