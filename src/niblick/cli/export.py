@@ -18,8 +18,8 @@ def export_command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="An artifact, a checkpoint, a run or a shipped model; for a submission, a run (also"
-            " of several seeds) or a shipped model.",
+            help="An artifact, a checkpoint, a run or a shipped model; for a submission, one of"
+            " the last two, or a folder of several seeds.",
         ),
     ],
     to: Annotated[

@@ -5,7 +5,7 @@ outside.
 from __future__ import annotations
 
 import ast
-from contextlib import suppress
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -23,7 +23,7 @@ from niblick.audit.flow.objects import (
     Namespace,
     Optimizer,
 )
-from niblick.audit.flow.pure import NotPlainError, call_key, handed_on
+from niblick.audit.flow.pure import answered
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
 from niblick.audit.words import words
 
@@ -31,6 +31,9 @@ _MAX_DEPTH = 40
 _WRAPPERS = words(
     "compile DistributedDataParallel DDP DataParallel FullyShardedDataParallel script jit njit"
     " disable allow_in_graph vmap prange lru_cache cache wraps checkpoint"
+)
+_MODULES = tuple(
+    words("Module ModuleList nn.Linear nn.Embedding nn.LayerNorm nn.Sequential ModuleDict")
 )
 _OPTIMIZERS = words(
     "SGD Adam AdamW Adagrad RMSprop LBFGS Muon Adamax NAdam RAdam Lion Adafactor"
@@ -118,24 +121,8 @@ class Calls(Learning):
     ) -> Any:
         if "kernel" in function.marks:
             return self.opaque(args, named, node)
-        try:
-            key = (*call_key(function, args, named, self.free), self.uncertain > 0, self.tries > 0)
-        except NotPlainError:
-            return self.follow_function(function, args, named, node)
-        if key in self.answers:
-            result, ended = self.answers[key]
-            self.maybe_ended += ended
-            return result if "cached" in function.marks else handed_on(result)
-        before = (self.interest, self.order, self.raised)
-        ended = self.maybe_ended
-        result = self.follow_function(function, args, named, node)
-        ended = self.maybe_ended - ended
-        if "cached" in function.marks and not (self.uncertain > 0 or self.widened):
-            self.answers[key] = (result, ended)
-        elif before == (self.interest, self.order, self.raised):
-            with suppress(NotPlainError):
-                self.answers[key] = (handed_on(result), ended)
-        return result
+        follow = partial(self.follow_function, function, args, named, node)
+        return answered(self, function, args, named, follow)
 
     def follow_function(
         self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
@@ -243,17 +230,7 @@ class Calls(Learning):
             if isinstance(base, Class) and base.kind != "plain":
                 return base.kind
             name = base.name if isinstance(base, Dotted) else ""
-            if name.endswith(
-                (
-                    "Module",
-                    "ModuleList",
-                    "nn.Linear",
-                    "nn.Embedding",
-                    "nn.LayerNorm",
-                    "nn.Sequential",
-                    "ModuleDict",
-                )
-            ):
+            if name.endswith(_MODULES):
                 return "module"
             if name.endswith("Optimizer") or name.rsplit(".", 1)[-1] in _OPTIMIZERS:
                 return "optimizer"

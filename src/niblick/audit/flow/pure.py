@@ -8,11 +8,13 @@ or a score, it gives what it gave before, and following it again would find noth
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from niblick.audit.flow.boxes import Box, snapshot
 from niblick.audit.flow.objects import Dotted, Function
+from niblick.audit.flow.state import State
 from niblick.audit.words import words
 
 _FORBIDDEN = (
@@ -40,6 +42,35 @@ _LONGEST, _DEPTH = 4096, 8
 
 class NotPlainError(Exception):
     """A value or a function that may be more than plain."""
+
+
+def answered(
+    engine: State,
+    function: Function,
+    args: list[Any],
+    named: dict[str, Any],
+    follow: Callable[[], Any],
+) -> Any:
+    """What a call gives: known from an equal one before, else by following it."""
+    try:
+        given = call_key(function, args, named, engine.free)
+    except NotPlainError:
+        return follow()
+    key = (*given, engine.uncertain > 0, engine.tries > 0)
+    cached = "cached" in function.marks
+    if key in engine.answers:
+        result, ended = engine.answers[key]
+        engine.maybe_ended += ended
+        return result if cached else handed_on(result)
+    before, ended = (engine.interest, engine.order, engine.raised), engine.maybe_ended
+    result = follow()
+    ended = engine.maybe_ended - ended
+    if cached and not (engine.uncertain > 0 or engine.widened):
+        engine.answers[key] = (result, ended)
+    elif before == (engine.interest, engine.order, engine.raised):
+        with suppress(NotPlainError):
+            engine.answers[key] = (handed_on(result), ended)
+    return result
 
 
 def free_names(function: Function) -> frozenset[str] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -368,7 +370,4 @@ def _pieces(box: Box, name: str, args: list[Any]) -> list[Box]:
     size = size if name == "split" else -(-rows // size)
     first, last = min(size, rows), (rows - 1) // size * size
     cuts = sorted({0, first, max(last, first), rows})
-    return [
-        shaped(box, lambda a, start=start, end=end: a[start:end])
-        for start, end in zip(cuts, cuts[1:], strict=False)
-    ]
+    return [shaped(box, itemgetter(slice(*ends))) for ends in pairwise(cuts)]
