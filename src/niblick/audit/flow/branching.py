@@ -214,10 +214,10 @@ class Branching(Imports):
         count = len(sequence)
         first_step = self.trace.steps - self.loop_steps.get(id(node), 0)
         at = 0
-        finished = True
+        finished, skipped = True, False
         while at < count:
             mark, touched = self.interest, self.touched
-            self.assign(node.target, sequence[at])
+            self.assign(node.target, _any_number(sequence[at]) if skipped else sequence[at])
             if not self.turn(node.body):
                 finished = False
                 break
@@ -228,7 +228,7 @@ class Branching(Imports):
                 at = count - 1
             elif worn and not busy and at == 0 and count > _QUIET_TURNS:
                 self.widen(node.body)
-                at = count - 1
+                at, skipped = count - 1, True
             else:
                 at += 1
         self.loop_steps[id(node)] = self.trace.steps - first_step
@@ -236,3 +236,10 @@ class Branching(Imports):
             self.block(node.orelse)
 
     do_asyncfor = do_for
+
+
+def _any_number(item: Any) -> Any:
+    """An item of a loop with its plain numbers forgotten: it stands for all turns but the first."""
+    if isinstance(item, tuple):
+        return tuple(_any_number(part) for part in item)
+    return Box(shape=()) if isinstance(item, (int, float, np.generic)) else item

@@ -31,6 +31,7 @@ class Expressions(Arithmetic):
         return self.charged(self.touch(handler(node))) if handler is not None else Box()
 
     def ex_attribute(self, node: ast.Attribute) -> Any:
+        self.cleared = self.cleared or node.attr == "cache_clear"
         return self.attribute(self.value(node.value), node.attr, node)
 
     def ex_binop(self, node: ast.BinOp) -> Any:

@@ -174,7 +174,7 @@ class Machine(Branching):
                 ["property", "cached_property", "staticmethod", "classmethod", "contextmanager"]
             ):
                 marks.add(name)
-            elif name in {"cache", "lru_cache"} and isinstance(value, Dotted):
+            elif isinstance(value, Dotted) and value.name == "functools.cache":
                 marks.add("cached")
             elif name == "jit" and isinstance(value, Dotted) and "triton" in value.name:
                 marks.add("kernel")

@@ -52,12 +52,12 @@ def answered(
     follow: Callable[[], Any],
 ) -> Any:
     """What a call gives: known from an equal one before, else by following it."""
+    cached = "cached" in function.marks and not engine.cleared
     try:
-        given = call_key(function, args, named, engine.free)
+        given = call_key(function, args, named, engine.free, cached)
     except NotPlainError:
         return follow()
     key = (*given, engine.uncertain > 0, engine.tries > 0)
-    cached = "cached" in function.marks
     if key in engine.answers:
         result, ended = engine.answers[key]
         engine.maybe_ended += ended
@@ -99,12 +99,13 @@ def call_key(
     args: list[Any],
     named: dict[str, Any],
     known: dict[int, frozenset[str] | None],
+    cached: bool,
 ) -> tuple[Any, ...]:
     """What decides a call's result; `NotPlainError` where that is not plain. One that the program
     keeps itself (`functools.cache`) is decided by its arguments.
     """
     given = [_key(value) for value in args], [(k, _key(v)) for k, v in sorted(named.items())]
-    read = [id(function.node)] if "cached" in function.marks else _around(function, known, _DEPTH)
+    read = [id(function.node)] if cached else _around(function, known, _DEPTH)
     return (tuple(given[0]), tuple(given[1]), *read)
 
 

@@ -70,6 +70,7 @@ class State:
         self.widened = 0
         self.interest = 0
         self.touched = 0
+        self.cleared = False
         self.free: dict[int, frozenset[str] | None] = {}
         self.answers: dict[tuple[Any, ...], tuple[Any, int]] = {}
         self.maybe_ended = 0
