@@ -63,6 +63,20 @@ def test_the_audit_follows_the_script_to_its_score_and_finds_it_clean(folder: Pa
     assert any(event.targets for event in scored(build_case(read(folder)).trace))
 
 
+def test_a_shipped_model_goes_out_as_a_submission_that_the_audit_finds_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from niblick.audit.review import review
+
+    monkeypatch.chdir(tmp_path)
+    assert run("export", "pocket", "--to", "submission", "--out", "pocket-submission") == 0
+    folder = tmp_path / "pocket-submission"
+    report = review(folder)
+    assert report.verdict == "clean_neural", [finding.evidence for finding in report.findings]
+    claims = json.loads((folder / "submission.json").read_text())
+    assert claims["bytes_model"] == (folder / "artifact.nib").stat().st_size
+
+
 def test_the_script_scores_the_artifact_to_six_digits_without_this_package(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

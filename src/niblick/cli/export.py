@@ -19,7 +19,8 @@ def export_command(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="An artifact, a checkpoint or a run; for a submission, also several seeds.",
+            help="An artifact, a checkpoint, a run or a shipped model; for a submission, one of"
+            " the last two, or a folder of several seeds.",
             autocompletion=models,
         ),
     ],

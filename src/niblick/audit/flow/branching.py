@@ -19,6 +19,11 @@ _QUIET_TURNS = 2
 
 _LOOP_STEPS = 30_000
 
+_PLAIN_STEPS = 10_000
+"""Of all executions of a loop together, before one that begins without touching anything of the
+stream takes its first turn and its last only.
+"""
+
 
 class Branching(Imports):
     """Statements that choose or repeat."""
@@ -209,17 +214,21 @@ class Branching(Imports):
         count = len(sequence)
         first_step = self.trace.steps - self.loop_steps.get(id(node), 0)
         at = 0
-        finished = True
+        finished, skipped = True, False
         while at < count:
-            mark = self.interest
-            self.assign(node.target, sequence[at])
+            mark, touched = self.interest, self.touched
+            self.assign(node.target, _any_number(sequence[at]) if skipped else sequence[at])
             if not self.turn(node.body):
                 finished = False
                 break
             busy = self.interest != mark
+            worn = self.touched == touched and self.trace.steps - first_step > _PLAIN_STEPS
             long = at > _MAX_TURNS or self.trace.steps - first_step > _LOOP_STEPS
             if (busy or long) and _QUIET_TURNS - 1 <= at < count - 2:
                 at = count - 1
+            elif worn and not busy and at == 0 and count > _QUIET_TURNS:
+                self.widen(node.body)
+                at, skipped = count - 1, True
             else:
                 at += 1
         self.loop_steps[id(node)] = self.trace.steps - first_step
@@ -227,3 +236,10 @@ class Branching(Imports):
             self.block(node.orelse)
 
     do_asyncfor = do_for
+
+
+def _any_number(item: Any) -> Any:
+    """An item of a loop with its plain numbers forgotten: it stands for all turns but the first."""
+    if isinstance(item, tuple):
+        return tuple(_any_number(part) for part in item)
+    return Box(shape=()) if isinstance(item, (int, float, np.generic)) else item

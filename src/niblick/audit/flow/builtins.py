@@ -247,6 +247,7 @@ class Builtins(Records):
 
     def py_getattr(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         holder, name = args[0], args[1]
+        self.cleared = self.cleared or isinstance(holder, Function)
         if not isinstance(name, str) or name == "?":
             return merge(collect(holder))
         if (

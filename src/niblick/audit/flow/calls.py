@@ -5,6 +5,7 @@ outside.
 from __future__ import annotations
 
 import ast
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -22,6 +23,7 @@ from niblick.audit.flow.objects import (
     Namespace,
     Optimizer,
 )
+from niblick.audit.flow.pure import answered
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
 from niblick.audit.words import words
 
@@ -29,6 +31,9 @@ _MAX_DEPTH = 40
 _WRAPPERS = words(
     "compile DistributedDataParallel DDP DataParallel FullyShardedDataParallel script jit njit"
     " disable allow_in_graph vmap prange lru_cache cache wraps checkpoint"
+)
+_MODULES = tuple(
+    words("Module ModuleList nn.Linear nn.Embedding nn.LayerNorm nn.Sequential ModuleDict")
 )
 _OPTIMIZERS = words(
     "SGD Adam AdamW Adagrad RMSprop LBFGS Muon Adamax NAdam RAdam Lion Adafactor"
@@ -116,6 +121,12 @@ class Calls(Learning):
     ) -> Any:
         if "kernel" in function.marks:
             return self.opaque(args, named, node)
+        follow = partial(self.follow_function, function, args, named, node)
+        return answered(self, function, args, named, follow)
+
+    def follow_function(
+        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
         if len(self.stack) >= _MAX_DEPTH or self.too_often(function.name):
             return self.unfollowed(function, args, named, node)
         scope = self.bind(function, args, named)
@@ -219,17 +230,7 @@ class Calls(Learning):
             if isinstance(base, Class) and base.kind != "plain":
                 return base.kind
             name = base.name if isinstance(base, Dotted) else ""
-            if name.endswith(
-                (
-                    "Module",
-                    "ModuleList",
-                    "nn.Linear",
-                    "nn.Embedding",
-                    "nn.LayerNorm",
-                    "nn.Sequential",
-                    "ModuleDict",
-                )
-            ):
+            if name.endswith(_MODULES):
                 return "module"
             if name.endswith("Optimizer") or name.rsplit(".", 1)[-1] in _OPTIMIZERS:
                 return "optimizer"

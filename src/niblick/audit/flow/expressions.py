@@ -26,11 +26,12 @@ class Expressions(Arithmetic):
         if kind is ast.Constant:
             return node.value  # type: ignore[attr-defined]
         if kind is ast.Name:
-            return self.lookup(node.id)  # type: ignore[attr-defined]
+            return self.touch(self.lookup(node.id))  # type: ignore[attr-defined]
         handler = getattr(self, f"ex_{kind.__name__.lower()}", None)
-        return self.charged(handler(node)) if handler is not None else Box()
+        return self.charged(self.touch(handler(node))) if handler is not None else Box()
 
     def ex_attribute(self, node: ast.Attribute) -> Any:
+        self.cleared = self.cleared or node.attr == "cache_clear"
         return self.attribute(self.value(node.value), node.attr, node)
 
     def ex_binop(self, node: ast.BinOp) -> Any:

@@ -174,6 +174,8 @@ class Machine(Branching):
                 ["property", "cached_property", "staticmethod", "classmethod", "contextmanager"]
             ):
                 marks.add(name)
+            elif isinstance(value, Dotted) and value.name == "functools.cache":
+                marks.add("cached")
             elif name == "jit" and isinstance(value, Dotted) and "triton" in value.name:
                 marks.add("kernel")
             elif isinstance(value, Function):

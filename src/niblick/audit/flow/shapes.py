@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -223,7 +225,7 @@ class Shapes(Access):
             return (
                 [shaped(box, lambda a: a), shaped(box, lambda a: a)]
                 if box.pos is None
-                else self.iterate(box, None)[:8]
+                else _pieces(box, name, args) or self.iterate(box, None)[:8]
             )
         if name in {"bincount", "histogram"}:
             out = merge([box], table=1)
@@ -353,3 +355,19 @@ def _cat(parts: list[Box], axis: int, stack: bool) -> Box:
         setattr(out, name, joined)
         out.shape = joined.shape
     return out
+
+
+def _pieces(box: Box, name: str, args: list[Any]) -> list[Box]:
+    """What splitting along the first dimension gives: the first piece, the last, and one that
+    stands for all between, so that a sum over the pieces is whole; empty where this is not it.
+    """
+    sizes = args[1:] if args and args[0] is box else args
+    if name == "unbind" or box.pos is None or len(sizes) != 1 or not isinstance(sizes[0], int):
+        return []
+    rows, size = box.pos.shape[0] if box.pos.ndim else 0, sizes[0]
+    if size < 1 or not rows:
+        return []
+    size = size if name == "split" else -(-rows // size)
+    first, last = min(size, rows), (rows - 1) // size * size
+    cuts = sorted({0, first, max(last, first), rows})
+    return [shaped(box, itemgetter(slice(*ends))) for ends in pairwise(cuts)]

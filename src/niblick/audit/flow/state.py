@@ -69,6 +69,10 @@ class State:
         self.uncertain = 0
         self.widened = 0
         self.interest = 0
+        self.touched = 0
+        self.cleared = False
+        self.free: dict[int, frozenset[str] | None] = {}
+        self.answers: dict[tuple[Any, ...], tuple[Any, int]] = {}
         self.maybe_ended = 0
         self.loop_steps: dict[int, int] = {}
         self.order = 0
@@ -89,6 +93,14 @@ class State:
         self.line = getattr(node, "lineno", self.line)
         if self.trace.steps > self.budget:
             raise BudgetSignal
+
+    def touch(self, value: Any) -> Any:
+        """Counts the values that hold anything of the stream, or of what was learnt from it."""
+        if isinstance(value, Box):
+            stream = value.pos is not None or value.deps or value.targets or value.key is not None
+            learnt = value.held or value.scores or value.nll or self.seen(value)
+            self.touched += bool(stream or learnt or "val" in value.marks)
+        return value
 
     def charged(self, value: Any) -> Any:
         """Counts the elements that an operation has touched as work."""

@@ -16,6 +16,7 @@ from niblick.exchange.submission import texts
 from niblick.exchange.submission.bundle import bundle_script
 from niblick.exchange.submission.verify import record_folder
 from niblick.exchange.target import check_folder, new_folder
+from niblick.facade import shipped_models
 from niblick.files import MALFORMED, parse_json, read_json, sha256_file
 from niblick.limits import cut
 from niblick.recipe import load_recipe
@@ -28,9 +29,12 @@ _TOKENIZER = "tokenizer.model"
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its card, and the lines of its metrics."""
+    """A finished run: its artifact, its recipe's file, its card, and the lines of its metrics (none
+    of a shipped model).
+    """
 
-    folder: Path
+    artifact: Path
+    recipe: Path
     card: dict[str, Any]
     metrics: list[dict[str, Any]]
 
@@ -50,15 +54,15 @@ class Exported:
 def export_submission(
     run: Path, out: Path, *, author: str, name: str | None = None, force: bool = False
 ) -> Exported:
-    """Write the run (or several seeds' folder) `run` as a submission into the new folder `out`;
-    `force` replaces an earlier one.
+    """Write the run (or several seeds' folder, or shipped model) `run` as a submission into the new
+    folder `out`; `force` replaces an earlier one.
 
     Raises `NiblickError` where the run is not finished or not valid, `CapacityError` where code and
     artifact together exceed the challenge's 16,000,000 bytes.
     """
     runs = _read_runs(run)
     check_folder(out, force=force, mark="submission.json")
-    invalid = [str(r.folder) for r in runs if not r.card.get("valid")]
+    invalid = [str(r.artifact.parent) for r in runs if not r.card.get("valid")]
     if invalid:
         raise NiblickError(f"{invalid[0]!r} holds a score that is not valid; nothing to submit")
     try:
@@ -76,17 +80,17 @@ def export_submission(
 
 def _fill(work: Path, runs: list[Run], author: str, name: str) -> Exported:
     best = min(runs, key=lambda r: float(r.card["packed_bpb"]))
-    artifact = best.folder / "artifact.nib"
+    artifact = best.artifact
     if sha256_file(artifact) != best.card["artifact_sha256"]:
         raise NiblickError(
             f"{str(artifact)!r} is not the file that the card scored; run niblick train again"
         )
     shutil.copyfile(artifact, work / "artifact.nib")
-    settings = _settings(best.folder, work)
+    settings = _settings(best.recipe, work)
     script, needed = bundle_script(ENTRY, settings, f"{name}: generated from the niblick library.")
     (work / "train_gpt.py").write_text(script, "utf-8")
     code = (work / "train_gpt.py").stat().st_size + _size(work / _TOKENIZER)
-    size = max((r.folder / "artifact.nib").stat().st_size for r in runs)
+    size = max(r.artifact.stat().st_size for r in runs)
     if code + size > LIMIT:
         raise CapacityError(
             f"code of {code:,} B and artifact of {size:,} B exceed the limit of {LIMIT:,} B by"
@@ -114,9 +118,9 @@ def _fill(work: Path, runs: list[Run], author: str, name: str) -> Exported:
     return Exported(work, code, size, bpb)
 
 
-def _settings(folder: Path, work: Path) -> dict[str, Any]:
+def _settings(file: Path, work: Path) -> dict[str, Any]:
     """The recipe as plain values; a tokenizer file it names goes into the folder."""
-    recipe = load_recipe(folder / "recipe.toml")
+    recipe = load_recipe(file)
     values = recipe.model_dump(mode="json")
     if recipe.data.tokenizer not in ("train", "bytes"):
         from niblick.text.tokenizer import load_tokenizer
@@ -131,6 +135,15 @@ def _settings(folder: Path, work: Path) -> dict[str, Any]:
 
 
 def _read_runs(run: Path) -> list[Run]:
+    shipped = None if run.exists() else shipped_models().get(str(run))
+    if shipped is not None:
+        card = read_json(shipped.with_suffix(".card.json"))
+        return [Run(shipped, shipped.with_suffix(".toml"), card, [])]
+    if not run.exists():
+        names = ", ".join(shipped_models())
+        raise NiblickError(
+            f"no run at {str(run)!r}; give a run folder, or the name of a shipped model: {names}"
+        )
     seeds = sorted(
         run.glob("seed-*"), key=lambda p: int(p.name[5:]) if p.name[5:].isdecimal() else -1
     )
@@ -141,7 +154,8 @@ def _read_run(folder: Path) -> Run:
     try:
         card = read_json(folder / "card.json")
         lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
-        return Run(folder, card, [parse_json(line) for line in lines])
+        artifact, recipe = folder / "artifact.nib", folder / "recipe.toml"
+        return Run(artifact, recipe, card, [parse_json(line) for line in lines])
     except OSError as error:
         raise NiblickError(
             f"{str(folder)!r} is not a finished run: {error.strerror} ({error.filename})"
