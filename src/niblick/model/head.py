@@ -36,7 +36,13 @@ def fused_head_loss(
     return loss
 
 
-@torch.library.custom_op("niblick_head::loss", mutates_args=())
+_SCHEMA = (  # not from annotations, which exported scripts do not have
+    "(Tensor hidden, Tensor weight, Tensor targets, float cap, bool grads, SymInt logits)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+
+
+@torch.library.custom_op("niblick_head::loss", mutates_args=(), schema=_SCHEMA)
 def _loss(
     hidden: Tensor, weight: Tensor, targets: Tensor, cap: float, grads: bool, logits: int
 ) -> tuple[Tensor, Tensor, Tensor]:
