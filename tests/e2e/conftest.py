@@ -46,12 +46,20 @@ def write_corpus(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the libraries are that these tests compile, once for all of them."""
+    return tmp_path_factory.mktemp("libraries")
+
+
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def recipe(tmp_path: Path, libraries: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny recipe file; prepared data goes below the test's own folder, which is the working
     directory.
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "niblick").mkdir(parents=True)
+    (tmp_path / "cache" / "niblick" / "native").symlink_to(libraries)
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiny.toml"
     path.write_text(RECIPE.format(corpus=write_corpus(tmp_path / "corpus")))

@@ -19,7 +19,7 @@ _QUIET_TURNS = 2
 
 _LOOP_STEPS = 30_000
 
-_PLAIN_STEPS = 10_000
+_PLAIN_STEPS = 30_000
 """Of all executions of a loop together, before one that begins without touching anything of the
 stream takes its first turn and its last only.
 """
