@@ -10,15 +10,8 @@ import pytest
 
 import niblick
 from chromium import Chromium, find_chromium
+from commands import run
 from niblick.browser import wasm
-from niblick.cli import main
-
-
-def run(*arguments: str) -> int:
-    """Exit code of `niblick ARGUMENTS`."""
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return int(stopped.value.code or 0)
 
 
 def test_a_model_is_exported_by_name_and_a_run_with_its_score(

@@ -9,17 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from commands import run
 from leaving import saved
-from niblick.cli import main
 from niblick.exchange.submission import verify
 from niblick.exchange.submission.bundle import reachable
-
-
-def run(*arguments: str) -> int:
-    """Exit code of `niblick ARGUMENTS`."""
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return int(stopped.value.code or 0)
 
 
 @pytest.fixture

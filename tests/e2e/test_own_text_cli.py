@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from niblick.cli import main
+from commands import run
 from niblick.data.dataset import open_dataset
 from niblick.recipe import load_recipe
 
@@ -30,13 +30,6 @@ def prose(seed: int, size: int) -> str:
     while len(text) < size:
         text += " ".join(draw.choices(WORDS, k=9)) + draw.choice((". ", ".\n\n"))
     return text
-
-
-def run(*arguments: str) -> int:
-    """Exit code of `niblick ARGUMENTS`."""
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return int(stopped.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -14,18 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from niblick.cli import main
+from commands import run
 from niblick.data.prepare import prepare
 from niblick.evaluation import read_score
 
 LONG = ("--duration", "100000 steps", "--set", "training.validation.every=0")
-
-
-def run(*arguments: object) -> int:
-    """Exit code of `niblick ARGUMENTS`."""
-    with pytest.raises(SystemExit) as stopped:
-        main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
 
 
 def start(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:

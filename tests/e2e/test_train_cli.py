@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from niblick.cli import main
-
-
-def run(*arguments: str) -> int:
-    """Exit code of `niblick ARGUMENTS`."""
-    with pytest.raises(SystemExit) as stopped:
-        main(list(arguments))
-    return int(stopped.value.code or 0)
+from commands import run
 
 
 def test_train_leaves_a_whole_run_directory_and_prints_its_card_as_json(

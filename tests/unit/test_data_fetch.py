@@ -5,15 +5,13 @@ server.
 from __future__ import annotations
 
 import hashlib
-import http.server
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
 
+from hub_server import hub_server
 from niblick.data.dataset import open_dataset
 from niblick.data.fetch import HuggingFaceHub, RemoteFile, fetch_fineweb
 from niblick.data.shards import write_shard
@@ -124,44 +122,25 @@ def test_what_the_repository_does_not_have_is_a_clear_error(
 def endpoint(hub: LocalHub) -> Iterator[str]:
     """A server on this machine that answers as the hub does for one dataset repository."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.do_GET()
+    def answer(path: str) -> tuple[bytes, int]:
+        if "/tree/" in path:
+            files = hub.list_files(path.split("/tree/main/")[1])
+            entries = [
+                {
+                    "type": "file",
+                    "path": f.path,
+                    "size": f.size,
+                    "oid": "0" * 40,
+                    "lfs": {"oid": f.sha256, "size": f.size, "pointerSize": 1},
+                }
+                for f in files
+            ]
+            return json.dumps(entries).encode(), 200
+        file = hub.root / path.split("/resolve/main/")[-1]
+        return (file.read_bytes(), 200) if file.is_file() else (b"", 404)
 
-        def do_GET(self) -> None:
-            path = unquote(self.path.split("?")[0])
-            if "/tree/" in path:
-                files = hub.list_files(path.split("/tree/main/")[1])
-                entries = [
-                    {
-                        "type": "file",
-                        "path": f.path,
-                        "size": f.size,
-                        "oid": "0" * 40,
-                        "lfs": {"oid": f.sha256, "size": f.size, "pointerSize": 1},
-                    }
-                    for f in files
-                ]
-                body, status = json.dumps(entries).encode(), 200
-            else:
-                file = hub.root / path.split("/resolve/main/")[-1]
-                body, status = (file.read_bytes(), 200) if file.is_file() else (b"", 404)
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-            self.send_header("X-Repo-Commit", "0" * 40)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            return
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with hub_server(answer) as address:
+        yield address
 
 
 def test_the_real_client_lists_and_downloads(

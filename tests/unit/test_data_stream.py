@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from shutil import copytree
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import zstandard
 
+from hub_server import hub_server
 from niblick.data import inputs, spill, stream
 from niblick.data.check import check
 from niblick.data.corpus import split_documents, split_of
@@ -338,35 +335,16 @@ def endpoint(tmp_path: Path) -> Iterator[str]:
         "README.md": b"# A dataset",
     }
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.do_GET()
+    def answer(path: str) -> tuple[bytes, int]:
+        if path.startswith("/api/datasets/someone/texts"):
+            siblings = [{"rfilename": n, "size": len(data)} for n, data in files.items()]
+            listing = {"id": "someone/texts", "sha": COMMIT, "siblings": siblings}
+            return json.dumps(listing).encode(), 200
+        name = path.partition(f"/datasets/someone/texts/resolve/{COMMIT}/")[2]
+        return files.get(name, b""), 200 if name in files else 404
 
-        def do_GET(self) -> None:
-            path, status = unquote(self.path.split("?")[0]), 200
-            if path.startswith("/api/datasets/someone/texts"):
-                siblings = [{"rfilename": n, "size": len(data)} for n, data in files.items()]
-                listing = {"id": "someone/texts", "sha": COMMIT, "siblings": siblings}
-                body = json.dumps(listing).encode()
-            else:
-                name = path.partition(f"/datasets/someone/texts/resolve/{COMMIT}/")[2]
-                body, status = files.get(name, b""), 200 if name in files else 404
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            return
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with hub_server(answer, commit=COMMIT) as address:
+        yield address
 
 
 @pytest.mark.parametrize("inside", ["", "@main/data", "/data/*"])

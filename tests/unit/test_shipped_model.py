@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import niblick
-from niblick.cli import main
+from commands import run
 from niblick.errors import ArtifactError
 from niblick.files import sha256_file
 from niblick.recipe import load_recipe
@@ -14,12 +14,6 @@ from niblick.scoring.score import read_score
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "src" / "niblick" / "models"
-
-
-def run(*arguments):
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return ended.value.code or 0
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,11 @@ class TrainingJob:
     options: tuple[str, ...] = ()
 
 
+def device_flags(device: str | None) -> tuple[str, ...]:
+    """The options by which a run computes on `device`."""
+    return () if device is None else (f"--device={device}",)
+
+
 @contextmanager
 def job_pool(recipe: Recipe, jobs: int | None, executor: str | None) -> Iterator[Executor | None]:
     """None to run here one after another, threads that wait for processes, or the user's executor.

@@ -27,6 +27,7 @@ from niblick.recipe import load_recipe
 from niblick.runtime import available_processors
 from niblick.text.bpe import TRAINED
 from niblick.text.tokenizer import Tokenizer
+from niblick.units import format_seconds
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 _EVERY = 5.0  # seconds between two lines
@@ -265,12 +266,6 @@ class _Lines:
         left = (now.of - now.units) * seconds / done
         typer.echo(
             f"{now.units:,} of {now.of:,} units, {now.bytes / 1e6:,.0f} MB of text,"
-            f" {now.bytes / 1e6 / seconds:,.1f} MB/s, about {_time(left)} left",
+            f" {now.bytes / 1e6 / seconds:,.1f} MB/s, about {format_seconds(left)} left",
             err=True,
         )
-
-
-def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

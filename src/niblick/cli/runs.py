@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from niblick.cli.imports import importing
-from niblick.cli.jobs import TrainingJob, job_pool, run_training
+from niblick.cli.jobs import TrainingJob, device_flags, job_pool, run_training
 from niblick.errors import NiblickError
 from niblick.executors import run_all
 from niblick.files import read_json, write_atomically
@@ -136,9 +136,7 @@ def _run_side_by_side(
 
     source = folder / "seeds.toml"
     write_atomically(source, (recipe_to_toml(recipe).encode(),))
-    flags = tuple(f"--track={name}" for name in options.track)
-    if options.device is not None:
-        flags += (f"--device={options.device}",)
+    flags = (*(f"--track={name}" for name in options.track), *device_flags(options.device))
     jobs = [
         TrainingJob(str(source), str(folder / f"seed-{seed}"), seed, loaded_plugins(), flags)
         for seed in range(recipe.seed, recipe.seed + count)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from niblick.cli.jobs import TrainingJob, last_words, start_training
+from niblick.cli.jobs import TrainingJob, device_flags, last_words, start_training
 from niblick.errors import TrainingError
 from niblick.files import locked, read_json, write_atomically
 from niblick.scoring.sweep import (
@@ -193,11 +193,7 @@ def _turn(job: Job) -> Iterator[bool]:
 
 
 def _train(job: Job) -> tuple[End, str]:
-    device = job.rules.device
-    options = (
-        *(() if job.rules.packed else ("--no-pack",)),
-        *(() if device is None else (f"--device={device}",)),
-    )
+    options = (() if job.rules.packed else ("--no-pack",)) + device_flags(job.rules.device)
     run = TrainingJob(str(job.recipe), str(job.path), job.seed, job.plugins, options)
     with start_training(run) as process:
         end = _watch(job, process)

@@ -140,14 +140,19 @@ def own_corpus(name: str, texts: Sequence[str], notes: tuple[str, ...] = ()) -> 
     return Corpus(name, {**held.splits, "train": _shuffled(held.splits["train"])}, notes=notes)
 
 
-def _checked(corpus: Corpus, path: Path) -> Corpus:
-    """`DataError` where there is nothing, or nothing to train on."""
-    if not any(corpus.splits.values()):
-        raise DataError(f"corpus {str(path)!r} has no documents; expected non-empty text files")
-    if not corpus.splits["train"]:
+def refuse_empty(name: str, *, documents: bool, training: bool) -> None:
+    """`DataError` where a corpus has no documents, or none to train on."""
+    if not documents:
+        raise DataError(f"corpus {name!r} has no documents; expected non-empty text files")
+    if not training:
         raise DataError(
-            f"corpus {str(path)!r} has no training documents, only held-out ones; add more text"
+            f"corpus {name!r} has no training documents, only held-out ones; add more text"
         )
+
+
+def _checked(corpus: Corpus, path: Path) -> Corpus:
+    splits = corpus.splits
+    refuse_empty(str(path), documents=any(splits.values()), training=bool(splits["train"]))
     return corpus
 
 

@@ -6,9 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from niblick.data import manifest as manifests
 from niblick.data.dataset import Dataset, open_dataset
+from niblick.data.manifest import Manifest, SplitEntry, load_manifest
 from niblick.errors import DataError
+from niblick.text.tokenizer import Tokenizer
 
 TOKENIZER_FILE = "tokenizer.model"
 
@@ -18,6 +19,31 @@ def shard_name(split: str, number: int) -> str:
     return f"niblick_{'val' if split == 'validation' else split}_{number:06d}.bin"
 
 
+def save_manifest(
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    key: str,
+    corpus: str,
+    corpus_sha256: str,
+    attribution: str,
+    splits: dict[str, SplitEntry],
+) -> None:
+    """Write the manifest of `folder`, whose tokenizer is in TOKENIZER_FILE."""
+    Manifest(
+        key=key,
+        corpus=corpus,
+        corpus_sha256=corpus_sha256,
+        attribution=attribution,
+        tokenizer_file=TOKENIZER_FILE,
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        bos_id=tokenizer.bos_id,
+        lossless=tokenizer.lossless,
+        splits=splits,
+    ).save(folder)
+
+
 def reuse(out: Path, key: str) -> Dataset | None:
     """The dataset in `out` if it is whole and of these inputs; None if it may be written anew."""
     if out.exists() and not out.is_dir():
@@ -25,7 +51,7 @@ def reuse(out: Path, key: str) -> Dataset | None:
     if not out.exists() or not any(out.iterdir()):
         return None
     try:
-        manifest = manifests.load_manifest(out)
+        manifest = load_manifest(out)
         if manifest is not None:
             return open_dataset(out) if manifest.key == key else None
     except DataError:

@@ -21,8 +21,8 @@ from niblick.data import manifest as manifests
 from niblick.data.corpus import SPLITS, Corpus, corpora, load_corpus, training_part
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.inputs import HUB, is_large
-from niblick.data.manifest import Manifest, ShardEntry, SplitEntry
-from niblick.data.output import TOKENIZER_FILE, put_in_place, reuse, shard_name
+from niblick.data.manifest import ShardEntry, SplitEntry
+from niblick.data.output import TOKENIZER_FILE, put_in_place, reuse, save_manifest, shard_name
 from niblick.data.shards import write_shard
 from niblick.data.stream import Streaming, prepare_stream
 from niblick.errors import DataError
@@ -127,18 +127,15 @@ def _fill(folder: Path, corpus: Corpus, tokenizer: Tokenizer, shard_tokens: int,
     for split in SPLITS:
         if texts := corpus.splits.get(split, ()):
             splits[split] = _write_split(folder, split, texts, tokenizer, shard_tokens)
-    Manifest(
+    save_manifest(
+        folder,
+        tokenizer,
         key=key,
         corpus=corpus.name,
         corpus_sha256=corpus.sha256(),
         attribution=corpus.attribution,
-        tokenizer_file=TOKENIZER_FILE,
-        tokenizer_sha256=tokenizer.sha256,
-        vocab_size=tokenizer.vocab_size,
-        bos_id=tokenizer.bos_id,
-        lossless=tokenizer.lossless,
         splits=splits,
-    ).save(folder)
+    )
 
 
 def _write_split(

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from niblick.data import assemble
-from niblick.data.assemble import ShardJob, Sums, make_shard, plan_shards, split_entry
+from niblick.data.assemble import ShardJob, make_shard, plan_shards, split_entry
+from niblick.data.corpus import refuse_empty
 from niblick.data.dataset import Dataset
 from niblick.data.inputs import HUB, Inputs, Unit, list_inputs, read_unit
-from niblick.data.manifest import Manifest
-from niblick.data.output import TOKENIZER_FILE, put_in_place, reuse
+from niblick.data.output import TOKENIZER_FILE, put_in_place, reuse, save_manifest
 from niblick.data.spill import Run, Tokens, write_run
 from niblick.data.splits import text_digest
 from niblick.errors import DataError
@@ -308,7 +308,7 @@ def _finish(
     """Put the shards together, write the manifest, move the folder into place."""
     assemble.sum_units.cache_clear()
     sums, done = assemble.sum_units(str(work), len(jobs)), len(jobs)
-    _refuse_empty(inputs, sums)
+    refuse_empty(inputs.name, documents=any(sums.bytes), training=sums.bytes[0] > 0)
     (work / "shards").mkdir(exist_ok=True)
     made: list[tuple[str, list[ShardJob]]] = []
     for split, name in enumerate(SPLITS):
@@ -326,28 +326,15 @@ def _finish(
         for name, planned in made
     }
     (work / "data" / TOKENIZER_FILE).write_bytes((work / TOKENIZER_FILE).read_bytes())
-    tokenizer = load_tokenizer(work / TOKENIZER_FILE)
-    Manifest(
+    save_manifest(
+        work / "data",
+        load_tokenizer(work / TOKENIZER_FILE),
         key=key,
         corpus=inputs.name,
         corpus_sha256=sums.sha256(),
         attribution="",
-        tokenizer_file=TOKENIZER_FILE,
-        tokenizer_sha256=tokenizer.sha256,
-        vocab_size=tokenizer.vocab_size,
-        bos_id=tokenizer.bos_id,
-        lossless=tokenizer.lossless,
         splits=splits,
-    ).save(work / "data")
+    )
     dataset = put_in_place(work / "data", out, key)
     shutil.rmtree(work, ignore_errors=True)
     return dataset
-
-
-def _refuse_empty(inputs: Inputs, sums: Sums) -> None:
-    if not any(sums.bytes):
-        raise DataError(f"corpus {inputs.name!r} has no documents; expected non-empty text files")
-    if not sums.bytes[0]:
-        raise DataError(
-            f"corpus {inputs.name!r} has no training documents, only held-out ones; add more text"
-        )

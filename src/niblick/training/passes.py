@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -60,9 +61,7 @@ class Passes:
     @property
     def record(self) -> dict[str, Any]:
         """What `environment.json` keeps."""
-        return Choice(
-            self.rows, self.choice.reason, self.choice.free_bytes, self.choice.row_bytes
-        ).record(self.length, self._device_name)
+        return replace(self.choice, rows=self.rows).record(self.length, self._device_name)
 
     @property
     def _device_name(self) -> str:
