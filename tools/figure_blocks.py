@@ -264,7 +264,7 @@ def training(rows: Rows, docs: str) -> str:
     later = (
         f"A second run of the last four: {second}. These are figures of a tree whose threads spun"
         f" while they waited; today's step runs at {since['values']['speed']} of that speed on an"
-        f" idle machine (median of five pairs, `{since['command']}` of both trees in turn,"
+        f" idle machine (median of ten pairs, `{since['command']}` of both trees in turn,"
         f" {where(since)}), and no slower beside other work."
     )
     return f"{table(head, lines)}\n\n{source(rows['training'])}\n\n{prose(later)}"
