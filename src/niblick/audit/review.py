@@ -146,20 +146,37 @@ def build_case(found: Read) -> Case:
     others = documented_commands(
         submission.root, submission.script.name, submission.readme, submission.metadata
     )
-    for command in (*islice((c for c in others if c != submission.command), _MORE_COMMANDS), None):
-        left = flow.MOST_STEPS - case.trace.steps
-        if left <= 0:
-            break
-        other = _followed(found, command, left) if command != submission.command else case
+    more = islice((c for c in others if c != submission.command), _MORE_COMMANDS)
+    left = flow.MOST_STEPS - case.trace.steps
+    for command, defaults in (*((c, False) for c in more), (None, False), (None, True)):
+        repeated = command == submission.command and not defaults
+        if repeated or left <= 0 or (defaults and not _silent(case.trace)):
+            continue
+        other = _followed(found, command, left, defaults=defaults)
+        left -= other.trace.steps
         if scored(other.trace):
             return other
     return case
 
 
-def _followed(found: Read, command: RunCommand | None, budget: int) -> Case:
-    """The case of a submission as one command runs it, followed for so many steps at most."""
+def _silent(trace: Trace) -> bool:
+    """Whether a run was followed to its end and shows no figure at all: it only trains, and what
+    scores is left to the defaults.
+    """
+    lost = any(note.startswith("limit:") or "not followed" in note for note in trace.notes)
+    unread = any(call.name == "unread-code" for call in trace.calls)
+    return trace.complete and not (lost or unread or trace.figures or trace.scores)
+
+
+def _followed(
+    found: Read, command: RunCommand | None, budget: int, *, defaults: bool = False
+) -> Case:
+    """The case of a submission as one command runs it, or with the `defaults` of its code alone,
+    followed for so many steps at most.
+    """
     submission = found.submission
-    environment = settings(submission, found.loader_environment, command)
+    loader = found.loader_environment
+    environment = dict(loader) if defaults else settings(submission, loader, command)
     arguments = _arguments(command.text, submission.script) if command is not None else []
     world = command.world_size if command else None
     trace = Trace()
@@ -184,6 +201,7 @@ def _followed(found: Read, command: RunCommand | None, budget: int) -> Case:
         carried=found.carried,
         environment=environment,
         modules=tuple(dict(modules.values()).items()),
+        defaults=defaults,
     )
 
 

@@ -20,6 +20,7 @@ from niblick.audit.flow.boxes import (
     masked,
     merge,
     shaped,
+    snapshot,
     target_bits,
     witness,
 )
@@ -31,6 +32,7 @@ from niblick.audit.operators import BINARY, COMPARE, METHODS
 
 _MOST_BITS = 20_000
 
+_SPACED = "spaced:"
 _LOGIC = (ast.BitAnd, ast.BitOr, ast.BitXor)
 _MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
 
@@ -99,7 +101,7 @@ class Arithmetic(Hints):
         if isinstance(op, (ast.Mult, ast.Div)) and out.val is None and counted:
             self.scaled(b if a.val is None else a, out)
         if not out.scores:
-            return out
+            return self.spaced(op, a, b, out)
         for score, other in ((a, b), (b, a)):
             if score.nll and "lse" in other.marks and out.val is None and score.val is not None:
                 out.val = np.abs(score.val) * (1 if other is a else -1)
@@ -124,6 +126,25 @@ class Arithmetic(Hints):
         if "bytes" in (a.marks | b.marks) and not (a.scores and b.scores):
             return out
         return self.lost(out, a if a.scores else b, "arithmetic with a value that is not known")
+
+    def spaced(self, op: ast.operator, a: Box, b: Box, out: Box) -> Box:
+        """Counts of bytes meet flags of tokens (whether one begins with a space): these may add to
+        them in one place, or choose among them, and the witness of the bytes stands for all.
+        """
+        if not out.marks & {"space"} or isinstance(op, _LOGIC):
+            return out
+        flags = [p for p in (a, b) if "space" in p.marks]
+        other = b if flags[0] is a else a
+        if isinstance(op, ast.Sub) and flags[0] is b and "bytes" not in a.marks:
+            out.val = None
+        elif len(flags) == 1 and isinstance(op, (ast.Add, ast.Sub, ast.Mult)) and _weighed(other):
+            places = {m for m in other.marks if m.startswith(_SPACED)} - {_SPACED + self.spot()}
+            out.marks -= {"space"}
+            if not places:
+                out.val, out.marks = other.val, out.marks | {_SPACED + self.spot()}
+        elif not (isinstance(op, ast.Add) and _nought(other)) and not _nought(other, 1):
+            out.marks -= {"space"}
+        return out
 
     def plain_binary(self, op: ast.operator, left: Any, right: Any) -> Any:
         if (
@@ -212,13 +233,15 @@ class Arithmetic(Hints):
             ast.Invert: _inverted,
             ast.UAdd: operator.pos,
         }
+        if isinstance(value, Box) and "space" in value.marks and isinstance(node.op, ast.Invert):
+            return snapshot(value, val=None)
         return elementwise(self.frozen([known(value)]), actions.get(type(node.op)))
 
     def compare(self, op: ast.cmpop, left: Any, right: Any) -> Any:
         if isinstance(op, (ast.Is, ast.IsNot)):
             if left is None or right is None:
                 other = right if left is None else left
-                if isinstance(other, Box) and "maybe_none" in other.marks:
+                if isinstance(other, Box) and ("maybe_none" in other.marks or other.options):
                     return Box(shape=())
                 return (left is right) == isinstance(op, ast.Is)
             return (
@@ -331,6 +354,16 @@ def _guessed(a: Box, b: Box) -> bool:
         and not (other.roots or is_token(other))
         for token, other in ((a, b), (b, a))
     )
+
+
+def _weighed(box: Box) -> bool:
+    """Whether a value is bytes that no model or score has a part in."""
+    return "bytes" in box.marks and not box.scores
+
+
+def _nought(box: Box, content: float = 0.0) -> bool:
+    """Whether all of a value is known to be this."""
+    return box.val is not None and bool((box.val == content).all())
 
 
 def _tallied(a: Box, b: Box) -> Array | None:

@@ -121,8 +121,26 @@ class Calls(Learning):
     ) -> Any:
         if "kernel" in function.marks:
             return self.opaque(args, named, node)
+        given = [v for v in (*args, *named.values()) if isinstance(v, Box) and v.options]
+        if given and not self.choosing:
+            return self.call_with_each(given[0], function, args, named, node)
         follow = partial(self.follow_function, function, args, named, node)
         return answered(self, function, args, named, follow)
+
+    def call_with_each(
+        self, choice: Box, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
+        """What a call gives for each value that an argument may have, one after the other."""
+        results = []
+        self.choosing = True
+        try:
+            for option in choice.options:
+                own = [option if a is choice else a for a in args]
+                others = {k: option if v is choice else v for k, v in named.items()}
+                results.append(self.call_function(function, own, others, node))
+        finally:
+            self.choosing = False
+        return self.join_values(*results)
 
     def follow_function(
         self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST

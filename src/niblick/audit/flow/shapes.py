@@ -74,6 +74,8 @@ class Shapes(Access):
             if name == "randint":
                 shape = None
         out = Box(shape=shape, marks=frozenset({"zeros"}) if fill == 0 else NO_MARKS)
+        if fill == 0 and boolean(args, named):
+            out.marks |= {"flags"}
         if shape is not None and None not in shape and fill is not None:
             size = int(np.prod([int(s or 0) for s in shape])) if shape else 1
             if size <= 1_000_000:
@@ -304,6 +306,12 @@ class Shapes(Access):
                 return Box(shape=column.shape, val=column, marks=marks)
             return found[0]
         return tuple(found)
+
+
+def boolean(args: list[Any], named: dict[str, Any]) -> bool:
+    """Whether a call says that what it makes holds true or false."""
+    kinds = [v.name.rpartition(".")[2] for v in (*args, *named.values()) if isinstance(v, Dotted)]
+    return any(kind in {"bool", "bool_"} for kind in kinds)
 
 
 def _where(condition: Array, left: Array, right: Array) -> Array | None:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from typing import Any
 
 import numpy as np
 
 from niblick.audit.flow.access_index import plain_index, subscript
-from niblick.audit.flow.boxes import Box, collect, is_token, known, merge, snapshot, target_bits
+from niblick.audit.flow.boxes import (
+    MAX_ELEMENTS,
+    Box,
+    collect,
+    is_token,
+    known,
+    merge,
+    snapshot,
+    target_bits,
+)
 from niblick.audit.flow.expressions import Expressions
 from niblick.audit.flow.objects import (
     Class,
@@ -25,6 +35,9 @@ from niblick.audit.flow.objects import (
 _VALIDATION_NAME = re.compile(
     r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
 )
+
+_ALONE = 3
+"""References to an array that one value has: the value's, a local name's, and the counter's."""
 
 
 class Writing(Expressions):
@@ -192,7 +205,7 @@ class Writing(Expressions):
             self.place(box, name, index, getattr(new, name))
         if box.val is not None:
             try:
-                box.val = box.val.copy()
+                box.val = _unshared(box, "val")
                 box.val[index] = new.val if new.val is not None else 1
             except (ValueError, IndexError, TypeError):
                 box.val = None
@@ -234,13 +247,24 @@ class Writing(Expressions):
             return
         if array is None:
             size = int(np.prod([int(s or 0) for s in box.shape or ()]))
-            if size > 4_000_000:
+            if size > MAX_ELEMENTS:
                 return
             array = np.full(tuple(int(s or 0) for s in box.shape or ()), -1, dtype=np.int64)
-        array = array.copy()
+        else:
+            array = None
+            array = _unshared(box, name)
         try:
             array[index] = -1 if new is None else new
         except (ValueError, IndexError, TypeError):
             if new is not None and name == "pos":
                 box.deps |= merge([Box(pos=new)]).deps
         setattr(box, name, array)
+
+
+def _unshared(box: Box, name: str) -> Any:
+    """An array of a value that may be written to: the array itself if nothing else refers to it,
+    as views and copies of the value would, else a copy.
+    """
+    array = getattr(box, name)
+    alone = sys.getrefcount(array) <= _ALONE and array.flags.owndata and array.flags.writeable
+    return array if alone else array.copy()
