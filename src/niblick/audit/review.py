@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from niblick.audit import flow
 from niblick.audit.command import documented_commands
-from niblick.audit.conditions import settings
+from niblick.audit.conditions import settings, stated_processes
 from niblick.audit.flow.native import gated_outputs
 from niblick.audit.flow.objects import Trace
 from niblick.audit.record import record_findings
@@ -178,12 +178,11 @@ def _followed(
     loader = found.loader_environment
     environment = dict(loader) if defaults else settings(submission, loader, command)
     arguments = _arguments(command.text, submission.script) if command is not None else []
-    world = command.world_size if command else None
+    world = (command.world_size if command else None) or environment.get("WORLD_SIZE")
+    world = world or stated_processes(submission)
     trace = Trace()
     source = submission.source
-    environment["WORLD_SIZE"] = (
-        "1" if (world or environment.get("WORLD_SIZE")) in (1, "1") else _WORLD_SIZE
-    )
+    environment["WORLD_SIZE"] = "1" if world in (1, "1") else _WORLD_SIZE
     modules = _modules(found)
     if source is not None and source.tree is not None:
         trace = flow.run(

@@ -137,6 +137,8 @@ class Arithmetic(Hints):
         other = b if flags[0] is a else a
         if isinstance(op, ast.Sub) and flags[0] is b and "bytes" not in a.marks:
             out.val = None
+        elif len(flags) > 1 and isinstance(op, ast.Mult):
+            out.val = None
         elif len(flags) == 1 and isinstance(op, (ast.Add, ast.Sub, ast.Mult)) and _weighed(other):
             places = {m for m in other.marks if m.startswith(_SPACED)} - {_SPACED + self.spot()}
             out.marks -= {"space"}

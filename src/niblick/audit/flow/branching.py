@@ -93,11 +93,14 @@ class Branching(Imports):
         condition = self.value(node.test)
         test = self.truth(condition)
         if test is None:
-            before, self.kept_for = self.kept_for, self.kept_for | self.tried(node, condition)
+            tried = self.tried(node, condition)
+            before, self.kept_for = self.kept_for, self.kept_for | tried
             try:
                 self.both(node.body, node.orelse, condition, self.depends_on_data(condition))
             finally:
                 self.kept_for = before
+                for root in condition.roots if tried else ():
+                    self.leaves[root].seen |= tried
         else:
             self.block(node.body if test else node.orelse)
 
@@ -112,8 +115,6 @@ class Branching(Imports):
         plain = "train" in condition.marks or not positions or self.acts(loop)
         if plain or not (condition.roots and self.changes(node, loop)):
             return 0
-        for root in condition.roots:
-            self.leaves[root].seen |= positions
         self.record_update(condition.roots, positions, node, frozenset({"kept"}))
         return positions
 

@@ -27,6 +27,7 @@ from niblick.audit.flow.signals import AbortSignal
 
 _MAX_TEXT = 200_000
 _MOST_RANKED = 16
+_SMALLEST = "the smallest of several figures is taken"
 
 _PURE: dict[str, Callable[..., Any]] = {
     "int": int,
@@ -215,10 +216,15 @@ class Builtins(Records):
         told = [r for r in ranks if isinstance(r, Box) and (r.scores or r.marks & {"file"})]
         if len(told) < 2 or any(r.roots and r.nll for r in told):
             return item
-        mark = frozenset({f"{WARP}the smallest of several figures is taken ({self.spot()})"})
+        mark = frozenset({f"{WARP}{_SMALLEST} ({self.spot()})"})
         if isinstance(item, (tuple, list)):
             return tuple(_marked(part, mark) for part in item)
         return _marked(item, mark)
+
+    def smallest(self, value: Any) -> None:
+        """A figure becomes the smallest of those that the ranks of a run have."""
+        if isinstance(value, Box) and value.scores and "bytes" in value.marks:
+            self.warp(value, _SMALLEST)
 
     def py_max(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return self.py_min(args, named, node, max)

@@ -404,7 +404,12 @@ class Calls(Learning):
         if last in words(
             "save all_reduce barrier synchronize manual_seed seed broadcast destroy_process_group"
         ):
+            if last == "all_reduce" and "MIN" in _names((*args, *named.values())):
+                self.smallest(args[0])
             return args[0] if last in {"all_reduce", "broadcast"} and args else None
+        if last == "all_gather_object" and len(args) > 1 and isinstance(args[0], list):
+            args[0][:] = [args[1]] * len(args[0])
+            return None
         if numpy and last == "nonzero":
             named = {**named, "as_tuple": True}
         result = self.tensor_call(last, args, named, node, False)
@@ -415,3 +420,8 @@ class Calls(Learning):
                 result.marks |= {"numpy"}
             return result
         return self.opaque(args, named, node)
+
+
+def _names(values: tuple[Any, ...]) -> set[str]:
+    """The last names of what lies outside the program among some values."""
+    return {v.name.rpartition(".")[2] for v in values if isinstance(v, Dotted)}

@@ -50,7 +50,8 @@ def check(case: Case) -> list[Finding]:
                 RULE,
                 Severity.BREACH if event.certain and step.certain else Severity.WARNING,
                 f"{step.where.function} (line {step.where.line}) {how or 'steps the weights on'}"
-                f" validation tokens, and {event.where.function} scores {positions(both)} of them afterwards.",
+                f" validation tokens, and {event.where.function} scores {positions(both)} of them"
+                " afterwards.",
                 verdict="flag_other" if trained else "flag_prequant_ttt",
                 pointer="C3",
                 where=event.where,
