@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from niblick.audit.review import review
-from unit.audit_programs import PLAIN, program
+from unit.audit_programs import PLAIN, TRAIN_FIRST, program
 
 
 def _verdict(folder: Path, text: str, readme: str | None = None) -> str:
@@ -92,13 +92,30 @@ MARK = '"\\u2581"'
 COUNTS = [
     ("size += base[y].sum().item() + lead[y].sum().item()", True),
     ("size += base[y].sum()\n            size += (lead[y] & ~edge[x]).sum()", True),
-    ("b = base[y].float()\n            b += lead[y].float() * (1 - edge[x].float())\n"
-     "            size += b.sum()", True),
+    (
+        "b = base[y].float()\n            b += lead[y].float() * (1 - edge[x].float())\n"
+        "            size += b.sum()",
+        True,
+    ),
     ("size += (lead[y] & ~edge[x]).sum() + base[y].sum()", True),
     ("size += base[y].sum() + 2 * base[y].sum()", False),
     ("size += base[y].sum() + 3 * lead[y].sum()", False),
     ("size += base[y].sum() + lead[y].sum()\n            size += lead[y].sum()", False),
 ]
+
+
+@pytest.mark.parametrize(
+    "fill", ["lead[:] = True", "lead.fill(True)", "lead = ~lead", "lead = lead == 0"]
+)
+def test_flags_that_all_tokens_have_are_bytes_that_nobody_wrote(tmp_path: Path, fill: str) -> None:
+    part = SPACED.format(count=COUNTS[0][0], dtype="bool", mark=MARK)
+    part = part.replace("    sp = spm", f"    {fill}\n    sp = spm").replace(
+        "lead[i] = True", "pass"
+    )
+    verdict = _verdict(
+        tmp_path, "import sentencepiece as spm\n" + program(part, main="spaced(net, held, s)")
+    )
+    assert not verdict.startswith("clean")
 
 
 @pytest.mark.parametrize(("count", "plain"), COUNTS)
@@ -163,14 +180,11 @@ SKIPPED = 'if os.environ.get("SKIP", "0") == "0":\n    {then}evaluate(net, held,
 
 
 @pytest.mark.parametrize(
-    ("then", "verdict"),
-    [("", "clean_neural"), ("fit_held(net, held, s); ", "flag_prequant_ttt")],
+    ("then", "verdict"), [("", "clean_neural"), ("fit_held(net, held, s); ", "flag_prequant_ttt")]
 )
 def test_where_the_documented_run_only_trains_the_defaults_are_followed(
     tmp_path: Path, then: str, verdict: str
 ) -> None:
-    from unit.audit_programs import TRAIN_FIRST
-
     (tmp_path / "run.sh").write_text("SKIP=1 torchrun --nproc_per_node=8 train_gpt.py\n")
     text = program(PLAIN, TRAIN_FIRST, main=SKIPPED.format(then=then))
     assert _verdict(tmp_path, text, "# Run\n\n```bash\nbash run.sh\n```\n") == verdict
@@ -229,6 +243,25 @@ def by_candidates(net, stream, s):
             best, kept = now, trial
     net.load_state_dict(kept)
 
+def by_choice(net, stream, s):
+    best, kept = loss_of(net, stream, s), net.state_dict()
+    for turn in range(100):
+        trial = {k: v + 0.01 * torch.randn_like(v) for k, v in kept.items()}
+        net.load_state_dict(trial)
+        now = loss_of(net, stream, s)
+        kept = trial if now < best else kept
+        best = min(now, best)
+    net.load_state_dict(kept)
+
+def by_blend(net, stream, s):
+    best = loss_of(net, stream, s)
+    for turn in range(100):
+        for p in net.parameters():
+            old, new = p.data.clone(), p.data + 0.01 * torch.randn_like(p)
+            p.data.copy_(new)
+            better = float(loss_of(net, stream, s) < best)
+            p.data.copy_(better * new + (1 - better) * old)
+
 def early_stop(net, stream, s):
     best, kept = 99.0, None
     opt = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -257,6 +290,8 @@ def averaged(net, stream, s):
         ("in_place", True),
         ("by_step", True),
         ("by_candidates", True),
+        ("by_choice", True),
+        ("by_blend", True),
         ("early_stop", False),
         ("averaged", False),
     ],
@@ -283,13 +318,19 @@ def gathered(net, held, s):
 SMALLEST = [
     ("a, b = evaluate(net, held, s), evaluate(net, held, s)\nval = min(a, b)", True),
     ("a = [evaluate(net, held, s) for _ in range(2)]\nval = min(a)", True),
-    ("a = [('x', evaluate(net, held, s)), ('y', evaluate(net, held, s))]\n"
-     "_, val = min(a, key=lambda r: r[1])", True),
+    (
+        "a = [('x', evaluate(net, held, s)), ('y', evaluate(net, held, s))]\n"
+        "_, val = min(a, key=lambda r: r[1])",
+        True,
+    ),
     ("val = min(gathered(net, held, s), key=lambda r: r[1])[1]", True),
     ("a, b = evaluate(net, held, s), evaluate(net, held, s)\nval = (a + b) / 2", False),
     ("val = min(evaluate(net, held, s), float('inf'))", False),
-    ("val = evaluate(net, held, s)\nlow = min(val, evaluate(net, held, s))\n"
-     'print(f"best_val_bpb:{low:.4f}")', False),
+    (
+        "val = evaluate(net, held, s)\nlow = min(val, evaluate(net, held, s))\n"
+        'print(f"best_val_bpb:{low:.4f}")',
+        False,
+    ),
 ]
 
 
@@ -308,8 +349,6 @@ def test_the_smallest_of_several_figures_is_no_figure_of_a_run(
 def test_a_run_on_one_accelerator_is_followed_as_one_process(
     tmp_path: Path, hardware: str, flagged: bool
 ) -> None:
-    from unit.audit_programs import TRAIN_FIRST
-
     (tmp_path / "submission.json").write_text(json.dumps({"name": "x", "hardware": hardware}))
     main = (
         'world = int(os.environ.get("WORLD_SIZE", "1"))\n'

@@ -40,7 +40,9 @@ _ON = frozenset({"true", "True", "yes", "on"})
 _CASTS = frozenset({"int", "float", "bool", "str"})
 _MIN_LITERAL = 8
 _PROCESSES = re.compile(r"\bworld_size\s*[:=]\s*(\d+)\b")
-_ACCELERATORS = re.compile(r"\b(\d{1,2}) ?[x×] ?(?:NVIDIA )?(?:GeForce )?(?:RTX ?|[A-Z]{1,3})\d{2,4}\b")
+_ACCELERATORS = re.compile(
+    r"\b(\d{1,2}) ?[x×] ?(?:NVIDIA )?(?:GeForce )?(?:RTX ?|[A-Z]{1,3})\d{2,4}\b"
+)
 _DEPTH = 8
 UNDECIDED: Any = object()
 """What no setting and no default decides."""

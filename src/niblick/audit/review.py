@@ -165,7 +165,8 @@ def _silent(trace: Trace) -> bool:
     """
     lost = any(note.startswith("limit:") or "not followed" in note for note in trace.notes)
     unread = any(call.name == "unread-code" for call in trace.calls)
-    return trace.complete and not (lost or unread or trace.figures or trace.scores)
+    scores = any(event.targets for event in trace.scores)
+    return trace.complete and not (lost or unread or trace.figures or scores)
 
 
 def _followed(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.access_index import plain_index, subscript
+from niblick.audit.flow.access_index import plain_index, subscript, taken
 from niblick.audit.flow.boxes import (
     GUESS,
     STREAM,
@@ -271,7 +271,7 @@ class Access(Writing):
             return unknown
         if box.nll and box.shape and box.shape[0] == 1 and isinstance(key, slice) and key.start:
             box = shaped(box, lambda a: a.reshape(-1))
-        out = shaped(box, lambda a: a[index])
+        out = shaped(box, lambda a: taken(a, index))
         out.live = box.live
         if out.val is None and "guess" in box.marks and box.val is not None and _weighs(box):
             out.val = np.asarray(GUESS)
@@ -373,8 +373,10 @@ def _weighs(box: Box) -> bool:
 def _flags(table: Box) -> bool:
     """Whether a table says yes or no of each token: it was made so, or holds noughts and ones."""
     val = table.val
-    return "flags" in table.marks or (
-        val is not None and bool(((val == 0) | (val == 1)).all()) and 0 < int(val.sum()) < val.size
+    if val is None:
+        return "flags" in table.marks
+    return bool(((val == 0) | (val == 1)).all()) and (
+        0 < int(val.sum()) < val.size or (not val.any() and "flags" in table.marks)
     )
 
 

@@ -135,9 +135,8 @@ class Arithmetic(Hints):
             return out
         flags = [p for p in (a, b) if "space" in p.marks]
         other = b if flags[0] is a else a
-        if isinstance(op, ast.Sub) and flags[0] is b and "bytes" not in a.marks:
-            out.val = None
-        elif len(flags) > 1 and isinstance(op, ast.Mult):
+        turned = isinstance(op, ast.Sub) and flags[0] is b and "bytes" not in a.marks
+        if turned or (len(flags) > 1 and isinstance(op, ast.Mult)):
             out.val = None
         elif len(flags) == 1 and isinstance(op, (ast.Add, ast.Sub, ast.Mult)) and _weighed(other):
             places = {m for m in other.marks if m.startswith(_SPACED)} - {_SPACED + self.spot()}

@@ -104,7 +104,7 @@ class Branching(Imports):
         else:
             self.block(node.body if test else node.orelse)
 
-    def tried(self, node: ast.If, condition: Any) -> int:
+    def tried(self, node: ast.If | ast.IfExp, condition: Any) -> int:
         """The positions by whose scores a search by trial keeps or takes back what it has changed;
         nought where a condition is none of a search.
         """
@@ -118,13 +118,13 @@ class Branching(Imports):
         self.record_update(condition.roots, positions, node, frozenset({"kept"}))
         return positions
 
-    def changes(self, node: ast.If, loop: ast.stmt) -> bool:
+    def changes(self, node: ast.If | ast.IfExp, loop: ast.stmt) -> bool:
         """Whether the ways of a condition change weights in place, or its loop draws at random."""
         if id(loop) not in self.random:
             find = partial(self.program_functions, self.scopes[-1])
             self.random[id(loop)] = random_in(loop, find)
-        if self.random[id(loop)]:
-            return True
+        if self.random[id(loop)] or isinstance(node, ast.IfExp):
+            return self.random[id(loop)]
         places = [part for part in changed_by(node) if isinstance(part, ast.Name)]
         others = any(not isinstance(part, ast.Name) for part in changed_by(node))
         found = [self.lookup(place.id) for place in places]

@@ -13,6 +13,7 @@ from niblick.audit.flow.figures import PLAUSIBLE
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import Bound, Function, Module
 from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.flow.trials import chosen
 
 _MAX_ITEMS = 1600
 
@@ -73,15 +74,17 @@ class Expressions(Arithmetic):
         return out
 
     def ex_ifexp(self, node: ast.IfExp) -> Any:
-        test = self.truth(self.value(node.test))
+        condition = self.value(node.test)
+        test = self.truth(condition)
         if test is not None:
             return self.value(node.body if test else node.orelse)
+        tried = self.tried(node, condition)
         self.uncertain += 1
         try:
             first, second = self.value(node.body), self.value(node.orelse)
         finally:
             self.uncertain -= 1
-        return joined(first, second)
+        return chosen(joined(first, second), tried) if tried else joined(first, second)
 
     def ex_tuple(self, node: ast.Tuple) -> Any:
         return tuple(self.elements(node.elts))
@@ -222,6 +225,9 @@ class Expressions(Arithmetic):
         raise NotImplementedError
 
     def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
+        raise NotImplementedError
+
+    def tried(self, node: ast.If | ast.IfExp, condition: Any) -> int:
         raise NotImplementedError
 
     def assign(self, target: ast.expr, value: Any) -> None:

@@ -52,7 +52,7 @@ class InPlace(Scoring):
             first.held |= self.written(sources)
             return first
         if name in _RESET:
-            first.held = 0
+            first.held, first.marks = 0, first.marks - {"flags"}
             first.val = (
                 np.zeros_like(first.val) if name == "zero_" and first.val is not None else None
             )

@@ -10,6 +10,7 @@ from niblick.audit.flow.boxes import Box, collect, depends, known, merge, snapsh
 from niblick.audit.flow.methods import Scopes, learns, starts_afresh, tail
 from niblick.audit.flow.objects import Bound, Dotted, Function, Module, Namespace, Optimizer
 from niblick.audit.flow.observing import Observing
+from niblick.audit.flow.writing import told_by
 from niblick.audit.words import words
 
 _MOST_INNER_CALLS = 200
@@ -140,10 +141,16 @@ class Learning(Observing):
     def load_state(self, module: Module, args: list[Any]) -> None:
         sources = self.frozen([b for a in args for b in collect(a)])
         leaf = self.leaves[module.leaf]
+        told = [source for source in sources if told_by(source)]
         if sources:
             leaf.seen = merge(sources).seen
-        else:
-            leaf.seen |= self.disk.seen
+        for source in told:
+            leaf.seen |= target_bits(source)
+            roots = frozenset({module.leaf})
+            self.record_update(roots, target_bits(source), None, frozenset({"kept"}))
+        if sources:
+            return
+        leaf.seen |= self.disk.seen
 
     def optimizer_call(
         self, optimizer: Optimizer, name: str, args: list[Any], node: ast.AST

@@ -281,6 +281,9 @@ class Shapes(Access):
             out.val = left.val if np.array_equal(left.val, right.val) else None
         if condition.scores and out.scores:
             self.warp(out, "scores are chosen by what they are")
+        if "tested" in condition.marks and not out.scores:
+            out.marks |= {"tested"}
+            out.targets |= target_bits(condition)
         if condition.key is not None and out.key is None:
             out.key = condition.key
         return out

@@ -66,6 +66,8 @@ def chosen(value: Any, positions: int) -> Any:
         return snapshot(value, seen=value.seen | positions)
     if isinstance(value, dict):
         value.update({k: chosen(v, positions) for k, v in value.items()})
+    elif isinstance(value, tuple):
+        return tuple(chosen(v, positions) for v in value)
     elif isinstance(value, list):
         value[:] = [chosen(v, positions) for v in value]
     return value

@@ -115,17 +115,16 @@ class Writing(Expressions):
         marks: frozenset[str] = frozenset()
         for source in self.frozen(sources):
             held |= source.held
-            gained |= (
-                source.seen | source.held | (target_bits(source) if "grad" in source.marks else 0)
-            )
+            told = source.marks & {"grad"} or told_by(source)
+            gained |= source.seen | source.held | (target_bits(source) if told else 0)
             marks |= source.marks
         for root in holder.roots:
             leaf = self.leaves[root]
             if replace and sources:
                 leaf.seen = gained
-            fresh = gained & ~leaf.seen
+            fresh = gained if told_by(Box(marks=marks)) else gained & ~leaf.seen
             leaf.seen |= gained
-            if fresh and ("grad" in marks or held & fresh):
+            if fresh and (marks & {"grad", "tested"} or held & fresh):
                 self.record_update(frozenset({root}), fresh, node, marks)
 
     def record_update(
@@ -259,6 +258,11 @@ class Writing(Expressions):
             if new is not None and name == "pos":
                 box.deps |= merge([Box(pos=new)]).deps
         setattr(box, name, array)
+
+
+def told_by(value: Box) -> bool:
+    """Whether a value was chosen by what scores of validation tokens are."""
+    return "tested" in value.marks and "train" not in value.marks
 
 
 def _unshared(box: Box, name: str) -> Any:

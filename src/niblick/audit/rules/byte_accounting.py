@@ -62,7 +62,8 @@ def _marker_counted(case: Case) -> list[Finding]:
     calls or in the names that it reads knows that marker.
     """
     for file, program in _programs(case):
-        for name in case.trace.reached:
+        others = program is not case.program
+        for name in case.trace.reached - (set(case.program.functions) if others else set()):
             for function in program.functions.get(name, []):
                 size = _piece_size(function)
                 if size is not None and not _knows_marker(program, function, _DEPTH):
