@@ -31,18 +31,22 @@ def _figures(case: Case) -> list[Finding]:
         bad = [f for f in figures if _why(f)]
     else:
         claimed = claimed_scores(case)
-        bad = [f for f in figures if f.named and _why(f) and not _beside(f, claimed, figures)]
+        bad = [f for f in figures if f.named and _why(f) and not _beside(case, f, claimed)]
     out: dict[int, Finding] = {}
     for event in bad:
         out.setdefault(event.where.line, _finding(case, event))
     return list(out.values())[:5]
 
 
-def _beside(event: FigureEvent, claimed: frozenset[int], figures: list[FigureEvent]) -> bool:
-    """Whether a figure of unknown content is not the claimed one, which is seen to be honest."""
+def _beside(case: Case, event: FigureEvent, claimed: frozenset[int]) -> bool:
+    """Whether a figure of unknown content is of other tokens than validation ones, as far as known,
+    and not the claimed one, which is seen to be honest.
+    """
     if event.warps or event.content is not None or not claimed or event.scores & claimed:
         return False
-    own = [f for f in figures if f.scores & claimed]
+    if any(e.targets for e in case.trace.scores if e.number in event.scores):
+        return False
+    own = [f for f in case.trace.figures if f.scores & claimed]
     return bool(own) and not any(_why(f) for f in own)
 
 
