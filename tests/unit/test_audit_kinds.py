@@ -356,3 +356,44 @@ def test_a_run_on_one_accelerator_is_followed_as_one_process(
     )
     verdict = _verdict(tmp_path, program(PLAIN, TRAIN_FIRST, main=main))
     assert verdict == ("flag_prequant_ttt" if flagged else "clean_neural")
+
+
+SAMPLED = """
+def sampled(net, batches, s):
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for _ in range(10):
+            x, y = next(batches)
+            logits = net.head(net.hidden(x))
+            total += F.cross_entropy(logits.flatten(0, 1), y.flatten()).item() * y.numel()
+            count += y.numel()
+    return total / count / math.log(2.0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("claim", "verdict"), [(1.08765, "clean_neural"), (1.23456, "hold_unclear")]
+)
+def test_a_sample_of_unknown_tokens_may_be_scored_beside_the_claimed_figure(
+    tmp_path: Path, claim: float, verdict: str
+) -> None:
+    (tmp_path / "submission.json").write_text(json.dumps({"name": "x", "val_bpb": claim}))
+    (tmp_path / "train.log").write_text("sample val_bpb:1.23456\nwhole figure:1.08765\n")
+    main = (
+        'batches = iter(torch.utils.data.DataLoader(os.environ["SAMPLES"]))\n'
+        "guess = sampled(net, batches, s)\n"
+        'print(f"sample val_bpb:{guess:.5f}")\n'
+        "whole = evaluate(net, held, s)\n"
+        'print(f"whole figure:{whole:.5f}")'
+    )
+    assert _verdict(tmp_path, program(SAMPLED, PLAIN, main=main)) == verdict
+
+
+def test_a_selection_that_would_not_fit_is_not_made(tmp_path: Path) -> None:
+    part = PLAIN.replace(
+        "    sizes = byte_table()\n",
+        "    sizes = byte_table()\n    places = np.zeros(300000, dtype=np.int64)\n"
+        "    rows = np.zeros((64, 8192))[np.zeros(4096, dtype=np.int64)][places]\n",
+        1,
+    )
+    assert _verdict(tmp_path, program(part, main="evaluate(net, held, s)")) == "clean_neural"
