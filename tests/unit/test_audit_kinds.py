@@ -397,3 +397,79 @@ def test_a_selection_that_would_not_fit_is_not_made(tmp_path: Path) -> None:
         1,
     )
     assert _verdict(tmp_path, program(part, main="evaluate(net, held, s)")) == "clean_neural"
+
+
+STEPS = """
+def fit(net, stream, s):
+    ps = list(net.parameters())
+    named = {k: v.clone() for k, v in net.named_parameters()}
+    for a in range(0, stream.numel() - 1 - s.context, s.context):
+        x, y = stream[a:a + s.context], stream[a + 1:a + s.context + 1]
+        %s
+    %s
+"""
+WAYS = [
+    (
+        "gs = torch.autograd.grad(net(x[None], y[None]), ps)\n"
+        "        torch._foreach_add_(ps, gs, alpha=-0.1)",
+        "pass",
+    ),
+    (
+        "net(x[None], y[None]).backward()\n        for p in ps: p.data = p.data - 0.1 * p.grad",
+        "pass",
+    ),
+    (
+        "gs = torch.autograd.grad(net(x[None], y[None]), ps)\n"
+        "        v = torch.nn.utils.parameters_to_vector(ps)\n"
+        "        v = v - 0.1 * torch.nn.utils.parameters_to_vector(gs)\n"
+        "        torch.nn.utils.vector_to_parameters(v, ps)",
+        "pass",
+    ),
+    (
+        "loss = lambda p: torch.func.functional_call(net, p, (x[None], y[None]))\n"
+        "        gs = torch.func.grad(loss)(named)\n"
+        "        named = {k: v - 0.1 * gs[k] for k, v in named.items()}",
+        "net.load_state_dict(named)",
+    ),
+    (
+        "loss, gs = value_and_grad(net, lambda x, y: net(x, y))(x[None], y[None])\n"
+        "        Adam(learning_rate=0.1).update(net, gs)",
+        "pass",
+    ),
+]
+
+
+@pytest.mark.parametrize(("step", "last"), WAYS)
+@pytest.mark.parametrize("tokens", ["held", "load(s.train_files)"])
+def test_weights_are_seen_to_learn_by_whatever_call_changes_them(
+    tmp_path: Path, step: str, last: str, tokens: str
+) -> None:
+    text = program(
+        STEPS % (step, last), PLAIN, main=f"fit(net, {tokens}, s)\nevaluate(net, held, s)"
+    )
+    head = "from mlx.nn import value_and_grad\nfrom mlx.optimizers import Adam\n"
+    learnt = tokens == "held"
+    assert _verdict(tmp_path, head + text) == ("flag_prequant_ttt" if learnt else "clean_neural")
+
+
+@pytest.mark.parametrize(
+    ("save", "restore"),
+    [
+        BY_STATE,
+        BY_LIST,
+        (
+            "kept = torch.nn.utils.parameters_to_vector(net.parameters()).clone()",
+            "torch.nn.utils.vector_to_parameters(kept, net.parameters())",
+        ),
+        (
+            "kept = [p.detach().clone() for p in net.parameters()]",
+            "torch._foreach_copy_(list(net.parameters()), kept)",
+        ),
+        ("pass", "pass"),
+    ],
+)
+def test_weights_that_are_put_back_are_as_before(tmp_path: Path, save: str, restore: str) -> None:
+    part = WINDOWS.format(save=save, restore=restore, fit="first")
+    twice = "windows(net, held, s)\nwindows(net, held, s)"
+    verdict = _verdict(tmp_path, program(part, main=twice))
+    assert verdict == ("flag_prequant_ttt" if save == "pass" else "clean_ttt_score_first")

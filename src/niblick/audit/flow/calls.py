@@ -86,6 +86,8 @@ class Calls(Learning):
             method = callee.cls.find("__call__") or callee.cls.find("forward")
             if isinstance(method, Function):
                 return self.call_function(method, [callee, *args], named, node)
+        if isinstance(callee, Namespace) and "__gradient_of__" in callee.attrs:
+            return self.gradient_call(callee.attrs, args, named, node)
         if isinstance(callee, Namespace) and "__call__" in callee.attrs:
             attrs = callee.attrs
             return self.call_value(
@@ -95,6 +97,16 @@ class Calls(Learning):
                 node,
             )
         return self.opaque([callee, *args], named, node)
+
+    def gradient_call(
+        self, attrs: dict[str, Any], args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
+        """What a transformed function gives: the gradient of its loss, beside that where asked."""
+        loss = self.call_value(attrs["__gradient_of__"], args, named, node)
+        found = self.gradients([loss], {})
+        gradient = found[0] if len(found) == 1 else found
+        both = (gradient, loss) if attrs["__first__"] else (loss, gradient)
+        return both if attrs["__both__"] else gradient
 
     def layer(self, layer: Box, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """What a part of a model makes of its input."""
@@ -210,6 +222,15 @@ class Calls(Learning):
         ):
             return tuple(joined(a, b) for a, b in zip(left, right, strict=True))
         return joined(left, right)
+
+    def changed_together(self, name: str, args: list[Any], node: ast.AST) -> None:
+        """Several parameters change in one call."""
+        vector = name == "vector_to_parameters"
+        targets, rest = (args[1], args[:1]) if vector else (args[0], args[1:])
+        replaces = vector or name == "_foreach_copy_"
+        for box in collect(targets):
+            if box.live:
+                self.update_param(box, collect(rest), node, replace=replaces)
 
     def block(self, body: list[ast.stmt]) -> None:
         raise NotImplementedError
@@ -407,6 +428,16 @@ class Calls(Learning):
             if last == "all_reduce" and "MIN" in _names((*args, *named.values())):
                 self.smallest(args[0])
             return args[0] if last in {"all_reduce", "broadcast"} and args else None
+        if last in {"grad", "grad_and_value", "value_and_grad"} and args:
+            function = args[-1] if isinstance(args[0], Module) else args[0]
+            if isinstance(function, (Function, Bound)):
+                both, first = last != "grad", last == "grad_and_value"
+                attrs = {"__gradient_of__": function, "__both__": both, "__first__": first}
+                return Namespace(attrs)
+        together = last.startswith("_foreach_") and last.endswith("_")
+        if args[1:] and (together or last == "vector_to_parameters"):
+            self.changed_together(last, args, node)
+            return None
         if last == "all_gather_object" and len(args) > 1 and isinstance(args[0], list):
             args[0][:] = [args[1]] * len(args[0])
             return None

@@ -141,16 +141,17 @@ class Learning(Observing):
     def load_state(self, module: Module, args: list[Any]) -> None:
         sources = self.frozen([b for a in args for b in collect(a)])
         leaf = self.leaves[module.leaf]
-        told = [source for source in sources if told_by(source)]
-        if sources:
-            leaf.seen = merge(sources).seen
-        for source in told:
-            leaf.seen |= target_bits(source)
-            roots = frozenset({module.leaf})
-            self.record_update(roots, target_bits(source), None, frozenset({"kept"}))
-        if sources:
+        if not sources:
+            leaf.seen |= self.disk.seen
             return
-        leaf.seen |= self.disk.seen
+        told = stepped = 0
+        for source in sources:
+            told |= target_bits(source) if told_by(source) else 0
+            stepped |= source.seen & ~leaf.seen if "grad" in source.marks else 0
+        leaf.seen = merge(sources).seen | told
+        if told | stepped:
+            marks = frozenset({"kept"} if told else {"grad"})
+            self.record_update(frozenset({module.leaf}), told | stepped, None, marks)
 
     def optimizer_call(
         self, optimizer: Optimizer, name: str, args: list[Any], node: ast.AST
@@ -159,6 +160,8 @@ class Learning(Observing):
         if name == "zero_grad":
             for root in roots:
                 self.leaves[root].grad = 0
+        if name == "update" and args and isinstance(args[0], Module):
+            self.update_param(self.param_box(frozenset({args[0].leaf})), collect(args[1:]), node)
         if name == "step":
             for arg in args[:1]:
                 if isinstance(arg, (Function, Bound)):

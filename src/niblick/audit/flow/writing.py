@@ -120,9 +120,9 @@ class Writing(Expressions):
             marks |= source.marks
         for root in holder.roots:
             leaf = self.leaves[root]
+            fresh = gained if told_by(Box(marks=marks)) else gained & ~leaf.seen
             if replace and sources:
                 leaf.seen = gained
-            fresh = gained if told_by(Box(marks=marks)) else gained & ~leaf.seen
             leaf.seen |= gained
             if fresh and (marks & {"grad", "tested"} or held & fresh):
                 self.record_update(frozenset({root}), fresh, node, marks)
