@@ -101,6 +101,17 @@ COUNTS = [
     ("size += base[y].sum() + 2 * base[y].sum()", False),
     ("size += base[y].sum() + 3 * lead[y].sum()", False),
     ("size += base[y].sum() + lead[y].sum()\n            size += lead[y].sum()", False),
+    ("size += torch.where(lead[y] & ~edge[x], base[y] + 1, base[y]).sum()", True),
+    (
+        "b = base[y].int()\n            b.add_((lead[y] & ~edge[x]).int())\n"
+        "            size += b.sum()",
+        True,
+    ),
+    ("size += torch.add(base[y], (lead[y] & ~edge[x]).int()).sum()", True),
+    ("size += (base[y] + lead[y].int() - (lead[y] & edge[x]).int()).sum()", True),
+    ("size += (base[y] * (~edge[y]).float()).sum()", True),
+    ("size += base[y].sum() + lead[y].sum() + edge[y].sum()", False),
+    ("size += (base[y] + 1).sum()", False),
 ]
 
 

@@ -74,14 +74,14 @@ class Arithmetic(Hints):
             out.marks |= {"mixed", "hashed"} if isinstance(op, ast.BitXor) else {"mixed"}
         elif isinstance(op, (ast.Mod, ast.BitAnd, ast.BitXor)) and "mixed" in out.marks:
             out.marks |= {"hashed"}
-        out = self.arithmetic(op, a, b, out)
+        out = self.arithmetic(op, a, b, out, node)
         self.check_report(a, b, out)
         self.check_hints(a, b)
         self.silence(op, a, b)
         self.check_keys(op, a, b, node)
         return out
 
-    def arithmetic(self, op: ast.operator, a: Box, b: Box, out: Box) -> Box:
+    def arithmetic(self, op: ast.operator, a: Box, b: Box, out: Box, node: ast.AST) -> Box:
         """What the witness of scores and bytes becomes where plain arithmetic does not tell."""
         if isinstance(op, (ast.BitAnd, ast.BitOr)) and out.val is None and "bytes" in out.marks:
             known_both = a.val is not None and b.val is not None
@@ -101,7 +101,7 @@ class Arithmetic(Hints):
         if isinstance(op, (ast.Mult, ast.Div)) and out.val is None and counted:
             self.scaled(b if a.val is None else a, out)
         if not out.scores:
-            return self.spaced(op, a, b, out)
+            return self.spaced(op, a, b, out, node)
         for score, other in ((a, b), (b, a)):
             if score.nll and "lse" in other.marks and out.val is None and score.val is not None:
                 out.val = np.abs(score.val) * (1 if other is a else -1)
@@ -127,7 +127,7 @@ class Arithmetic(Hints):
             return out
         return self.lost(out, a if a.scores else b, "arithmetic with a value that is not known")
 
-    def spaced(self, op: ast.operator, a: Box, b: Box, out: Box) -> Box:
+    def spaced(self, op: ast.operator, a: Box, b: Box, out: Box, node: ast.AST) -> Box:
         """Counts of bytes meet flags of tokens (whether one begins with a space): these may add to
         them in one place, or choose among them, and the witness of the bytes stands for all.
         """
@@ -139,10 +139,12 @@ class Arithmetic(Hints):
         if turned or (len(flags) > 1 and isinstance(op, ast.Mult)):
             out.val = None
         elif len(flags) == 1 and isinstance(op, (ast.Add, ast.Sub, ast.Mult)) and _weighed(other):
-            places = {m for m in other.marks if m.startswith(_SPACED)} - {_SPACED + self.spot()}
+            end = getattr(node, "end_lineno", 0), getattr(node, "end_col_offset", 0)
+            here = f"{_SPACED}{self.spot()} {end}"
             out.marks -= {"space"}
-            if not places:
-                out.val, out.marks = other.val, out.marks | {_SPACED + self.spot()}
+            twice = {m for m in other.marks if m.startswith(_SPACED)} - {here}
+            out.val = None if twice and isinstance(op, ast.Add) else other.val
+            out.marks |= {here} if isinstance(op, ast.Add) else set()
         elif not (isinstance(op, ast.Add) and _nought(other)) and not _nought(other, 1):
             out.marks -= {"space"}
         return out

@@ -84,6 +84,12 @@ class Expressions(Arithmetic):
             first, second = self.value(node.body), self.value(node.orelse)
         finally:
             self.uncertain -= 1
+        if (
+            isinstance(condition, Box)
+            and "space" in condition.marks
+            and {0, 1} == _plain(first, second)
+        ):
+            return Box(shape=(), marks=frozenset({"bytes", "space"}))
         return chosen(joined(first, second), tried) if tried else joined(first, second)
 
     def ex_tuple(self, node: ast.Tuple) -> Any:
@@ -232,6 +238,11 @@ class Expressions(Arithmetic):
 
     def assign(self, target: ast.expr, value: Any) -> None:
         raise NotImplementedError
+
+
+def _plain(*values: Any) -> set[float]:
+    """The plain numbers among values."""
+    return {v for v in values if isinstance(v, (int, float))}
 
 
 __all__ = ["Bound", "Expressions", "Module"]
