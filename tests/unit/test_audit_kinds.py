@@ -286,6 +286,22 @@ def early_stop(net, stream, s):
             best, kept = now, {k: v.clone() for k, v in net.state_dict().items()}
     net.load_state_dict(kept)
 
+def resampled(net, stream, s):
+    low, notes = 99.0, {}
+    for turn in range(100):
+        at = torch.randint(0, 100, (1,))
+        now = loss_of(net, stream, s)
+        if now < low:
+            low, notes["turn"] = now, turn
+
+def watched(net, stream, s):
+    best, runs = torch.tensor(99.0), {}
+    for name in ("one", "two"):
+        now = loss_of(net, stream, s)
+        if now < best:
+            best.copy_(torch.tensor(now))
+            runs[name] = now
+
 def averaged(net, stream, s):
     plain = loss_of(net, stream, s)
     before = {k: v.clone() for k, v in net.state_dict().items()}
@@ -305,6 +321,8 @@ def averaged(net, stream, s):
         ("by_blend", True),
         ("early_stop", False),
         ("averaged", False),
+        ("resampled", False),
+        ("watched", False),
     ],
 )
 @pytest.mark.parametrize("tokens", ["held", "load(s.train_files)"])

@@ -77,7 +77,7 @@ def stated_processes(submission: Submission) -> int | None:
     """
     source = submission.source
     lines = log_lines(submission.root, source.text if source else "")
-    for text in ("\n".join(lines), str(submission.metadata or ""), submission.readme or ""):
+    for text in ("\n".join(lines[:2000]), str(submission.metadata or ""), submission.readme or ""):
         found = _PROCESSES.search(text) or _ACCELERATORS.search(text)
         if found is not None:
             return int(found[1])

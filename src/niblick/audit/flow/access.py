@@ -37,6 +37,7 @@ from niblick.audit.flow.objects import (
     Optimizer,
 )
 from niblick.audit.flow.paths import path_kind
+from niblick.audit.flow.spaces import says_yes_or_no
 from niblick.audit.flow.writing import Writing
 from niblick.audit.words import words
 
@@ -291,7 +292,7 @@ class Access(Writing):
             out.key, out.deps = key.pos, source.deps | newest.deps
             out.marks |= (key.marks & {"hashed"}) | {"count"}
         elif not source.roots:
-            out.marks |= {"bytes", "space"} if _flags(source) else {"bytes"}
+            out.marks |= {"bytes", "space"} if says_yes_or_no(source) else {"bytes"}
             out.val = witness(newest.pos)
             out.marks |= {"guess"} if newest.pos is None else set()
             out.key = key.pos if "hashed" in key.marks else None
@@ -368,16 +369,6 @@ class Access(Writing):
 def _weighs(box: Box) -> bool:
     """Whether a value is losses or counts of bytes, of which a part of unknown size is as one."""
     return bool(box.scores) or "bytes" in box.marks
-
-
-def _flags(table: Box) -> bool:
-    """Whether a table says yes or no of each token: it was made so, or holds noughts and ones."""
-    val = table.val
-    if val is None:
-        return "flags" in table.marks
-    return bool(((val == 0) | (val == 1)).all()) and (
-        0 < int(val.sum()) < val.size or (not val.any() and "flags" in table.marks)
-    )
 
 
 def _any_of(items: list[Any]) -> Any:

@@ -27,12 +27,12 @@ from niblick.audit.flow.boxes import (
 from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, KeyEvent, Namespace
+from niblick.audit.flow.spaces import spaced
 from niblick.audit.flow.state import PLAIN
 from niblick.audit.operators import BINARY, COMPARE, METHODS
 
 _MOST_BITS = 20_000
 
-_SPACED = "spaced:"
 _LOGIC = (ast.BitAnd, ast.BitOr, ast.BitXor)
 _MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
 
@@ -101,7 +101,8 @@ class Arithmetic(Hints):
         if isinstance(op, (ast.Mult, ast.Div)) and out.val is None and counted:
             self.scaled(b if a.val is None else a, out)
         if not out.scores:
-            return self.spaced(op, a, b, out, node)
+            end = getattr(node, "end_lineno", 0), getattr(node, "end_col_offset", 0)
+            return spaced(op, a, b, out, f"{self.spot()} {end}")
         for score, other in ((a, b), (b, a)):
             if score.nll and "lse" in other.marks and out.val is None and score.val is not None:
                 out.val = np.abs(score.val) * (1 if other is a else -1)
@@ -126,28 +127,6 @@ class Arithmetic(Hints):
         if "bytes" in (a.marks | b.marks) and not (a.scores and b.scores):
             return out
         return self.lost(out, a if a.scores else b, "arithmetic with a value that is not known")
-
-    def spaced(self, op: ast.operator, a: Box, b: Box, out: Box, node: ast.AST) -> Box:
-        """Counts of bytes meet flags of tokens (whether one begins with a space): these may add to
-        them in one place, or choose among them, and the witness of the bytes stands for all.
-        """
-        if not out.marks & {"space"} or isinstance(op, _LOGIC):
-            return out
-        flags = [p for p in (a, b) if "space" in p.marks]
-        other = b if flags[0] is a else a
-        turned = isinstance(op, ast.Sub) and flags[0] is b and "bytes" not in a.marks
-        if turned or (len(flags) > 1 and isinstance(op, ast.Mult)):
-            out.val = None
-        elif len(flags) == 1 and isinstance(op, (ast.Add, ast.Sub, ast.Mult)) and _weighed(other):
-            end = getattr(node, "end_lineno", 0), getattr(node, "end_col_offset", 0)
-            here = f"{_SPACED}{self.spot()} {end}"
-            out.marks -= {"space"}
-            twice = {m for m in other.marks if m.startswith(_SPACED)} - {here}
-            out.val = None if twice and isinstance(op, ast.Add) else other.val
-            out.marks |= {here} if isinstance(op, ast.Add) else set()
-        elif not (isinstance(op, ast.Add) and _nought(other)) and not _nought(other, 1):
-            out.marks -= {"space"}
-        return out
 
     def plain_binary(self, op: ast.operator, left: Any, right: Any) -> Any:
         if (
@@ -357,16 +336,6 @@ def _guessed(a: Box, b: Box) -> bool:
         and not (other.roots or is_token(other))
         for token, other in ((a, b), (b, a))
     )
-
-
-def _weighed(box: Box) -> bool:
-    """Whether a value is bytes that no model or score has a part in."""
-    return "bytes" in box.marks and not box.scores
-
-
-def _nought(box: Box, content: float = 0.0) -> bool:
-    """Whether all of a value is known to be this."""
-    return box.val is not None and bool((box.val == content).all())
 
 
 def _tallied(a: Box, b: Box) -> Array | None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, target_bits
+from niblick.audit.flow.boxes import Box, collect, target_bits
 from niblick.audit.flow.imports import Imports
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.methods import called, tail
 from niblick.audit.flow.objects import Module
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
-from niblick.audit.flow.trials import changed_by, is_weights, random_in
+from niblick.audit.flow.trials import changed_by, is_weights, kept_names, random_in
 
 _MAX_TURNS = 5000
 
@@ -119,16 +119,18 @@ class Branching(Imports):
         return positions
 
     def changes(self, node: ast.If | ast.IfExp, loop: ast.stmt) -> bool:
-        """Whether the ways of a condition change weights in place, or its loop draws at random."""
+        """Whether the ways of a condition change weights in place, or keep some of those that its
+        loop makes at random.
+        """
+        if isinstance(node, ast.If):
+            places = [self.value(place) for place in changed_by(node)]
+            if any(isinstance(v, Module) or is_weights(v) for v in places):
+                return True
         if id(loop) not in self.random:
             find = partial(self.program_functions, self.scopes[-1])
             self.random[id(loop)] = random_in(loop, find)
-        if self.random[id(loop)] or isinstance(node, ast.IfExp):
-            return self.random[id(loop)]
-        places = [part for part in changed_by(node) if isinstance(part, ast.Name)]
-        others = any(not isinstance(part, ast.Name) for part in changed_by(node))
-        found = [self.lookup(place.id) for place in places]
-        return others or any(isinstance(v, Module) or is_weights(v) for v in found)
+        found = [self.lookup(name) for name in kept_names(node)] if self.random[id(loop)] else []
+        return any(b.roots and is_weights(b) for value in found for b in collect(value))
 
     def depends_on_data(self, condition: Any) -> bool:
         """Whether a condition is decided by data of the run, not by a clock, a file or an unknown

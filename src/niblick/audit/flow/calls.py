@@ -10,7 +10,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from niblick.audit.flow.boxes import Box, collect, is_token, merge, snapshot
-from niblick.audit.flow.joining import joined
 from niblick.audit.flow.learning import Learning
 from niblick.audit.flow.methods import small
 from niblick.audit.flow.objects import (
@@ -98,16 +97,6 @@ class Calls(Learning):
             )
         return self.opaque([callee, *args], named, node)
 
-    def gradient_call(
-        self, attrs: dict[str, Any], args: list[Any], named: dict[str, Any], node: ast.AST
-    ) -> Any:
-        """What a transformed function gives: the gradient of its loss, beside that where asked."""
-        loss = self.call_value(attrs["__gradient_of__"], args, named, node)
-        found = self.gradients([loss], {})
-        gradient = found[0] if len(found) == 1 else found
-        both = (gradient, loss) if attrs["__first__"] else (loss, gradient)
-        return both if attrs["__both__"] else gradient
-
     def layer(self, layer: Box, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """What a part of a model makes of its input."""
         boxes = self.frozen([layer, *(b for a in (*args, *named.values()) for b in collect(a))])
@@ -138,21 +127,6 @@ class Calls(Learning):
             return self.call_with_each(given[0], function, args, named, node)
         follow = partial(self.follow_function, function, args, named, node)
         return answered(self, function, args, named, follow)
-
-    def call_with_each(
-        self, choice: Box, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
-    ) -> Any:
-        """What a call gives for each value that an argument may have, one after the other."""
-        results = []
-        self.choosing = True
-        try:
-            for option in choice.options:
-                own = [option if a is choice else a for a in args]
-                others = {k: option if v is choice else v for k, v in named.items()}
-                results.append(self.call_function(function, own, others, node))
-        finally:
-            self.choosing = False
-        return self.join_values(*results)
 
     def follow_function(
         self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
@@ -213,24 +187,6 @@ class Calls(Learning):
                 raise
             return None if self.yields[-1] else Box()
         return None
-
-    def join_values(self, left: Any, right: Any) -> Any:
-        if (
-            isinstance(left, (tuple, list))
-            and isinstance(right, (tuple, list))
-            and len(left) == len(right)
-        ):
-            return tuple(joined(a, b) for a, b in zip(left, right, strict=True))
-        return joined(left, right)
-
-    def changed_together(self, name: str, args: list[Any], node: ast.AST) -> None:
-        """Several parameters change in one call."""
-        vector = name == "vector_to_parameters"
-        targets, rest = (args[1], args[:1]) if vector else (args[0], args[1:])
-        replaces = vector or name == "_foreach_copy_"
-        for box in collect(targets):
-            if box.live:
-                self.update_param(box, collect(rest), node, replace=replaces)
 
     def block(self, body: list[ast.stmt]) -> None:
         raise NotImplementedError
@@ -422,25 +378,13 @@ class Calls(Learning):
             args[0].held |= self.written([b for a in args[1:] for b in collect(a)])
             self.interest += 1
             return None
+        changed = self.changing(last, args, named, node)
+        if changed is not NotImplemented:
+            return changed
         if last in words(
             "save all_reduce barrier synchronize manual_seed seed broadcast destroy_process_group"
         ):
-            if last == "all_reduce" and "MIN" in _names((*args, *named.values())):
-                self.smallest(args[0])
             return args[0] if last in {"all_reduce", "broadcast"} and args else None
-        if last in {"grad", "grad_and_value", "value_and_grad"} and args:
-            function = args[-1] if isinstance(args[0], Module) else args[0]
-            if isinstance(function, (Function, Bound)):
-                both, first = last != "grad", last == "grad_and_value"
-                attrs = {"__gradient_of__": function, "__both__": both, "__first__": first}
-                return Namespace(attrs)
-        together = last.startswith("_foreach_") and last.endswith("_")
-        if args[1:] and (together or last == "vector_to_parameters"):
-            self.changed_together(last, args, node)
-            return None
-        if last == "all_gather_object" and len(args) > 1 and isinstance(args[0], list):
-            args[0][:] = [args[1]] * len(args[0])
-            return None
         if numpy and last == "nonzero":
             named = {**named, "as_tuple": True}
         result = self.tensor_call(last, args, named, node, False)
@@ -451,8 +395,3 @@ class Calls(Learning):
                 result.marks |= {"numpy"}
             return result
         return self.opaque(args, named, node)
-
-
-def _names(values: tuple[Any, ...]) -> set[str]:
-    """The last names of what lies outside the program among some values."""
-    return {v.name.rpartition(".")[2] for v in values if isinstance(v, Dotted)}

@@ -24,6 +24,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
 )
 from niblick.audit.flow.objects import Dotted
+from niblick.audit.flow.spaces import chosen_bytes
 
 CREATE = {
     "zeros": 0,
@@ -278,7 +279,7 @@ class Shapes(Access):
         if condition.val is not None and left.val is not None and right.val is not None:
             out.val = _where(condition.val, left.val, right.val)
         elif "space" in condition.marks:
-            out.val = _spelt(left.val, right.val)
+            out.val = chosen_bytes(left.val, right.val)
         elif left.val is not None and right.val is not None and left.nll and right.nll:
             out.val = left.val if np.array_equal(left.val, right.val) else None
         if condition.scores and out.scores:
@@ -311,18 +312,6 @@ class Shapes(Access):
                 return Box(shape=column.shape, val=column, marks=marks)
             return found[0]
         return tuple(found)
-
-
-def _spelt(left: Array | None, right: Array | None) -> Array | None:
-    """The witness of bytes where flags of tokens say whether one more is counted, or none."""
-    if left is None or right is None:
-        return None
-    if left.size != right.size and 1 not in {left.size, right.size}:
-        return None
-    for more, fewer in ((left, right), (right, left)):
-        if (more - fewer == 1).all() or not more.any():
-            return fewer
-    return None
 
 
 def boolean(args: list[Any], named: dict[str, Any]) -> bool:

@@ -22,6 +22,7 @@ _CHANGES = words(
     "copy_ add_ sub_ mul_ div_ lerp_ addcmul_ set_ index_add_ index_copy_ scatter_ masked_fill_"
     " put_ load_state_dict neg_ sign_"
 )
+_CHAIN = (ast.Name, ast.Attribute, ast.expr_context)
 
 
 def random_in(body: ast.AST, find: Callable[[ast.Call], list[Any]]) -> bool:
@@ -35,27 +36,39 @@ def random_in(body: ast.AST, find: Callable[[ast.Call], list[Any]]) -> bool:
 
 
 def changed_by(node: ast.If) -> Iterator[ast.expr]:
-    """What the two ways of a condition change in place: the objects that they write to."""
-    for part in (*node.body, *node.orelse):
-        for inner in ast.walk(part):
-            if isinstance(inner, ast.Call) and tail(inner.func) in _CHANGES:
-                yield inner.func.value if isinstance(inner.func, ast.Attribute) else inner.func
-            targets = (
-                inner.targets
-                if isinstance(inner, ast.Assign)
-                else [inner.target]
-                if isinstance(inner, ast.AugAssign)
-                else []
-            )
-            for target in targets:
-                data = isinstance(target, ast.Attribute) and target.attr == "data"
-                if isinstance(target, ast.Subscript) or data:
-                    yield target.value  # type: ignore[attr-defined]
+    """What the two ways of a condition change in place: the objects that they write to, as far as
+    names lead to them.
+    """
+    for inner in (n for part in (*node.body, *node.orelse) for n in ast.walk(part)):
+        written: list[ast.expr] = []
+        if isinstance(inner, ast.Call) and tail(inner.func) in _CHANGES:
+            written = [inner.func]
+        elif isinstance(inner, ast.Assign):
+            written = inner.targets
+        elif isinstance(inner, ast.AugAssign):
+            written = [inner.target]
+        for target in written:
+            if isinstance(target, ast.Subscript) or tail(target) in {"data", *_CHANGES}:
+                holder = target.value  # type: ignore[attr-defined]
+                if all(isinstance(n, _CHAIN) for n in ast.walk(holder)):
+                    yield holder
+
+
+def kept_names(node: ast.If | ast.IfExp) -> Iterator[str]:
+    """Names whose values the two ways of a condition put under others."""
+    values: list[ast.AST] = [node.body, node.orelse] if isinstance(node, ast.IfExp) else []
+    if isinstance(node, ast.If):
+        inside = (n for part in (*node.body, *node.orelse) for n in ast.walk(part))
+        values = [n.value for n in inside if isinstance(n, ast.Assign)]
+    for value in values:
+        yield from (n.id for n in ast.walk(value) if isinstance(n, ast.Name))
 
 
 def is_weights(value: Any) -> bool:
-    """Whether a value may be weights: a tensor that holds no tokens, scores or counts of bytes."""
-    if not isinstance(value, Box):
+    """Whether a value may be weights: a tensor that holds no tokens, scores or counts of bytes, and
+    is not one number.
+    """
+    if not isinstance(value, Box) or (value.shape == () and not value.live):
         return False
     return not (is_token(value) or value.scores or value.marks & {"bytes", "index", "count"})
 
