@@ -227,7 +227,8 @@ class Learning(Observing):
         if last == "all_reduce" and "MIN" in _names((*args, *named.values())):
             self.smallest(args[0])
         if last == "all_gather_object" and len(args) > 1 and isinstance(args[0], list):
-            args[0][:] = [args[1]] * len(args[0])
+            if any(box.scores for box in collect(args[1])):
+                args[0][:] = [args[1]] * len(args[0])
             return None
         if last in {"grad", "grad_and_value", "value_and_grad"} and args:
             function = args[-1] if isinstance(args[0], Module) else args[0]
