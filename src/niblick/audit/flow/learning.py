@@ -82,8 +82,9 @@ class Learning(Observing):
             leaf.grad = 0
             return None
         if name.startswith("register_forward"):
-            self.hooks += 1
-            return Namespace({"__hook__": True})
+            counts = _reads_data(args[0] if args else None)
+            self.hooks += counts
+            return Namespace({"__hook__": counts})
         if name in {"no_sync", "register_buffer", "add_module"}:
             return Dotted("contextlib.nullcontext")
         return self.forward(module, args, named, node)
@@ -289,3 +290,16 @@ class Learning(Observing):
 def _names(values: tuple[Any, ...]) -> set[str]:
     """The last names of what lies outside the program among some values."""
     return {v.name.rpartition(".")[2] for v in values if isinstance(v, Dotted)}
+
+
+def _reads_data(hook: Any) -> bool:
+    """Whether a forward hook looks at what goes through its module, not at the module alone."""
+    if not isinstance(hook, Function):
+        return True
+    arguments = hook.node.args
+    given = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs][1:]
+    given += [each for each in (arguments.vararg, arguments.kwarg) if each is not None]
+    names = {each.arg for each in given}
+    body = hook.node.body if isinstance(hook.node.body, list) else [hook.node.body]
+    read = (node for statement in body for node in ast.walk(statement))
+    return any(isinstance(node, ast.Name) and node.id in names for node in read)
