@@ -19,12 +19,12 @@ from niblick.components.functional import rotation
 from niblick.model import LanguageModel
 from niblick.model.accelerated import Accelerated
 from niblick.model.flex import BLOCK, Attend, block_mask
+from niblick.model.graphs import one_graph
 from niblick.model.head import fused_head_loss
 from niblick.model.lm import PLAIN
 from niblick.objective import training_loss
 from niblick.plan import make_plan
 from niblick.recipe import list_recipes, load_recipe
-from niblick.training.compile import whole_graph
 
 RUNS = settings(max_examples=25, deadline=None)
 CPU = torch.device("cpu")
@@ -233,7 +233,7 @@ def test_a_step_is_one_graph_with_the_plain_loss_and_gradients(within: bool) -> 
         return training_loss(model, x, y)
 
     found = []
-    for forms, call in ((None, loss_of), (Accelerated(), whole_graph(loss_of, "aot_eager"))):
+    for forms, call in ((None, loss_of), (Accelerated(), one_graph(loss_of, "aot_eager"))):
         model.kernels = forms
         loss, nll = call(inputs, targets)
         loss.backward()

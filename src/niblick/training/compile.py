@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,54 +16,59 @@ from torch import Tensor
 from niblick.errors import TrainingError
 from niblick.model import LanguageModel
 from niblick.model.accelerated import accelerate
+from niblick.model.graphs import one_graph
 from niblick.model.kernels import Kernels, load_kernels, use_kernels
 from niblick.model.lm import NO_FACTORS
+from niblick.optim import Layout
 from niblick.training.memory import is_out_of_memory
+from niblick.training.overlap import Sink, tapped
 from niblick.training.recorded import Batch, RecordedLoss
 
 Loss = Callable[[LanguageModel, Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 
-def whole_graph(call: Any, backend: str = "inductor") -> Any:
-    """`call` compiled as one graph for each shape, its backward as another; an error where Python
-    would have to step in.
-    """
-    return torch.compile(call, dynamic=False, fullgraph=True, backend=backend)
-
-
 class CompiledLoss:
     """(loss to minimise, mean next-token nll) of one micro-batch; `compiled` says whether a
-    compiled form is in use.
+    compiled form is in use. Where `sink` is kept, gradients of `layout` go to it.
 
     "auto" falls back to plain torch where there is no compiler or it fails (on CUDA with a
     warning), "on" raises `TrainingError` instead, "off" never compiles.
     """
 
     def __init__(
-        self, loss: Loss, model: LanguageModel, wanted: Literal["auto", "on", "off"], device: str
+        self,
+        loss: Loss,
+        model: LanguageModel,
+        wanted: Literal["auto", "on", "off"],
+        device: str,
+        layout: Layout | None = None,
+        sink: Sink | None = None,
     ) -> None:
         def plain(
             inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]
         ) -> tuple[Tensor, Tensor]:
             return loss(model, inputs, targets, factors)
 
-        self._plain = self._call = plain
         self._wanted, self._proven = wanted, True
-        self.compiled = False
+        self.compiled, accelerated = False, accelerate(model)
         self.kernels: Kernels | None = None  # those in use on the CPU
         self._recorded: RecordedLoss | None = None
-        accelerated = accelerate(model)
-        if wanted == "off":
-            return
-        if accelerated:
-            self._call, self._proven, self.compiled = whole_graph(plain), False, True
-        elif use_kernels(model, kernels := load_kernels()):
-            self.kernels, self.compiled = kernels, True
-            self._recorded = RecordedLoss(plain, model)
-        elif wanted == "on":
-            raise TrainingError(
-                'training.compile = "on" needs a C compiler (gcc or clang); use "auto" or "off"'
-            )
+        if wanted != "off" and not accelerated:
+            if use_kernels(model, kernels := load_kernels()):
+                self.kernels, self.compiled = kernels, True
+                self._recorded = RecordedLoss(plain, model)
+            elif wanted == "on":
+                raise TrainingError(
+                    'training.compile = "on" needs a C compiler (gcc or clang); use "auto" or "off"'
+                )
+        # A recorded step gives all gradients at its end.
+        self.sink = sink if self._recorded is None else None
+        if self.sink is not None:
+            assert layout is not None
+            plain = tapped(loss, model, self.sink, layout)
+        self._plain = self._call = plain
+        if wanted != "off" and accelerated:
+            self._call, self._proven, self.compiled = one_graph(plain), False, True
 
     def plain(
         self, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor] = NO_FACTORS

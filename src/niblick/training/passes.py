@@ -122,7 +122,8 @@ class Passes:
             torch.cuda.synchronize()
 
     def accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Forward and backward into the flat gradients; the mean nll of all rows.
+        """Forward and backward into the flat gradients, the mean over all processes; the mean nll
+        of all rows of this one.
 
         Where memory runs out, and the recipe does not say how many rows a micro-batch has, the
         batch is done again in smaller ones. Several processes cannot: `CapacityError` names the
@@ -156,14 +157,22 @@ class Passes:
         return fewer
 
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        rows, total = self.rows, torch.zeros((), device=self.device)
+        rows, total, sink = self.rows, torch.zeros((), device=self.device), self.loss.sink
         factors = self.dropout.draw(self.state.step)
         for i, (x, y) in enumerate(
             zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)
         ):
             part = {name: factor[i * rows : (i + 1) * rows] for name, factor in factors.items()}
             share = len(x) / len(inputs)
+            if sink is not None:
+                sink.open(add=i > 0, last=(i + 1) * rows >= len(inputs))
             nll = self.loss.backward(x, y, part, share)
-            self.state.weights.collect(self.state.optimizer.gradients, add=i > 0)
+            if sink is not None:
+                self._forget()
+                sink.close()
+            else:
+                self.state.weights.collect(self.state.optimizer.gradients, add=i > 0)
             total += nll * share
+        if sink is None:
+            self.state.optimizer.reduce()
         return total
