@@ -84,10 +84,10 @@ class Passes:
         memory = device_memory(self.device)
         return choose_rows(
             self.batch,
-            partial(self._probe, self.loss.plain),
+            partial(self._probe, self.loss.plain_backward),
             memory,
             most=most,
-            confirm=None if on_cpu else partial(self._probe, self.loss),
+            confirm=None if on_cpu else partial(self._probe, self.loss.backward),
         )
 
     def _agreed(self, rows: int) -> int:
@@ -98,7 +98,7 @@ class Passes:
         dist.all_reduce(least, dist.ReduceOp.MIN)
         return int(least)
 
-    def _probe(self, loss: Callable[..., tuple[Tensor, Tensor]], rows: int) -> None:
+    def _probe(self, backward: Callable[..., object], rows: int) -> None:
         """Forward and backward of meaningless tokens; nothing is learned, nothing is kept."""
         count = rows * (self.length + 1)
         tokens = torch.arange(count, device=self.device) % self.recipe.model.vocab_size
@@ -106,7 +106,7 @@ class Passes:
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         factors = {name: factor[:rows] for name, factor in self.dropout.draw(0).items()}
         try:
-            loss(inputs, targets, factors)[0].backward()  # type: ignore[no-untyped-call]
+            backward(inputs, targets, factors)
         finally:
             self._forget()
 
@@ -118,7 +118,7 @@ class Passes:
         """Prime compilation with the recipe's number of passes, all undone."""
         if self.loss.compiled and self.device != "cpu":
             for _ in range(self.recipe.training.compile_warmup_steps):
-                self._probe(self.loss, self.rows)
+                self._probe(self.loss.backward, self.rows)
             torch.cuda.synchronize()
 
     def accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:

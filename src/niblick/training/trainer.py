@@ -160,8 +160,9 @@ class Loop:
             self.state.model,
             recipe.training.compile,
             device,
-            self.state.layout,
-            self._sink(),
+            tokens=recipe.training.micro_batch_tokens or recipe.training.batch_tokens // world.size,
+            layout=self.state.layout,
+            sink=self._sink(),
         )
         self.state.optimizer.use(self.loss.kernels)
         self.state.weights.use(self.loss.kernels)
