@@ -1,6 +1,6 @@
 """What inductor generates for a CUDA device, and whether Triton compiles it, where there is none.
 
-`python gpu_code.py 80 90` prints one JSON document: for each compute capability, the kernels of a
+`python gpu_code.py 90` prints one JSON document: for that compute capability, the kernels of a
 training step of a model of every kind of layer, forward and backward, of the head's chunks, of
 Newton-Schulz and of Adam, each with the size of its machine code (cubin) in bytes. The step is
 traced on the CPU as training traces it; its graphs are then said to be of a device that is only
@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -40,37 +41,18 @@ from torch.nn.attention import flex_attention as flex_module
 from torch.utils import cpp_extension
 from torch.utils._pytree import tree_map
 
+from everything import WIDE, everything
 from niblick.model import LanguageModel
 from niblick.model.accelerated import Accelerated
 from niblick.model.graphs import one_graph
 from niblick.model.head import _chunk
 from niblick.objective import training_loss
-from niblick.optim import LOW_PRECISION, newton_schulz
+from niblick.optim import LOW_PRECISION, Layout, newton_schulz
 from niblick.optim.adam import descend
-from niblick.recipe import load_recipe
+from niblick.training.overlap import tapped
 
 CUDA = torch.device("cuda:0")
 Graph = tuple[fx.GraphModule, bool]  # and whether it is a backward
-# Every kind of part that a shipped recipe has, at the widths of the full-size ones.
-MODEL = [
-    "model.dim=512",
-    "model.context=1024",
-    "model.vocab_size=1024",
-    "model.stack=["
-    '{layers=["token-shift", "window:256"]}, {name="again_blocks", layers=["full"], loops=2}]',
-    "model.scalars=virtual",
-    "model.skips.enabled=true",
-    "model.document_attention=within",
-    "model.attention.heads=8",
-    "model.attention.kv_heads=4",
-    "model.attention.k_gain=true",
-    "model.attention.kv_shift=true",
-    "model.attention.local_value=true",
-    "model.attention.rope.dims=16",
-    "model.value_embedding.layers=[1, 3]",
-    "model.sidecar={enabled=true, layers=[2, 3], width=64}",
-    "model.mtp.heads=1",
-]
 # Operators that make tensors of a device without computing on it have to find its guard.
 GUARD = """
 #include <c10/core/impl/DeviceGuardImplInterface.h>
@@ -200,20 +182,32 @@ def kernels(modules: list[str]) -> dict[str, int]:
     return found
 
 
+def taken(module: str) -> list[float]:
+    """For each gradient that a generated backward hands to a sink, the part of all launches that
+    comes before.
+    """
+    calls = re.findall(r"niblick_training\.take|\w+\.run\(|extern_kernels\.\w+\(", module)
+    launches = [n for n, call in enumerate(calls) if "take" not in call]
+    before = [sum(at < n for at in launches) for n, call in enumerate(calls) if "take" in call]
+    return [count / len(launches) for count in before]
+
+
 def step(model: LanguageModel) -> list[Graph]:
-    """A training step's graphs, matrices in bfloat16."""
+    """A training step's graphs, matrices in bfloat16, gradients taken by taps."""
     model.kernels = Accelerated()
     for parameter in model.plan.parameters:
         if parameter.role in LOW_PRECISION:
             weight = model.get_parameter(parameter.name)
             weight.data = weight.data.bfloat16()
     tokens = torch.zeros(2, model.recipe.context, dtype=torch.int64)
-    return traced(lambda x, y: training_loss(model, x, y), tokens, tokens)
+    sink: Any = SimpleNamespace(key=-1)
+    loss = tapped(training_loss, model, sink, Layout(model.plan.parameters))
+    return traced(lambda x, y: loss(x, y, {}), tokens, tokens)
 
 
-def everything() -> dict[str, list[Graph]]:
+def pieces_of_a_step() -> dict[str, list[Graph]]:
     """All that a step compiles on CUDA, by name."""
-    model = LanguageModel(load_recipe("pocket", MODEL).model, seed=None)
+    model = everything(WIDE)
     flat, numbers = torch.zeros(1 << 16), torch.zeros(5)
     with torch.no_grad():
         rest = {
@@ -241,8 +235,6 @@ def register_guard() -> None:
         library = Path(folder) / "guard.so"
         include = [f"-I{path}" for path in cpp_extension.include_paths()]
         folders = [f"-L{path}" for path in cpp_extension.library_paths()]
-        import subprocess
-
         subprocess.run(
             [*command, str(library), str(source), *include, *folders, "-lc10"], check=True
         )
@@ -250,19 +242,19 @@ def register_guard() -> None:
 
 
 def main() -> None:
-    graphs = everything()
+    graphs = pieces_of_a_step()
     register_guard()
     report: dict[str, Any] = {}
-    for capability in map(int, sys.argv[1:]):
-        found = report[capability] = {}
-        for part, pieces in graphs.items():
-            with described(capability) as modules:
-                for graph, backward in pieces:
-                    inputs = move(graph)
-                    mode = next(t.fake_mode for t in inputs if isinstance(t, FakeTensor))
-                    with torch._guards.tracing(torch._guards.TracingContext(mode)), mode:
-                        compile_fx_inner(graph, inputs, is_backward=backward)
-                found[part] = kernels(modules)
+    for part, pieces in graphs.items():
+        with described(int(sys.argv[1])) as modules:
+            for graph, backward in pieces:
+                inputs = move(graph)
+                mode = next(t.fake_mode for t in inputs if isinstance(t, FakeTensor))
+                with torch._guards.tracing(torch._guards.TracingContext(mode)), mode:
+                    compile_fx_inner(graph, inputs, is_backward=backward)
+            report[part] = kernels(modules)
+            if part == "step":
+                report["taken"] = taken(modules[-1])
     print(json.dumps(report))
 
 

@@ -12,8 +12,7 @@ from niblick.recipe import load_recipe
 from niblick.recipe.schema import AdamRecipe, TrainingRecipe
 
 
-@pytest.mark.parametrize("decoupled", [True, False])
-@pytest.mark.parametrize("head_lr", [None, 0.01])
+@pytest.mark.parametrize(("decoupled", "head_lr"), [(True, None), (False, 0.01)])
 def test_compiled_steps_are_the_plain_ones(decoupled: bool, head_lr: float | None) -> None:
     parameters = make_plan(load_recipe("token-shift-small").model).parameters
     adam = AdamRecipe(decoupled=decoupled, head_lr=head_lr, weight_decay=0.1)

@@ -36,8 +36,8 @@ class Steps:
         layout = Layout(model.plan.parameters, training)
         self.weights = Weights(model, layout, dtype=dtype, specs={})
         self.optimizer = Optimizers(layout, self.weights.master, training, dtype=dtype)
-        tokens = training.micro_batch_tokens or training.batch_tokens
-        self.loss = CompiledLoss(training_loss, model, training.compile, device, tokens=tokens)
+        most = training.micro_batch_tokens or training.batch_tokens
+        self.loss = CompiledLoss(training_loss, model, training.compile, device, tokens=most)
         self.optimizer.use(self.loss.kernels)
         self.weights.use(self.loss.kernels)
         if self.loss.compiled and device != "cpu":

@@ -139,7 +139,7 @@ class CompiledLoss:
         self, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor], weight: float
     ) -> Tensor:
         if self.replayed:  # what the pass before gave has been used
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         loss, nll = self(inputs, targets, factors)
         (loss * weight if weight < 1 else loss).backward()  # type: ignore[no-untyped-call]
         return nll.detach()

@@ -114,7 +114,7 @@ def tapped(loss: Loss, model: LanguageModel, sink: Sink, layout: Layout) -> Loss
         inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         weights = {
-            name: _Tap.apply(parameter, slot, key)
+            name: _Tap.apply(parameter, slot, key)  # type: ignore[no-untyped-call]
             for slot, (name, parameter) in enumerate(parameters)
         }
         given = inputs, targets, dict(factors)
@@ -145,7 +145,7 @@ class _Tap(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return torch.ops.niblick_training.take(gradient, *ctx.place), None, None
 
 
