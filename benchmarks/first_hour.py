@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMPILERS = re.compile(r"(.*-)?(gcc|g\+\+|cc|c\+\+|clang|clang\+\+|tcc|c89|c99)(-[\d.]+)?$")
 HEAD, TAIL = 14, 8  # lines of an output that are shown
 LONGEST = 160  # characters of a line
+_ABOUT_INDEX = re.compile("WARNING: Location '")  # what pip says of where it looks for packages
 _REHEARSED = " (rehearsal)"
 
 
@@ -233,7 +234,7 @@ def environment(place: Path, clone: Path, *, compiler: bool) -> dict[str, str]:
 
 def shown(found: Outcome, scrub: dict[str, str]) -> list[str]:
     """The lines of an output, the middle left out where there are many; no path of this machine."""
-    lines = found.lines
+    lines = [line for line in found.lines if not _ABOUT_INDEX.match(line)]
     if len(lines) > HEAD + TAIL + 1:
         left = len(lines) - HEAD - TAIL
         lines = [*lines[:HEAD], f"[... {left} lines ...]", *lines[-TAIL:]]
@@ -308,7 +309,13 @@ def hour(place: Path, options: argparse.Namespace) -> tuple[list[Outcome], dict[
     """Every command of the hour, in a clone inside `place`."""
     clone = place / "niblick"
     given = environment(place, clone, compiler=not options.without_compiler)
-    scrub = {str(clone): "~/niblick", str(place): "~", str(ROOT): "NIBLICK", str(Path.home()): "~"}
+    scrub = {
+        options.python: "python3",
+        str(clone): "~/niblick",
+        str(place): "~",
+        str(ROOT): "NIBLICK",
+        str(Path.home()): "~",
+    }
     outcomes = []
     steps = [Step("Get it.", f"git clone -q {ROOT} niblick"), *STEPS]
     for number, step in enumerate(steps):

@@ -21,11 +21,12 @@ from niblick.codecs.quantized import Tensors
 from niblick.engine import Engine, Sampling, open_engine, start_text
 from niblick.engine.choice import Build
 from niblick.errors import ArtifactError, NiblickError
+from niblick.extras import needs
 from niblick.files import read_json, run_of
 from niblick.limits import did_you_mean, quoted
 from niblick.plan import Plan
 from niblick.recipe import Recipe
-from niblick.runtime import has_lab, needs_lab
+from niblick.runtime import has_lab
 from niblick.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -296,7 +297,7 @@ class Model:
             except NiblickError:
                 if kind is not None or not has_lab():
                     raise
-        with needs_lab("the torch engine"):
+        with needs("the torch engine"):
             from niblick.evaluation.torch_engine import TorchEngine
             from niblick.runtime import choose_device, read_world
         place = choose_device(read_world(device if on_device else "cpu"))
@@ -310,7 +311,7 @@ class Model:
         no graph. Raises `NiblickError` that names the command which installs torch where it is
         missing.
         """
-        with needs_lab("Model.torch()"):
+        with needs("Model.torch()"):
             from niblick.model import build_model
         return build_model(self.recipe, self._opened.tensors).requires_grad_(gradients)
 

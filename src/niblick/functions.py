@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from niblick.errors import ArtifactError, DataError, NiblickError
+from niblick.extras import needs
 from niblick.facade import EngineName, Model
 from niblick.facade import load as load_model
-from niblick.runtime import has_gpu, has_lab, needs_lab, read_world, settle_threads
+from niblick.runtime import has_gpu, has_lab, read_world, settle_threads
 
 if TYPE_CHECKING:
     from niblick.artifact import Checkpoint
@@ -96,7 +97,7 @@ def train(
     from niblick.data.recipes import read_recipe
     from niblick.recipe import Recipe as AnyRecipe
 
-    with needs_lab("niblick.train"):
+    with needs("niblick.train"):
         from niblick.report import run
         from niblick.report.finish import check_packing, write_run_card
         from niblick.report.own_text import fit_data, given_keys
@@ -150,7 +151,7 @@ def pack(
     recipe's, the shards in `data`, or with `self_calibrate` text that the model writes itself, on
     `device`. Raises `CapacityError` where the cap is exceeded; nothing is written then.
     """
-    with needs_lab("niblick.pack"):
+    with needs("niblick.pack"):
         from niblick.artifact import read_checkpoint
         from niblick.artifact.checkpoint import find_weights
         from niblick.codecs import CODECS
@@ -267,7 +268,7 @@ def evaluate(
     place = None if data is None else Path(data)
     if _engine(engine, device, chosen, world) == "torch":
         if threads is not None:
-            with needs_lab("this evaluation"):
+            with needs("this evaluation"):
                 settle_threads(threads)
         return _with_torch(
             loaded, (place, split), chosen, world=world, prove=prove, on_progress=on_progress
@@ -319,7 +320,7 @@ def _with_torch(
     """The lab's evaluation; with several processes the main one prepares the text first."""
     from niblick.runtime import choose_device, process_group
 
-    with needs_lab("this evaluation"):
+    with needs("this evaluation"):
         from niblick.evaluation.evaluate import evaluate_target
         from niblick.evaluation.processes import in_turn
 

@@ -22,7 +22,6 @@ from typing import Any
 from niblick.errors import NiblickError
 from niblick.limits import quoted
 
-LAB = ("torch", "matplotlib")  # top-level packages of the extra
 # How long threads of OpenMP and of OpenBLAS (as a power of two of processor cycles, 2^26 by
 # default) spin for the next call before they sleep. Read when the libraries are loaded.
 WAIT_POLICY = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "16"}
@@ -289,23 +288,6 @@ def visible_gpus(devices: Path = Path("/dev")) -> tuple[str, ...]:
 def environment_of(gpu: str | None) -> dict[str, str] | None:
     """The environment of a process that is to use `gpu` alone; None to leave it as it is."""
     return None if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
-
-
-@contextmanager
-def needs_lab(what: str) -> Iterator[None]:
-    """Imports of the lab's packages in the block; `NiblickError` tells how to install them."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        if name not in LAB:
-            raise
-        raise NiblickError(lab_message(what, name)) from None
-
-
-def lab_message(what: str, package: str) -> str:
-    """That `what` needs a package of the lab, and the command that installs it."""
-    return f"{what} needs {package}, which is not installed; run: pip install 'niblick[lab]'"
 
 
 def keep_freed_memory() -> bool:

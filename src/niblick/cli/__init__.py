@@ -19,9 +19,9 @@ from typing import Annotated, Any
 from niblick import __version__
 from niblick.cli.imports import importing
 from niblick.errors import NiblickError, NiblickWarning
+from niblick.extras import EXTRAS, missing
 from niblick.limits import cut, quoted
 from niblick.registry import load_plugin
-from niblick.runtime import LAB, lab_message
 
 with importing():
     import typer
@@ -255,9 +255,9 @@ def _run(arguments: list[str] | None) -> int:
         code = _misuse(error)
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if package not in LAB:
+        if package not in EXTRAS["lab"]:
             raise
-        code = _fail(lab_message("this command", package), 2)
+        code = _fail(missing("this command", package, "lab"), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", 130)
     except BrokenPipeError:

@@ -18,7 +18,9 @@ from typing import Annotated, Any
 import typer
 
 from niblick.audit.types import Report
+from niblick.cli.progress import working
 from niblick.errors import AuditError, NiblickError
+from niblick.limits import quoted
 
 _FLAGGED, _UNDECIDED = 1, 3
 _MOST_AT_ONCE = 4
@@ -66,11 +68,14 @@ def audit_command(
     for target in (sarif, markdown, html):
         if target is not None and not target.resolve().parent.is_dir():
             raise AuditError(f"{target}: its folder does not exist")
-    reports = audit_all(paths, run_code=not static, trust=trust, script=script)
-    if data is not None:
-        from niblick.audit.recompute import recomputed
+    barred = len(paths) > 1 and sys.stderr.isatty()
+    what = quoted(str(paths[0])) if len(paths) == 1 else f"{len(paths)} submissions"
+    with working(f"auditing {what}", enabled=not (as_json or barred)):
+        reports = audit_all(paths, run_code=not static, trust=trust, script=script)
+        if data is not None:
+            from niblick.audit.recompute import recomputed
 
-        reports = [recomputed(r, path, data) for r, path in zip(reports, paths, strict=True)]
+            reports = [recomputed(r, path, data) for r, path in zip(reports, paths, strict=True)]
     _write_files(reports, sarif, markdown, html)
     _print(reports, as_json=as_json, verbose=verbose)
     raise typer.Exit(exit_code(reports))

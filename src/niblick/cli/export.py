@@ -11,6 +11,7 @@ import typer
 
 from niblick.cli.completion import models, words
 from niblick.cli.options import JsonOption, TokenizerOption
+from niblick.cli.progress import working
 from niblick.errors import NiblickError
 
 
@@ -76,7 +77,8 @@ def _format(
 ) -> None:
     from niblick.exchange.formats import export_model
 
-    facts = export_model(model, to, out, tokenizer=tokenizer, force=force)
+    with working(f"writing {out}", enabled=not as_json):
+        facts = export_model(model, to, out, tokenizer=tokenizer, force=force)
     print(json.dumps(facts) if as_json else f"{out}: {facts['bytes']:,} bytes as {to}")
     if to == "html":
         print("open it in a browser; it needs no server and no network", file=sys.stderr)
@@ -87,7 +89,8 @@ def _submission(
 ) -> None:
     from niblick.exchange.submission import export_submission
 
-    done = export_submission(run, out, author=author, name=name, force=force)
+    with working("writing the program that runs without this package", enabled=not as_json):
+        done = export_submission(run, out, author=author, name=name, force=force)
     facts = {
         "folder": str(done.folder),
         "bpb": done.bpb,
@@ -122,7 +125,8 @@ def verify_command(
     """
     from niblick.exchange.submission import verify_submission
 
-    found = verify_submission(folder, trust=trust, data=data)
+    with working("scoring the artifact by the submission's own script", enabled=not as_json):
+        found = verify_submission(folder, trust=trust, data=data)
     if as_json:
         print(
             json.dumps(

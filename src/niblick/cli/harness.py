@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from niblick.extras import missing
+
 
 def main() -> None:
     """Register the model and hand over to lm_eval; exit code 2 where that is not installed."""
@@ -17,5 +19,5 @@ def main() -> None:
 
 
 def _missing() -> int:
-    print("niblick: this needs lm-eval; pip install 'niblick[lm-eval]'", file=sys.stderr)
+    print(f"niblick: {missing('niblick-lm-eval', 'lm_eval', 'lm-eval')}", file=sys.stderr)
     return 2

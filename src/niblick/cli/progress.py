@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Timer
 from typing import TYPE_CHECKING
 
 from niblick.units import format_seconds
@@ -31,6 +32,29 @@ def stages(*, enabled: bool = True) -> Iterator[Stages]:
     """A callback that is told a stage's name and the share of it that is done."""
     with _display(enabled) as show:
         yield _timed(show)
+
+
+@contextmanager
+def working(what: str, *, enabled: bool = True) -> Iterator[None]:
+    """Say on standard error what takes a while and cannot tell how far it is: a spinner on a
+    terminal, elsewhere a line once it has taken two seconds.
+    """
+    if not enabled:
+        yield
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.markup import escape
+
+        with Console(stderr=True).status(f"{escape(what)} ..."):
+            yield
+    else:
+        said = Timer(_SOON, print, (f"{what} ...",), {"file": sys.stderr, "flush": True})
+        said.daemon = True
+        said.start()
+        try:
+            yield
+        finally:
+            said.cancel()
 
 
 @contextmanager

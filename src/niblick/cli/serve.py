@@ -12,6 +12,7 @@ from niblick.cli.imports import importing
 from niblick.cli.models import say_shipped
 from niblick.cli.options import ModelArgument, ThreadsOption, TokenizerOption
 from niblick.errors import NiblickError
+from niblick.extras import needs
 
 KeyOption = Annotated[
     str | None, typer.Option(help="Clients must send it; other hosts than loopback need one.")
@@ -49,15 +50,8 @@ def serve_command(
     with importing():
         from niblick import facade
 
-        try:
+        with needs("serve", "serve"):
             from niblick.serve.app import ServeOptions, Service, listen, run
-        except ModuleNotFoundError as error:
-            missing = (error.name or "").partition(".")[0]
-            if missing not in ("starlette", "uvicorn", "prometheus_client"):
-                raise
-            raise NiblickError(
-                f"serve needs {missing}, which is not installed; run: pip install 'niblick[serve]'"
-            ) from None
     options = ServeOptions(
         host=host,
         port=port,

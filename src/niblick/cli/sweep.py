@@ -30,8 +30,9 @@ from niblick.cli.options import (
     SetOption,
 )
 from niblick.errors import NiblickError
+from niblick.extras import needs
 from niblick.files import write_atomically
-from niblick.runtime import choose_device, needs_lab, read_world
+from niblick.runtime import choose_device, read_world
 from niblick.scoring.sweep import BASELINE
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _recipes(
 def _check_device(device: str | None) -> None:
     """Refuse a device that is not there before anything is trained."""
     if device is not None:
-        with needs_lab("niblick sweep"):
+        with needs("niblick sweep"):
             choose_device(read_world(device))
 
 

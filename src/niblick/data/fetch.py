@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from niblick.data.dataset import tokenizer_pattern
 from niblick.data.shards import ShardError, count_tokens
 from niblick.errors import DataError
+from niblick.extras import needs
 from niblick.files import sha256_file
 
 REPOSITORY = "willdepueoai/parameter-golf"
@@ -101,12 +102,10 @@ class HuggingFaceHub:
 
 
 def _library() -> Any:
-    try:
+    with needs("a dataset of the hub", "hub", DataError):
         import huggingface_hub
         import huggingface_hub.errors
         import huggingface_hub.hf_api
-    except ImportError:
-        raise DataError("this needs huggingface_hub: pip install 'niblick[hub]'") from None
     return huggingface_hub
 
 

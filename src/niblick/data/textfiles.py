@@ -22,6 +22,7 @@ from typing import IO, Any, cast
 from zstandard import ZstdDecompressor, ZstdError
 
 from niblick.errors import DataError
+from niblick.extras import needs
 from niblick.files import parse_json
 from niblick.limits import cut, quoted
 
@@ -171,11 +172,9 @@ def _jsonl(path: Path, field: str) -> Iterator[str]:
 @contextmanager
 def open_parquet(path: Path, field: str) -> Iterator[Any]:
     """A `pyarrow.parquet.ParquetFile` that has a column `field` of text; `DataError` otherwise."""
-    try:
+    with needs(repr(str(path)), "data", DataError):
         import pyarrow
         import pyarrow.parquet
-    except ImportError:
-        raise DataError(f"{str(path)!r} needs pyarrow: pip install 'niblick[data]'") from None
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
             if field not in file.schema_arrow.names:

@@ -18,6 +18,7 @@ from niblick.components import MLP
 from niblick.components.attention import rotary_base
 from niblick.components.base import VirtualLayer
 from niblick.errors import NiblickError
+from niblick.extras import needs
 from niblick.facade import Model
 from niblick.plan import Plan
 from niblick.recipe.model import ModelRecipe
@@ -64,10 +65,8 @@ def export_gguf(model: Model, out: Path) -> int:
         raise NiblickError(
             f"llama.cpp has no place for these parts of the model: {', '.join(lost)}"
         )
-    try:
+    with needs("export to gguf", "gguf"):
         import gguf
-    except ModuleNotFoundError:
-        raise NiblickError("this needs the package gguf; pip install 'niblick[gguf]'") from None
     pieces = _pieces(model.tokenizer)
     writer = gguf.GGUFWriter(out, _ARCHITECTURE)
     _settings(writer, model)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from niblick.errors import NiblickError
+from niblick.extras import missing
 from niblick.files import write_atomically
 from niblick.limits import cut
 from niblick.recipe import Recipe
@@ -184,10 +185,7 @@ def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         package = TRACKERS[name].package
         if find_spec(package) is None:
-            raise NiblickError(
-                f"--track {name} needs {package}, which is not installed; run: pip install"
-                f" 'niblick[{name}]'"
-            )
+            raise NiblickError(missing(f"--track {name}", package, name))
     return tuple(dict.fromkeys(names))
 
 

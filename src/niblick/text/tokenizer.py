@@ -236,6 +236,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.bos_id = self._find_bos()
         self._encoded_model = model.with_dummy_prefix(False) if self.lossless else model
         self._engine = _processor(self._encoded_model.serialize())
+        self._encoded = 0  # characters so far
         spelled = {p.text: i for i, p in enumerate(model.pieces) if p.kind == spmodel.BYTE}
         self._space_bytes = [spelled.get(spmodel.BYTE_PIECES[b], -1) for b in SPACE.encode()]
         published = self.sha256 == _CHALLENGE_SHA256
@@ -292,9 +293,11 @@ class SentencePieceTokenizer(Tokenizer):
         return self._encode_exactly(" " + text if self._model.dummy_prefix else text)
 
     def _encode_part(self, text: str) -> Sequence[int] | Tokens:
-        found = None if self._native is None else self._native.encode(text)
-        if found is not None:
-            return found
+        self._encoded += len(text)
+        if self._encoded > _WORTH_TABLES and self._native is not None:
+            found = self._native.encode(text)
+            if found is not None:
+                return found
         ids: list[int] = self._engine.Encode(text)
         return ids
 
@@ -322,6 +325,7 @@ def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     return processor
 
 
+_WORTH_TABLES = 4_096  # characters to encode before the compiled encoder's tables are built
 _SILENT = (spmodel.CONTROL, spmodel.UNKNOWN, spmodel.UNUSED)
 
 

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from niblick.errors import NiblickError
+from niblick.extras import needs
 from niblick.text import spmodel
 from niblick.text.spmodel import SPACE, Piece, SentencePieceModel
 from niblick.text.tokenizer import BytesTokenizer, SentencePieceTokenizer, Tokenizer
@@ -25,12 +26,8 @@ def fast_tokenizer(tokenizer: Tokenizer) -> Any:
 
     Raises `NiblickError` for a tokenizer of another kind, or one that it cannot follow exactly.
     """
-    try:
+    with needs("export to hf", "hf"):
         from tokenizers import AddedToken, processors
-    except ModuleNotFoundError:
-        raise NiblickError(
-            "export to hf needs the package tokenizers; pip install 'niblick[hf]'"
-        ) from None
     if isinstance(tokenizer, BytesTokenizer):
         fast, bos = _bytes(), "<s>"
     elif isinstance(tokenizer, SentencePieceTokenizer):

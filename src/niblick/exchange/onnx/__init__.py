@@ -16,6 +16,7 @@ import numpy as np
 from niblick.codecs.quantized import QuantizedTensor
 from niblick.errors import NiblickError
 from niblick.exchange.onnx.step import Step
+from niblick.extras import needs
 from niblick.facade import Model
 from niblick.files import write_atomically
 
@@ -35,10 +36,8 @@ def export_onnx(model: Model, out: Path) -> int:
 
 def onnx_model(model: Model) -> Any:
     """The `onnx.ModelProto` of one step of `model`."""
-    try:
+    with needs("export to onnx", "onnx"):
         from onnx import TensorProto, checker, helper, numpy_helper
-    except ModuleNotFoundError:
-        raise NiblickError("this needs the package onnx; pip install 'niblick[onnx]'") from None
     unknown = {layer.mixer for layer in model.plan.layers} - set(_MIXERS)
     if unknown:
         raise NiblickError(f"mixer {min(unknown)!r} has no form in ONNX")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import niblick
-from niblick.errors import NiblickError
+from niblick.extras import needs
 
 PACKAGE = "niblick"
 _ROOT = Path(niblick.__file__).parent
@@ -140,12 +140,8 @@ def _imports(text: str) -> Iterator[str]:
 
 
 def _minified(name: str, text: str) -> str:
-    try:
+    with needs("export to submission", "export"):
         import python_minifier
-    except ImportError:
-        raise NiblickError(
-            "exporting needs python-minifier; install it with pip install 'niblick[export]'"
-        ) from None
     annotations = python_minifier.RemoveAnnotationsOptions(
         remove_variable_annotations=False,
         remove_return_annotations=True,
