@@ -12,8 +12,19 @@ from niblick.model.graphs import one_graph
 from niblick.model.lm import NO_FACTORS
 from niblick.objective import training_loss
 from niblick.optim import Layout, Optimizers
+from niblick.recipe import load_recipe
 from niblick.training.overlap import Sink, tapped
-from training_runs import tiny_recipe
+
+SMALL = [
+    "model.dim=32",
+    "model.context=32",
+    "model.vocab_size=260",
+    'model.stack=[{layers=["token-shift", "full"]}]',
+    "model.attention.heads=2",
+    "model.attention.kv_heads=1",
+    "model.value_embedding={enabled=false, layers=[]}",
+    "model.bigram.buckets=64",
+]
 
 
 class Alone:
@@ -36,7 +47,7 @@ class Alone:
 
 
 def _setting() -> tuple[LanguageModel, Optimizers, Alone, Sink]:
-    recipe, alone = tiny_recipe(), Alone()
+    recipe, alone = load_recipe("pocket", SMALL), Alone()
     model = LanguageModel(recipe.model, seed=1)
     layout = Layout(model.plan.parameters, recipe.training)
     weights = torch.zeros(layout.total)

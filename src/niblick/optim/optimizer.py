@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from niblick.model.kernels import Kernels
-from niblick.optim.adam import Adam
+from niblick.optim import adam  # noqa: F401  (it registers itself)
 from niblick.optim.base import OPTIMIZERS, Optimizer, ParameterGroup, Update
 from niblick.optim.buffers import Layout, Slot
 from niblick.optim.groups import Group
@@ -67,8 +67,9 @@ class Optimizers:
     def compile(self, backend: str = "inductor") -> None:
         """Have the compiler fuse what optimizers compute, where it gains something."""
         for optimizer in self.by_group.values():
-            if isinstance(optimizer, Adam | Muon):
-                optimizer.compile(backend)
+            compiles = getattr(optimizer, "compile", None)
+            if compiles is not None:
+                compiles(backend)
 
     @torch.no_grad()
     def reduce(self) -> None:

@@ -130,7 +130,7 @@ class CompiledLoss:
         try:
             return self._backward(inputs, targets, factors, weight)
         except Exception as error:
-            if is_out_of_memory(error) or self._wanted == "on":
+            if is_out_of_memory(error):
                 raise
             self._give_graphs_up(error)
         return self._backward(inputs, targets, factors, weight)
