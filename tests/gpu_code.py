@@ -49,7 +49,7 @@ from niblick.model.head import _chunk
 from niblick.objective import training_loss
 from niblick.optim import LOW_PRECISION, Layout, newton_schulz
 from niblick.optim.adam import descend
-from niblick.training.overlap import tapped
+from niblick.training.overlap import early, tapped
 
 CUDA = torch.device("cuda:0")
 Graph = tuple[fx.GraphModule, bool]  # and whether it is a backward
@@ -161,7 +161,8 @@ def described(capability: int) -> Iterator[list[str]]:
         ):
             stack.enter_context(mock.patch.object(where, name, always(value)))
         stack.enter_context(mock.patch.object(GraphLowering, "compile_to_module", to_module))
-        stack.enter_context(inductor_config.patch(fx_graph_cache=False, compile_threads=1))
+        settings = {"fx_graph_cache": False, "compile_threads": 1, **early()["options"]}
+        stack.enter_context(inductor_config.patch(settings))
         stack.enter_context(torch.no_grad())
         yield modules
 
@@ -186,7 +187,9 @@ def taken(module: str) -> list[float]:
     """For each gradient that a generated backward hands to a sink, the part of all launches that
     comes before.
     """
-    calls = re.findall(r"niblick_training\.take|\w+\.run\(|extern_kernels\.\w+\(", module)
+    body = "".join(line for line in module.splitlines(True) if not line.lstrip().startswith("#"))
+    body = body[body.rindex("def call(") :]
+    calls = re.findall(r"niblick_training\.take|\w+\.run\(|extern_kernels\.\w+\(", body)
     launches = [n for n, call in enumerate(calls) if "take" not in call]
     before = [sum(at < n for at in launches) for n, call in enumerate(calls) if "take" in call]
     return [count / len(launches) for count in before]

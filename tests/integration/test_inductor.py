@@ -21,6 +21,7 @@ from niblick.model.graphs import one_graph
 from niblick.objective import training_loss
 from niblick.optim import newton_schulz
 from niblick.optim.adam import descend
+from niblick.training import overlap
 
 pytestmark = [
     pytest.mark.integration,
@@ -71,6 +72,30 @@ def test_inductor_gives_the_plain_steps_of_muon_and_adam() -> None:
             right = found
     for ours, theirs in zip(found, right, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+class Order:
+    """The gradients that came, in their order."""
+
+    def __init__(self) -> None:
+        self.slots: list[int] = []
+
+    def take(self, slot: int, gradient: torch.Tensor) -> None:
+        self.slots.append(slot)
+
+
+def test_inductor_calls_taps_early() -> None:
+    """Of two maps the second's gradient is there before the first's is computed."""
+    sink = Order()
+    overlap._sinks[-7] = sink
+    first, second = (torch.randn(8, 8, requires_grad=True) for _ in range(2))
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        a, b = (overlap._Tap.apply(w, n, -7) for n, w in enumerate((first, second)))
+        return ((x @ a).relu() @ b).square().sum()
+
+    one_graph(call, **overlap.early())(torch.randn(4, 8)).backward()
+    assert sink.slots == [1, 0]
 
 
 @pytest.mark.parametrize("capability", [80, 90])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from niblick.model.lm import NO_FACTORS
 from niblick.optim import Layout
 from niblick.plan import Plan
 from niblick.training.memory import is_out_of_memory
-from niblick.training.overlap import Sink, tapped
+from niblick.training.overlap import Sink, early, hooked, tapped
 from niblick.training.recorded import Batch, RecordedLoss
 
 Compile = Literal["auto", "on", "off", "graphs", "no-graphs"]
@@ -88,18 +88,21 @@ class CompiledLoss:
                 )
         # A recorded step gives all gradients at its end.
         self.sink = sink if self._recorded is None else None
+        self._plain = self._call = self._whole = plain
         if self.sink is not None:
             assert layout is not None
-            plain = tapped(loss, model, self.sink, layout)
-        self._plain = self._call = plain
+            hooked(model, self.sink, layout)
+            self._whole = tapped(loss, model, self.sink, layout)
         self.replayed, self._trials = False, 0
         if wanted != "off" and accelerated:
             self.replayed = self.sink is None and replays(wanted, device, model.plan, tokens)
             self._compile()
 
     def _compile(self) -> None:
-        options = {"mode": "reduce-overhead"} if self.replayed else {}
-        self._call, self._proven, self.compiled = one_graph(self._plain, **options), False, True
+        options: dict[str, Any] = {"mode": "reduce-overhead"} if self.replayed else {}
+        if self.sink is not None:
+            options = early()
+        self._call, self._proven, self.compiled = one_graph(self._whole, **options), False, True
         self._trials = TRIALS if self.replayed else 0
 
     def plain_backward(

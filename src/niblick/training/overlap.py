@@ -1,9 +1,9 @@
 """Gradients that are sent while the backward still computes others.
 
-Every parameter is read through a tap, whose backward hands the gradient to a `Sink` the moment it
-is whole: into the flat buffer, and once all of a bucket are there, on to the other processes. Taps
-are part of the graph: a compiled backward, which else gives all gradients at its end, calls them
-where it stands.
+A `Sink` gets each gradient the moment it is whole: into the flat buffer, and once all of a bucket
+are there, on to the other processes. In plain torch a hook of the parameter hands it over. A
+compiled backward gives all gradients at its end; there every parameter is read through a tap, an
+operator of the graph, which `call_taps_early` puts right behind what it waits for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from niblick.model import LanguageModel
 from niblick.optim import Bucket, Layout, Processes, Waiting
@@ -58,8 +58,10 @@ class Sink:
 
     @torch.no_grad()
     def take(self, slot: int, gradient: Tensor) -> None:
-        """The gradient of parameter `slot` is whole; between micro-batches it is dropped."""
-        if not self._open:
+        """The gradient of parameter `slot` is whole. What comes again, as from the hook of a
+        parameter that has a tap, is dropped, and what comes between micro-batches.
+        """
+        if not self._open or slot in self._arrived:
             return
         view = self._views[slot]
         view.add_(gradient) if self._add else view.copy_(gradient)
@@ -102,6 +104,19 @@ class Sink:
         shared = torch.tensor(mine, dtype=torch.int64, device=self._device)
         self._processes.sum_exactly(shared)
         return shared.tolist()
+
+
+def hooked(model: LanguageModel, sink: Sink, layout: Layout) -> None:
+    """Have the parameters of `model` hand their gradients to `sink`, in plain torch."""
+    named = dict(model.named_parameters())
+    for number, slot in enumerate(layout.slots):
+
+        def hook(parameter: Tensor, number: int = number) -> None:
+            assert parameter.grad is not None
+            sink.take(number, parameter.grad)
+
+        parameter = named[slot.name]
+        parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
 
 def tapped(loss: Loss, model: LanguageModel, sink: Sink, layout: Layout) -> Loss:
@@ -166,3 +181,26 @@ def _take(gradient: Tensor, slot: int, key: int) -> Tensor:
 @_take.register_fake
 def _(gradient: Tensor, slot: int, key: int) -> Tensor:
     return torch.empty_like(gradient)
+
+
+def call_taps_early(graph: fx.Graph) -> None:
+    """Have a backward call each tap where its gradient is whole; autograd, which goes backward by
+    the order of the forward, comes to them last.
+    """
+    for node in list(graph.nodes):
+        if node.target is torch.ops.niblick_training.take.default:
+            node.args[0].append(node)
+
+
+def early() -> dict[str, Any]:
+    """Options with which inductor does so."""
+    from torch._inductor.custom_graph_pass import CustomGraphPass  # takes seconds to import
+
+    class CallTapsEarly(CustomGraphPass):
+        def __call__(self, graph: fx.Graph) -> None:
+            call_taps_early(graph)
+
+        def uuid(self) -> str:
+            return "niblick: taps early, 1"
+
+    return {"options": {"post_grad_custom_pre_pass": CallTapsEarly()}}
