@@ -189,7 +189,7 @@ def taken(module: str) -> list[float]:
     """
     body = "".join(line for line in module.splitlines(True) if not line.lstrip().startswith("#"))
     body = body[body.rindex("def call(") :]
-    calls = re.findall(r"niblick_training\.take|\w+\.run\(|extern_kernels\.\w+\(", body)
+    calls = re.findall(r"niblick_training\.take\.default\(|\w+\.run\(|extern_kernels\.\w+\(", body)
     launches = [n for n, call in enumerate(calls) if "take" not in call]
     before = [sum(at < n for at in launches) for n, call in enumerate(calls) if "take" in call]
     return [count / len(launches) for count in before]

@@ -107,7 +107,8 @@ def test_triton_compiles_a_step_for_cuda_without_a_card(capability: int) -> None
     assert done.returncode == 0, done.stderr[-2000:]
     parts = json.loads(done.stdout)
     taken = parts.pop("taken")
-    assert taken[0] < 0.1 and taken[len(taken) // 2] < 0.7, "gradients leave as they are made"
+    # Two of the four virtual layers share a block, whose gradients are whole late.
+    assert taken[0] < 0.1 and taken[len(taken) // 2] < 0.85, "gradients leave as they are made"
     assert parts.keys() == {"step", "head", "newton_schulz", "adam"}
     assert all(size > 0 for part in parts.values() for size in part.values())
     attention = [name for name in parts["step"] if name.startswith("triton_tem")]
