@@ -100,7 +100,7 @@ def test_there_are_as_many_starts_whatever_the_documents_are() -> None:
     shapes = {sequence_starts(first_of(160, seed), 2, 160, torch.device("cpu")).shape
               for seed in range(9)}  # fmt: skip
     assert len(shapes) == 1
-    short = torch.arange(160).expand(2, 160)  # every token a document
+    short = torch.arange(160).expand(2, 160)  # every token a document, 320 of them
     with pytest.raises(RuntimeError, match="documents are too short for flash-attn"):
         sequence_starts(short, 2, 160, torch.device("cpu"))
 

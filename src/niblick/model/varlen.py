@@ -20,7 +20,8 @@ from niblick.model.flex import Attend
 
 TYPES = (torch.float16, torch.bfloat16)
 WIDEST = 256  # head that the kernels take, in multiples of 8
-SHORTEST = 16  # tokens of a document, on average over a pass: room for so many is kept
+# Room is kept for so many documents, and for one more in so many tokens of a pass.
+FEW, SHORTEST = 256, 16
 
 
 def flash_attention() -> Callable[..., Any] | None:
@@ -64,13 +65,13 @@ def sequence_starts(first: Tensor | None, batch: int, length: int, device: torch
     """Where each sequence begins in rows (B, T) one behind the other, int32, and the end; as many
     numbers whatever documents there are, those that are not needed at the end too.
 
-    `first` (B, T): the first position of each position's document. Ends the program on the device
-    where documents are shorter than `SHORTEST` tokens on average.
+    `first` (B, T): the first position of each position's document. Where there are more documents
+    than room is kept for, an assertion on the device ends the program.
     """
     total = batch * length
     if first is None:
         return torch.arange(0, total + 1, length, dtype=torch.int32, device=device)
-    room = min(total, batch * (length // SHORTEST + 1))
+    room = min(total, FEW + total // SHORTEST)
     places = torch.arange(total, dtype=torch.int32, device=device)
     begins = (first == torch.arange(length, device=device)).flatten()
     torch._assert_async(begins.sum() <= room, "documents are too short for flash-attn; remove it")
