@@ -7,6 +7,7 @@ minute of the budget and gains little, the kernels compile in seconds, once per 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ Compile = Literal["auto", "on", "off", "graphs", "no-graphs"]
 Loss = Callable[[LanguageModel, Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 
 
-TRIALS = 3  # calls of a CUDA graph: as a whole, recorded, replayed
+TRIALS = 3  # first calls of a CUDA graph: as a whole, recorded, replayed
 # A launch takes Python 10 us; a layer's forward and backward have about 50; and a device that is
 # kept busy makes 3e14 operations a second.
 LAUNCH_SECONDS, LAUNCHES, RATE = 1e-5, 50, 3e14
@@ -93,7 +94,8 @@ class CompiledLoss:
             assert layout is not None
             hooked(model, self.sink, layout)
             self._whole = tapped(loss, model, self.sink, layout)
-        self.replayed, self._trials = False, 0
+        self.replayed = False
+        self._calls: Counter[torch.Size] = Counter()
         if wanted != "off" and accelerated:
             self.replayed = self.sink is None and replays(wanted, device, model.plan, tokens)
             self._compile()
@@ -103,7 +105,6 @@ class CompiledLoss:
         if self.sink is not None:
             options = early()
         self._call, self._proven, self.compiled = one_graph(self._whole, **options), False, True
-        self._trials = TRIALS if self.replayed else 0
 
     def plain_backward(
         self, inputs: Tensor, targets: Tensor, factors: Mapping[str, Tensor] = NO_FACTORS
@@ -127,9 +128,9 @@ class CompiledLoss:
             recorded = self._recorded.backward(Batch(inputs, targets, factors, weight))
             if recorded is not None:
                 return recorded
-        if not self._trials:
+        if not self.replayed or self._calls[inputs.shape] >= TRIALS:
             return self._backward(inputs, targets, factors, weight)
-        self._trials -= 1
+        self._calls[inputs.shape] += 1
         try:
             return self._backward(inputs, targets, factors, weight)
         except Exception as error:
