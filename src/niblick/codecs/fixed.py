@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 T = TypeVar("T", bound=np.generic)
 QUARTERS = 4
-_ONE = 1 << 60
+_ONE = 1 << 60  # of numbers with 60 binary digits behind the point
 
 
 @cache
@@ -44,9 +44,9 @@ def powers(quarters: NDArray[np.int64]) -> NDArray[np.float64]:
 def _each(
     function: Callable[[int], float], quarters: NDArray[np.int64], kind: type[T]
 ) -> NDArray[T]:
-    values, inverse = np.unique(quarters, return_inverse=True)
-    table = np.array([function(value) for value in values.tolist()], dtype=kind)
-    return table[inverse].reshape(quarters.shape)
+    low, high = int(quarters.min(initial=0)), int(quarters.max(initial=0))
+    table = np.array([function(value) for value in range(low, high + 1)], dtype=kind)
+    return table[quarters - low]
 
 
 @cache
@@ -76,9 +76,8 @@ def prior(mean: int, limit: int, weight: int) -> NDArray[np.int64]:
     whole = sum(parts for parts, _ in laws)
     half = [0] * (limit + 1)
     for parts, law in laws:
-        total = whole * (law[0] + 2 * sum(law[1:]))
-        for k, value in enumerate(law):
-            half[k] += weight * parts * value // total
+        total, share = whole * (law[0] + 2 * sum(law[1:])), weight * parts
+        half = [count + share * value // total for count, value in zip(half, law, strict=True)]
     half = [max(value, 1) for value in half]
     return np.array([*half[:0:-1], *half], dtype=np.int64)
 
@@ -102,6 +101,6 @@ def _gaussian(mean: int, limit: int) -> list[int]:
         ratio += term
     law, factor = [_ONE], ratio
     for _ in range(limit):
-        law.append(law[-1] * factor // _ONE)
-        factor = factor * ratio // _ONE * ratio // _ONE
+        law.append(law[-1] * factor >> 60)
+        factor = (factor * ratio >> 60) * ratio >> 60
     return law

@@ -130,10 +130,12 @@ def _tail(rest: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | 
 
     What no entry can hold takes several.
     """
-    if not rest.any():
+    places = np.flatnonzero(rest != 0)
+    if not len(places):
         return None, None
-    rows, columns = np.nonzero(rest)
-    left = rest[rows, columns].astype(np.int64)
+    rows = places // rest.shape[1]
+    columns = places - rows * rest.shape[1]
+    left = rest.reshape(-1)[places].astype(np.int64)
     times = -(-np.abs(left) // _REST)
     rows, columns = np.repeat(rows, times), np.repeat(columns, times)
     last = np.zeros(len(rows), dtype=np.bool_)
@@ -180,8 +182,8 @@ def _planes(bits: int) -> list[tuple[int, int]]:
 def _lay_out(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Blocks of 32 rows of codes plus half their range, as nb_matrix has them."""
     rows, cols = codes.shape
-    values = np.full((-(-rows // ROWS) * ROWS, -(-cols // BLOCK) * BLOCK), 1 << (bits - 1))
-    values = values.astype(np.uint8 if bits <= 8 else np.int32)
+    shape = (-(-rows // ROWS) * ROWS, -(-cols // BLOCK) * BLOCK)
+    values = np.full(shape, 1 << (bits - 1), dtype=np.uint8 if bits <= 8 else np.int32)
     values[:rows, :cols] += codes.astype(values.dtype)  # in 8 bits the sum wraps to the right one
     tiled = values.reshape(-1, ROWS, values.shape[1] // GROUP, GROUP).swapaxes(1, 2)
     quarters = tiled.reshape(len(tiled), -1, 4, BLOCK)
@@ -192,10 +194,10 @@ def _lay_out(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
 def _pack(quarters: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Quarters (blocks, units, 4, 64), their low `bits`, as (blocks, units, 32 * bits) bytes."""
     low = (quarters & ((1 << bits) - 1)).astype(np.uint8)
-    one, two, three, four = np.moveaxis(low, 2, 0)
     if bits == 8:
-        parts = [one, two, three, four]
-    elif bits == 6:
+        return low.reshape(*low.shape[:2], -1)
+    one, two, three, four = np.moveaxis(low, 2, 0)
+    if bits == 6:
         parts = [one | four << 2 & 0xC0, two | four << 4 & 0xC0, three | four << 6]
     elif bits == 4:
         parts = [one | two << 4, three | four << 4]
