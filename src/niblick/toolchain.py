@@ -147,7 +147,7 @@ class CLibrary:
 
     def obtain(self) -> ctypes.CDLL | None:
         """The library, compiled first if need be."""
-        return self.load() if self.build() else None
+        return self.load() or (self.load() if self.build() else None)
 
     def state(self) -> str:
         """Where a build for this processor comes from, in words; "missing" where there is none."""

@@ -14,7 +14,6 @@ from niblick.artifact import container
 from niblick.artifact.checkpoint import find_weights, read_checkpoint
 from niblick.codecs import CODECS, Tensor
 from niblick.codecs.base import exported_tensors
-from niblick.data.dataset import open_dataset
 from niblick.errors import ArtifactError, NiblickError
 from niblick.files import sha256_file
 from niblick.limits import cut, quoted
@@ -81,6 +80,8 @@ def open_tokenizer(spec: str) -> Tokenizer:
     """
     path = Path(spec)
     if path.is_dir() and (path / "manifest.json").is_file():
+        from niblick.data.dataset import open_dataset
+
         return open_dataset(path).tokenizer
     if path.is_dir() or (path.is_file() and (path.suffix == ".safetensors" or _packed(path))):
         found = open_file(path).tokenizer

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,20 @@ from niblick.codecs.grid import restore
 from niblick.codecs.matrices import matrix_shape
 from niblick.codecs.plain import choices, read_plain, write_plain
 from niblick.codecs.quantized import Tensor, Tensors, dequantized
-from niblick.codecs.rounder import LARGEST_SYMBOL, Candidate
 from niblick.codecs.symbols import Encoder, Tables
-from niblick.codecs.tensor_stream import Bits, new_tables, open_decoder, read_tensor, write_tensor
+from niblick.codecs.tensor_stream import (
+    LARGEST_SYMBOL,
+    Bits,
+    new_tables,
+    open_decoder,
+    read_tensor,
+    write_tensor,
+)
 from niblick.errors import ArtifactError
 from niblick.plan import Plan
+
+if TYPE_CHECKING:
+    from niblick.codecs.rounder import Candidate
 
 Ints = NDArray[np.int64]
 # Step (below 0: a section of plainly compressed symbols follows the streams), bytes of two streams,

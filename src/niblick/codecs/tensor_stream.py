@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 Levels = NDArray[np.int32]
 AnyDecoder = Decoder | NativeDecoder
 _WORTH_COMPILING = 1 << 19  # symbols that the reference decodes in the time that compiling takes
-_LARGEST_NUMBER, _LARGEST_CORRECTION = 4096, 12
+LARGEST_SYMBOL, _LARGEST_NUMBER, _LARGEST_CORRECTION = 1 << 20, 4096, 12
 _SPREADS = (0.9, 2.2, 5.0)
 
 

@@ -45,9 +45,7 @@ def open_engine(
             raise NiblickError(f"{name} {quoted(value)}: accepted are 1 to {most:,}")
     why = unsupported(plan)
     if why is None and kind != "numpy":
-        if build == "now":
-            ENGINE.build()
-        library = ENGINE.load()
+        library = ENGINE.obtain() if build == "now" else ENGINE.load()
         if library is not None:
             return NativeEngine(
                 plan, tensors, library, slots=slots, threads=threads, context=context
