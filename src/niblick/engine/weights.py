@@ -95,7 +95,8 @@ def store(
     """
     rows, cols = codes.shape
     bits = _cheapest(codes, tails)
-    kept = codes if codes.dtype.itemsize * 8 <= bits else np.clip(codes, *_RANGES[bits])
+    whole = codes.dtype.itemsize * 8 <= bits
+    kept = codes if whole else np.clip(codes, *_RANGES[bits])
     if factors is not None:
         factors = np.pad(factors.astype(np.float32), (0, -cols % BLOCK))
     return Codes(
@@ -105,7 +106,7 @@ def store(
         rows,
         cols,
         bits,
-        *_tail(codes - kept),
+        *((None, None) if whole else _tail(codes - kept)),
     )
 
 
@@ -187,8 +188,10 @@ def _lay_out(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     values[:rows, :cols] += codes.astype(values.dtype)  # in 8 bits the sum wraps to the right one
     tiled = values.reshape(-1, ROWS, values.shape[1] // GROUP, GROUP).swapaxes(1, 2)
     quarters = tiled.reshape(len(tiled), -1, 4, BLOCK)
+    if values.dtype.itemsize * 8 == bits:
+        return quarters.reshape(len(tiled), -1)
     planes = [_pack(quarters >> low, width).reshape(len(tiled), -1) for low, width in _planes(bits)]
-    return np.ascontiguousarray(np.concatenate(planes, axis=1))
+    return np.concatenate(planes, axis=1)
 
 
 def _pack(quarters: NDArray[Any], bits: int) -> NDArray[np.uint8]:

@@ -196,7 +196,9 @@ class ListedModel(SentencePieceModel):
         """
         trainer = bytes([3 << 3, 2]) + _varint(35 << 3) + bytes([1])
         switches = bytes([3 << 3, self._prefix, 4 << 3, 0, 5 << 3, 1])
-        return self._written + _record(2, trainer) + _record(3, switches)
+        return b"".join(
+            [self._written, _begin(2, len(trainer)), trainer, _begin(3, len(switches)), switches]
+        )
 
 
 def _listed(texts: list[str], vocab_size: int) -> Iterator[Piece]:
@@ -213,16 +215,25 @@ def _listed(texts: list[str], vocab_size: int) -> Iterator[Piece]:
 
 def _written(piece: Piece) -> bytes:
     """A piece as the protocol buffer of a model has it."""
-    body = _record(1, piece.text.encode()) + _SCORE.pack(2 << 3 | 5, piece.score)
-    return _record(1, body if piece.kind == NORMAL else body + bytes([3 << 3, piece.kind]))
+    text = piece.text.encode()
+    before, after = _around(len(text), piece.kind)
+    return before + text + _SCORE.pack(2 << 3 | 5, piece.score) + after
 
 
 _SCORE = struct.Struct("<Bf")
 
 
-def _record(number: int, data: bytes) -> bytes:
-    """A field that holds bytes."""
-    return bytes([number << 3 | 2]) + _varint(len(data)) + data
+@cache
+def _around(size: int, kind: int) -> tuple[bytes, bytes]:
+    """What stands before a piece's text of `size` bytes, and what after its score."""
+    after = b"" if kind == NORMAL else bytes([3 << 3, kind])
+    before = _begin(1, size)
+    return _begin(1, len(before) + size + _SCORE.size + len(after)) + before, after
+
+
+def _begin(number: int, size: int) -> bytes:
+    """How a field of `size` bytes begins, fewer than 2^14."""
+    return bytes([number << 3 | 2]) + _varint(size)
 
 
 def _varint(value: int) -> bytes:

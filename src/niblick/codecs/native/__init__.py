@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-_GUIDE = 1 << 10
+_GUIDE = 1 << 9
 _START = ctypes.CFUNCTYPE(None, ctypes.c_int64)
 
 

@@ -14,7 +14,7 @@
 #endif
 
 #define PRECISION 24
-#define GUIDE_BITS 10
+#define GUIDE_BITS 9
 #define STEP_BITS (PRECISION - GUIDE_BITS)
 #define LARGEST_TOTAL (1 << 21)
 #define LARGEST_SIZE (1 << 20)
@@ -131,7 +131,12 @@ int niblick_take(Decoder *d, const uint8_t *kind, int64_t count, int64_t *place,
     return 1;
 }
 
-static int64_t divide_down(int64_t value, int64_t by) { return value / by - (value % by < 0); }
+/* A quotient of numbers below 2^52, rounded to double, never reaches the integer above it. */
+static int64_t divide_down(int64_t value, int64_t by) {
+    if ((uint64_t)value >> 52 == 0 && (uint64_t)by >> 52 == 0)
+        return (int64_t)((double)value / (double)by);
+    return value / by - (value % by < 0);
+}
 
 /* By the highest bit of a number: how many thresholds are at most that bit, and the next of them.
  * Thresholds are half octaves, so that one at most lies between that bit and the number. */
