@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from niblick.artifact import container
 from niblick.artifact.checkpoint import find_weights, read_checkpoint
-from niblick.codecs import CODECS, Tensor
+from niblick.codecs import CODECS
 from niblick.codecs.base import exported_tensors
+from niblick.codecs.quantized import Tensor
 from niblick.errors import ArtifactError, NiblickError
 from niblick.files import sha256_file
 from niblick.limits import cut, quoted

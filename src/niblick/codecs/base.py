@@ -10,16 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from niblick.codecs.quantized import Floats, Tensor, Tensors
 from niblick.errors import ArtifactError, RecipeError
 from niblick.plan import Plan, Role
 from niblick.recipe import Recipe
 from niblick.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from niblick.codecs.quantized import Floats, Tensor, Tensors
 
 Sizes = tuple[int, int]
 QUANTIZED_ROLES = (Role.MATRIX, Role.EMBEDDING)
@@ -164,6 +166,8 @@ def exported_tensors(tensors: Mapping[str, ArrayLike], plan: Plan) -> dict[str, 
 
     Raises `ArtifactError` naming the first missing, extra, misshapen or non-finite tensor.
     """
+    import numpy as np
+
     known = {p.name for p in plan.parameters}
     extra = sorted(set(tensors) - known)
     if extra:
@@ -198,6 +202,8 @@ def apportion(total: int, weights: list[int]) -> list[int]:
 
 def order0_bits(symbols: NDArray[Any]) -> float:
     """Total bits of integer `symbols` (any shape) under their own histogram."""
+    import numpy as np
+
     if symbols.size == 0:
         return 0.0
     _, counts = np.unique(symbols, return_counts=True)

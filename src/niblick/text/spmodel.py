@@ -157,12 +157,12 @@ class ListedModel(SentencePieceModel):
         return cls(pieces, b"".join(map(_written, pieces)), dummy_prefix=True)
 
     @cached_property
-    def message(self) -> Any:  # type: ignore[override]
+    def message(self) -> Any:
         """The protocol-buffer message."""
         return _messages()["Model"].FromString(self.serialize())
 
     @property
-    def pieces(self) -> tuple[Piece, ...]:  # type: ignore[override]
+    def pieces(self) -> tuple[Piece, ...]:
         """The vocabulary in order of ids."""
         return self._listed
 
