@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from niblick.artifact import container
-from niblick.artifact.checkpoint import find_weights, read_checkpoint
 from niblick.codecs import CODECS
 from niblick.codecs.base import exported_tensors
 from niblick.codecs.quantized import Tensor
@@ -115,6 +114,8 @@ def capacity(payload: int) -> int:
 def _inside(folder: Path) -> Path:
     if (folder / ARTIFACT_FILE).is_file():
         return folder / ARTIFACT_FILE
+    from niblick.artifact.checkpoint import find_weights
+
     checkpoints = folder / "checkpoints"
     return find_weights(checkpoints if checkpoints.is_dir() else folder)
 
@@ -128,6 +129,8 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_checkpoint(path: Path) -> _Content:
+    from niblick.artifact.checkpoint import read_checkpoint
+
     found = read_checkpoint(path)
     tensors = exported_tensors(found.tensors, make_plan(found.recipe.model))
     return found.recipe, found.tokenizer, dict(tensors), found.meta

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from niblick.errors import ArtifactError, RecipeError
 from niblick.plan import Plan, Role
@@ -27,8 +27,7 @@ Sizes = tuple[int, int]
 QUANTIZED_ROLES = (Role.MATRIX, Role.EMBEDDING)
 
 
-@dataclass(frozen=True)
-class TensorRow:
+class TensorRow(NamedTuple):
     """One tensor's line of the ledger: bytes of the payload, order-0 entropy of its symbols."""
 
     bytes: int
@@ -55,8 +54,7 @@ class Encoded:
     choice: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(NamedTuple):
     """Fisher factors of one tensor in its (R, C) layout, per token, in nats per squared weight.
 
     The cost of an error E is about 1/2 tr(L E A E^T) / t with t = tr L = tr A; `rows` is L's
@@ -93,8 +91,7 @@ class Job:
     on_progress: Callable[[float], None] | None = None
 
 
-@dataclass(frozen=True)
-class RoundingSpec:
+class RoundingSpec(NamedTuple):
     """How one parameter is rounded: signed codes of `bits` bits, one scale per row."""
 
     bits: int

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +40,7 @@ _HEAD = struct.Struct("<fIII")
 HEAD_BYTES = _HEAD.size
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """A candidate after entropy coding.
 
     `bits` are prices by tensor, `escapes` and `plain` bytes of those sections; `coder_overhead` is
@@ -84,7 +82,7 @@ def _write_with(candidate: Candidate, plain: list[bool]) -> Written:
         sizes = apportion(len(section), [member.parameter.size for member in chosen])
         for member, size in zip(chosen, sizes, strict=True):
             name = member.parameter.name
-            bits[name] = replace(bits[name], symbols=8.0 * size)
+            bits[name] = bits[name]._replace(symbols=8.0 * size)
     delta = -candidate.delta if section else candidate.delta
     head = _HEAD.pack(delta, len(stream), len(escapes), _checksum(candidate.tensors))
     overhead = 8 * (len(stream) + len(escapes)) / max(encoder.bits, 1.0) - 1

@@ -10,7 +10,6 @@ from niblick.codecs.quantized import Tensors
 from niblick.engine.base import Engine
 from niblick.engine.library import build_in_background
 from niblick.engine.native import NativeEngine
-from niblick.engine.plain import NumpyEngine
 from niblick.engine.structures import unsupported
 from niblick.errors import NiblickError, NiblickWarning
 from niblick.limits import MAX_CONTEXT, MAX_COUNT, MAX_THREADS, quoted
@@ -60,6 +59,8 @@ def open_engine(
             )
     if kind == "native":
         raise NiblickError(f"the native engine cannot run this model here: {why}")
+    from niblick.engine.plain import NumpyEngine
+
     return NumpyEngine(plan, tensors, slots=slots, context=context)
 
 

@@ -7,8 +7,7 @@ of each stands in a list.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +25,7 @@ _TAIL = 40  # codes of 8 bits that are multiplied in the time of one entry of a 
 _TAIL_COLUMNS, _REST = 4096, 32767  # what an entry can hold
 
 
-@dataclass(frozen=True)
-class Codes:
+class Codes(NamedTuple):
     """A matrix (rows, cols): `data` (blocks of 32 rows, bytes) and `scales` (rows,) float32.
 
     `columns` (cols padded to 64,) float32 multiplies the columns, where there is such a factor.
