@@ -306,8 +306,8 @@ class Layout:
 
 def _matrices(part: Layer | PlanStruct) -> Iterator[Matrix]:
     """The matrices of a structure that are there."""
-    for name, kind in part._fields_:
-        if kind is Matrix and (matrix := getattr(part, name)).codes:
+    for field in part._fields_:
+        if field[1] is Matrix and (matrix := getattr(part, field[0])).codes:
             yield matrix
 
 
