@@ -23,6 +23,7 @@ $(STAMP): requirements.lock requirements-corpus.lock pyproject.toml setup.py
 	@$(if $(strip $(PIP_FLAGS)),,options=$$($(BIN)/python tools/torch_build.py); test -z "$$options" || \
 	  $(BIN)/python -m pip install -q --no-deps $$options $$(grep '^torch==' requirements.lock) || \
 	  echo "PyTorch: that failed; the default build is taken")
+	@echo "installing $$(grep -c == requirements.lock) packages: some minutes, most of them for PyTorch ..."
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) -r requirements.lock
 	$(BIN)/python -m pip install -q $(PIP_FLAGS) --no-deps -r requirements-corpus.lock
 	$(if $(HAS_C),,$(BIN)/python -m pip install -q $(PIP_FLAGS) $(ZIGLANG))

@@ -1,8 +1,10 @@
-"""A Llama-type model of about 26.5 M parameters in other engines, for benchmarks/decode.py.
+"""A Llama-type model of about 26.5 M parameters in other engines, for benchmarks/decode.py and
+serve.py.
 
 `python decode_peers.py transformers-float32|transformers-bfloat16|llama.cpp-Q8_0|llama.cpp-Q6_K
-OPTIONS_JSON` prints one line of JSON. Runs in an environment of its own: it needs transformers and
-torch, or llama-cpp-python and gguf, and nothing of this project.
+OPTIONS_JSON` prints one line of JSON; `write-Q6_K '{"out": FILE}'` in their place writes the model
+for llama.cpp's server. Runs in an environment of its own: it needs transformers and torch, or
+llama-cpp-python and gguf, and nothing of this project.
 """
 
 from __future__ import annotations
@@ -133,8 +135,8 @@ def transformers(name: str, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write_gguf(path: Path) -> None:
-    """The random model in float16, without a vocabulary."""
+def write_gguf(path: Path, *, vocabulary: bool = False) -> None:
+    """The random model in float16; without a vocabulary unless a server is to write its text."""
     import gguf
 
     writer = gguf.GGUFWriter(str(path), "llama")
@@ -147,7 +149,15 @@ def write_gguf(path: Path) -> None:
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_rope_dimension_count(HEAD)
     writer.add_vocab_size(VOCAB)
-    writer.add_tokenizer_model("none")
+    writer.add_tokenizer_model("llama" if vocabulary else "none")
+    if vocabulary:
+        kinds = gguf.TokenType
+        special = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
+        pieces = special + [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
+        pieces += [(f"\u2581t{i}", kinds.NORMAL) for i in range(VOCAB - len(pieces))]
+        writer.add_token_list([text for text, _ in pieces])
+        writer.add_token_scores([-float(i) for i in range(VOCAB)])
+        writer.add_token_types([int(kind) for _, kind in pieces])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     draw = np.random.default_rng(0)
 
@@ -167,6 +177,30 @@ def write_gguf(path: Path) -> None:
     writer.close()
 
 
+def pack_gguf(api: Any, name: str, folder: Path, out: Path, *, vocabulary: bool = False) -> None:
+    """The random model at `out`, quantized as the end of `name` says."""
+    import ctypes
+
+    plain = folder / "f16.gguf"
+    write_gguf(plain, vocabulary=vocabulary)
+    settings = api.llama_model_quantize_default_params()
+    settings.ftype = (
+        api.LLAMA_FTYPE_MOSTLY_Q8_0 if name.endswith("Q8_0") else api.LLAMA_FTYPE_MOSTLY_Q6_K
+    )
+    if api.llama_model_quantize(str(plain).encode(), str(out).encode(), ctypes.byref(settings)):
+        raise SystemExit("llama.cpp could not quantize the model")
+
+
+def write(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The quantized model with a vocabulary, in a file."""
+    import llama_cpp as api
+
+    out = Path(options["out"])
+    with tempfile.TemporaryDirectory() as folder:
+        pack_gguf(api, name, Path(folder), out, vocabulary=True)
+    return {"bytes": out.stat().st_size, "parameters": PARAMETERS, "vocab": VOCAB}
+
+
 def llama_cpp(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """llama.cpp through its C interface: one decode call and an argmax of the logits per token."""
     import ctypes
@@ -177,16 +211,8 @@ def llama_cpp(name: str, options: dict[str, Any]) -> dict[str, Any]:
     api.llama_log_set(quiet, ctypes.c_void_p(0))
     api.llama_backend_init()
     with tempfile.TemporaryDirectory() as folder:
-        plain, packed = Path(folder) / "f16.gguf", Path(folder) / "packed.gguf"
-        write_gguf(plain)
-        settings = api.llama_model_quantize_default_params()
-        settings.ftype = (
-            api.LLAMA_FTYPE_MOSTLY_Q8_0 if name.endswith("Q8_0") else api.LLAMA_FTYPE_MOSTLY_Q6_K
-        )
-        if api.llama_model_quantize(
-            str(plain).encode(), str(packed).encode(), ctypes.byref(settings)
-        ):
-            raise SystemExit("llama.cpp could not quantize the model")
+        packed = Path(folder) / "packed.gguf"
+        pack_gguf(api, name, Path(folder), packed)
         before = resident()
         model = api.llama_model_load_from_file(
             str(packed).encode(), api.llama_model_default_params()
@@ -220,4 +246,5 @@ def llama_cpp(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     peer, given = sys.argv[1], json.loads(sys.argv[2])
-    print(json.dumps((llama_cpp if peer.startswith("llama") else transformers)(peer, given)))
+    parts = {"llama.cpp": llama_cpp, "transformers": transformers, "write": write}
+    print(json.dumps(parts[peer.partition("-")[0]](peer, given)))

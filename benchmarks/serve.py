@@ -1,5 +1,5 @@
 """The server under load, on loopback; `python benchmarks/serve.py [MODEL ...] [--clients 64]
-[--seconds 60] [--json]`.
+[--seconds 60] [--json] [--llama-server FILE --peers PYTHON]`.
 
 MODEL is a file, a shipped model, or the name of a recipe, whose initial weights are packed first.
 In turn: the engine alone on the same requests (all of a batch read, then written, without HTTP);
@@ -12,6 +12,10 @@ generator left: tokens written per second / (the engine's mean rate * (1 - gener
 seconds / seconds / processors)). `kept_by_processor` compares processor time per token instead,
 which other work on the machine disturbs less; `engine_reading` is the part of the engine's time
 that prompts take.
+
+`--llama-server` names llama.cpp's server, which then runs under the same load, with a random model
+of 26.5 M parameters in Q6_K and prompts of as many tokens. `--peers` is a Python that has
+llama-cpp-python and gguf, which write that model.
 """
 
 from __future__ import annotations
@@ -19,8 +23,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -194,7 +200,7 @@ async def load(port: int, told: Path, clients: int, seconds: float) -> dict[str,
             if not client.data.startswith(b"HTTP/1.1 200") or not times:
                 counts["lost"] += 1
                 continue
-            counts["mixed_up"] += client.text() != text
+            counts["mixed_up"] += text is not None and client.text() != text
             first.append(times[0] - sent)
             gaps.extend(b - a for a, b in pairwise(times))
             # of a request that goes on past the end, the part before it
@@ -251,6 +257,67 @@ def server_load(path: str, told: Path, clients: int, seconds: float) -> dict[str
     }
 
 
+def write_peer_orders(vocab: int, out: Path) -> None:
+    """Requests of `orders`' lengths for a model whose tokens mean nothing, as numbers."""
+    import numpy as np
+
+    draw, told = np.random.default_rng(0), []
+    for seed in range(ORDERS):
+        ids = draw.integers(300, vocab, int(draw.integers(16, LONGEST + 1))).tolist()
+        order = {"prompt": ids, "seed": seed, "max_tokens": OUTPUT, **SAMPLING}
+        told.append({**order, "ignore_eos": True, "text": None})
+    out.write_text(json.dumps(told))
+
+
+def measure_peer(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """llama.cpp's server under the same load."""
+    from niblick.runtime import available_processors
+
+    model, told = folder / "packed.gguf", folder / "orders.json"
+    peers = [options.peers, str(Path(__file__).with_name("decode_peers.py")), "write-Q6_K"]
+    command = [*peers, json.dumps({"out": str(model)})]
+    made = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    write_peer_orders(made["vocab"], told)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [options.llama_server, "-m", str(model), "--port", str(port)]
+    command += ["-np", str(options.clients), "-c", str(options.clients * (LONGEST + 2 * OUTPUT))]
+    command += ["-t", str(available_processors()), "--no-webui", "--log-disable"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            await_health(port)
+            before = processor_seconds(server.pid)
+            seen = role("load", port, told, options.clients, options.seconds)
+            used = processor_seconds(server.pid) - before
+        finally:
+            server.terminate()
+    written = seen["tokens_per_second"] * options.seconds
+    return {
+        "model": "llama.cpp's server, Q6_K",
+        **seen,
+        "server_processor_ms": 1e3 * used / written,
+    }
+
+
+def await_health(port: int) -> None:
+    """Until the server answers; `SystemExit` after a minute."""
+    for _ in range(120):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health").close()
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+    raise SystemExit("llama.cpp's server did not start")
+
+
+def processor_seconds(process: int) -> float:
+    """What a process has used, of user and system time, as Linux tells."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def metrics(address: str) -> dict[str, float]:
     """Those without labels."""
     with urllib.request.urlopen(f"{address}metrics") as answer:
@@ -287,6 +354,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--json", action="store_true", help="one JSON document per model")
+    parser.add_argument("--llama-server", metavar="FILE")
+    parser.add_argument("--peers", metavar="PYTHON", default=sys.executable)
     parser.add_argument("--role", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.role:
@@ -299,9 +368,12 @@ def main() -> None:
             seen = load(int(rest[0]), Path(rest[1]), int(rest[2]), float(rest[3]))
             print(json.dumps(asyncio.run(seen)))
         return
-    for name in options.models:
+    for name in [*options.models, *([None] if options.llama_server else [])]:
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(name, options, Path(folder))
+            if name is None:
+                found = measure_peer(options, Path(folder))
+            else:
+                found = measure(name, options, Path(folder))
         if options.json:
             print(json.dumps(found), flush=True)
             continue

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from commands import run
+from sharing import made_once
+
 RECIPE = """
 name = "tiny"
 [data]
@@ -49,7 +52,7 @@ def write_corpus(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the libraries are that these tests compile, once for all of them."""
-    return tmp_path_factory.mktemp("libraries")
+    return made_once(tmp_path_factory, "libraries")
 
 
 @pytest.fixture
@@ -57,10 +60,29 @@ def recipe(tmp_path: Path, libraries: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A tiny recipe file; prepared data goes below the test's own folder, which is the working
     directory.
     """
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "cache" / "niblick").mkdir(parents=True)
-    (tmp_path / "cache" / "niblick" / "native").symlink_to(libraries)
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE.format(corpus=write_corpus(tmp_path / "corpus")))
+    return write_recipe(tmp_path, libraries, monkeypatch)
+
+
+def write_recipe(folder: Path, libraries: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny recipe in `folder`, which becomes the working directory and holds the cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    (folder / "cache" / "niblick").mkdir(parents=True)
+    (folder / "cache" / "niblick" / "native").symlink_to(libraries)
+    monkeypatch.chdir(folder)
+    path = folder / "tiny.toml"
+    path.write_text(RECIPE.format(corpus=write_corpus(folder / "corpus")))
     return path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, libraries: Path) -> Path:
+    """A two-step run in `run` and its submission in `submission`; to be copied, not changed."""
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            recipe = write_recipe(folder, libraries, patch)
+            assert run("train", str(recipe), "--out", "run", "--duration", "2 steps") == 0
+            export = ["export", "run", "--to", "submission", "--out", "submission"]
+            assert run(*export, "--author", "Ada") == 0
+
+    return made_once(tmp_path_factory, "exported", make)

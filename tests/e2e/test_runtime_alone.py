@@ -20,6 +20,7 @@ from niblick.compression.packing import pack
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe
 from niblick.text.tokenizer import load_tokenizer
+from sharing import made_once
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -59,7 +60,11 @@ def link_needed(names: list[str], site: Path) -> set[str]:
 @pytest.fixture(scope="module")
 def runtime(tmp_path_factory) -> Path:
     """The `niblick` command of an environment that holds the wheel and its dependencies."""
-    folder = tmp_path_factory.mktemp("runtime")
+    return made_once(tmp_path_factory, "runtime", install) / "env" / "bin" / "niblick"
+
+
+def install(folder: Path) -> None:
+    """Build the wheel and put it, with what it needs, into an environment."""
     source = folder / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
@@ -81,7 +86,6 @@ def runtime(tmp_path_factory) -> Path:
     needs = [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist:")]
     linked = link_needed([need for need in needs if "extra ==" not in need], site)
     assert not linked & {"torch", "matplotlib"}
-    return folder / "env" / "bin" / "niblick"
 
 
 @pytest.fixture(scope="module")

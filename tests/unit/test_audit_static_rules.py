@@ -234,8 +234,8 @@ def test_calibrating_on_validation_tokens_is_flagged_and_on_training_tokens_is_n
 ) -> None:
     collect = """
 def calibrate(net, stream, s):
-    hook = net.table.register_forward_hook(lambda m, a, b: None)
-    net.register_forward_hook(lambda m, a, b: None)
+    seen = []
+    net.register_forward_hook(lambda m, a, b: seen.append(b))
     for a in range(0, 4 * s.context, s.context):
         net.hidden(stream[a:a + s.context][None])
 """
@@ -252,6 +252,18 @@ def calibrate(net, stream, s):
         PLAIN, collect, main="calibrate(net, load(s.train_files), s)\nevaluate(net, held, s)"
     )
     assert _review(good, text).verdict == "clean_neural"
+
+
+def test_a_hook_that_looks_at_weights_alone_is_no_calibration(tmp_path: Path) -> None:
+    round_weights = """
+def rounded(module, inputs):
+    module.weight.data = module.weight.data.round()
+
+def late(net):
+    return [net.register_forward_pre_hook(rounded)]
+"""
+    text = program(PLAIN, round_weights, main="late(net)\nevaluate(net, held, s)")
+    assert _review(tmp_path, text).verdict == "clean_neural"
 
 
 def test_a_training_pattern_that_matches_validation_shards_is_flagged(tmp_path: Path) -> None:

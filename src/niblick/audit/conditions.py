@@ -39,6 +39,10 @@ _OFF = frozenset({"", "0", "0.0", "false", "False", "none", "None", "no", "off"}
 _ON = frozenset({"true", "True", "yes", "on"})
 _CASTS = frozenset({"int", "float", "bool", "str"})
 _MIN_LITERAL = 8
+_PROCESSES = re.compile(r"\bworld_size\s*[:=]\s*(\d+)\b")
+_ACCELERATORS = re.compile(
+    r"\b(\d{1,2}) ?[x×] ?(?:NVIDIA )?(?:GeForce )?(?:RTX ?|[A-Z]{1,3})\d{2,4}\b"
+)
 _DEPTH = 8
 UNDECIDED: Any = object()
 """What no setting and no default decides."""
@@ -65,6 +69,19 @@ def settings(
     run_script = launched[0].environment if len(launched) == 1 else {}
     own = command.environment if command else {}
     return {**shown, **stated, **run_script, **own, **loader}
+
+
+def stated_processes(submission: Submission) -> int | None:
+    """On how many accelerators the run was made where no command says it: by the logs, else by
+    `submission.json`, else by what the README says first.
+    """
+    source = submission.source
+    lines = log_lines(submission.root, source.text if source else "")
+    for text in ("\n".join(lines[:2000]), str(submission.metadata or ""), submission.readme or ""):
+        found = _PROCESSES.search(text) or _ACCELERATORS.search(text)
+        if found is not None:
+            return int(found[1])
+    return None
 
 
 def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str]:

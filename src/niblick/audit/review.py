@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from niblick.audit import flow
 from niblick.audit.command import documented_commands
-from niblick.audit.conditions import settings
+from niblick.audit.conditions import settings, stated_processes
 from niblick.audit.flow.native import gated_outputs
 from niblick.audit.flow.objects import Trace
 from niblick.audit.record import record_findings
@@ -146,27 +146,44 @@ def build_case(found: Read) -> Case:
     others = documented_commands(
         submission.root, submission.script.name, submission.readme, submission.metadata
     )
-    for command in (*islice((c for c in others if c != submission.command), _MORE_COMMANDS), None):
-        left = flow.MOST_STEPS - case.trace.steps
-        if left <= 0:
-            break
-        other = _followed(found, command, left) if command != submission.command else case
+    more = islice((c for c in others if c != submission.command), _MORE_COMMANDS)
+    left = flow.MOST_STEPS - case.trace.steps
+    for command, defaults in (*((c, False) for c in more), (None, False), (None, True)):
+        repeated = command == submission.command and not defaults
+        if repeated or left <= 0 or (defaults and not _silent(case.trace)):
+            continue
+        other = _followed(found, command, left, defaults=defaults)
+        left -= other.trace.steps
         if scored(other.trace):
             return other
     return case
 
 
-def _followed(found: Read, command: RunCommand | None, budget: int) -> Case:
-    """The case of a submission as one command runs it, followed for so many steps at most."""
+def _silent(trace: Trace) -> bool:
+    """Whether a run was followed to its end and shows no figure at all: it only trains, and what
+    scores is left to the defaults.
+    """
+    lost = any(note.startswith("limit:") or "not followed" in note for note in trace.notes)
+    unread = any(call.name == "unread-code" for call in trace.calls)
+    scores = any(event.targets for event in trace.scores)
+    return trace.complete and not (lost or unread or trace.figures or scores)
+
+
+def _followed(
+    found: Read, command: RunCommand | None, budget: int, *, defaults: bool = False
+) -> Case:
+    """The case of a submission as one command runs it, or with the `defaults` of its code alone,
+    followed for so many steps at most.
+    """
     submission = found.submission
-    environment = settings(submission, found.loader_environment, command)
+    loader = found.loader_environment
+    environment = dict(loader) if defaults else settings(submission, loader, command)
     arguments = _arguments(command.text, submission.script) if command is not None else []
-    world = command.world_size if command else None
+    world = (command.world_size if command else None) or environment.get("WORLD_SIZE")
+    world = world or stated_processes(submission)
     trace = Trace()
     source = submission.source
-    environment["WORLD_SIZE"] = (
-        "1" if (world or environment.get("WORLD_SIZE")) in (1, "1") else _WORLD_SIZE
-    )
+    environment["WORLD_SIZE"] = "1" if world in (1, "1") else _WORLD_SIZE
     modules = _modules(found)
     if source is not None and source.tree is not None:
         trace = flow.run(
@@ -184,6 +201,7 @@ def _followed(found: Read, command: RunCommand | None, budget: int) -> Case:
         carried=found.carried,
         environment=environment,
         modules=tuple(dict(modules.values()).items()),
+        defaults=defaults,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.access_index import plain_index, subscript
+from niblick.audit.flow.access_index import plain_index, subscript, taken
 from niblick.audit.flow.boxes import (
     GUESS,
     STREAM,
@@ -37,6 +37,7 @@ from niblick.audit.flow.objects import (
     Optimizer,
 )
 from niblick.audit.flow.paths import path_kind
+from niblick.audit.flow.spaces import says_yes_or_no
 from niblick.audit.flow.writing import Writing
 from niblick.audit.words import words
 
@@ -271,7 +272,7 @@ class Access(Writing):
             return unknown
         if box.nll and box.shape and box.shape[0] == 1 and isinstance(key, slice) and key.start:
             box = shaped(box, lambda a: a.reshape(-1))
-        out = shaped(box, lambda a: a[index])
+        out = shaped(box, lambda a: taken(a, index))
         out.live = box.live
         if out.val is None and "guess" in box.marks and box.val is not None and _weighs(box):
             out.val = np.asarray(GUESS)
@@ -291,7 +292,7 @@ class Access(Writing):
             out.key, out.deps = key.pos, source.deps | newest.deps
             out.marks |= (key.marks & {"hashed"}) | {"count"}
         elif not source.roots:
-            out.marks |= {"bytes"}
+            out.marks |= {"bytes", "space"} if says_yes_or_no(source) else {"bytes"}
             out.val = witness(newest.pos)
             out.marks |= {"guess"} if newest.pos is None else set()
             out.key = key.pos if "hashed" in key.marks else None

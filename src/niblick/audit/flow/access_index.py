@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box
+from niblick.audit.flow.boxes import MAX_ELEMENTS, Array, Box
 
 
 def subscript(part: Any) -> Any:
@@ -25,6 +26,19 @@ def subscript(part: Any) -> Any:
     if isinstance(part, (list, tuple)) and all(isinstance(p, (int, np.integer)) for p in part):
         return np.asarray(part, dtype=np.int64)
     return None
+
+
+def taken(array: Array, index: tuple[Any, ...]) -> Array:
+    """`array[index]`; `ValueError` where that would be more than may be kept of a value."""
+    chosen = [part for part in index if isinstance(part, np.ndarray) and part.dtype.kind in "iu"]
+    if chosen and Ellipsis not in [part for part in index if not isinstance(part, np.ndarray)]:
+        own = [part for part in index if part is not None]
+        size = max(part.size for part in chosen) * math.prod(array.shape[len(own) :])
+        for part, side in zip(own, array.shape, strict=False):
+            size *= len(range(*part.indices(side))) if isinstance(part, slice) else 1
+        if size > MAX_ELEMENTS:
+            raise ValueError("too many elements")
+    return array[index]  # type: ignore[no-any-return]
 
 
 def plain_index(part: Any) -> Any:

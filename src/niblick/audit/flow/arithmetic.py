@@ -20,12 +20,14 @@ from niblick.audit.flow.boxes import (
     masked,
     merge,
     shaped,
+    snapshot,
     target_bits,
     witness,
 )
 from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, KeyEvent, Namespace
+from niblick.audit.flow.spaces import spaced
 from niblick.audit.flow.state import PLAIN
 from niblick.audit.operators import BINARY, COMPARE, METHODS
 
@@ -72,14 +74,14 @@ class Arithmetic(Hints):
             out.marks |= {"mixed", "hashed"} if isinstance(op, ast.BitXor) else {"mixed"}
         elif isinstance(op, (ast.Mod, ast.BitAnd, ast.BitXor)) and "mixed" in out.marks:
             out.marks |= {"hashed"}
-        out = self.arithmetic(op, a, b, out)
+        out = self.arithmetic(op, a, b, out, node)
         self.check_report(a, b, out)
         self.check_hints(a, b)
         self.silence(op, a, b)
         self.check_keys(op, a, b, node)
         return out
 
-    def arithmetic(self, op: ast.operator, a: Box, b: Box, out: Box) -> Box:
+    def arithmetic(self, op: ast.operator, a: Box, b: Box, out: Box, node: ast.AST) -> Box:
         """What the witness of scores and bytes becomes where plain arithmetic does not tell."""
         if isinstance(op, (ast.BitAnd, ast.BitOr)) and out.val is None and "bytes" in out.marks:
             known_both = a.val is not None and b.val is not None
@@ -99,7 +101,8 @@ class Arithmetic(Hints):
         if isinstance(op, (ast.Mult, ast.Div)) and out.val is None and counted:
             self.scaled(b if a.val is None else a, out)
         if not out.scores:
-            return out
+            end = getattr(node, "end_lineno", 0), getattr(node, "end_col_offset", 0)
+            return spaced(op, a, b, out, f"{self.spot()} {end}")
         for score, other in ((a, b), (b, a)):
             if score.nll and "lse" in other.marks and out.val is None and score.val is not None:
                 out.val = np.abs(score.val) * (1 if other is a else -1)
@@ -212,13 +215,15 @@ class Arithmetic(Hints):
             ast.Invert: _inverted,
             ast.UAdd: operator.pos,
         }
+        if isinstance(value, Box) and "space" in value.marks and isinstance(node.op, ast.Invert):
+            return snapshot(value, val=None)
         return elementwise(self.frozen([known(value)]), actions.get(type(node.op)))
 
     def compare(self, op: ast.cmpop, left: Any, right: Any) -> Any:
         if isinstance(op, (ast.Is, ast.IsNot)):
             if left is None or right is None:
                 other = right if left is None else left
-                if isinstance(other, Box) and "maybe_none" in other.marks:
+                if isinstance(other, Box) and ("maybe_none" in other.marks or other.options):
                     return Box(shape=())
                 return (left is right) == isinstance(op, ast.Is)
             return (

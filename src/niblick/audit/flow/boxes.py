@@ -25,7 +25,7 @@ STREAM = 262_145
 BOS = 1
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]
-_MAX_ELEMENTS = 1 << 20
+MAX_ELEMENTS = 1 << 22
 WITNESS: Array = ((np.arange(STREAM + 1) * 2_654_435_761 >> 7) % 4 + 1).astype(np.float64)
 """The made-up loss, and number of bytes, of each position: whole numbers from 1 to 4."""
 GUESS = np.float64(2.5)
@@ -38,7 +38,8 @@ NO_MARKS: frozenset[str] = frozenset()
 class Box:
     """A shadow value. `pos[i]` is the newest stream position element i holds (-1: none), `val` its
     content if known, `key` the newest position inside the key a table was read with to get it;
-    `live` values share the state of their leaves, others are snapshots.
+    `live` values share the state of their leaves, others are snapshots; `options` are the plain
+    values of which it is one.
     """
 
     shape: Shape | None = None
@@ -55,6 +56,7 @@ class Box:
     nll: bool = False
     live: bool = False
     table: int = 0
+    options: tuple[Any, ...] = ()
 
 
 def bits(positions: Array | None) -> int:
@@ -77,7 +79,7 @@ def witness(positions: Array | None) -> Array | None:
     """The made-up content of losses or byte counts at `positions` (nought where there is none)."""
     if positions is None:
         return np.asarray(GUESS)
-    if positions.size > _MAX_ELEMENTS:
+    if positions.size > MAX_ELEMENTS:
         return None
     return np.where(positions >= 0, WITNESS[np.minimum(positions, STREAM)], 0.0)
 
@@ -205,7 +207,7 @@ def _newest(arrays: list[Array], shape: Shape | None) -> Array | None:
     size = 1
     for side in shape or ():
         size *= int(side or 1)
-    if size > _MAX_ELEMENTS:
+    if size > MAX_ELEMENTS:
         return None
     try:
         out = arrays[0]
@@ -250,7 +252,7 @@ def elementwise(parts: list[Box], action: Callable[..., Any] | None = None) -> B
         try:
             with np.errstate(all="ignore"):
                 out.val = np.asarray(action(*[p.val for p in parts]))
-            if out.val.dtype == object or out.val.size > _MAX_ELEMENTS:
+            if out.val.dtype == object or out.val.size > MAX_ELEMENTS:
                 out.val = None
             elif out.shape is None:
                 out.shape = out.val.shape
@@ -318,7 +320,7 @@ def shaped(box: Box, action: Callable[[Array], Array]) -> Box:
         if array is not None:
             try:
                 changed = action(array)
-                if changed.size > _MAX_ELEMENTS:
+                if changed.size > MAX_ELEMENTS:
                     failed = True
                     continue
                 setattr(out, name, changed)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box
+from niblick.audit.flow.boxes import Box, collect, target_bits
 from niblick.audit.flow.imports import Imports
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.methods import called, tail
+from niblick.audit.flow.objects import Module
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
+from niblick.audit.flow.trials import changed_by, is_weights, kept_names, random_in
 
 _MAX_TURNS = 5000
 
@@ -90,9 +93,44 @@ class Branching(Imports):
         condition = self.value(node.test)
         test = self.truth(condition)
         if test is None:
-            self.both(node.body, node.orelse, condition, self.depends_on_data(condition))
+            tried = self.tried(node, condition)
+            before, self.kept_for = self.kept_for, self.kept_for | tried
+            try:
+                self.both(node.body, node.orelse, condition, self.depends_on_data(condition))
+            finally:
+                self.kept_for = before
+                for root in condition.roots if tried else ():
+                    self.leaves[root].seen |= tried
         else:
             self.block(node.body if test else node.orelse)
+
+    def tried(self, node: ast.If | ast.IfExp, condition: Any) -> int:
+        """The positions by whose scores a search by trial keeps or takes back what it has changed;
+        nought where a condition is none of a search.
+        """
+        if not (self.loops and isinstance(condition, Box) and "tested" in condition.marks):
+            return 0
+        loop = self.loops[-1]
+        positions = target_bits(condition)
+        plain = "train" in condition.marks or not positions or self.acts(loop)
+        if plain or not (condition.roots and self.changes(node, loop)):
+            return 0
+        self.record_update(condition.roots, positions, node, frozenset({"kept"}))
+        return positions
+
+    def changes(self, node: ast.If | ast.IfExp, loop: ast.stmt) -> bool:
+        """Whether the ways of a condition change weights in place, or keep some of those that its
+        loop makes at random.
+        """
+        if isinstance(node, ast.If):
+            places = [self.value(place) for place in changed_by(node)]
+            if any(isinstance(v, Module) or is_weights(v) for v in places):
+                return True
+        if id(loop) not in self.random:
+            find = partial(self.program_functions, self.scopes[-1])
+            self.random[id(loop)] = random_in(loop, find)
+        found = [self.lookup(name) for name in kept_names(node)] if self.random[id(loop)] else []
+        return any(b.roots and is_weights(b) for value in found for b in collect(value))
 
     def depends_on_data(self, condition: Any) -> bool:
         """Whether a condition is decided by data of the run, not by a clock, a file or an unknown
@@ -163,6 +201,13 @@ class Branching(Imports):
         return None
 
     def do_while(self, node: ast.While) -> None:
+        self.loops.append(node)
+        try:
+            self.while_turns(node)
+        finally:
+            self.loops.pop()
+
+    def while_turns(self, node: ast.While) -> None:
         first_step = self.trace.steps
         for turn in range(_MAX_TURNS):
             test = self.truth(self.value(node.test))
@@ -210,7 +255,13 @@ class Branching(Imports):
 
     def do_for(self, node: ast.For | ast.AsyncFor) -> None:
         items = self.value(node.iter)
-        sequence = self.iterate(items, None)
+        self.loops.append(node)
+        try:
+            self.for_turns(node, self.iterate(items, None))
+        finally:
+            self.loops.pop()
+
+    def for_turns(self, node: ast.For | ast.AsyncFor, sequence: list[Any]) -> None:
         count = len(sequence)
         first_step = self.trace.steps - self.loop_steps.get(id(node), 0)
         at = 0

@@ -10,7 +10,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from niblick.audit.flow.boxes import Box, collect, is_token, merge, snapshot
-from niblick.audit.flow.joining import joined
 from niblick.audit.flow.learning import Learning
 from niblick.audit.flow.methods import small
 from niblick.audit.flow.objects import (
@@ -86,6 +85,8 @@ class Calls(Learning):
             method = callee.cls.find("__call__") or callee.cls.find("forward")
             if isinstance(method, Function):
                 return self.call_function(method, [callee, *args], named, node)
+        if isinstance(callee, Namespace) and "__gradient_of__" in callee.attrs:
+            return self.gradient_call(callee.attrs, args, named, node)
         if isinstance(callee, Namespace) and "__call__" in callee.attrs:
             attrs = callee.attrs
             return self.call_value(
@@ -121,6 +122,9 @@ class Calls(Learning):
     ) -> Any:
         if "kernel" in function.marks:
             return self.opaque(args, named, node)
+        given = [v for v in (*args, *named.values()) if isinstance(v, Box) and v.options]
+        if given and not self.choosing:
+            return self.call_with_each(given[0], function, args, named, node)
         follow = partial(self.follow_function, function, args, named, node)
         return answered(self, function, args, named, follow)
 
@@ -183,15 +187,6 @@ class Calls(Learning):
                 raise
             return None if self.yields[-1] else Box()
         return None
-
-    def join_values(self, left: Any, right: Any) -> Any:
-        if (
-            isinstance(left, (tuple, list))
-            and isinstance(right, (tuple, list))
-            and len(left) == len(right)
-        ):
-            return tuple(joined(a, b) for a, b in zip(left, right, strict=True))
-        return joined(left, right)
 
     def block(self, body: list[ast.stmt]) -> None:
         raise NotImplementedError
@@ -383,6 +378,9 @@ class Calls(Learning):
             args[0].held |= self.written([b for a in args[1:] for b in collect(a)])
             self.interest += 1
             return None
+        changed = self.changing(last, args, named, node)
+        if changed is not NotImplemented:
+            return changed
         if last in words(
             "save all_reduce barrier synchronize manual_seed seed broadcast destroy_process_group"
         ):

@@ -155,7 +155,7 @@ class Containers(Library):
         if "__path__" in attrs:
             return self.file_call(attrs, name, args)
         if "__hook__" in attrs and name == "remove":
-            self.hooks = max(0, self.hooks - 1)
+            self.hooks = max(0, self.hooks - bool(attrs["__hook__"]))
             return None
         if "__thread__" in attrs and name == "start":
             return self.call_value(attrs["__thread__"], attrs["__args__"], {}, node)

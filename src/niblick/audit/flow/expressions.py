@@ -13,6 +13,7 @@ from niblick.audit.flow.figures import PLAUSIBLE
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import Bound, Function, Module
 from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.flow.trials import chosen
 
 _MAX_ITEMS = 1600
 
@@ -73,15 +74,23 @@ class Expressions(Arithmetic):
         return out
 
     def ex_ifexp(self, node: ast.IfExp) -> Any:
-        test = self.truth(self.value(node.test))
+        condition = self.value(node.test)
+        test = self.truth(condition)
         if test is not None:
             return self.value(node.body if test else node.orelse)
+        tried = self.tried(node, condition)
         self.uncertain += 1
         try:
             first, second = self.value(node.body), self.value(node.orelse)
         finally:
             self.uncertain -= 1
-        return joined(first, second)
+        if (
+            isinstance(condition, Box)
+            and "space" in condition.marks
+            and {0, 1} == _plain(first, second)
+        ):
+            return Box(shape=(), marks=frozenset({"bytes", "space"}))
+        return chosen(joined(first, second), tried) if tried else joined(first, second)
 
     def ex_tuple(self, node: ast.Tuple) -> Any:
         return tuple(self.elements(node.elts))
@@ -224,8 +233,16 @@ class Expressions(Arithmetic):
     def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
         raise NotImplementedError
 
+    def tried(self, node: ast.If | ast.IfExp, condition: Any) -> int:
+        raise NotImplementedError
+
     def assign(self, target: ast.expr, value: Any) -> None:
         raise NotImplementedError
+
+
+def _plain(*values: Any) -> set[float]:
+    """The plain numbers among values."""
+    return {v for v in values if isinstance(v, (int, float))}
 
 
 __all__ = ["Bound", "Expressions", "Module"]

@@ -34,7 +34,7 @@ PLAUSIBLE = (0.2, 4.0)
 _LABEL = re.compile(r"bpb|bits[\s_-]*(?:per|/)[\s_-]*byte", re.IGNORECASE)
 _OTHER = re.compile(
     r"delta|diff|gain|improv|\bvs\b|chang|reduc|sav(?:ed|ing)|gap|lower|better|worse|std|minus|Δ"
-    r"|baseline|target|prior|previous|sota|best|record|expect|threshold|goal|limit|init",
+    r"|baseline|target|prior|previous|sota|best|\bmin|record|expect|threshold|goal|limit|init",
     re.IGNORECASE,
 )
 
@@ -181,7 +181,8 @@ class Figures(Keeping):
 
     def shown(self, value: Box, label: str = "") -> None:
         """A value is printed or logged after the words `label`."""
-        if not value.scores or not ("bytes" in value.marks or _named(label)):
+        picked = any(m.startswith(WARP) for m in value.marks)
+        if not (value.scores or picked) or not ("bytes" in value.marks or _named(label)):
             return
         self.trace.reported |= value.scores
         if len(self.trace.figures) < _MOST_FIGURES:

@@ -62,7 +62,8 @@ class Files(Tensors):
         if "w" in mode:
             self.contents.pop(path, None)
         at = len(self.contents.get(path, b"")) if "a" in mode else 0
-        return Namespace({"__path__": path, "__at__": at})
+        plain = "b" not in mode and not PurePosixPath(path).suffix
+        return Namespace({"__path__": path, "__at__": at, "__plain__": plain})
 
     def file_call(self, attrs: dict[str, Any], name: str, args: list[Any]) -> Any:
         """A method of an open file: small plain content is kept by path, the rest goes to the disk
@@ -90,6 +91,8 @@ class Files(Tensors):
             count = args[0] if args and isinstance(args[0], int) else len(old)
             attrs["__at__"] = at + count
             return old[at : at + count]
+        if attrs.get("__plain__") and name.startswith("read"):
+            return self.read_data("", {})  # text by a name without an ending is no data
         return self.read_data(path, {}) if name.startswith("read") else None
 
     def path_call(self, last: str, args: list[Any]) -> Any:

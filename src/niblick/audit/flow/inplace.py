@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, collect, elementwise, is_token, masked, merge
+from niblick.audit.flow.boxes import (
+    Box,
+    collect,
+    elementwise,
+    is_token,
+    masked,
+    merge,
+    replace_content,
+)
 from niblick.audit.flow.scoring import Scoring
 from niblick.audit.words import words
 
@@ -52,7 +60,7 @@ class InPlace(Scoring):
             first.held |= self.written(sources)
             return first
         if name in _RESET:
-            first.held = 0
+            first.held, first.marks = 0, first.marks - {"flags"}
             first.val = (
                 np.zeros_like(first.val) if name == "zero_" and first.val is not None else None
             )
@@ -64,6 +72,9 @@ class InPlace(Scoring):
         self, name: str, first: Box, sources: list[Box], named: dict[str, Any], node: ast.AST
     ) -> Box:
         """A value that takes on what an in-place operation makes of it and others."""
+        if name == "add_" and sources and "space" in sources[0].marks:
+            replace_content(first, self.binary(ast.Add(), first, sources[0], node))
+            return first
         mixed = (
             elementwise([self.frozen([first])[0], *sources])
             if name != "copy_"

@@ -64,7 +64,7 @@ def joined(left: Any, right: Any) -> Any:
     if isinstance(left, (int, float, str, bool, type(None))) and isinstance(
         right, (int, float, str, bool, type(None))
     ):
-        return Box(shape=())
+        return Box(shape=(), options=(left, right) if left is None or right is None else ())
     return left if left is not None else right
 
 

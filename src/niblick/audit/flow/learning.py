@@ -7,9 +7,11 @@ from typing import Any
 
 from niblick.audit.flow.adapters import attaches, cleans
 from niblick.audit.flow.boxes import Box, collect, depends, known, merge, snapshot, target_bits
+from niblick.audit.flow.joining import joined
 from niblick.audit.flow.methods import Scopes, learns, starts_afresh, tail
 from niblick.audit.flow.objects import Bound, Dotted, Function, Module, Namespace, Optimizer
 from niblick.audit.flow.observing import Observing
+from niblick.audit.flow.writing import told_by
 from niblick.audit.words import words
 
 _MOST_INNER_CALLS = 200
@@ -80,8 +82,9 @@ class Learning(Observing):
             leaf.grad = 0
             return None
         if name.startswith("register_forward"):
-            self.hooks += 1
-            return Namespace({"__hook__": True})
+            counts = _reads_data(args[0] if args else None)
+            self.hooks += counts
+            return Namespace({"__hook__": counts})
         if name in {"no_sync", "register_buffer", "add_module"}:
             return Dotted("contextlib.nullcontext")
         return self.forward(module, args, named, node)
@@ -140,10 +143,17 @@ class Learning(Observing):
     def load_state(self, module: Module, args: list[Any]) -> None:
         sources = self.frozen([b for a in args for b in collect(a)])
         leaf = self.leaves[module.leaf]
-        if sources:
-            leaf.seen = merge(sources).seen
-        else:
+        if not sources:
             leaf.seen |= self.disk.seen
+            return
+        told = stepped = 0
+        for source in sources:
+            told |= target_bits(source) if told_by(source) else 0
+            stepped |= source.seen & ~leaf.seen if "grad" in source.marks else 0
+        leaf.seen = merge(sources).seen | told
+        if told | stepped:
+            marks = frozenset({"kept"} if told else {"grad"})
+            self.record_update(frozenset({module.leaf}), told | stepped, None, marks)
 
     def optimizer_call(
         self, optimizer: Optimizer, name: str, args: list[Any], node: ast.AST
@@ -152,6 +162,8 @@ class Learning(Observing):
         if name == "zero_grad":
             for root in roots:
                 self.leaves[root].grad = 0
+        if name == "update" and args and isinstance(args[0], Module):
+            self.update_param(self.param_box(frozenset({args[0].leaf})), collect(args[1:]), node)
         if name == "step":
             for arg in args[:1]:
                 if isinstance(arg, (Function, Bound)):
@@ -208,3 +220,86 @@ class Learning(Observing):
                 Box(shape=box.shape, seen=positions, roots=box.roots, marks=frozenset({"grad"}))
             )
         return out
+
+    def changing(self, last: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        """Functions made into their gradients, calls that change several parameters, and what the
+        ranks of a run give each other; NotImplemented for any other name.
+        """
+        if last == "all_reduce" and "MIN" in _names((*args, *named.values())):
+            self.smallest(args[0])
+        if last == "all_gather_object" and len(args) > 1 and isinstance(args[0], list):
+            if any(box.scores for box in collect(args[1])):
+                args[0][:] = [args[1]] * len(args[0])
+            return None
+        if last in {"grad", "grad_and_value", "value_and_grad"} and args:
+            function = args[-1] if isinstance(args[0], Module) else args[0]
+            if isinstance(function, (Function, Bound)):
+                both, first = last != "grad", last == "grad_and_value"
+                attrs = {"__gradient_of__": function, "__both__": both, "__first__": first}
+                return Namespace(attrs)
+        together = last.startswith("_foreach_") and last.endswith("_")
+        if args[1:] and (together or last == "vector_to_parameters"):
+            self.changed_together(last, args, node)
+            return None
+        return NotImplemented
+
+    def gradient_call(
+        self, attrs: dict[str, Any], args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
+        """What a transformed function gives: the gradient of its loss, beside that where asked."""
+        loss = self.call_value(attrs["__gradient_of__"], args, named, node)
+        found = self.gradients([loss], {})
+        gradient = found[0] if len(found) == 1 else found
+        both = (gradient, loss) if attrs["__first__"] else (loss, gradient)
+        return both if attrs["__both__"] else gradient
+
+    def changed_together(self, name: str, args: list[Any], node: ast.AST) -> None:
+        """Several parameters change in one call."""
+        vector = name == "vector_to_parameters"
+        targets, rest = (args[1], args[:1]) if vector else (args[0], args[1:])
+        replaces = vector or name == "_foreach_copy_"
+        for box in collect(targets):
+            if box.live:
+                self.update_param(box, collect(rest), node, replace=replaces)
+
+    def join_values(self, left: Any, right: Any) -> Any:
+        if (
+            isinstance(left, (tuple, list))
+            and isinstance(right, (tuple, list))
+            and len(left) == len(right)
+        ):
+            return tuple(joined(a, b) for a, b in zip(left, right, strict=True))
+        return joined(left, right)
+
+    def call_with_each(
+        self, choice: Box, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Any:
+        """What a call gives for each value that an argument may have, one after the other."""
+        results = []
+        self.choosing = True
+        try:
+            for option in choice.options:
+                own = [option if a is choice else a for a in args]
+                others = {k: option if v is choice else v for k, v in named.items()}
+                results.append(self.call_function(function, own, others, node))
+        finally:
+            self.choosing = False
+        return self.join_values(*results)
+
+
+def _names(values: tuple[Any, ...]) -> set[str]:
+    """The last names of what lies outside the program among some values."""
+    return {v.name.rpartition(".")[2] for v in values if isinstance(v, Dotted)}
+
+
+def _reads_data(hook: Any) -> bool:
+    """Whether a forward hook looks at what goes through its module, not at the module alone."""
+    if not isinstance(hook, Function):
+        return True
+    arguments = hook.node.args
+    given = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs][1:]
+    given += [each for each in (arguments.vararg, arguments.kwarg) if each is not None]
+    names = {each.arg for each in given}
+    body = hook.node.body if isinstance(hook.node.body, list) else [hook.node.body]
+    read = (node for statement in body for node in ast.walk(statement))
+    return any(isinstance(node, ast.Name) and node.id in names for node in read)

@@ -21,6 +21,7 @@ from niblick.audit.flow.signals import (
     ContinueSignal,
     ReturnSignal,
 )
+from niblick.audit.flow.trials import chosen
 
 _MISREAD = (
     TypeError,
@@ -132,6 +133,7 @@ class Machine(Branching):
                 holder.table |= 1
 
     def assign(self, target: ast.expr, value: Any) -> None:
+        value = chosen(value, self.kept_for) if self.kept_for else value
         if isinstance(target, ast.Name):
             self.store(target.id, value)
         elif isinstance(target, (ast.Tuple, ast.List)):

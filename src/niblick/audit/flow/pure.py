@@ -173,4 +173,4 @@ def _blank(box: Box) -> Any:
     if box.val is not None and box.val.size > 16:
         raise NotPlainError
     content = None if box.val is None else (box.val.shape, box.val.dtype.str, box.val.tobytes())
-    return "box", box.shape, content, box.marks, box.deps, box.held
+    return "box", box.shape, content, box.marks, box.deps, box.held, box.options

@@ -24,6 +24,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
 )
 from niblick.audit.flow.objects import Dotted
+from niblick.audit.flow.spaces import chosen_bytes
 
 CREATE = {
     "zeros": 0,
@@ -74,6 +75,8 @@ class Shapes(Access):
             if name == "randint":
                 shape = None
         out = Box(shape=shape, marks=frozenset({"zeros"}) if fill == 0 else NO_MARKS)
+        if fill == 0 and boolean(args, named):
+            out.marks |= {"flags"}
         if shape is not None and None not in shape and fill is not None:
             size = int(np.prod([int(s or 0) for s in shape])) if shape else 1
             if size <= 1_000_000:
@@ -275,10 +278,15 @@ class Shapes(Access):
         out = elementwise([left, right])
         if condition.val is not None and left.val is not None and right.val is not None:
             out.val = _where(condition.val, left.val, right.val)
+        elif "space" in condition.marks:
+            out.val = chosen_bytes(left.val, right.val)
         elif left.val is not None and right.val is not None and left.nll and right.nll:
             out.val = left.val if np.array_equal(left.val, right.val) else None
         if condition.scores and out.scores:
             self.warp(out, "scores are chosen by what they are")
+        if "tested" in condition.marks and not out.scores:
+            out.marks |= {"tested"}
+            out.targets |= target_bits(condition)
         if condition.key is not None and out.key is None:
             out.key = condition.key
         return out
@@ -304,6 +312,12 @@ class Shapes(Access):
                 return Box(shape=column.shape, val=column, marks=marks)
             return found[0]
         return tuple(found)
+
+
+def boolean(args: list[Any], named: dict[str, Any]) -> bool:
+    """Whether a call says that what it makes holds true or false."""
+    kinds = [v.name.rpartition(".")[2] for v in (*args, *named.values()) if isinstance(v, Dotted)]
+    return any(kind in {"bool", "bool_"} for kind in kinds)
 
 
 def _where(condition: Array, left: Array, right: Array) -> Array | None:

@@ -85,6 +85,10 @@ class State:
         self.peeking: dict[int, bool] = {}
         self.adapting: dict[int, tuple[bool, bool]] = {}
         self.stubborn = False
+        self.choosing = False
+        self.loops: list[ast.stmt] = []
+        self.random: dict[int, bool] = {}
+        self.kept_for = 0
         self.raised = False
         self.inner_calls: dict[str, int] = {}
 

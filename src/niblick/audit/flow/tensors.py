@@ -25,7 +25,7 @@ from niblick.audit.flow.boxes import (
 from niblick.audit.flow.inplace import _IN_PLACE, _RESET, InPlace
 from niblick.audit.flow.objects import Function
 from niblick.audit.flow.scoring import _LOSSES
-from niblick.audit.flow.shapes import CREATE, LIKE
+from niblick.audit.flow.shapes import CREATE, LIKE, boolean
 from niblick.audit.words import words
 
 _ONE: dict[str, Callable[..., Any]] = {
@@ -249,6 +249,8 @@ class Tensors(InPlace):
             out.val = first.val.astype(np.int64)
         if named.get("requires_grad") is True:
             self.make_leaf(out, "tensor")
+        if name == "bool" or boolean(args[1:], named):
+            out.marks |= {"flags"}
         if (
             name in {"tensor", "as_tensor", "array", "asarray"}
             and isinstance(args[0], list)

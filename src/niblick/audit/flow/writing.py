@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from typing import Any
 
 import numpy as np
 
 from niblick.audit.flow.access_index import plain_index, subscript
-from niblick.audit.flow.boxes import Box, collect, is_token, known, merge, snapshot, target_bits
+from niblick.audit.flow.boxes import (
+    MAX_ELEMENTS,
+    Box,
+    collect,
+    is_token,
+    known,
+    merge,
+    snapshot,
+    target_bits,
+)
 from niblick.audit.flow.expressions import Expressions
 from niblick.audit.flow.objects import (
     Class,
@@ -25,6 +35,9 @@ from niblick.audit.flow.objects import (
 _VALIDATION_NAME = re.compile(
     r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
 )
+
+_ALONE = 3
+"""References to an array that one value has: the value's, a local name's, and the counter's."""
 
 
 class Writing(Expressions):
@@ -102,17 +115,16 @@ class Writing(Expressions):
         marks: frozenset[str] = frozenset()
         for source in self.frozen(sources):
             held |= source.held
-            gained |= (
-                source.seen | source.held | (target_bits(source) if "grad" in source.marks else 0)
-            )
+            told = source.marks & {"grad"} or told_by(source)
+            gained |= source.seen | source.held | (target_bits(source) if told else 0)
             marks |= source.marks
         for root in holder.roots:
             leaf = self.leaves[root]
+            fresh = gained if told_by(Box(marks=marks)) else gained & ~leaf.seen
             if replace and sources:
                 leaf.seen = gained
-            fresh = gained & ~leaf.seen
             leaf.seen |= gained
-            if fresh and ("grad" in marks or held & fresh):
+            if fresh and (marks & {"grad", "tested"} or held & fresh):
                 self.record_update(frozenset({root}), fresh, node, marks)
 
     def record_update(
@@ -192,7 +204,7 @@ class Writing(Expressions):
             self.place(box, name, index, getattr(new, name))
         if box.val is not None:
             try:
-                box.val = box.val.copy()
+                box.val = _unshared(box, "val")
                 box.val[index] = new.val if new.val is not None else 1
             except (ValueError, IndexError, TypeError):
                 box.val = None
@@ -234,13 +246,29 @@ class Writing(Expressions):
             return
         if array is None:
             size = int(np.prod([int(s or 0) for s in box.shape or ()]))
-            if size > 4_000_000:
+            if size > MAX_ELEMENTS:
                 return
             array = np.full(tuple(int(s or 0) for s in box.shape or ()), -1, dtype=np.int64)
-        array = array.copy()
+        else:
+            array = None
+            array = _unshared(box, name)
         try:
             array[index] = -1 if new is None else new
         except (ValueError, IndexError, TypeError):
             if new is not None and name == "pos":
                 box.deps |= merge([Box(pos=new)]).deps
         setattr(box, name, array)
+
+
+def told_by(value: Box) -> bool:
+    """Whether a value was chosen by what scores of validation tokens are."""
+    return "tested" in value.marks and "train" not in value.marks
+
+
+def _unshared(box: Box, name: str) -> Any:
+    """An array of a value that may be written to: the array itself if nothing else refers to it,
+    as views and copies of the value would, else a copy.
+    """
+    array = getattr(box, name)
+    alone = sys.getrefcount(array) <= _ALONE and array.flags.owndata and array.flags.writeable
+    return array if alone else array.copy()

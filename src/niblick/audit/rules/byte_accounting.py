@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from niblick.audit.flow.figures import honest
 from niblick.audit.flow.objects import FigureEvent, Where
 from niblick.audit.rules.case import Case
-from niblick.audit.rules.program import Program
+from niblick.audit.rules.program import Program, last
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "byte-accounting"
 _FIGURE = re.compile(r"bpb|bits_per_byte", re.IGNORECASE)
+_PIECES = frozenset({"id_to_piece", "IdToPiece", "id_to_token", "piece"})
+_MARKER = "\u2581".encode()
+_DEPTH = 2
 _BYTES = re.compile(r"byte|char", re.IGNORECASE)
 
 
@@ -50,7 +53,93 @@ def check(case: Case) -> list[Finding]:
                     cure="Divide by the UTF-8 bytes of the scored tokens, counted token by token.",
                 )
             )
-    return [*out[:3], *_space_twice(case)]
+    return [*out[:3], *_space_twice(case), *_marker_counted(case)]
+
+
+def _marker_counted(case: Case) -> list[Finding]:
+    """A breach where the bytes of a token are those of its piece as SentencePiece spells it, with
+    the marker of a leading space (three bytes for one) in it: nothing in the function, in what it
+    calls or in the names that it reads knows that marker.
+    """
+    for file, program in _programs(case):
+        others = program is not case.program
+        for name in case.trace.reached - (set(case.program.functions) if others else set()):
+            for function in program.functions.get(name, []):
+                size = _piece_size(function)
+                if size is not None and not _knows_marker(program, function, _DEPTH):
+                    return [
+                        case.finding(
+                            RULE,
+                            Severity.BREACH,
+                            f"{name} counts the bytes of a piece with the marker of its leading"
+                            " space in it: three bytes for every space, so that the figure comes"
+                            " out too small.",
+                            verdict="flag_other",
+                            pointer="bytes",
+                            where=Where(file=file, line=size.lineno, function=name),
+                            cure="Take the marker (U+2581) off, and count one byte for the space.",
+                        )
+                    ]
+    return []
+
+
+def _piece_size(function: ast.AST) -> ast.expr | None:
+    """Where a function stores the bytes of pieces that it asks a vocabulary for."""
+    calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
+    if not any(last(call.func) in _PIECES for call in calls):
+        return None
+    named = _made_of(function, lambda n: isinstance(n, ast.Call) and last(n.func) in _PIECES)
+    for call in calls:
+        inner = call.args[0] if last(call.func) == "len" and call.args else None
+        if isinstance(inner, ast.Call) and last(inner.func) == "encode":
+            names = {n.id for n in ast.walk(inner) if isinstance(n, ast.Name)}
+            asked = any(
+                isinstance(n, ast.Call) and last(n.func) in _PIECES for n in ast.walk(inner)
+            )
+            if asked or names & named:
+                return call
+    return None
+
+
+def _made_of(function: ast.AST, start: Callable[[ast.AST], bool]) -> set[str]:
+    """Names that are bound to something made of what `start` accepts, by way of others."""
+    made: set[str] = set()
+    bound: list[tuple[ast.expr, ast.expr]] = []
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign):
+            bound += [(target, node.value) for target in node.targets]
+        elif isinstance(node, (ast.For, ast.comprehension)):
+            bound.append((node.target, node.iter))
+        elif isinstance(node, ast.NamedExpr):
+            bound.append((node.target, node.value))
+    for _ in range(len(bound)):
+        before = len(made)
+        for target, value in bound:
+            parts = list(ast.walk(value))
+            if any(start(n) or (isinstance(n, ast.Name) and n.id in made) for n in parts):
+                made |= {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
+        if len(made) == before:
+            break
+    return made
+
+
+def _knows_marker(program: Program, node: ast.AST, depth: int) -> bool:
+    """Whether code holds the marker, itself, in names that it reads or in what it calls."""
+    for part in ast.walk(node):
+        value = part.value if isinstance(part, ast.Constant) else None
+        if (isinstance(value, str) and "\u2581" in value) or value == 0x2581:
+            return True
+        if isinstance(value, bytes) and _MARKER in value:
+            return True
+        if isinstance(part, ast.Name) and depth and isinstance(part.ctx, ast.Load):
+            others = [*program.defined.get(part.id, []), *program.functions.get(part.id, [])]
+            if any(_knows_marker(program, other, depth - 1) for other in others):
+                return True
+        if isinstance(part, ast.Attribute) and depth:
+            methods = program.functions.get(part.attr, [])
+            if any(_knows_marker(program, other, depth - 1) for other in methods):
+                return True
+    return False
 
 
 def _space_twice(case: Case) -> list[Finding]:
@@ -77,11 +166,15 @@ def _space_twice(case: Case) -> list[Finding]:
     ][:1]
 
 
+def _programs(case: Case) -> list[tuple[str, Program]]:
+    """File and program of the script and of the modules beside it."""
+    own = case.submission.source.path if case.submission.source else ""
+    return [(own, case.program), *((file, Program(tree)) for file, tree in case.modules)]
+
+
 def _reached(case: Case) -> Iterator[tuple[str, ast.AST]]:
     """File and node of what the run comes to."""
-    own = case.submission.source.path if case.submission.source else ""
-    programs = [(own, case.program), *((file, Program(tree)) for file, tree in case.modules)]
-    for file, program in programs:
+    for file, program in _programs(case):
         for node in ast.walk(program.tree):
             weighed = isinstance(node, (ast.If, ast.AugAssign, ast.BinOp))
             if weighed and program.around(node) in case.trace.reached:

@@ -32,6 +32,16 @@ _FOLDED = re.compile(
     r"case[\s-]?fold|lower-?cas(?:ed|ing)\s+(?:the\s+)?(?:text|fineweb|corpus|dataset|validation)",
     re.IGNORECASE,
 )
+_ASIDE = re.compile(
+    r"\b(?:next|future|to-?do|to do|ideas?|roadmap|plans?|related|prior|previous|credits"
+    r"|not (?:work|help|used|tried)|didn't)\b",
+    re.IGNORECASE,
+)
+_NOT_DONE = re.compile(
+    r"\b(?:not (?:yet )?(?:used|applied|run|done|tried)|un(?:used|tested)|future|planned|pending"
+    r"|not? (?:lower|case))\b",
+    re.IGNORECASE,
+)
 _RESTORED = re.compile(r"loss-?less|reversible|invertible|case\s?ops", re.IGNORECASE)
 
 
@@ -127,9 +137,22 @@ def _table_line(function: ast.FunctionDef) -> int | None:
     )
 
 
+def _of_this_run(readme: str) -> str:
+    """A README without the sections and lines that speak of other work than the run's own."""
+    kept: list[str] = []
+    aside = 0  # the depth of the heading of such a section, nought outside
+    for line in readme.splitlines():
+        depth = len(line) - len(line.lstrip("#"))
+        if depth > 1 and (not aside or depth <= aside):
+            aside = depth if _ASIDE.search(line) else 0
+        if not aside and not _NOT_DONE.search(line):
+            kept.append(line)
+    return "\n".join(kept)
+
+
 def _folded(case: Case) -> list[Finding]:
     submission = case.submission
-    stated = " ".join((submission.readme or "", str(submission.metadata or "")))
+    stated = " ".join((_of_this_run(submission.readme or ""), str(submission.metadata or "")))
     match = _FOLDED.search(stated)
     if match is None or _RESTORED.search(stated):
         return []

@@ -29,8 +29,9 @@ POINTERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A submission with the trace of its documented run; `carried` are files its loader writes,
-    `modules` (file, tree) the Python modules beside its script.
+    """A submission with the trace of its documented run, or of one with the `defaults` of its code
+    where that one scores nothing; `carried` are files its loader writes, `modules` (file, tree) the
+    Python modules beside its script.
     """
 
     submission: Submission
@@ -38,6 +39,7 @@ class Case:
     carried: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     modules: tuple[tuple[str, ast.Module], ...] = ()
+    defaults: bool = False
 
     @property
     def tree(self) -> ast.Module | None:

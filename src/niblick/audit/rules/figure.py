@@ -5,6 +5,7 @@ from __future__ import annotations
 from niblick.audit.flow.figures import honest
 from niblick.audit.flow.objects import FigureEvent
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.claimed import claimed_scores
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 from niblick.audit.words import words
@@ -29,11 +30,24 @@ def _figures(case: Case) -> list[Finding]:
     if not any(f.content is not None and honest(f.content) and not f.warps for f in figures):
         bad = [f for f in figures if _why(f)]
     else:
-        bad = [f for f in figures if f.named and _why(f)]
+        claimed = claimed_scores(case)
+        bad = [f for f in figures if f.named and _why(f) and not _beside(case, f, claimed)]
     out: dict[int, Finding] = {}
     for event in bad:
         out.setdefault(event.where.line, _finding(case, event))
     return list(out.values())[:5]
+
+
+def _beside(case: Case, event: FigureEvent, claimed: frozenset[int]) -> bool:
+    """Whether a figure of unknown content is of other tokens than validation ones, as far as known,
+    and not the claimed one, which is seen to be honest.
+    """
+    if event.warps or event.content is not None or not claimed or event.scores & claimed:
+        return False
+    if any(e.targets for e in case.trace.scores if e.number in event.scores):
+        return False
+    own = [f for f in case.trace.figures if f.scores & claimed]
+    return bool(own) and not any(_why(f) for f in own)
 
 
 def _why(event: FigureEvent) -> str:

@@ -64,6 +64,8 @@ def _coverage(case: Case) -> list[Finding]:
 def _examined(case: Case) -> str:
     trace, command = case.trace, case.submission.command
     as_run = f"as {command.source} runs it" if command else "with its own defaults"
+    if case.defaults:
+        as_run = "with its own defaults, as its documented run scores nothing,"
     plain = sum(f.content is not None and honest(f.content) for f in trace.figures)
     held = sum(bool(event.held) for event in trace.states)
     return (

@@ -44,12 +44,14 @@ def check(case: Case) -> list[Finding]:
                 out.append(_rescored(case, event))
             continue
         trained = "train" in step.marks
+        how = "keeps changes of the weights by the scores of" if "kept" in step.marks else ""
         out.append(
             case.finding(
                 RULE,
                 Severity.BREACH if event.certain and step.certain else Severity.WARNING,
-                f"{step.where.function} (line {step.where.line}) steps the weights on validation"
-                f" tokens, and {event.where.function} scores {positions(both)} of them afterwards.",
+                f"{step.where.function} (line {step.where.line}) {how or 'steps the weights on'}"
+                f" validation tokens, and {event.where.function} scores {positions(both)} of them"
+                " afterwards.",
                 verdict="flag_other" if trained else "flag_prequant_ttt",
                 pointer="C3",
                 where=event.where,

@@ -1,0 +1,86 @@
+"""Searches by trial: a loop changes weights without gradients, scores tokens, and keeps the change
+or takes it back by what the score says.
+
+What it keeps has been chosen by these tokens, as surely as if it had been trained on them.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from niblick.audit.flow.boxes import Box, is_token, snapshot
+from niblick.audit.flow.methods import called, tail
+from niblick.audit.words import words
+
+_RANDOM = words(
+    "rand randn randint randperm rand_like randn_like randint_like normal normal_ uniform uniform_"
+    " bernoulli bernoulli_ choice gauss sample standard_normal integers random multinomial"
+)
+_CHANGES = words(
+    "copy_ add_ sub_ mul_ div_ lerp_ addcmul_ set_ index_add_ index_copy_ scatter_ masked_fill_"
+    " put_ load_state_dict neg_ sign_"
+)
+_CHAIN = (ast.Name, ast.Attribute, ast.expr_context)
+
+
+def random_in(body: ast.AST, find: Callable[[ast.Call], list[Any]]) -> bool:
+    """Whether code draws random numbers, itself or in functions of the program that it calls."""
+    for call in called(body):
+        if tail(call.func) in _RANDOM:
+            return True
+        if any(tail(c.func) in _RANDOM for f in find(call) for c in called(f.node)):
+            return True
+    return False
+
+
+def changed_by(node: ast.If) -> Iterator[ast.expr]:
+    """What the two ways of a condition change in place: the objects that they write to, as far as
+    names lead to them.
+    """
+    for inner in (n for part in (*node.body, *node.orelse) for n in ast.walk(part)):
+        written: list[ast.expr] = []
+        if isinstance(inner, ast.Call) and tail(inner.func) in _CHANGES:
+            written = [inner.func]
+        elif isinstance(inner, ast.Assign):
+            written = inner.targets
+        elif isinstance(inner, ast.AugAssign):
+            written = [inner.target]
+        for target in written:
+            if isinstance(target, ast.Subscript) or tail(target) in {"data", *_CHANGES}:
+                holder = target.value  # type: ignore[attr-defined]
+                if all(isinstance(n, _CHAIN) for n in ast.walk(holder)):
+                    yield holder
+
+
+def kept_names(node: ast.If | ast.IfExp) -> Iterator[str]:
+    """Names whose values the two ways of a condition put under others."""
+    values: list[ast.AST] = [node.body, node.orelse] if isinstance(node, ast.IfExp) else []
+    if isinstance(node, ast.If):
+        inside = (n for part in (*node.body, *node.orelse) for n in ast.walk(part))
+        values = [n.value for n in inside if isinstance(n, ast.Assign)]
+    for value in values:
+        yield from (n.id for n in ast.walk(value) if isinstance(n, ast.Name))
+
+
+def is_weights(value: Any) -> bool:
+    """Whether a value may be weights: a tensor that holds no tokens, scores or counts of bytes, and
+    is not one number.
+    """
+    if not isinstance(value, Box) or (value.shape == () and not value.live):
+        return False
+    return not (is_token(value) or value.scores or value.marks & {"bytes", "index", "count"})
+
+
+def chosen(value: Any, positions: int) -> Any:
+    """A value as kept because of the scores of these positions."""
+    if isinstance(value, Box) and not value.scores and not value.live:
+        return snapshot(value, seen=value.seen | positions)
+    if isinstance(value, dict):
+        value.update({k: chosen(v, positions) for k, v in value.items()})
+    elif isinstance(value, tuple):
+        return tuple(chosen(v, positions) for v in value)
+    elif isinstance(value, list):
+        value[:] = [chosen(v, positions) for v in value]
+    return value
