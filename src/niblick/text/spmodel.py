@@ -25,6 +25,7 @@ SPACE = "\u2581"
 MAX_MODEL_BYTES = 16_000_000
 BYTE_PIECES = tuple(f"<0x{value:02X}>" for value in range(256))
 _LISTED, _COMPRESSED = b"nT\x01", b"nT\x02"
+_SCORE = struct.Struct("<Bf")  # as a piece has it: the field's tag and its value
 _NAMED_PIECES = {45: "unknown", 46: "bos", 47: "eos", 48: "pad"}
 # Fields of sentencepiece_model.proto: name, number, type, default. Text is read as bytes, so that a
 # piece that is not UTF-8 is told from a damaged file.
@@ -218,9 +219,6 @@ def _written(piece: Piece) -> bytes:
     text = piece.text.encode()
     before, after = _around(len(text), piece.kind)
     return before + text + _SCORE.pack(2 << 3 | 5, piece.score) + after
-
-
-_SCORE = struct.Struct("<Bf")
 
 
 @cache
