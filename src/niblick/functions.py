@@ -291,7 +291,7 @@ def _engine(
     """The engine asked for, where it can do what is asked; else the best; None: native or numpy."""
     reasons = {
         "test-time training": options.ttt is not None or options.mode == "leaky-ttt",
-        "--precision bf16": options.precision != "fp32",
+        "--precision bf16": options.precision == "bf16",
         f"--device {device}": device not in (None, "auto", "cpu"),
         f"a launch of {world.size} processes": world.size > 1,
     }

@@ -107,6 +107,27 @@ def test_a_compiled_step_has_the_loss_and_the_gradients_of_the_cpu(name: str) ->
         torch.testing.assert_close(cuda, cpu, rtol=1e-2, atol=1e-4)
 
 
+def test_passes_replayed_as_cuda_graphs_are_those_that_are_not() -> None:
+    recipe = load_recipe("token-shift-small")
+    generator = torch.Generator().manual_seed(3)
+    batches = [torch.randint(1024, (2, 257), generator=generator).to(DEVICE) for _ in range(5)]
+    found: list[list[torch.Tensor]] = []
+    for wanted in ("no-graphs", "graphs"):
+        model = LanguageModel(recipe.model, seed=1).to(DEVICE)
+        loss = CompiledLoss(training_loss, model, wanted, DEVICE)
+        assert loss.replayed is (wanted == "graphs" and not REHEARSED)
+        seen = []
+        for tokens in batches:
+            value = loss.backward(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+            grads = [p.grad for p in model.parameters() if p.grad is not None]
+            seen += [value.clone(), *(grad.clone() for grad in grads)]
+            model.zero_grad(set_to_none=True)
+        assert loss.replayed is (wanted == "graphs" and not REHEARSED), "they were not given up"
+        found.append(seen)
+    for plain, replayed in zip(*found, strict=True):
+        torch.testing.assert_close(replayed, plain, rtol=1e-3, atol=1e-5)
+
+
 def test_training_follows_the_loss_of_the_cpu_in_whatever_micro_batches(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path / "shards")
     recipe = tiny_recipe(duration="8 steps", compile="auto")

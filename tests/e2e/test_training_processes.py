@@ -121,6 +121,7 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path) -> None:
 SHARED = """
 import torch, torch.distributed as dist
 from niblick.optim import Launched, Layout, Optimizers
+from niblick.training.overlap import Sink
 from niblick.plan import make_plan
 from niblick.recipe import load_recipe
 from niblick.recipe.schema import TrainingRecipe
@@ -129,13 +130,23 @@ rank = dist.get_rank()
 layout = Layout(make_plan(load_recipe("token-shift-small").model).parameters)
 start = torch.randn(layout.total, generator=torch.Generator().manual_seed(1)) * 0.05
 training = TrainingRecipe(clip=0)
-def stepped(slopes, processes):
+def stepped(slopes, processes, overlapped=False):
     weights = start.clone()
     found = Optimizers(layout, weights, training, dtype=torch.float32, processes=processes)
-    found.gradients.copy_(slopes)
-    found.reduce()
-    found.clip(0.0)
-    found.step(1.0, 0.9)
+    if overlapped:
+        sink = Sink(layout, found.gradients, found.buckets(), processes)
+    for step in range(2):
+        if overlapped:
+            sink.open(add=False, last=True)
+            for n in reversed(range(len(layout.slots))):  # as they come where nothing is compiled
+                sink.take(n, layout.slots[n].view(slopes))
+            sink.close()
+            assert sink.early == (len(found.buckets()) if step else 0)
+        else:
+            found.gradients.copy_(slopes)
+            found.reduce()
+        found.clip(0.0)
+        found.step(1.0, 0.9)
     found.complete()
     return torch.cat([weights, found.tensors()["matrix.momentum"]])
 for size in (2, 3, 4):
@@ -144,8 +155,10 @@ for size in (2, 3, 4):
     slopes = torch.randint(-8, 9, (size, layout.total), generator=generator) * (size / 16)
     if rank < size:
         for kind in (torch.float32, torch.bfloat16):
-            together = stepped(slopes[rank], Launched(rank, size, kind, group))
-            assert torch.equal(together, stepped(slopes.mean(0), None)), (size, kind)
+            alone = stepped(slopes.mean(0), None)
+            for overlapped in (False, True):
+                together = stepped(slopes[rank], Launched(rank, size, kind, group), overlapped)
+                assert torch.equal(together, alone), (size, kind, overlapped)
 print("equal")
 dist.destroy_process_group()
 """

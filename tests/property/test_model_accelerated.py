@@ -4,7 +4,7 @@ whole step as one graph, each against the readable form, forward and backward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,17 +14,18 @@ from hypothesis import strategies as st
 from torch.nn.attention import flex_attention as flex_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from everything import ACROSS, batch, everything
 from niblick.components.banded import reference_attention
 from niblick.components.functional import rotation
 from niblick.model import LanguageModel
 from niblick.model.accelerated import Accelerated
 from niblick.model.flex import BLOCK, Attend, block_mask
+from niblick.model.graphs import one_graph
 from niblick.model.head import fused_head_loss
 from niblick.model.lm import PLAIN
 from niblick.objective import training_loss
 from niblick.plan import make_plan
 from niblick.recipe import list_recipes, load_recipe
-from niblick.training.compile import whole_graph
 
 RUNS = settings(max_examples=25, deadline=None)
 CPU = torch.device("cpu")
@@ -168,47 +169,6 @@ def test_no_pass_holds_the_logits_of_a_whole_batch() -> None:
     assert weight.grad is not None and hidden.grad is not None
 
 
-# Every kind of part that a shipped recipe has, in one model of few layers, which compiles fast.
-EVERYTHING = [
-    "model.dim=64",
-    "model.context=160",
-    "model.vocab_size=512",
-    "model.stack=["
-    '{layers=["token-shift", "window:48"]}, {name="again_blocks", layers=["full"], loops=2}]',
-    "model.scalars=virtual",
-    "model.skips.enabled=true",
-    "model.document_attention=within",
-    "model.attention.k_gain=true",
-    "model.attention.kv_shift=true",
-    "model.attention.local_value=true",
-    "model.attention.rope.dims=8",
-    "model.value_embedding.layers=[1, 3]",
-    "model.sidecar={enabled=true, layers=[2, 3], width=24}",
-    "model.mtp.heads=1",
-]
-
-
-ACROSS = [  # windows and whole rows alone, from one document into the next
-    "model.document_attention=across",
-    'model.stack=[{layers=["window:48", "full"]}]',
-    "model.value_embedding={enabled=false, layers=[]}",
-    "model.sidecar={enabled=false, layers=[]}",
-    "model.mtp.heads=0",
-]
-
-
-def everything(changes: Sequence[str] = ()) -> LanguageModel:
-    """That model, longer than a block of flex_attention, none of its parts at zero."""
-    recipe = load_recipe("pocket", [*EVERYTHING, *changes])
-    model = LanguageModel(recipe.model, seed=1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(
-                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) / 20
-            )
-    return model
-
-
 def test_the_model_of_everything_has_all_that_shipped_recipes_have() -> None:
     def kinds(model: Any) -> set[str]:
         plan = make_plan(model)
@@ -224,16 +184,13 @@ def test_the_model_of_everything_has_all_that_shipped_recipes_have() -> None:
 @pytest.mark.parametrize("within", [False, True])
 def test_a_step_is_one_graph_with_the_plain_loss_and_gradients(within: bool) -> None:
     model = everything([] if within else ACROSS)
-    generator = torch.Generator().manual_seed(3)
-    tokens = torch.randint(model.recipe.vocab_size, (2, 161), generator=generator)
-    tokens[:, 40], tokens[1, 90] = model.recipe.bos_id, model.recipe.bos_id
-    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+    inputs, targets = batch(model)
 
     def loss_of(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return training_loss(model, x, y)
 
     found = []
-    for forms, call in ((None, loss_of), (Accelerated(), whole_graph(loss_of, "aot_eager"))):
+    for forms, call in ((None, loss_of), (Accelerated(), one_graph(loss_of, "aot_eager"))):
         model.kernels = forms
         loss, nll = call(inputs, targets)
         loss.backward()

@@ -12,7 +12,7 @@ from niblick.data.dataset import open_dataset
 from niblick.data.prepare import prepare
 from niblick.data.shards import open_shard, write_shard
 from niblick.errors import DataError, ScoreError
-from niblick.evaluation import EvaluationOptions, evaluate, read_score
+from niblick.evaluation import Adaptation, EvaluationOptions, evaluate, read_score
 from niblick.scoring.data import check_tokenizer, load_target
 from niblick.scoring.score import document_sums, make_score
 from niblick.text.tokenizer import load_tokenizer
@@ -125,6 +125,16 @@ def test_evaluation_leaves_the_model_as_it_was(tmp_path):
     assert all((value == before[name]).all() for name, value in model.state_dict().items())
 
 
+def test_precision_is_bf16_by_itself_only_where_the_device_has_it_and_nothing_is_learnt():
+    options = EvaluationOptions()
+    assert [options.on_device(bf16).precision for bf16 in (True, False)] == ["bf16", "fp32"]
+    assert EvaluationOptions(precision="fp32").on_device(True).precision == "fp32"
+    assert EvaluationOptions(precision="bf16").on_device(False).precision == "bf16"
+    learning = EvaluationOptions(mode="streaming", ttt=Adaptation(method="sgd"))
+    assert learning.on_device(True).precision == "fp32"
+    assert options.settings(64)["precision"] == "fp32", "of engines without a choice"
+
+
 def test_half_precision_stays_close_and_says_so(tmp_path):
     dataset = make_dataset(tmp_path)
     full, half = (
@@ -216,8 +226,6 @@ def schema_1(score, **details):
 
 
 def test_a_score_file_of_schema_1_is_read_as_the_same_kind_of_score(tmp_path):
-    from niblick.evaluation import Adaptation
-
     options = EvaluationOptions(ttt=Adaptation(method="sgd"))
     score = evaluate(make_model(), make_dataset(tmp_path / "d"), split="test", options=options)
     learnt = {"steps": 3, "learnt_tokens": 40, "stopped_by_time": False}

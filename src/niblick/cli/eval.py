@@ -41,7 +41,9 @@ ModeOption = Annotated[
 ContextOption = Annotated[int | None, typer.Option(help="Tokens of context; else the recipe's.")]
 StrideOption = Annotated[int | None, typer.Option(help="Tokens scored per window, for sliding.")]
 BatchOption = Annotated[int | None, typer.Option(help="Tokens of one forward pass, with torch.")]
-PrecisionOption = Annotated[str | None, typer.Option(help="fp32 unless given; bf16 needs torch.")]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="fp32 or bf16, which needs torch; else bf16 on a GPU alone.")
+]
 ProveOption = Annotated[
     bool, typer.Option("--prove", help="Prove causality and normalisation too.")
 ]

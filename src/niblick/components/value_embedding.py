@@ -71,7 +71,7 @@ class ValueEmbedding(Component):
 
     def scale(self, layer: VirtualLayer, call: Call) -> Tensor:
         """The layer's, for each channel (G*E,)."""
-        found: Tensor = call.root.get_parameter(f"ve_scales.{layer.index}")
+        found: Tensor = getattr(call.root.ve_scales, str(layer.index))
         return found.expand(call.model.attention.kv_heads * call.model.head_dim)
 
     def add(self, v: Tensor, layer: VirtualLayer, call: Call) -> Tensor:

@@ -16,7 +16,7 @@ from niblick.evaluation.modes import Job, make_job, score_stream
 from niblick.evaluation.tally import Report
 from niblick.model import LanguageModel
 from niblick.model.accelerated import accelerate
-from niblick.runtime import World, settle_threads
+from niblick.runtime import World, choose_precision, settle_threads
 from niblick.scoring.data import Target, load_target
 from niblick.scoring.evaluate import score_target
 from niblick.scoring.options import EvaluationOptions
@@ -69,6 +69,8 @@ def evaluate_target(
     """`evaluate` for a text that has been checked."""
     settle_threads()
     accelerate(model)
+    on_cuda = model.device.type == "cuda"
+    options = options.on_device(on_cuda and choose_precision("auto", str(model.device)) == "bf16")
     training = model.training
     model.eval()
 

@@ -212,7 +212,7 @@ def scoring_precision(job: Job) -> Iterator[None]:
     Accelerators hold the matrices themselves in bfloat16 then, as in training: their attention
     takes no autocast.
     """
-    if job.options.precision == "fp32" or job.device.type == "cpu":
+    if job.options.precision != "bf16" or job.device.type == "cpu":
         with autocast(job):
             yield
         return

@@ -7,6 +7,9 @@ plain form.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -21,10 +24,14 @@ class Accelerated(Equations):
 
     fuses_heads = True
 
-    def __init__(self) -> None:
-        from niblick.model import flex  # takes a second to import
+    def __init__(self, *, installed: bool = False) -> None:
+        """With `installed`, attention is flash-attn's where that package is."""
+        from niblick.model import flex, varlen  # take a second to import
 
-        self._attend, self._least_width = flex.Attend, flex.LEAST_WIDTH
+        self._attend: Callable[[Tensor | None], flex.Attend] = flex.Attend
+        self._least_width = flex.LEAST_WIDTH
+        if installed and (function := varlen.flash_attention()) is not None:
+            self._attend = partial(varlen.VarlenAttend, function)
 
     def takes(self, call: Call) -> bool:
         """Every call of a model whose heads are wide enough; autocast changes types in between."""
@@ -47,5 +54,5 @@ def accelerate(model: LanguageModel) -> bool:
     """Put the accelerator's parts into a model that is on one; whether they are in use."""
     if model.device.type != "cuda":
         return False
-    model.kernels = Accelerated()
+    model.kernels = Accelerated(installed=True)
     return True

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from niblick.model.graphs import one_graph
+
 BLOCK = 128
 LEAST_WIDTH = 16  # of a head, for flex_attention's kernels
 
@@ -108,4 +110,4 @@ def flex(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> Tensor:
 @cache
 def _compiled() -> Any:
     """Alone, flex_attention would compute all scores."""
-    return torch.compile(flex_attention, dynamic=False)
+    return one_graph(flex_attention)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from niblick.model.graphs import one_graph
+
 LOGITS = 1 << 25  # of one chunk: 128 MB in float32
 
 
@@ -87,7 +89,7 @@ def _chunk(
 @cache
 def _compiled_chunk() -> Any:
     """One kernel or two for what the plain form does in ten passes over the logits."""
-    return torch.compile(_chunk, dynamic=False)
+    return one_graph(_chunk)
 
 
 @_loss.register_fake

@@ -7,13 +7,14 @@ from niblick.optim.groups import LOW_PRECISION, Group, group_of
 from niblick.optim.muon import Muon, newton_schulz
 from niblick.optim.optimizer import Optimizers
 from niblick.optim.schedule import SCHEDULES, Schedule, TrainingPosition
-from niblick.optim.sharding import Launched
+from niblick.optim.sharding import Bucket, Launched, Processes, Waiting
 
 __all__ = [
     "LOW_PRECISION",
     "OPTIMIZERS",
     "SCHEDULES",
     "Averager",
+    "Bucket",
     "Group",
     "Launched",
     "Layout",
@@ -21,11 +22,13 @@ __all__ = [
     "Optimizer",
     "Optimizers",
     "ParameterGroup",
+    "Processes",
     "Schedule",
     "Slot",
     "Stack",
     "TrainingPosition",
     "Update",
+    "Waiting",
     "group_of",
     "make_averager",
     "newton_schulz",

@@ -51,7 +51,8 @@ class Update:
 class Optimizer(Protocol):
     """Moves one group; made from the group and the recipe's training section.
 
-    `lr` is the rate at a multiplier of 1, for the metrics. An optimizer that divides its matrices
+    `lr` is the rate at a multiplier of 1, for the metrics. One that has `compile(backend)` is asked
+    to compile what it computes where weights are on an accelerator. One that divides its matrices
     between processes has `shards`; it is given the gradients of its own matrices alone.
     """
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from niblick.model.graphs import one_graph
 from niblick.optim.base import OPTIMIZERS, ParameterGroup, Update
 from niblick.optim.sharding import Shards, Share, Waiting
 from niblick.recipe.schema import TrainingRecipe
@@ -68,7 +69,7 @@ class Muon:
 
     def compile(self, backend: str) -> None:
         """Fuse what lies between the products, where matrices are on an accelerator."""
-        self._newton_schulz = torch.compile(newton_schulz, dynamic=False, backend=backend)
+        self._newton_schulz = one_graph(newton_schulz, backend)
 
     def complete(self) -> None:
         """Have all of the momentum in every process, as a checkpoint needs it."""

@@ -6,6 +6,8 @@ the whole state, and loading it back continues bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from math import isfinite
 
 import torch
@@ -14,10 +16,10 @@ from torch import Tensor
 from niblick.model.kernels import Kernels
 from niblick.optim import adam  # noqa: F401  (it registers itself)
 from niblick.optim.base import OPTIMIZERS, Optimizer, ParameterGroup, Update
-from niblick.optim.buffers import Layout
+from niblick.optim.buffers import Layout, Slot
 from niblick.optim.groups import Group
 from niblick.optim.muon import Muon
-from niblick.optim.sharding import Processes, Shards
+from niblick.optim.sharding import Bucket, Processes, Shards, mean_at
 from niblick.recipe.schema import TrainingRecipe
 
 BUCKET = 1 << 24  # elements that one transfer sums
@@ -65,8 +67,9 @@ class Optimizers:
     def compile(self, backend: str = "inductor") -> None:
         """Have the compiler fuse what optimizers compute, where it gains something."""
         for optimizer in self.by_group.values():
-            if isinstance(optimizer, Muon):
-                optimizer.compile(backend)
+            compiles = getattr(optimizer, "compile", None)
+            if compiles is not None:
+                compiles(backend)
 
     @torch.no_grad()
     def reduce(self) -> None:
@@ -109,6 +112,31 @@ class Optimizers:
         exact = own.double() if own.device.type != "mps" else own
         self.processes.sum_exactly(exact)
         return (exact + alike).sqrt().to(own.dtype)
+
+    def buckets(self) -> list[Bucket]:
+        """All gradients, in the parts in which they are sent while others are computed."""
+        found, first = [], 0
+        assert self.processes is not None
+        for group, optimizer in self.by_group.items():
+            members, shards = self.layout.members(group), _shards(optimizer)
+            if shards is not None:
+                part = self.gradients[self.layout.segment(group)]
+                found += list(shards.buckets(part, first))
+            else:
+                found += self._runs(members, first)
+            first += len(members)
+        return found
+
+    def _runs(self, slots: list[Slot], first: int) -> Iterator[Bucket]:
+        """Neighbouring parameters of at most BUCKET elements together, or one that is larger."""
+        assert self.processes is not None
+        start = 0
+        for end in range(1, len(slots) + 1):
+            begin, stop = slots[start].start, slots[end - 1].start + slots[end - 1].size
+            if end == len(slots) or stop + slots[end].size - begin > BUCKET:
+                send = partial(mean_at, self.processes, None, self.gradients[begin:stop])
+                yield Bucket(range(first + start, first + end), send)
+                start = end
 
     @torch.no_grad()
     def clip(self, limit: float) -> Tensor:

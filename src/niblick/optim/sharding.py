@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +42,10 @@ class Processes(Protocol):
 
     def sum(self, tensor: Tensor) -> Waiting:
         """`tensor` becomes its sum over all processes."""
+        ...
+
+    def sum_at(self, owner: int, tensor: Tensor) -> Waiting:
+        """The same in process `owner` alone; what others have is meaningless afterwards."""
         ...
 
     def sum_exactly(self, tensor: Tensor) -> None:
@@ -86,6 +91,20 @@ class Launched:
 
         return wait
 
+    def sum_at(self, owner: int, tensor: Tensor) -> Waiting:
+        """See `Processes.sum_at`."""
+        sent = tensor.to(self.dtype)
+        to = owner if self._group is None else dist.get_global_rank(self._group, owner)
+        work = dist.reduce(sent, to, group=self._group, async_op=True)
+        assert work is not None
+
+        def wait() -> None:
+            work.wait()
+            if self.rank == owner and sent is not tensor:
+                tensor.copy_(sent)
+
+        return wait
+
     def sum_exactly(self, tensor: Tensor) -> None:
         """See `Processes.sum_exactly`."""
         dist.all_reduce(tensor, group=self._group)
@@ -117,6 +136,16 @@ class Share:
         return self.stack.view(flat)[self.first : self.last]
 
 
+@dataclass(frozen=True)
+class Bucket:
+    """Gradients that are sent together: the parameters `slots` of the layout. `send` begins to make
+    them the mean over all processes; of matrices that one process owns, there alone.
+    """
+
+    slots: range
+    send: Callable[[], Waiting]
+
+
 class Shards:
     """The stacks of a group, divided; without `processes`, one process owns all."""
 
@@ -144,6 +173,20 @@ class Shards:
             yield _then(
                 processes.scatter(out, parts), self._taken, share, gradients, out, processes.size
             )
+
+    def buckets(self, gradients: Tensor, first: int) -> Iterator[Bucket]:
+        """The matrices of each owner, stack by stack; slot `first` is the group's first."""
+        processes = self._processes
+        assert processes is not None
+        for share in self.shares:
+            matrices, size = share.stack.view(gradients), processes.size
+            for owner in range(size):
+                theirs = _share(share.stack, owner, size)
+                if theirs.count:
+                    part = matrices[theirs.first : theirs.last]
+                    send = partial(mean_at, processes, owner, part)
+                    yield Bucket(range(first + theirs.first, first + theirs.last), send)
+            first += share.stack.count
 
     def _taken(self, share: Share, gradients: Tensor, mean: Tensor, size: int) -> None:
         share.view(gradients).copy_(mean[: share.count]).div_(size)
@@ -179,13 +222,22 @@ class Shards:
             share.stack.view(flat).copy_(whole)
 
 
+def mean_at(processes: Processes, owner: int | None, tensor: Tensor) -> Waiting:
+    """`tensor` becomes its mean over all processes, at its owner or (None) everywhere."""
+    if owner is None:
+        wait = processes.sum(tensor)
+    else:
+        wait = processes.sum_at(owner, tensor)
+    return _then(wait, lambda: tensor.div_(processes.size))
+
+
 def _share(stack: Stack, rank: int, size: int) -> Share:
     each = -(-stack.count // size)
     first, last = (min(stack.count, each * n) for n in (rank, rank + 1))
     return Share(stack, first, last, each)
 
 
-def _then(wait: Waiting, do: Callable[..., None], *arguments: Any) -> Waiting:
+def _then(wait: Waiting, do: Callable[..., object], *arguments: Any) -> Waiting:
     def both() -> None:
         wait()
         do(*arguments)

@@ -176,7 +176,8 @@ class TrainingRecipe(Section):
     per pass: as many as memory holds where it is not given.
 
     `compile`: fused kernels on the CPU, torch.compile on CUDA; "auto" does without where there is
-    no compiler. `reduce`: the type that gradients have on their way between processes.
+    no compiler, and replays passes as CUDA graphs where the model is small; "graphs" always does,
+    "no-graphs" never. `reduce`: the type that gradients have on their way between processes.
     """
 
     duration: Text = "600s"
@@ -184,7 +185,7 @@ class TrainingRecipe(Section):
     batch_tokens: Count = 524288
     micro_batch_tokens: Count | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "off", "graphs", "no-graphs"] = "auto"
     compile_warmup_steps: Annotated[int, Field(ge=0, le=10_000)] = 0
     clip: Rate = 0.3
     reduce: Literal["fp32", "bf16"] = "fp32"

@@ -36,7 +36,8 @@ class Steps:
         layout = Layout(model.plan.parameters, training)
         self.weights = Weights(model, layout, dtype=dtype, specs={})
         self.optimizer = Optimizers(layout, self.weights.master, training, dtype=dtype)
-        self.loss = CompiledLoss(training_loss, model, training.compile, device)
+        most = training.micro_batch_tokens or training.batch_tokens
+        self.loss = CompiledLoss(training_loss, model, training.compile, device, tokens=most)
         self.optimizer.use(self.loss.kernels)
         self.weights.use(self.loss.kernels)
         if self.loss.compiled and device != "cpu":
@@ -52,16 +53,18 @@ class Steps:
     def fit(self) -> Choice:
         """Take micro-batches as a run does: the most rows that memory holds."""
 
-        def run(call: Any, rows: int) -> None:
+        def run(backward: Any, rows: int) -> None:
             try:
-                call(self.inputs[:rows], self.targets[:rows])[0].backward()
+                backward(self.inputs[:rows], self.targets[:rows])
             finally:
                 for parameter in self.weights.parameters:
                     parameter.grad = None
 
-        confirm = None if self.device == "cpu" else partial(run, self.loss)
+        confirm = None if self.device == "cpu" else partial(run, self.loss.backward)
         memory = device_memory(self.device)
-        choice = choose_rows(self.rows, partial(run, self.loss.plain), memory, confirm=confirm)
+        choice = choose_rows(
+            self.rows, partial(run, self.loss.plain_backward), memory, confirm=confirm
+        )
         self.micro = choice.rows
         return choice
 

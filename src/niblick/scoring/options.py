@@ -6,7 +6,7 @@ Frozen; impossible values are refused here, with one line that names them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from niblick.errors import ScoreError
@@ -15,7 +15,7 @@ from niblick.recipe import Recipe
 
 Mode = Literal["chunked", "sliding", "streaming", "document", "leaky-ttt"]
 Method = Literal["sgd", "adamw", "lora"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16"]
 MODES: tuple[str, ...] = get_args(Mode)
 METHODS: tuple[str, ...] = get_args(Method)
 
@@ -170,14 +170,15 @@ class EvaluationOptions:
     recipe's.
 
     `batch_tokens` bounds the tokens of one forward pass (and is the piece in which `streaming`
-    reads); on a CPU passes are never longer than suits its caches.
+    reads); on a CPU passes are never longer than suits its caches. `precision`: "auto" is bf16 for
+    torch on a GPU that multiplies it, where nothing is learnt, else fp32.
     """
 
     mode: Mode = "streaming"
     context: int | None = None
     stride: int = 64
     batch_tokens: int = 16384
-    precision: Precision = "fp32"
+    precision: Precision = "auto"
     ttt: Adaptation | None = None
     leaky: LeakyTraining = LeakyTraining()
     seed: int = 0
@@ -216,11 +217,17 @@ class EvaluationOptions:
         return {
             "context": self.context or context,
             "stride": self.stride if self.mode in ("sliding", "leaky-ttt") else None,
-            "precision": self.precision,
+            "precision": "fp32" if self.precision == "auto" else self.precision,
             "document": self.mode == "document",
             "adaptation": adaptation,
             "engine": engine,
         }
+
+    def on_device(self, bf16: bool) -> EvaluationOptions:
+        """The options with the precision of a device that multiplies bfloat16, or does not."""
+        learns = self.ttt is not None or self.mode == "leaky-ttt"
+        chosen: Precision = "bf16" if bf16 and not learns else "fp32"
+        return replace(self, precision=chosen) if self.precision == "auto" else self
 
     def check_sizes(self, context: int) -> None:
         """Refuse a stride longer than the context: tokens between two windows would have no

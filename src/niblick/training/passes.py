@@ -84,10 +84,10 @@ class Passes:
         memory = device_memory(self.device)
         return choose_rows(
             self.batch,
-            partial(self._probe, self.loss.plain),
+            partial(self._probe, self.loss.plain_backward),
             memory,
             most=most,
-            confirm=None if on_cpu else partial(self._probe, self.loss),
+            confirm=None if on_cpu else partial(self._probe, self.loss.backward),
         )
 
     def _agreed(self, rows: int) -> int:
@@ -98,7 +98,7 @@ class Passes:
         dist.all_reduce(least, dist.ReduceOp.MIN)
         return int(least)
 
-    def _probe(self, loss: Callable[..., tuple[Tensor, Tensor]], rows: int) -> None:
+    def _probe(self, backward: Callable[..., object], rows: int) -> None:
         """Forward and backward of meaningless tokens; nothing is learned, nothing is kept."""
         count = rows * (self.length + 1)
         tokens = torch.arange(count, device=self.device) % self.recipe.model.vocab_size
@@ -106,7 +106,7 @@ class Passes:
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         factors = {name: factor[:rows] for name, factor in self.dropout.draw(0).items()}
         try:
-            loss(inputs, targets, factors)[0].backward()  # type: ignore[no-untyped-call]
+            backward(inputs, targets, factors)
         finally:
             self._forget()
 
@@ -118,11 +118,12 @@ class Passes:
         """Prime compilation with the recipe's number of passes, all undone."""
         if self.loss.compiled and self.device != "cpu":
             for _ in range(self.recipe.training.compile_warmup_steps):
-                self._probe(self.loss, self.rows)
+                self._probe(self.loss.backward, self.rows)
             torch.cuda.synchronize()
 
     def accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Forward and backward into the flat gradients; the mean nll of all rows.
+        """Forward and backward into the flat gradients, the mean over all processes; the mean nll
+        of all rows of this one.
 
         Where memory runs out, and the recipe does not say how many rows a micro-batch has, the
         batch is done again in smaller ones. Several processes cannot: `CapacityError` names the
@@ -156,14 +157,22 @@ class Passes:
         return fewer
 
     def _accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        rows, total = self.rows, torch.zeros((), device=self.device)
+        rows, total, sink = self.rows, torch.zeros((), device=self.device), self.loss.sink
         factors = self.dropout.draw(self.state.step)
         for i, (x, y) in enumerate(
             zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True)
         ):
             part = {name: factor[i * rows : (i + 1) * rows] for name, factor in factors.items()}
             share = len(x) / len(inputs)
+            if sink is not None:
+                sink.open(add=i > 0, last=(i + 1) * rows >= len(inputs))
             nll = self.loss.backward(x, y, part, share)
-            self.state.weights.collect(self.state.optimizer.gradients, add=i > 0)
+            if sink is not None:
+                self._forget()
+                sink.close()
+            else:
+                self.state.weights.collect(self.state.optimizer.gradients, add=i > 0)
             total += nll * share
+        if sink is None:
+            self.state.optimizer.reduce()
         return total

@@ -36,6 +36,7 @@ from niblick.training.checkpoint import KEPT, checkpoint_name, list_checkpoints,
 from niblick.training.compile import CompiledLoss
 from niblick.training.distributed import agree, mean_over
 from niblick.training.interrupts import StopFlag, stop_on_signals
+from niblick.training.overlap import Sink
 from niblick.training.passes import Passes
 from niblick.training.progress import Clock, Progress, TrainResult, bytes_per_token
 from niblick.training.run_folder import Row, RunFolder, claimed
@@ -154,13 +155,28 @@ class Loop:
         self.state.seconds += spent
         self.clock = Clock(self.state.seconds)
         self.validation_seconds = 0.0
-        self.loss = CompiledLoss(training_loss, self.state.model, recipe.training.compile, device)
+        self.loss = CompiledLoss(
+            training_loss,
+            self.state.model,
+            recipe.training.compile,
+            device,
+            tokens=recipe.training.micro_batch_tokens or recipe.training.batch_tokens // world.size,
+            layout=self.state.layout,
+            sink=self._sink(),
+        )
         self.state.optimizer.use(self.loss.kernels)
         self.state.weights.use(self.loss.kernels)
         if self.loss.compiled and device != "cpu":
             self.state.optimizer.compile()
         self.mark: tuple[int, float] | None = None
         self.saved = (self.state.step, self.state.tokens, self.state.seconds)
+
+    def _sink(self) -> Sink | None:
+        """What sends gradients while others are computed, where there are several processes."""
+        state, optimizer = self.state, self.state.optimizer
+        if optimizer.processes is None:
+            return None
+        return Sink(state.layout, optimizer.gradients, optimizer.buckets(), optimizer.processes)
 
     def _prepare(self) -> Passes:
         """Choose micro-batches, compile; on the CPU this is training time."""
@@ -237,7 +253,6 @@ class Loop:
         state.rounding = state.rounding or (state.rounds and self.schedule.rounds(at))
         state.weights.refresh(rounded=state.rounding)
         loss = passes.accumulate(*state.feeder.next())
-        state.optimizer.reduce()
         state.optimizer.clip(training.clip)
         state.optimizer.step(self.schedule.multiplier(at), self.schedule.momentum(at))
         state.step += 1
