@@ -40,8 +40,8 @@ from niblick.codecs import CODECS, Job
 from niblick.codecs.allocation import fill_budget
 from niblick.codecs.base import Sensitivity, exported_tensors
 from niblick.codecs.feedback import factor
-from niblick.codecs.int_zlib import quantize, quantized
 from niblick.codecs.matrices import as_matrix, from_matrix
+from niblick.codecs.nearest import quantize, quantized
 from niblick.codecs.payload import read_payload, write_payload
 from niblick.codecs.quantized import Tensors
 from niblick.codecs.rounder import Candidate, Rounder

@@ -10,6 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from niblick.lazy import lazily
 from niblick.runtime import prepare_threads
 
 if TYPE_CHECKING:
@@ -21,20 +22,20 @@ prepare_threads()  # torch reads the environment when it is loaded
 
 __version__ = "0.1.0"
 __all__ = ["Model", "Run", "__version__", "audit", "evaluate", "load", "pack", "train"]
-_PLACES = {
-    "niblick.facade": ("Model", "load"),
-    "niblick.functions": ("Run", "evaluate", "pack", "train"),
-}
+_find = lazily(
+    __name__,
+    {
+        "niblick.facade": ("Model", "load"),
+        "niblick.functions": ("Run", "evaluate", "pack", "train"),
+    },
+)
 
 
 def __getattr__(name: str) -> object:
     """The public names, imported when they are used."""
     if name == "audit":
         return import_module("niblick.audit")  # a package that can be called
-    for place, names in _PLACES.items():
-        if name in names:
-            return getattr(import_module(place), name)
-    raise AttributeError(f"module 'niblick' has no attribute {name!r}")
+    return _find(name)
 
 
 def __dir__() -> list[str]:

@@ -21,7 +21,7 @@ from niblick.facade import load as load_model
 from niblick.runtime import has_gpu, has_lab, read_world, settle_threads
 
 if TYPE_CHECKING:
-    from niblick.artifact import Checkpoint
+    from niblick.artifact.checkpoint import Checkpoint
     from niblick.compression import Calibration
     from niblick.compression.packing import Packed
     from niblick.recipe import Recipe
@@ -152,8 +152,7 @@ def pack(
     `device`. Raises `CapacityError` where the cap is exceeded; nothing is written then.
     """
     with needs("niblick.pack"):
-        from niblick.artifact import read_checkpoint
-        from niblick.artifact.checkpoint import find_weights
+        from niblick.artifact.checkpoint import find_weights, read_checkpoint
         from niblick.codecs import CODECS
         from niblick.compression import packing
         from niblick.files import run_of

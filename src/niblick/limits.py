@@ -7,7 +7,6 @@ an error line stays short and on one line whatever the file holds.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 MAX_LINE = 200  # characters of an error beside the paths that the user gave
 MAX_QUOTED = 60
@@ -53,6 +52,8 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
     """`; did you mean 'name'?` for the name that is most like what was given; empty where none is
     like it.
     """
+    from difflib import get_close_matches
+
     short = given[: 2 * MAX_QUOTED]
     like = get_close_matches(short, names, n=1, cutoff=0.6)
     return f"; did you mean {like[0]!r}?" if like else ""

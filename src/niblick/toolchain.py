@@ -23,6 +23,7 @@ from functools import cache
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from niblick.errors import NiblickError
 from niblick.runtime import cache_folder
@@ -39,8 +40,7 @@ SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 FEATURES = ("v3", "v4", "vnni", "bf16")
 
 
-@dataclass(frozen=True)
-class Variant:
+class Variant(NamedTuple):
     """A build for processors that have the features it needs: options for gcc and clang, and
     zig's name of the processor.
     """
@@ -147,7 +147,7 @@ class CLibrary:
 
     def obtain(self) -> ctypes.CDLL | None:
         """The library, compiled first if need be."""
-        return self.load() if self.build() else None
+        return self.load() or (self.load() if self.build() else None)
 
     def state(self) -> str:
         """Where a build for this processor comes from, in words; "missing" where there is none."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from niblick.codecs.base import RoundingSpec
-from niblick.codecs.int_zlib import quantize, quantized
+from niblick.codecs.nearest import quantize, quantized
 from niblick.compression import round_trip
 
 MATRICES = npst.arrays(

@@ -17,20 +17,29 @@ from niblick.cli.imports import importing
 HEAVY = ("torch", "numpy", "rich", "constriction", "sentencepiece", "matplotlib")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "needed"), [(["--help"], []), (["recipes"], []), (["plan", "pocket"], ["numpy"])]
-)
-def test_help_and_plans_import_nothing_heavy(arguments: list[str], needed: list[str]) -> None:
+def imported(arguments: list[str], names: tuple[str, ...]) -> str:
+    """The exit code of a command, and which of the modules it has imported."""
     script = f"""
 import sys
 from niblick.cli import main
 try:
     main({arguments!r})
 except SystemExit as end:
-    print(end.code, [name for name in {HEAVY!r} if name in sys.modules])
+    print(end.code, [name for name in {names!r} if name in sys.modules])
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines()[-1] == f"0 {needed}"
+    return run.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["recipes"], ["plan", "pocket"]])
+def test_help_and_plans_import_nothing_heavy(arguments: list[str]) -> None:
+    assert imported(arguments, HEAVY) == "0 []"
+
+
+def test_the_first_token_comes_without_what_it_does_not_need() -> None:
+    arguments = ["generate", "pocket", "--prompt", "The river", "--max-tokens", "1"]
+    others = ("google.protobuf", "safetensors", "tomllib", "niblick.codecs.rounder", "torch")
+    assert imported(arguments, others) == "0 []"
 
 
 def test_the_version_and_the_commands_are_told(capsys: pytest.CaptureFixture[str]) -> None:

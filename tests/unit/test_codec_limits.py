@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from niblick.codecs import CODECS, int_zlib, plain
+from niblick.codecs import CODECS, nearest, plain
 from niblick.errors import ArtifactError
 from niblick.plan import make_plan
 from training_runs import tiny_recipe
@@ -22,10 +22,10 @@ def payload(scale: float = 0.01, value: float = 0.5) -> bytes:
         parameter = next(p for p in PLAN.exported if p.name == name)
         scales = np.full(parameter.shape[0], 0.01, "<f2")
         scales[-1] = scale
-        chunks += [int_zlib._stream(bytes(parameter.size)), int_zlib._stream(scales.tobytes())]
+        chunks += [nearest._stream(bytes(parameter.size)), nearest._stream(scales.tobytes())]
     values = np.zeros(sum(p.size for p in PLAN.exported if p.name not in specs), "<f2")
     values[-1] = value
-    return b"".join([*chunks, int_zlib._stream(values.tobytes())])
+    return b"".join([*chunks, nearest._stream(values.tobytes())])
 
 
 def test_a_payload_of_finite_numbers_decodes() -> None:

@@ -132,6 +132,21 @@ def test_models_that_cannot_be_accounted_for_are_refused() -> None:
         SentencePieceTokenizer(learned)
 
 
+def test_an_opened_list_of_pieces_is_the_model_that_was_packed() -> None:
+    texts = ["\u2581", "a", "\u2581a\u00e9", "x" * 126, "y" * 127, "z" * 255, "\U00010348" * 63]
+    for size in (258 + len(texts), 1000):
+        model = spmodel.lossless_bpe(texts, size)
+        opened = spmodel.unpack(spmodel.pack(model))
+        assert opened.pieces == model.pieces and opened.message == model.message
+        for on in (True, False):
+            one, other = model.with_dummy_prefix(on), opened.with_dummy_prefix(on)
+            assert one.serialize() == other.serialize()
+            for name in ("kind_name", "space_as_suffix", "dummy_prefix", "identity", "lossless"):
+                assert getattr(one, name) == getattr(other, name)
+    spaceless = spmodel.lossless_bpe(["a"], 300)
+    assert not spmodel.unpack(spmodel.pack(spaceless)).lossless and not spaceless.lossless
+
+
 def test_byte_tokens_follow_the_challenge_s_layout() -> None:
     made = load_tokenizer("bytes")
     assert (made.vocab_size, made.bos_id, made.lossless) == (260, 1, True)

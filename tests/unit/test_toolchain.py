@@ -124,7 +124,7 @@ def test_zig_is_the_compiler_where_the_system_has_none(carrying, monkeypatch):
 
 def test_the_numpy_engine_says_once_that_it_stands_in(carrying, monkeypatch):
     monkeypatch.setattr(choice, "unsupported", lambda plan: None)
-    monkeypatch.setattr(choice, "NumpyEngine", lambda *_, **__: "numpy")
+    monkeypatch.setattr("niblick.engine.plain.NumpyEngine", lambda *_, **__: "numpy")
     choice.say_once.cache_clear()
     with pytest.warns(NiblickWarning, match=r"numpy engine.*C compiler") as told:
         assert choice.open_engine(None, None) == "numpy"

@@ -18,8 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save
 
 from niblick.codecs.quantized import Floats
 from niblick.errors import ArtifactError, NiblickError
@@ -58,6 +56,8 @@ def save_checkpoint(
     meta: dict[str, Any],
 ) -> None:
     """Write `tensors`, stored as float32, to `path`, whole or not at all."""
+    from safetensors.numpy import save
+
     arrays = {
         name: np.require(tensor, np.dtype("<f4"), "C") for name, tensor in sorted(tensors.items())
     }
@@ -76,6 +76,8 @@ def save_checkpoint(
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify the file at `path`; `ArtifactError` for one that is no sound checkpoint."""
+    from safetensors import SafetensorError, deserialize
+
     try:
         data = path.read_bytes()
         stored: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from niblick.artifact.header import MAX_HEADER, decode_header, encode_header
 from niblick.errors import ArtifactError
@@ -28,8 +27,7 @@ _DIGEST = 16
 FIXED_BYTES = _PREFIX.size + _DIGEST
 
 
-@dataclass(frozen=True)
-class Container:
+class Container(NamedTuple):
     """An artifact's sections: the header's JSON object, the tokenizer's bytes, the payload."""
 
     header: dict[str, Any]
@@ -56,21 +54,24 @@ def read(path: Path) -> Container:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            lengths = _check_prefix(path, file.read(_PREFIX.size), size)
-            body = file.read(size - _PREFIX.size + 1)
+            prefix = file.read(_PREFIX.size)
+            lengths = _check_prefix(path, prefix, size)
+            header, tokenizer, payload = (file.read(length) for length in lengths)
+            digest = file.read(_DIGEST + 1)
     except OSError as error:
         raise ArtifactError(f"cannot read {str(path)!r}: {error.strerror}") from None
-    prefix = _PREFIX.pack(MAGIC, VERSION, *lengths)
-    if len(body) != size - _PREFIX.size or _digest(prefix + body[:-_DIGEST]) != body[-_DIGEST:]:
+    if _digest(prefix, header, tokenizer, payload) != digest:
         raise ArtifactError(
             f"artifact {str(path)!r} is damaged: its checksum does not match its content"
         )
-    first, second = lengths[0], lengths[0] + lengths[1]
-    return Container(decode_header(body[:first]), body[first:second], body[second:-_DIGEST])
+    return Container(decode_header(header), tokenizer, payload)
 
 
-def _digest(body: bytes) -> bytes:
-    return hashlib.blake2b(body, digest_size=_DIGEST).digest()
+def _digest(*parts: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=_DIGEST)
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
 
 
 def _check_prefix(path: Path, prefix: bytes, size: int) -> tuple[int, int, int]:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from niblick.artifact import container
-from niblick.artifact.checkpoint import find_weights, read_checkpoint
-from niblick.codecs import CODECS, Tensor
+from niblick.codecs import CODECS
 from niblick.codecs.base import exported_tensors
-from niblick.data.dataset import open_dataset
+from niblick.codecs.quantized import Tensor
 from niblick.errors import ArtifactError, NiblickError
 from niblick.files import sha256_file
 from niblick.limits import cut, quoted
@@ -81,6 +80,8 @@ def open_tokenizer(spec: str) -> Tokenizer:
     """
     path = Path(spec)
     if path.is_dir() and (path / "manifest.json").is_file():
+        from niblick.data.dataset import open_dataset
+
         return open_dataset(path).tokenizer
     if path.is_dir() or (path.is_file() and (path.suffix == ".safetensors" or _packed(path))):
         found = open_file(path).tokenizer
@@ -113,6 +114,8 @@ def capacity(payload: int) -> int:
 def _inside(folder: Path) -> Path:
     if (folder / ARTIFACT_FILE).is_file():
         return folder / ARTIFACT_FILE
+    from niblick.artifact.checkpoint import find_weights
+
     checkpoints = folder / "checkpoints"
     return find_weights(checkpoints if checkpoints.is_dir() else folder)
 
@@ -126,6 +129,8 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _read_checkpoint(path: Path) -> _Content:
+    from niblick.artifact.checkpoint import read_checkpoint
+
     found = read_checkpoint(path)
     tensors = exported_tensors(found.tensors, make_plan(found.recipe.model))
     return found.recipe, found.tokenizer, dict(tensors), found.meta

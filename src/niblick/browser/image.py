@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.browser.coding import CodedMatrix, code_matrix
-from niblick.codecs.native import decoder_struct, matrix_room, matrix_struct
+from niblick.codecs.native import decoder_struct, matrix_room, matrix_struct, put_table
 from niblick.codecs.quantized import Tensors
 from niblick.codecs.symbols import Encoder
 from niblick.codecs.tensor_stream import new_tables
@@ -69,7 +69,10 @@ def _put_stream(image: _Image, coded: Sequence[Codes]) -> tuple[int, int, int]:
     """Where the decoder, how it reads each matrix, and the matrices it fills stand."""
     encoder = Encoder(new_tables())
     found = [code_matrix(encoder, codes) for codes in coded]
-    decoder, memory = decoder_struct(new_tables(), *encoder.finish())
+    tables = new_tables()
+    decoder, memory = decoder_struct(tables, *encoder.finish())
+    for kind in range(len(tables.limits)):
+        put_table(memory, tables, kind)
     image.add(memory.values())
     at_decoder = image.put([decoder])
     blocks = [each.height * codes.cols for each, codes in zip(found, coded, strict=True)]

@@ -76,7 +76,7 @@ def _import_state_dict(
     bfloat16_tables: bool,
     as_json: bool,
 ) -> None:
-    from niblick.artifact import save_checkpoint
+    from niblick.artifact.checkpoint import save_checkpoint
     from niblick.exchange.foreign import import_state_dict
     from niblick.plan import make_plan
     from niblick.text.tokenizer import load_tokenizer
@@ -107,7 +107,7 @@ def _import_state_dict(
 
 
 def _import_folder(folder: Path, out: Path, as_json: bool) -> None:
-    from niblick.artifact import save_checkpoint
+    from niblick.artifact.checkpoint import save_checkpoint
     from niblick.exchange.hf import import_hf
 
     found = import_hf(folder)

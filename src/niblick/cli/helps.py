@@ -9,12 +9,19 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from niblick.cli.imports import importing
+
 _NAMES = {"str": "TEXT", "int": "N", "float": "X", "path": "PATH", "file": "PATH", "Path": "PATH"}
 _TYPE = re.compile(r" <(?:list\[)?(\w+)\]?(?: range)?>")
 
 
 class PlainCommand(TyperCommand):
     """A command whose help names no types of Python."""
+
+    def make_context(self, *given: Any, **settings: Any) -> Any:
+        """Read the arguments: typer imports pydantic for it."""
+        with importing():
+            return super().make_context(*given, **settings)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Arguments without braces, and a list's dots once."""

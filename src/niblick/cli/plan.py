@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from niblick.cli.completion import recipes
+from niblick.cli.imports import importing
 from niblick.cli.options import JsonOption, RecipeArgument, SetOption
 from niblick.cli.tables import columns, headline, table_lines
 from niblick.components import MIXERS
@@ -26,9 +27,10 @@ def plan_command(
     recipe: RecipeArgument, set_: SetOption = None, as_json: JsonOption = False
 ) -> None:
     """Show a recipe's virtual layers, parameters, FLOPs, decode state and artifact bytes."""
-    chosen = load_recipe(recipe, set_ or ())
-    plan = make_plan(chosen.model)
-    totals = plan_totals(chosen, plan)
+    with importing():  # pydantic builds the recipe's validator
+        chosen = load_recipe(recipe, set_ or ())
+        plan = make_plan(chosen.model)
+        totals = plan_totals(chosen, plan)
     if as_json:
         json.dump({**totals, "layers": layer_rows(plan)}, sys.stdout, indent=1)
         sys.stdout.write("\n")
@@ -89,7 +91,7 @@ def plan_totals(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     """The Plan JSON of the design: counts, FLOPs per token forward, state bytes in float32,
     artifact bytes.
     """
-    from niblick.artifact.sizes import artifact_sizes  # codecs know their sizes: numpy
+    from niblick.artifact.sizes import artifact_sizes
 
     bound, estimate = artifact_sizes(recipe, plan)
     return {

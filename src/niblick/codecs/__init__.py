@@ -4,9 +4,14 @@ Decoding is bit-identical on any machine: symbols come from integer frequency ta
 products of numbers that are stored or built by exact arithmetic.
 """
 
+from typing import TYPE_CHECKING
+
 from niblick.codecs import int_zlib, rd  # each registers itself
 from niblick.codecs.base import CODECS, Codec, Encoded, Job, RoundingSpec, rounding_specs
-from niblick.codecs.quantized import QuantizedTensor, Tensor, Tensors, dequantized
+from niblick.lazy import lazily
+
+if TYPE_CHECKING:
+    from niblick.codecs.quantized import QuantizedTensor, Tensor, Tensors, dequantized
 
 __all__ = [
     "CODECS",
@@ -22,3 +27,6 @@ __all__ = [
     "rd",
     "rounding_specs",
 ]
+__getattr__ = lazily(  # numpy, which a plan's sizes do without
+    __name__, {"niblick.codecs.quantized": ("QuantizedTensor", "Tensor", "Tensors", "dequantized")}
+)

@@ -10,23 +10,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-
-from niblick.codecs.quantized import Floats, Tensor, Tensors
 from niblick.errors import ArtifactError, RecipeError
 from niblick.plan import Plan, Role
 from niblick.recipe import Recipe
 from niblick.registry import Registry
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
+
+    from niblick.codecs.quantized import Floats, Tensor, Tensors
+
 Sizes = tuple[int, int]
 QUANTIZED_ROLES = (Role.MATRIX, Role.EMBEDDING)
 
 
-@dataclass(frozen=True)
-class TensorRow:
+class TensorRow(NamedTuple):
     """One tensor's line of the ledger: bytes of the payload, order-0 entropy of its symbols."""
 
     bytes: int
@@ -53,8 +54,7 @@ class Encoded:
     choice: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(NamedTuple):
     """Fisher factors of one tensor in its (R, C) layout, per token, in nats per squared weight.
 
     The cost of an error E is about 1/2 tr(L E A E^T) / t with t = tr L = tr A; `rows` is L's
@@ -91,8 +91,7 @@ class Job:
     on_progress: Callable[[float], None] | None = None
 
 
-@dataclass(frozen=True)
-class RoundingSpec:
+class RoundingSpec(NamedTuple):
     """How one parameter is rounded: signed codes of `bits` bits, one scale per row."""
 
     bits: int
@@ -164,6 +163,8 @@ def exported_tensors(tensors: Mapping[str, ArrayLike], plan: Plan) -> dict[str, 
 
     Raises `ArtifactError` naming the first missing, extra, misshapen or non-finite tensor.
     """
+    import numpy as np
+
     known = {p.name for p in plan.parameters}
     extra = sorted(set(tensors) - known)
     if extra:
@@ -198,6 +199,8 @@ def apportion(total: int, weights: list[int]) -> list[int]:
 
 def order0_bits(symbols: NDArray[Any]) -> float:
     """Total bits of integer `symbols` (any shape) under their own histogram."""
+    import numpy as np
+
     if symbols.size == 0:
         return 0.0
     _, counts = np.unique(symbols, return_counts=True)

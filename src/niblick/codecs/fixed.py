@@ -7,17 +7,14 @@ floating-point library takes part.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from math import isqrt
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-T = TypeVar("T", bound=np.generic)
 QUARTERS = 4
-_ONE = 1 << 60
+_ONE = 1 << 60  # of numbers with 60 binary digits behind the point
 
 
 @cache
@@ -37,16 +34,18 @@ def power_of_two(quarters: int) -> float:
 
 def powers(quarters: NDArray[np.int64]) -> NDArray[np.float64]:
     """`power_of_two` of every element."""
-    found: NDArray[np.float64] = _each(power_of_two, quarters, np.float64)
+    low, high = _range(quarters)
+    found: NDArray[np.float64] = _powers(low, high)[quarters - low]
     return found
 
 
-def _each(
-    function: Callable[[int], float], quarters: NDArray[np.int64], kind: type[T]
-) -> NDArray[T]:
-    values, inverse = np.unique(quarters, return_inverse=True)
-    table = np.array([function(value) for value in values.tolist()], dtype=kind)
-    return table[inverse].reshape(quarters.shape)
+def _range(quarters: NDArray[np.int64]) -> tuple[int, int]:
+    return int(quarters.min(initial=0)), int(quarters.max(initial=0))
+
+
+@cache
+def _powers(low: int, high: int) -> NDArray[np.float64]:
+    return np.array([power_of_two(value) for value in range(low, high + 1)])
 
 
 @cache
@@ -60,8 +59,15 @@ def fixed_power(quarters: int, digits: int) -> int:
 
 def fixed_powers(quarters: NDArray[np.int64], digits: int) -> NDArray[np.int64]:
     """`fixed_power` of every element."""
-    found: NDArray[np.int64] = _each(lambda value: fixed_power(value, digits), quarters, np.int64)
+    low, high = _range(quarters)
+    found: NDArray[np.int64] = _fixed_powers(low, high, digits)[quarters - low]
     return found
+
+
+@cache
+def _fixed_powers(low: int, high: int, digits: int) -> NDArray[np.int64]:
+    values = [fixed_power(value, digits) for value in range(low, high + 1)]
+    return np.array(values, dtype=np.int64)
 
 
 def prior(mean: int, limit: int, weight: int) -> NDArray[np.int64]:
@@ -76,9 +82,8 @@ def prior(mean: int, limit: int, weight: int) -> NDArray[np.int64]:
     whole = sum(parts for parts, _ in laws)
     half = [0] * (limit + 1)
     for parts, law in laws:
-        total = whole * (law[0] + 2 * sum(law[1:]))
-        for k, value in enumerate(law):
-            half[k] += weight * parts * value // total
+        total, share = whole * (law[0] + 2 * sum(law[1:])), weight * parts
+        half = [count + share * value // total for count, value in zip(half, law, strict=True)]
     half = [max(value, 1) for value in half]
     return np.array([*half[:0:-1], *half], dtype=np.int64)
 
@@ -102,6 +107,6 @@ def _gaussian(mean: int, limit: int) -> list[int]:
         ratio += term
     law, factor = [_ONE], ratio
     for _ in range(limit):
-        law.append(law[-1] * factor // _ONE)
-        factor = factor * ratio // _ONE * ratio // _ONE
+        law.append(law[-1] * factor >> 60)
+        factor = (factor * ratio >> 60) * ratio >> 60
     return law

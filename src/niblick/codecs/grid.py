@@ -7,8 +7,7 @@ coarser, since each costs its own bits.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +29,7 @@ _LARGEST_EXPONENT, _LARGEST_TENSOR_EXPONENT = 60, 400
 _PATH = 256
 
 
-@dataclass(frozen=True)
-class Grid:
+class Grid(NamedTuple):
     """Exponents in quarter octaves: one of the tensor, of each row (R,) and of each column (C,)."""
 
     tensor: int
@@ -97,9 +95,13 @@ def restore(parameter: Parameter, grid: Grid, levels: NDArray[Any], delta: float
     """The tensor that `levels` (R, C) mean on `grid`: quantized, or float32 for small roles."""
     with np.errstate(over="ignore", invalid="ignore"):
         rows, columns = grid.sides(delta)
+    large = parameter.role in QUANTIZED_ROLES
     found = QuantizedTensor(
-        shape=levels.shape, codes=narrow(levels), row_steps=rows, column_factors=columns
+        shape=parameter.shape if large else levels.shape,
+        codes=narrow(levels),
+        row_steps=rows,
+        column_factors=columns,
     )
-    if parameter.role in QUANTIZED_ROLES:
-        return replace(found, shape=parameter.shape)
+    if large:
+        return found
     return from_matrix(parameter, found.dequantize()) + origin(parameter)

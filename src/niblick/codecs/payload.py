@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,20 @@ from niblick.codecs.grid import restore
 from niblick.codecs.matrices import matrix_shape
 from niblick.codecs.plain import choices, read_plain, write_plain
 from niblick.codecs.quantized import Tensor, Tensors, dequantized
-from niblick.codecs.rounder import LARGEST_SYMBOL, Candidate
 from niblick.codecs.symbols import Encoder, Tables
-from niblick.codecs.tensor_stream import Bits, new_tables, open_decoder, read_tensor, write_tensor
+from niblick.codecs.tensor_stream import (
+    LARGEST_SYMBOL,
+    Bits,
+    new_tables,
+    open_decoder,
+    read_tensor,
+    write_tensor,
+)
 from niblick.errors import ArtifactError
 from niblick.plan import Plan
+
+if TYPE_CHECKING:
+    from niblick.codecs.rounder import Candidate
 
 Ints = NDArray[np.int64]
 # Step (below 0: a section of plainly compressed symbols follows the streams), bytes of two streams,
@@ -31,8 +40,7 @@ _HEAD = struct.Struct("<fIII")
 HEAD_BYTES = _HEAD.size
 
 
-@dataclass(frozen=True)
-class Written:
+class Written(NamedTuple):
     """A candidate after entropy coding.
 
     `bits` are prices by tensor, `escapes` and `plain` bytes of those sections; `coder_overhead` is
@@ -74,7 +82,7 @@ def _write_with(candidate: Candidate, plain: list[bool]) -> Written:
         sizes = apportion(len(section), [member.parameter.size for member in chosen])
         for member, size in zip(chosen, sizes, strict=True):
             name = member.parameter.name
-            bits[name] = replace(bits[name], symbols=8.0 * size)
+            bits[name] = bits[name]._replace(symbols=8.0 * size)
     delta = -candidate.delta if section else candidate.delta
     head = _HEAD.pack(delta, len(stream), len(escapes), _checksum(candidate.tensors))
     overhead = 8 * (len(stream) + len(escapes)) / max(encoder.bits, 1.0) - 1

@@ -53,9 +53,9 @@ class QuantizedTensor:
         return out.reshape(self.shape)
 
     def _rows(self, rows: slice, factors: NDArray[np.float64] | None) -> Floats:
-        steps = self.row_steps[rows, None]
+        steps, values = self.row_steps[rows, None], self.codes[rows].astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            values = self.codes[rows] * (steps if factors is None else steps * factors)
+            values *= steps if factors is None else steps * factors
             if self.correction is not None:
                 values += self.correction[0][rows] @ self.correction[1]
             rounded = values.astype(np.float32)

@@ -20,13 +20,13 @@ from niblick.codecs.base import (
     apportion,
     order0_bits,
 )
-from niblick.codecs.quantized import Tensor
 from niblick.errors import NiblickError
 from niblick.plan import Plan
 from niblick.recipe import Recipe
 
 if TYPE_CHECKING:
     from niblick.codecs.payload import Written
+    from niblick.codecs.quantized import Tensor
     from niblick.codecs.rounder import Candidate
     from niblick.codecs.symbols import Tables
 

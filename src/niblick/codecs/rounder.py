@@ -16,7 +16,7 @@ from niblick.codecs.matrices import as_matrix, matrix_shape, origin
 from niblick.codecs.quantized import Floats as Weights
 from niblick.codecs.quantized import Tensor
 from niblick.codecs.symbols import Tables
-from niblick.codecs.tensor_stream import new_tables
+from niblick.codecs.tensor_stream import LARGEST_SYMBOL, new_tables
 from niblick.codecs.trellis import SCALAR, TRELLIS, TrellisCode
 from niblick.plan import Parameter, Plan
 
@@ -26,7 +26,7 @@ Ints = NDArray[np.int64]
 MULTIPLIER = {TRELLIS.states: 0.04, SCALAR.states: 0.03}
 _SCALAR_QUARTERS = 3
 _SAMPLE = 4096
-_PRICED, LARGEST_SYMBOL = 64, 1 << 20
+_PRICED = 64
 
 
 @dataclass(frozen=True)

@@ -105,10 +105,6 @@ class Tables:
             table = self._tables[kind] = Table.start(int(self.means[kind]), int(self.limits[kind]))
         return table
 
-    def counts(self) -> list[NDArray[np.int64]]:
-        """What the tables of all kinds count."""
-        return [self[kind].counts for kind in range(len(self.limits))]
-
 
 def _groups(kinds: Ints) -> list[tuple[int, Ints]]:
     """(kind, positions) in order of kind, positions in their own order."""

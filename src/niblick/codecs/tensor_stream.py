@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +29,11 @@ Ints = NDArray[np.int64]
 Levels = NDArray[np.int32]
 AnyDecoder = Decoder | NativeDecoder
 _WORTH_COMPILING = 1 << 19  # symbols that the reference decodes in the time that compiling takes
-_LARGEST_NUMBER, _LARGEST_CORRECTION = 4096, 12
+LARGEST_SYMBOL, _LARGEST_NUMBER, _LARGEST_CORRECTION = 1 << 20, 4096, 12
 _SPREADS = (0.9, 2.2, 5.0)
 
 
-@dataclass(frozen=True)
-class Bits:
+class Bits(NamedTuple):
     """Price of one tensor in bits: its symbols, its exponents, the numbers that steer its model."""
 
     symbols: float

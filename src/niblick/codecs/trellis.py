@@ -10,7 +10,7 @@ with one state and n = k.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class TrellisCode:
+class TrellisCode(NamedTuple):
     """States with their quantizer (0 or 1), and the next state for an even and an odd symbol."""
 
     following: Ints

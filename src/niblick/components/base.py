@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from niblick.registry import Registry
 
@@ -38,8 +38,7 @@ class Role(StrEnum):
 InitKind = Literal["constant", "normal", "overtone", "orthogonal", "linear", "phase"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Init:
+class Init(NamedTuple):
     """How a parameter starts.
 
     constant: `value`; normal: standard deviation `value`; overtone: normal, then singular values
@@ -55,8 +54,7 @@ ZEROS = Init(kind="constant", value=0.0)
 ONES = Init(kind="constant", value=1.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parameter:
+class Parameter(NamedTuple):
     """One tensor: its published name, shape, role, initialisation and owning component."""
 
     name: str
@@ -71,16 +69,14 @@ class Parameter:
         return prod(self.shape)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Matmul:
+class Matmul(NamedTuple):
     """Matrix products of one token's forward pass; `flops` counts 2mnk."""
 
     name: str
     flops: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class StateEntry:
+class StateEntry(NamedTuple):
     """One tensor of decode state, shape without the batch axis.
 
     `kind` "float" follows the stated dtype. Before any token it holds `fill`. The axis

@@ -14,8 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from niblick.artifact import container
 from niblick.artifact.ledger import Ledger
 from niblick.artifact.load import capacity, exported_recipe
-from niblick.codecs import CODECS, Job, Tensor, Tensors
+from niblick.codecs import CODECS, Job
 from niblick.codecs.base import exported_tensors
+from niblick.codecs.quantized import Tensor, Tensors
 from niblick.compression.calibration import Calibration, mean_nll, self_generated
 from niblick.compression.sensitivity import measure
 from niblick.errors import ArtifactError, CapacityError

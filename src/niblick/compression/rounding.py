@@ -11,7 +11,7 @@ from niblick.codecs.base import RoundingSpec
 def round_trip(weight: Tensor, spec: RoundingSpec) -> Tensor:
     """`weight` (R, ...) as the file gives it back, bit for bit; same shape and device, float32.
 
-    See `codecs.int_zlib.quantize`: codes to nearest, one float16 scale per row.
+    See `codecs.nearest.quantize`: codes to nearest, one float16 scale per row.
     """
     rows = weight.detach().reshape(weight.shape[0], -1).float()
     largest = rows.abs().amax(dim=1) if rows.shape[1] else rows.new_zeros(rows.shape[0])

@@ -1,5 +1,7 @@
 """Running a model without torch: engines with constant state, sampling, streams of text."""
 
+from typing import TYPE_CHECKING
+
 from niblick.engine.base import Engine
 from niblick.engine.batch import Likelihoods, likelihoods, sequence
 from niblick.engine.choice import open_engine
@@ -11,8 +13,11 @@ from niblick.engine.continuation import (
     start_text,
 )
 from niblick.engine.native import NativeEngine
-from niblick.engine.plain import NumpyEngine
 from niblick.engine.sampling import GREEDY, Sampling
+from niblick.lazy import lazily
+
+if TYPE_CHECKING:
+    from niblick.engine.plain import NumpyEngine
 
 __all__ = [
     "GREEDY",
@@ -30,3 +35,4 @@ __all__ = [
     "sequence",
     "start_text",
 ]
+__getattr__ = lazily(__name__, {"niblick.engine.plain": ("NumpyEngine",)})

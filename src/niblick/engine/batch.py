@@ -5,7 +5,7 @@ Guarantees: a text's tokens are those that it gets alone, whatever else runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,7 @@ def sampling_of(row: np.void) -> Sampling:
     )
 
 
-@dataclass(frozen=True)
-class Likelihoods:
+class Likelihoods(NamedTuple):
     """Nats of a token, as logarithms of probabilities, and the likeliest tokens in its place."""
 
     own: float

@@ -10,7 +10,6 @@ from niblick.codecs.quantized import Tensors
 from niblick.engine.base import Engine
 from niblick.engine.library import build_in_background
 from niblick.engine.native import NativeEngine
-from niblick.engine.plain import NumpyEngine
 from niblick.engine.structures import unsupported
 from niblick.errors import NiblickError, NiblickWarning
 from niblick.limits import MAX_CONTEXT, MAX_COUNT, MAX_THREADS, quoted
@@ -45,9 +44,7 @@ def open_engine(
             raise NiblickError(f"{name} {quoted(value)}: accepted are 1 to {most:,}")
     why = unsupported(plan)
     if why is None and kind != "numpy":
-        if build == "now":
-            ENGINE.build()
-        library = ENGINE.load()
+        library = ENGINE.obtain() if build == "now" else ENGINE.load()
         if library is not None:
             return NativeEngine(
                 plan, tensors, library, slots=slots, threads=threads, context=context
@@ -62,6 +59,8 @@ def open_engine(
             )
     if kind == "native":
         raise NiblickError(f"the native engine cannot run this model here: {why}")
+    from niblick.engine.plain import NumpyEngine
+
     return NumpyEngine(plan, tensors, slots=slots, context=context)
 
 

@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.codecs.quantized import Floats, Tensors, dequantized
-from niblick.components.attention import rotary_base
+from niblick.engine.arithmetic import rms, rotary_frequencies, sigmoid
 from niblick.engine.base import Engine, Ids, Wanted
 from niblick.errors import NiblickError
 from niblick.plan import Plan, VirtualLayer
-from niblick.recipe.model import ModelRecipe
 
 NO_TOKEN = -1
-_EPSILON = np.float32(1.1920929e-7)
 Ints = NDArray[np.int64]
 
 
@@ -296,23 +294,3 @@ _MIXERS = {
     "window": NumpyEngine._attention,
     "full": NumpyEngine._attention,
 }
-
-
-def rotary_frequencies(model: ModelRecipe, context: int) -> NDArray[np.float64]:
-    """Radians per position (R / 2,) of each rotated pair, at a declared context."""
-    exponents = np.arange(model.rope_dims // 2) * (-2.0 / model.rope_frequency_dims)
-    frequencies: NDArray[np.float64] = np.power(np.float64(rotary_base(model, context)), exponents)
-    return frequencies
-
-
-def rms(x: Floats) -> Floats:
-    """x / sqrt(mean(x^2) + eps) over the last axis."""
-    found: Floats = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + _EPSILON)
-    return found
-
-
-def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + e^-x)."""
-    with np.errstate(over="ignore"):
-        found: Floats = (1 / (1 + np.exp(-x))).astype(np.float32)
-    return found

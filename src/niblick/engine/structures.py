@@ -6,16 +6,15 @@ Mirrors native/engine.h field by field. `Layout` keeps alive every array that a 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes import POINTER, c_double, c_float, c_int32, c_int64, c_uint8, c_void_p
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from niblick.codecs.quantized import Floats, Tensors, dequantized
-from niblick.engine.plain import rotary_frequencies, sigmoid
+from niblick.engine.arithmetic import rotary_frequencies, sigmoid
 from niblick.engine.weights import BLOCK, Codes, encode
 from niblick.plan import Plan, VirtualLayer
 
@@ -110,7 +109,6 @@ class Layout:
         self._describe()
         if library is not None:
             self._settle(library)
-            self._describe()
         self.weight_bytes = sum(c.nbytes for c in self._codes.values()) + sum(
             a.nbytes for a in self._arrays
         )
@@ -132,18 +130,23 @@ class Layout:
         self.plan = self._plan()
 
     def _settle(self, library: ctypes.CDLL) -> None:
-        """Move all codes into one piece of the library's memory, in the order of their use."""
+        """Move all codes into one piece of the library's memory, in the order of their use, and
+        point the structures there.
+        """
         total = sum(codes.data.nbytes for codes in self._codes.values())
         self._memory = library.nb_floats(total // 4 + 4096)
         if not self._memory:
             raise MemoryError(f"{total} bytes of weights do not fit into memory")
         whole = np.ctypeslib.as_array(ctypes.cast(self._memory, POINTER(c_uint8)), shape=(total,))
-        at = 0
+        at, moved = 0, {}
         for name, codes in self._codes.items():
             place = whole[at : at + codes.data.nbytes].reshape(codes.data.shape)
             place[:] = codes.data
-            self._codes[name] = replace(codes, data=place)
+            moved[codes.data.ctypes.data] = place.ctypes.data_as(POINTER(c_uint8))
+            self._codes[name] = codes._replace(data=place)
             at += codes.data.nbytes
+        for matrix in (each for part in (*self.layers, self.plan) for each in _matrices(part)):
+            matrix.codes = moved[ctypes.addressof(matrix.codes.contents)]
 
     @property
     def codes(self) -> Mapping[str, Codes]:
@@ -299,6 +302,13 @@ class Layout:
         if "bigram.scale" in self._tensors:
             found["bigram_scale"] = self._scalar("bigram.scale")
         return found
+
+
+def _matrices(part: Layer | PlanStruct) -> Iterator[Matrix]:
+    """The matrices of a structure that are there."""
+    for field in part._fields_:
+        if field[1] is Matrix and (matrix := getattr(part, field[0])).codes:
+            yield matrix
 
 
 def _padded(count: int) -> int:

@@ -7,8 +7,7 @@ of each stands in a list.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +25,7 @@ _TAIL = 40  # codes of 8 bits that are multiplied in the time of one entry of a 
 _TAIL_COLUMNS, _REST = 4096, 32767  # what an entry can hold
 
 
-@dataclass(frozen=True)
-class Codes:
+class Codes(NamedTuple):
     """A matrix (rows, cols): `data` (blocks of 32 rows, bytes) and `scales` (rows,) float32.
 
     `columns` (cols padded to 64,) float32 multiplies the columns, where there is such a factor.
@@ -95,7 +93,8 @@ def store(
     """
     rows, cols = codes.shape
     bits = _cheapest(codes, tails)
-    kept = codes if codes.dtype.itemsize * 8 <= bits else np.clip(codes, *_RANGES[bits])
+    whole = codes.dtype.itemsize * 8 <= bits
+    kept = codes if whole else np.clip(codes, *_RANGES[bits])
     if factors is not None:
         factors = np.pad(factors.astype(np.float32), (0, -cols % BLOCK))
     return Codes(
@@ -105,7 +104,7 @@ def store(
         rows,
         cols,
         bits,
-        *_tail(codes - kept),
+        *((None, None) if whole else _tail(codes - kept)),
     )
 
 
@@ -130,10 +129,12 @@ def _tail(rest: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | 
 
     What no entry can hold takes several.
     """
-    if not rest.any():
+    places = np.flatnonzero(rest != 0)
+    if not len(places):
         return None, None
-    rows, columns = np.nonzero(rest)
-    left = rest[rows, columns].astype(np.int64)
+    rows = places // rest.shape[1]
+    columns = places - rows * rest.shape[1]
+    left = rest.reshape(-1)[places].astype(np.int64)
     times = -(-np.abs(left) // _REST)
     rows, columns = np.repeat(rows, times), np.repeat(columns, times)
     last = np.zeros(len(rows), dtype=np.bool_)
@@ -180,22 +181,24 @@ def _planes(bits: int) -> list[tuple[int, int]]:
 def _lay_out(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Blocks of 32 rows of codes plus half their range, as nb_matrix has them."""
     rows, cols = codes.shape
-    values = np.full((-(-rows // ROWS) * ROWS, -(-cols // BLOCK) * BLOCK), 1 << (bits - 1))
-    values = values.astype(np.uint8 if bits <= 8 else np.int32)
+    shape = (-(-rows // ROWS) * ROWS, -(-cols // BLOCK) * BLOCK)
+    values = np.full(shape, 1 << (bits - 1), dtype=np.uint8 if bits <= 8 else np.int32)
     values[:rows, :cols] += codes.astype(values.dtype)  # in 8 bits the sum wraps to the right one
     tiled = values.reshape(-1, ROWS, values.shape[1] // GROUP, GROUP).swapaxes(1, 2)
     quarters = tiled.reshape(len(tiled), -1, 4, BLOCK)
+    if values.dtype.itemsize * 8 == bits:
+        return quarters.reshape(len(tiled), -1)
     planes = [_pack(quarters >> low, width).reshape(len(tiled), -1) for low, width in _planes(bits)]
-    return np.ascontiguousarray(np.concatenate(planes, axis=1))
+    return np.concatenate(planes, axis=1)
 
 
 def _pack(quarters: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Quarters (blocks, units, 4, 64), their low `bits`, as (blocks, units, 32 * bits) bytes."""
     low = (quarters & ((1 << bits) - 1)).astype(np.uint8)
-    one, two, three, four = np.moveaxis(low, 2, 0)
     if bits == 8:
-        parts = [one, two, three, four]
-    elif bits == 6:
+        return low.reshape(*low.shape[:2], -1)
+    one, two, three, four = np.moveaxis(low, 2, 0)
+    if bits == 6:
         parts = [one | four << 2 & 0xC0, two | four << 4 & 0xC0, three | four << 6]
     elif bits == 4:
         parts = [one | two << 4, three | four << 4]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from niblick.artifact import ARTIFACT_FILE, open_file
+from niblick.artifact.load import ARTIFACT_FILE, open_file
 from niblick.errors import NiblickError
 from niblick.evaluation import EvaluationOptions, evaluate
 from niblick.model import build_model

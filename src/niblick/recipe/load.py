@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Sequence
 from copy import deepcopy
 from importlib import resources
@@ -113,6 +112,8 @@ def _read_file(path: Path) -> str:
 
 
 def _parse(text: str, origin: str) -> dict[str, Any]:
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a number may have too many digits
@@ -139,6 +140,8 @@ def _with_nulls(value: Any) -> Any:
 
 def _value(text: str) -> Any:
     """A TOML value where it parses as one, else the bare text."""
+    import tomllib
+
     try:
         return tomllib.loads(f"v = {text}")["v"]
     except (ValueError, RecursionError):

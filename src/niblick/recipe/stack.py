@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -15,8 +14,7 @@ from niblick.limits import MAX_LOOPS, MAX_SEGMENT_LAYERS, quoted
 from niblick.recipe.base import FROM_LIST, Section
 
 
-@dataclass(frozen=True)
-class LayerSpec:
+class LayerSpec(NamedTuple):
     """One weight block: the mixer's name and, where it has one, its window of earlier positions."""
 
     mixer: str

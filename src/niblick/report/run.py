@@ -15,7 +15,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from niblick.artifact import ARTIFACT_FILE, open_file, save_checkpoint
+from niblick.artifact.checkpoint import save_checkpoint
+from niblick.artifact.load import ARTIFACT_FILE, open_file
 from niblick.codecs import CODECS
 from niblick.compression.calibration import Calibration, left_of_budget, make_calibration
 from niblick.compression.packing import Packed, Stage, pack, stage_report

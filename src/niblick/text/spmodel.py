@@ -13,9 +13,9 @@ from __future__ import annotations
 import lzma
 import struct
 import zlib
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from niblick.errors import DataError
 from niblick.files import expand
@@ -25,6 +25,7 @@ SPACE = "\u2581"
 MAX_MODEL_BYTES = 16_000_000
 BYTE_PIECES = tuple(f"<0x{value:02X}>" for value in range(256))
 _LISTED, _COMPRESSED = b"nT\x01", b"nT\x02"
+_SCORE = struct.Struct("<Bf")  # as a piece has it: the field's tag and its value
 _NAMED_PIECES = {45: "unknown", 46: "bos", 47: "eos", 48: "pad"}
 # Fields of sentencepiece_model.proto: name, number, type, default. Text is read as bytes, so that a
 # piece that is not UTF-8 is told from a damaged file.
@@ -79,8 +80,7 @@ def _messages() -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """One vocabulary entry: its text (spaces written U+2581), its merge score and its kind."""
 
     text: str
@@ -142,6 +142,103 @@ class SentencePieceModel:
         return bytes(self.message.SerializeToString(deterministic=True))
 
 
+class ListedModel(SentencePieceModel):
+    """What `lossless_bpe` gives, to be read only: written without protobuf, whose import and
+    messages would take most of the time that a packed tokenizer takes to open.
+    """
+
+    def __init__(self, pieces: tuple[Piece, ...], written: bytes, *, dummy_prefix: bool) -> None:
+        """`written` are the pieces as `serialize` begins."""
+        self._listed, self._written, self._prefix = pieces, written, dummy_prefix
+
+    @classmethod
+    def of(cls, texts: list[str], vocab_size: int) -> ListedModel:
+        """The model of `lossless_bpe(texts, vocab_size)`."""
+        pieces = tuple(_listed(texts, vocab_size))
+        return cls(pieces, b"".join(map(_written, pieces)), dummy_prefix=True)
+
+    @cached_property
+    def message(self) -> Any:
+        """The protocol-buffer message."""
+        return _messages()["Model"].FromString(self.serialize())
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The vocabulary in order of ids."""
+        return self._listed
+
+    @property
+    def kind_name(self) -> str:
+        """`bpe`."""
+        return "bpe"
+
+    @property
+    def space_as_suffix(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def dummy_prefix(self) -> bool:
+        """Whether encoding puts a space in front of the text."""
+        return self._prefix
+
+    @property
+    def lossless(self) -> bool:
+        """Whether a piece is the space alone: bytes spell what no piece does."""
+        return any(piece.text == SPACE for piece in self._listed)
+
+    def with_dummy_prefix(self, on: bool) -> SentencePieceModel:
+        """The same model with the space in front of the text switched on or off."""
+        return ListedModel(self._listed, self._written, dummy_prefix=on)
+
+    def serialize(self) -> bytes:
+        """Pieces; then a trainer of BPE with byte fallback and a normalizer that changes spaces
+        alone, field by field as in `_MESSAGES`.
+        """
+        trainer = bytes([3 << 3, 2]) + _varint(35 << 3) + bytes([1])
+        switches = bytes([3 << 3, self._prefix, 4 << 3, 0, 5 << 3, 1])
+        return b"".join(
+            [self._written, _begin(2, len(trainer)), trainer, _begin(3, len(switches)), switches]
+        )
+
+
+def _listed(texts: list[str], vocab_size: int) -> Iterator[Piece]:
+    """The pieces of `lossless_bpe`, in order of ids."""
+    yield Piece("<unk>", 0.0, UNKNOWN)
+    yield Piece("<s>", 0.0, CONTROL)
+    for text in BYTE_PIECES:
+        yield Piece(text, 0.0, BYTE)
+    for rank, text in enumerate(texts):
+        yield Piece(text, -float(rank))
+    for number in range(vocab_size - 2 - len(BYTE_PIECES) - len(texts)):
+        yield Piece(f"<unused{number}>", 0.0, UNUSED)
+
+
+def _written(piece: Piece) -> bytes:
+    """A piece as the protocol buffer of a model has it."""
+    text = piece.text.encode()
+    before, after = _around(len(text), piece.kind)
+    return before + text + _SCORE.pack(2 << 3 | 5, piece.score) + after
+
+
+@cache
+def _around(size: int, kind: int) -> tuple[bytes, bytes]:
+    """What stands before a piece's text of `size` bytes, and what after its score."""
+    after = b"" if kind == NORMAL else bytes([3 << 3, kind])
+    before = _begin(1, size)
+    return _begin(1, len(before) + size + _SCORE.size + len(after)) + before, after
+
+
+def _begin(number: int, size: int) -> bytes:
+    """How a field of `size` bytes begins, fewer than 2^14."""
+    return bytes([number << 3 | 2]) + _varint(size)
+
+
+def _varint(value: int) -> bytes:
+    """A number below 2^14."""
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128, value >> 7])
+
+
 def parse(data: bytes) -> SentencePieceModel:
     """Read a `.model` file's bytes into canonical form; raises `DataError` where it is not one."""
     from google.protobuf.message import DecodeError
@@ -198,15 +295,9 @@ def lossless_bpe(texts: list[str], vocab_size: int) -> SentencePieceModel:
     `vocab_size`.
     """
     message = _messages()["Model"]()
-    add = message.pieces.add
-    add(text=b"<unk>", score=0.0, kind=UNKNOWN)
-    add(text=b"<s>", score=0.0, kind=CONTROL)
-    for text in BYTE_PIECES:
-        add(text=text.encode(), score=0.0, kind=BYTE)
-    for rank, text in enumerate(texts):
-        add(text=text.encode(), score=-float(rank))
-    for number in range(vocab_size - len(message.pieces)):
-        add(text=f"<unused{number}>".encode(), score=0.0, kind=UNUSED)
+    for piece in _listed(texts, vocab_size):
+        kind = {} if piece.kind == NORMAL else {"kind": piece.kind}
+        message.pieces.add(text=piece.text.encode(), score=piece.score, **kind)
     message.trainer.model_type, message.trainer.byte_fallback = 2, True
     switches = message.normalizer
     switches.dummy_prefix, switches.remove_spaces, switches.escape_spaces = True, False, True
@@ -257,4 +348,4 @@ def _unpack_list(raw: bytes) -> SentencePieceModel:
         at += length
     if len(set(texts)) != len(texts):
         raise DataError("the packed tokenizer holds a piece twice")
-    return lossless_bpe(texts, last + 1)
+    return ListedModel.of(texts, last + 1)

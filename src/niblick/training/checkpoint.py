@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from niblick.artifact import save_checkpoint
+from niblick.artifact.checkpoint import save_checkpoint
 from niblick.errors import NiblickError, TrainingError
 from niblick.files import parse_json, record
 from niblick.limits import cut

@@ -8,7 +8,7 @@ references are used.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-_GUIDE = 1 << 10
+_GUIDE = 1 << 9
+_START = ctypes.CFUNCTYPE(None, ctypes.c_int64)
 
 
 @cache
@@ -79,7 +80,7 @@ class DecoderStruct(ctypes.Structure):
 
     _fields_ = _fields(
         "words* left state escapes* bits at limits* offsets* totals* fresh* counts* cdf* guide*"
-        " kinds"
+        " kinds start*"
     )
 
 
@@ -96,17 +97,19 @@ Memory = dict[str, NDArray[Any]]
 
 
 def decoder_struct(tables: Tables, stream: bytes, escapes: bytes) -> tuple[DecoderStruct, Memory]:
-    """The structure of a decoder at the start of its streams, and the arrays it points to."""
-    words, counts = read_words(stream), tables.counts()
-    kinds, sizes = len(counts), np.array([len(each) for each in counts])
+    """The structure of a decoder at the start of its streams, and the arrays it points to.
+
+    The tables are not in it yet: see `put_table`.
+    """
+    words, kinds, sizes = read_words(stream), len(tables.limits), 2 * tables.limits + 2
     memory: Memory = {
         "words": words,
         "escapes": np.frombuffer(escapes, dtype=np.uint8),
         "limits": tables.limits,
         "offsets": np.cumsum(sizes) - sizes,
-        "totals": np.array([int(each.sum()) for each in counts]),
+        "totals": np.zeros(kinds, dtype=np.int64),
         "fresh": np.full(kinds, -1),
-        "counts": np.concatenate(counts),
+        "counts": np.zeros(int(sizes.sum()), dtype=np.int64),
         "cdf": np.zeros(int(sizes.sum()) + kinds, dtype=np.uint32),
         "guide": np.zeros(kinds * _GUIDE, dtype=np.uint16),
     }
@@ -121,6 +124,13 @@ def decoder_struct(tables: Tables, stream: bytes, escapes: bytes) -> tuple[Decod
         decoder.left -= 1
         decoder.state = decoder.state << 32 | int(words[decoder.left])
     return decoder, memory
+
+
+def put_table(memory: Memory, tables: Tables, kind: int) -> None:
+    """What the table of `kind` counts, in the arrays that `decoder_struct` gave."""
+    counts, at = tables[kind].counts, int(memory["offsets"][kind])
+    memory["counts"][at : at + len(counts)] = counts
+    memory["totals"][kind] = counts.sum()
 
 
 def matrix_struct(
@@ -170,6 +180,9 @@ class NativeDecoder:
     def __init__(self, library: ctypes.CDLL, tables: Tables, stream: bytes, escapes: bytes) -> None:
         self._library = library
         self._decoder, self._memory = decoder_struct(tables, stream, escapes)
+        # Few of the tables are used, and each takes time to make.
+        self._start = _START(partial(put_table, self._memory, tables))
+        self._decoder.start = ctypes.cast(self._start, ctypes.c_void_p)
 
     def take(self, kinds: Ints) -> Ints:
         """Decode a block of symbols whose kinds are given."""

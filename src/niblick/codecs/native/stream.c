@@ -14,7 +14,8 @@
 #endif
 
 #define PRECISION 24
-#define GUIDE_BITS 10
+#define GUIDE_BITS 9
+#define STEP_BITS (PRECISION - GUIDE_BITS)
 #define LARGEST_TOTAL (1 << 21)
 #define LARGEST_SIZE (1 << 20)
 #define LONGEST_ESCAPE 30
@@ -32,6 +33,7 @@ typedef struct {
     uint32_t *cdf;
     uint16_t *guide; /* by kind and first bits of a quantile: the symbol to search from */
     int64_t kinds;
+    void (*start)(int64_t kind); /* puts in what a table counts at first; null: all are there */
 } Decoder;
 
 typedef struct {
@@ -50,6 +52,7 @@ typedef struct {
 
 /* The quantized cumulative distribution that constriction makes of float32 counts. */
 static void rebuild(Decoder *d, int64_t kind) {
+    if (d->fresh[kind] < 0 && d->start) d->start(kind);
     const int64_t size = 2 * d->limits[kind] + 2;
     const int64_t *counts = d->counts + d->offsets[kind];
     uint32_t *cdf = d->cdf + d->offsets[kind] + kind;
@@ -62,9 +65,9 @@ static void rebuild(Decoder *d, int64_t kind) {
         before += (float)counts[i];
     }
     cdf[size] = 1u << PRECISION;
-    for (int64_t slot = 0, symbol = 0; slot < 1 << GUIDE_BITS; slot++) {
-        while (cdf[symbol + 1] <= (uint32_t)slot << (PRECISION - GUIDE_BITS)) symbol++;
-        guide[slot] = (uint16_t)symbol;
+    for (int64_t slot = 0, symbol = 0; symbol < size; symbol++) {
+        const int64_t end = (cdf[symbol + 1] + (1 << STEP_BITS) - 1) >> STEP_BITS;
+        while (slot < end) guide[slot++] = (uint16_t)symbol;
     }
     d->fresh[kind] = 0;
 }
@@ -95,7 +98,7 @@ static int take_group(Decoder *d, int64_t kind, const int64_t *place, int64_t co
     uint64_t state = d->state;
     for (int64_t i = 0; i < count; i++) {
         const uint32_t quantile = (uint32_t)state & ((1u << PRECISION) - 1);
-        int64_t index = guide[quantile >> (PRECISION - GUIDE_BITS)];
+        int64_t index = guide[quantile >> STEP_BITS];
         while (cdf[index + 1] <= quantile) index++;
         state = (state >> PRECISION) * (cdf[index + 1] - cdf[index]) + (quantile - cdf[index]);
         if (state >> 32 == 0 && d->left > 0) state = state << 32 | d->words[--d->left];
@@ -128,41 +131,71 @@ int niblick_take(Decoder *d, const uint8_t *kind, int64_t count, int64_t *place,
     return 1;
 }
 
-static int64_t divide_down(int64_t value, int64_t by) { return value / by - (value % by < 0); }
-
-/* The half octave of an expected magnitude: how many thresholds do not exceed it. */
-static int64_t level_of(const Matrix *m, const int64_t *first, int64_t expected) {
-    if (expected <= 0) return 0;
-    int64_t level = first[63 - __builtin_clzll((uint64_t)expected)];
-    while (level < m->levels - 1 && m->thresholds[level] <= expected) level++;
-    return level;
+/* A quotient of numbers below 2^52, rounded to double, never reaches the integer above it. */
+static int64_t divide_down(int64_t value, int64_t by) {
+    if ((uint64_t)value >> 52 == 0 && (uint64_t)by >> 52 == 0)
+        return (int64_t)((double)value / (double)by);
+    return value / by - (value % by < 0);
 }
 
-static void kinds_of(const Matrix *m, const int64_t *first, int64_t start, int64_t height) {
-    for (int64_t c = 0; c < m->columns; c++) {
-        const int64_t column = (int64_t)((uint64_t)divide_down(m->sum[c], m->seen) << 8);
-        for (int64_t r = 0; r < height; r++) {
-            const int64_t ratio = divide_down(column, m->scale[start + r]);
-            const int64_t expected =
-                (int64_t)((uint64_t)ratio * (uint64_t)m->lift[start + r]) >> DIGITS;
-            const int64_t quantizer = m->quantizer[m->state[r * m->columns + c]];
-            m->kind[r * m->columns + c] =
-                (uint8_t)(m->base + level_of(m, first, expected) + quantizer * m->levels);
+/* By the highest bit of a number: how many thresholds are at most that bit, and the next of them.
+ * Thresholds are half octaves, so that one at most lies between that bit and the number. */
+typedef struct {
+    int64_t level[64], next[64];
+} Octaves;
+
+static Octaves octaves_of(const Matrix *m) {
+    Octaves found;
+    const int64_t last = m->levels - 1;
+    for (int64_t bit = 0, level = 0; bit < 64; bit++) {
+        while (level < last && (uint64_t)m->thresholds[level] <= (uint64_t)1 << bit) level++;
+        found.level[bit] = level;
+        found.next[bit] = level < last ? m->thresholds[level] : INT64_MAX;
+    }
+    return found;
+}
+
+/* The half octave of an expected magnitude: how many thresholds do not exceed it. */
+static int64_t level_of(const Octaves *octaves, int64_t expected) {
+    const int64_t value = expected > 0 ? expected : 0;
+    const int bit = 63 - __builtin_clzll((uint64_t)value | 1);
+    return octaves->level[bit] + (octaves->next[bit] <= value);
+}
+
+/* The kinds of a block of rows; `place` is scratch. */
+static void kinds_of(const Matrix *m, const Octaves *octaves, int64_t start, int64_t height) {
+    const int64_t columns = m->columns, seen = m->seen, base = m->base, levels = m->levels;
+    const int64_t *sum = m->sum, *quantizer = m->quantizer;
+    int64_t *mean = m->place;
+    for (int64_t c = 0; c < columns; c++)
+        mean[c] = (int64_t)((uint64_t)divide_down(sum[c], seen) << 8);
+    for (int64_t r = 0; r < height; r++) {
+        const int64_t scale = m->scale[start + r], *state = m->state + r * columns;
+        const uint64_t lift = (uint64_t)m->lift[start + r];
+        uint8_t *kind = m->kind + r * columns;
+        for (int64_t c = 0; c < columns; c++) {
+            const int64_t ratio = divide_down(mean[c], scale);
+            const int64_t level = level_of(octaves, (int64_t)((uint64_t)ratio * lift) >> DIGITS);
+            kind[c] = (uint8_t)(base + level + quantizer[state[c]] * levels);
         }
     }
 }
 
 /* Learn a row, move its path, and turn symbols into levels. */
 static void finish_row(Matrix *m, int64_t row, const int64_t *symbol, int64_t *state) {
-    int32_t *levels = m->level + row * m->columns;
-    for (int64_t c = 0; c < m->columns; c++) {
+    const int64_t columns = m->columns, stride = m->stride;
+    const int64_t *quantizer = m->quantizer, *following = m->following;
+    const uint64_t scale = (uint64_t)m->scale[row];
+    int64_t *sum = m->sum;
+    int32_t *levels = m->level + row * columns;
+    for (int64_t c = 0; c < columns; c++) {
         const int64_t size = symbol[c] < 0 ? -symbol[c] : symbol[c];
         const int64_t known = size < LARGEST_SIZE ? size : LARGEST_SIZE;
-        m->sum[c] = (int64_t)((uint64_t)m->sum[c] + (uint64_t)known * (uint64_t)m->scale[row]);
+        sum[c] = (int64_t)((uint64_t)sum[c] + (uint64_t)known * scale);
         int64_t level = symbol[c];
-        if (m->stride > 1) {
-            level = m->stride * level - ((level > 0) - (level < 0)) * m->quantizer[state[c]];
-            state[c] = m->following[2 * state[c] + (symbol[c] & 1)];
+        if (stride > 1) {
+            level = stride * level - ((level > 0) - (level < 0)) * quantizer[state[c]];
+            state[c] = following[2 * state[c] + (symbol[c] & 1)];
         }
         levels[c] = (int32_t)level;
     }
@@ -170,12 +203,10 @@ static void finish_row(Matrix *m, int64_t row, const int64_t *symbol, int64_t *s
 
 /* The levels of a whole matrix; false where the escapes are damaged. */
 int niblick_levels(Decoder *d, Matrix *m) {
-    int64_t first[63];
-    for (int64_t b = 0, level = 0; b < 63; first[b++] = level)
-        while (level < m->levels - 1 && m->thresholds[level] <= (int64_t)1 << b) level++;
+    const Octaves octaves = octaves_of(m);
     for (int64_t start = 0; start < m->rows; start += m->height) {
         const int64_t height = m->rows - start < m->height ? m->rows - start : m->height;
-        kinds_of(m, first, start, height);
+        kinds_of(m, &octaves, start, height);
         if (!niblick_take(d, m->kind, height * m->columns, m->place, m->symbol)) return 0;
         for (int64_t r = 0; r < height; r++)
             finish_row(m, start + r, m->symbol + r * m->columns, m->state + r * m->columns);
