@@ -41,8 +41,8 @@ def smoke_line(smoke: Smoke | None) -> str:
         return "not run"
     if smoke.status == "SMOKE_TEST_PASS":
         parts = [f"import OK in {smoke.seconds:.2f}s" if smoke.seconds is not None else "import OK"]
-        for label, value in (("dim", smoke.dim), ("layers", smoke.layers), ("vocab", smoke.vocab)):
-            parts.append(f"{label}={value if value is not None else '?'}")
+        shape = (("dim", smoke.dim), ("layers", smoke.layers), ("vocab", smoke.vocab))
+        parts += [f"{label}={value}" for label, value in shape if value is not None]
         if smoke.parameters is not None:
             parts.append(f"params={smoke.parameters:,}")
         parts += [f"code={smoke.code_bytes} B", "SMOKE_TEST_PASS"]
