@@ -138,7 +138,7 @@ class Client(asyncio.Protocol):
         self.data += data
         if b"data: " in data:
             self.times.append(time.perf_counter())
-        if self.data.endswith(b"0\r\n\r\n") and self.done and not self.done.done():
+        if self.data.endswith(b"\r\n0\r\n\r\n") and self.done and not self.done.done():
             self.done.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:
