@@ -13,12 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from everything import ACROSS, batch, everything
+from everything import ACROSS, assert_a_plain_step
 from niblick.components import Call
 from niblick.model.accelerated import Accelerated
 from niblick.model.equations import Equations
 from niblick.model.graphs import one_graph
-from niblick.objective import training_loss
 from niblick.optim import newton_schulz
 from niblick.optim.adam import descend
 from niblick.training import overlap
@@ -39,23 +38,7 @@ class WithoutFlex(Accelerated):
 
 @pytest.mark.parametrize("within", [False, True])
 def test_inductor_gives_the_plain_loss_and_gradients_in_one_graph(within: bool) -> None:
-    model = everything([] if within else ACROSS)
-    inputs, targets = batch(model)
-
-    def loss_of(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return training_loss(model, x, y)
-
-    found = []
-    for forms, call in ((None, loss_of), (WithoutFlex(), one_graph(loss_of))):
-        model.kernels = forms
-        loss, nll = call(inputs, targets)
-        loss.backward()
-        found.append([loss.detach(), nll.detach(), *(p.grad for p in model.parameters())])
-        model.zero_grad(set_to_none=True)
-    for plain, fast in zip(*found, strict=True):
-        assert (plain is None) == (fast is None)
-        if plain is not None:
-            torch.testing.assert_close(fast, plain, rtol=2e-3, atol=2e-5)
+    assert_a_plain_step([] if within else ACROSS, WithoutFlex(), one_graph)
 
 
 def test_inductor_gives_the_plain_steps_of_muon_and_adam() -> None:

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import flex_attention as flex_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from everything import ACROSS, batch, everything
-from niblick.components.banded import reference_attention
+from everything import ACROSS, assert_a_plain_step, assert_readable_attention, everything
 from niblick.components.functional import rotation
 from niblick.model import LanguageModel
 from niblick.model.accelerated import Accelerated
@@ -23,7 +22,6 @@ from niblick.model.flex import BLOCK, Attend, block_mask
 from niblick.model.graphs import one_graph
 from niblick.model.head import fused_head_loss
 from niblick.model.lm import PLAIN
-from niblick.objective import training_loss
 from niblick.plan import make_plan
 from niblick.recipe import list_recipes, load_recipe
 
@@ -102,23 +100,8 @@ def test_block_tables_list_what_the_mask_needs_and_nothing_else(length, span, wi
 def test_flex_attention_gives_the_numbers_of_the_readable_mask(length, span, within) -> None:
     seed = 7
     first = documents(length, 2, seed) if within else None
-    results = []
-    for fast in (True, False):
-        generator = torch.Generator().manual_seed(seed)
-        q, k, v = (
-            torch.randn(2, heads, length, 16, generator=generator).requires_grad_()
-            for heads in (4, 2, 2)
-        )
-        if fast:
-            out = Attend(first)(q, k, v, span)
-        else:
-            repeated = (t.repeat_interleave(2, dim=1) for t in (k, v))
-            out = reference_attention(q, *repeated, span, first=first)
-        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed + 1))
-        (out * weights).sum().backward()
-        results.append((out.detach(), q.grad, k.grad, v.grad))
-    for fast_, slow in zip(*results, strict=True):
-        torch.testing.assert_close(fast_, slow, rtol=1e-4, atol=5e-6)
+    sizes = {"length": length, "width": 16, "span": span, "seed": seed}
+    assert_readable_attention(Attend(first), first, **sizes)
 
 
 class Largest(TorchDispatchMode):
@@ -183,23 +166,8 @@ def test_the_model_of_everything_has_all_that_shipped_recipes_have() -> None:
 
 @pytest.mark.parametrize("within", [False, True])
 def test_a_step_is_one_graph_with_the_plain_loss_and_gradients(within: bool) -> None:
-    model = everything([] if within else ACROSS)
-    inputs, targets = batch(model)
-
-    def loss_of(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return training_loss(model, x, y)
-
-    found = []
-    for forms, call in ((None, loss_of), (Accelerated(), one_graph(loss_of, "aot_eager"))):
-        model.kernels = forms
-        loss, nll = call(inputs, targets)
-        loss.backward()
-        found.append([loss.detach(), nll.detach(), *(p.grad for p in model.parameters())])
-        model.zero_grad(set_to_none=True)
-    for plain, fast in zip(*found, strict=True):
-        assert (plain is None) == (fast is None)
-        if plain is not None:
-            torch.testing.assert_close(fast, plain, rtol=2e-3, atol=2e-5)
+    changes = [] if within else ACROSS
+    assert_a_plain_step(changes, Accelerated(), lambda loss: one_graph(loss, "aot_eager"))
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from everything import ACROSS, batch, everything
+from everything import ACROSS, assert_readable_attention, batch, everything
 from niblick.components.banded import reference_attention
 from niblick.model import varlen
 from niblick.model.accelerated import Accelerated
@@ -78,22 +78,8 @@ def first_of(length: int, seed: int) -> torch.Tensor:
 )
 def test_it_gives_the_numbers_and_gradients_of_the_readable_mask(length, span, within, seed):
     first = first_of(length, seed) if within else None
-    results = []
-    for fast in (True, False):
-        generator = torch.Generator().manual_seed(seed)
-        q, k, v = (
-            torch.randn(2, heads, length, 8, generator=generator).requires_grad_()
-            for heads in (4, 2, 2)
-        )
-        if fast:
-            out = VarlenAttend(contract, first)(q, k, v, span)
-        else:
-            wide = (t.repeat_interleave(2, dim=1) for t in (k, v))
-            out = reference_attention(q, *wide, span, first=first)
-        (out * torch.randn(out.shape, generator=generator)).sum().backward()
-        results.append((out.detach(), q.grad, k.grad, v.grad))
-    for fast_, slow in zip(*results, strict=True):
-        torch.testing.assert_close(fast_, slow, rtol=1e-4, atol=5e-6)
+    attend = VarlenAttend(contract, first)
+    assert_readable_attention(attend, first, length=length, width=8, span=span, seed=seed)
 
 
 def test_there_are_as_many_starts_whatever_the_documents_are() -> None:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 from niblick import __version__
 from niblick.cli.imports import importing
 from niblick.errors import NiblickError, NiblickWarning
-from niblick.extras import EXTRAS, missing
+from niblick.extras import needs
 from niblick.limits import cut, quoted
 from niblick.registry import load_plugin
 
@@ -243,21 +243,17 @@ def _format_warning(
 def _run(arguments: list[str] | None) -> int:
     """The exit code of one command; expected errors are printed."""
     try:
-        given = _take_plugins(sys.argv[1:] if arguments is None else arguments)
-        code = typer.main.get_command(app).main(
-            args=given, prog_name="niblick", standalone_mode=False
-        )
+        with needs("this command"):
+            given = _take_plugins(sys.argv[1:] if arguments is None else arguments)
+            code = typer.main.get_command(app).main(
+                args=given, prog_name="niblick", standalone_mode=False
+            )
     except NiblickError as error:
         code = _fail(str(error), error.exit_code)
     except typer.Exit as error:
         code = error.exit_code
     except USAGE_ERROR as error:
         code = _misuse(error)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if package not in EXTRAS["lab"]:
-            raise
-        code = _fail(missing("this command", package, "lab"), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = _fail("interrupted", 130)
     except BrokenPipeError:

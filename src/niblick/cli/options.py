@@ -25,12 +25,11 @@ TokenizerOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option(help="Processor threads; one per core if not given.")
 ]
-RecipeArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE", help="A shipped recipe's name or a TOML file.", autocompletion=recipes
-    ),
-]
+_RECIPE = typer.Argument(
+    metavar="RECIPE", help="A shipped recipe's name or a TOML file.", autocompletion=recipes
+)
+RecipeArgument = Annotated[str, _RECIPE]
+OptionalRecipe = Annotated[str | None, _RECIPE]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

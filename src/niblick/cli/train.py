@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from niblick.cli.completion import recipes, words
+from niblick.cli.completion import words
 from niblick.cli.jobs import JobsOption
 from niblick.cli.options import (
     DeviceOption,
@@ -18,6 +18,7 @@ from niblick.cli.options import (
     ExecutorOption,
     JsonOption,
     MaxBytesOption,
+    OptionalRecipe,
     SeedOption,
     SetOption,
 )
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
     from niblick.recipe import Recipe
 
 
-OptionalRecipe = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="RECIPE", help="A shipped recipe's name or a TOML file.", autocompletion=recipes
-    ),
-]
 DataOption = Annotated[
     str | None,
     typer.Option(

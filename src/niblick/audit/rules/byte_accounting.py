@@ -17,6 +17,7 @@ from niblick.audit.types import Finding, Severity
 
 RULE = "byte-accounting"
 _FIGURE = re.compile(r"bpb|bits_per_byte", re.IGNORECASE)
+Programs = list[tuple[str, Program]]
 _PIECES = frozenset({"id_to_piece", "IdToPiece", "id_to_token", "piece"})
 _MARKER = "\u2581".encode()
 _DEPTH = 2
@@ -53,15 +54,16 @@ def check(case: Case) -> list[Finding]:
                     cure="Divide by the UTF-8 bytes of the scored tokens, counted token by token.",
                 )
             )
-    return [*out[:3], *_space_twice(case), *_marker_counted(case)]
+    programs = _programs(case)
+    return [*out[:3], *_space_twice(case, programs), *_marker_counted(case, programs)]
 
 
-def _marker_counted(case: Case) -> list[Finding]:
+def _marker_counted(case: Case, programs: Programs) -> list[Finding]:
     """A breach where the bytes of a token are those of its piece as SentencePiece spells it, with
     the marker of a leading space (three bytes for one) in it: nothing in the function, in what it
     calls or in the names that it reads knows that marker.
     """
-    for file, program in _programs(case):
+    for file, program in programs:
         others = program is not case.program
         for name in case.trace.reached - (set(case.program.functions) if others else set()):
             for function in program.functions.get(name, []):
@@ -142,12 +144,12 @@ def _knows_marker(program: Program, node: ast.AST, depth: int) -> bool:
     return False
 
 
-def _space_twice(case: Case) -> list[Finding]:
+def _space_twice(case: Case, programs: Programs) -> list[Finding]:
     """A breach where a token's table of bytes holds its leading space already and the run adds it
     again: each word then has a byte too many, and the figure comes out too low. The script and the
     modules beside it are one program here.
     """
-    nodes = list(_reached(case))
+    nodes = list(_reached(case, programs))
     if not any(_adds_spaces(node) for _, node in nodes):
         return []
     return [
@@ -166,15 +168,15 @@ def _space_twice(case: Case) -> list[Finding]:
     ][:1]
 
 
-def _programs(case: Case) -> list[tuple[str, Program]]:
+def _programs(case: Case) -> Programs:
     """File and program of the script and of the modules beside it."""
     own = case.submission.source.path if case.submission.source else ""
     return [(own, case.program), *((file, Program(tree)) for file, tree in case.modules)]
 
 
-def _reached(case: Case) -> Iterator[tuple[str, ast.AST]]:
+def _reached(case: Case, programs: Programs) -> Iterator[tuple[str, ast.AST]]:
     """File and node of what the run comes to."""
-    for file, program in _programs(case):
+    for file, program in programs:
         for node in ast.walk(program.tree):
             weighed = isinstance(node, (ast.If, ast.AugAssign, ast.BinOp))
             if weighed and program.around(node) in case.trace.reached:

@@ -44,12 +44,13 @@ def check(case: Case) -> list[Finding]:
                 out.append(_rescored(case, event))
             continue
         trained = "train" in step.marks
-        how = "keeps changes of the weights by the scores of" if "kept" in step.marks else ""
+        kept = "kept" in step.marks
+        how = "keeps changes of the weights by the scores of" if kept else "steps the weights on"
         out.append(
             case.finding(
                 RULE,
                 Severity.BREACH if event.certain and step.certain else Severity.WARNING,
-                f"{step.where.function} (line {step.where.line}) {how or 'steps the weights on'}"
+                f"{step.where.function} (line {step.where.line}) {how}"
                 f" validation tokens, and {event.where.function} scores {positions(both)} of them"
                 " afterwards.",
                 verdict="flag_other" if trained else "flag_prequant_ttt",
