@@ -8,6 +8,7 @@ import base64
 import json
 import lzma
 import textwrap
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -108,7 +109,9 @@ def test_a_gpu_script_imports_on_a_cpu_and_is_measured() -> None:
     assert seen.status == "SMOKE_TEST_PASS"
     assert (seen.dim, seen.layers, seen.vocab) == (32, 3, 128)
     assert seen.parameters == 128 * 32 + 3 * 32 * 32
-    assert set((seen.missing or "").split(", ")) >= {"flash_attn_interface", "triton", "kernels"}
+    asked = {"flash_attn_interface", "triton", "kernels"}
+    absent = {name for name in asked if find_spec(name) is None}  # the tests of others bring triton
+    assert asked & set((seen.missing or "").split(", ")) == absent
 
 
 def test_a_sibling_module_is_found_when_it_ships_and_missed_as_the_authors_fault_when_not() -> None:
