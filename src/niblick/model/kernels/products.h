@@ -165,26 +165,26 @@ static void rows_by_panels(const uint16_t *a, uint32_t *b, int64_t j, float *c, 
         product(a, k2, 1, panel(b, k2, i + j), PANEL, c + i, n, m, PANEL, k2, 0);
 }
 
-/* Rows i .. i + PANEL, columns j .. stop of g (.., n): the sum over `pairs` pairs of positions of a
+/* Rows i .. i + PANEL, columns j .. stop of g (.., n) = or += the sum over `pairs` pairs of positions of a
  * times b, both in panels. */
 static void gather_rows(uint32_t *a, uint32_t *b, float *g, int64_t n, int64_t pairs, int64_t i,
-                        int64_t j, int64_t stop) {
+                        int64_t j, int64_t stop, int add) {
     uint32_t room[PANEL * DEPTH] __attribute__((aligned(64)));
     for (int64_t p = 0; p < pairs || p == 0; p += DEPTH) {
         int64_t deep = pairs - p < DEPTH ? pairs - p : DEPTH, row = 1, step = PANEL;
         const pair *left = turned(panel(a, pairs, i) + p * PANEL, PANEL, deep, room, &row, &step);
         for (int64_t at = j; at < stop; at += PANEL)
             product(left, row, step, panel(b, pairs, at) + p * PANEL, PANEL, g + i * n + at, n,
-                    PANEL, PANEL, deep, p > 0);
+                    PANEL, PANEL, deep, add || p > 0);
     }
 }
 
-/* g (m, n) = the sum over `pairs` pairs of positions of a (columns m) times b (columns n). */
+/* g (m, n) = or += the sum over `pairs` pairs of positions of a (columns m) times b (columns n). */
 #define BROAD (4 * PANEL)
 EACH_UNIT(static, gather, m / PANEL * ((n + BROAD - 1) / BROAD), (uint32_t *, a), (uint32_t *, b),
-          (float *, g), (int64_t, m), (int64_t, n), (int64_t, pairs)) {
+          (float *, g), (int64_t, m), (int64_t, n), (int64_t, pairs), (int, add)) {
     int64_t across = (n + BROAD - 1) / BROAD, i = unit / across * PANEL, j = unit % across * BROAD;
-    gather_rows(a, b, g, n, pairs, i, j, n - j < BROAD ? n : j + BROAD);
+    gather_rows(a, b, g, n, pairs, i, j, n - j < BROAD ? n : j + BROAD, add);
 }
 
 static inline __m512 wide(const uint16_t *x) {
