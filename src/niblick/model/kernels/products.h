@@ -9,7 +9,6 @@
 #define TILES(rows) (((rows) + LANES - 1) / LANES)
 #define LOG2E 1.44269504f
 
-
 /* C (m, n) = or += A B over 2 k2 terms: A as pairs at a[row * i + step * p], B as pairs (k2, n) at
  * b[ldb * p + j]. */
 #define BLOCK(MR, NV)                                                                              \
@@ -165,8 +164,8 @@ static void rows_by_panels(const uint16_t *a, uint32_t *b, int64_t j, float *c, 
         product(a, k2, 1, panel(b, k2, i + j), PANEL, c + i, n, m, PANEL, k2, 0);
 }
 
-/* Rows i .. i + PANEL, columns j .. stop of g (.., n) = or += the sum over `pairs` pairs of positions of a
- * times b, both in panels. */
+/* Rows i .. i + PANEL, columns j .. stop of g (.., n) = or += the sum over `pairs` pairs of
+ * positions of a times b, both in panels. */
 static void gather_rows(uint32_t *a, uint32_t *b, float *g, int64_t n, int64_t pairs, int64_t i,
                         int64_t j, int64_t stop, int add) {
     uint32_t room[PANEL * DEPTH] __attribute__((aligned(64)));

@@ -2,9 +2,9 @@
    vector at a time, sixteen rows at a time.
 
    A tile is 16 rows of 64 bytes. Of the eight, four hold a block of 32 by 32 sums, two take rows of
-   A (16 pairs each), two take 16 pairs of B by 16 columns, which is how panels lie. Each thread sets
-   its tiles up when a call begins on it and gives them back when it ends: state that lies in them
-   makes switching threads slow. */
+   A (16 pairs each), two take 16 pairs of B by 16 columns, which is how panels lie. Each thread
+   sets its tiles up when a call begins on it and gives them back when it ends: state that lies in
+   them makes switching threads slow. */
 
 #if defined(__AVX512BF16__) && defined(__linux__) && defined(__x86_64__)
 #define HAS_TILES
@@ -13,7 +13,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { SIDE = 16, DEPTH = 256 }; /* rows of a tile, pairs in its row; pairs that are taken at once */
+enum {
+    SIDE = 16,
+    DEPTH = 256
+}; /* rows of a tile, pairs in its row; pairs that are taken at once */
 enum { ASK_FOR_STATE = 0x1023, TILE_DATA = 18 }; /* of arch_prctl */
 
 typedef struct {
@@ -27,13 +30,14 @@ static const TileShapes tile_shapes __attribute__((aligned(64))) = {
 static int has_tiles;
 static _Thread_local int tiles_held; /* by how many calls, one inside the other */
 
-#define TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t ::)
+#define TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t::)
 #define TILE_LOAD(t, from, stride)                                                                 \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(from), "r"((int64_t)(stride)) : "memory")
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t::"r"(from), "r"((int64_t)(stride)) : "memor"  \
+                                                                                          "y")
 #define TILE_STORE(t, to, stride)                                                                  \
     __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride))         \
                      : "memory")
-#define TILE_ADD(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
+#define TILE_ADD(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c::)
 
 static void hold_tiles(void) {
     if (!tiles_held++) __asm__ volatile("ldtilecfg %0" ::"m"(tile_shapes));
@@ -43,7 +47,8 @@ static void free_tiles(void) {
     if (!--tiles_held) __asm__ volatile("tilerelease" ::);
 }
 
-/* Whether products use tiles from now on: where that is `wanted` and processor and system let us. */
+/* Whether products use tiles from now on: where that is `wanted` and processor and system let us.
+ */
 int64_t use_tiles(int64_t wanted) {
     unsigned a, b, c, d, low = 0, high;
     has_tiles = 0;
@@ -137,7 +142,8 @@ static void turn_pairs(const pair *a, int64_t step, uint32_t *to, int64_t m, int
             turn_square((const uint32_t *)a + step * p + i, step, to + DEPTH * i + p, DEPTH);
 }
 
-/* Pairs (k2, m) as product takes them: by rows, in `room` for m times DEPTH, where that is a gain. */
+/* Pairs (k2, m) as product takes them: by rows, in `room` for m times DEPTH, where that is a gain.
+ */
 static const pair *turned(const pair *a, int64_t m, int64_t k2, uint32_t *room, int64_t *row,
                           int64_t *step) {
     if (!has_tiles || k2 % SIDE) return a;
