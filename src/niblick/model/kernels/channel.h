@@ -5,7 +5,7 @@
 #ifdef __AVX512BF16__
 #define STRIP 64 /* hidden channels of one product */
 #ifndef BACK_TURN
-#define BACK_TURN 512 /* positions whose panels are kept at once in backward, a multiple of LANES  \
+#define BACK_TURN 2048 /* positions whose panels are kept at once in backward, a multiple of LANES  \
                        */
 #endif
 

@@ -179,7 +179,7 @@ static void gather_rows(uint32_t *a, uint32_t *b, float *g, int64_t n, int64_t p
 }
 
 /* g (m, n) = or += the sum over `pairs` pairs of positions of a (columns m) times b (columns n). */
-#define BROAD (4 * PANEL)
+#define BROAD (2 * PANEL)
 EACH_UNIT(static, gather, m / PANEL * ((n + BROAD - 1) / BROAD), (uint32_t *, a), (uint32_t *, b),
           (float *, g), (int64_t, m), (int64_t, n), (int64_t, pairs), (int, add)) {
     int64_t across = (n + BROAD - 1) / BROAD, i = unit / across * PANEL, j = unit % across * BROAD;
