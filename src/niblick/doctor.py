@@ -115,6 +115,8 @@ def _paths(torch: dict[str, Any] | None) -> dict[str, str]:
     precision = choose_precision("auto", device)
     if device == "cpu":
         form = "fused kernels" if KERNELS.compiler() or KERNELS.load() else "plain torch"
+        if form != "plain torch" and precision == "bf16" and "amx_bf16" in _flags():
+            form += " with matrix tiles (AMX)"
         where = f"{torch['threads']} threads"
     else:
         attention = "flash-attn" if find_spec("flash_attn") else "flex_attention"
