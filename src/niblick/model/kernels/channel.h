@@ -3,11 +3,8 @@
    root mean square, and h. Widths are multiples of PANEL. */
 
 #ifdef __AVX512BF16__
-#define STRIP 64 /* hidden channels of one product */
-#ifndef BACK_TURN
-#define BACK_TURN 2048 /* positions whose panels are kept at once in backward, a multiple of LANES  \
-                       */
-#endif
+#define STRIP 64       /* hidden channels of one product */
+#define BACK_TURN 2048 /* positions whose panels are kept at once, a multiple of LANES */
 
 /* Row r of x, or zeros from row `count` on. */
 static inline const uint16_t *row_or_zero(const uint16_t *x, int64_t r, int64_t count, int64_t d) {

@@ -6,6 +6,8 @@
    sets its tiles up when a call begins on it and gives them back when it ends: state that lies in
    them makes switching threads slow. */
 
+enum { SIDE = 16, DEPTH = 256 }; /* rows of a tile and pairs in one; pairs taken at once */
+
 #if defined(__AVX512BF16__) && defined(__linux__) && defined(__x86_64__)
 #define HAS_TILES
 #include <cpuid.h>
@@ -13,10 +15,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum {
-    SIDE = 16,
-    DEPTH = 256
-}; /* rows of a tile, pairs in its row; pairs that are taken at once */
 enum { ASK_FOR_STATE = 0x1023, TILE_DATA = 18 }; /* of arch_prctl */
 
 typedef struct {
@@ -30,14 +28,14 @@ static const TileShapes tile_shapes __attribute__((aligned(64))) = {
 static int has_tiles;
 static _Thread_local int tiles_held; /* by how many calls, one inside the other */
 
-#define TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t::)
-#define TILE_LOAD(t, from, stride)                                                                 \
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t::"r"(from), "r"((int64_t)(stride)) : "memor"  \
-                                                                                          "y")
-#define TILE_STORE(t, to, stride)                                                                  \
-    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(to), "r"((int64_t)(stride))         \
-                     : "memory")
-#define TILE_ADD(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c::)
+/* Of tile t; `apart` are the bytes from one row in memory to the next. */
+#define DO_TILE(...) __asm__ volatile(__VA_ARGS__)
+#define TILE_ZERO(t) DO_TILE("tilezero %%tmm" #t::)
+#define TILE_ADD(c, a, b) DO_TILE("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c::)
+#define TILE_LOAD(t, x, apart)                                                                     \
+    DO_TILE("tileloadd (%0,%1,1), %%tmm" #t::"r"(x), "r"((int64_t)(apart)) : "memory")
+#define TILE_STORE(t, x, apart)                                                                    \
+    DO_TILE("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(x), "r"((int64_t)(apart)) : "memory")
 
 static void hold_tiles(void) {
     if (!tiles_held++) __asm__ volatile("ldtilecfg %0" ::"m"(tile_shapes));
@@ -142,8 +140,7 @@ static void turn_pairs(const pair *a, int64_t step, uint32_t *to, int64_t m, int
             turn_square((const uint32_t *)a + step * p + i, step, to + DEPTH * i + p, DEPTH);
 }
 
-/* Pairs (k2, m) as product takes them: by rows, in `room` for m times DEPTH, where that is a gain.
- */
+/* Pairs (k2, m) as `product` likes them best: by rows where it uses tiles, in `room` for m rows. */
 static const pair *turned(const pair *a, int64_t m, int64_t k2, uint32_t *room, int64_t *row,
                           int64_t *step) {
     if (!has_tiles || k2 % SIDE) return a;
@@ -181,7 +178,6 @@ static void tile_product(const pair *a, int64_t row, int64_t step, const uint32_
                   add || whole);
 }
 #else
-enum { DEPTH = 256 };
 static const pair *turned(const pair *a, int64_t m, int64_t k2, uint32_t *room, int64_t *row,
                           int64_t *step) {
     return a;
