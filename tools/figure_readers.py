@@ -74,6 +74,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "proof": proof,
     "training": training,
     "training-second": training,
+    "training-tiles": training,
     "decoding": decoding,
     "decoding-packed": decoding,
 }
