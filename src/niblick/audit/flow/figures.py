@@ -169,9 +169,16 @@ class Figures(Keeping):
     def check_report(self, a: Box, b: Box, out: Box) -> None:
         """A sum of scores that meets a count of bytes becomes part of a reported figure."""
         for score, size in ((a, b), (b, a)):
-            if score.scores and score.pos is None and "bytes" in size.marks:
+            plain = score.scores and score.pos is None and "weighed" not in score.marks
+            if plain and "bytes" in size.marks:
                 self.trace.reported |= out.scores
                 self.trace.formed[id(out)] = out
+
+    def learnt_from(self, loss: Box) -> None:
+        """What a model learns from is no figure: its bytes, if any, weigh tokens."""
+        if "bytes" in loss.marks:
+            loss.marks |= {"weighed"}
+            self.trace.reported -= loss.scores
 
     def skipped(self, condition: Any, *ends: BaseException | None) -> None:
         """Scores that are only taken decide whether a turn of a loop goes on."""
@@ -182,7 +189,8 @@ class Figures(Keeping):
     def shown(self, value: Box, label: str = "") -> None:
         """A value is printed or logged after the words `label`."""
         picked = any(m.startswith(WARP) for m in value.marks)
-        if not (value.scores or picked) or not ("bytes" in value.marks or _named(label)):
+        counted = "bytes" in value.marks and "weighed" not in value.marks
+        if not (value.scores or picked) or not (counted or _named(label)):
             return
         self.trace.reported |= value.scores
         if len(self.trace.figures) < _MOST_FIGURES:

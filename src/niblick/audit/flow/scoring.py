@@ -74,6 +74,7 @@ class Scoring(Shapes):
             | (source.marks & {"train", *(("prob",) if picked else ())})
             | ({"nll"} if target.pos is not None else {"nll", "guess"}),
             key=source.key,
+            rows=target.rows,
         )
         if target.pos is None and out.held:
             self.held_state(out, targets, node)

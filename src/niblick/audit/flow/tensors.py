@@ -284,6 +284,8 @@ class Tensors(InPlace):
         out.key = box.key
         if name == "logsumexp":
             out.marks |= {"lse"}
+            if "unpicked" in box.marks:
+                self.warp(out, "a share of a mixture is one number for whatever token comes")
         if box.nll and box.val is not None and isinstance(axis, int):
             out.val = np.asarray(_REDUCE[name](box.val, axis=axis))
             out.shape, out.nll = out.val.shape, box.nll

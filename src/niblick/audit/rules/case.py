@@ -158,6 +158,14 @@ def overlap(trace: Trace, event: ScoreEvent) -> int:
     return both & known
 
 
+def certain(trace: Trace, event: ScoreEvent) -> bool:
+    """Whether a score is surely taken, and of positions that had been learnt: it is known which of
+    its positions were added up, or all of them had been.
+    """
+    placed = event.number in trace.kept or not event.targets & ~event.seen
+    return event.certain and placed
+
+
 def _after_scores(trace: Trace, update: UpdateEvent) -> bool:
     """Whether the function that made an update had scored without learning before it."""
     return any(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from niblick.audit.flow.objects import ScoreEvent
 from niblick.audit.rules.case import (
     Case,
+    certain,
     first_by_line,
     interleaved,
     overlap,
@@ -49,7 +50,7 @@ def check(case: Case) -> list[Finding]:
         out.append(
             case.finding(
                 RULE,
-                Severity.BREACH if event.certain and step.certain else Severity.WARNING,
+                Severity.BREACH if certain(case.trace, event) and step.certain else Severity.WARNING,
                 f"{step.where.function} (line {step.where.line}) {how}"
                 f" validation tokens, and {event.where.function} scores {positions(both)} of them"
                 " afterwards.",
