@@ -16,7 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, collect, mean_witness, target_bits, witness
+from niblick.audit.flow.boxes import (
+    Box,
+    collect,
+    mean_witness,
+    snapshot,
+    target_bits,
+    witness,
+)
 from niblick.audit.flow.keeping import Keeping
 from niblick.audit.flow.objects import FigureEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
@@ -24,6 +31,7 @@ from niblick.audit.flow.state import State
 
 WARP = "warp:"
 LOST = "lost:"
+SUM = "sum:"
 _MOST_FIGURES = 1600
 _CAP_IN_PROBABILITY = 1e-5
 _GAPS = 0.05
@@ -60,18 +68,30 @@ class Figures(Keeping):
             box.marks |= {f"{LOST}{what} ({self.spot()})"}
         return box
 
-    def added_up(self, box: Box, node: ast.AST | None) -> None:
-        """Scores are added up."""
+    def added_up(self, box: Box, node: ast.AST | None) -> Box:
+        """Scores as added up, marked as a sum of their own: what is learnt from a mean is no part
+        of a figure.
+        """
         if not box.nll or not box.scores:
-            return
+            return box
         kept = target_bits(box)
         if box.pos is not None:
-            for number in box.scores:
-                self.trace.kept[number] = self.trace.kept.get(number, 0) | kept
-            if box.pos.size >= _SHORTEST and _full_of_gaps(box.pos):
+            sums = self.trace.sums
+            sums.append({n: kept & self.trace.scores[n - 1].targets for n in box.scores})
+            box = snapshot(box, marks=box.marks | {f"{SUM}{len(sums) - 1}"})
+            if _full_of_gaps(box.pos) and box.pos.size >= _SHORTEST:
                 self.warp(box, "positions between scored ones are left out")
         if box.held:
             self.held_state(box, kept, node)
+        return box
+
+    def reported(self, box: Box) -> None:
+        """Scores become part of a reported figure, and the sums that they went through."""
+        self.trace.reported |= box.scores
+        self.trace.counted |= box.scores if "bytes" in box.marks else frozenset()
+        for mark in box.marks:
+            if mark.startswith(SUM):
+                self.trace.summed.add(int(mark.removeprefix(SUM)))
 
     def held_state(self, box: Box, kept: int, node: ast.AST | None) -> None:
         """State that holds stream positions takes part in scores that are counted."""
@@ -171,7 +191,7 @@ class Figures(Keeping):
         for score, size in ((a, b), (b, a)):
             plain = score.scores and score.pos is None and "weighed" not in score.marks
             if plain and "bytes" in size.marks:
-                self.trace.reported |= out.scores
+                self.reported(out)
                 self.trace.formed[id(out)] = out
 
     def learnt_from(self, loss: Box) -> None:
@@ -192,7 +212,7 @@ class Figures(Keeping):
         counted = "bytes" in value.marks and "weighed" not in value.marks
         if not (value.scores or picked) or not (counted or _named(label)):
             return
-        self.trace.reported |= value.scores
+        self.reported(value)
         if len(self.trace.figures) < _MOST_FIGURES:
             self.trace.figures.append(figure_of(self, value, label))
 
@@ -217,7 +237,7 @@ def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
     if content is not None and "bytes" not in value.marks:
         kept = 0
         for number in value.scores:
-            kept |= engine.trace.kept.get(number, 0)
+            kept |= engine.trace.kept(number)
         content /= mean_witness(kept)
     return FigureEvent(
         named=_named(label),

@@ -119,8 +119,7 @@ class Scoring(Shapes):
                 self.warp(out, why)
             if method is None or _per_token(method.node):
                 return out
-            self.added_up(out, node)
-            return reduced(out, np.mean)
+            return reduced(self.added_up(out, node), np.mean)
         self.interest += 1
         source.shape = None
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
@@ -160,8 +159,7 @@ class Scoring(Shapes):
         how = named.get("reduction")
         if how == "none":
             return out
-        self.added_up(out, node)
-        return reduced(out, np.sum if how == "sum" else np.mean)
+        return reduced(self.added_up(out, node), np.sum if how == "sum" else np.mean)
 
 
 def _loss(target: Box, marks: frozenset[str], picked: bool) -> Array | None:

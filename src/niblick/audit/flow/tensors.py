@@ -269,7 +269,7 @@ class Tensors(InPlace):
         if name in {"max", "min"} and self.chosen([box]) and axis is not None:
             self.warp(box, "the better of several scores is taken")
         if name in {"sum", "mean", "nansum", "average", "nanmean"}:
-            self.added_up(box, None)
+            box = self.added_up(box, None)
         if is_token(box) and not box.nll:
             box = snapshot(box, held=box.held | depends(box))
         if name == "sum" and box.val is None and box.shape is None and _is_mask(box):

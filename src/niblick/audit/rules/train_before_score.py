@@ -44,13 +44,14 @@ def check(case: Case) -> list[Finding]:
             if not claimed or event.number in claimed:
                 out.append(_rescored(case, event))
             continue
+        sure = certain(case.trace, event, claimed) and step.certain
         trained = "train" in step.marks
         kept = "kept" in step.marks
         how = "keeps changes of the weights by the scores of" if kept else "steps the weights on"
         out.append(
             case.finding(
                 RULE,
-                Severity.BREACH if certain(case.trace, event) and step.certain else Severity.WARNING,
+                Severity.BREACH if sure else Severity.WARNING,
                 f"{step.where.function} (line {step.where.line}) {how}"
                 f" validation tokens, and {event.where.function} scores {positions(both)} of them"
                 " afterwards.",
