@@ -16,8 +16,8 @@ from niblick.audit.flow.joining import joined
 from niblick.audit.flow.methods import called, tail
 from niblick.audit.flow.objects import Module
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
-from niblick.audit.flow.turns import NotPlainError, Turns, plain_items
 from niblick.audit.flow.trials import changed_by, is_weights, kept_names, random_in
+from niblick.audit.flow.turns import NotPlainError, Turns, plain_items
 
 _MAX_TURNS = 5000
 

@@ -16,14 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import (
-    Box,
-    collect,
-    mean_witness,
-    snapshot,
-    target_bits,
-    witness,
-)
+from niblick.audit.flow.boxes import Box, collect, mean_witness, snapshot, target_bits, witness
 from niblick.audit.flow.keeping import Keeping
 from niblick.audit.flow.objects import FigureEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
@@ -89,9 +82,7 @@ class Figures(Keeping):
         """Scores become part of a reported figure, and the sums that they went through."""
         self.trace.reported |= box.scores
         self.trace.counted |= box.scores if "bytes" in box.marks else frozenset()
-        for mark in box.marks:
-            if mark.startswith(SUM):
-                self.trace.summed.add(int(mark.removeprefix(SUM)))
+        self.trace.summed |= _sums(box)
 
     def held_state(self, box: Box, kept: int, node: ast.AST | None) -> None:
         """State that holds stream positions takes part in scores that are counted."""
@@ -199,6 +190,7 @@ class Figures(Keeping):
         if "bytes" in loss.marks:
             loss.marks |= {"weighed"}
             self.trace.reported -= loss.scores
+            self.trace.summed -= _sums(loss)
 
     def skipped(self, condition: Any, *ends: BaseException | None) -> None:
         """Scores that are only taken decide whether a turn of a loop goes on."""
@@ -249,6 +241,11 @@ def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
         where=engine.where(),
         certain=engine.uncertain <= 0,
     )
+
+
+def _sums(box: Box) -> set[int]:
+    """The sums that a value went through."""
+    return {int(m.removeprefix(SUM)) for m in box.marks if m.startswith(SUM)}
 
 
 def _named(label: str) -> bool:

@@ -148,8 +148,8 @@ class Shapes(Access):
                 shape = like
             out = shaped(box, lambda a: a.reshape(shape))
             out.live = box.live
-            if shape == (-1,):
-                out.rows = box.shape if len(box.shape or ()) > 1 else box.rows
+            flat = shape == (-1,)
+            out.rows = (box.shape if len(box.shape or ()) > 1 else box.rows) if flat else None
             return out
         if name == "unsqueeze" and rest and isinstance(rest[0], int):
             return shaped(box, lambda a: np.expand_dims(a, rest[0]))

@@ -118,7 +118,7 @@ _REDUCE: dict[str, Callable[..., Any]] = {
     "std": np.std,
     "var": np.var,
     "average": np.mean,
-    "logsumexp": np.max,
+    "logsumexp": lambda a, axis=None: np.logaddexp.reduce(a, axis),
     "norm": np.sum,
     "nanmean": np.mean,
     "median": np.median,
