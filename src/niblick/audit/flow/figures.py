@@ -67,12 +67,12 @@ class Figures(Keeping):
         """
         if not box.nll or not box.scores:
             return box
-        kept = target_bits(box)
-        if box.pos is not None:
+        kept, places = target_bits(box), box.pos
+        if places is not None:
             sums = self.trace.sums
             sums.append({n: kept & self.trace.scores[n - 1].targets for n in box.scores})
             box = snapshot(box, marks=box.marks | {f"{SUM}{len(sums) - 1}"})
-            if _full_of_gaps(box.pos) and box.pos.size >= _SHORTEST:
+            if places.size >= _SHORTEST and _full_of_gaps(places):
                 self.warp(box, "positions between scored ones are left out")
         if box.held:
             self.held_state(box, kept, node)

@@ -19,7 +19,14 @@ from niblick.audit.operators import BINARY, COMPARE
 Names = dict[str, Any]
 Step = Callable[[Names], Any]
 _OPERATIONS = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.Div)
-_BUILTINS = {"min": min, "max": max, "len": len, "abs": abs, "int": int, "bool": bool}
+_BUILTINS: dict[str, Callable[..., Any]] = {
+    "min": min,
+    "max": max,
+    "len": len,
+    "abs": abs,
+    "int": int,
+    "bool": bool,
+}
 _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.USub: lambda a: -a,
     ast.UAdd: lambda a: +a,
