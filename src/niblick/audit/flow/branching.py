@@ -203,7 +203,7 @@ class Branching(Imports):
             self.uncertain -= 1
         return None
 
-    def all_turns(self, node: ast.For | ast.While, items: Any) -> bool:
+    def all_turns(self, node: ast.For | ast.AsyncFor | ast.While, items: Any) -> bool:
         """Whether a loop was one over plain numbers, every turn of which has been taken."""
         sequence = repeat(None) if isinstance(node, ast.While) else plain_items(items)
         if sequence is None or node.orelse:

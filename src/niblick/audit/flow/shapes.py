@@ -138,7 +138,7 @@ class Shapes(Access):
             known_sizes = [s for s in shape if isinstance(s, int) and s >= 0]
             misfit = None not in shape and box.pos is not None and not _fits(box.pos, shape)
             if box.rows and len(box.rows) == len(shape) and (misfit or not known_sizes):
-                shape = box.rows
+                shape = tuple(box.rows)
             elif None in shape:
                 shape = (-1, *known_sizes)
             if name == "flatten" and rest:

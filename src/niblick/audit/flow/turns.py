@@ -57,10 +57,10 @@ class Turns:
         self.turns = 0
         self.kept: list[tuple[list[Any], list[Any]]] = []
 
-    def loop(self, node: ast.For | ast.While, items: Iterable[Any]) -> Names:
+    def loop(self, node: ast.For | ast.AsyncFor | ast.While, items: Iterable[Any]) -> Names:
         """The names as the loop leaves them."""
         body = self.block(node.body)
-        target = self.target(node.target) if isinstance(node, ast.For) else None
+        target = self.target(node.target) if not isinstance(node, ast.While) else None
         test = self.expression(node.test) if isinstance(node, ast.While) else None
         try:
             for item in items:
@@ -77,7 +77,9 @@ class Turns:
                 changed[:] = before
             raise NotPlainError from error
 
-    def listed(self, node: ast.ListComp | ast.GeneratorExp, items: Iterable[Any]) -> list[Any]:
+    def listed(
+        self, node: ast.ListComp | ast.GeneratorExp | ast.SetComp, items: Iterable[Any]
+    ) -> list[Any]:
         """The items of a comprehension with one clause."""
         clause = node.generators[0]
         target, out = self.target(clause.target), []
