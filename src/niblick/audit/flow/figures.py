@@ -23,7 +23,11 @@ from niblick.audit.flow.signals import ContinueSignal
 from niblick.audit.flow.state import State
 
 WARP = "warp:"
+DOUBT = "?"
+"""Begins the words of a warp that an unknown switch may leave out."""
 LOST = "lost:"
+BETWEEN = "between"
+"""The mark of a difference between two figures, which is no figure itself."""
 _MOST_FIGURES = 1600
 _CAP_IN_PROBABILITY = 1e-5
 _GAPS = 0.05
@@ -51,7 +55,8 @@ class Figures(Keeping):
     def warp(self, box: Box, what: str) -> Box:
         """Marks scores as changed in a way that an honest sum never is."""
         if box.scores:
-            box.marks |= {f"{WARP}{what} ({self.spot()})"}
+            doubt = DOUBT if self.uncertain > 0 and not what.startswith(DOUBT) else ""
+            box.marks |= {f"{WARP}{doubt}{what} ({self.spot()})"}
         return box
 
     def lost(self, box: Box, before: Box, what: str) -> Box:
@@ -173,6 +178,15 @@ class Figures(Keeping):
                 self.trace.reported |= out.scores
                 self.trace.formed[id(out)] = out
 
+    def compared(self, op: ast.operator, a: Box, b: Box, out: Box) -> None:
+        """A figure taken off another is a gain or a gap; what either is mixed with is no figure."""
+        if not (isinstance(op, (ast.Add, ast.Sub)) and _is_figure(a) and _is_figure(b)):
+            return
+        if BETWEEN in out.marks:
+            self.warp(out, "a difference between figures is added to or taken off one")
+        elif isinstance(op, ast.Sub):
+            out.marks |= {BETWEEN}
+
     def skipped(self, condition: Any, *ends: BaseException | None) -> None:
         """Scores that are only taken decide whether a turn of a loop goes on."""
         tested = isinstance(condition, Box) and "tested" in condition.marks
@@ -183,6 +197,8 @@ class Figures(Keeping):
         """A value is printed or logged after the words `label`."""
         picked = any(m.startswith(WARP) for m in value.marks)
         if not (value.scores or picked) or not ("bytes" in value.marks or _named(label)):
+            return
+        if BETWEEN in value.marks and not picked:
             return
         self.trace.reported |= value.scores
         if len(self.trace.figures) < _MOST_FIGURES:
@@ -199,10 +215,16 @@ class Figures(Keeping):
             self.shown(box, label)
 
 
+def _is_figure(box: Box) -> bool:
+    """Whether a value is one number that scores and bytes have met in."""
+    return bool(box.scores) and "bytes" in box.marks and box.pos is None and box.shape in {(), None}
+
+
 def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
     """What is known of a figure that is printed; one that no byte count took part in is per token,
     which a vocabulary of bytes makes the same and any other makes larger.
     """
+    warps = [m.removeprefix(WARP) for m in value.marks if m.startswith(WARP)]
     content = None
     if value.val is not None and value.val.size == 1:
         content = abs(float(value.val.reshape(-1)[0]))
@@ -214,12 +236,12 @@ def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
     return FigureEvent(
         named=_named(label),
         content=content,
-        warps=tuple(sorted(m.removeprefix(WARP) for m in value.marks if m.startswith(WARP))),
+        warps=tuple(sorted({warp.removeprefix(DOUBT) for warp in warps})),
         lost=tuple(sorted(m.removeprefix(LOST) for m in value.marks if m.startswith(LOST))),
         guessed=bool(value.marks & {"guess"}) or "bytes" not in value.marks,
         scores=value.scores,
         where=engine.where(),
-        certain=engine.uncertain <= 0,
+        certain=engine.uncertain <= 0 and not (warps and all(w[:1] == DOUBT for w in warps)),
     )
 
 

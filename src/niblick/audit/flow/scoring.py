@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from niblick.audit.words import words
 _LOSSES = words(
     "cross_entropy nll_loss fused_cross_entropy linear_cross_entropy CrossEntropyLoss NLLLoss"
 )
+_IGNORED = -100
+"""The target that PyTorch's losses leave out by default."""
 
 
 class Scoring(Shapes):
@@ -119,7 +122,7 @@ class Scoring(Shapes):
             if method is None or _per_token(method.node):
                 return out
             self.added_up(out, node)
-            return reduced(out, np.mean)
+            return reduced(out, _mean_of(target, _IGNORED))
         self.interest += 1
         source.shape = None
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
@@ -160,7 +163,8 @@ class Scoring(Shapes):
         if how == "none":
             return out
         self.added_up(out, node)
-        return reduced(out, np.sum if how == "sum" else np.mean)
+        ignored = named.get("ignore_index", _IGNORED)
+        return reduced(out, np.sum if how == "sum" else _mean_of(target, ignored))
 
 
 def _loss(target: Box, marks: frozenset[str], picked: bool) -> Array | None:
@@ -169,6 +173,14 @@ def _loss(target: Box, marks: frozenset[str], picked: bool) -> Array | None:
     if content is None or not picked:
         return content
     return np.exp(-content) if "prob" in marks else -content
+
+
+def _mean_of(target: Box, ignored: Any) -> Callable[[Array], Any]:
+    """The mean of losses as cross-entropy takes it: of those whose target is not to be ignored."""
+    if target.val is None or not isinstance(ignored, int) or target.pos is None:
+        return np.mean
+    counted = int((target.val != ignored).sum())
+    return (lambda losses: losses.sum() / counted) if counted else np.mean
 
 
 def _per_token(function: ast.AST) -> bool:
