@@ -201,7 +201,8 @@ class Writing(Expressions):
             self.spread(box, new, source)
             return
         for name in ("pos", "key"):
-            self.place(box, name, index, getattr(new, name))
+            if name == "key" or new.pos is not None or not (box.nll and _told(new)):
+                self.place(box, name, index, getattr(new, name))
         if box.val is not None:
             try:
                 box.val = _unshared(box, "val")
@@ -258,6 +259,13 @@ class Writing(Expressions):
             if new is not None and name == "pos":
                 box.deps |= merge([Box(pos=new)]).deps
         setattr(box, name, array)
+
+
+def _told(value: Box) -> bool:
+    """Whether a value of unknown place was made of scores, or of counts that were read for them, so
+    that it may stand for the scores it takes the place of.
+    """
+    return bool(value.scores) or value.key is not None
 
 
 def told_by(value: Box) -> bool:

@@ -158,6 +158,14 @@ def overlap(trace: Trace, event: ScoreEvent) -> int:
     return both & known
 
 
+def certain(trace: Trace, event: ScoreEvent) -> bool:
+    """Whether a score is sure to be of positions that its parameters had learnt: one whose place is
+    unknown is where they had learnt most of what it may be of.
+    """
+    most = 2 * overlap(trace, event).bit_count() > event.targets.bit_count()
+    return event.certain and (most or "somewhere" not in event.marks)
+
+
 def _after_scores(trace: Trace, update: UpdateEvent) -> bool:
     """Whether the function that made an update had scored without learning before it."""
     return any(
