@@ -79,14 +79,17 @@ class Figures(Keeping):
             self.held_state(box, kept, node)
 
     def held_state(self, box: Box, kept: int, node: ast.AST | None) -> None:
-        """State that holds stream positions takes part in scores that are counted."""
+        """State that holds stream positions takes part in scores that are counted; where it is not
+        known which those are, it is sure to hold them only if it holds later ones, too.
+        """
         both = box.held & kept
         newest = (both >> max(kept.bit_length() - 1, 0)) & 1
         if box.pos is None and not newest:
             both = 0
-        self.state_event(both, box.held, node)
+        later = box.held.bit_length() > kept.bit_length()
+        self.state_event(both, box.held, node, later or "somewhere" not in box.marks)
 
-    def state_event(self, leaked: int, held: int, node: ast.AST | None) -> None:
+    def state_event(self, leaked: int, held: int, node: ast.AST | None, sure: bool = True) -> None:
         self.order += 1
         self.interest += bool(leaked)
         self.trace.states.append(
@@ -95,7 +98,7 @@ class Figures(Keeping):
                 positions=leaked,
                 held=held,
                 where=self.where(node),
-                certain=self.uncertain <= 0 and not self.widened,
+                certain=sure and self.uncertain <= 0 and not self.widened,
             )
         )
 
