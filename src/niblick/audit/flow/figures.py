@@ -219,8 +219,9 @@ class Figures(Keeping):
 
 
 def _is_figure(box: Box) -> bool:
-    """Whether a value is one number that scores and bytes have met in."""
-    return bool(box.scores) and "bytes" in box.marks and box.pos is None and box.shape in {(), None}
+    """Whether a value is one known number that scores and bytes have met in."""
+    one = box.val is not None and box.val.size == 1 and box.pos is None
+    return one and bool(box.scores) and "bytes" in box.marks
 
 
 def figure_of(engine: State, value: Box, label: str) -> FigureEvent:

@@ -116,10 +116,12 @@ class Scoring(Shapes):
             )
         if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
             out = self.score(source, target, node)
-            why = self.observe(method, module, args, named, node) if method is not None else ""
-            if why:
-                self.warp(out, why)
-            if method is None or _per_token(method.node):
+            if method is None:
+                return out
+            seen = self.observe(method, module, args, named, node)
+            if seen.why:
+                self.warp(out, seen.why)
+            if seen.single is False or (seen.single is None and _per_token(method.node)):
                 return out
             self.added_up(out, node)
             return reduced(out, _mean_of(target, _IGNORED))
@@ -143,7 +145,7 @@ class Scoring(Shapes):
         args: list[Any],
         named: dict[str, Any],
         node: ast.AST,
-    ) -> str:
+    ) -> Any:
         raise NotImplementedError
 
     def loss(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:

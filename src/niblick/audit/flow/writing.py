@@ -195,8 +195,11 @@ class Writing(Expressions):
         box.seen |= source.seen
         box.roots |= source.roots
         box.scores |= source.scores
-        box.marks |= source.marks - {"val", "numpy"}
+        placed = {"somewhere"} if box.nll and box.pos is not None else set()
+        box.marks |= source.marks - {"val", "numpy"} - placed
         box.nll = box.nll or new.nll
+        if unknown and new.val is not None and new.val.dtype.kind == "b":
+            box.marks |= {"index"}  # flags that data have set
         if unknown or box.shape is None or None in box.shape:
             self.spread(box, new, source)
             return
