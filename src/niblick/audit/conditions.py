@@ -6,7 +6,8 @@ A setting is taken from the first of these that gives it:
 2. the command under review: a launch of the script in the README's code blocks or in
    `submission.json`, with the assignments that stand before it;
 3. the folder's run script, where exactly one shell script launches the training script;
-4. `NAME=value` in the README's prose, where it gives one value only and no command is shown;
+4. `NAME=value` in the README's prose, where README and code blocks give one value only and no
+   command is shown;
 5. the logs: a dump of settings, or a line that only a switched-on part can have printed (lines of
    the script itself, which some logs begin with, are no evidence);
 6. the default in the code.

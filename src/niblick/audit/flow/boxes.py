@@ -39,7 +39,7 @@ class Box:
     """A shadow value. `pos[i]` is the newest stream position element i holds (-1: none), `val` its
     content if known, `key` the newest position inside the key a table was read with to get it;
     `live` values share the state of their leaves, others are snapshots; `options` are the plain
-    values of which it is one.
+    values of which it is one, `rows` is the shape that a value had before it was laid flat.
     """
 
     shape: Shape | None = None
@@ -57,6 +57,7 @@ class Box:
     live: bool = False
     table: int = 0
     options: tuple[Any, ...] = ()
+    rows: Shape | None = None
 
 
 def bits(positions: Array | None) -> int:
@@ -294,6 +295,7 @@ def snapshot(box: Box, **changes: Any) -> Box:
         marks=box.marks,
         nll=box.nll,
         table=box.table,
+        rows=box.rows,
     )
     for name, value in changes.items():
         setattr(out, name, value)
@@ -315,7 +317,7 @@ def shaped(box: Box, action: Callable[[Array], Array]) -> Box:
     """A value after a change of shape or a selection, applied alike to all that is known per
     element.
     """
-    out = snapshot(box, shape=None, pos=None, val=None, key=None)
+    out = snapshot(box, shape=None, pos=None, val=None, key=None, rows=None)
     failed = False
     for name in ("pos", "val", "key"):
         array = getattr(box, name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Container
+from contextlib import suppress
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from niblick.audit.flow.methods import called, tail
 from niblick.audit.flow.objects import Module
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
 from niblick.audit.flow.trials import changed_by, is_weights, kept_names, random_in
+from niblick.audit.flow.turns import NotPlainError, Turns, plain_items
 
 _MAX_TURNS = 5000
 
@@ -202,7 +204,27 @@ class Branching(Imports):
             self.uncertain -= 1
         return None
 
+    def all_turns(self, node: ast.For | ast.AsyncFor | ast.While, items: Any) -> bool:
+        """Whether a loop was one over plain numbers, every turn of which has been taken."""
+        sequence = repeat(None) if isinstance(node, ast.While) else plain_items(items)
+        if sequence is None or node.orelse:
+            return False
+        with suppress(NotPlainError):
+            turns = Turns(node, self.around)
+            names = turns.loop(node, sequence)
+            self.trace.steps += turns.work
+            for name in turns.own & names.keys():
+                self.store(name, names[name])
+            return True
+        return False
+
+    def around(self, node: ast.expr) -> Any:
+        """What a name or an attribute stands for, read once for a loop over plain numbers."""
+        return self.lookup(node.id) if isinstance(node, ast.Name) else self.value(node)
+
     def do_while(self, node: ast.While) -> None:
+        if self.all_turns(node, None):
+            return
         self.loops.append(node)
         try:
             self.while_turns(node)
@@ -283,6 +305,8 @@ class Branching(Imports):
 
     def do_for(self, node: ast.For | ast.AsyncFor) -> None:
         items = self.value(node.iter)
+        if self.all_turns(node, items):
+            return
         self.loops.append(node)
         try:
             self.for_turns(node, self.iterate(items, None))

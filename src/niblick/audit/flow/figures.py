@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, collect, mean_witness, target_bits, witness
+from niblick.audit.flow.boxes import Box, collect, mean_witness, snapshot, target_bits, witness
 from niblick.audit.flow.keeping import Keeping
 from niblick.audit.flow.objects import FigureEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
@@ -28,6 +28,7 @@ DOUBT = "?"
 LOST = "lost:"
 BETWEEN = "between"
 """The mark of a difference between two figures, which is no figure itself."""
+SUM = "sum:"
 _MOST_FIGURES = 1600
 _CAP_IN_PROBABILITY = 1e-5
 _GAPS = 0.05
@@ -65,18 +66,28 @@ class Figures(Keeping):
             box.marks |= {f"{LOST}{what} ({self.spot()})"}
         return box
 
-    def added_up(self, box: Box, node: ast.AST | None) -> None:
-        """Scores are added up."""
+    def added_up(self, box: Box, node: ast.AST | None) -> Box:
+        """Scores as added up, marked as a sum of their own: what is learnt from a mean is no part
+        of a figure.
+        """
         if not box.nll or not box.scores:
-            return
-        kept = target_bits(box)
-        if box.pos is not None:
-            for number in box.scores:
-                self.trace.kept[number] = self.trace.kept.get(number, 0) | kept
-            if box.pos.size >= _SHORTEST and _full_of_gaps(box.pos):
+            return box
+        kept, places = target_bits(box), box.pos
+        if places is not None:
+            sums = self.trace.sums
+            sums.append({n: kept & self.trace.scores[n - 1].targets for n in box.scores})
+            box = snapshot(box, marks=box.marks | {f"{SUM}{len(sums) - 1}"})
+            if places.size >= _SHORTEST and _full_of_gaps(places):
                 self.warp(box, "positions between scored ones are left out")
         if box.held:
             self.held_state(box, kept, node)
+        return box
+
+    def reported(self, box: Box) -> None:
+        """Scores become part of a reported figure, and the sums that they went through."""
+        self.trace.reported |= box.scores
+        self.trace.counted |= box.scores if "bytes" in box.marks else frozenset()
+        self.trace.summed |= _sums(box)
 
     def held_state(self, box: Box, kept: int, node: ast.AST | None) -> None:
         """State that holds stream positions takes part in scores that are counted; where it is not
@@ -177,8 +188,9 @@ class Figures(Keeping):
     def check_report(self, a: Box, b: Box, out: Box) -> None:
         """A sum of scores that meets a count of bytes becomes part of a reported figure."""
         for score, size in ((a, b), (b, a)):
-            if score.scores and score.pos is None and "bytes" in size.marks:
-                self.trace.reported |= out.scores
+            plain = score.scores and score.pos is None and "weighed" not in score.marks
+            if plain and "bytes" in size.marks:
+                self.reported(out)
                 self.trace.formed[id(out)] = out
 
     def compared(self, op: ast.operator, a: Box, b: Box, out: Box) -> None:
@@ -190,6 +202,13 @@ class Figures(Keeping):
         elif isinstance(op, ast.Sub):
             out.marks |= {BETWEEN}
 
+    def learnt_from(self, loss: Box) -> None:
+        """What a model learns from is no figure: its bytes, if any, weigh tokens."""
+        if "bytes" in loss.marks:
+            loss.marks |= {"weighed"}
+            self.trace.reported -= loss.scores
+            self.trace.summed -= _sums(loss)
+
     def skipped(self, condition: Any, *ends: BaseException | None) -> None:
         """Scores that are only taken decide whether a turn of a loop goes on."""
         tested = isinstance(condition, Box) and "tested" in condition.marks
@@ -199,11 +218,12 @@ class Figures(Keeping):
     def shown(self, value: Box, label: str = "") -> None:
         """A value is printed or logged after the words `label`."""
         picked = any(m.startswith(WARP) for m in value.marks)
-        if not (value.scores or picked) or not ("bytes" in value.marks or _named(label)):
+        counted = "bytes" in value.marks and "weighed" not in value.marks
+        if not (value.scores or picked) or not (counted or _named(label)):
             return
         if BETWEEN in value.marks and not picked:
             return
-        self.trace.reported |= value.scores
+        self.reported(value)
         if len(self.trace.figures) < _MOST_FIGURES:
             self.trace.figures.append(figure_of(self, value, label))
 
@@ -235,7 +255,7 @@ def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
     if content is not None and "bytes" not in value.marks:
         kept = 0
         for number in value.scores:
-            kept |= engine.trace.kept.get(number, 0)
+            kept |= engine.trace.kept(number)
         content /= mean_witness(kept)
     return FigureEvent(
         named=_named(label),
@@ -247,6 +267,11 @@ def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
         where=engine.where(),
         certain=engine.uncertain <= 0 and not (warps and all(w[:1] == DOUBT for w in warps)),
     )
+
+
+def _sums(box: Box) -> set[int]:
+    """The sums that a value went through."""
+    return {int(m.removeprefix(SUM)) for m in box.marks if m.startswith(SUM)}
 
 
 def _named(label: str) -> bool:

@@ -198,6 +198,7 @@ class Learning(Observing):
     def backward(self, loss: Box) -> None:
         positions = target_bits(loss) or depends(loss)
         self.interest += 1
+        self.learnt_from(loss)
         for root in loss.roots:
             leaf = self.leaves[root]
             leaf.grad |= positions
@@ -219,7 +220,10 @@ class Learning(Observing):
         return Module(last, self.new_leaf("module", last))
 
     def gradients(self, args: list[Any], named: dict[str, Any]) -> Any:
-        loss = merge(self.frozen(collect(args[0])))
+        losses = collect(args[0])
+        for each in losses:
+            self.learnt_from(each)
+        loss = merge(self.frozen(losses))
         inputs = args[1] if len(args) > 1 else named.get("inputs", [])
         positions = loss.targets or depends(loss)
         self.interest += 1

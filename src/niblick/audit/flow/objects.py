@@ -241,8 +241,9 @@ class CallEvent:
 
 @dataclass
 class Trace:
-    """Everything one run of the engine saw; `kept` are the positions of a score that were added to
-    a sum, `failures` (line, what) are exceptions that nothing avoids, `printed` the words a
+    """Everything one run of the engine saw; `sums` are the positions of each score that a sum took,
+    `summed` the sums that went into a figure, `counted` the scores of figures that count bytes,
+    `failures` (line, what) are exceptions that nothing avoids, `printed` the words a
     formatted text puts around scores.
     """
 
@@ -252,8 +253,10 @@ class Trace:
     reached: set[str] = field(default_factory=set)
     calls: list[CallEvent] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
+    counted: set[int] = field(default_factory=set)
     hints: dict[str, HintEvent] = field(default_factory=dict)
-    kept: dict[int, int] = field(default_factory=dict)
+    sums: list[dict[int, int]] = field(default_factory=list)
+    summed: set[int] = field(default_factory=set)
     states: list[StateEvent] = field(default_factory=list)
     skips: list[Where] = field(default_factory=list)
     figures: list[FigureEvent] = field(default_factory=list)
@@ -264,3 +267,11 @@ class Trace:
     printed: list[tuple[tuple[str, ...], frozenset[int]]] = field(default_factory=list)
     steps: int = 0
     complete: bool = True
+
+    def kept(self, number: int) -> int:
+        """The positions of a score that were added up, for a figure where that is known."""
+        taken = [s for i, s in enumerate(self.sums) if number in s and i in self.summed]
+        kept = 0
+        for each in taken or [s for s in self.sums if number in s]:
+            kept |= each[number]
+        return kept

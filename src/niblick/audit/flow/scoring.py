@@ -77,6 +77,7 @@ class Scoring(Shapes):
             | (source.marks & {"train", *(("prob",) if picked else ())})
             | ({"nll"} if target.pos is not None else {"nll", "guess"}),
             key=source.key,
+            rows=target.rows,
         )
         if target.pos is None and out.held:
             self.held_state(out, targets, node)
@@ -123,8 +124,7 @@ class Scoring(Shapes):
                 self.warp(out, seen.why)
             if seen.single is False or (seen.single is None and _per_token(method.node)):
                 return out
-            self.added_up(out, node)
-            return reduced(out, _mean_of(target, _IGNORED))
+            return reduced(self.added_up(out, node), _mean_of(target, _IGNORED))
         self.interest += 1
         source.shape = None
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
@@ -164,9 +164,9 @@ class Scoring(Shapes):
         how = named.get("reduction")
         if how == "none":
             return out
-        self.added_up(out, node)
         ignored = named.get("ignore_index", _IGNORED)
-        return reduced(out, np.sum if how == "sum" else _mean_of(target, ignored))
+        mean = _mean_of(target, ignored)
+        return reduced(self.added_up(out, node), np.sum if how == "sum" else mean)
 
 
 def _loss(target: Box, marks: frozenset[str], picked: bool) -> Array | None:

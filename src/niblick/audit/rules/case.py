@@ -143,7 +143,7 @@ def overlap(trace: Trace, event: ScoreEvent) -> int:
     """The positions a score was added up for that its parameters had already learnt, as far as the
     places are known.
     """
-    both = trace.kept.get(event.number, event.targets) & event.seen
+    both = (trace.kept(event.number) or event.targets) & event.seen
     vague = (
         [u for u in trace.updates if "somewhere" in u.marks and u.order < event.order]
         if both
@@ -158,12 +158,14 @@ def overlap(trace: Trace, event: ScoreEvent) -> int:
     return both & known
 
 
-def certain(trace: Trace, event: ScoreEvent) -> bool:
-    """Whether a score is sure to be of positions that its parameters had learnt: one whose place is
-    unknown is where they had learnt most of what it may be of.
+def certain(trace: Trace, event: ScoreEvent, claimed: frozenset[int] = frozenset()) -> bool:
+    """Whether a score is surely taken of positions that had been learnt and is one that counts: it
+    is known which of its positions were added up, or all of them had been learnt; it is in a figure
+    that counts bytes, if any does, and in the claimed one, where the logs tell which that is.
     """
-    most = 2 * overlap(trace, event).bit_count() > event.targets.bit_count()
-    return event.certain and (most or "somewhere" not in event.marks)
+    placed = trace.kept(event.number) or not event.targets & ~event.seen
+    meant = not trace.counted or event.number in trace.counted
+    return bool(event.certain and placed and meant and (not claimed or event.number in claimed))
 
 
 def _after_scores(trace: Trace, update: UpdateEvent) -> bool:

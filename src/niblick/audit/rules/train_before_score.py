@@ -44,9 +44,9 @@ def check(case: Case) -> list[Finding]:
             if not claimed or event.number in claimed:
                 out.append(_rescored(case, event))
             continue
+        sure = certain(case.trace, event, claimed) and step.certain
         trained = "train" in step.marks
         kept = "kept" in step.marks
-        sure = certain(case.trace, event) and step.certain
         how = "keeps changes of the weights by the scores of" if kept else "steps the weights on"
         out.append(
             case.finding(
