@@ -236,6 +236,8 @@ def elementwise(parts: list[Box], action: Callable[..., Any] | None = None) -> B
         out.targets |= part.targets
     scored = [p for p in parts if p.nll]
     out.nll = bool(scored)
+    if scored and not any("somewhere" in p.marks for p in scored):
+        out.marks -= {"somewhere"}
     out.shape = broadcast([p.shape for p in parts])
     positions = [p.pos for p in scored or parts if p.pos is not None]
     if positions:

@@ -23,7 +23,11 @@ from niblick.audit.flow.signals import ContinueSignal
 from niblick.audit.flow.state import State
 
 WARP = "warp:"
+DOUBT = "?"
+"""Begins the words of a warp that an unknown switch may leave out."""
 LOST = "lost:"
+BETWEEN = "between"
+"""The mark of a difference between two figures, which is no figure itself."""
 SUM = "sum:"
 _MOST_FIGURES = 1600
 _CAP_IN_PROBABILITY = 1e-5
@@ -52,7 +56,8 @@ class Figures(Keeping):
     def warp(self, box: Box, what: str) -> Box:
         """Marks scores as changed in a way that an honest sum never is."""
         if box.scores:
-            box.marks |= {f"{WARP}{what} ({self.spot()})"}
+            doubt = DOUBT if self.uncertain > 0 and not what.startswith(DOUBT) else ""
+            box.marks |= {f"{WARP}{doubt}{what} ({self.spot()})"}
         return box
 
     def lost(self, box: Box, before: Box, what: str) -> Box:
@@ -85,14 +90,17 @@ class Figures(Keeping):
         self.trace.summed |= _sums(box)
 
     def held_state(self, box: Box, kept: int, node: ast.AST | None) -> None:
-        """State that holds stream positions takes part in scores that are counted."""
+        """State that holds stream positions takes part in scores that are counted; where it is not
+        known which those are, it is sure to hold them only if it holds later ones, too.
+        """
         both = box.held & kept
         newest = (both >> max(kept.bit_length() - 1, 0)) & 1
         if box.pos is None and not newest:
             both = 0
-        self.state_event(both, box.held, node)
+        later = box.held.bit_length() > kept.bit_length()
+        self.state_event(both, box.held, node, later or "somewhere" not in box.marks)
 
-    def state_event(self, leaked: int, held: int, node: ast.AST | None) -> None:
+    def state_event(self, leaked: int, held: int, node: ast.AST | None, sure: bool = True) -> None:
         self.order += 1
         self.interest += bool(leaked)
         self.trace.states.append(
@@ -101,7 +109,7 @@ class Figures(Keeping):
                 positions=leaked,
                 held=held,
                 where=self.where(node),
-                certain=self.uncertain <= 0 and not self.widened,
+                certain=sure and self.uncertain <= 0 and not self.widened,
             )
         )
 
@@ -185,6 +193,15 @@ class Figures(Keeping):
                 self.reported(out)
                 self.trace.formed[id(out)] = out
 
+    def compared(self, op: ast.operator, a: Box, b: Box, out: Box) -> None:
+        """A figure taken off another is a gain or a gap; what either is mixed with is no figure."""
+        if not (isinstance(op, (ast.Add, ast.Sub)) and _is_figure(a) and _is_figure(b)):
+            return
+        if BETWEEN in out.marks:
+            self.warp(out, "a difference between figures is added to or taken off one")
+        elif isinstance(op, ast.Sub):
+            out.marks |= {BETWEEN}
+
     def learnt_from(self, loss: Box) -> None:
         """What a model learns from is no figure: its bytes, if any, weigh tokens."""
         if "bytes" in loss.marks:
@@ -204,6 +221,8 @@ class Figures(Keeping):
         counted = "bytes" in value.marks and "weighed" not in value.marks
         if not (value.scores or picked) or not (counted or _named(label)):
             return
+        if BETWEEN in value.marks and not picked:
+            return
         self.reported(value)
         if len(self.trace.figures) < _MOST_FIGURES:
             self.trace.figures.append(figure_of(self, value, label))
@@ -219,10 +238,17 @@ class Figures(Keeping):
             self.shown(box, label)
 
 
+def _is_figure(box: Box) -> bool:
+    """Whether a value is one known number that scores and bytes have met in."""
+    one = box.val is not None and box.val.size == 1 and box.pos is None
+    return one and bool(box.scores) and "bytes" in box.marks
+
+
 def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
     """What is known of a figure that is printed; one that no byte count took part in is per token,
     which a vocabulary of bytes makes the same and any other makes larger.
     """
+    warps = [m.removeprefix(WARP) for m in value.marks if m.startswith(WARP)]
     content = None
     if value.val is not None and value.val.size == 1:
         content = abs(float(value.val.reshape(-1)[0]))
@@ -234,12 +260,12 @@ def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
     return FigureEvent(
         named=_named(label),
         content=content,
-        warps=tuple(sorted(m.removeprefix(WARP) for m in value.marks if m.startswith(WARP))),
+        warps=tuple(sorted({warp.removeprefix(DOUBT) for warp in warps})),
         lost=tuple(sorted(m.removeprefix(LOST) for m in value.marks if m.startswith(LOST))),
         guessed=bool(value.marks & {"guess"}) or "bytes" not in value.marks,
         scores=value.scores,
         where=engine.where(),
-        certain=engine.uncertain <= 0,
+        certain=engine.uncertain <= 0 and not (warps and all(w[:1] == DOUBT for w in warps)),
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -46,6 +48,30 @@ class Class:
                 return found
         return None
 
+    @cached_property
+    def settings(self) -> dict[str, ast.expr]:
+        """What the constructor, and nothing else of the class, keeps under names of its own, as far
+        as no call makes it.
+        """
+        init = self.find("__init__")
+        if not isinstance(init, Function) or isinstance(init.node, ast.Lambda):
+            return {}
+        owner = init.owner.node if init.owner is not None else self.node
+        parts = (part for cls in {self.node, owner} for part in ast.walk(cls))
+        stored = Counter(
+            part.attr
+            for part in parts
+            if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store)
+        )
+        return {
+            node.targets[0].attr: node.value
+            for node in init.node.body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Attribute)
+            and stored[node.targets[0].attr] == 1
+            and not any(isinstance(p, (ast.Call, ast.NamedExpr)) for p in ast.walk(node.value))
+        }
+
     def holds(self, name: str) -> bool:
         """Whether the class or a known base has such an attribute, be it None."""
         return name in self.body or any(
@@ -67,12 +93,15 @@ class Instance:
 
 @dataclass(eq=False)
 class Module:
-    """A model: everything reachable from it shares one leaf."""
+    """A model: everything reachable from it shares one leaf; `given` are the names its constructor
+    began with.
+    """
 
     name: str
     leaf: int
     cls: Class | None = None
     attrs: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

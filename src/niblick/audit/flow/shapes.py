@@ -146,7 +146,8 @@ class Shapes(Access):
             like = known(rest[0]).shape if rest and name.endswith("_as") else None
             if like is not None and None not in like:
                 shape = like
-            out = shaped(box, lambda a: a.reshape(shape))
+            wanted: Any = shape
+            out = shaped(box, lambda a: a.reshape(wanted))
             out.live = box.live
             flat = shape == (-1,)
             out.rows = (box.shape if len(box.shape or ()) > 1 else box.rows) if flat else None

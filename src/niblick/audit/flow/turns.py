@@ -60,7 +60,7 @@ class Turns:
     def loop(self, node: ast.For | ast.AsyncFor | ast.While, items: Iterable[Any]) -> Names:
         """The names as the loop leaves them."""
         body = self.block(node.body)
-        target = self.target(node.target) if not isinstance(node, ast.While) else None
+        target = self.target(node.target) if isinstance(node, (ast.For, ast.AsyncFor)) else None
         test = self.expression(node.test) if isinstance(node, ast.While) else None
         try:
             for item in items:

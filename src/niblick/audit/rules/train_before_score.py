@@ -70,7 +70,7 @@ def check(case: Case) -> list[Finding]:
 def _rescored(case: Case, event: ScoreEvent) -> Finding:
     return case.finding(
         "rescored",
-        Severity.BREACH if event.certain else Severity.WARNING,
+        Severity.BREACH if certain(case.trace, event) else Severity.WARNING,
         f"{event.where.function} scores tokens again with weights that score-first training has"
         " since adapted to them.",
         verdict="flag_prequant_ttt",
