@@ -25,6 +25,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
+from niblick.audit.flow.lengths import cut_by, length_of
 from niblick.audit.flow.objects import (
     Bound,
     Class,
@@ -115,7 +116,9 @@ class Access(Writing):
         if name in _SIMPLE:
             if box.shape is None:
                 return Box(deps=0)
-            return _SIMPLE[name](tuple(Box(shape=()) if s is None else s for s in box.shape))
+            return _SIMPLE[name](
+                tuple(Box(shape=()) if s is None else length_of(box, s) for s in box.shape)
+            )
         if name in {"T", "mT"}:
             return shaped(box, lambda a: a.T)
         if name in _VIEWS or name == "ctypes":
@@ -272,7 +275,7 @@ class Access(Writing):
             return unknown
         if box.nll and box.shape and box.shape[0] == 1 and isinstance(key, slice) and key.start:
             box = shaped(box, lambda a: a.reshape(-1))
-        out = shaped(box, lambda a: taken(a, index))
+        out = cut_by(box, shaped(box, lambda a: taken(a, index)), key)
         out.live = box.live
         if out.val is None and "guess" in box.marks and box.val is not None and _weighs(box):
             out.val = np.asarray(GUESS)

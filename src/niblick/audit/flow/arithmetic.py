@@ -26,6 +26,7 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.hints import Hints
+from niblick.audit.flow.lengths import computed
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, KeyEvent, Namespace
 from niblick.audit.flow.spaces import spaced
 from niblick.audit.flow.state import PLAIN
@@ -146,7 +147,8 @@ class Arithmetic(Hints):
             self.shown_all(right, str(left))
             return "?"
         try:
-            return BINARY[type(op)](left, right)
+            action = BINARY[type(op)]
+            return computed(action, (left, right), action(left, right))
         except ZeroDivisionError:
             return Box(shape=())
         except (TypeError, ValueError, OverflowError):

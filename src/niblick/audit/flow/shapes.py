@@ -23,6 +23,7 @@ from niblick.audit.flow.boxes import (
     snapshot,
     target_bits,
 )
+from niblick.audit.flow.lengths import length_of
 from niblick.audit.flow.objects import Dotted
 from niblick.audit.flow.spaces import chosen_bytes
 
@@ -216,7 +217,7 @@ class Shapes(Access):
             return (
                 Box(shape=())
                 if box.shape is None or None in box.shape
-                else int(np.prod([int(s or 0) for s in box.shape]))
+                else length_of(box, int(np.prod([int(s or 0) for s in box.shape])))
             )
         if name in {"size", "dim", "ndimension"}:
             return self.size(box, args, name)
@@ -261,7 +262,7 @@ class Shapes(Access):
             return Box(shape=()) if box.shape is None else len(box.shape)
         if box.shape is None:
             return Box(shape=())
-        sizes = tuple(Box(shape=()) if s is None else s for s in box.shape)
+        sizes = tuple(Box(shape=()) if s is None else length_of(box, s) for s in box.shape)
         if len(args) > 1 and isinstance(args[1], int):
             return sizes[args[1]] if -len(sizes) <= args[1] < len(sizes) else Box(shape=())
         return sizes
