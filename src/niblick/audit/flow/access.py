@@ -248,6 +248,8 @@ class Access(Writing):
         return _any_of(list(holder)[:8]) if isinstance(holder, (list, tuple)) and holder else Box()
 
     def box_item(self, box: Box, key: Any, node: ast.AST) -> Any:
+        if box.shape == () and box.scores and isinstance(key, int):
+            return box  # what a model returns is one value here, be it a loss in a tuple
         if _split_marks(key) and box.pos is None and not box.roots:
             return merge([box], marks=box.marks | {"validation"})
         parts = list(key) if isinstance(key, tuple) else [key]

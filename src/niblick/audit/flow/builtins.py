@@ -12,7 +12,7 @@ import numpy as np
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced, snapshot
 from niblick.audit.flow.figures import CONSTANT, PLAUSIBLE, WARP
 from niblick.audit.flow.lengths import Length, length_of, smallest, steps
-from niblick.audit.flow.methods import tail
+from niblick.audit.flow.methods import is_own, tail
 from niblick.audit.flow.objects import (
     Bound,
     CallEvent,
@@ -265,9 +265,10 @@ class Builtins(Records):
     def py_hasattr(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         holder, name = args[0], args[1]
         if isinstance(holder, (Instance, Module)):
-            found = name in holder.attrs or (
-                holder.cls is not None and holder.cls.find(name) is not None
-            )
+            cls = holder.cls
+            found = name in holder.attrs or (cls is not None and cls.find(name) is not None)
+            if isinstance(holder, Module) and cls is not None:
+                found = found or name in _own_fields(cls)
             return found or (Box(shape=()) if isinstance(holder, Module) else False)
         if isinstance(holder, Namespace):
             return name in holder.attrs
@@ -390,6 +391,12 @@ class Builtins(Records):
 
     def call_value(self, callee: Any, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         raise NotImplementedError
+
+
+def _own_fields(cls: Class) -> set[str]:
+    """The attributes that a class of the program, or a base of it, sets on its instances."""
+    out = {n.attr for n in ast.walk(cls.node) if isinstance(n, ast.Attribute) and is_own(n)}
+    return out.union(*[_own_fields(base) for base in cls.bases if isinstance(base, Class)])
 
 
 def _marked(value: Any, marks: frozenset[str]) -> Any:

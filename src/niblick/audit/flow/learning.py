@@ -188,6 +188,7 @@ class Learning(Observing):
 
     def backward(self, loss: Box) -> None:
         positions = target_bits(loss) or depends(loss)
+        self.trace.trained |= loss.scores
         self.interest += 1
         for root in loss.roots:
             leaf = self.leaves[root]

@@ -213,7 +213,7 @@ class CallEvent:
 @dataclass
 class Trace:
     """Everything one run of the engine saw; `kept` are the positions of a score that were added to
-    a sum, `failures` (line, what) are exceptions that nothing avoids, `printed` the words a
+    a sum, `trained` are scores that a gradient was taken of, `failures` (line, what) are exceptions that nothing avoids, `printed` the words a
     formatted text puts around scores.
     """
 
@@ -223,6 +223,7 @@ class Trace:
     reached: set[str] = field(default_factory=set)
     calls: list[CallEvent] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
+    trained: set[int] = field(default_factory=set)
     hints: dict[str, HintEvent] = field(default_factory=dict)
     kept: dict[int, int] = field(default_factory=dict)
     states: list[StateEvent] = field(default_factory=list)

@@ -183,6 +183,8 @@ class Shapes(Access):
         ):
             parts = self.frozen([known(a) for a in args[0]])
             axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else 0))
+            if any(p.nll for p in parts) and any(p.roots and not p.scores for p in parts):
+                parts = [snapshot(p, marks=p.marks | {"uneven"}) for p in parts]
             if len(parts) == 1 and name not in {"stack", "vstack"}:
                 return parts[0]
             return _cat(parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"})

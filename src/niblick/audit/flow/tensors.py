@@ -284,6 +284,8 @@ class Tensors(InPlace):
         out.key = box.key
         if name == "logsumexp":
             out.marks |= {"lse"}
+            if "uneven" in box.marks:
+                self.warp(out, "what a model says of no token is mixed with probabilities of it")
         if box.nll and box.val is not None and isinstance(axis, int):
             out.val = np.asarray(_REDUCE[name](box.val, axis=axis))
             out.shape, out.nll = out.val.shape, box.nll
