@@ -305,6 +305,8 @@ class Calls(Learning):
             return None
         if name == "data_as":
             return box
+        if name.startswith("register_forward") and box.live:
+            return self.hook(args)
         if name in self.native:
             self.mark_native(name, args, node)
         if name == "step" and "param" not in box.marks and box.roots:

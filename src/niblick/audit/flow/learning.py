@@ -82,12 +82,16 @@ class Learning(Observing):
             leaf.grad = 0
             return None
         if name.startswith("register_forward"):
-            counts = _reads_data(args[0] if args else None)
-            self.hooks += counts
-            return Namespace({"__hook__": counts})
+            return self.hook(args)
         if name in {"no_sync", "register_buffer", "add_module"}:
             return Dotted("contextlib.nullcontext")
         return self.forward(module, args, named, node)
+
+    def hook(self, args: list[Any]) -> Namespace:
+        """A forward hook is put on a model, or on a part of one."""
+        counts = _reads_data(args[0] if args else None)
+        self.hooks += counts
+        return Namespace({"__hook__": counts})
 
     def learning(self, function: Function) -> bool:
         """Whether a function of the program trains, itself or in what it calls."""

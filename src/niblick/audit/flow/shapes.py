@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from niblick.audit.flow.access import Access
 from niblick.audit.flow.boxes import (
+    MAX_ELEMENTS,
     NO_MARKS,
     Array,
     Box,
@@ -169,6 +171,10 @@ class Shapes(Access):
             return shaped(
                 box, lambda a: np.take(a, range(rest[1], rest[1] + rest[2]), axis=rest[0])
             )
+        if name == "as_strided" and len(rest) > 1:
+            places = _strided(*rest[:3])
+            if places is not None:
+                return shaped(box, lambda a: a.reshape(-1)[places])
         if name == "unfold" and len(rest) == 3 and box.pos is not None and box.pos.ndim == 1:
             size, step = _size(rest[1]), _size(rest[2])
             if size and step and size <= (box.shape or (0,))[0]:  # type: ignore[operator]
@@ -321,6 +327,20 @@ def boolean(args: list[Any], named: dict[str, Any]) -> bool:
     """Whether a call says that what it makes holds true or false."""
     kinds = [v.name.rpartition(".")[2] for v in (*args, *named.values()) if isinstance(v, Dotted)]
     return any(kind in {"bool", "bool_"} for kind in kinds)
+
+
+def _strided(sizes: Any, strides: Any, start: Any = 0) -> Array | None:
+    """The places in memory that a view by strides shows."""
+    ends, ways = ([_size(v) for v in part] for part in (sizes, strides))
+    first = _size(start)
+    if len(ends) != len(ways) or None in (*ends, *ways, first):
+        return None
+    if math.prod(int(s or 0) for s in ends) > MAX_ELEMENTS:
+        return None
+    out = np.asarray(first)
+    for side, way in zip(ends, ways, strict=True):
+        out = out[..., None] + np.arange(int(side or 0)) * int(way or 0)
+    return out
 
 
 def _where(condition: Array, left: Array, right: Array) -> Array | None:
