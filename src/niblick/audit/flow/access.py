@@ -39,7 +39,7 @@ from niblick.audit.flow.objects import (
 )
 from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.spaces import says_yes_or_no
-from niblick.audit.flow.writing import Writing
+from niblick.audit.flow.writing import Writing, by_token
 from niblick.audit.words import words
 
 _VALIDATION_NAME = re.compile(
@@ -174,6 +174,8 @@ class Access(Writing):
             return self.box_item(holder, key, node)
         if isinstance(holder, dict):
             return self.dict_item(holder, key, node, None)
+        if isinstance(holder, list) and by_token(key):
+            return self.listed(holder, key, node)
         if isinstance(holder, (list, tuple, str, bytes, range)):
             return self.sequence_item(holder, key)
         if isinstance(holder, Dotted):
@@ -191,6 +193,14 @@ class Access(Writing):
             if isinstance(method, Function):
                 return self.call_function(method, [holder, key], {}, node)
         return merge(self.frozen(collect(holder) + collect(key)))
+
+    def listed(self, holder: list[Any], key: Box, node: ast.AST) -> Any:
+        """An entry of a list that is chosen by a token: counts, or a table of numbers."""
+        if held := self.kept(holder):
+            return self.counted(self.with_held(self.sequence_item(holder, key), held), [key])
+        if all(isinstance(v, (int, float)) for v in holder[:_SMALL]) and len(holder) > 1:
+            return self.looked_up(known(holder), [key], [key], node)
+        return self.sequence_item(holder, key)
 
     def environ(self, key: str, default: Any, *, required: bool = False) -> Any:
         """The value of an environment variable in the documented run; `required` where the program
