@@ -303,7 +303,7 @@ class Access(Writing):
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
         empty = box.val is not None and box.val.size > _SMALL and not box.val.any()
-        if box.table & 1 or "count" in box.marks or empty:
+        if box.table & 1 or "count" in box.marks or (empty and "flags" not in box.marks):
             out.key, out.deps = key.pos, source.deps | newest.deps
             out.marks |= (key.marks & {"hashed"}) | {"count"}
         elif not source.roots:
