@@ -26,6 +26,7 @@ _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
 _STATED = re.compile(r"(?:^|[\s,;])([A-Z][A-Z0-9_]{2,})=([^\s,;]+)")
 _NO_SHELL = frozenset({"python", "py", "json", "c", "cpp", "toml", "yaml", "diff"})
 _LONGEST, _MOST_LINES, _MOST_LAUNCHES = 4_000, 20_000, 40
+_LAUNCHERS = 5
 
 
 def find_command(
@@ -42,7 +43,9 @@ def documented_commands(
     shell scripts.
     """
     candidates = list(_blocks(readme)) if readme else []
-    found = [c for text in candidates for c in _parse(text, script, "README")]
+    found: list[RunCommand] = []
+    for name in (script, *_launchers(root, script)):
+        found = found or [c for text in candidates for c in _parse(text, name, "README")]
     if metadata:
         for key in ("command", "run_command", "train_command", "cmd"):
             if isinstance(metadata.get(key), str):
@@ -51,6 +54,17 @@ def documented_commands(
         found, key=lambda c: (c.world_size or 0, len(c.environment), -found.index(c)), reverse=True
     )
     yield from shell_commands(root, script)
+
+
+def _launchers(root: Path, script: str) -> list[str]:
+    """Other scripts of a folder that name the training script and are short: they start it."""
+    out = []
+    for path in sorted(root.glob("*.py")):
+        plain = path.name != script and path.is_file() and not path.is_symlink()
+        if plain and path.stat().st_size < _LONGEST:
+            text = path.read_text("utf-8", "replace")
+            out += [path.name] if script in text or f"import {script[:-3]}" in text else []
+    return out[:_LAUNCHERS]
 
 
 def shell_commands(root: Path, script: str) -> Iterator[RunCommand]:
@@ -124,10 +138,10 @@ def _parse(text: str, script: str, source: str) -> list[RunCommand]:
                     rest.append(word)
             if not rest:
                 environment.update(own)
-            elif _LAUNCH.search(line) and any(script in word for word in rest):
+            elif _LAUNCH.search(line) and any(script in _expand(w, environment) for w in rest):
                 launches.append(
                     RunCommand(
-                        text=line[:2000],
+                        text=_expand(line, environment)[:2000],
                         environment={**environment, **own},
                         world_size=_processes(line, environment),
                         source=source,

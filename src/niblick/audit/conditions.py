@@ -171,7 +171,8 @@ def _dumped(lines: list[str], scan: Scan) -> dict[str, str]:
                 continue
             key, default = scan.variables[match[1]]
             value = {"True": "1", "False": "0"}.get(match[2], match[2].strip("'\""))
-            if value != default and key not in _LAUNCHER and len(value) < 60:
+            fits = default is None or not _is_number(default) or _is_number(value)
+            if value != default and key not in _LAUNCHER and len(value) < 60 and fits:
                 found.setdefault(key, value)
     return found
 
@@ -387,6 +388,10 @@ def _compared(op: ast.cmpop, left: Any, right: Any) -> Any:
 
 def _holds(test: ast.Compare, left: Any, right: Any) -> bool:
     return _compared(test.ops[0], left, right) is True
+
+
+def _is_number(text: str) -> bool:
+    return isinstance(_plain(text), (int, float))
 
 
 def _plain(text: str) -> Any:

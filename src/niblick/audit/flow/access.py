@@ -25,6 +25,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
+from niblick.audit.flow.lengths import cut_by, length_of
 from niblick.audit.flow.objects import (
     Bound,
     Class,
@@ -38,7 +39,7 @@ from niblick.audit.flow.objects import (
 )
 from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.spaces import says_yes_or_no
-from niblick.audit.flow.writing import Writing
+from niblick.audit.flow.writing import Writing, by_token
 from niblick.audit.words import words
 
 _VALIDATION_NAME = re.compile(
@@ -115,7 +116,9 @@ class Access(Writing):
         if name in _SIMPLE:
             if box.shape is None:
                 return Box(deps=0)
-            return _SIMPLE[name](tuple(Box(shape=()) if s is None else s for s in box.shape))
+            return _SIMPLE[name](
+                tuple(Box(shape=()) if s is None else length_of(box, s) for s in box.shape)
+            )
         if name in {"T", "mT"}:
             return shaped(box, lambda a: a.T)
         if name in _VIEWS or name == "ctypes":
@@ -189,6 +192,8 @@ class Access(Writing):
             return self.box_item(holder, key, node)
         if isinstance(holder, dict):
             return self.dict_item(holder, key, node, None)
+        if isinstance(holder, list) and by_token(key):
+            return self.listed(holder, key, node)
         if isinstance(holder, (list, tuple, str, bytes, range)):
             return self.sequence_item(holder, key)
         if isinstance(holder, Dotted):
@@ -206,6 +211,14 @@ class Access(Writing):
             if isinstance(method, Function):
                 return self.call_function(method, [holder, key], {}, node)
         return merge(self.frozen(collect(holder) + collect(key)))
+
+    def listed(self, holder: list[Any], key: Box, node: ast.AST) -> Any:
+        """An entry of a list that is chosen by a token: counts, or a table of numbers."""
+        if held := self.kept(holder):
+            return self.counted(self.with_held(self.sequence_item(holder, key), held), [key])
+        if all(isinstance(v, (int, float)) for v in holder[:_SMALL]) and len(holder) > 1:
+            return self.looked_up(known(holder), [key], [key], node)
+        return self.sequence_item(holder, key)
 
     def environ(self, key: str, default: Any, *, required: bool = False) -> Any:
         """The value of an environment variable in the documented run; `required` where the program
@@ -263,6 +276,8 @@ class Access(Writing):
         return _any_of(list(holder)[:8]) if isinstance(holder, (list, tuple)) and holder else Box()
 
     def box_item(self, box: Box, key: Any, node: ast.AST) -> Any:
+        if box.shape == () and box.scores and isinstance(key, int):
+            return box  # what a model returns is one value here, be it a loss in a tuple
         if _split_marks(key) and box.pos is None and not box.roots:
             return merge([box], marks=box.marks | {"validation"})
         parts = list(key) if isinstance(key, tuple) else [key]
@@ -290,7 +305,7 @@ class Access(Writing):
             return unknown
         if box.nll and box.shape and box.shape[0] == 1 and isinstance(key, slice) and key.start:
             box = shaped(box, lambda a: a.reshape(-1))
-        out = shaped(box, lambda a: taken(a, index))
+        out = cut_by(box, shaped(box, lambda a: taken(a, index)), key)
         out.live = box.live
         if out.val is None and "guess" in box.marks and box.val is not None and _weighs(box):
             out.val = np.asarray(GUESS)
@@ -306,7 +321,7 @@ class Access(Writing):
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
         empty = box.val is not None and box.val.size > _SMALL and not box.val.any()
-        if box.table & 1 or "count" in box.marks or empty:
+        if box.table & 1 or "count" in box.marks or (empty and "flags" not in box.marks):
             out.key, out.deps = key.pos, source.deps | newest.deps
             out.marks |= (key.marks & {"hashed"}) | {"count"}
         elif not source.roots:

@@ -137,12 +137,12 @@ class Branching(Imports):
         return any(b.roots and is_weights(b) for value in found for b in collect(value))
 
     def depends_on_data(self, condition: Any) -> bool:
-        """Whether a condition is decided by data of the run, not by a clock, a file or an unknown
-        switch.
+        """Whether a condition is decided by data of the run, or by how far a clock has come, not by
+        a file or an unknown switch.
         """
         return (
             isinstance(condition, Box)
-            and not (condition.marks & {"time", "file"})
+            and "file" not in condition.marks
             and bool(
                 condition.deps
                 or condition.roots

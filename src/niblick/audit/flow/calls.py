@@ -44,7 +44,8 @@ class Calls(Learning):
     """Dispatch of every kind of call."""
 
     def ex_call(self, node: ast.Call) -> Any:
-        callee = self.value(node.func)
+        method = isinstance(node.func, ast.Attribute)
+        callee = self.touch(self.member(node.func)) if method else self.value(node.func)
         args: list[Any] = []
         for arg in node.args:
             if isinstance(arg, ast.Starred):
@@ -306,6 +307,8 @@ class Calls(Learning):
             return None
         if name == "data_as":
             return box
+        if name.startswith("register_forward") and box.live:
+            return self.hook(args)
         if name in self.native:
             self.mark_native(name, args, node)
         if name == "step" and "param" not in box.marks and box.roots:

@@ -34,6 +34,13 @@ class Expressions(Arithmetic):
         return self.charged(self.touch(handler(node))) if handler is not None else Box()
 
     def ex_attribute(self, node: ast.Attribute) -> Any:
+        found = self.member(node)
+        if isinstance(found, Bound) and found.name == "size" and isinstance(found.holder, Box):
+            return self.reshaping("numel", found.holder, [found.holder], {})
+        return found
+
+    def member(self, node: ast.Attribute) -> Any:
+        """An attribute as it is called: `size` of an array is a number where it is not."""
         self.cleared = self.cleared or node.attr == "cache_clear"
         return self.attribute(self.value(node.value), node.attr, node)
 

@@ -25,7 +25,7 @@ _IN_PLACE = words(
 )
 
 _RESET = words(
-    "zero_ fill_ normal_ uniform_ zeros_ ones_ constant_ orthogonal_ kaiming_uniform_"
+    "zero_ fill fill_ normal_ uniform_ zeros_ ones_ constant_ orthogonal_ kaiming_uniform_"
     " xavier_uniform_ kaiming_normal_ trunc_normal_ xavier_normal_"
 )
 

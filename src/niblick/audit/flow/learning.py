@@ -84,9 +84,7 @@ class Learning(Observing):
             leaf.grad = 0
             return None
         if name.startswith("register_forward"):
-            counts = _reads_data(args[0] if args else None)
-            self.hooks += counts
-            return Namespace({"__hook__": counts})
+            return self.hook(args)
         if name in {"no_sync", "register_buffer", "add_module"}:
             return Dotted("contextlib.nullcontext")
         return self.forward(module, args, named, node)
@@ -97,6 +95,12 @@ class Learning(Observing):
         sure = given is not None and self.uncertain <= 0
         module.attrs["training"] = name == "train" and given if sure else Box(shape=())
         return module
+
+    def hook(self, args: list[Any]) -> Namespace:
+        """A forward hook is put on a model, or on a part of one."""
+        counts = _reads_data(args[0] if args else None)
+        self.hooks += counts
+        return Namespace({"__hook__": counts})
 
     def learning(self, function: Function) -> bool:
         """Whether a function of the program trains, itself or in what it calls."""
@@ -197,6 +201,7 @@ class Learning(Observing):
 
     def backward(self, loss: Box) -> None:
         positions = target_bits(loss) or depends(loss)
+        self.trace.trained |= loss.scores
         self.interest += 1
         self.learnt_from(loss)
         for root in loss.roots:

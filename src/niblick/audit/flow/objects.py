@@ -243,7 +243,8 @@ class CallEvent:
 class Trace:
     """Everything one run of the engine saw; `sums` are the positions of each score that a sum took,
     `summed` the sums that went into a figure, `counted` the scores of figures that count bytes,
-    `failures` (line, what) are exceptions that nothing avoids, `printed` the words a
+    `trained` those that a gradient was taken of, `failures` (line, what) are exceptions that
+    nothing avoids, `printed` the words a
     formatted text puts around scores.
     """
 
@@ -254,6 +255,7 @@ class Trace:
     calls: list[CallEvent] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
     counted: set[int] = field(default_factory=set)
+    trained: set[int] = field(default_factory=set)
     hints: dict[str, HintEvent] = field(default_factory=dict)
     sums: list[dict[int, int]] = field(default_factory=list)
     summed: set[int] = field(default_factory=set)

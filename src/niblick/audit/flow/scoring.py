@@ -107,6 +107,7 @@ class Scoring(Shapes):
         self.hooked = self.hooked or self.hooks > 0
         if self.hooks and any(depends(b) for b in tokens):
             self.order += 1
+            source.marks |= {f"hooked:{self.order}"}
             self.trace.calls.append(
                 CallEvent(
                     name="calibration",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 
 from niblick.audit.flow.access import Access
 from niblick.audit.flow.boxes import (
+    MAX_ELEMENTS,
     NO_MARKS,
     Array,
     Box,
@@ -23,6 +25,7 @@ from niblick.audit.flow.boxes import (
     snapshot,
     target_bits,
 )
+from niblick.audit.flow.lengths import length_of
 from niblick.audit.flow.objects import Dotted
 from niblick.audit.flow.spaces import chosen_bytes
 
@@ -174,6 +177,10 @@ class Shapes(Access):
             return shaped(
                 box, lambda a: np.take(a, range(rest[1], rest[1] + rest[2]), axis=rest[0])
             )
+        if name == "as_strided" and len(rest) > 1:
+            places = _strided(*rest[:3])
+            if places is not None:
+                return shaped(box, lambda a: a.reshape(-1)[places])
         if name == "unfold" and len(rest) == 3 and box.pos is not None and box.pos.ndim == 1:
             size, step = _size(rest[1]), _size(rest[2])
             if size and step and size <= (box.shape or (0,))[0]:  # type: ignore[operator]
@@ -188,6 +195,8 @@ class Shapes(Access):
         ):
             parts = self.frozen([known(a) for a in args[0]])
             axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else 0))
+            if any(p.nll for p in parts) and any(p.roots and not p.scores for p in parts):
+                parts = [snapshot(p, marks=p.marks | {"uneven"}) for p in parts]
             if len(parts) == 1 and name not in {"stack", "vstack"}:
                 return parts[0]
             out = _cat(parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"})
@@ -225,7 +234,7 @@ class Shapes(Access):
             return (
                 Box(shape=())
                 if box.shape is None or None in box.shape
-                else int(np.prod([int(s or 0) for s in box.shape]))
+                else length_of(box, int(np.prod([int(s or 0) for s in box.shape])))
             )
         if name in {"size", "dim", "ndimension"}:
             return self.size(box, args, name)
@@ -270,7 +279,7 @@ class Shapes(Access):
             return Box(shape=()) if box.shape is None else len(box.shape)
         if box.shape is None:
             return Box(shape=())
-        sizes = tuple(Box(shape=()) if s is None else s for s in box.shape)
+        sizes = tuple(Box(shape=()) if s is None else length_of(box, s) for s in box.shape)
         if len(args) > 1 and isinstance(args[1], int):
             return sizes[args[1]] if -len(sizes) <= args[1] < len(sizes) else Box(shape=())
         return sizes
@@ -333,6 +342,20 @@ def _fits(array: Array, shape: tuple[int, ...]) -> bool:
     """Whether an array may be given a shape; one of a program that runs does not fit by mistake."""
     size = int(np.prod([s for s in shape if s >= 0]))
     return array.size == size or (-1 in shape and size > 0 and array.size % size == 0)
+
+
+def _strided(sizes: Any, strides: Any, start: Any = 0) -> Array | None:
+    """The places in memory that a view by strides shows."""
+    ends, ways = ([_size(v) for v in part] for part in (sizes, strides))
+    first = _size(start)
+    if len(ends) != len(ways) or None in (*ends, *ways, first):
+        return None
+    if math.prod(int(s or 0) for s in ends) > MAX_ELEMENTS:
+        return None
+    out = np.asarray(first)
+    for side, way in zip(ends, ways, strict=True):
+        out = out[..., None] + np.arange(int(side or 0)) * int(way or 0)
+    return out
 
 
 def _where(condition: Array, left: Array, right: Array) -> Array | None:

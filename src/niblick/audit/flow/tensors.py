@@ -286,7 +286,9 @@ class Tensors(InPlace):
             out.marks |= {"lse"}
             if "unpicked" in box.marks:
                 self.warp(out, "a share of a mixture is one number for whatever token comes")
-        if box.nll and box.val is not None and isinstance(axis, int):
+            if "uneven" in box.marks:
+                self.warp(out, "what a model says of no token is mixed with probabilities of it")
+        if box.nll and box.val is not None and isinstance(axis, int) and name != "logsumexp":
             out.val = np.asarray(_REDUCE[name](box.val, axis=axis))
             out.shape, out.nll = out.val.shape, box.nll
         return out

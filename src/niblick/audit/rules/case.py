@@ -121,10 +121,12 @@ def positions(bits: int) -> str:
 
 
 def scored(trace: Trace) -> list[ScoreEvent]:
-    """The score events that make up a reported figure: those that met a byte count, else those
-    without gradients.
+    """The score events that make up a reported figure: those that met a byte count (in a loss that
+    is trained on: those of a figure so named), else those without gradients.
     """
-    chosen = [e for e in trace.scores if e.number in trace.reported]
+    named = frozenset[int]().union(*[f.scores for f in trace.figures if f.named])
+    counted = trace.reported - (trace.trained - named)
+    chosen = [e for e in trace.scores if e.number in counted]
     return chosen or [e for e in trace.scores if e.no_grad]
 
 
