@@ -20,13 +20,24 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from niblick.audit.command import prose_settings, shell_commands
-from niblick.audit.operators import COMPARE
+from niblick.audit.reads import (
+    CASTS,
+    OFF,
+    UNDECIDED,
+    compared,
+    direct_reads,
+    environment_reads,
+    holds,
+    is_number,
+    name_of,
+    plain,
+)
 from niblick.audit.types import RunCommand, Submission
 
 _MAX_LOG = 3_000_000
@@ -36,9 +47,6 @@ _PRINTS = re.compile(r"print|log|write|echo|info|warn|report|say|emit", re.IGNOR
 _LAUNCHER = frozenset(
     {"RANK", "LOCAL_RANK", "RUN_ID", "SEED", "DATA_PATH", "DATA_DIR", "TOKENIZER_PATH"}
 )
-_OFF = frozenset({"", "0", "0.0", "false", "False", "none", "None", "no", "off"})
-_ON = frozenset({"true", "True", "yes", "on"})
-_CASTS = frozenset({"int", "float", "bool", "str"})
 _MIN_LITERAL = 8
 _NUMBER = re.compile(r"\d+")
 _FIELD = re.compile(r"%[-#0 +]*[\d.]*[a-zA-Z]|\{[^{}]*\}")
@@ -48,8 +56,6 @@ _ACCELERATORS = re.compile(
     r"\b(\d{1,2}) ?[x×] ?(?:NVIDIA )?(?:GeForce )?(?:RTX ?|[A-Z]{1,3})\d{2,4}\b"
 )
 _DEPTH = 8
-UNDECIDED: Any = object()
-"""What no setting and no default decides."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,7 @@ def _dumped(lines: list[str], scan: Scan) -> dict[str, str]:
                 continue
             key, default = scan.variables[match[1]]
             value = {"True": "1", "False": "0"}.get(match[2], match[2].strip("'\""))
-            fits = default is None or not _is_number(default) or _is_number(value)
+            fits = default is None or not is_number(default) or is_number(value)
             if value != default and key not in _LAUNCHER and len(value) < 60 and fits:
                 found.setdefault(key, value)
     return found
@@ -224,7 +230,7 @@ class Scan:
             )
             if name is None or node.value is None:
                 continue
-            read = next(_environment_reads(node.value), None)
+            read = next(environment_reads(node.value), None)
             if read is not None:
                 self.variables.setdefault(name, read)
             else:
@@ -281,7 +287,7 @@ class Scan:
             return "".join(parts)
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
             return _FIELD.sub(_GAP, parts[0])
-        if isinstance(node, ast.Call) and _name(node.func) == "format":
+        if isinstance(node, ast.Call) and name_of(node.func) == "format":
             return _FIELD.sub(_GAP, parts[0])
         return _GAP.join(parts)
 
@@ -322,19 +328,19 @@ class Scan:
             found.setdefault(key, str(bound))
         if default is None or not isinstance(bound, (int, float)):
             return
-        usual = _plain(default or "0")
-        nearest = next((n for n in (bound, bound + 1, bound - 1) if _holds(test, n, bound)), None)
-        if nearest is not None and not _holds(test, usual, bound):
+        usual = plain(default or "0")
+        nearest = next((n for n in (bound, bound + 1, bound - 1) if holds(test, n, bound)), None)
+        if nearest is not None and not holds(test, usual, bound):
             found.setdefault(key, str(nearest))
 
     def _named(self, test: ast.expr, wanted: bool, found: dict[str, str], depth: int) -> None:
-        variable = self.variable(test) or next(_environment_reads(test), None)
+        variable = self.variable(test) or next(environment_reads(test), None)
         if variable is not None:
             key, default = variable
-            if wanted and default is not None and default in _OFF:
+            if wanted and default is not None and default in OFF:
                 found.setdefault(key, "1")
             return
-        name = _name(test)
+        name = name_of(test)
         if name in self.aliases:
             self.satisfy(Guard(self.aliases[name], wanted), found, depth + 1)
 
@@ -354,14 +360,14 @@ class Scan:
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             sides = (test.left, test.comparators[0])
             values = [self.decided(side, environment, depth + 1) for side in sides]
-            return UNDECIDED if UNDECIDED in values else _compared(test.ops[0], *values)
-        read = self.variable(test) or next(_direct_reads(test), None)
+            return UNDECIDED if UNDECIDED in values else compared(test.ops[0], *values)
+        read = self.variable(test) or next(direct_reads(test), None)
         if read is not None:
             text = environment.get(read[0], read[1])
-            return UNDECIDED if text is None else _plain(text)
-        if isinstance(test, ast.Call) and len(test.args) == 1 and _name(test.func) in _CASTS:
+            return UNDECIDED if text is None else plain(text)
+        if isinstance(test, ast.Call) and len(test.args) == 1 and name_of(test.func) in CASTS:
             return self.decided(test.args[0], environment, depth + 1)
-        alias = self.aliases.get(_name(test)) if isinstance(test, ast.Name) else None
+        alias = self.aliases.get(name_of(test)) if isinstance(test, ast.Name) else None
         return UNDECIDED if alias is None else self.decided(alias, environment, depth + 1)
 
     def _joined(self, test: ast.BoolOp, environment: dict[str, str], depth: int) -> Any:
@@ -375,69 +381,5 @@ class Scan:
         """(environment variable, default) behind a name or attribute, if it was read from the
         environment.
         """
-        name = _name(node)
+        name = name_of(node)
         return self.variables.get(name) if name else None
-
-
-def _compared(op: ast.cmpop, left: Any, right: Any) -> Any:
-    try:
-        return COMPARE[type(op)](left, right)
-    except TypeError:
-        return UNDECIDED
-
-
-def _holds(test: ast.Compare, left: Any, right: Any) -> bool:
-    return _compared(test.ops[0], left, right) is True
-
-
-def _is_number(text: str) -> bool:
-    return isinstance(_plain(text), (int, float))
-
-
-def _plain(text: str) -> Any:
-    """A setting as the number or truth that a script makes of it, else as text."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return False if text in _OFF else True if text in _ON else text
-
-
-def _direct_reads(node: ast.expr) -> Iterator[tuple[str, str | None]]:
-    """A read of the environment that an expression is, in conversions or not."""
-    inner = node
-    while isinstance(inner, ast.Call) and _name(inner.func) in _CASTS and len(inner.args) == 1:
-        inner = inner.args[0]
-    if isinstance(inner, ast.Call) and _name(inner.func) in {"get", "getenv"}:
-        yield from _environment_reads(inner)
-
-
-def _name(node: ast.expr) -> str:
-    return (
-        node.id
-        if isinstance(node, ast.Name)
-        else node.attr
-        if isinstance(node, ast.Attribute)
-        else ""
-    )
-
-
-def _environment_reads(node: ast.expr) -> Iterator[tuple[str, str | None]]:
-    """(variable, default) of each environment read inside an expression, direct or through a
-    helper.
-    """
-    for call in ast.walk(node):
-        if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
-            key = call.args[0].value
-            if isinstance(key, str) and re.fullmatch(r"[A-Z][A-Z0-9_]+", key):
-                default = call.args[1] if len(call.args) > 1 else None
-                value = default.value if isinstance(default, ast.Constant) else None
-                yield (
-                    key,
-                    (
-                        None
-                        if value is None
-                        else str(int(value) if isinstance(value, bool) else value)
-                    ),
-                )

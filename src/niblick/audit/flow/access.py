@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.access_index import plain_index, subscript, taken
+from niblick.audit.flow.access_index import (
+    any_of,
+    plain_index,
+    row,
+    split_marks,
+    subscript,
+    taken,
+    weighs,
+)
 from niblick.audit.flow.boxes import (
     GUESS,
     STREAM,
@@ -37,7 +45,6 @@ from niblick.audit.flow.objects import (
     Namespace,
     Optimizer,
 )
-from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.spaces import says_yes_or_no
 from niblick.audit.flow.writing import Writing, by_token
 from niblick.audit.words import words
@@ -235,7 +242,7 @@ class Access(Writing):
         value = self.with_held(holder.get(plain, holder.get("?", default)), self.kept(holder))
         boxes = [b for b in collect(key) if is_token(b)]
         if not boxes:
-            absent = Box(marks=_split_marks(key)) if default is None else default
+            absent = Box(marks=split_marks(key)) if default is None else default
             return value if value is not None or plain in holder else absent
         return self.counted(value, boxes)
 
@@ -273,12 +280,12 @@ class Access(Writing):
                 return holder[key]
             except IndexError:
                 return Box()
-        return _any_of(list(holder)[:8]) if isinstance(holder, (list, tuple)) and holder else Box()
+        return any_of(list(holder)[:8]) if isinstance(holder, (list, tuple)) and holder else Box()
 
     def box_item(self, box: Box, key: Any, node: ast.AST) -> Any:
         if box.shape == () and box.scores and isinstance(key, int):
             return box  # what a model returns is one value here, be it a loss in a tuple
-        if _split_marks(key) and box.pos is None and not box.roots:
+        if split_marks(key) and box.pos is None and not box.roots:
             return merge([box], marks=box.marks | {"validation"})
         parts = list(key) if isinstance(key, tuple) else [key]
         tokens = [
@@ -293,7 +300,7 @@ class Access(Writing):
             p is not None and subscript(p) is None for p in parts
         ):
             unknown = snapshot(box, pos=None, val=None, key=None, shape=None)
-            if box.val is not None and _weighs(box) and (box.val.size > 1 or "guess" in box.marks):
+            if box.val is not None and weighs(box) and (box.val.size > 1 or "guess" in box.marks):
                 unknown.val, unknown.marks = np.asarray(GUESS), unknown.marks | {"guess"}
             unknown.deps |= depends(box) if box.pos is not None and self.widened == 0 else 0
             if box.pos is not None:
@@ -307,7 +314,7 @@ class Access(Writing):
             box = shaped(box, lambda a: a.reshape(-1))
         out = cut_by(box, shaped(box, lambda a: taken(a, index)), key)
         out.live = box.live
-        if out.val is None and "guess" in box.marks and box.val is not None and _weighs(box):
+        if out.val is None and "guess" in box.marks and box.val is not None and weighs(box):
             out.val = np.asarray(GUESS)
         return out
 
@@ -357,27 +364,14 @@ class Access(Writing):
             if value.shape and value.shape[0] is not None and value.shape[0] <= STREAM:
                 size = value.shape[0] if count is None else min(count, value.shape[0])
                 if value.val is not None or value.pos is not None:
-                    return [self.row(value, i) for i in range(min(size, 8192))]
-                return [self.row(value, i) for i in range(min(size, 6))]
+                    return [row(value, i) for i in range(min(size, 8192))]
+                return [row(value, i) for i in range(min(size, 6))]
             parts = snapshot(value, shape=None)
             parts.live = value.live
             return [parts] * (count or 2)
         if isinstance(value, Module):
             return [value] * (count or 2)
         return [merge(collect(value))] * (count or 2)
-
-    def row(self, box: Box, i: int) -> Any:
-        if (
-            box.val is not None
-            and box.val.ndim == 1
-            and box.pos is None
-            and box.key is None
-            and not box.roots
-            and not box.deps
-            and "bytes" not in box.marks
-        ):
-            return box.val[i].item()
-        return shaped(box, lambda a: a[i])
 
     def iterate_instance(self, value: Instance, count: int | None) -> list[Any]:
         for name in ("__iter__", "__next__"):
@@ -399,29 +393,4 @@ class Access(Writing):
         raise NotImplementedError
 
 
-def _weighs(box: Box) -> bool:
-    """Whether a value is losses or counts of bytes, of which a part of unknown size is as one."""
-    return bool(box.scores) or "bytes" in box.marks
-
-
-def _any_of(items: list[Any]) -> Any:
-    """One item that stands for any of a list."""
-    boxes = collect(items)
-    if len(boxes) == len(items):
-        out = merge(boxes)
-        out.live = any(b.live for b in boxes)
-        out.table = max((b.table for b in boxes), default=0)
-        return out
-    return items[0]
-
-
 __all__ = ["Access", "KeyEvent"]
-
-
-def _split_marks(key: Any) -> frozenset[str]:
-    """The marks of what an unknown collection holds under the name of the validation split."""
-    return (
-        frozenset({"validation"})
-        if isinstance(key, str) and path_kind(key) == "val"
-        else frozenset()
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
@@ -25,27 +26,16 @@ from niblick.audit.flow.objects import (
 )
 from niblick.audit.flow.records import Records
 from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.words import words
 
 _MAX_TEXT = 200_000
 _MOST_RANKED = 16
 _SMALLEST = "the smallest of several figures is taken"
 
+_NAMES = words("int float str bool abs round divmod ord chr pow bytes hex bin repr")
 _PURE: dict[str, Callable[..., Any]] = {
-    "int": int,
-    "float": float,
-    "str": str,
-    "bool": bool,
-    "abs": abs,
-    "round": round,
-    "divmod": divmod,
-    "ord": ord,
-    "chr": chr,
-    "pow": pow,
-    "bytes": bytes,
+    **{name: getattr(builtins, name) for name in _NAMES},
     "hash": lambda v: hash(str(v)) % 2**31,
-    "hex": hex,
-    "bin": bin,
-    "repr": repr,
 }
 
 

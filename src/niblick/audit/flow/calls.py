@@ -1,6 +1,4 @@
-"""Calls: functions and classes of the program, models, optimizers, containers, and whatever lies
-outside.
-"""
+"""Calls of functions, classes, models, optimizers, containers, and whatever lies outside."""
 
 from __future__ import annotations
 
