@@ -213,8 +213,8 @@ class CallEvent:
 @dataclass
 class Trace:
     """Everything one run of the engine saw; `kept` are the positions of a score that were added to
-    a sum, `trained` are scores that a gradient was taken of, `failures` (line, what) are exceptions that nothing avoids, `printed` the words a
-    formatted text puts around scores.
+    a sum, `trained` are scores that a gradient was taken of, `failures` (line, what) are exceptions
+    that nothing avoids, `printed` the words a formatted text puts around scores.
     """
 
     scores: list[ScoreEvent] = field(default_factory=list)
