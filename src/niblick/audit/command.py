@@ -23,6 +23,7 @@ _BETWEEN = frozenset({"", "&&", "||", "|", "&"})
 _PROCESSES = re.compile(r"--?nproc[_-]per[_-]node[= ]+(\d+)|--?nproc[= ]+(\d+)")
 _DEFAULT = re.compile(r"\$\{([A-Za-z_]\w*):?[-=]([^}]*)\}")
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
+_STATED = re.compile(r"(?:^|[\s,;])([A-Z][A-Z0-9_]{2,})=([^\s,;]+)")
 _NO_SHELL = frozenset({"python", "py", "json", "c", "cpp", "toml", "yaml", "diff"})
 _LONGEST, _MOST_LINES = 4_000, 20_000
 _LAUNCHERS = 5
@@ -80,13 +81,17 @@ def shell_commands(root: Path, script: str) -> Iterator[RunCommand]:
 
 
 def prose_settings(readme: str | None) -> dict[str, str]:
-    """Settings a README states as inline code (`NAME=value`), where it states one value only."""
+    """Settings a README states as inline code (`NAME=value`), where it states one value only, its
+    code blocks included.
+    """
     found: dict[str, set[str]] = {}
-    _, rest = _fenced(readme or "")
-    for piece in re.findall(r"`([^`\n]+)`", rest):
-        for name, value in re.findall(r"(?:^|[\s,;])([A-Z][A-Z0-9_]{2,})=([^\s,;]+)", piece):
+    blocks, rest = _fenced(readme or "")
+    inline = re.findall(r"`([^`\n]+)`", rest)
+    for piece in (*inline, *(text for _, text in blocks)):
+        for name, value in _STATED.findall(piece):
             found.setdefault(name, set()).add(value)
-    return {name: values.pop() for name, values in found.items() if len(values) == 1}
+    stated = {name for piece in inline for name, _ in _STATED.findall(piece)}
+    return {name: found[name].pop() for name in stated if len(found[name]) == 1}
 
 
 def _blocks(readme: str) -> Iterable[str]:

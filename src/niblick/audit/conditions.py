@@ -6,7 +6,8 @@ A setting is taken from the first of these that gives it:
 2. the command under review: a launch of the script in the README's code blocks or in
    `submission.json`, with the assignments that stand before it;
 3. the folder's run script, where exactly one shell script launches the training script;
-4. `NAME=value` in the README's prose, where it gives one value only and no command is shown;
+4. `NAME=value` in the README's prose, where README and code blocks give one value only and no
+   command is shown;
 5. the logs: a dump of settings, or a line that only a switched-on part can have printed (lines of
    the script itself, which some logs begin with, are no evidence);
 6. the default in the code.
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ _OFF = frozenset({"", "0", "0.0", "false", "False", "none", "None", "no", "off"}
 _ON = frozenset({"true", "True", "yes", "on"})
 _CASTS = frozenset({"int", "float", "bool", "str"})
 _MIN_LITERAL = 8
+_NUMBER = re.compile(r"\d+")
+_FIELD = re.compile(r"%[-#0 +]*[\d.]*[a-zA-Z]|\{[^{}]*\}")
+_GAP = "\0"
 _PROCESSES = re.compile(r"\bworld_size\s*[:=]\s*(\d+)\b")
 _ACCELERATORS = re.compile(
     r"\b(\d{1,2}) ?[x×] ?(?:NVIDIA )?(?:GeForce )?(?:RTX ?|[A-Z]{1,3})\d{2,4}\b"
@@ -54,6 +58,34 @@ class Guard:
 
     test: ast.expr
     wanted: bool
+
+
+@dataclass(frozen=True)
+class Printed:
+    """The words of a line that a script prints, in order, between what it fills in."""
+
+    pieces: tuple[str, ...]
+    guards: tuple[Guard, ...]
+    function: str
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.pieces))
+
+    def names(self, variables: Container[str]) -> bool:
+        """Whether the words are the name of a setting alone, which any dump of settings prints."""
+        return len(self.pieces) == 1 and self.pieces[0].strip(" :=") in variables
+
+
+def in_order(pieces: Iterable[str], line: str) -> bool:
+    """Whether a line holds these words one after another."""
+    at = 0
+    for piece in pieces:
+        found = line.find(piece, at)
+        if found < 0:
+            return False
+        at = found + len(piece)
+    return True
 
 
 def settings(
@@ -93,16 +125,17 @@ def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str
         return {}
     scan = Scan(tree)
     found = _dumped(lines, scan)
-    blob = "\n".join(lines)
-    places: dict[str, set[tuple[Guard, ...]]] = {}
-    for literal, guards, _ in scan.printed:
-        places.setdefault(literal.strip(), set()).add(guards)
-    for literal, guards, function in scan.printed:
-        if literal.strip(" :=") in scan.variables:
-            continue
-        if len(places[literal.strip()]) == 1 and literal in blob:
-            for guard in [*guards, *scan.guards_of_calls(function, 0)]:
-                scan.satisfy(guard, found)
+    said = {_NUMBER.sub("0", line) for line in lines}
+    blob = "\n".join(said)
+    printed = [p for p in scan.printed if all(piece in blob for piece in p.pieces)]
+    for line in said:
+        fitting = [p for p in printed if in_order(p.pieces, line)]
+        longest = max((p.size for p in fitting), default=0)
+        fitting = [p for p in fitting if p.size == longest]
+        if len({p.guards for p in fitting}) == 1 and not fitting[0].names(scan.variables):
+            for one in fitting:
+                for guard in [*one.guards, *scan.guards_of_calls(one.function, 0)]:
+                    scan.satisfy(guard, found)
     return {key: value for key, value in found.items() if key not in _LAUNCHER}
 
 
@@ -153,7 +186,7 @@ class Scan:
         self.variables: dict[str, tuple[str, str | None]] = {}
         self.aliases: dict[str, ast.expr] = {}
         self.calls: dict[str, list[tuple[tuple[Guard, ...], str]]] = {}
-        self.printed: list[tuple[str, tuple[Guard, ...], str]] = []
+        self.printed: list[Printed] = []
         self._walk(tree.body, (), "<module>")
 
     def _walk(self, body: list[ast.stmt], guards: tuple[Guard, ...], function: str) -> None:
@@ -219,25 +252,38 @@ class Scan:
             if isinstance(value, ast.expr):
                 self._expression(value, guards, function)
 
-    def _printed(self, node: ast.AST, guards: tuple[Guard, ...], function: str) -> None:
-        """The literal pieces of what a printing call prints, each under its own conditions."""
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.IfExp):
-                self._printed_value(child.body, (*guards, Guard(child.test, True)), function)
-                self._printed_value(child.orelse, (*guards, Guard(child.test, False)), function)
-            else:
-                self._printed_value(child, guards, function)
+    def _printed(self, node: ast.expr, guards: tuple[Guard, ...], function: str) -> None:
+        """The lines that what is printed consists of."""
+        for line in self._said(node, guards, function).split("\n"):
+            words = (_NUMBER.sub("0", piece).strip() for piece in line.split(_GAP))
+            printed = Printed(tuple(word for word in words if word), guards, function)
+            if printed.size >= _MIN_LITERAL:
+                self.printed.append(printed)
 
-    def _printed_value(self, node: ast.AST, guards: tuple[Guard, ...], function: str) -> None:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            self._literal(node.value, guards, function)
-        else:
-            self._printed(node, guards, function)
-
-    def _literal(self, text: str, guards: tuple[Guard, ...], function: str) -> None:
-        for line in text.split("\n"):
-            if len(line.strip()) >= _MIN_LITERAL:
-                self.printed.append((line.rstrip(), guards, function))
+    def _said(self, node: ast.AST, guards: tuple[Guard, ...], function: str) -> str:
+        """The text of an expression, with gaps for what is not known; what it says under a
+        condition of its own is taken down apart.
+        """
+        if isinstance(node, ast.Constant):
+            return node.value if isinstance(node.value, str) else _GAP
+        if isinstance(node, ast.IfExp):
+            self._printed(node.body, (*guards, Guard(node.test, True)), function)
+            self._printed(node.orelse, (*guards, Guard(node.test, False)), function)
+        if isinstance(node, (ast.IfExp, ast.Subscript, ast.Compare)):
+            return _GAP
+        if isinstance(node, ast.FormattedValue):
+            plain = isinstance(node.value, (ast.IfExp, ast.Constant, ast.JoinedStr))
+            return self._said(node.value, guards, function) if plain else _GAP
+        parts = [self._said(part, guards, function) for part in ast.iter_child_nodes(node)]
+        if isinstance(node, ast.JoinedStr) or (
+            isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)
+        ):
+            return "".join(parts)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
+            return _FIELD.sub(_GAP, parts[0])
+        if isinstance(node, ast.Call) and _name(node.func) == "format":
+            return _FIELD.sub(_GAP, parts[0])
+        return _GAP.join(parts)
 
     def guards_of_calls(self, function: str, depth: int) -> list[Guard]:
         """Conditions that every way to a function shares, where there are few ways."""

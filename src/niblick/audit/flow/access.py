@@ -154,9 +154,25 @@ class Access(Writing):
                 return holder
             if name.startswith("__"):
                 return Bound(holder, name)
-            return self.submodule(holder, name)
+            setting = self.setting(holder, name)
+            return self.submodule(holder, name) if isinstance(setting, Box) else setting
         base = next((b for b in (cls.bases if cls else ()) if isinstance(b, Dotted)), None)
         return Bound(holder, name) if base is None or name.islower() else Box()
+
+    def setting(self, holder: Module, name: str) -> Any:
+        """A plain value that a model's constructor, and nothing else of its class, keeps under a
+        name; a `Box` where it is none.
+        """
+        made = holder.cls.settings.get(name) if holder.cls is not None else None
+        init = holder.cls.find("__init__") if holder.cls is not None else None
+        if made is None or not holder.given or not isinstance(init, Function):
+            return Box()
+        self.scopes.append((holder.given, *init.scopes))
+        try:
+            value = self.value(made)
+        finally:
+            self.scopes.pop()
+        return value if isinstance(value, (bool, int, float, str, type(None))) else Box()
 
     def submodule(self, holder: Module, name: str) -> Any:
         if name in words(
@@ -167,6 +183,8 @@ class Access(Writing):
             " register_parameter get_parameter get_submodule"
         ):
             return Bound(holder, name)
+        if name == "training":
+            return Box(shape=())
         return self.param_box(frozenset({holder.leaf}))
 
     def item(self, holder: Any, key: Any, node: ast.AST) -> Any:

@@ -77,6 +77,7 @@ class Arithmetic(Hints):
             out.marks |= {"hashed"}
         out = self.arithmetic(op, a, b, out, node)
         self.check_report(a, b, out)
+        self.compared(op, a, b, out)
         self.check_hints(a, b)
         self.silence(op, a, b)
         self.check_keys(op, a, b, node)

@@ -248,6 +248,8 @@ class Calls(Learning):
             own = [f for f in cls.body.values() if isinstance(f, Function) and f is not init]
             if isinstance(init, Function) and any(self.learning(f) for f in own):
                 self.call_function(init, [module, *args], named, node)
+            elif isinstance(init, Function):
+                module.given = self.bind(init, [module, *args], named)
             return module
         if cls.kind == "optimizer":
             return Optimizer(cls.name, self.roots_in([*args, *named.values()]))

@@ -100,7 +100,7 @@ class Machine(Branching):
             return
         self.table_write(node.target, left)
         if isinstance(right, Box) and isinstance(node.op, ast.Add):
-            self.added_up(right, node)
+            right = self.added_up(right, node)
         result = self.binary(node.op, left, right, node)
         if isinstance(right, Box) and right.scores:
             self.adders.add(id(node))

@@ -138,16 +138,22 @@ class Shapes(Access):
             shape: tuple[Any, ...] = (
                 tuple(_size(s) for s in sizes) if sizes and name in {"reshape", "view"} else (-1,)
             )
-            if any(s is None for s in shape):
-                known_sizes = [s for s in shape if isinstance(s, int) and s >= 0]
-                shape = (-1,) if len(known_sizes) == 0 else (-1, *known_sizes)
+            known_sizes = [s for s in shape if isinstance(s, int) and s >= 0]
+            misfit = None not in shape and box.pos is not None and not _fits(box.pos, shape)
+            if box.rows and len(box.rows) == len(shape) and (misfit or not known_sizes):
+                shape = box.rows
+            elif None in shape:
+                shape = (-1, *known_sizes)
             if name == "flatten" and rest:
                 shape = (-1,)
             like = known(rest[0]).shape if rest and name.endswith("_as") else None
             if like is not None and None not in like:
                 shape = like
-            out = shaped(box, lambda a: a.reshape(shape))
+            wanted: Any = shape
+            out = shaped(box, lambda a: a.reshape(wanted))
             out.live = box.live
+            flat = shape == (-1,)
+            out.rows = (box.shape if len(box.shape or ()) > 1 else box.rows) if flat else None
             return out
         if name == "unsqueeze" and rest and isinstance(rest[0], int):
             return shaped(box, lambda a: np.expand_dims(a, rest[0]))
@@ -193,7 +199,10 @@ class Shapes(Access):
                 parts = [snapshot(p, marks=p.marks | {"uneven"}) for p in parts]
             if len(parts) == 1 and name not in {"stack", "vstack"}:
                 return parts[0]
-            return _cat(parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"})
+            out = _cat(parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"})
+            if out.scores and any(p.roots and not p.scores for p in parts):
+                out.marks |= {"unpicked"}
+            return out
         if name == "one_hot":
             classes = _size(args[1]) if len(args) > 1 else None
             if box.pos is None or not classes or box.pos.size * classes > 4_000_000:
@@ -327,6 +336,12 @@ def boolean(args: list[Any], named: dict[str, Any]) -> bool:
     """Whether a call says that what it makes holds true or false."""
     kinds = [v.name.rpartition(".")[2] for v in (*args, *named.values()) if isinstance(v, Dotted)]
     return any(kind in {"bool", "bool_"} for kind in kinds)
+
+
+def _fits(array: Array, shape: tuple[int, ...]) -> bool:
+    """Whether an array may be given a shape; one of a program that runs does not fit by mistake."""
+    size = int(np.prod([s for s in shape if s >= 0]))
+    return array.size == size or (-1 in shape and size > 0 and array.size % size == 0)
 
 
 def _strided(sizes: Any, strides: Any, start: Any = 0) -> Array | None:

@@ -56,7 +56,7 @@ class State:
         self.wrote: set[str] = set()
         self.training: dict[int, bool] = {}
         self.methods: dict[str, list[Function]] = {}
-        self.observed: dict[int, str] = {}
+        self.observed: dict[tuple[Any, ...], Any] = {}
         self.patched: dict[str, Any] = {}
         self.contents: dict[str, bytes] = {}
         self.scopes: list[tuple[dict[str, Any], ...]] = []

@@ -195,13 +195,17 @@ class Writing(Expressions):
         box.seen |= source.seen
         box.roots |= source.roots
         box.scores |= source.scores
-        box.marks |= source.marks - {"val", "numpy"}
+        placed = {"somewhere"} if box.nll and box.pos is not None else set()
+        box.marks |= source.marks - {"val", "numpy"} - placed
         box.nll = box.nll or new.nll
+        if unknown and new.val is not None and new.val.dtype.kind == "b":
+            box.marks |= {"index"}  # flags that data have set
         if unknown or box.shape is None or None in box.shape:
             self.spread(box, new, source)
             return
         for name in ("pos", "key"):
-            self.place(box, name, index, getattr(new, name))
+            if name == "key" or new.pos is not None or not (box.nll and _told(new)):
+                self.place(box, name, index, getattr(new, name))
         if box.val is not None:
             try:
                 box.val = _unshared(box, "val")
@@ -258,6 +262,13 @@ class Writing(Expressions):
             if new is not None and name == "pos":
                 box.deps |= merge([Box(pos=new)]).deps
         setattr(box, name, array)
+
+
+def _told(value: Box) -> bool:
+    """Whether a value of unknown place was made of scores, or of counts that were read for them, so
+    that it may stand for the scores it takes the place of.
+    """
+    return bool(value.scores) or value.key is not None
 
 
 def by_token(key: Any) -> bool:
