@@ -44,8 +44,10 @@ class Calls(Learning):
     """Dispatch of every kind of call."""
 
     def ex_call(self, node: ast.Call) -> Any:
-        method = isinstance(node.func, ast.Attribute)
-        callee = self.touch(self.member(node.func)) if method else self.value(node.func)
+        if isinstance(node.func, ast.Attribute):
+            callee = self.touch(self.member(node.func))
+        else:
+            callee = self.value(node.func)
         args: list[Any] = []
         for arg in node.args:
             if isinstance(arg, ast.Starred):

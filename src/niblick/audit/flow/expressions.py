@@ -264,6 +264,9 @@ class Expressions(Arithmetic):
     def assign(self, target: ast.expr, value: Any) -> None:
         raise NotImplementedError
 
+    def reshaping(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
 
 def _plain(*values: Any) -> set[float]:
     """The plain numbers among values."""
