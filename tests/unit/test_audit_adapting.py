@@ -260,3 +260,25 @@ def test_what_is_more_than_plain_is_left_to_the_engine_as_it_was(text: str) -> N
     with pytest.raises(NotPlainError):
         _taken(text, names)
     assert names == _names()
+
+
+BLOCK = """
+```bash
+# what is reported
+ADAPT={first} torchrun --nproc_per_node=8 train_gpt.py
+# for comparison
+ADAPT={second} torchrun --nproc_per_node=8 train_gpt.py
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "verdict"), [(0, 1, "clean_neural"), (1, 0, "flag_prequant_ttt")]
+)
+def test_of_several_commands_in_a_block_the_first_counts(
+    tmp_path: Path, first: int, second: int, verdict: str
+) -> None:
+    main = "if s.adapt:\n    fit_held(net, held, s)\nevaluate(net, held, s)"
+    text = program(PLAIN, TRAIN_FIRST, main=main)
+    said = BLOCK.format(first=first, second=second)
+    assert _verdict(tmp_path, text, README_md=said) == verdict

@@ -44,10 +44,7 @@ class Calls(Learning):
     """Dispatch of every kind of call."""
 
     def ex_call(self, node: ast.Call) -> Any:
-        if isinstance(node.func, ast.Attribute):
-            callee = self.touch(self.member(node.func))
-        else:
-            callee = self.value(node.func)
+        callee = self.touch(self.member(node.func))
         args: list[Any] = []
         for arg in node.args:
             if isinstance(arg, ast.Starred):

@@ -39,8 +39,10 @@ class Expressions(Arithmetic):
             return self.reshaping("numel", found.holder, [found.holder], {})
         return found
 
-    def member(self, node: ast.Attribute) -> Any:
-        """An attribute as it is called: `size` of an array is a number where it is not."""
+    def member(self, node: ast.expr) -> Any:
+        """What is called: `size` of an array is a number where it is not."""
+        if not isinstance(node, ast.Attribute):
+            return self.value(node)
         self.cleared = self.cleared or node.attr == "cache_clear"
         return self.attribute(self.value(node.value), node.attr, node)
 
@@ -255,6 +257,9 @@ class Expressions(Arithmetic):
     def attribute(self, holder: Any, name: str, node: ast.AST) -> Any:
         raise NotImplementedError
 
+    def reshaping(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
     def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
         raise NotImplementedError
 
@@ -262,9 +267,6 @@ class Expressions(Arithmetic):
         raise NotImplementedError
 
     def assign(self, target: ast.expr, value: Any) -> None:
-        raise NotImplementedError
-
-    def reshaping(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
         raise NotImplementedError
 
 
