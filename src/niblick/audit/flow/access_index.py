@@ -18,6 +18,8 @@ def subscript(part: Any) -> Any:
         ends = [plain_index(p) for p in (part.start, part.stop, part.step)]
         return None if any(isinstance(p, Box) for p in ends) else slice(*ends)
     if isinstance(part, Box):
+        if "guess" in part.marks:
+            return None
         if part.val is not None and part.val.dtype.kind in "iub":
             return part.val if part.val.ndim else part.val.item()
         if part.val is not None and part.val.dtype.kind == "f" and part.val.size == 1:
@@ -44,5 +46,6 @@ def taken(array: Array, index: tuple[Any, ...]) -> Array:
 def plain_index(part: Any) -> Any:
     """An index as a plain integer where it is known."""
     if isinstance(part, Box):
-        return int(part.val.reshape(-1)[0]) if part.val is not None and part.val.size == 1 else part
+        one = part.val is not None and part.val.size == 1 and "guess" not in part.marks
+        return int(part.val.reshape(-1)[0]) if one else part  # type: ignore[union-attr]
     return int(part) if isinstance(part, (float, np.integer)) else part

@@ -73,7 +73,7 @@ class Builtins(Records):
                 and box.val.size == 1
                 and box.pos is None
                 and not (box.roots or box.deps or box.held or box.scores or box.key is not None)
-                and "bytes" not in box.marks
+                and not box.marks & {"bytes", "guess"}
             )
             if name in {"int", "float", "bool"} and plain and box.val is not None:
                 try:

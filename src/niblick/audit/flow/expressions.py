@@ -209,6 +209,9 @@ class Expressions(Arithmetic):
     def around(self, node: ast.expr) -> Any:
         raise NotImplementedError
 
+    def reshaping(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
     ex_generatorexp = ex_listcomp
 
     def ex_setcomp(self, node: ast.SetComp) -> Any:

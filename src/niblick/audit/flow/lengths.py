@@ -14,7 +14,7 @@ from niblick.audit.flow.boxes import STREAM, Box, snapshot
 PART = "part:"
 _WHOLE = 62_021_846 / STREAM  # tokens of the public split at the smallest vocabulary
 _MOST = 0.3
-"""Of a split, what a cut to a fixed number leaves at most; larger vocabularies have fewer tokens."""
+"""Of a split, what a cut to a fixed number leaves at most: a larger vocabulary has fewer tokens."""
 
 
 class Length(int):
@@ -80,8 +80,7 @@ def cut_by(box: Box, out: Box, key: Any) -> Box:
     """
     if not isinstance(key, slice) or not is_split(box):
         return out
-    ends = [e for e in (key.start, key.stop) if isinstance(e, Length)]
-    cut = max((e.cut for e in ends), default=0)
+    cut = key.start.cut if isinstance(key.start, Length) else 0
     if key.start is None and isinstance(key.stop, int) and key.stop > 0:
         whole = key.stop.whole if isinstance(key.stop, Length) else key.stop
         cut = int(whole) if whole < _MOST * STREAM * _WHOLE else cut

@@ -230,7 +230,7 @@ class Shapes(Access):
             return self.plain(name, box)
         if name in {"numel", "__len__"}:
             if box.pos is None and (box.deps or box.targets) and box.shape is None:
-                return Box(shape=(), val=np.asarray(1))
+                return Box(shape=(), val=np.asarray(1), marks=frozenset({"guess"}))
             return (
                 Box(shape=())
                 if box.shape is None or None in box.shape
@@ -260,7 +260,7 @@ class Shapes(Access):
         rows = box.shape and box.shape[0] is not None
         if name == "tolist" and rows and (box.pos is not None or box.val is not None):
             return self.iterate(box, None)
-        unmarked = not (box.roots or box.deps or box.scores or "bytes" in box.marks)
+        unmarked = not (box.roots or box.deps or box.scores or box.marks & {"bytes", "guess"})
         unplaced = box.pos is None and box.key is None
         if box.val is not None and box.val.size == 1 and unmarked and unplaced:
             return box.val.reshape(-1)[0].item()

@@ -164,7 +164,8 @@ class State:
     def truth(self, value: Any) -> bool | None:
         """True, False, or None where it cannot be known."""
         if isinstance(value, Box):
-            if value.scores or ("bytes" in value.marks and value.pos is not None):
+            counted = "bytes" in value.marks and value.pos is not None
+            if value.scores or counted or "guess" in value.marks:
                 return None
             if value.val is not None and value.val.size == 1:
                 return bool(value.val.reshape(-1)[0])
