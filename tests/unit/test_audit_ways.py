@@ -194,7 +194,7 @@ def hessians(net, tokens, s):
 @pytest.mark.parametrize("name", ["held", "load(s.train_files)"])
 def test_hooks_on_the_parts_of_a_model_calibrate_it(tmp_path: Path, name: str) -> None:
     text = program(HOOKED, PLAIN, main=f"hessians(net, {name}, s)\nevaluate(net, held, s)")
-    assert _verdict(tmp_path, text) == ("flag_other" if name == "held" else "clean_neural")
+    assert _verdict(tmp_path, text) == ("hold_unclear" if name == "held" else "clean_neural")
 
 
 def test_hooks_that_look_on_while_tokens_are_scored_calibrate_nothing(tmp_path: Path) -> None:

@@ -308,7 +308,7 @@ class Calls(Learning):
         if name == "data_as":
             return box
         if name.startswith("register_forward") and box.live:
-            return self.hook(args)
+            return self.hook(args, part=True)
         if name in self.native:
             self.mark_native(name, args, node)
         if name == "step" and "param" not in box.marks and box.roots:

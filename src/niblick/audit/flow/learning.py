@@ -96,10 +96,11 @@ class Learning(Observing):
         module.attrs["training"] = name == "train" and given if sure else Box(shape=())
         return module
 
-    def hook(self, args: list[Any]) -> Namespace:
+    def hook(self, args: list[Any], part: bool = False) -> Namespace:
         """A forward hook is put on a model, or on a part of one."""
         counts = _reads_data(args[0] if args else None)
         self.hooks += counts
+        self.parts_hooked |= part
         return Namespace({"__hook__": counts})
 
     def learning(self, function: Function) -> bool:

@@ -113,6 +113,7 @@ class Scoring(Shapes):
                     name="calibration",
                     where=self.where(node),
                     certain=self.uncertain <= 0,
+                    detail="parts" if self.parts_hooked else "",
                     order=self.order,
                 )
             )

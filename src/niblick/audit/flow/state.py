@@ -78,6 +78,7 @@ class State:
         self.order = 0
         self.hooks = 0
         self.hooked = False
+        self.parts_hooked = False
         self.tries = 0
         self.line = 0
         self.arguments: list[str] = []

@@ -37,7 +37,7 @@ def _calibration(case: Case) -> list[Finding]:
     return [
         case.finding(
             RULE,
-            Severity.BREACH,
+            Severity.WARNING if calls[0].detail else Severity.BREACH,
             f"{calls[0].where.function} calibrates the model on validation tokens (of the {STREAM}"
             " followed).",
             verdict="flag_other",
