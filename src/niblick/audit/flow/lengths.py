@@ -14,7 +14,7 @@ from niblick.audit.flow.boxes import STREAM, Box, snapshot
 PART = "part:"
 _WHOLE = 62_021_846 / STREAM  # tokens of the public split at the smallest vocabulary
 _MOST = 0.3
-"""Of a split, what a cut to a fixed number leaves at most: a larger vocabulary has fewer tokens."""
+"""Of a split, what a cut to a fixed number leaves at most; larger vocabularies have fewer."""
 
 
 class Length(int):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import math
-from itertools import pairwise
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from niblick.audit.flow.boxes import (
     snapshot,
     target_bits,
 )
+from niblick.audit.flow.joining import pieces, side_by_side
 from niblick.audit.flow.lengths import length_of
 from niblick.audit.flow.objects import Dotted
 from niblick.audit.flow.spaces import chosen_bytes
@@ -199,7 +198,9 @@ class Shapes(Access):
                 parts = [snapshot(p, marks=p.marks | {"uneven"}) for p in parts]
             if len(parts) == 1 and name not in {"stack", "vstack"}:
                 return parts[0]
-            out = _cat(parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"})
+            out = side_by_side(
+                parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"}
+            )
             if out.scores and any(p.roots and not p.scores for p in parts):
                 out.marks |= {"unpicked"}
             return out
@@ -246,7 +247,7 @@ class Shapes(Access):
             return (
                 [shaped(box, lambda a: a), shaped(box, lambda a: a)]
                 if box.pos is None
-                else _pieces(box, name, args) or self.iterate(box, None)[:8]
+                else pieces(box, name, args) or self.iterate(box, None)[:8]
             )
         if name in {"bincount", "histogram"}:
             out = merge([box], table=1)
@@ -382,44 +383,3 @@ def _size(value: Any) -> int | None:
     if isinstance(value, Box) and value.val is not None and value.val.size == 1:
         return int(value.val.reshape(-1)[0])
     return None
-
-
-def _cat(parts: list[Box], axis: int, stack: bool) -> Box:
-    """Concatenation (or stacking) with everything known per element kept."""
-    out = merge(parts)
-    shapes = [p.shape for p in parts]
-    out.nll = bool(parts) and all(p.nll for p in parts)
-    if not parts or any(s is None or None in s for s in shapes):
-        return out
-    join = np.stack if stack else np.concatenate
-    for name in ("pos", "val", "key"):
-        arrays = [getattr(p, name) for p in parts]
-        if all(a is None for a in arrays) or (name == "val" and any(a is None for a in arrays)):
-            continue
-        filled = [
-            np.full([int(x or 0) for x in s or ()], -1) if a is None else a
-            for a, s in zip(arrays, shapes, strict=True)
-        ]
-        try:
-            joined = join(filled, axis=axis)
-        except ValueError:
-            continue
-        setattr(out, name, joined)
-        out.shape = joined.shape
-    return out
-
-
-def _pieces(box: Box, name: str, args: list[Any]) -> list[Box]:
-    """What splitting along the first dimension gives: the first piece, the last, and one that
-    stands for all between, so that a sum over the pieces is whole; empty where this is not it.
-    """
-    sizes = args[1:] if args and args[0] is box else args
-    if name == "unbind" or box.pos is None or len(sizes) != 1 or not isinstance(sizes[0], int):
-        return []
-    rows, size = box.pos.shape[0] if box.pos.ndim else 0, sizes[0]
-    if size < 1 or not rows:
-        return []
-    size = size if name == "split" else -(-rows // size)
-    first, last = min(size, rows), (rows - 1) // size * size
-    cuts = sorted({0, first, max(last, first), rows})
-    return [shaped(box, itemgetter(slice(*ends))) for ends in pairwise(cuts)]
