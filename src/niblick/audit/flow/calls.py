@@ -44,8 +44,7 @@ class Calls(Learning):
     """Dispatch of every kind of call."""
 
     def ex_call(self, node: ast.Call) -> Any:
-        part = node.func if isinstance(node.func, ast.Attribute) else None
-        callee = self.value(node.func) if part is None else self.touch(self.member(part))
+        callee = self.touch(self.member(node.func))
         args: list[Any] = []
         for arg in node.args:
             if isinstance(arg, ast.Starred):

@@ -39,8 +39,10 @@ class Expressions(Arithmetic):
             return self.reshaping("numel", found.holder, [found.holder], {})
         return found
 
-    def member(self, node: ast.Attribute) -> Any:
-        """An attribute as it is called: `size` of an array is a number where it is not."""
+    def member(self, node: ast.expr) -> Any:
+        """What is called: `size` of an array is a number where it is not."""
+        if not isinstance(node, ast.Attribute):
+            return self.value(node)
         self.cleared = self.cleared or node.attr == "cache_clear"
         return self.attribute(self.value(node.value), node.attr, node)
 
@@ -209,9 +211,6 @@ class Expressions(Arithmetic):
     def around(self, node: ast.expr) -> Any:
         raise NotImplementedError
 
-    def reshaping(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
-        raise NotImplementedError
-
     ex_generatorexp = ex_listcomp
 
     def ex_setcomp(self, node: ast.SetComp) -> Any:
@@ -256,6 +255,9 @@ class Expressions(Arithmetic):
                 break
 
     def attribute(self, holder: Any, name: str, node: ast.AST) -> Any:
+        raise NotImplementedError
+
+    def reshaping(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
         raise NotImplementedError
 
     def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
