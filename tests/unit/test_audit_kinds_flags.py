@@ -274,3 +274,30 @@ def test_the_limit_of_an_evaluation_is_that_of_eight_accelerators(
     (folder / "train.log").write_text("final_eval val_loss:2.0 val_bpb:1.2345 eval_time:983000ms\n")
     verdict = _verdict(folder, program(PLAIN, main="evaluate(net, held, s)"))
     assert verdict == ("flag_other" if flagged else "clean_neural")
+
+
+IN_WINDOWS = """
+def in_windows(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    length = {length}
+    with torch.no_grad():
+        for a in range(0, length, s.context):
+            part = min(s.context, length - a)
+            x, y = held[a:a + part], held[a + 1:a + part + 1]
+            nll = F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="sum")
+            total += nll
+            size += sizes[y].sum()
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("length", "verdict"),
+    [("held.numel() - 1", "clean_neural"), ("min(held.numel() - 1, 4096)", "flag_other")],
+)
+def test_the_size_of_a_window_is_no_part_of_the_split(
+    tmp_path: Path, length: str, verdict: str
+) -> None:
+    text = program(IN_WINDOWS.format(length=length), main="in_windows(net, held, s)")
+    assert _verdict(tmp_path, text) == verdict

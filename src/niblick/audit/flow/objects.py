@@ -244,7 +244,8 @@ class Trace:
     """Everything one run of the engine saw; `sums` are the positions of each score that a sum took,
     `summed` the sums that went into a figure, `counted` the scores of figures that count bytes,
     `trained` those that a gradient was taken of, `failures` (line, what) are exceptions that
-    nothing avoids, `printed` the words a formatted text puts around scores.
+    nothing avoids, `printed` the words a
+    formatted text puts around scores.
     """
 
     scores: list[ScoreEvent] = field(default_factory=list)
