@@ -280,24 +280,29 @@ IN_WINDOWS = """
 def in_windows(net, held, s):
     sizes = byte_table()
     total, size = torch.zeros(()), torch.zeros(())
-    length = {length}
+    length, a = {length}, 0
     with torch.no_grad():
-        for a in range(0, length, s.context):
+        {loop}
             part = min(s.context, length - a)
             x, y = held[a:a + part], held[a + 1:a + part + 1]
             nll = F.cross_entropy(net.head(net.hidden(x[None])).flatten(0, 1), y, reduction="sum")
             total += nll
             size += sizes[y].sum()
+            a += part
     return figure(total, size)
 """
 
 
 @pytest.mark.parametrize(
-    ("length", "verdict"),
-    [("held.numel() - 1", "clean_neural"), ("min(held.numel() - 1, 4096)", "flag_other")],
+    ("length", "loop", "verdict"),
+    [
+        ("held.numel() - 1", "while a < length:", "clean_neural"),
+        ("held.numel() - 1", "for a in range(0, length, s.context):", "clean_neural"),
+        ("min(held.numel() - 1, 4096)", "for a in range(0, length, s.context):", "flag_other"),
+    ],
 )
 def test_the_size_of_a_window_is_no_part_of_the_split(
-    tmp_path: Path, length: str, verdict: str
+    tmp_path: Path, length: str, loop: str, verdict: str
 ) -> None:
-    text = program(IN_WINDOWS.format(length=length), main="in_windows(net, held, s)")
+    text = program(IN_WINDOWS.format(length=length, loop=loop), main="in_windows(net, held, s)")
     assert _verdict(tmp_path, text) == verdict

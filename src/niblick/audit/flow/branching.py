@@ -367,7 +367,7 @@ def evenly(past: list[dict[str, Any]]) -> dict[str, int]:
     steps: dict[str, int] = {}
     for name in past[0]:
         values = [turn[name] for turn in past]
-        if all(type(value) is int for value in values):
+        if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
             grown = {later - sooner for sooner, later in pairwise(values)}
             steps |= {name: grown.pop()} if len(grown) == 1 else {}
     return steps

@@ -80,8 +80,7 @@ def cut_by(box: Box, out: Box, key: Any) -> Box:
     """
     if not isinstance(key, slice) or not is_split(box):
         return out
-    ends = [e for e in (key.start, key.stop) if isinstance(e, Length)]
-    cut = max((e.cut for e in ends), default=0)
+    cut = key.start.cut if isinstance(key.start, Length) else 0
     if key.start is None and isinstance(key.stop, int) and key.stop > 0:
         whole = key.stop.whole if isinstance(key.stop, Length) else key.stop
         cut = int(whole) if whole < _MOST * STREAM * _WHOLE else cut
