@@ -1,7 +1,7 @@
 """The documented run command of a submission, read from its README, shell scripts or logs.
 
-A command names the script, sets variables, and may start several processes; the last block that
-launches the script counts, later assignments win, and nothing is ever run or expanded beyond plain
+A command names the script, sets variables, and may start several processes; of several the one with
+the most processes and settings counts, then the first. Nothing is ever run or expanded beyond plain
 `NAME=value` words.
 """
 
@@ -23,8 +23,10 @@ _BETWEEN = frozenset({"", "&&", "||", "|", "&"})
 _PROCESSES = re.compile(r"--?nproc[_-]per[_-]node[= ]+(\d+)|--?nproc[= ]+(\d+)")
 _DEFAULT = re.compile(r"\$\{([A-Za-z_]\w*):?[-=]([^}]*)\}")
 _VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
+_STATED = re.compile(r"(?:^|[\s,;])([A-Z][A-Z0-9_]{2,})=([^\s,;]+)")
 _NO_SHELL = frozenset({"python", "py", "json", "c", "cpp", "toml", "yaml", "diff"})
-_LONGEST, _MOST_LINES = 4_000, 20_000
+_LONGEST, _MOST_LINES, _MOST_LAUNCHES = 4_000, 20_000, 40
+_LAUNCHERS = 5
 
 
 def find_command(
@@ -41,17 +43,28 @@ def documented_commands(
     shell scripts.
     """
     candidates = list(_blocks(readme)) if readme else []
-    found = [c for c in (_parse(text, script, "README") for text in candidates) if c]
+    found: list[RunCommand] = []
+    for name in (script, *_launchers(root, script)):
+        found = found or [c for text in candidates for c in _parse(text, name, "README")]
     if metadata:
         for key in ("command", "run_command", "train_command", "cmd"):
-            if isinstance(metadata.get(key), str) and (
-                parsed := _parse(str(metadata[key]), script, "submission.json")
-            ):
-                found.append(parsed)
+            if isinstance(metadata.get(key), str):
+                found += _parse(str(metadata[key]), script, "submission.json")
     yield from sorted(
         found, key=lambda c: (c.world_size or 0, len(c.environment), -found.index(c)), reverse=True
     )
     yield from shell_commands(root, script)
+
+
+def _launchers(root: Path, script: str) -> list[str]:
+    """Other scripts of a folder that name the training script and are short: they start it."""
+    out = []
+    for path in sorted(root.glob("*.py")):
+        plain = path.name != script and path.is_file() and not path.is_symlink()
+        if plain and path.stat().st_size < _LONGEST:
+            text = path.read_text("utf-8", "replace")
+            out += [path.name] if script in text or f"import {script[:-3]}" in text else []
+    return out[:_LAUNCHERS]
 
 
 def shell_commands(root: Path, script: str) -> Iterator[RunCommand]:
@@ -60,19 +73,22 @@ def shell_commands(root: Path, script: str) -> Iterator[RunCommand]:
         root.glob("*.sh"), key=lambda p: (not p.name.startswith(("run", "train")), p.name)
     ):
         if path.is_file() and path.stat().st_size < 200_000:
-            parsed = _parse(path.read_text("utf-8", "replace"), script, path.name)
-            if parsed:
-                yield parsed
+            launches = _parse(path.read_text("utf-8", "replace"), script, path.name)
+            yield from launches[-1:]
 
 
 def prose_settings(readme: str | None) -> dict[str, str]:
-    """Settings a README states as inline code (`NAME=value`), where it states one value only."""
+    """Settings a README states as inline code (`NAME=value`), where it states one value only, its
+    code blocks included.
+    """
     found: dict[str, set[str]] = {}
-    _, rest = _fenced(readme or "")
-    for piece in re.findall(r"`([^`\n]+)`", rest):
-        for name, value in re.findall(r"(?:^|[\s,;])([A-Z][A-Z0-9_]{2,})=([^\s,;]+)", piece):
+    blocks, rest = _fenced(readme or "")
+    inline = re.findall(r"`([^`\n]+)`", rest)
+    for piece in (*inline, *(text for _, text in blocks)):
+        for name, value in _STATED.findall(piece):
             found.setdefault(name, set()).add(value)
-    return {name: values.pop() for name, values in found.items() if len(values) == 1}
+    stated = {name for piece in inline for name, _ in _STATED.findall(piece)}
+    return {name: found[name].pop() for name in stated if len(found[name]) == 1}
 
 
 def _blocks(readme: str) -> Iterable[str]:
@@ -104,10 +120,10 @@ def _fenced(readme: str) -> tuple[list[tuple[str, str]], str]:
     return [(language, "\n".join(lines)) for language, lines in blocks], "\n".join(rest)
 
 
-def _parse(text: str, script: str, source: str) -> RunCommand | None:
-    """The last launch of `script` in a block of shell, with every variable set before or on it."""
+def _parse(text: str, script: str, source: str) -> list[RunCommand]:
+    """The launches of `script` in a block of shell, each with the variables set before or on it."""
     environment: dict[str, str] = {}
-    best: tuple[str, dict[str, str], int | None] | None = None
+    launches: list[RunCommand] = []
     for line in _joined(text):
         if not line or line.startswith("#"):
             continue
@@ -122,11 +138,16 @@ def _parse(text: str, script: str, source: str) -> RunCommand | None:
                     rest.append(word)
             if not rest:
                 environment.update(own)
-            elif _LAUNCH.search(line) and any(script in word for word in rest):
-                best = (line, {**environment, **own}, _processes(line, environment))
-    if best is None:
-        return None
-    return RunCommand(text=best[0][:2000], environment=best[1], world_size=best[2], source=source)
+            elif _LAUNCH.search(line) and any(script in _expand(w, environment) for w in rest):
+                launches.append(
+                    RunCommand(
+                        text=_expand(line, environment)[:2000],
+                        environment={**environment, **own},
+                        world_size=_processes(line, environment),
+                        source=source,
+                    )
+                )
+    return launches[:_MOST_LAUNCHES]
 
 
 def _joined(text: str) -> Iterator[str]:

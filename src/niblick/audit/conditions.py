@@ -6,7 +6,8 @@ A setting is taken from the first of these that gives it:
 2. the command under review: a launch of the script in the README's code blocks or in
    `submission.json`, with the assignments that stand before it;
 3. the folder's run script, where exactly one shell script launches the training script;
-4. `NAME=value` in the README's prose, where it gives one value only and no command is shown;
+4. `NAME=value` in the README's prose, where README and code blocks give one value only and no
+   command is shown;
 5. the logs: a dump of settings, or a line that only a switched-on part can have printed (lines of
    the script itself, which some logs begin with, are no evidence);
 6. the default in the code.
@@ -19,13 +20,24 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from niblick.audit.command import prose_settings, shell_commands
-from niblick.audit.operators import COMPARE
+from niblick.audit.reads import (
+    CASTS,
+    OFF,
+    UNDECIDED,
+    compared,
+    direct_reads,
+    environment_reads,
+    holds,
+    is_number,
+    name_of,
+    plain,
+)
 from niblick.audit.types import RunCommand, Submission
 
 _MAX_LOG = 3_000_000
@@ -35,17 +47,15 @@ _PRINTS = re.compile(r"print|log|write|echo|info|warn|report|say|emit", re.IGNOR
 _LAUNCHER = frozenset(
     {"RANK", "LOCAL_RANK", "RUN_ID", "SEED", "DATA_PATH", "DATA_DIR", "TOKENIZER_PATH"}
 )
-_OFF = frozenset({"", "0", "0.0", "false", "False", "none", "None", "no", "off"})
-_ON = frozenset({"true", "True", "yes", "on"})
-_CASTS = frozenset({"int", "float", "bool", "str"})
 _MIN_LITERAL = 8
+_NUMBER = re.compile(r"\d+")
+_FIELD = re.compile(r"%[-#0 +]*[\d.]*[a-zA-Z]|\{[^{}]*\}")
+_GAP = "\0"
 _PROCESSES = re.compile(r"\bworld_size\s*[:=]\s*(\d+)\b")
 _ACCELERATORS = re.compile(
     r"\b(\d{1,2}) ?[x×] ?(?:NVIDIA )?(?:GeForce )?(?:RTX ?|[A-Z]{1,3})\d{2,4}\b"
 )
 _DEPTH = 8
-UNDECIDED: Any = object()
-"""What no setting and no default decides."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,34 @@ class Guard:
 
     test: ast.expr
     wanted: bool
+
+
+@dataclass(frozen=True)
+class Printed:
+    """The words of a line that a script prints, in order, between what it fills in."""
+
+    pieces: tuple[str, ...]
+    guards: tuple[Guard, ...]
+    function: str
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.pieces))
+
+    def names(self, variables: Container[str]) -> bool:
+        """Whether the words are the name of a setting alone, which any dump of settings prints."""
+        return len(self.pieces) == 1 and self.pieces[0].strip(" :=") in variables
+
+
+def in_order(pieces: Iterable[str], line: str) -> bool:
+    """Whether a line holds these words one after another."""
+    at = 0
+    for piece in pieces:
+        found = line.find(piece, at)
+        if found < 0:
+            return False
+        at = found + len(piece)
+    return True
 
 
 def settings(
@@ -93,16 +131,17 @@ def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str
         return {}
     scan = Scan(tree)
     found = _dumped(lines, scan)
-    blob = "\n".join(lines)
-    places: dict[str, set[tuple[Guard, ...]]] = {}
-    for literal, guards, _ in scan.printed:
-        places.setdefault(literal.strip(), set()).add(guards)
-    for literal, guards, function in scan.printed:
-        if literal.strip(" :=") in scan.variables:
-            continue
-        if len(places[literal.strip()]) == 1 and literal in blob:
-            for guard in [*guards, *scan.guards_of_calls(function, 0)]:
-                scan.satisfy(guard, found)
+    said = {_NUMBER.sub("0", line) for line in lines}
+    blob = "\n".join(said)
+    printed = [p for p in scan.printed if all(piece in blob for piece in p.pieces)]
+    for line in said:
+        fitting = [p for p in printed if in_order(p.pieces, line)]
+        longest = max((p.size for p in fitting), default=0)
+        fitting = [p for p in fitting if p.size == longest]
+        if len({p.guards for p in fitting}) == 1 and not fitting[0].names(scan.variables):
+            for one in fitting:
+                for guard in [*one.guards, *scan.guards_of_calls(one.function, 0)]:
+                    scan.satisfy(guard, found)
     return {key: value for key, value in found.items() if key not in _LAUNCHER}
 
 
@@ -138,7 +177,8 @@ def _dumped(lines: list[str], scan: Scan) -> dict[str, str]:
                 continue
             key, default = scan.variables[match[1]]
             value = {"True": "1", "False": "0"}.get(match[2], match[2].strip("'\""))
-            if value != default and key not in _LAUNCHER and len(value) < 60:
+            fits = default is None or not is_number(default) or is_number(value)
+            if value != default and key not in _LAUNCHER and len(value) < 60 and fits:
                 found.setdefault(key, value)
     return found
 
@@ -152,7 +192,7 @@ class Scan:
         self.variables: dict[str, tuple[str, str | None]] = {}
         self.aliases: dict[str, ast.expr] = {}
         self.calls: dict[str, list[tuple[tuple[Guard, ...], str]]] = {}
-        self.printed: list[tuple[str, tuple[Guard, ...], str]] = []
+        self.printed: list[Printed] = []
         self._walk(tree.body, (), "<module>")
 
     def _walk(self, body: list[ast.stmt], guards: tuple[Guard, ...], function: str) -> None:
@@ -190,7 +230,7 @@ class Scan:
             )
             if name is None or node.value is None:
                 continue
-            read = next(_environment_reads(node.value), None)
+            read = next(environment_reads(node.value), None)
             if read is not None:
                 self.variables.setdefault(name, read)
             else:
@@ -218,25 +258,38 @@ class Scan:
             if isinstance(value, ast.expr):
                 self._expression(value, guards, function)
 
-    def _printed(self, node: ast.AST, guards: tuple[Guard, ...], function: str) -> None:
-        """The literal pieces of what a printing call prints, each under its own conditions."""
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.IfExp):
-                self._printed_value(child.body, (*guards, Guard(child.test, True)), function)
-                self._printed_value(child.orelse, (*guards, Guard(child.test, False)), function)
-            else:
-                self._printed_value(child, guards, function)
+    def _printed(self, node: ast.expr, guards: tuple[Guard, ...], function: str) -> None:
+        """The lines that what is printed consists of."""
+        for line in self._said(node, guards, function).split("\n"):
+            words = (_NUMBER.sub("0", piece).strip() for piece in line.split(_GAP))
+            printed = Printed(tuple(word for word in words if word), guards, function)
+            if printed.size >= _MIN_LITERAL:
+                self.printed.append(printed)
 
-    def _printed_value(self, node: ast.AST, guards: tuple[Guard, ...], function: str) -> None:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            self._literal(node.value, guards, function)
-        else:
-            self._printed(node, guards, function)
-
-    def _literal(self, text: str, guards: tuple[Guard, ...], function: str) -> None:
-        for line in text.split("\n"):
-            if len(line.strip()) >= _MIN_LITERAL:
-                self.printed.append((line.rstrip(), guards, function))
+    def _said(self, node: ast.AST, guards: tuple[Guard, ...], function: str) -> str:
+        """The text of an expression, with gaps for what is not known; what it says under a
+        condition of its own is taken down apart.
+        """
+        if isinstance(node, ast.Constant):
+            return node.value if isinstance(node.value, str) else _GAP
+        if isinstance(node, ast.IfExp):
+            self._printed(node.body, (*guards, Guard(node.test, True)), function)
+            self._printed(node.orelse, (*guards, Guard(node.test, False)), function)
+        if isinstance(node, (ast.IfExp, ast.Subscript, ast.Compare)):
+            return _GAP
+        if isinstance(node, ast.FormattedValue):
+            plain = isinstance(node.value, (ast.IfExp, ast.Constant, ast.JoinedStr))
+            return self._said(node.value, guards, function) if plain else _GAP
+        parts = [self._said(part, guards, function) for part in ast.iter_child_nodes(node)]
+        if isinstance(node, ast.JoinedStr) or (
+            isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)
+        ):
+            return "".join(parts)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod):
+            return _FIELD.sub(_GAP, parts[0])
+        if isinstance(node, ast.Call) and name_of(node.func) == "format":
+            return _FIELD.sub(_GAP, parts[0])
+        return _GAP.join(parts)
 
     def guards_of_calls(self, function: str, depth: int) -> list[Guard]:
         """Conditions that every way to a function shares, where there are few ways."""
@@ -275,19 +328,19 @@ class Scan:
             found.setdefault(key, str(bound))
         if default is None or not isinstance(bound, (int, float)):
             return
-        usual = _plain(default or "0")
-        nearest = next((n for n in (bound, bound + 1, bound - 1) if _holds(test, n, bound)), None)
-        if nearest is not None and not _holds(test, usual, bound):
+        usual = plain(default or "0")
+        nearest = next((n for n in (bound, bound + 1, bound - 1) if holds(test, n, bound)), None)
+        if nearest is not None and not holds(test, usual, bound):
             found.setdefault(key, str(nearest))
 
     def _named(self, test: ast.expr, wanted: bool, found: dict[str, str], depth: int) -> None:
-        variable = self.variable(test) or next(_environment_reads(test), None)
+        variable = self.variable(test) or next(environment_reads(test), None)
         if variable is not None:
             key, default = variable
-            if wanted and default is not None and default in _OFF:
+            if wanted and default is not None and default in OFF:
                 found.setdefault(key, "1")
             return
-        name = _name(test)
+        name = name_of(test)
         if name in self.aliases:
             self.satisfy(Guard(self.aliases[name], wanted), found, depth + 1)
 
@@ -307,14 +360,14 @@ class Scan:
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             sides = (test.left, test.comparators[0])
             values = [self.decided(side, environment, depth + 1) for side in sides]
-            return UNDECIDED if UNDECIDED in values else _compared(test.ops[0], *values)
-        read = self.variable(test) or next(_direct_reads(test), None)
+            return UNDECIDED if UNDECIDED in values else compared(test.ops[0], *values)
+        read = self.variable(test) or next(direct_reads(test), None)
         if read is not None:
             text = environment.get(read[0], read[1])
-            return UNDECIDED if text is None else _plain(text)
-        if isinstance(test, ast.Call) and len(test.args) == 1 and _name(test.func) in _CASTS:
+            return UNDECIDED if text is None else plain(text)
+        if isinstance(test, ast.Call) and len(test.args) == 1 and name_of(test.func) in CASTS:
             return self.decided(test.args[0], environment, depth + 1)
-        alias = self.aliases.get(_name(test)) if isinstance(test, ast.Name) else None
+        alias = self.aliases.get(name_of(test)) if isinstance(test, ast.Name) else None
         return UNDECIDED if alias is None else self.decided(alias, environment, depth + 1)
 
     def _joined(self, test: ast.BoolOp, environment: dict[str, str], depth: int) -> Any:
@@ -328,65 +381,5 @@ class Scan:
         """(environment variable, default) behind a name or attribute, if it was read from the
         environment.
         """
-        name = _name(node)
+        name = name_of(node)
         return self.variables.get(name) if name else None
-
-
-def _compared(op: ast.cmpop, left: Any, right: Any) -> Any:
-    try:
-        return COMPARE[type(op)](left, right)
-    except TypeError:
-        return UNDECIDED
-
-
-def _holds(test: ast.Compare, left: Any, right: Any) -> bool:
-    return _compared(test.ops[0], left, right) is True
-
-
-def _plain(text: str) -> Any:
-    """A setting as the number or truth that a script makes of it, else as text."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return False if text in _OFF else True if text in _ON else text
-
-
-def _direct_reads(node: ast.expr) -> Iterator[tuple[str, str | None]]:
-    """A read of the environment that an expression is, in conversions or not."""
-    inner = node
-    while isinstance(inner, ast.Call) and _name(inner.func) in _CASTS and len(inner.args) == 1:
-        inner = inner.args[0]
-    if isinstance(inner, ast.Call) and _name(inner.func) in {"get", "getenv"}:
-        yield from _environment_reads(inner)
-
-
-def _name(node: ast.expr) -> str:
-    return (
-        node.id
-        if isinstance(node, ast.Name)
-        else node.attr
-        if isinstance(node, ast.Attribute)
-        else ""
-    )
-
-
-def _environment_reads(node: ast.expr) -> Iterator[tuple[str, str | None]]:
-    """(variable, default) of each environment read inside an expression, direct or through a
-    helper.
-    """
-    for call in ast.walk(node):
-        if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
-            key = call.args[0].value
-            if isinstance(key, str) and re.fullmatch(r"[A-Z][A-Z0-9_]+", key):
-                default = call.args[1] if len(call.args) > 1 else None
-                value = default.value if isinstance(default, ast.Constant) else None
-                yield (
-                    key,
-                    (
-                        None
-                        if value is None
-                        else str(int(value) if isinstance(value, bool) else value)
-                    ),
-                )

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.access_index import plain_index, subscript, taken
+from niblick.audit.flow.access_index import (
+    any_of,
+    plain_index,
+    row,
+    split_marks,
+    subscript,
+    taken,
+    weighs,
+)
 from niblick.audit.flow.boxes import (
     GUESS,
     STREAM,
@@ -25,6 +33,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
+from niblick.audit.flow.lengths import cut_by, length_of
 from niblick.audit.flow.objects import (
     Bound,
     Class,
@@ -36,9 +45,8 @@ from niblick.audit.flow.objects import (
     Namespace,
     Optimizer,
 )
-from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.spaces import says_yes_or_no
-from niblick.audit.flow.writing import Writing
+from niblick.audit.flow.writing import Writing, by_token
 from niblick.audit.words import words
 
 _VALIDATION_NAME = re.compile(
@@ -115,7 +123,9 @@ class Access(Writing):
         if name in _SIMPLE:
             if box.shape is None:
                 return Box(deps=0)
-            return _SIMPLE[name](tuple(Box(shape=()) if s is None else s for s in box.shape))
+            return _SIMPLE[name](
+                tuple(Box(shape=()) if s is None else length_of(box, s) for s in box.shape)
+            )
         if name in {"T", "mT"}:
             return shaped(box, lambda a: a.T)
         if name in _VIEWS or name == "ctypes":
@@ -151,9 +161,25 @@ class Access(Writing):
                 return holder
             if name.startswith("__"):
                 return Bound(holder, name)
-            return self.submodule(holder, name)
+            setting = self.setting(holder, name)
+            return self.submodule(holder, name) if isinstance(setting, Box) else setting
         base = next((b for b in (cls.bases if cls else ()) if isinstance(b, Dotted)), None)
         return Bound(holder, name) if base is None or name.islower() else Box()
+
+    def setting(self, holder: Module, name: str) -> Any:
+        """A plain value that a model's constructor, and nothing else of its class, keeps under a
+        name; a `Box` where it is none.
+        """
+        made = holder.cls.settings.get(name) if holder.cls is not None else None
+        init = holder.cls.find("__init__") if holder.cls is not None else None
+        if made is None or not holder.given or not isinstance(init, Function):
+            return Box()
+        self.scopes.append((holder.given, *init.scopes))
+        try:
+            value = self.value(made)
+        finally:
+            self.scopes.pop()
+        return value if isinstance(value, (bool, int, float, str, type(None))) else Box()
 
     def submodule(self, holder: Module, name: str) -> Any:
         if name in words(
@@ -164,6 +190,8 @@ class Access(Writing):
             " register_parameter get_parameter get_submodule"
         ):
             return Bound(holder, name)
+        if name == "training":
+            return Box(shape=())
         return self.param_box(frozenset({holder.leaf}))
 
     def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
@@ -171,6 +199,8 @@ class Access(Writing):
             return self.box_item(holder, key, node)
         if isinstance(holder, dict):
             return self.dict_item(holder, key, node, None)
+        if isinstance(holder, list) and by_token(key):
+            return self.listed(holder, key, node)
         if isinstance(holder, (list, tuple, str, bytes, range)):
             return self.sequence_item(holder, key)
         if isinstance(holder, Dotted):
@@ -189,6 +219,14 @@ class Access(Writing):
                 return self.call_function(method, [holder, key], {}, node)
         return merge(self.frozen(collect(holder) + collect(key)))
 
+    def listed(self, holder: list[Any], key: Box, node: ast.AST) -> Any:
+        """An entry of a list that is chosen by a token: counts, or a table of numbers."""
+        if held := self.kept(holder):
+            return self.counted(self.with_held(self.sequence_item(holder, key), held), [key])
+        if all(isinstance(v, (int, float)) for v in holder[:_SMALL]) and len(holder) > 1:
+            return self.looked_up(known(holder), [key], [key], node)
+        return self.sequence_item(holder, key)
+
     def environ(self, key: str, default: Any, *, required: bool = False) -> Any:
         """The value of an environment variable in the documented run; `required` where the program
         cannot do without.
@@ -204,7 +242,7 @@ class Access(Writing):
         value = self.with_held(holder.get(plain, holder.get("?", default)), self.kept(holder))
         boxes = [b for b in collect(key) if is_token(b)]
         if not boxes:
-            absent = Box(marks=_split_marks(key)) if default is None else default
+            absent = Box(marks=split_marks(key)) if default is None else default
             return value if value is not None or plain in holder else absent
         return self.counted(value, boxes)
 
@@ -242,10 +280,12 @@ class Access(Writing):
                 return holder[key]
             except IndexError:
                 return Box()
-        return _any_of(list(holder)[:8]) if isinstance(holder, (list, tuple)) and holder else Box()
+        return any_of(list(holder)[:8]) if isinstance(holder, (list, tuple)) and holder else Box()
 
     def box_item(self, box: Box, key: Any, node: ast.AST) -> Any:
-        if _split_marks(key) and box.pos is None and not box.roots:
+        if box.shape == () and box.scores and isinstance(key, int):
+            return box  # what a model returns is one value here, be it a loss in a tuple
+        if split_marks(key) and box.pos is None and not box.roots:
             return merge([box], marks=box.marks | {"validation"})
         parts = list(key) if isinstance(key, tuple) else [key]
         tokens = [
@@ -260,7 +300,7 @@ class Access(Writing):
             p is not None and subscript(p) is None for p in parts
         ):
             unknown = snapshot(box, pos=None, val=None, key=None, shape=None)
-            if box.val is not None and _weighs(box) and (box.val.size > 1 or "guess" in box.marks):
+            if box.val is not None and weighs(box) and (box.val.size > 1 or "guess" in box.marks):
                 unknown.val, unknown.marks = np.asarray(GUESS), unknown.marks | {"guess"}
             unknown.deps |= depends(box) if box.pos is not None and self.widened == 0 else 0
             if box.pos is not None:
@@ -272,9 +312,9 @@ class Access(Writing):
             return unknown
         if box.nll and box.shape and box.shape[0] == 1 and isinstance(key, slice) and key.start:
             box = shaped(box, lambda a: a.reshape(-1))
-        out = shaped(box, lambda a: taken(a, index))
+        out = cut_by(box, shaped(box, lambda a: taken(a, index)), key)
         out.live = box.live
-        if out.val is None and "guess" in box.marks and box.val is not None and _weighs(box):
+        if out.val is None and "guess" in box.marks and box.val is not None and weighs(box):
             out.val = np.asarray(GUESS)
         return out
 
@@ -288,7 +328,7 @@ class Access(Writing):
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
         empty = box.val is not None and box.val.size > _SMALL and not box.val.any()
-        if box.table & 1 or "count" in box.marks or empty:
+        if box.table & 1 or "count" in box.marks or (empty and "flags" not in box.marks):
             out.key, out.deps = key.pos, source.deps | newest.deps
             out.marks |= (key.marks & {"hashed"}) | {"count"}
         elif not source.roots:
@@ -324,27 +364,14 @@ class Access(Writing):
             if value.shape and value.shape[0] is not None and value.shape[0] <= STREAM:
                 size = value.shape[0] if count is None else min(count, value.shape[0])
                 if value.val is not None or value.pos is not None:
-                    return [self.row(value, i) for i in range(min(size, 8192))]
-                return [self.row(value, i) for i in range(min(size, 6))]
+                    return [row(value, i) for i in range(min(size, 8192))]
+                return [row(value, i) for i in range(min(size, 6))]
             parts = snapshot(value, shape=None)
             parts.live = value.live
             return [parts] * (count or 2)
         if isinstance(value, Module):
             return [value] * (count or 2)
         return [merge(collect(value))] * (count or 2)
-
-    def row(self, box: Box, i: int) -> Any:
-        if (
-            box.val is not None
-            and box.val.ndim == 1
-            and box.pos is None
-            and box.key is None
-            and not box.roots
-            and not box.deps
-            and "bytes" not in box.marks
-        ):
-            return box.val[i].item()
-        return shaped(box, lambda a: a[i])
 
     def iterate_instance(self, value: Instance, count: int | None) -> list[Any]:
         for name in ("__iter__", "__next__"):
@@ -366,29 +393,4 @@ class Access(Writing):
         raise NotImplementedError
 
 
-def _weighs(box: Box) -> bool:
-    """Whether a value is losses or counts of bytes, of which a part of unknown size is as one."""
-    return bool(box.scores) or "bytes" in box.marks
-
-
-def _any_of(items: list[Any]) -> Any:
-    """One item that stands for any of a list."""
-    boxes = collect(items)
-    if len(boxes) == len(items):
-        out = merge(boxes)
-        out.live = any(b.live for b in boxes)
-        out.table = max((b.table for b in boxes), default=0)
-        return out
-    return items[0]
-
-
 __all__ = ["Access", "KeyEvent"]
-
-
-def _split_marks(key: Any) -> frozenset[str]:
-    """The marks of what an unknown collection holds under the name of the validation split."""
-    return (
-        frozenset({"validation"})
-        if isinstance(key, str) and path_kind(key) == "val"
-        else frozenset()
-    )

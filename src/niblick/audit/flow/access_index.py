@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import MAX_ELEMENTS, Array, Box
+from niblick.audit.flow.boxes import MAX_ELEMENTS, Array, Box, collect, merge, shaped
+from niblick.audit.flow.paths import path_kind
 
 
 def subscript(part: Any) -> Any:
@@ -18,6 +19,8 @@ def subscript(part: Any) -> Any:
         ends = [plain_index(p) for p in (part.start, part.stop, part.step)]
         return None if any(isinstance(p, Box) for p in ends) else slice(*ends)
     if isinstance(part, Box):
+        if "guess" in part.marks:
+            return None
         if part.val is not None and part.val.dtype.kind in "iub":
             return part.val if part.val.ndim else part.val.item()
         if part.val is not None and part.val.dtype.kind == "f" and part.val.size == 1:
@@ -44,5 +47,46 @@ def taken(array: Array, index: tuple[Any, ...]) -> Array:
 def plain_index(part: Any) -> Any:
     """An index as a plain integer where it is known."""
     if isinstance(part, Box):
-        return int(part.val.reshape(-1)[0]) if part.val is not None and part.val.size == 1 else part
+        one = part.val is not None and part.val.size == 1 and "guess" not in part.marks
+        return int(part.val.reshape(-1)[0]) if one else part  # type: ignore[union-attr]
     return int(part) if isinstance(part, (float, np.integer)) else part
+
+
+def weighs(box: Box) -> bool:
+    """Whether a value is losses or counts of bytes, of which a part of unknown size is as one."""
+    return bool(box.scores) or "bytes" in box.marks
+
+
+def any_of(items: list[Any]) -> Any:
+    """One item that stands for any of a list."""
+    boxes = collect(items)
+    if len(boxes) == len(items):
+        out = merge(boxes)
+        out.live = any(b.live for b in boxes)
+        out.table = max((b.table for b in boxes), default=0)
+        return out
+    return items[0]
+
+
+def split_marks(key: Any) -> frozenset[str]:
+    """The marks of what an unknown collection holds under the name of the validation split."""
+    return (
+        frozenset({"validation"})
+        if isinstance(key, str) and path_kind(key) == "val"
+        else frozenset()
+    )
+
+
+def row(box: Box, i: int) -> Any:
+    """One row of a value; a plain number where that is all it is."""
+    if (
+        box.val is not None
+        and box.val.ndim == 1
+        and box.pos is None
+        and box.key is None
+        and not box.roots
+        and not box.deps
+        and "bytes" not in box.marks
+    ):
+        return box.val[i].item()
+    return shaped(box, lambda a: a[i])

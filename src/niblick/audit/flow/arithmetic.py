@@ -26,6 +26,7 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.hints import Hints
+from niblick.audit.flow.lengths import computed
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, KeyEvent, Namespace
 from niblick.audit.flow.spaces import spaced
 from niblick.audit.flow.state import PLAIN
@@ -76,6 +77,7 @@ class Arithmetic(Hints):
             out.marks |= {"hashed"}
         out = self.arithmetic(op, a, b, out, node)
         self.check_report(a, b, out)
+        self.compared(op, a, b, out)
         self.check_hints(a, b)
         self.silence(op, a, b)
         self.check_keys(op, a, b, node)
@@ -121,7 +123,7 @@ class Arithmetic(Hints):
             number = b if a.scores else a
             if number.val is not None and number.val.size == 1 and not number.marks & {"prob"}:
                 value = abs(float(number.val.reshape(-1)[0]))
-                space = "prob" in out.marks
+                space = "prob" in out.marks or _weighed(a if a.scores else b, out)
                 if value > 0.001 and not space and not number.deps and number.pos is None:
                     self.warp(out, f"{value:g} is added to or taken off scores")
         if "bytes" in (a.marks | b.marks) and not (a.scores and b.scores):
@@ -146,7 +148,8 @@ class Arithmetic(Hints):
             self.shown_all(right, str(left))
             return "?"
         try:
-            return BINARY[type(op)](left, right)
+            action = BINARY[type(op)]
+            return computed(action, (left, right), action(left, right))
         except ZeroDivisionError:
             return Box(shape=())
         except (TypeError, ValueError, OverflowError):
@@ -315,6 +318,17 @@ class Arithmetic(Hints):
 
     def iterate(self, value: Any, count: int | None) -> list[Any]:
         raise NotImplementedError
+
+
+def _weighed(score: Box, out: Box) -> bool:
+    """Whether logarithms of probabilities may have become smaller, as by the logarithm of a weight:
+    what is left of their content tells whether the rest is given to others.
+    """
+    if score.val is None or out.val is None or not score.val.size:
+        return True
+    return bool((score.val <= 0).all() and out.val.shape == score.val.shape) and bool(
+        (out.val < score.val).all()
+    )
 
 
 def _like(score: Box, other: Box) -> Box:

@@ -39,7 +39,7 @@ class Box:
     """A shadow value. `pos[i]` is the newest stream position element i holds (-1: none), `val` its
     content if known, `key` the newest position inside the key a table was read with to get it;
     `live` values share the state of their leaves, others are snapshots; `options` are the plain
-    values of which it is one.
+    values of which it is one, `rows` is the shape that a value had before it was laid flat.
     """
 
     shape: Shape | None = None
@@ -57,6 +57,7 @@ class Box:
     live: bool = False
     table: int = 0
     options: tuple[Any, ...] = ()
+    rows: Shape | None = None
 
 
 def bits(positions: Array | None) -> int:
@@ -235,6 +236,8 @@ def elementwise(parts: list[Box], action: Callable[..., Any] | None = None) -> B
         out.targets |= part.targets
     scored = [p for p in parts if p.nll]
     out.nll = bool(scored)
+    if scored and not any("somewhere" in p.marks for p in scored):
+        out.marks -= {"somewhere"}
     out.shape = broadcast([p.shape for p in parts])
     positions = [p.pos for p in scored or parts if p.pos is not None]
     if positions:
@@ -292,6 +295,7 @@ def snapshot(box: Box, **changes: Any) -> Box:
         marks=box.marks,
         nll=box.nll,
         table=box.table,
+        rows=box.rows,
     )
     for name, value in changes.items():
         setattr(out, name, value)
@@ -313,7 +317,7 @@ def shaped(box: Box, action: Callable[[Array], Array]) -> Box:
     """A value after a change of shape or a selection, applied alike to all that is known per
     element.
     """
-    out = snapshot(box, shape=None, pos=None, val=None, key=None)
+    out = snapshot(box, shape=None, pos=None, val=None, key=None, rows=None)
     failed = False
     for name in ("pos", "val", "key"):
         array = getattr(box, name)

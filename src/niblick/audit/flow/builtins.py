@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced, snapshot
 from niblick.audit.flow.figures import CONSTANT, PLAUSIBLE, WARP
-from niblick.audit.flow.methods import tail
+from niblick.audit.flow.lengths import Length, length_of, smallest, steps
+from niblick.audit.flow.methods import is_own, tail
 from niblick.audit.flow.objects import (
     Bound,
     CallEvent,
@@ -24,27 +26,16 @@ from niblick.audit.flow.objects import (
 )
 from niblick.audit.flow.records import Records
 from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.words import words
 
 _MAX_TEXT = 200_000
 _MOST_RANKED = 16
 _SMALLEST = "the smallest of several figures is taken"
 
+_NAMES = words("int float str bool abs round divmod ord chr pow bytes hex bin repr")
 _PURE: dict[str, Callable[..., Any]] = {
-    "int": int,
-    "float": float,
-    "str": str,
-    "bool": bool,
-    "abs": abs,
-    "round": round,
-    "divmod": divmod,
-    "ord": ord,
-    "chr": chr,
-    "pow": pow,
-    "bytes": bytes,
+    **{name: getattr(builtins, name) for name in _NAMES},
     "hash": lambda v: hash(str(v)) % 2**31,
-    "hex": hex,
-    "bin": bin,
-    "repr": repr,
 }
 
 
@@ -63,9 +54,8 @@ class Builtins(Records):
         return NotImplemented
 
     def pure(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
-        bound = args[0] if args and isinstance(args[0], Bound) else None
-        if bound is not None and isinstance(bound.holder, Box) and bound.name == "size":
-            args = [self.reshaping("numel", bound.holder, [bound.holder], {}), *args[1:]]
+        if name == "int" and args and isinstance(args[0], Length):
+            return args[0]
         if args and isinstance(args[0], Box):
             box = self.frozen([args[0]])[0]
             plain = (
@@ -73,7 +63,7 @@ class Builtins(Records):
                 and box.val.size == 1
                 and box.pos is None
                 and not (box.roots or box.deps or box.held or box.scores or box.key is not None)
-                and "bytes" not in box.marks
+                and not box.marks & {"bytes", "guess"}
             )
             if name in {"int", "float", "bool"} and plain and box.val is not None:
                 try:
@@ -123,21 +113,23 @@ class Builtins(Records):
         return tuple(items) if name == "tuple" else items
 
     def py_range(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        sizes = []
+        sizes: list[int] = []
         for arg in args:
             if isinstance(arg, Box) and arg.val is not None and arg.val.size == 1:
                 arg = int(arg.val.reshape(-1)[0])
             if not isinstance(arg, (int, np.integer)):
                 return range(2) if len(args) < 3 else [Box(shape=())]
-            sizes.append(int(arg))
-        return range(*sizes) if len(sizes) < 3 or sizes[2] else []
+            sizes.append(arg if isinstance(arg, int) else int(arg))
+        first, *more = sizes
+        ends = (first, *more) if more else (0, first)
+        return steps(ends[0], ends[1], (*ends, 1)[2]) if len(sizes) < 3 or sizes[2] else []
 
     def py_len(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         value = args[0] if args else []
         if isinstance(value, (list, tuple, dict, str, bytes, set, range)):
             return len(value)
         if isinstance(value, Box) and value.shape and value.shape[0] is not None:
-            return value.shape[0]
+            return length_of(value, value.shape[0])
         if isinstance(value, Instance) and isinstance(
             method := value.cls.find("__len__"), Function
         ):
@@ -192,7 +184,7 @@ class Builtins(Records):
             ]
             return self.best_of(items[0], ranks) if action is min else items[0]
         if items and all(isinstance(i, (int, float, np.generic)) for i in items):
-            return action(items)
+            return smallest(items) if action is min else action(items)
         if all(isinstance(i, str) for i in items) and items:
             return action(items)
         boxes = [known(i) for i in items if not isinstance(i, (Instance, Function))]
@@ -263,9 +255,10 @@ class Builtins(Records):
     def py_hasattr(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         holder, name = args[0], args[1]
         if isinstance(holder, (Instance, Module)):
-            found = name in holder.attrs or (
-                holder.cls is not None and holder.cls.find(name) is not None
-            )
+            cls = holder.cls
+            found = name in holder.attrs or (cls is not None and cls.find(name) is not None)
+            if isinstance(holder, Module) and cls is not None:
+                found = found or name in _own_fields(cls)
             return found or (Box(shape=()) if isinstance(holder, Module) else False)
         if isinstance(holder, Namespace):
             return name in holder.attrs
@@ -388,6 +381,12 @@ class Builtins(Records):
 
     def call_value(self, callee: Any, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         raise NotImplementedError
+
+
+def _own_fields(cls: Class) -> set[str]:
+    """The attributes that a class of the program, or a base of it, sets on its instances."""
+    out = {n.attr for n in ast.walk(cls.node) if isinstance(n, ast.Attribute) and is_own(n)}
+    return out.union(*[_own_fields(base) for base in cls.bases if isinstance(base, Class)])
 
 
 def _marked(value: Any, marks: frozenset[str]) -> Any:

@@ -1,6 +1,4 @@
-"""Calls: functions and classes of the program, models, optimizers, containers, and whatever lies
-outside.
-"""
+"""Calls of functions, classes, models, optimizers, containers, and whatever lies outside."""
 
 from __future__ import annotations
 
@@ -44,7 +42,7 @@ class Calls(Learning):
     """Dispatch of every kind of call."""
 
     def ex_call(self, node: ast.Call) -> Any:
-        callee = self.value(node.func)
+        callee = self.touch(self.member(node.func))
         args: list[Any] = []
         for arg in node.args:
             if isinstance(arg, ast.Starred):
@@ -247,6 +245,8 @@ class Calls(Learning):
             own = [f for f in cls.body.values() if isinstance(f, Function) and f is not init]
             if isinstance(init, Function) and any(self.learning(f) for f in own):
                 self.call_function(init, [module, *args], named, node)
+            elif isinstance(init, Function):
+                module.given = self.bind(init, [module, *args], named)
             return module
         if cls.kind == "optimizer":
             return Optimizer(cls.name, self.roots_in([*args, *named.values()]))
@@ -304,6 +304,8 @@ class Calls(Learning):
             return None
         if name == "data_as":
             return box
+        if name.startswith("register_forward") and box.live:
+            return self.hook(args, part=True)
         if name in self.native:
             self.mark_native(name, args, node)
         if name == "step" and "param" not in box.marks and box.roots:

@@ -145,7 +145,7 @@ class Containers(Library):
         if name in {"joinpath", "with_suffix", "with_name"} and args and isinstance(args[0], str):
             return getattr(path, name)(*args)
         if name == "open":
-            return Namespace({"__path__": str(path)})
+            return self.py_open([path, *args], named, ast.Constant(None))
         return str(path) if name in {"as_posix", "__str__"} else None
 
     def namespace_call(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,6 +15,7 @@ from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import Bound, Function, Module
 from niblick.audit.flow.signals import AbortSignal
 from niblick.audit.flow.trials import chosen
+from niblick.audit.flow.turns import NotPlainError, Turns, plain_items
 
 _MAX_ITEMS = 1600
 
@@ -32,6 +34,15 @@ class Expressions(Arithmetic):
         return self.charged(self.touch(handler(node))) if handler is not None else Box()
 
     def ex_attribute(self, node: ast.Attribute) -> Any:
+        found = self.member(node)
+        if isinstance(found, Bound) and found.name == "size" and isinstance(found.holder, Box):
+            return self.reshaping("numel", found.holder, [found.holder], {})
+        return found
+
+    def member(self, node: ast.expr) -> Any:
+        """What is called: `size` of an array is a number where it is not."""
+        if not isinstance(node, ast.Attribute):
+            return self.value(node)
         self.cleared = self.cleared or node.attr == "cache_clear"
         return self.attribute(self.value(node.value), node.attr, node)
 
@@ -186,8 +197,19 @@ class Expressions(Arithmetic):
 
     def ex_listcomp(self, node: ast.ListComp | ast.GeneratorExp | ast.SetComp) -> Any:
         out: list[Any] = []
-        self.generate(node.generators, lambda: out.append(self.value(node.elt)), out)
+        items = self.value(node.generators[0].iter)
+        sequence = plain_items(items) if len(node.generators) == 1 else None
+        if sequence is not None:
+            with suppress(NotPlainError):
+                turns = Turns(node, self.around)
+                whole = turns.listed(node, sequence)
+                self.trace.steps += turns.work
+                return whole
+        self.generate(node.generators, lambda: out.append(self.value(node.elt)), out, items)
         return out
+
+    def around(self, node: ast.expr) -> Any:
+        raise NotImplementedError
 
     ex_generatorexp = ex_listcomp
 
@@ -203,31 +225,39 @@ class Expressions(Arithmetic):
             node.generators,
             lambda: out.__setitem__(self.plain_key(self.value(node.key)), self.value(node.value)),
             out,
+            self.value(node.generators[0].iter),
         )
         self.keep(out, list(out), list(out.values()))
         return out
 
-    def generate(self, parts: list[ast.comprehension], emit: Callable[[], None], out: Any) -> None:
-        """Runs the clauses of a comprehension in a scope of their own."""
+    def generate(
+        self, parts: list[ast.comprehension], emit: Callable[[], None], out: Any, items: Any
+    ) -> None:
+        """Runs the clauses of a comprehension, the first over `items`, in a scope of their own."""
         self.scopes.append(({}, *self.scopes[-1]))
         try:
-            self.clause(parts, emit, out)
+            self.clause(parts, emit, out, items)
         finally:
             self.scopes.pop()
 
-    def clause(self, parts: list[ast.comprehension], emit: Callable[[], None], out: Any) -> None:
-        if not parts:
-            emit()
-            return
-        for item in self.iterate(self.value(parts[0].iter), None):
+    def clause(
+        self, parts: list[ast.comprehension], emit: Callable[[], None], out: Any, items: Any
+    ) -> None:
+        for item in self.iterate(items, None):
             mark = self.interest
             self.assign(parts[0].target, item)
             if all(self.truth(self.value(test)) is not False for test in parts[0].ifs):
-                self.clause(parts[1:], emit, out)
+                if parts[1:]:
+                    self.clause(parts[1:], emit, out, self.value(parts[1].iter))
+                else:
+                    emit()
             if len(out) > _MAX_ITEMS or (self.interest != mark and len(out) > 3):
                 break
 
     def attribute(self, holder: Any, name: str, node: ast.AST) -> Any:
+        raise NotImplementedError
+
+    def reshaping(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
         raise NotImplementedError
 
     def item(self, holder: Any, key: Any, node: ast.AST) -> Any:

@@ -16,14 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, collect, mean_witness, target_bits, witness
+from niblick.audit.flow.boxes import Box, collect, mean_witness, snapshot, target_bits, witness
 from niblick.audit.flow.keeping import Keeping
 from niblick.audit.flow.objects import FigureEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
 from niblick.audit.flow.state import State
 
 WARP = "warp:"
+DOUBT = "?"
+"""Begins the words of a warp that an unknown switch may leave out."""
 LOST = "lost:"
+BETWEEN = "between"
+"""The mark of a difference between two figures, which is no figure itself."""
+SUM = "sum:"
 _MOST_FIGURES = 1600
 _CAP_IN_PROBABILITY = 1e-5
 _GAPS = 0.05
@@ -51,7 +56,8 @@ class Figures(Keeping):
     def warp(self, box: Box, what: str) -> Box:
         """Marks scores as changed in a way that an honest sum never is."""
         if box.scores:
-            box.marks |= {f"{WARP}{what} ({self.spot()})"}
+            doubt = DOUBT if self.uncertain > 0 and not what.startswith(DOUBT) else ""
+            box.marks |= {f"{WARP}{doubt}{what} ({self.spot()})"}
         return box
 
     def lost(self, box: Box, before: Box, what: str) -> Box:
@@ -60,28 +66,41 @@ class Figures(Keeping):
             box.marks |= {f"{LOST}{what} ({self.spot()})"}
         return box
 
-    def added_up(self, box: Box, node: ast.AST | None) -> None:
-        """Scores are added up."""
+    def added_up(self, box: Box, node: ast.AST | None) -> Box:
+        """Scores as added up, marked as a sum of their own: what is learnt from a mean is no part
+        of a figure.
+        """
         if not box.nll or not box.scores:
-            return
-        kept = target_bits(box)
-        if box.pos is not None:
-            for number in box.scores:
-                self.trace.kept[number] = self.trace.kept.get(number, 0) | kept
-            if box.pos.size >= _SHORTEST and _full_of_gaps(box.pos):
+            return box
+        kept, places = target_bits(box), box.pos
+        if places is not None:
+            sums = self.trace.sums
+            sums.append({n: kept & self.trace.scores[n - 1].targets for n in box.scores})
+            box = snapshot(box, marks=box.marks | {f"{SUM}{len(sums) - 1}"})
+            if places.size >= _SHORTEST and _full_of_gaps(places):
                 self.warp(box, "positions between scored ones are left out")
         if box.held:
             self.held_state(box, kept, node)
+        return box
+
+    def reported(self, box: Box) -> None:
+        """Scores become part of a reported figure, and the sums that they went through."""
+        self.trace.reported |= box.scores
+        self.trace.counted |= box.scores if "bytes" in box.marks else frozenset()
+        self.trace.summed |= _sums(box)
 
     def held_state(self, box: Box, kept: int, node: ast.AST | None) -> None:
-        """State that holds stream positions takes part in scores that are counted."""
+        """State that holds stream positions takes part in scores that are counted; where it is not
+        known which those are, it is sure to hold them only if it holds later ones, too.
+        """
         both = box.held & kept
         newest = (both >> max(kept.bit_length() - 1, 0)) & 1
         if box.pos is None and not newest:
             both = 0
-        self.state_event(both, box.held, node)
+        later = box.held.bit_length() > kept.bit_length()
+        self.state_event(both, box.held, node, later or "somewhere" not in box.marks)
 
-    def state_event(self, leaked: int, held: int, node: ast.AST | None) -> None:
+    def state_event(self, leaked: int, held: int, node: ast.AST | None, sure: bool = True) -> None:
         self.order += 1
         self.interest += bool(leaked)
         self.trace.states.append(
@@ -90,7 +109,7 @@ class Figures(Keeping):
                 positions=leaked,
                 held=held,
                 where=self.where(node),
-                certain=self.uncertain <= 0 and not self.widened,
+                certain=sure and self.uncertain <= 0 and not self.widened,
             )
         )
 
@@ -169,9 +188,26 @@ class Figures(Keeping):
     def check_report(self, a: Box, b: Box, out: Box) -> None:
         """A sum of scores that meets a count of bytes becomes part of a reported figure."""
         for score, size in ((a, b), (b, a)):
-            if score.scores and score.pos is None and "bytes" in size.marks:
-                self.trace.reported |= out.scores
+            plain = score.scores and score.pos is None and "weighed" not in score.marks
+            if plain and "bytes" in size.marks:
+                self.reported(out)
                 self.trace.formed[id(out)] = out
+
+    def compared(self, op: ast.operator, a: Box, b: Box, out: Box) -> None:
+        """A figure taken off another is a gain or a gap; what either is mixed with is no figure."""
+        if not (isinstance(op, (ast.Add, ast.Sub)) and _is_figure(a) and _is_figure(b)):
+            return
+        if BETWEEN in out.marks:
+            self.warp(out, "a difference between figures is added to or taken off one")
+        elif isinstance(op, ast.Sub):
+            out.marks |= {BETWEEN}
+
+    def learnt_from(self, loss: Box) -> None:
+        """What a model learns from is no figure: its bytes, if any, weigh tokens."""
+        if "bytes" in loss.marks:
+            loss.marks |= {"weighed"}
+            self.trace.reported -= loss.scores
+            self.trace.summed -= _sums(loss)
 
     def skipped(self, condition: Any, *ends: BaseException | None) -> None:
         """Scores that are only taken decide whether a turn of a loop goes on."""
@@ -182,9 +218,12 @@ class Figures(Keeping):
     def shown(self, value: Box, label: str = "") -> None:
         """A value is printed or logged after the words `label`."""
         picked = any(m.startswith(WARP) for m in value.marks)
-        if not (value.scores or picked) or not ("bytes" in value.marks or _named(label)):
+        counted = "bytes" in value.marks and "weighed" not in value.marks
+        if not (value.scores or picked) or not (counted or _named(label)):
             return
-        self.trace.reported |= value.scores
+        if BETWEEN in value.marks and not picked:
+            return
+        self.reported(value)
         if len(self.trace.figures) < _MOST_FIGURES:
             self.trace.figures.append(figure_of(self, value, label))
 
@@ -199,28 +238,40 @@ class Figures(Keeping):
             self.shown(box, label)
 
 
+def _is_figure(box: Box) -> bool:
+    """Whether a value is one known number that scores and bytes have met in."""
+    one = box.val is not None and box.val.size == 1 and box.pos is None
+    return one and bool(box.scores) and "bytes" in box.marks
+
+
 def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
     """What is known of a figure that is printed; one that no byte count took part in is per token,
     which a vocabulary of bytes makes the same and any other makes larger.
     """
+    warps = [m.removeprefix(WARP) for m in value.marks if m.startswith(WARP)]
     content = None
     if value.val is not None and value.val.size == 1:
         content = abs(float(value.val.reshape(-1)[0]))
     if content is not None and "bytes" not in value.marks:
         kept = 0
         for number in value.scores:
-            kept |= engine.trace.kept.get(number, 0)
+            kept |= engine.trace.kept(number)
         content /= mean_witness(kept)
     return FigureEvent(
         named=_named(label),
         content=content,
-        warps=tuple(sorted(m.removeprefix(WARP) for m in value.marks if m.startswith(WARP))),
+        warps=tuple(sorted({warp.removeprefix(DOUBT) for warp in warps})),
         lost=tuple(sorted(m.removeprefix(LOST) for m in value.marks if m.startswith(LOST))),
         guessed=bool(value.marks & {"guess"}) or "bytes" not in value.marks,
         scores=value.scores,
         where=engine.where(),
-        certain=engine.uncertain <= 0,
+        certain=engine.uncertain <= 0 and not (warps and all(w[:1] == DOUBT for w in warps)),
     )
+
+
+def _sums(box: Box) -> set[int]:
+    """The sums that a value went through."""
+    return {int(m.removeprefix(SUM)) for m in box.marks if m.startswith(SUM)}
 
 
 def _named(label: str) -> bool:

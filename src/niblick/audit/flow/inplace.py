@@ -25,7 +25,7 @@ _IN_PLACE = words(
 )
 
 _RESET = words(
-    "zero_ fill_ normal_ uniform_ zeros_ ones_ constant_ orthogonal_ kaiming_uniform_"
+    "zero_ fill fill_ normal_ uniform_ zeros_ ones_ constant_ orthogonal_ kaiming_uniform_"
     " xavier_uniform_ kaiming_normal_ trunc_normal_ xavier_normal_"
 )
 
@@ -75,6 +75,8 @@ class InPlace(Scoring):
         if name == "add_" and sources and "space" in sources[0].marks:
             replace_content(first, self.binary(ast.Add(), first, sources[0], node))
             return first
+        if name == "add_":
+            sources = [self.added_up(source, node) for source in sources]
         mixed = (
             elementwise([self.frozen([first])[0], *sources])
             if name != "copy_"
@@ -84,9 +86,6 @@ class InPlace(Scoring):
             return masked(
                 first, Box(val=None if sources[0].val is None else ~sources[0].val.astype(bool))
             )
-        if name == "add_":
-            for source in sources:
-                self.added_up(source, node)
         self.check_report(first, merge(sources), mixed)
         if name == "mul_" and sources and mixed.nll:
             mixed = masked(mixed, sources[0])

@@ -1,12 +1,16 @@
-"""One value that stands for either of two, where the program may have taken either branch."""
+"""One value that stands for either of two, where the program may have taken either branch; values
+laid side by side, and taken apart.
+"""
 
 from __future__ import annotations
 
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, known, merge, snapshot
+from niblick.audit.flow.boxes import Box, known, merge, shaped, snapshot
 from niblick.audit.flow.objects import Class, Function, Instance, Module, Namespace
 
 
@@ -87,3 +91,44 @@ def _common(a: Box, b: Box) -> Any:
     floats = a.val.dtype.kind == b.val.dtype.kind == "f"
     same = np.allclose(a.val, b.val, 1e-9, 0.0) if floats else np.array_equal(a.val, b.val)
     return a.val if same else None
+
+
+def side_by_side(parts: list[Box], axis: int, stack: bool) -> Box:
+    """Concatenation (or stacking) with everything known per element kept."""
+    out = merge(parts)
+    shapes = [p.shape for p in parts]
+    out.nll = bool(parts) and all(p.nll for p in parts)
+    if not parts or any(s is None or None in s for s in shapes):
+        return out
+    join = np.stack if stack else np.concatenate
+    for name in ("pos", "val", "key"):
+        arrays = [getattr(p, name) for p in parts]
+        if all(a is None for a in arrays) or (name == "val" and any(a is None for a in arrays)):
+            continue
+        filled = [
+            np.full([int(x or 0) for x in s or ()], -1) if a is None else a
+            for a, s in zip(arrays, shapes, strict=True)
+        ]
+        try:
+            joined = join(filled, axis=axis)
+        except ValueError:
+            continue
+        setattr(out, name, joined)
+        out.shape = joined.shape
+    return out
+
+
+def pieces(box: Box, name: str, args: list[Any]) -> list[Box]:
+    """What splitting along the first dimension gives: the first piece, the last, and one that
+    stands for all between, so that a sum over the pieces is whole; empty where this is not it.
+    """
+    sizes = args[1:] if args and args[0] is box else args
+    if name == "unbind" or box.pos is None or len(sizes) != 1 or not isinstance(sizes[0], int):
+        return []
+    rows, size = box.pos.shape[0] if box.pos.ndim else 0, sizes[0]
+    if size < 1 or not rows:
+        return []
+    size = size if name == "split" else -(-rows // size)
+    first, last = min(size, rows), (rows - 1) // size * size
+    cuts = sorted({0, first, max(last, first), rows})
+    return [shaped(box, itemgetter(slice(*ends))) for ends in pairwise(cuts)]

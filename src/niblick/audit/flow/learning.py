@@ -16,7 +16,7 @@ from niblick.audit.words import words
 
 _MOST_INNER_CALLS = 200
 _SELF_MODULE = words(
-    "to cuda cpu eval train bfloat16 float half double requires_grad_ compile apply type"
+    "to cuda cpu bfloat16 float half double requires_grad_ compile apply type"
     " share_memory modules children"
 )
 
@@ -65,8 +65,10 @@ class Learning(Observing):
                 leaf.seen = 0
                 return None
             if name in {"train", "eval"}:
-                return module
+                return self.set_mode(module, name, args)
             return self.forward(module, args, named, node, bound.function)
+        if name in {"train", "eval"}:
+            return self.set_mode(module, name, args)
         if name in _SELF_MODULE:
             return [module] if name in {"modules", "children"} else module
         whole = self.param_box(frozenset({module.leaf}))
@@ -82,12 +84,24 @@ class Learning(Observing):
             leaf.grad = 0
             return None
         if name.startswith("register_forward"):
-            counts = _reads_data(args[0] if args else None)
-            self.hooks += counts
-            return Namespace({"__hook__": counts})
+            return self.hook(args)
         if name in {"no_sync", "register_buffer", "add_module"}:
             return Dotted("contextlib.nullcontext")
         return self.forward(module, args, named, node)
+
+    def set_mode(self, module: Module, name: str, args: list[Any]) -> Module:
+        """A model is told to train or to evaluate; where that is not sure, its mode is unknown."""
+        given = self.truth(args[0]) if args else True
+        sure = given is not None and self.uncertain <= 0
+        module.attrs["training"] = name == "train" and given if sure else Box(shape=())
+        return module
+
+    def hook(self, args: list[Any], part: bool = False) -> Namespace:
+        """A forward hook is put on a model, or on a part of one."""
+        counts = _reads_data(args[0] if args else None)
+        self.hooks += counts
+        self.parts_hooked |= part
+        return Namespace({"__hook__": counts})
 
     def learning(self, function: Function) -> bool:
         """Whether a function of the program trains, itself or in what it calls."""
@@ -188,7 +202,9 @@ class Learning(Observing):
 
     def backward(self, loss: Box) -> None:
         positions = target_bits(loss) or depends(loss)
+        self.trace.trained |= loss.scores
         self.interest += 1
+        self.learnt_from(loss)
         for root in loss.roots:
             leaf = self.leaves[root]
             leaf.grad |= positions
@@ -210,7 +226,10 @@ class Learning(Observing):
         return Module(last, self.new_leaf("module", last))
 
     def gradients(self, args: list[Any], named: dict[str, Any]) -> Any:
-        loss = merge(self.frozen(collect(args[0])))
+        losses = collect(args[0])
+        for each in losses:
+            self.learnt_from(each)
+        loss = merge(self.frozen(losses))
         inputs = args[1] if len(args) > 1 else named.get("inputs", [])
         positions = loss.targets or depends(loss)
         self.interest += 1

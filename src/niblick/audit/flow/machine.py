@@ -13,6 +13,7 @@ from typing import Any
 from niblick.audit.flow.boxes import Box, Leaf, collect, merge, replace_content, snapshot
 from niblick.audit.flow.branching import Branching
 from niblick.audit.flow.figures import LOST
+from niblick.audit.flow.methods import is_own
 from niblick.audit.flow.objects import Class, Dotted, Function, Instance
 from niblick.audit.flow.signals import (
     AbortSignal,
@@ -99,7 +100,7 @@ class Machine(Branching):
             return
         self.table_write(node.target, left)
         if isinstance(right, Box) and isinstance(node.op, ast.Add):
-            self.added_up(right, node)
+            right = self.added_up(right, node)
         result = self.binary(node.op, left, right, node)
         if isinstance(right, Box) and right.scores:
             self.adders.add(id(node))
@@ -205,7 +206,7 @@ class Machine(Branching):
             self.scopes.pop()
             self.defining = previous
         self.fields |= {
-            n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and _is_own(n)
+            n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute) and is_own(n)
         }
         for name, value in body.items():
             if isinstance(value, Function):
@@ -275,12 +276,6 @@ class Machine(Branching):
                 self.own_method(manager, ("__exit__", "__aexit__"), [None] * 3, node, None)
 
     do_asyncwith = do_with
-
-
-def _is_own(node: ast.Attribute) -> bool:
-    """Whether a node sets a field of `self`."""
-    own = isinstance(node.value, ast.Name) and node.value.id == "self"
-    return own and isinstance(node.ctx, ast.Store)
 
 
 def _as_load(target: ast.expr) -> ast.expr:

@@ -32,6 +32,12 @@ def tail(node: ast.AST | None) -> str:
     return getattr(node, "attr", "") or getattr(node, "id", "")
 
 
+def is_own(node: ast.Attribute) -> bool:
+    """Whether a node sets a field of `self`."""
+    own = isinstance(node.value, ast.Name) and node.value.id == "self"
+    return own and isinstance(node.ctx, ast.Store)
+
+
 def called(function: ast.AST) -> Iterator[ast.Call]:
     """Every call in a function's text."""
     return (n for n in ast.walk(function) if isinstance(n, ast.Call))
@@ -117,4 +123,4 @@ def small(cls: Class | None) -> bool:
     )
 
 
-__all__ = ["called", "learns", "small", "starts_afresh", "tail"]
+__all__ = ["called", "is_own", "learns", "small", "starts_afresh", "tail"]

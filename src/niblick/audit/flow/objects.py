@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -46,6 +48,30 @@ class Class:
                 return found
         return None
 
+    @cached_property
+    def settings(self) -> dict[str, ast.expr]:
+        """What the constructor, and nothing else of the class, keeps under names of its own, as far
+        as no call makes it.
+        """
+        init = self.find("__init__")
+        if not isinstance(init, Function) or isinstance(init.node, ast.Lambda):
+            return {}
+        owner = init.owner.node if init.owner is not None else self.node
+        parts = (part for cls in {self.node, owner} for part in ast.walk(cls))
+        stored = Counter(
+            part.attr
+            for part in parts
+            if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store)
+        )
+        return {
+            node.targets[0].attr: node.value
+            for node in init.node.body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Attribute)
+            and stored[node.targets[0].attr] == 1
+            and not any(isinstance(p, (ast.Call, ast.NamedExpr)) for p in ast.walk(node.value))
+        }
+
     def holds(self, name: str) -> bool:
         """Whether the class or a known base has such an attribute, be it None."""
         return name in self.body or any(
@@ -67,12 +93,15 @@ class Instance:
 
 @dataclass(eq=False)
 class Module:
-    """A model: everything reachable from it shares one leaf."""
+    """A model: everything reachable from it shares one leaf; `given` are the names its constructor
+    began with.
+    """
 
     name: str
     leaf: int
     cls: Class | None = None
     attrs: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -212,8 +241,10 @@ class CallEvent:
 
 @dataclass
 class Trace:
-    """Everything one run of the engine saw; `kept` are the positions of a score that were added to
-    a sum, `failures` (line, what) are exceptions that nothing avoids, `printed` the words a
+    """Everything one run of the engine saw; `sums` are the positions of each score that a sum took,
+    `summed` the sums that went into a figure, `counted` the scores of figures that count bytes,
+    `trained` those that a gradient was taken of, `failures` (line, what) are exceptions that
+    nothing avoids, `printed` the words a
     formatted text puts around scores.
     """
 
@@ -223,8 +254,11 @@ class Trace:
     reached: set[str] = field(default_factory=set)
     calls: list[CallEvent] = field(default_factory=list)
     reported: set[int] = field(default_factory=set)
+    counted: set[int] = field(default_factory=set)
+    trained: set[int] = field(default_factory=set)
     hints: dict[str, HintEvent] = field(default_factory=dict)
-    kept: dict[int, int] = field(default_factory=dict)
+    sums: list[dict[int, int]] = field(default_factory=list)
+    summed: set[int] = field(default_factory=set)
     states: list[StateEvent] = field(default_factory=list)
     skips: list[Where] = field(default_factory=list)
     figures: list[FigureEvent] = field(default_factory=list)
@@ -235,3 +269,11 @@ class Trace:
     printed: list[tuple[tuple[str, ...], frozenset[int]]] = field(default_factory=list)
     steps: int = 0
     complete: bool = True
+
+    def kept(self, number: int) -> int:
+        """The positions of a score that were added up, for a figure where that is known."""
+        taken = [s for i, s in enumerate(self.sums) if number in s and i in self.summed]
+        kept = 0
+        for each in taken or [s for s in self.sums if number in s]:
+            kept |= each[number]
+        return kept

@@ -7,6 +7,7 @@ what its losses come to is kept.
 from __future__ import annotations
 
 import ast
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,16 @@ from niblick.audit.flow.containers import Containers
 from niblick.audit.flow.figures import WARP
 from niblick.audit.flow.objects import Function, Module, Trace
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
+
+
+@dataclass(frozen=True)
+class Observed:
+    """How the losses that a method returns differ from plain ones (empty if they do not, or if it
+    does not tell), and whether they are a `single` number (None: not known).
+    """
+
+    why: str = ""
+    single: bool | None = None
 
 
 class Observing(Containers):
@@ -28,20 +39,21 @@ class Observing(Containers):
         args: list[Any],
         named: dict[str, Any],
         node: ast.AST,
-    ) -> str:
-        """How the losses that a method returns differ from plain ones; empty if they do not, or if
-        it does not tell.
-        """
-        key = id(method.node)
+    ) -> Observed:
+        """What a method makes of its losses, called with switches as they are."""
+        given = (*args, *((k, v) for k, v in sorted(named.items())))
+        switches = tuple((i, v) for i, v in enumerate(given) if not collect(v))
+        key = (id(method.node), str(module.attrs.get("training")), str(switches)[:200])
         if key not in self.observed and self.no_grad > 0:
-            self.observed[key] = ""
+            self.observed[key] = Observed()
             copies = [snapshot(a) if isinstance(a, Box) else a for a in args]
             self.observed[key] = self.on_the_side(method, [module, *copies], named, node)
-        return self.observed.get(key, "")
+        found = self.observed.get(key)
+        return found if isinstance(found, Observed) else Observed()
 
     def on_the_side(
         self, method: Function, args: list[Any], named: dict[str, Any], node: ast.AST
-    ) -> str:
+    ) -> Observed:
         trace, counters = self.trace, (self.interest, self.order, self.uncertain, self.hooks)
         leaves = {n: dict(vars(leaf)) for n, leaf in self.leaves.items()}
         holding, attrs = dict(self.holding), dict(args[0].attrs)
@@ -59,7 +71,12 @@ class Observing(Containers):
                 vars(leaf).update(leaves.get(number, {}))
             self.holding, args[0].attrs = holding, attrs
             self.disk.seen, self.disk.held = disk
-        return next((why for box in collect(result) if (why := _changed(box))), "")
+        boxes = collect(result)
+        shapes = {box.shape == () for box in boxes if box.scores and box.shape is not None}
+        return Observed(
+            why=next((why for box in boxes if (why := _changed(box))), ""),
+            single=shapes.pop() if len(shapes) == 1 else None,
+        )
 
 
 def _changed(box: Box) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from niblick.audit.words import words
 _LOSSES = words(
     "cross_entropy nll_loss fused_cross_entropy linear_cross_entropy CrossEntropyLoss NLLLoss"
 )
+_IGNORED = -100
+"""The target that PyTorch's losses leave out by default."""
 
 
 class Scoring(Shapes):
@@ -74,6 +77,7 @@ class Scoring(Shapes):
             | (source.marks & {"train", *(("prob",) if picked else ())})
             | ({"nll"} if target.pos is not None else {"nll", "guess"}),
             key=source.key,
+            rows=target.rows,
         )
         if target.pos is None and out.held:
             self.held_state(out, targets, node)
@@ -103,23 +107,26 @@ class Scoring(Shapes):
         self.hooked = self.hooked or self.hooks > 0
         if self.hooks and any(depends(b) for b in tokens):
             self.order += 1
+            source.marks |= {f"hooked:{self.order}"}
             self.trace.calls.append(
                 CallEvent(
                     name="calibration",
                     where=self.where(node),
                     certain=self.uncertain <= 0,
+                    detail="parts" if self.parts_hooked else "",
                     order=self.order,
                 )
             )
         if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
             out = self.score(source, target, node)
-            why = self.observe(method, module, args, named, node) if method is not None else ""
-            if why:
-                self.warp(out, why)
-            if method is None or _per_token(method.node):
+            if method is None:
                 return out
-            self.added_up(out, node)
-            return reduced(out, np.mean)
+            seen = self.observe(method, module, args, named, node)
+            if seen.why:
+                self.warp(out, seen.why)
+            if seen.single is False or (seen.single is None and _per_token(method.node)):
+                return out
+            return reduced(self.added_up(out, node), _mean_of(target, _IGNORED))
         self.interest += 1
         source.shape = None
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
@@ -140,7 +147,7 @@ class Scoring(Shapes):
         args: list[Any],
         named: dict[str, Any],
         node: ast.AST,
-    ) -> str:
+    ) -> Any:
         raise NotImplementedError
 
     def loss(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
@@ -159,8 +166,9 @@ class Scoring(Shapes):
         how = named.get("reduction")
         if how == "none":
             return out
-        self.added_up(out, node)
-        return reduced(out, np.sum if how == "sum" else np.mean)
+        ignored = named.get("ignore_index", _IGNORED)
+        mean = _mean_of(target, ignored)
+        return reduced(self.added_up(out, node), np.sum if how == "sum" else mean)
 
 
 def _loss(target: Box, marks: frozenset[str], picked: bool) -> Array | None:
@@ -169,6 +177,14 @@ def _loss(target: Box, marks: frozenset[str], picked: bool) -> Array | None:
     if content is None or not picked:
         return content
     return np.exp(-content) if "prob" in marks else -content
+
+
+def _mean_of(target: Box, ignored: Any) -> Callable[[Array], Any]:
+    """The mean of losses as cross-entropy takes it: of those whose target is not to be ignored."""
+    if target.val is None or not isinstance(ignored, int) or target.pos is None:
+        return np.mean
+    counted = int((target.val != ignored).sum())
+    return (lambda losses: losses.sum() / counted) if counted else np.mean
 
 
 def _per_token(function: ast.AST) -> bool:

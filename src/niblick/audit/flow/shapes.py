@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import ast
-from itertools import pairwise
-from operator import itemgetter
+import math
 from typing import Any
 
 import numpy as np
 
 from niblick.audit.flow.access import Access
 from niblick.audit.flow.boxes import (
+    MAX_ELEMENTS,
     NO_MARKS,
     Array,
     Box,
@@ -23,6 +23,8 @@ from niblick.audit.flow.boxes import (
     snapshot,
     target_bits,
 )
+from niblick.audit.flow.joining import pieces, side_by_side
+from niblick.audit.flow.lengths import length_of
 from niblick.audit.flow.objects import Dotted
 from niblick.audit.flow.spaces import chosen_bytes
 
@@ -135,16 +137,22 @@ class Shapes(Access):
             shape: tuple[Any, ...] = (
                 tuple(_size(s) for s in sizes) if sizes and name in {"reshape", "view"} else (-1,)
             )
-            if any(s is None for s in shape):
-                known_sizes = [s for s in shape if isinstance(s, int) and s >= 0]
-                shape = (-1,) if len(known_sizes) == 0 else (-1, *known_sizes)
+            known_sizes = [s for s in shape if isinstance(s, int) and s >= 0]
+            misfit = None not in shape and box.pos is not None and not _fits(box.pos, shape)
+            if box.rows and len(box.rows) == len(shape) and (misfit or not known_sizes):
+                shape = tuple(box.rows)
+            elif None in shape:
+                shape = (-1, *known_sizes)
             if name == "flatten" and rest:
                 shape = (-1,)
             like = known(rest[0]).shape if rest and name.endswith("_as") else None
             if like is not None and None not in like:
                 shape = like
-            out = shaped(box, lambda a: a.reshape(shape))
+            wanted: Any = shape
+            out = shaped(box, lambda a: a.reshape(wanted))
             out.live = box.live
+            flat = shape == (-1,)
+            out.rows = (box.shape if len(box.shape or ()) > 1 else box.rows) if flat else None
             return out
         if name == "unsqueeze" and rest and isinstance(rest[0], int):
             return shaped(box, lambda a: np.expand_dims(a, rest[0]))
@@ -168,6 +176,10 @@ class Shapes(Access):
             return shaped(
                 box, lambda a: np.take(a, range(rest[1], rest[1] + rest[2]), axis=rest[0])
             )
+        if name == "as_strided" and len(rest) > 1:
+            places = _strided(*rest[:3])
+            if places is not None:
+                return shaped(box, lambda a: a.reshape(-1)[places])
         if name == "unfold" and len(rest) == 3 and box.pos is not None and box.pos.ndim == 1:
             size, step = _size(rest[1]), _size(rest[2])
             if size and step and size <= (box.shape or (0,))[0]:  # type: ignore[operator]
@@ -182,9 +194,16 @@ class Shapes(Access):
         ):
             parts = self.frozen([known(a) for a in args[0]])
             axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else 0))
+            if any(p.nll for p in parts) and any(p.roots and not p.scores for p in parts):
+                parts = [snapshot(p, marks=p.marks | {"uneven"}) for p in parts]
             if len(parts) == 1 and name not in {"stack", "vstack"}:
                 return parts[0]
-            return _cat(parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"})
+            out = side_by_side(
+                parts, axis if isinstance(axis, int) else 0, name in {"stack", "vstack"}
+            )
+            if out.scores and any(p.roots and not p.scores for p in parts):
+                out.marks |= {"unpicked"}
+            return out
         if name == "one_hot":
             classes = _size(args[1]) if len(args) > 1 else None
             if box.pos is None or not classes or box.pos.size * classes > 4_000_000:
@@ -212,11 +231,11 @@ class Shapes(Access):
             return self.plain(name, box)
         if name in {"numel", "__len__"}:
             if box.pos is None and (box.deps or box.targets) and box.shape is None:
-                return Box(shape=(), val=np.asarray(1))
+                return Box(shape=(), val=np.asarray(1), marks=frozenset({"guess"}))
             return (
                 Box(shape=())
                 if box.shape is None or None in box.shape
-                else int(np.prod([int(s or 0) for s in box.shape]))
+                else length_of(box, int(np.prod([int(s or 0) for s in box.shape])))
             )
         if name in {"size", "dim", "ndimension"}:
             return self.size(box, args, name)
@@ -228,7 +247,7 @@ class Shapes(Access):
             return (
                 [shaped(box, lambda a: a), shaped(box, lambda a: a)]
                 if box.pos is None
-                else _pieces(box, name, args) or self.iterate(box, None)[:8]
+                else pieces(box, name, args) or self.iterate(box, None)[:8]
             )
         if name in {"bincount", "histogram"}:
             out = merge([box], table=1)
@@ -242,7 +261,7 @@ class Shapes(Access):
         rows = box.shape and box.shape[0] is not None
         if name == "tolist" and rows and (box.pos is not None or box.val is not None):
             return self.iterate(box, None)
-        unmarked = not (box.roots or box.deps or box.scores or "bytes" in box.marks)
+        unmarked = not (box.roots or box.deps or box.scores or box.marks & {"bytes", "guess"})
         unplaced = box.pos is None and box.key is None
         if box.val is not None and box.val.size == 1 and unmarked and unplaced:
             return box.val.reshape(-1)[0].item()
@@ -261,7 +280,7 @@ class Shapes(Access):
             return Box(shape=()) if box.shape is None else len(box.shape)
         if box.shape is None:
             return Box(shape=())
-        sizes = tuple(Box(shape=()) if s is None else s for s in box.shape)
+        sizes = tuple(Box(shape=()) if s is None else length_of(box, s) for s in box.shape)
         if len(args) > 1 and isinstance(args[1], int):
             return sizes[args[1]] if -len(sizes) <= args[1] < len(sizes) else Box(shape=())
         return sizes
@@ -320,6 +339,26 @@ def boolean(args: list[Any], named: dict[str, Any]) -> bool:
     return any(kind in {"bool", "bool_"} for kind in kinds)
 
 
+def _fits(array: Array, shape: tuple[int, ...]) -> bool:
+    """Whether an array may be given a shape; one of a program that runs does not fit by mistake."""
+    size = int(np.prod([s for s in shape if s >= 0]))
+    return array.size == size or (-1 in shape and size > 0 and array.size % size == 0)
+
+
+def _strided(sizes: Any, strides: Any, start: Any = 0) -> Array | None:
+    """The places in memory that a view by strides shows."""
+    ends, ways = ([_size(v) for v in part] for part in (sizes, strides))
+    first = _size(start)
+    if len(ends) != len(ways) or None in (*ends, *ways, first):
+        return None
+    if math.prod(int(s or 0) for s in ends) > MAX_ELEMENTS:
+        return None
+    out = np.asarray(first)
+    for side, way in zip(ends, ways, strict=True):
+        out = out[..., None] + np.arange(int(side or 0)) * int(way or 0)
+    return out
+
+
 def _where(condition: Array, left: Array, right: Array) -> Array | None:
     try:
         return np.where(condition != 0, left, right)
@@ -344,44 +383,3 @@ def _size(value: Any) -> int | None:
     if isinstance(value, Box) and value.val is not None and value.val.size == 1:
         return int(value.val.reshape(-1)[0])
     return None
-
-
-def _cat(parts: list[Box], axis: int, stack: bool) -> Box:
-    """Concatenation (or stacking) with everything known per element kept."""
-    out = merge(parts)
-    shapes = [p.shape for p in parts]
-    out.nll = bool(parts) and all(p.nll for p in parts)
-    if not parts or any(s is None or None in s for s in shapes):
-        return out
-    join = np.stack if stack else np.concatenate
-    for name in ("pos", "val", "key"):
-        arrays = [getattr(p, name) for p in parts]
-        if all(a is None for a in arrays) or (name == "val" and any(a is None for a in arrays)):
-            continue
-        filled = [
-            np.full([int(x or 0) for x in s or ()], -1) if a is None else a
-            for a, s in zip(arrays, shapes, strict=True)
-        ]
-        try:
-            joined = join(filled, axis=axis)
-        except ValueError:
-            continue
-        setattr(out, name, joined)
-        out.shape = joined.shape
-    return out
-
-
-def _pieces(box: Box, name: str, args: list[Any]) -> list[Box]:
-    """What splitting along the first dimension gives: the first piece, the last, and one that
-    stands for all between, so that a sum over the pieces is whole; empty where this is not it.
-    """
-    sizes = args[1:] if args and args[0] is box else args
-    if name == "unbind" or box.pos is None or len(sizes) != 1 or not isinstance(sizes[0], int):
-        return []
-    rows, size = box.pos.shape[0] if box.pos.ndim else 0, sizes[0]
-    if size < 1 or not rows:
-        return []
-    size = size if name == "split" else -(-rows // size)
-    first, last = min(size, rows), (rows - 1) // size * size
-    cuts = sorted({0, first, max(last, first), rows})
-    return [shaped(box, itemgetter(slice(*ends))) for ends in pairwise(cuts)]

@@ -30,6 +30,8 @@ def spaced(op: ast.operator, a: Box, b: Box, out: Box, place: str) -> Box:
     if "space" not in out.marks or isinstance(op, (ast.BitAnd, ast.BitOr, ast.BitXor)):
         return out
     flags = [p for p in (a, b) if "space" in p.marks]
+    if len(flags) > 1 and isinstance(op, ast.Add):  # where each token is a byte, counts are 1
+        flags = [p for p in flags if "flags" in p.marks] or flags
     other = b if flags[0] is a else a
     counts = "bytes" in other.marks and not other.scores
     turned = isinstance(op, ast.Sub) and flags[0] is b and "bytes" not in a.marks

@@ -56,7 +56,7 @@ class State:
         self.wrote: set[str] = set()
         self.training: dict[int, bool] = {}
         self.methods: dict[str, list[Function]] = {}
-        self.observed: dict[int, str] = {}
+        self.observed: dict[tuple[Any, ...], Any] = {}
         self.patched: dict[str, Any] = {}
         self.contents: dict[str, bytes] = {}
         self.scopes: list[tuple[dict[str, Any], ...]] = []
@@ -78,6 +78,7 @@ class State:
         self.order = 0
         self.hooks = 0
         self.hooked = False
+        self.parts_hooked = False
         self.tries = 0
         self.line = 0
         self.arguments: list[str] = []
@@ -164,7 +165,8 @@ class State:
     def truth(self, value: Any) -> bool | None:
         """True, False, or None where it cannot be known."""
         if isinstance(value, Box):
-            if value.scores or ("bytes" in value.marks and value.pos is not None):
+            counted = "bytes" in value.marks and value.pos is not None
+            if value.scores or counted or "guess" in value.marks:
                 return None
             if value.val is not None and value.val.size == 1:
                 return bool(value.val.reshape(-1)[0])

@@ -118,7 +118,7 @@ _REDUCE: dict[str, Callable[..., Any]] = {
     "std": np.std,
     "var": np.var,
     "average": np.mean,
-    "logsumexp": np.max,
+    "logsumexp": lambda a, axis=None: np.logaddexp.reduce(a, axis),
     "norm": np.sum,
     "nanmean": np.mean,
     "median": np.median,
@@ -269,7 +269,7 @@ class Tensors(InPlace):
         if name in {"max", "min"} and self.chosen([box]) and axis is not None:
             self.warp(box, "the better of several scores is taken")
         if name in {"sum", "mean", "nansum", "average", "nanmean"}:
-            self.added_up(box, None)
+            box = self.added_up(box, None)
         if is_token(box) and not box.nll:
             box = snapshot(box, held=box.held | depends(box))
         if name == "sum" and box.val is None and box.shape is None and _is_mask(box):
@@ -284,7 +284,11 @@ class Tensors(InPlace):
         out.key = box.key
         if name == "logsumexp":
             out.marks |= {"lse"}
-        if box.nll and box.val is not None and isinstance(axis, int):
+            if "unpicked" in box.marks:
+                self.warp(out, "a share of a mixture is one number for whatever token comes")
+            if "uneven" in box.marks:
+                self.warp(out, "what a model says of no token is mixed with probabilities of it")
+        if box.nll and box.val is not None and isinstance(axis, int) and name != "logsumexp":
             out.val = np.asarray(_REDUCE[name](box.val, axis=axis))
             out.shape, out.nll = out.val.shape, box.nll
         return out

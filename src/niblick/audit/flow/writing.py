@@ -151,6 +151,8 @@ class Writing(Expressions):
             holder[self.plain_key(key)] = value
             self.keep(holder, key, value)
         elif isinstance(holder, list):
+            if by_token(key):
+                self.keep(holder, key)
             index = plain_index(key) if not isinstance(key, slice) else None
             if isinstance(index, (int, np.integer)) and -len(holder) <= index < len(holder):
                 holder[int(index)] = value
@@ -181,13 +183,11 @@ class Writing(Expressions):
             self.frozen([known(value)])[0] if not isinstance(value, (Instance, Module)) else source
         )
         parts = list(key) if isinstance(key, tuple) else [key]
-        if any(
-            isinstance(p, Box) and is_token(p) and "index" not in p.marks for p in parts
-        ) and not is_token(box):
-            box.table |= 1
+        keyed = any(by_token(p) for p in parts)
+        box.table |= keyed and not is_token(box)
         index = tuple(subscript(p) for p in parts)
         unknown = any(subscript(p) is None and p is not None for p in parts)
-        if not unknown and len(parts) == 1 and isinstance(index[0], int) and new.held:
+        if not unknown and len(parts) == 1 and isinstance(index[0], int) and new.held and not keyed:
             newest = new.held.bit_length() - 1
             new = snapshot(new, pos=np.maximum(newest, -1 if new.pos is None else new.pos))
         else:
@@ -195,13 +195,17 @@ class Writing(Expressions):
         box.seen |= source.seen
         box.roots |= source.roots
         box.scores |= source.scores
-        box.marks |= source.marks - {"val", "numpy"}
+        placed = {"somewhere"} if box.nll and box.pos is not None else set()
+        box.marks |= source.marks - {"val", "numpy"} - placed
         box.nll = box.nll or new.nll
+        if unknown and new.val is not None and new.val.dtype.kind == "b":
+            box.marks |= {"index"}  # flags that data have set
         if unknown or box.shape is None or None in box.shape:
             self.spread(box, new, source)
             return
         for name in ("pos", "key"):
-            self.place(box, name, index, getattr(new, name))
+            if name == "key" or new.pos is not None or not (box.nll and _told(new)):
+                self.place(box, name, index, getattr(new, name))
         if box.val is not None:
             try:
                 box.val = _unshared(box, "val")
@@ -216,7 +220,7 @@ class Writing(Expressions):
 
     def hold(self, box: Box, keys: list[Box], values: list[Box]) -> None:
         """What an array holds once values have been written to it under keys."""
-        if any(is_token(key) and "index" not in key.marks for key in keys):
+        if any(by_token(key) for key in keys):
             box.held |= self.written([*keys, *values])
         box.held |= merge([*keys, *values]).held
 
@@ -258,6 +262,18 @@ class Writing(Expressions):
             if new is not None and name == "pos":
                 box.deps |= merge([Box(pos=new)]).deps
         setattr(box, name, array)
+
+
+def _told(value: Box) -> bool:
+    """Whether a value of unknown place was made of scores, or of counts that were read for them, so
+    that it may stand for the scores it takes the place of.
+    """
+    return bool(value.scores) or value.key is not None
+
+
+def by_token(key: Any) -> bool:
+    """Whether an entry is chosen by a token, not by a number."""
+    return isinstance(key, Box) and is_token(key) and "index" not in key.marks
 
 
 def told_by(value: Box) -> bool:

@@ -2,8 +2,8 @@
 but `Evidence`.
 
 Limits: code as shipped plus compressed model at most 16,000,000 bytes; training 600 s and
-evaluation 600 s on the ten-minute track, read from the logs with 2 % of grace, since the last step
-may end after the bell.
+evaluation 600 s on the eight accelerators of the ten-minute track, read from the logs with 2 % of
+grace, since the last step may end after the bell.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from niblick.audit.conditions import stated_processes
 from niblick.audit.record.claims import Claim
 from niblick.audit.record.logs import Log
 from niblick.audit.record.statistics import LARGEST_P, LEAST_NATS, significance
 from niblick.audit.types import Finding, Severity, Span, Submission
 
 CAP_BYTES, CAP_SECONDS, GRACE = 16_000_000, 600.0, 1.02
+TRACK_ACCELERATORS = 8
 _AGREES = 6e-4  # bits per byte: claims are often rounded to three or four digits
 
 
@@ -163,10 +165,11 @@ def _counted(log: Log, code: int) -> int:
 
 
 def check_time(evidence: Evidence) -> Iterator[Finding]:
-    """Seconds of training and of the final evaluation, by the logs; one log of several may be of
-    another run.
+    """Seconds of training and of the final evaluation, by the logs, on as many accelerators as the
+    track has; one log of several may be of another run.
     """
-    if not evidence.timed:
+    accelerators = stated_processes(evidence.submission) or TRACK_ACCELERATORS
+    if not evidence.timed or accelerators < TRACK_ACCELERATORS:
         return
     pointer = (
         "Limits and evidence: training <= 600 s; evaluation <= 600 s more, all stages together"

@@ -1,6 +1,4 @@
-"""The artifact: what is scored and measured must be the file that is shipped, nothing else, and all
-of the split.
-"""
+"""The artifact: what is scored and measured must be the file that is shipped, and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from niblick.audit.rules.case import Case
-from niblick.audit.rules.program import Functions, Program
+from niblick.audit.rules.program import Program
 from niblick.audit.rules.reach import Reach
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
@@ -22,17 +20,12 @@ _TOTAL = re.compile(
     re.IGNORECASE,
 )
 _FIGURE = re.compile(r"bpb|bits_per_byte", re.IGNORECASE)
-_VALIDATION = re.compile(
-    r"^(?:val|valid|validation|eval)_?(?:tokens?|ids|data|stream)$", re.IGNORECASE
-)
 _UNSAFE = frozenset({"pickle.load", "pickle.loads", "torch.load", "joblib.load"})
 
 
 @rule("artifact")
 def check(case: Case) -> list[Finding]:
-    """Findings on how a script measures, reloads and scores what it ships, and how much of the
-    split it scores.
-    """
+    """Findings on how a script measures, reloads and scores what it ships."""
     if case.tree is None:
         return []
     program, reach = case.program, Reach(case)
@@ -40,7 +33,6 @@ def check(case: Case) -> list[Finding]:
         *_reloaded(case, program),
         *_measured(case, program, reach),
         *_foreign(case, program, reach),
-        *_part(case, program, reach),
     ]
 
 
@@ -152,53 +144,4 @@ def _foreign(case: Case, program: Program, reach: Reach) -> Iterator[Finding]:
                 pointer="limits",
                 line=call.lineno,
                 cure="Use nothing but the artifact and the folder at evaluation.",
-            )
-
-
-def _part(case: Case, program: Program, reach: Reach) -> Iterator[Finding]:
-    """Validation tokens cut to a fixed number before they are scored for the reported figure."""
-    for functions in program.functions.values():
-        for function in functions:
-            if reach.possible(function.name):
-                yield from _cut(case, program, function)
-
-
-def _cut(case: Case, program: Program, function: Functions) -> Iterator[Finding]:
-    conditional = {
-        id(inner)
-        for branch in ast.walk(function)
-        if isinstance(branch, ast.If)
-        for inner in ast.walk(branch)
-    }
-    for node in ast.walk(function):
-        if (
-            not isinstance(node, ast.Assign)
-            or program.around(node) != function.name
-            or not isinstance(node.value, ast.Subscript)
-        ):
-            continue
-        if id(node) in conditional:
-            continue
-        value, target = node.value, node.targets[0]
-        bound = (
-            value.slice.upper
-            if isinstance(value.slice, ast.Slice) and value.slice.lower is None
-            else None
-        )
-        if (
-            not isinstance(target, ast.Name)
-            or ast.unparse(value.value) != target.id
-            or not _VALIDATION.match(target.id)
-        ):
-            continue
-        if isinstance(bound, ast.Constant) and isinstance(bound.value, int) and bound.value > 0:
-            yield case.finding(
-                "part-of-split",
-                Severity.BREACH,
-                f"{function.name} keeps only the first {bound.value:,} of {target.id} and scores"
-                " those.",
-                verdict="flag_other",
-                pointer="limits",
-                line=node.lineno,
-                cure="Score every token of the validation split once.",
             )

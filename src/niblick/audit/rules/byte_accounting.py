@@ -72,7 +72,7 @@ def _marker_counted(case: Case, programs: Programs) -> list[Finding]:
                     return [
                         case.finding(
                             RULE,
-                            Severity.BREACH,
+                            Severity.BREACH if case.trace.reported else Severity.WARNING,
                             f"{name} counts the bytes of a piece with the marker of its leading"
                             " space in it: three bytes for every space, so that the figure comes"
                             " out too small.",

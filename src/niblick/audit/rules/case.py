@@ -121,10 +121,12 @@ def positions(bits: int) -> str:
 
 
 def scored(trace: Trace) -> list[ScoreEvent]:
-    """The score events that make up a reported figure: those that met a byte count, else those
-    without gradients.
+    """The score events that make up a reported figure: those that met a byte count (in a loss that
+    is trained on: those of a figure so named), else those without gradients.
     """
-    chosen = [e for e in trace.scores if e.number in trace.reported]
+    named = frozenset[int]().union(*[f.scores for f in trace.figures if f.named])
+    counted = trace.reported - (trace.trained - named)
+    chosen = [e for e in trace.scores if e.number in counted]
     return chosen or [e for e in trace.scores if e.no_grad]
 
 
@@ -143,7 +145,7 @@ def overlap(trace: Trace, event: ScoreEvent) -> int:
     """The positions a score was added up for that its parameters had already learnt, as far as the
     places are known.
     """
-    both = trace.kept.get(event.number, event.targets) & event.seen
+    both = (trace.kept(event.number) or event.targets) & event.seen
     vague = (
         [u for u in trace.updates if "somewhere" in u.marks and u.order < event.order]
         if both
@@ -156,6 +158,16 @@ def overlap(trace: Trace, event: ScoreEvent) -> int:
         if update.order < event.order and not (update in vague and _after_scores(trace, update)):
             known |= update.positions
     return both & known
+
+
+def certain(trace: Trace, event: ScoreEvent, claimed: frozenset[int] = frozenset()) -> bool:
+    """Whether a score is surely taken of positions that had been learnt and is one that counts: it
+    is known which of its positions were added up, or all of them had been learnt; it is in a figure
+    that counts bytes, if any does, and in the claimed one, where the logs tell which that is.
+    """
+    placed = trace.kept(event.number) or not event.targets & ~event.seen
+    meant = not trace.counted or event.number in trace.counted
+    return bool(event.certain and placed and meant and (not claimed or event.number in claimed))
 
 
 def _after_scores(trace: Trace, update: UpdateEvent) -> bool:

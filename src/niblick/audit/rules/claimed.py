@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from niblick.audit.conditions import log_lines
+from niblick.audit.conditions import in_order, log_lines
 from niblick.audit.rules.case import Case
 
 _NUMBER = re.compile(r"(?<![\w.])\d\.\d{3,}")
@@ -30,7 +30,7 @@ def claimed_scores(case: Case) -> frozenset[int]:
             continue
         for pieces, scores in case.trace.printed:
             size = sum(map(len, pieces))
-            if size >= best and _in_order(pieces, line):
+            if size >= best and in_order(pieces, line):
                 found = scores if size > best else found | scores
                 best = size
     return found
@@ -61,13 +61,3 @@ def _same(logged: str, claim: str) -> bool:
     """Whether a logged number is the claimed one, to the digits that both have (four at least)."""
     digits = min(len(logged), len(claim)) - 2
     return digits >= 4 and abs(float(logged) - float(claim)) < 0.51 * 10.0**-digits
-
-
-def _in_order(pieces: tuple[str, ...], line: str) -> bool:
-    at = 0
-    for piece in pieces:
-        found = line.find(piece.strip(), at)
-        if found < 0:
-            return False
-        at = found + len(piece.strip())
-    return True

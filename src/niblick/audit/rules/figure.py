@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from niblick.audit.flow.figures import honest
+from niblick.audit.flow.lengths import cuts_of
 from niblick.audit.flow.objects import FigureEvent
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.claimed import claimed_scores
@@ -22,7 +23,7 @@ _CURE = "Add up every position's loss as computed and divide once by the bytes a
 @rule("figure")
 def check(case: Case) -> list[Finding]:
     """A breach per figure that is no plain sum, a suspicion where its making was lost."""
-    return [*_figures(case), *_skipped(case), *_replaced(case)]
+    return [*_figures(case), *_part(case), *_skipped(case), *_replaced(case)]
 
 
 def _figures(case: Case) -> list[Finding]:
@@ -77,6 +78,32 @@ def _finding(case: Case, event: FigureEvent) -> Finding:
         where=event.where,
         cure=_CURE,
     )
+
+
+def _part(case: Case) -> list[Finding]:
+    """A breach where every figure that counts is of the same fixed number of tokens or windows, as
+    far as the logs tell which counts.
+    """
+    events = {e.number: e for e in case.trace.scores}
+    claimed = claimed_scores(case)
+    named = [f for f in case.trace.figures if f.named and f.scores]
+    named = [f for f in named if f.scores & claimed] or named
+    cuts = [cuts_of(events[n].marks) for f in named for n in f.scores if n in events]
+    shared = set.intersection(*cuts) if cuts else set()
+    if not shared:
+        return []
+    return [
+        case.finding(
+            "part-of-split",
+            Severity.BREACH if all(f.certain for f in named) else Severity.WARNING,
+            f"{named[-1].where.function} prints a figure of a part of the validation split: what"
+            f" is scored is cut to {min(map(int, shared)):,} before.",
+            verdict="flag_other",
+            pointer="limits",
+            where=named[-1].where,
+            cure="Score every token of the validation split once.",
+        )
+    ]
 
 
 def _skipped(case: Case) -> list[Finding]:

@@ -6,7 +6,8 @@ reachable function under no switch that the documented run leaves off.
 
 from __future__ import annotations
 
-from niblick.audit.conditions import UNDECIDED, Guard
+from niblick.audit.conditions import Guard
+from niblick.audit.reads import UNDECIDED
 from niblick.audit.rules.case import Case
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from niblick.audit.rules.case import (
     Case,
+    certain,
     first_by_line,
     learnt_kinds,
     overlap,
@@ -31,7 +32,7 @@ def check(case: Case) -> list[Finding]:
         out.append(
             case.finding(
                 RULE,
-                Severity.BREACH if event.certain else Severity.WARNING,
+                Severity.BREACH if certain(case.trace, event) else Severity.WARNING,
                 f"{event.where.function} scores {positions(overlap(case.trace, event))} with a"
                 f" tensor that line {fit.where.line} has just fitted to the same tokens.",
                 verdict="flag_slot",

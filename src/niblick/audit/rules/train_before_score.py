@@ -5,6 +5,7 @@ from __future__ import annotations
 from niblick.audit.flow.objects import ScoreEvent
 from niblick.audit.rules.case import (
     Case,
+    certain,
     first_by_line,
     interleaved,
     overlap,
@@ -43,13 +44,14 @@ def check(case: Case) -> list[Finding]:
             if not claimed or event.number in claimed:
                 out.append(_rescored(case, event))
             continue
+        sure = certain(case.trace, event, claimed) and step.certain
         trained = "train" in step.marks
         kept = "kept" in step.marks
         how = "keeps changes of the weights by the scores of" if kept else "steps the weights on"
         out.append(
             case.finding(
                 RULE,
-                Severity.BREACH if event.certain and step.certain else Severity.WARNING,
+                Severity.BREACH if sure else Severity.WARNING,
                 f"{step.where.function} (line {step.where.line}) {how}"
                 f" validation tokens, and {event.where.function} scores {positions(both)} of them"
                 " afterwards.",
@@ -68,7 +70,7 @@ def check(case: Case) -> list[Finding]:
 def _rescored(case: Case, event: ScoreEvent) -> Finding:
     return case.finding(
         "rescored",
-        Severity.BREACH if event.certain else Severity.WARNING,
+        Severity.BREACH if certain(case.trace, event) else Severity.WARNING,
         f"{event.where.function} scores tokens again with weights that score-first training has"
         " since adapted to them.",
         verdict="flag_prequant_ttt",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from niblick.audit.flow.boxes import STREAM
-from niblick.audit.rules.case import Case
+from niblick.audit.rules.case import Case, scored
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
@@ -19,20 +19,25 @@ _ALIAS = re.compile(
 
 @rule("validation-data")
 def check(case: Case) -> list[Finding]:
-    """Findings for calibration on validation tokens and for validation files passed off as training
-    files.
+    """Findings for calibration on validation tokens (forwards under hooks, of which no reported
+    score comes) and for validation files passed off as training files.
     """
     return [*_calibration(case), *_alias(case)]
 
 
 def _calibration(case: Case) -> list[Finding]:
-    calls = [c for c in case.trace.calls if c.name == "calibration" and c.certain]
+    told = {mark for event in scored(case.trace) for mark in event.marks}
+    calls = [
+        c
+        for c in case.trace.calls
+        if c.name == "calibration" and c.certain and f"hooked:{c.order}" not in told
+    ]
     if not calls:
         return []
     return [
         case.finding(
             RULE,
-            Severity.BREACH,
+            Severity.WARNING if calls[0].detail else Severity.BREACH,
             f"{calls[0].where.function} calibrates the model on validation tokens (of the {STREAM}"
             " followed).",
             verdict="flag_other",

@@ -1,0 +1,92 @@
+"""Numbers made of the length of the validation stream, and what is left of the split by a cut.
+
+The engine's stream is short. A `Length` remembers what the number comes to for the public split, so
+that a fixed number of tokens or windows is known for a small part of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from niblick.audit.flow.boxes import STREAM, Box, snapshot
+
+PART = "part:"
+_WHOLE = 62_021_846 / STREAM  # tokens of the public split at the smallest vocabulary
+_MOST = 0.3
+"""Of a split, what a cut to a fixed number leaves at most; larger vocabularies have fewer."""
+
+
+class Length(int):
+    """A number; `whole` is what it comes to for the public split, `cut` the fixed number that it
+    was cut to (nought: none).
+    """
+
+    whole: float
+    cut: int
+
+    @classmethod
+    def of(cls, number: int, whole: float, cut: int = 0) -> Length:
+        out = cls(number)
+        out.whole, out.cut = whole, cut
+        return out
+
+
+def length_of(box: Box, size: int) -> int:
+    """The number of elements of a value, as a `Length` where it is (nearly) all of the stream."""
+    return Length.of(size, size * _WHOLE) if is_split(box) else size
+
+
+def is_split(box: Box) -> bool:
+    """Whether a value is the stream, or nearly all of it."""
+    run = box.pos is not None and box.pos.ndim == 1 and "val" in box.marks
+    return run and box.pos.shape[0] > STREAM // 2  # type: ignore[union-attr]
+
+
+def computed(action: Callable[..., Any], values: tuple[Any, ...], out: Any) -> Any:
+    """What plain arithmetic made of numbers, as a `Length` where one of them was one."""
+    lengths = [v for v in values if isinstance(v, Length)]
+    if not lengths or not isinstance(out, int) or isinstance(out, bool):
+        return out
+    try:
+        whole = action(*[v.whole if isinstance(v, Length) else v for v in values])
+    except (ArithmeticError, TypeError, ValueError):
+        return out
+    return Length.of(out, float(whole), max(v.cut for v in lengths))
+
+
+def smallest(values: list[Any]) -> Any:
+    """The least of plain numbers; one that is small beside the split cuts it."""
+    out, lengths = min(values), [v for v in values if isinstance(v, Length)]
+    if not lengths or not all(isinstance(v, int) for v in values):
+        return out
+    whole = min(v.whole if isinstance(v, Length) else v for v in values)
+    fixed = [v for v in values if not isinstance(v, Length) and v == whole]
+    cut = fixed[0] if fixed and whole < _MOST * min(v.whole for v in lengths) else 0
+    return Length.of(out, whole, cut or max(v.cut for v in lengths))
+
+
+def steps(start: int, stop: int, step: int) -> Any:
+    """A range; where its end was cut, numbers that say so."""
+    plain = range(start, stop, step)
+    if not isinstance(stop, Length) or not stop.cut:
+        return plain
+    return [Length.of(i, i, stop.cut) for i in plain]
+
+
+def cut_by(box: Box, out: Box, key: Any) -> Box:
+    """A piece of the stream that a subscript has taken, marked where it is all that is left of it:
+    its beginning up to a fixed number, or a piece whose place was cut.
+    """
+    if not isinstance(key, slice) or not is_split(box):
+        return out
+    cut = key.start.cut if isinstance(key.start, Length) else 0
+    if key.start is None and isinstance(key.stop, int) and key.stop > 0:
+        whole = key.stop.whole if isinstance(key.stop, Length) else key.stop
+        cut = int(whole) if whole < _MOST * STREAM * _WHOLE else cut
+    return snapshot(out, marks=out.marks | {f"{PART}{cut}"}) if cut else out
+
+
+def cuts_of(marks: frozenset[str]) -> set[str]:
+    """The fixed numbers that what has these marks was cut to."""
+    return {m.removeprefix(PART) for m in marks if m.startswith(PART)}
