@@ -74,6 +74,17 @@ def test_a_fixed_number_of_windows_is_a_part_of_the_split(
     assert verdict == ("flag_other" if part else "clean_neural")
 
 
+def test_a_first_window_of_a_fixed_length_cuts_nothing(tmp_path: Path) -> None:
+    text = PLAIN.replace(
+        "for a in range(0, held.numel() - 1 - s.context, s.context):\n",
+        "first = min(s.context, held.numel() - 1)\n"
+        "        for i in range(1 + (held.numel() - 1 - first) // s.context):\n"
+        "            a = first + (i - 1) * s.context\n",
+    )
+    verdict = _verdict(tmp_path, program(text, main="evaluate(net, held, s)"))
+    assert verdict == "clean_neural"
+
+
 def test_a_part_that_is_scored_on_the_way_is_no_breach_beside_the_whole(tmp_path: Path) -> None:
     main = "evaluate(net, held[:32768], s)\nevaluate(net, held, s)"
     assert _verdict(tmp_path, program(PLAIN, main=main)) == "clean_neural"

@@ -13,22 +13,24 @@ from niblick.audit.flow.boxes import STREAM, Box, snapshot
 
 PART = "part:"
 _WHOLE = 62_021_846 / STREAM  # tokens of the public split at the smallest vocabulary
+_NEARLY = 0.9  # of the stream: a number read from its own file
 _MOST = 0.3
 """Of a split, what a cut to a fixed number leaves at most; larger vocabularies have fewer."""
 
 
 class Length(int):
     """A number; `whole` is what it comes to for the public split, `cut` the fixed number that it
-    was cut to (nought: none).
+    was cut to, `turn` that of the loop it counts (nought: none).
     """
 
     whole: float
     cut: int
+    turn: int
 
     @classmethod
-    def of(cls, number: int, whole: float, cut: int = 0) -> Length:
+    def of(cls, number: int, whole: float, cut: int = 0, turn: int = 0) -> Length:
         out = cls(number)
-        out.whole, out.cut = whole, cut
+        out.whole, out.cut, out.turn = whole, cut, turn
         return out
 
 
@@ -52,7 +54,8 @@ def computed(action: Callable[..., Any], values: tuple[Any, ...], out: Any) -> A
         whole = action(*[v.whole if isinstance(v, Length) else v for v in values])
     except (ArithmeticError, TypeError, ValueError):
         return out
-    return Length.of(out, float(whole), max(v.cut for v in lengths))
+    cut = 0 if 0 in [v.cut for v in lengths] else max(v.cut for v in lengths)
+    return Length.of(out, float(whole), cut, max(v.turn for v in lengths))
 
 
 def smallest(values: list[Any]) -> Any:
@@ -71,7 +74,7 @@ def steps(start: int, stop: int, step: int) -> Any:
     plain = range(start, stop, step)
     if not isinstance(stop, Length) or not stop.cut:
         return plain
-    return [Length.of(i, i, stop.cut) for i in plain]
+    return [Length.of(i, i, turn=stop.cut) for i in plain]
 
 
 def cut_by(box: Box, out: Box, key: Any) -> Box:
@@ -80,10 +83,11 @@ def cut_by(box: Box, out: Box, key: Any) -> Box:
     """
     if not isinstance(key, slice) or not is_split(box):
         return out
-    cut = key.start.cut if isinstance(key.start, Length) else 0
+    cut = key.start.turn if isinstance(key.start, Length) else 0
     if key.start is None and isinstance(key.stop, int) and key.stop > 0:
         whole = key.stop.whole if isinstance(key.stop, Length) else key.stop
         cut = int(whole) if whole < _MOST * STREAM * _WHOLE else cut
+        cut = 0 if key.stop > _NEARLY * STREAM and whole < STREAM + 2 else cut
     return snapshot(out, marks=out.marks | {f"{PART}{cut}"}) if cut else out
 
 
