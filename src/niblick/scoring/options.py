@@ -139,7 +139,7 @@ class Adaptation:
     @property
     def rate(self) -> float:
         """The peak learning rate: `lr`, or the method's default."""
-        rates = {"sgd": 0.02, "adamw": 5e-5, "rms": 4e-4, "lora": 0.01}
+        rates = {"sgd": 0.02, "adamw": 5e-5, "rms": 1e-4, "lora": 0.01}
         return rates[self.method] if self.lr is None else self.lr
 
     @property
