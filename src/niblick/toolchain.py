@@ -81,6 +81,13 @@ def forced_variant(name: str) -> Iterator[None]:
         _forced.pop()
 
 
+def variant_is_forced() -> bool:
+    """Whether libraries are held to a variant, which no variant's kernels exceed: those do without
+    the matrix tiles that a processor may have beyond AVX512-BF16.
+    """
+    return bool(_forced)
+
+
 def choose_variant(variants: Iterable[Variant], features: Iterable[str]) -> Variant:
     """The best of `variants`, which are in rising order, that runs on a processor with
     `features`; baseline runs on all.
@@ -234,6 +241,7 @@ KERNELS = CLibrary(
         "kernels.h",
         "tables.h",
         "sidecar.h",
+        "tiles.h",
         "products.h",
         "heads.h",
         "attention.h",

@@ -632,3 +632,46 @@ def test_without_a_compiler_there_are_no_kernels(
     monkeypatch.setattr(toolchain, "find_spec", lambda name: None)
     monkeypatch.setattr(toolchain.CLibrary, "_carried", lambda self: None)
     assert load_kernels() is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 200),
+    st.sampled_from([1, 17, 64, 500]),
+    st.sampled_from([32, 96]),
+    st.sampled_from([16, 32]),
+)
+def test_matrix_tiles_give_what_vectors_give(
+    kernels: Kernels, batch: int, length: int, span: int, width: int, head: int
+) -> None:
+    """Sums are taken in another order, so a value may round to bfloat16's next one."""
+    if not kernels.use_tiles(True):
+        pytest.skip("this processor has no matrix tiles")
+    bf16, heads = torch.bfloat16, 64 // head
+    x, up, down, words = _draw(
+        (batch, length, width), (2 * width, width), (width, 2 * width), (98, width), dtype=bf16
+    )
+    gain, scale = _draw((width,), (width,), dtype=torch.float32)
+    q, k, v = _draw(
+        (batch, heads, length, head), (batch, 2, length, head), (batch, length, 2, head), dtype=bf16
+    )
+    targets = torch.arange(batch * length).reshape(batch, length) % len(words)
+    leaves = [t.requires_grad_() for t in (x, up, down, words.float(), gain, q, k, v)]
+
+    def run() -> list[Tensor]:
+        x, up, down, words, gain, q, k, v = leaves
+        y = ops.channel(x, x, gain, scale, up, down, 0.5, 1.0)[0]
+        out, nll = ops.attend(q, k, v, span)[0], ops.head_loss(x, words, targets, 15.0, True)[0]
+        total = y.float().square().mean() + out.float().square().mean() + nll
+        return [y, out, nll, *torch.autograd.grad(total, leaves)]
+
+    try:
+        found = run()
+        assert not kernels.use_tiles(False)
+        expected = run()
+    finally:
+        kernels.use_tiles(kernels.tiles)
+    for one, other in zip(found, expected, strict=True):
+        apart = (one.double() - other.double()).norm()
+        assert apart <= 4e-3 * other.double().norm() + 1e-6

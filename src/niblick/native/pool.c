@@ -118,6 +118,7 @@ static struct {
     int avoid, calls; /* calls that still go to our threads; that will, when it is late again */
 } host;
 
+static void (*before_work)(void), (*after_work)(void);
 static Pool pool = {.lock = UNLOCKED, .done = SILENT, .met = SILENT};
 static _Atomic int wanted = 1;
 
@@ -148,6 +149,7 @@ static int is_open(uint64_t word, int thread, uint32_t seen) {
 }
 
 static void work(int thread, int threads) {
+    if (before_work) before_work();
     for (int i = 0; i < threads; i++) {
         Place *from = pool.place + (thread + i) % threads;
         for (;;) {
@@ -157,6 +159,7 @@ static void work(int thread, int threads) {
             pool.task(pool.arguments, unit);
         }
     }
+    if (after_work) after_work();
 }
 
 static void serve(Place *mine) {
@@ -228,6 +231,11 @@ static void await_all(void) {
 
 void nb_threads(int threads) { atomic_store(&wanted, threads < 1 ? 1 : threads); }
 
+void nb_around(void (*before)(void), void (*after)(void)) {
+    before_work = before;
+    after_work = after;
+}
+
 void nb_borrow(nb_parallel parallel, nb_number number) {
     forget_in_forks();
     host.parallel = parallel;
@@ -266,7 +274,9 @@ void nb_each(int64_t units, nb_task task, const void *arguments) {
     int threads = atomic_load_explicit(&wanted, memory_order_relaxed);
     threads = nb_begin(units < threads ? (int)units : threads);
     if (threads < 2) {
+        if (before_work) before_work();
         for (int64_t unit = 0; unit < units; unit++) task(arguments, unit);
+        if (after_work) after_work();
         return;
     }
     pool.task = task;

@@ -27,6 +27,9 @@ void nb_borrow(nb_parallel parallel, nb_number number);
    takes what is left of others'; a thread that comes late is not waited for. */
 void nb_each(int64_t units, nb_task task, const void *arguments);
 
+/* What a thread does before and after its part of an nb_each; none unless given. */
+void nb_around(void (*before)(void), void (*after)(void));
+
 /* Takes the pool for nb_team; how many threads there are for it, at most `threads`: one where it is
    in use. */
 int nb_begin(int threads);

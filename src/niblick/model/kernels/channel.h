@@ -4,6 +4,10 @@
 
 #ifdef __AVX512BF16__
 #define STRIP 64 /* hidden channels of one product */
+#ifndef BACK_TURN
+#define BACK_TURN 2048 /* positions whose panels are kept at once in backward, a multiple of LANES  \
+                       */
+#endif
 
 /* Row r of x, or zeros from row `count` on. */
 static inline const uint16_t *row_or_zero(const uint16_t *x, int64_t r, int64_t count, int64_t d) {
@@ -172,17 +176,23 @@ void channel_back_bf16(const uint16_t *g, const uint16_t *branch, const float *a
                        const uint16_t *y, const float *inverse, const uint16_t *h, uint16_t *gx,
                        uint16_t *gbranch, float *ga, float *gs, uint16_t *gw1, uint16_t *gw2,
                        int64_t rows, int64_t d, int64_t m) {
-    int64_t pairs = TILES(rows) * LANES / 2;
+    int64_t turn = rows < BACK_TURN ? rows : BACK_TURN, pairs = TILES(turn) * LANES / 2;
     uint32_t *into = panels_down(w2, d, m), *back = panels_down(w1, m, d);
     ChannelPanels kept = {room(pairs * d * 4), room(pairs * d * 4), room(pairs * m * 4),
                           room(pairs * m * 4)};
-    channel_tiles_back(g, branch, a, s, into, back, slope, scale, y, inverse, h, gx, gbranch, ga,
-                       &kept, rows, d, m);
-    float *sum = room(d * m * 4);
-    gather(kept.slope, kept.n, sum, m, d, pairs);
-    slim_all(sum, gw1, m, d);
-    gather(kept.g, kept.act, sum, d, m, pairs);
-    channel_scales(sum, w2, s, gw2, gs, d, m);
-    free(into), free(back), free(kept.g), free(kept.n), free(kept.act), free(kept.slope), free(sum);
+    float *sum1 = room(d * m * 4), *sum2 = room(d * m * 4);
+    for (int64_t t0 = 0; t0 < rows || t0 == 0; t0 += BACK_TURN) {
+        int64_t count = rows - t0 < turn ? rows - t0 : turn, at = t0 * d;
+        pairs = TILES(count) * LANES / 2;
+        channel_tiles_back(g + at, branch + at, a, s, into, back, slope, scale, y + at,
+                           inverse + t0, h + t0 * m, gx + at, gbranch + at, ga + t0 / LANES * d,
+                           &kept, count, d, m);
+        gather(kept.slope, kept.n, sum1, m, d, pairs, t0 > 0);
+        gather(kept.g, kept.act, sum2, d, m, pairs, t0 > 0);
+    }
+    slim_all(sum1, gw1, m, d);
+    channel_scales(sum2, w2, s, gw2, gs, d, m);
+    free(into), free(back), free(kept.g), free(kept.n), free(kept.act), free(kept.slope);
+    free(sum1), free(sum2);
 }
 #endif

@@ -87,6 +87,10 @@ EACH_UNIT(static, clear, CHUNKS, (float *, x), (int64_t, n)) {
 #undef STORE
 #undef NAME
 
+typedef uint32_t
+    __attribute__((may_alias, aligned(2))) pair; /* two bfloat16 that lie side by side */
+
+#include "tiles.h"
 #include "products.h"
 #include "heads.h"
 #define REAL uint16_t

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from niblick.toolchain import KERNELS
+from niblick.toolchain import KERNELS, variant_is_forced
 
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 # One letter per argument: p pointer, f float, i 64-bit integer; the order is that of kernels.h.
@@ -85,6 +85,9 @@ class Kernels:
         self._set_threads, self._threads = library.nb_threads, 0
         self._set_threads.argtypes, self._set_threads.restype = [ctypes.c_int], None
         _borrow_threads(library)
+        self._use_tiles = library.use_tiles
+        self._use_tiles.argtypes, self._use_tiles.restype = [ctypes.c_int64], ctypes.c_int64
+        self.tiles = self.use_tiles(not variant_is_forced())
         self.attends = bool(library.attends())  # whether the processor has what products.h needs
         for dtype, suffix in _SUFFIX.items():
             extra = (
@@ -102,6 +105,12 @@ class Kernels:
         function = self._functions[name, dtype]
         self.follow_torch()
         function(*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+
+    def use_tiles(self, wanted: bool) -> bool:
+        """Whether products of bfloat16 go to the processor's matrix tiles (AMX) from now on: where
+        that is wanted, and the processor and the system have them.
+        """
+        return bool(self._use_tiles(wanted))
 
     def follow_torch(self) -> None:
         """Use as many threads as torch does from now on; a call does so by itself."""

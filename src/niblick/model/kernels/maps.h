@@ -89,7 +89,7 @@ static void map_tiles_back(const uint16_t *const *g, const uint16_t *const *raw,
              *kept_g = room(pairs * all * 4);
     map_units_back(g, raw, sums, x, down, kept_x, kept_g, gx, s, turn);
     float *sum = room(all * d * 4);
-    gather(kept_g, kept_x, sum, all, d, pairs);
+    gather(kept_g, kept_x, sum, all, d, pairs, 0);
     slim_all(sum, gw, all, d);
     free(down), free(kept_x), free(kept_g), free(sum);
 }

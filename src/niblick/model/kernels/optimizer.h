@@ -94,9 +94,7 @@ static void newton_round(const float *sums, const uint16_t *add, float a, float 
 static void newton_step(Newton *t, float a, float b, float c, int last) {
     int64_t m = t->m, n = t->n;
     for (int64_t i = 0; i < n; i += PANEL)
-        for (int64_t j = 0; j <= i; j += PANEL)
-            product(panel(t->down, m / 2, i), 1, PANEL, panel(t->down, m / 2, j), PANEL,
-                    t->gram + i * n + j, n, PANEL, PANEL, m / 2, 0);
+        gather_rows(t->down, t->down, t->gram, n, m / 2, i, 0, i + PANEL, 0);
     mirror(t->gram, n);
     newton_round(t->gram, 0, 0, 1, t->small, t->small_down, n, n);
     for (int64_t j = 0; j < n; j += PANEL)

@@ -9,9 +9,6 @@
 #define TILES(rows) (((rows) + LANES - 1) / LANES)
 #define LOG2E 1.44269504f
 
-typedef uint32_t
-    __attribute__((may_alias, aligned(2))) pair; /* two bfloat16 that lie side by side */
-
 /* C (m, n) = or += A B over 2 k2 terms: A as pairs at a[row * i + step * p], B as pairs (k2, n) at
  * b[ldb * p + j]. */
 #define BLOCK(MR, NV)                                                                              \
@@ -63,6 +60,14 @@ static inline __attribute__((always_inline)) void blocks(const pair *a, int64_t 
 /* C (m, n) = or += A B; n is a multiple of 16. */
 static void product(const void *a, int64_t row, int64_t step, const uint32_t *b, int64_t ldb,
                     float *c, int64_t ldc, int64_t m, int64_t n, int64_t k2, int add) {
+#ifdef HAS_TILES
+    if (has_tiles && m >= SIDE && k2) {
+        int64_t whole = m / SIDE * SIDE;
+        tile_product(a, row, step, b, ldb, c, ldc, whole, n, k2, add);
+        if (whole == m) return;
+        a = (const pair *)a + row * whole, c += ldc * whole, m -= whole;
+    }
+#endif
     if (step == 1 && add) blocks(a, row, 1, b, ldb, c, ldc, m, n, k2, 1);
     else if (step == 1) blocks(a, row, 1, b, ldb, c, ldc, m, n, k2, 0);
     else if (add) blocks(a, 1, step, b, ldb, c, ldc, m, n, k2, 1);
@@ -159,14 +164,26 @@ static void rows_by_panels(const uint16_t *a, uint32_t *b, int64_t j, float *c, 
         product(a, k2, 1, panel(b, k2, i + j), PANEL, c + i, n, m, PANEL, k2, 0);
 }
 
-/* g (m, n) = the sum over `pairs` pairs of positions of a (columns m) times b (columns n), both in
- * panels. */
-EACH_UNIT(static, gather, m / PANEL * (n / PANEL), (uint32_t *, a), (uint32_t *, b), (float *, g),
-          (int64_t, m), (int64_t, n), (int64_t, pairs)) {
-    int64_t across = n / PANEL, step = 256, i = unit / across * PANEL, j = unit % across * PANEL;
-    for (int64_t p = 0; p < pairs || p == 0; p += step)
-        product(panel(a, pairs, i) + p * PANEL, 1, PANEL, panel(b, pairs, j) + p * PANEL, PANEL,
-                g + i * n + j, n, PANEL, PANEL, pairs - p < step ? pairs - p : step, p > 0);
+/* Rows i .. i + PANEL, columns j .. stop of g (.., n) = or += the sum over `pairs` pairs of
+ * positions of a times b, both in panels. */
+static void gather_rows(uint32_t *a, uint32_t *b, float *g, int64_t n, int64_t pairs, int64_t i,
+                        int64_t j, int64_t stop, int add) {
+    uint32_t room[PANEL * DEPTH] __attribute__((aligned(64)));
+    for (int64_t p = 0; p < pairs || p == 0; p += DEPTH) {
+        int64_t deep = pairs - p < DEPTH ? pairs - p : DEPTH, row = 1, step = PANEL;
+        const pair *left = turned(panel(a, pairs, i) + p * PANEL, PANEL, deep, room, &row, &step);
+        for (int64_t at = j; at < stop; at += PANEL)
+            product(left, row, step, panel(b, pairs, at) + p * PANEL, PANEL, g + i * n + at, n,
+                    PANEL, PANEL, deep, add || p > 0);
+    }
+}
+
+/* g (m, n) = or += the sum over `pairs` pairs of positions of a (columns m) times b (columns n). */
+#define BROAD (2 * PANEL)
+EACH_UNIT(static, gather, m / PANEL * ((n + BROAD - 1) / BROAD), (uint32_t *, a), (uint32_t *, b),
+          (float *, g), (int64_t, m), (int64_t, n), (int64_t, pairs), (int, add)) {
+    int64_t across = (n + BROAD - 1) / BROAD, i = unit / across * PANEL, j = unit % across * BROAD;
+    gather_rows(a, b, g, n, pairs, i, j, n - j < BROAD ? n : j + BROAD, add);
 }
 
 static inline __m512 wide(const uint16_t *x) {

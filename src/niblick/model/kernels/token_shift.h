@@ -147,7 +147,7 @@ void token_shift_back_bf16(const uint16_t *g, const uint16_t *u, const uint8_t *
     uint32_t *left[3] = {kept.gz, kept.gh, kept.gv}, *right[3] = {kept.r, kept.k, kept.act};
     uint16_t *to[3] = {gwr, gwk, gwv};
     for (int w = 0; w < 3; w++) {
-        gather(left[w], right[w], sum, d, d, pairs);
+        gather(left[w], right[w], sum, d, d, pairs, 0);
         slim_all(sum, to[w], d, d);
         free(left[w]), free(right[w]);
     }
