@@ -357,9 +357,9 @@ def test_projections_of_attention(
     _same(project, fused, leaves, dtype)
 
 
-def _first(length: int, share: float) -> Tensor:
-    """Where the documents of 2 sequences begin, of which `share` of the positions begin one."""
-    begins = torch.rand(2, length, generator=torch.Generator().manual_seed(7)) < share
+def _first(batch: int, length: int, share: float) -> Tensor:
+    """Where each position's document begins (B, T); `share` of the positions begin one."""
+    begins = torch.rand(batch, length, generator=torch.Generator().manual_seed(7)) < share
     return torch.where(begins, torch.arange(length), 0).cummax(dim=1).values.contiguous()
 
 
@@ -396,7 +396,7 @@ def test_attention(
     table, repeat = (angles.cos(), angles.sin()), heads[0] // heads[1]
     inputs += _draw((heads[0],), (heads[1],), dtype=torch.float32) if gains else []
 
-    first = _first(length, share) if share else None
+    first = _first(2, length, share) if share else None
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *both: Tensor) -> Tensor:
         q_gain, k_gain = both or (None, None)
@@ -657,12 +657,16 @@ def test_matrix_tiles_give_what_vectors_give(
         (batch, heads, length, head), (batch, 2, length, head), (batch, length, 2, head), dtype=bf16
     )
     targets = torch.arange(batch * length).reshape(batch, length) % len(words)
+    first = _first(batch, length, 0.05) if length % 2 else None
     leaves = [t.requires_grad_() for t in (x, up, down, words.float(), gain, q, k, v)]
 
     def run() -> list[Tensor]:
         x, up, down, words, gain, q, k, v = leaves
         y = ops.channel(x, x, gain, scale, up, down, 0.5, 1.0)[0]
-        out, nll = ops.attend(q, k, v, span)[0], ops.head_loss(x, words, targets, 15.0, True)[0]
+        out, nll = (
+            ops.attend(q, k, v, first, span)[0],
+            ops.head_loss(x, words, targets, 15.0, True)[0],
+        )
         total = y.float().square().mean() + out.float().square().mean() + nll
         return [y, out, nll, *torch.autograd.grad(total, leaves)]
 
