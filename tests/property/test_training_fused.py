@@ -357,8 +357,19 @@ def test_projections_of_attention(
     _same(project, fused, leaves, dtype)
 
 
+def _first(batch: int, length: int, share: float) -> Tensor:
+    """Where each position's document begins (B, T); `share` of the positions begin one."""
+    begins = torch.rand(batch, length, generator=torch.Generator().manual_seed(7)) < share
+    return torch.where(begins, torch.arange(length), 0).cummax(dim=1).values.contiguous()
+
+
 @settings(max_examples=40, deadline=None)
-@example(length=131, heads=(3, 1), span=30, dtype=torch.bfloat16, gains=True, sizes=(48, 2))
+@example(
+    length=131, heads=(3, 1), span=30, dtype=torch.bfloat16, gains=True, sizes=(48, 2), share=0.1
+)
+@example(
+    length=300, heads=(4, 2), span=500, dtype=torch.bfloat16, gains=True, sizes=(32, 2), share=0.01
+)
 @given(
     st.integers(1, 150),
     st.sampled_from([(1, 1), (4, 2), (3, 1)]),
@@ -366,6 +377,7 @@ def test_projections_of_attention(
     DTYPES,
     st.booleans(),
     st.sampled_from([(6, 2), (16, 2), (32, 8), (32, 16), (48, 24), (64, 32), (80, 32)]),
+    st.sampled_from([0.0, 0.01, 0.1, 1.0]),
 )
 def test_attention(
     kernels: Kernels,
@@ -375,6 +387,7 @@ def test_attention(
     dtype: torch.dtype,
     gains: bool,
     sizes: tuple[int, int],
+    share: float,
 ) -> None:
     width, half = sizes
     shapes = [(2, length, count, width) for count in (heads[0], heads[1], heads[1])]
@@ -383,21 +396,23 @@ def test_attention(
     table, repeat = (angles.cos(), angles.sin()), heads[0] // heads[1]
     inputs += _draw((heads[0],), (heads[1],), dtype=torch.float32) if gains else []
 
+    first = _first(2, length, share) if share else None
+
     def attend(q: Tensor, k: Tensor, v: Tensor, *both: Tensor) -> Tensor:
         q_gain, k_gain = both or (None, None)
         q, k = _rotated(q, q_gain, table), _rotated(k, k_gain, table)
         k, v = (t.repeat_interleave(repeat, 1) for t in (k, v.transpose(1, 2)))
-        return banded_attention(q, k, v, span).transpose(1, 2)
+        return banded_attention(q, k, v, span, first=first).transpose(1, 2)
 
     def fused(form: Form, q: Tensor, k: Tensor, v: Tensor, *both: Tensor) -> Tensor:
         gained = zip((q, k), both or (None, None), strict=True)
         q, k = (ops.heads(t, gain, *table)[0] for t, gain in gained)
-        y: Tensor = form(q, k, v, span)[0]
+        y: Tensor = form(q, k, v, first, span)[0]
         return y
 
-    _same(attend, lambda *t: fused(ops.attend_tiles, *t), inputs, dtype)
+    _same(attend, partial(fused, ops.attend_tiles), inputs, dtype)
     if kernels.attends and dtype is torch.bfloat16 and width in WIDTHS:
-        _same(attend, lambda *t: fused(ops.attend, *t), inputs, dtype)
+        _same(attend, partial(fused, ops.attend), inputs, dtype)
     if not gains:
         _same(plain.exclude, ops.exclude, [inputs[0], inputs[2]], dtype)
 
@@ -606,7 +621,7 @@ def test_the_operators_are_registered_as_torch_wants_them(kernels: Kernels) -> N
     torch.library.opcheck(ops.mix_norm.default, (x, x0, mix, 0.5))
     torch.library.opcheck(ops.add_norm.default, (x, x0, weight, 0.5))
     q, k, v = _draw((1, 2, 5, 4), (1, 1, 5, 4), (1, 5, 1, 4), dtype=torch.float32)
-    torch.library.opcheck(ops.attend_tiles.default, (q.requires_grad_(), k, v, 3))
+    torch.library.opcheck(ops.attend_tiles.default, (q.requires_grad_(), k, v, None, 3))
 
 
 def test_without_a_compiler_there_are_no_kernels(
@@ -642,12 +657,16 @@ def test_matrix_tiles_give_what_vectors_give(
         (batch, heads, length, head), (batch, 2, length, head), (batch, length, 2, head), dtype=bf16
     )
     targets = torch.arange(batch * length).reshape(batch, length) % len(words)
+    first = _first(batch, length, 0.05) if length % 2 else None
     leaves = [t.requires_grad_() for t in (x, up, down, words.float(), gain, q, k, v)]
 
     def run() -> list[Tensor]:
         x, up, down, words, gain, q, k, v = leaves
         y = ops.channel(x, x, gain, scale, up, down, 0.5, 1.0)[0]
-        out, nll = ops.attend(q, k, v, span)[0], ops.head_loss(x, words, targets, 15.0, True)[0]
+        out, nll = (
+            ops.attend(q, k, v, first, span)[0],
+            ops.head_loss(x, words, targets, 15.0, True)[0],
+        )
         total = y.float().square().mean() + out.float().square().mean() + nll
         return [y, out, nll, *torch.autograd.grad(total, leaves)]
 

@@ -79,9 +79,10 @@ def test_later_batches_are_those_of_the_original(
                 parameter.mul_(0.9)
 
 
+@pytest.mark.parametrize("documents", ["across", "within"])
 @pytest.mark.parametrize("name", ["pocket", "sidecar-small", "depth-recurrent-small"])
-def test_shipped_recipes_are_recorded(kernels: Kernels, name: str) -> None:
-    model = LanguageModel(load_recipe(name).model)
+def test_shipped_recipes_are_recorded(kernels: Kernels, name: str, documents: str) -> None:
+    model = LanguageModel(load_recipe(name, [f"model.document_attention={documents}"]).model)
     Weights(model, Layout(model.plan.parameters), dtype=torch.bfloat16, specs={})
     use_kernels(model, kernels)
     recorded = _loss_of(model)

@@ -6,6 +6,7 @@ WEIGHTS = {"chunk_tokens": 32, "batch_rows": 2}
 ADAPTATIONS = {
     "sgd": Adaptation(method="sgd", lr=0.1, epochs=2, **WEIGHTS),
     "adamw": Adaptation(method="adamw", lr=0.01, **WEIGHTS),
+    "rms": Adaptation(method="rms", lr=0.01, **WEIGHTS),
     "sgd in phases": Adaptation(method="sgd", lr=0.1, phases=3, batch_rows=2),
     "lora": Adaptation(method="lora", lr=0.05, chunk_tokens=8, documents=3),
     "lora in phases": Adaptation(

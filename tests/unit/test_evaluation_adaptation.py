@@ -138,11 +138,23 @@ def test_a_learner_that_gets_past_the_tally_is_caught_by_the_proof(monkeypatch):
         )
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "sgd in phases"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "rms", "sgd in phases"])
 def test_learning_from_a_repeated_text_lowers_its_score(name):
     tokens = np.tile(make_tokens([40]), 12)
     still, found = plain(tokens, "streaming"), score(tokens, ADAPTATIONS[name])
     assert found[200:].mean() < still[200:].mean() - 0.2
+
+
+def test_rms_divides_by_the_root_mean_square_of_all_steps():
+    weight, gradients = torch.nn.Parameter(torch.zeros(3)), torch.tensor([[3.0, 0, 1], [1, 4, 0]])
+    optimizer = adaptation.Rms([weight], lr=0.5)
+    wanted = torch.zeros(3)
+    for n, gradient in enumerate(gradients, start=1):
+        root = gradients[:n].square().mean(dim=0).sqrt()
+        wanted -= 0.5 * gradient / (root + 0.1 * root.mean())
+        weight.grad = gradient
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), wanted)
 
 
 def test_adapters_lower_the_score_of_a_long_repetitive_document():
@@ -215,7 +227,7 @@ def test_the_leaky_rate_warms_up_from_a_tenth_and_ends_at_its_floor():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method": "slot"}, "'slot' is unknown; accepted: sgd, adamw, lora"),
+        ({"method": "slot"}, "'slot' is unknown; accepted: sgd, adamw, rms, lora"),
         ({"method": "sgd", "epochs": 0}, "epochs 0"),
         ({"method": "sgd", "lr": -1.0}, "lr -1.0 must be 0 or more"),
         ({"method": "sgd", "phases": 2, "chunk_tokens": 8}, "not both"),

@@ -19,6 +19,7 @@ OTHER: dict[str, Any] = {
     "data.tokenizer": "bytes",
     "data.development": True,
     "data.share": 0.5,
+    "data.rows": "documents",
     "data.workers": 3,
     "data.shard_mix": [2, 4],
     "data.alpha": [0.8, 0.2],

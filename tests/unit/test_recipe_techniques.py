@@ -26,6 +26,7 @@ EVERYTHING = [
     "model.stack.0.loops=2",
     "model.value_embedding.layers=[10]",
     "training.dropout.bigram=0.3",
+    "data.rows=documents",
     "training.qat.enabled=true",
     "artifact.codec=int-zlib",
 ]

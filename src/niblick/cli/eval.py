@@ -50,8 +50,8 @@ ProveOption = Annotated[
 TttOption = Annotated[
     str | None,
     typer.Option(
-        help="Score-first test-time training: sgd, adamw or lora.",
-        autocompletion=words("sgd", "adamw", "lora"),
+        help="Score-first test-time training: sgd, adamw, rms or lora.",
+        autocompletion=words("sgd", "adamw", "rms", "lora"),
     ),
 ]
 TttSetOption = Annotated[

@@ -48,7 +48,7 @@ class Documents(Component):
         last = call.last("document.start")
         if last is None:
             last = torch.zeros_like(starts[:, :1])
-        first = torch.cummax(torch.cat([last, starts], dim=1), dim=1).values[:, 1:]
+        first = torch.cummax(torch.cat([last, starts], dim=1), dim=1).values[:, 1:].contiguous()
         call.remember("document.start", first[:, -1:])
         return first
 

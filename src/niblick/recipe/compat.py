@@ -16,6 +16,7 @@ ADDED_SINCE_0_1 = (
     "plugins",
     "data.development",
     "data.share",
+    "data.rows",
     "training.optimizer",
     "training.muon.momentum_form",
     "training.muon.decay_after_update",

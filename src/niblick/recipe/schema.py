@@ -54,13 +54,15 @@ class DataRecipe(Section):
     `tokenizer`: "train" (BPE with byte fallback on the training split), "bytes", "fineweb-1024"
     (the challenge's), or the path of a SentencePiece `.model`. `development`: training documents
     with h = 2 (`niblick.data.corpus`) are held out and scored in place of the validation split, for
-    runs that choose between settings. `share` of the other training documents trains.
+    runs that choose between settings. `share` of the other training documents trains. `rows` of
+    batches are cut from the text in its order, or packed of whole documents anew every pass.
     """
 
     corpus: Text = "wiki-vital"
     tokenizer: Text = "train"
     development: bool = False
     share: Annotated[float, Field(gt=0, le=1, strict=False)] = 1.0
+    rows: Literal["text", "documents"] = "text"
     workers: Annotated[int, Field(ge=0, le=64)] = 1
     shard_mix: Pair = (8, 32)
     alpha: Pair = (0.9, 0.5)

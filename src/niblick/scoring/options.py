@@ -14,7 +14,7 @@ from niblick.limits import MAX_CONTEXT, quoted
 from niblick.recipe import Recipe
 
 Mode = Literal["chunked", "sliding", "streaming", "document", "leaky-ttt"]
-Method = Literal["sgd", "adamw", "lora"]
+Method = Literal["sgd", "adamw", "rms", "lora"]
 Precision = Literal["auto", "fp32", "bf16"]
 MODES: tuple[str, ...] = get_args(Mode)
 METHODS: tuple[str, ...] = get_args(Method)
@@ -38,14 +38,15 @@ def _positive(**values: float | None) -> None:
 class Adaptation:
     """Score-first test-time training.
 
-    `sgd` and `adamw` train the weights themselves (`freeze`: names or dotted prefixes that stay as
-    they are) on each chunk of `chunk_tokens` once it is scored, `epochs` times over in rows of
-    `sequence_length`, `batch_rows` rows a step; the rate follows a cosine over chunks. `lora` gives
-    each document its own adapters of `rank` on the linear maps whose last name is in `targets`
-    (`head`: on the final state), reset at each BOS and trained after each `chunk_tokens` of the
-    document. `phases` > 1 splits the stream: with `sgd`/`adamw` the phase is the chunk; with `lora`
-    the weights below the adapters also train by SGD (`base_lr`) on each phase once all of it is
-    scored. After `seconds` of evaluation nothing more is learnt and the rest is only scored.
+    `sgd`, `adamw` and `rms` train the weights themselves (`freeze`: names or dotted prefixes that
+    stay as they are) on each chunk of `chunk_tokens` once it is scored, `epochs` times over in rows
+    of `sequence_length`, `batch_rows` rows a step; the rate follows a cosine over chunks. `rms`
+    divides gradients by their root mean square so far. `lora` gives each document its own adapters
+    of `rank` on the linear maps whose last name is in `targets` (`head`: on the final state), reset
+    at each BOS and trained after each `chunk_tokens` of the document. `phases` > 1 splits the
+    stream: for the others the phase is the chunk; with `lora` the weights below the adapters also
+    train by SGD (`base_lr`) on each phase once all of it is scored. After `seconds` of evaluation
+    nothing more is learnt and the rest is only scored.
     """
 
     method: Method
@@ -131,19 +132,20 @@ class Adaptation:
             }
         if self.method == "adamw":
             del weights["momentum"]
+        if self.method == "rms":
+            del weights["momentum"], common["weight_decay"]
         return {**common, **weights, "chunk_tokens": None if self.phases > 1 else self.chunk}
 
     @property
     def rate(self) -> float:
         """The peak learning rate: `lr`, or the method's default."""
-        return (
-            {"sgd": 0.02, "adamw": 5e-5, "lora": 0.01}[self.method] if self.lr is None else self.lr
-        )
+        rates = {"sgd": 0.02, "adamw": 5e-5, "rms": 1e-4, "lora": 0.01}
+        return rates[self.method] if self.lr is None else self.lr
 
     @property
     def chunk(self) -> int:
         """Tokens scored before each update: `chunk_tokens`, or the method's default."""
-        return self.chunk_tokens or {"sgd": 1024, "adamw": 1024, "lora": 32}[self.method]
+        return self.chunk_tokens or (32 if self.method == "lora" else 1024)
 
 
 @dataclass(frozen=True, kw_only=True)

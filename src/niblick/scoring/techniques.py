@@ -164,6 +164,15 @@ _OF_RUNS = (
     Technique(name="evaluation", group="evaluation", card=_evaluation),
     Technique(name="lengths", group="sequence length", card=_lengths),
     Technique(
+        name="document-rows",
+        summary="rows of whole documents, packed anew each pass",
+        group="sequence length",
+        without=setting(data__rows="text"),
+        card=lambda recipe, plan: (
+            [{"name": "rows of whole documents"}] * (recipe.data.rows == "documents")
+        ),
+    ),
+    Technique(
         name="coding",
         group="compression",
         card=lambda recipe, plan: [_codec(recipe, "compression")],

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from niblick.data.shards import ShardError, count_tokens, read_tokens
 from niblick.errors import DataError
+from niblick.training.documents import DocumentRows, Tokens
 from niblick.training.sampler import Mix, Rows, Sampler
 
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
@@ -34,7 +35,9 @@ class Pipeline:
     length of training, over which the shard mix grows from `mix_start` to `mix_end` shards a batch
     and the exponent of the odds falls from `alpha_start` to `alpha_end`; without it they move over
     the first pass. `state` resumes where `state()` was taken. A token that is not below
-    `vocab_size` is a `DataError` of the batch that it would be in.
+    `vocab_size` is a `DataError` of the batch that it would be in. With `documents_from`, the id
+    that begins a document, rows are packed of whole documents (`DocumentRows`), and such a token is
+    refused at once.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Pipeline:
         alpha_end: float = 0.5,
         total_batches: int | None = None,
         vocab_size: int | None = None,
+        documents_from: int | None = None,
         state: Mapping[str, int] | None = None,
     ) -> None:
         if (
@@ -77,13 +81,14 @@ class Pipeline:
             else state["total_batches"]
         )
         mix = Mix(shards=(mix_start, mix_end), alpha=(alpha_start, alpha_end))
-        self._sampler = Sampler(
-            self._sizes,
-            length=sequence_length,
-            batch=batch_sequences,
-            seed=seed,
-            mix=mix,
-            total=self._total,
+        rows = {"length": sequence_length, "batch": batch_sequences, "seed": seed}
+        self._documents_from = documents_from
+        self._sampler: Sampler | DocumentRows = (
+            Sampler(self._sizes, **rows, mix=mix, total=self._total)
+            if documents_from is None
+            else DocumentRows(
+                self._shards, self._sizes, **rows, bos_id=documents_from, vocab_size=vocab_size
+            )
         )
         self._refuse_small_data()
         self._batches = self._passes = 0
@@ -106,6 +111,7 @@ class Pipeline:
 
     def _identity(self) -> dict[str, int]:
         total = -1 if self._total is None else self._total
+        packed = {} if self._documents_from is None else {"documents_from": self._documents_from}
         return {
             "seed": self._seed,
             "sequence_length": self._length,
@@ -113,6 +119,7 @@ class Pipeline:
             "total_batches": total,
             "shards": len(self._sizes),
             "shard_tokens": sum(self._sizes),
+            **packed,
         }
 
     def state(self) -> dict[str, int]:
@@ -120,10 +127,11 @@ class Pipeline:
         return {"batches": self._batches, **self._identity()}
 
     def _restore(self, state: Mapping[str, int]) -> None:
-        for key, value in self._identity().items():
-            if key != "total_batches" and state.get(key) != value:
+        own = self._identity()
+        for key in {**own, **state}:
+            if key not in ("batches", "total_batches") and state.get(key) != own.get(key):
                 raise DataError(
-                    f"the data cannot be resumed: {key} is {value}, in the saved state"
+                    f"the data cannot be resumed: {key} is {own.get(key)}, in the saved state"
                     f" {state.get(key)}"
                 )
         self._batches = state["batches"]
@@ -169,8 +177,11 @@ class Pipeline:
         future, passes = self._waiting.popleft()
         return future.result(), passes
 
-    def _assemble(self, rows: Rows) -> Batch:
+    def _assemble(self, rows: Rows | Tokens) -> Batch:
         """Read this rank's rows; blocks that lie side by side in a shard are read as one."""
+        if not isinstance(rows, Rows):
+            mine = rows[self._rank :: self._world]
+            return np.ascontiguousarray(mine[:, :-1]), np.ascontiguousarray(mine[:, 1:])
         shards, starts = (
             rows.shards[self._rank :: self._world],
             rows.starts[self._rank :: self._world],

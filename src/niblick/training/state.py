@@ -181,6 +181,7 @@ def _pipeline(
         alpha_end=data.alpha[1],
         total_batches=None if planned is None else int(-(-planned // 1)),
         vocab_size=recipe.model.vocab_size,
+        documents_from=recipe.model.bos_id if data.rows == "documents" else None,
         state=state,
     )
 

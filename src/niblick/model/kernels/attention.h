@@ -10,16 +10,24 @@
 #ifdef __AVX512BF16__
 #define NONE -1e30f /* score of a key that a query does not see */
 
-/* Queries q0 .. q0 + LANES against keys k0 .. k0 + keys of which each sees `span` at most; `step`
-   rows and lanes go together: all of them where all is seen, else so few that most of what is not
-   seen is left out. */
+/* Queries q0 .. q0 + LANES against keys k0 .. k0 + keys of which each sees `span` at most, none
+   before `begins`, which does not fall; `step` rows and lanes go together: all of them where all
+   is seen, else so few that most of what is not seen is left out. */
 typedef struct {
     int64_t q0, k0, keys, span, step;
+    const int32_t *begins;
 } Block;
 
-static inline Block block_of(int64_t q0, int64_t k0, int64_t keys, int64_t span) {
-    int whole = k0 + keys - 1 <= q0 && k0 > q0 + LANES - 1 - span;
-    return (Block){q0, k0, keys, span, whole ? LANES : 16};
+static inline Block block_of(int64_t q0, int64_t k0, int64_t keys, int64_t span,
+                             const int32_t *begins) {
+    int whole = k0 + keys - 1 <= q0 && k0 > q0 + LANES - 1 - span && k0 >= begins[LANES - 1];
+    return (Block){q0, k0, keys, span, whole ? LANES : 16, begins};
+}
+
+/* The first key of each query of a tile, from `first` (T), 0 where there is none. */
+static void tile_begins(const int64_t *first, int64_t q0, int64_t length, int32_t *begins) {
+    for (int64_t i = 0; i < LANES; i++)
+        begins[i] = first ? (int32_t)first[q0 + i < length ? q0 + i : length - 1] : 0;
 }
 
 typedef struct {
@@ -32,12 +40,14 @@ static inline int64_t within(int64_t x, int64_t most) { return x < 0 ? 0 : x > m
 static inline Range lanes_of(const Block *o, int64_t i) {
     int64_t first = within(o->k0 + i - o->q0, LANES),
             last = within(o->k0 + i + o->step - 1 + o->span - o->q0, LANES);
+    while (last > 0 && o->begins[last - 1] > o->k0 + i + o->step - 1) last--;
     return (Range){first / 16 * 16, (last + 15) / 16 * 16};
 }
 
 /* Keys that any of the lanes j .. j + step sees, in whole steps but for the end. */
 static inline Range keys_of(const Block *o, int64_t j) {
-    int64_t first = within(o->q0 + j - o->span + 1 - o->k0, o->keys),
+    int64_t low = o->q0 + j - o->span + 1, begin = o->begins[j];
+    int64_t first = within((low > begin ? low : begin) - o->k0, o->keys),
             last = within(o->q0 + j + o->step - o->k0, o->keys);
     return (Range){first / 16 * 16, within((last + 15) / 16 * 16, o->keys)};
 }
@@ -82,7 +92,9 @@ static inline __mmask16 seen(const Block *o, int64_t i, int64_t j) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     int64_t first = o->k0 + i - o->q0 - j, last = first + o->span;
     return _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32((int)within(first, 16))) &
-           _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32((int)within(last, 16)));
+           _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32((int)within(last, 16))) &
+           _mm512_cmple_epi32_mask(_mm512_loadu_si512(o->begins + j),
+                                   _mm512_set1_epi32((int)(o->k0 + i)));
 }
 
 /* Set scores of keys that a query does not see, and the row after an odd last one. */
@@ -99,8 +111,10 @@ static void hide(const Block *o, float *scores) {
         for (int64_t j = 0; j < LANES; j++) scores[o->keys * LANES + j] = NONE;
 }
 
-static inline int64_t first_key(int64_t q0, int64_t span) {
-    return q0 - span + 1 > 0 ? (q0 - span + 1) / LANES * LANES : 0;
+/* The first block of keys that a tile sees any of. */
+static inline int64_t first_key(int64_t q0, int64_t span, const int32_t *begins) {
+    int64_t low = q0 - span + 1;
+    return (low > begins[0] ? low : begins[0]) / LANES * LANES;
 }
 
 #define SCORES(name) float name[LANES * LANES] __attribute__((aligned(64)))
@@ -141,22 +155,26 @@ static void attend_block(const Block *o, const uint16_t *k, const uint32_t *acro
 }
 
 /* q (B, H, T, d), k (B, G, T, d), v (B, T, G, d) -> y (B, T, H, d) and log_sum (B, H, T), to base
- * 2; causal, `span` keys at most. */
+ * 2; causal, `span` keys at most, from `first` (B, T) on where it is given. */
 EACH_UNIT(, attend_bf16, batch *groups, (const uint16_t *, q), (const uint16_t *, k),
-          (const uint16_t *, v), (uint16_t *, y), (float *, log_sum), (int64_t, batch),
-          (int64_t, heads), (int64_t, groups), (int64_t, length), (int64_t, span), (int64_t, d)) {
+          (const uint16_t *, v), (const int64_t *, first), (uint16_t *, y), (float *, log_sum),
+          (int64_t, batch), (int64_t, heads), (int64_t, groups), (int64_t, length), (int64_t, span),
+          (int64_t, d)) {
     int64_t padded = (length + LANES - 1) / LANES * LANES, each = heads / groups;
     int64_t b = unit / groups, g = unit % groups;
     uint32_t *across = room(padded * d * 2), *v_down = room(padded * d * 2);
     float *out = room(LANES * d * 4), top[LANES], total[LANES];
+    int32_t begins[LANES];
     pack_down(v + (b * length * groups + g) * d, groups * d, length, padded, d, v_down);
     for (int64_t h = g * each; h < (g + 1) * each; h++) {
         pack_across(q + (b * heads + h) * length * d, d, length, padded, d, across);
         for (int64_t q0 = 0; q0 < length; q0 += LANES) {
             for (int64_t j = 0; j < LANES; j++) top[j] = NONE, total[j] = 0;
             memset(out, 0, LANES * d * 4);
-            for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length; k0 += LANES) {
-                Block block = block_of(q0, k0, tile_rows(k0, length), span);
+            tile_begins(first ? first + b * length : 0, q0, length, begins);
+            for (int64_t k0 = first_key(q0, span, begins); k0 < q0 + LANES && k0 < length;
+                 k0 += LANES) {
+                Block block = block_of(q0, k0, tile_rows(k0, length), span, begins);
                 attend_block(&block, k + unit * length * d, across, padded, v_down, d, top, total,
                              out);
             }
@@ -220,10 +238,10 @@ static void attend_back_block(const Block *o, const uint16_t *k, const uint16_t 
 /* Backward: from g, the gradient of y, and what forward gave, the gradients gq, gk, gv, laid out as
  * q, k, v. */
 EACH_UNIT(, attend_back_bf16, batch *groups, (const uint16_t *, q), (const uint16_t *, k),
-          (const uint16_t *, v), (const uint16_t *, y), (const float *, log_sum),
-          (const uint16_t *, g), (uint16_t *, gq), (uint16_t *, gk), (uint16_t *, gv),
-          (int64_t, batch), (int64_t, heads), (int64_t, groups), (int64_t, length), (int64_t, span),
-          (int64_t, d)) {
+          (const uint16_t *, v), (const int64_t *, first), (const uint16_t *, y),
+          (const float *, log_sum), (const uint16_t *, g), (uint16_t *, gq), (uint16_t *, gk),
+          (uint16_t *, gv), (int64_t, batch), (int64_t, heads), (int64_t, groups),
+          (int64_t, length), (int64_t, span), (int64_t, d)) {
     int64_t padded = (length + LANES - 1) / LANES * LANES, each = heads / groups,
             size = padded * d * 2;
     int64_t b = unit / groups, group = unit % groups;
@@ -232,6 +250,7 @@ EACH_UNIT(, attend_back_bf16, batch *groups, (const uint16_t *, q), (const uint1
     uint32_t *k_down = room(size);
     float *sum_k = room(padded * d * 4), *sum_v = room(padded * d * 4),
           *sum_q = room(LANES * d * 4);
+    int32_t begins[LANES];
     const uint16_t *keys = k + unit * length * d, *values = v + (b * length * groups + group) * d;
     memset(sum_k, 0, padded * d * 4);
     memset(sum_v, 0, padded * d * 4);
@@ -252,8 +271,10 @@ EACH_UNIT(, attend_back_bf16, batch *groups, (const uint16_t *, q), (const uint1
         }
         for (int64_t q0 = 0; q0 < length; q0 += LANES) {
             memset(sum_q, 0, LANES * d * 4);
-            for (int64_t k0 = first_key(q0, span); k0 < q0 + LANES && k0 < length; k0 += LANES) {
-                Block block = block_of(q0, k0, tile_rows(k0, length), span);
+            tile_begins(first ? first + b * length : 0, q0, length, begins);
+            for (int64_t k0 = first_key(q0, span, begins); k0 < q0 + LANES && k0 < length;
+                 k0 += LANES) {
+                Block block = block_of(q0, k0, tile_rows(k0, length), span, begins);
                 attend_back_block(&block, keys, values, groups * d, k_down, &head, padded, d, sum_q,
                                   sum_k, sum_v);
             }

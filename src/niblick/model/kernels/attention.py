@@ -130,34 +130,52 @@ def _exclude_back(run: Run, g: Tensor, y: Tensor, v: Tensor) -> tuple[Tensor, ..
     return gy, gv
 
 
-@operator("attend(Tensor q, Tensor k, Tensor v, int span) -> (Tensor y, Tensor log_sum)")
-def _attend(run: Run, q: Tensor, k: Tensor, v: Tensor, span: int) -> tuple[Tensor, Tensor]:
+@operator(
+    "attend(Tensor q, Tensor k, Tensor v, Tensor? first, int span) -> (Tensor y, Tensor log_sum)"
+)
+def _attend(
+    run: Run, q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, span: int
+) -> tuple[Tensor, Tensor]:
     """Softmax attention over the `span` newest positions, in one pass (attention.h).
 
-    q (B, H, T, E), k (B, G, T, E), v (B, T, G, E) -> (B, T, H, E).
+    q (B, H, T, E), k (B, G, T, E), v (B, T, G, E) -> (B, T, H, E); `first` (B, T), which does not
+    fall: the earliest position that each sees.
     """
     batch, heads, length, width = q.shape
     y, log_sum = q.new_empty(batch, length, heads, width), floats(q, batch, heads, length)
     ends = (batch, heads, k.shape[1], length, span, width)
-    run("attend", q.dtype, q, k, v, y, log_sum, *ends)
+    run("attend", q.dtype, q, k, v, first, y, log_sum, *ends)
     return y, log_sum
 
 
 @operator(
-    "attend_back(Tensor gy, Tensor q, Tensor k, Tensor v, Tensor y, Tensor log_sum, int span) ->"
-    " (Tensor gq, Tensor gk, Tensor gv)"
+    "attend_back(Tensor gy, Tensor q, Tensor k, Tensor v, Tensor? first, Tensor y, Tensor log_sum,"
+    " int span) -> (Tensor gq, Tensor gk, Tensor gv)"
 )
 def _attend_back(
-    run: Run, g: Tensor, q: Tensor, k: Tensor, v: Tensor, y: Tensor, log_sum: Tensor, span: int
+    run: Run,
+    g: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    first: Tensor | None,
+    y: Tensor,
+    log_sum: Tensor,
+    span: int,
 ) -> tuple[Tensor, ...]:
     (batch, heads, length, width), found = q.shape, like(q, k, v)
     ends = (batch, heads, k.shape[1], length, span, width)
-    run("attend_back", q.dtype, q, k, v, y, log_sum, g, *found, *ends)
+    run("attend_back", q.dtype, q, k, v, first, y, log_sum, g, *found, *ends)
     return tuple(found)
 
 
-@operator("attend_tiles(Tensor q, Tensor k, Tensor v, int span) -> (Tensor y, Tensor weights)")
-def _attend_tiles(run: Run, q: Tensor, k: Tensor, v: Tensor, span: int) -> tuple[Tensor, Tensor]:
+@operator(
+    "attend_tiles(Tensor q, Tensor k, Tensor v, Tensor? first, int span) -> (Tensor y,"
+    " Tensor weights)"
+)
+def _attend_tiles(
+    run: Run, q: Tensor, k: Tensor, v: Tensor, first: Tensor | None, span: int
+) -> tuple[Tensor, Tensor]:
     """`attend` by tiles of queries, each against the keys that it can see.
 
     The heads that share keys are one product. `weights` holds every tile's softmax.
@@ -170,12 +188,14 @@ def _attend_tiles(run: Run, q: Tensor, k: Tensor, v: Tensor, span: int) -> tuple
     y = q.new_empty(batch, length, heads, width)
     out = y.view(batch, length, groups, repeat, width).permute(0, 2, 3, 1, 4)
     weights = q.new_empty(sum(t.size for t in _tiles(q, span)))
+    begins = q.new_zeros(1, length) if first is None else first.repeat_interleave(groups, dim=0)
+    begins = begins.int()
     for tile in _tiles(q, span):
         scores = tile.of(weights)
         torch.bmm(tile.rows(q), k[:, tile.keys].mT, out=scores)
-        first, last = tile.visible(repeat, q.device)
-        ends = (width**-0.5, scores.numel() // scores.shape[-1], len(first), scores.shape[-1])
-        run("softmax", scores.dtype, scores, first, last, *ends)
+        low, high = tile.visible(begins, repeat)
+        ends = (width**-0.5, scores.numel() // scores.shape[-1], low.numel(), scores.shape[-1])
+        run("softmax", scores.dtype, scores, low, high, *ends)
         found = torch.bmm(scores, v[:, tile.keys])
         out[:, :, :, tile.queries] = found.view(batch, groups, repeat, -1, width)
     return y, weights
@@ -228,11 +248,15 @@ class _Tile:
         """t (N, R, T, E) -> (N, R * queries, E)."""
         return t[:, :, self.queries].reshape(len(t), -1, t.shape[-1])
 
-    def visible(self, repeat: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The first key that each query sees and the one behind the last, counted from `low`."""
-        position = torch.arange(self.start, self.stop, dtype=torch.int32, device=device)
-        first = (position - self.span + 1).clamp(min=0) - self.low
-        return first.repeat(repeat), (position + 1 - self.low).repeat(repeat)
+    def visible(self, begins: Tensor, repeat: int) -> tuple[Tensor, Tensor]:
+        """The first key that each query sees and the one behind the last, counted from `low`.
+
+        `begins` (N or 1, T), int32: the earliest position that each query may see.
+        """
+        position = torch.arange(self.start, self.stop, dtype=torch.int32, device=begins.device)
+        first = torch.maximum(begins[:, self.queries], position - self.span + 1) - self.low
+        last = (position + 1 - self.low).expand_as(first)
+        return first[:, None].repeat(1, repeat, 1), last[:, None].repeat(1, repeat, 1)
 
 
 def _tiles(q: Tensor, span: int) -> Iterator[_Tile]:

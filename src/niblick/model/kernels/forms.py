@@ -198,8 +198,6 @@ class KernelForms(Equations):
     ) -> Tensor:
         """`Attention.forward`, of normalised queries and keys."""
         options, weights, root = call.model.attention, block.attn, call.root
-        if call.document_first is not None:
-            return mixer.forward(block, u, layer, call)
         gains, span = mixer.gains(layer, call), mixer.span(layer, call.context)
         names = [f"{layer.block}.attn.{name}" for name in ("c_q", "c_k", "c_v")]
         y: Tensor
@@ -218,7 +216,7 @@ class KernelForms(Equations):
                 ops.heads(t, gain, *call.rotary)[0] for t, gain in zip((q, k), gains, strict=True)
             )
         fused = self.pairs and call.model.head_dim in WIDTHS
-        y, _ = (ops.attend if fused else ops.attend_tiles)(q, k, v, span)
+        y, _ = (ops.attend if fused else ops.attend_tiles)(q, k, v, call.document_first, span)
         if options.local_value:
             y = ops.local_value(y, v, weights.local_v_mix)
         if layer.xsa:

@@ -49,8 +49,8 @@ _ARGUMENTS = {
     "softmax_back": "ppfii",
 }
 _BF16_ONLY = {  # what is built on products.h
-    "attend": "pppppiiiiii",
-    "attend_back": "pppppppppiiiiii",
+    "attend": "ppppppiiiiii",
+    "attend_back": "ppppppppppiiiiii",
     "head": "pppfpppiii",
     "head_back": "pppppiii",
     "channel": "ppppppffppppiii",
