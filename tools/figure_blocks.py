@@ -343,7 +343,7 @@ def audit(rows: Rows, docs: str) -> str:
         lines.append((row["what"], f"{v['right']} of {v['of']}", share, interval, row["date"]))
     known = rows["audit-development"]["values"]
     also = (
-        f"Of {known['leaderboard']} accepted leaderboard entries {known['leaderboard_flagged']} are"
+        f"Of {known['leaderboard']} folders of the public records {known['leaderboard_flagged']} are"
         f" flagged, {known['leaderboard_held']} are held."
     )
     return f"{table('set | right by class | | 95 % interval | measured', lines)}\n\n{also}"
