@@ -343,8 +343,9 @@ def audit(rows: Rows, docs: str) -> str:
         lines.append((row["what"], f"{v['right']} of {v['of']}", share, interval, row["date"]))
     known = rows["audit-development"]["values"]
     also = (
-        f"Of {known['leaderboard']} folders of the public records {known['leaderboard_flagged']} are"
-        f" flagged, {known['leaderboard_held']} are held."
+        f"Of {known['leaderboard']} folders of the public records that hold a script, flagged:"
+        f" {known['leaderboard_flagged']}, over the size by its own numbers; held:"
+        f" {known['leaderboard_held']}."
     )
     return f"{table('set | right by class | | 95 % interval | measured', lines)}\n\n{also}"
 
