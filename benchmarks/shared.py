@@ -39,7 +39,7 @@ def train(steps: int) -> Callable[[], None]:
 
     from niblick.model import LanguageModel
     from niblick.objective import training_loss
-    from niblick.optim import Layout, Optimizer
+    from niblick.optim import Layout, Optimizers
     from niblick.recipe import load_recipe
     from niblick.runtime import choose_precision, keep_freed_memory
     from niblick.training.compile import CompiledLoss
@@ -51,9 +51,7 @@ def train(steps: int) -> Callable[[], None]:
     dtype = torch.bfloat16 if choose_precision("auto", "cpu") == "bf16" else torch.float32
     layout = Layout(model.plan.parameters)
     weights = Weights(model, layout, dtype=dtype, specs={})
-    optimizer = Optimizer(
-        layout, weights.master, muon=training.muon, adam=training.adam, dtype=dtype
-    )
+    optimizer = Optimizers(layout, weights.master, training, dtype=dtype)
     loss_of = CompiledLoss(training_loss, model, "auto", "cpu")
     optimizer.use(loss_of.kernels)
     weights.use(loss_of.kernels)
@@ -63,7 +61,7 @@ def train(steps: int) -> Callable[[], None]:
 
     def work() -> None:
         for _ in range(steps):
-            loss_of.backward(inputs, targets, share=1.0)
+            loss_of.backward(inputs, targets, weight=1.0)
             weights.collect(optimizer.gradients, add=False)
             optimizer.clip(training.clip)
             optimizer.step(0.01, 0.95)
@@ -79,7 +77,7 @@ def pack(sequences: int) -> Callable[[], None]:
     import torch
 
     from niblick.compression import Calibration
-    from niblick.compression import pack as write
+    from niblick.compression.packing import pack as write
     from niblick.model import LanguageModel
     from niblick.recipe import load_recipe
 
@@ -107,7 +105,10 @@ def decode(tokens: int) -> Callable[[], None]:
     from niblick.model import LanguageModel
     from niblick.recipe import load_recipe
 
-    engine = open_engine(LanguageModel(load_recipe("pocket").model, seed=0))
+    model = LanguageModel(load_recipe("pocket").model, seed=0)
+    engine = open_engine(
+        model.plan, {name: t.detach().numpy() for name, t in model.named_parameters()}
+    )
     prompt = [2 + (37 * i) % 4000 for i in range(512)]
 
     def work() -> None:
