@@ -4,6 +4,10 @@ parts.
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from niblick.audit.review import review
+
 HEAD = """
 import glob, math, os
 import numpy as np
@@ -185,3 +189,11 @@ def program(*parts: str, main: str, adapt: int = 0) -> str:
         + body
         + "\n\nif __name__ == '__main__':\n    main()\n"
     )
+
+
+def judged(folder: Path, text: str, **files: str) -> str:
+    """The verdict on a script and other files of its folder; "__" in a name stands for a point."""
+    (folder / "train_gpt.py").write_text(text)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(content)
+    return review(folder).verdict

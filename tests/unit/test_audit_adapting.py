@@ -13,16 +13,7 @@ import pytest
 
 from niblick.audit.flow.objects import Dotted
 from niblick.audit.flow.turns import NotPlainError, Turns, plain_items
-from niblick.audit.review import review
-from unit.audit_programs import PLAIN, TRAIN_FIRST, program
-
-
-def _verdict(folder: Path, text: str, **files: str) -> str:
-    (folder / "train_gpt.py").write_text(text)
-    for name, content in files.items():
-        (folder / name.replace("_", ".")).write_text(content)
-    return review(folder).verdict
-
+from unit.audit_programs import PLAIN, TRAIN_FIRST, judged, program
 
 WINDOWED = """
 def windowed(net, held, s):
@@ -53,7 +44,7 @@ def test_a_loss_that_is_learnt_from_is_no_part_of_the_figure(
     tmp_path: Path, loss: str, first: str, flagged: bool
 ) -> None:
     text = program(WINDOWED.format(loss=loss, first=first), main="windowed(net, held, s)")
-    assert _verdict(tmp_path, text) == ("flag_prequant_ttt" if flagged else "clean_ttt_score_first")
+    assert judged(tmp_path, text) == ("flag_prequant_ttt" if flagged else "clean_ttt_score_first")
 
 
 CHUNKED = """
@@ -103,7 +94,7 @@ def test_every_window_of_every_chunk_is_listed(
     tmp_path: Path, make: str, early: str, verdict: str
 ) -> None:
     text = program(CHUNKED.format(make=make, early=early), main="chunked(net, held, s)")
-    assert _verdict(tmp_path, text) == verdict
+    assert judged(tmp_path, text) == verdict
 
 
 MIXED = """
@@ -133,7 +124,7 @@ def test_a_share_of_a_mixture_that_no_token_picks_is_no_distribution(
     tmp_path: Path, second: str, flagged: bool
 ) -> None:
     main = "other = Net(32)\ntrain(other, load(s.train_files), s)\nmixed(net, other, held, s)"
-    verdict = _verdict(tmp_path, program(MIXED.format(second=second), main=main))
+    verdict = judged(tmp_path, program(MIXED.format(second=second), main=main))
     assert verdict.startswith("flag") == flagged
 
 
@@ -164,7 +155,7 @@ def biased(net, held, s):
 )
 def test_losses_are_laid_out_again_as_they_were(tmp_path: Path, first: str, flagged: bool) -> None:
     text = program(BIASED.format(first=first), main="biased(net, held, s)")
-    assert _verdict(tmp_path, text).startswith("flag" if flagged else "clean_ttt")
+    assert judged(tmp_path, text).startswith("flag" if flagged else "clean_ttt")
 
 
 LATE_FIT = "evaluate(net, held, s)\n{then}\nlater(net, held, s)"
@@ -180,9 +171,9 @@ def test_a_figure_that_is_not_the_claimed_one_holds_and_does_not_flag(
     tmp_path: Path, claim: str, verdict: str
 ) -> None:
     text = program(PLAIN, LATER, TRAIN_FIRST, main=LATE_FIT.format(then="fit_held(net, held, s)"))
-    said = {"submission_json": f'{{"val_bpb": {claim}}}'}
+    said = {"submission__json": f'{{"val_bpb": {claim}}}'}
     log = "val_bpb:1.2345\nadapted_bpb:1.1111\n"
-    assert _verdict(tmp_path, text, train_log=log, **said) == verdict
+    assert judged(tmp_path, text, train__log=log, **said) == verdict
 
 
 README = """
@@ -202,7 +193,7 @@ def test_prose_gives_no_setting_that_a_command_gives_otherwise(
 ) -> None:
     main = "if s.adapt:\n    fit_held(net, held, s)\nevaluate(net, held, s)"
     text = program(PLAIN, TRAIN_FIRST, main=main)
-    assert _verdict(tmp_path, text, README_md=README.format(line=line)) == verdict
+    assert judged(tmp_path, text, README__md=README.format(line=line)) == verdict
 
 
 LOOPS = [
@@ -281,4 +272,4 @@ def test_of_several_commands_in_a_block_the_first_counts(
     main = "if s.adapt:\n    fit_held(net, held, s)\nevaluate(net, held, s)"
     text = program(PLAIN, TRAIN_FIRST, main=main)
     said = BLOCK.format(first=first, second=second)
-    assert _verdict(tmp_path, text, README_md=said) == verdict
+    assert judged(tmp_path, text, README__md=said) == verdict

@@ -7,15 +7,7 @@ from pathlib import Path
 import pytest
 
 from niblick.audit.review import review
-from unit.audit_programs import PLAIN, SCORE_FIRST, TRAIN_FIRST, program
-
-
-def _verdict(folder: Path, text: str, **files: str) -> str:
-    (folder / "train_gpt.py").write_text(text)
-    for name, content in files.items():
-        (folder / name.replace("__", ".")).write_text(content)
-    return review(folder).verdict
-
+from unit.audit_programs import PLAIN, SCORE_FIRST, TRAIN_FIRST, judged, program
 
 PICKLED = """
 import pickle
@@ -35,7 +27,7 @@ def test_a_pickle_is_the_run_s_own_if_the_run_writes_it(
     tmp_path: Path, mode: str, own: bool
 ) -> None:
     text = program(PICKLED.format(mode=mode), PLAIN, main="back(net)\nevaluate(net, held, s)")
-    assert _verdict(tmp_path, text) == ("clean_neural" if own else "hold_unclear")
+    assert judged(tmp_path, text) == ("clean_neural" if own else "hold_unclear")
 
 
 CUTS = [
@@ -55,7 +47,7 @@ def test_a_split_cut_by_the_documented_settings_is_a_part_of_it(
     if most == "0" and "len(held)))" in cut:
         most = "62000000"
     readme = f"```bash\nMOST={most} python train_gpt.py\n```\n"
-    verdict = _verdict(
+    verdict = judged(
         tmp_path, program(PLAIN, main=cut + "\nevaluate(net, held, s)"), README__md=readme
     )
     assert verdict == ("flag_other" if part else "clean_neural")
@@ -70,7 +62,7 @@ def test_a_fixed_number_of_windows_is_a_part_of_the_split(
         "for a in range(0, held.numel() - 1 - s.context, s.context):",
         f"for i in range({windows}):\n            a = i * s.context",
     )
-    verdict = _verdict(tmp_path, program(text, main="evaluate(net, held, s)"))
+    verdict = judged(tmp_path, program(text, main="evaluate(net, held, s)"))
     assert verdict == ("flag_other" if part else "clean_neural")
 
 
@@ -81,13 +73,13 @@ def test_a_first_window_of_a_fixed_length_cuts_nothing(tmp_path: Path) -> None:
         "        for i in range(1 + (held.numel() - 1 - first) // s.context):\n"
         "            a = first + (i - 1) * s.context\n",
     )
-    verdict = _verdict(tmp_path, program(text, main="evaluate(net, held, s)"))
+    verdict = judged(tmp_path, program(text, main="evaluate(net, held, s)"))
     assert verdict == "clean_neural"
 
 
 def test_a_part_that_is_scored_on_the_way_is_no_breach_beside_the_whole(tmp_path: Path) -> None:
     main = "evaluate(net, held[:32768], s)\nevaluate(net, held, s)"
-    assert _verdict(tmp_path, program(PLAIN, main=main)) == "clean_neural"
+    assert judged(tmp_path, program(PLAIN, main=main)) == "clean_neural"
 
 
 BYTES = """
@@ -119,7 +111,7 @@ def test_where_each_token_is_a_byte_its_table_holds_ones(
     tmp_path: Path, more: str, verdict: str
 ) -> None:
     text = program(BYTES.format(more=more), main="bytewise(net, held, s)")
-    assert _verdict(tmp_path, text).startswith(verdict)
+    assert judged(tmp_path, text).startswith(verdict)
 
 
 CLOCKED = """
@@ -139,7 +131,7 @@ def maybe(net, held, s, t0):
 def test_what_a_clock_leaves_time_for_is_done(tmp_path: Path, act: str, verdict: str) -> None:
     main = "maybe(net, held, s, time.perf_counter())\nevaluate(net, held, s)"
     text = program(TRAIN_FIRST, CLOCKED.format(act=act), PLAIN, main=main)
-    assert _verdict(tmp_path, text) == verdict
+    assert judged(tmp_path, text) == verdict
 
 
 WEIGHTED = (
@@ -152,11 +144,11 @@ WEIGHTED = (
 
 def test_a_loss_by_bytes_that_is_trained_on_and_printed_is_no_figure(tmp_path: Path) -> None:
     part = SCORE_FIRST.replace("net(x[None], y[None]).backward()", WEIGHTED)
-    assert _verdict(tmp_path, program(part, main="adapt(net, held, s)")) == "clean_ttt_score_first"
+    assert judged(tmp_path, program(part, main="adapt(net, held, s)")) == "clean_ttt_score_first"
     again = part.replace("total += nll.sum()", "pass").replace(
         "loss.backward()", "loss.backward(); total += loss.detach() * sizes[y].sum()"
     )
-    assert not _verdict(tmp_path, program(again, main="adapt(net, held, s)")).startswith("clean")
+    assert not judged(tmp_path, program(again, main="adapt(net, held, s)")).startswith("clean")
 
 
 EXPERTS = """
@@ -178,9 +170,9 @@ def mixed(net, held, s):
 
 def test_an_expert_that_says_nothing_of_the_token_breaks_a_mixture(tmp_path: Path) -> None:
     entropy = EXPERTS.format(expert="(logp.exp() * logp).sum(-1)")
-    assert _verdict(tmp_path, program(entropy, main="mixed(net, held, s)")) == "flag_other"
+    assert judged(tmp_path, program(entropy, main="mixed(net, held, s)")) == "flag_other"
     flat = EXPERTS.format(expert="torch.full_like(one, -math.log(1024))")
-    assert not _verdict(tmp_path, program(flat, main="mixed(net, held, s)")).startswith("flag")
+    assert not judged(tmp_path, program(flat, main="mixed(net, held, s)")).startswith("flag")
 
 
 HOOKED = """
@@ -205,13 +197,13 @@ def hessians(net, tokens, s):
 @pytest.mark.parametrize("name", ["held", "load(s.train_files)"])
 def test_hooks_on_the_parts_of_a_model_calibrate_it(tmp_path: Path, name: str) -> None:
     text = program(HOOKED, PLAIN, main=f"hessians(net, {name}, s)\nevaluate(net, held, s)")
-    assert _verdict(tmp_path, text) == ("hold_unclear" if name == "held" else "clean_neural")
+    assert judged(tmp_path, text) == ("hold_unclear" if name == "held" else "clean_neural")
 
 
 def test_hooks_that_look_on_while_tokens_are_scored_calibrate_nothing(tmp_path: Path) -> None:
     main = "net.table.register_forward_hook(lambda m, i, o: print(o.mean()))\n"
     text = program(PLAIN, main=main + "evaluate(net, held, s)")
-    assert _verdict(tmp_path, text) == "clean_neural"
+    assert judged(tmp_path, text) == "clean_neural"
 
 
 STRIDED = """
@@ -237,12 +229,12 @@ def strided(net, held, s):
 @pytest.mark.parametrize(("end", "verdict"), [("", "clean"), ("-8", "flag")])
 def test_windows_may_be_views_by_strides(tmp_path: Path, end: str, verdict: str) -> None:
     text = program(STRIDED.format(end=end), main="strided(net, held, s)")
-    assert _verdict(tmp_path, text).startswith(verdict)
+    assert judged(tmp_path, text).startswith(verdict)
 
 
 def test_a_log_that_names_a_kind_in_place_of_a_value_sets_nothing(tmp_path: Path) -> None:
     text = program(PLAIN, main="evaluate(net, held, s)")
-    assert _verdict(tmp_path, text, train__log="context: int = 4\n") == "clean_neural"
+    assert judged(tmp_path, text, train__log="context: int = 4\n") == "clean_neural"
 
 
 SWITCHED = "if os.environ.get('EXTRA', '0') == '1':\n    fit_held(net, held, s)\n"
@@ -297,5 +289,5 @@ def test_counts_filled_token_by_token_hold_what_they_have_seen(
 ) -> None:
     before, after = (FILL.format("held"), "pass") if first else ("pass", FILL.format("y"))
     part = COUNTED.format(make=make, before=before, after=after)
-    verdict = _verdict(tmp_path, program(part, main="counted(net, held, s)"))
+    verdict = judged(tmp_path, program(part, main="counted(net, held, s)"))
     assert verdict == ("flag_ngram" if first else "clean_ttt_score_first")

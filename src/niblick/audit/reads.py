@@ -53,15 +53,9 @@ def direct_reads(node: ast.expr) -> Iterator[tuple[str, str | None]]:
         yield from environment_reads(inner)
 
 
-def name_of(node: ast.expr) -> str:
+def name_of(node: ast.AST | None) -> str:
     """The last name of a name or an attribute; empty for anything else."""
-    return (
-        node.id
-        if isinstance(node, ast.Name)
-        else node.attr
-        if isinstance(node, ast.Attribute)
-        else ""
-    )
+    return getattr(node, "attr", "") or getattr(node, "id", "")
 
 
 def environment_reads(node: ast.expr) -> Iterator[tuple[str, str | None]]:

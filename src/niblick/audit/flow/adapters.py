@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ast
 
+from niblick.audit.reads import name_of
+
 _MADE = frozenset({"Parameter", "register_parameter"})
 _FRESH = frozenset(
     {"zero_", "zeros_", "normal_", "kaiming_uniform_", "kaiming_normal_", "uniform_"}
@@ -18,13 +20,13 @@ _FRESH = frozenset(
 def attaches(function: ast.AST) -> bool:
     """Whether a function makes parameters and hangs them on objects it is given or finds."""
     nodes = list(ast.walk(function))
-    made = any(isinstance(n, ast.Call) and _tail(n.func) in _MADE for n in nodes)
+    made = any(isinstance(n, ast.Call) and name_of(n.func) in _MADE for n in nodes)
     hung = any(
         (
             isinstance(n, ast.Assign)
             and any(isinstance(t, ast.Attribute) and _base(t) != "self" for t in n.targets)
         )
-        or (isinstance(n, ast.Call) and _tail(n.func) in {"register_parameter", "setattr"})
+        or (isinstance(n, ast.Call) and name_of(n.func) in {"register_parameter", "setattr"})
         for n in nodes
     )
     return made and hung
@@ -37,12 +39,12 @@ def cleans(function: ast.AST) -> bool:
     for node in ast.walk(function):
         if isinstance(node, ast.Delete) and any(_deletes(target) for target in node.targets):
             return True
-        if isinstance(node, ast.Call) and _tail(node.func) in _FRESH:
+        if isinstance(node, ast.Call) and name_of(node.func) in _FRESH:
             holder = node.func.value if isinstance(node.func, ast.Attribute) else None
             named = [holder, *node.args[:1]]
             if any(
                 isinstance(_undata(part), ast.Attribute)
-                and _tail(_undata(part)) not in {"grad", "init"}
+                and name_of(_undata(part)) not in {"grad", "init"}
                 for part in named
             ):
                 return True
@@ -61,16 +63,6 @@ def _deletes(target: ast.expr) -> bool:
 def _undata(node: ast.expr | None) -> ast.expr | None:
     """`p` of `p.data` and of `p.weight.data`."""
     return node.value if isinstance(node, ast.Attribute) and node.attr == "data" else node
-
-
-def _tail(node: ast.expr | None) -> str:
-    return (
-        node.attr
-        if isinstance(node, ast.Attribute)
-        else node.id
-        if isinstance(node, ast.Name)
-        else ""
-    )
 
 
 def _base(node: ast.Attribute) -> str:

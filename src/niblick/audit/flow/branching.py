@@ -14,11 +14,12 @@ import numpy as np
 from niblick.audit.flow.boxes import STREAM, Array, Box, collect, is_token, target_bits
 from niblick.audit.flow.imports import Imports
 from niblick.audit.flow.joining import joined
-from niblick.audit.flow.methods import called, tail
+from niblick.audit.flow.methods import called
 from niblick.audit.flow.objects import Module
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
 from niblick.audit.flow.trials import changed_by, is_weights, kept_names, random_in
 from niblick.audit.flow.turns import NotPlainError, Turns, plain_items
+from niblick.audit.reads import name_of
 
 _MAX_TURNS = 5000
 
@@ -81,7 +82,7 @@ class Branching(Imports):
         if id(body) not in self.handlers:
             self.handlers[id(body)] = list(called(body))
         return any(
-            tail(call.func) in {"backward", "step"}
+            name_of(call.func) in {"backward", "step"}
             or any(self.learning(f) for f in self.program_functions(self.scopes[-1], call))
             for call in self.handlers[id(body)]
         )

@@ -13,7 +13,7 @@ import numpy as np
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced, snapshot
 from niblick.audit.flow.figures import CONSTANT, PLAUSIBLE, WARP
 from niblick.audit.flow.lengths import Length, length_of, smallest, steps
-from niblick.audit.flow.methods import is_own, tail
+from niblick.audit.flow.methods import is_own
 from niblick.audit.flow.objects import (
     Bound,
     CallEvent,
@@ -26,6 +26,7 @@ from niblick.audit.flow.objects import (
 )
 from niblick.audit.flow.records import Records
 from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.reads import name_of
 from niblick.audit.words import words
 
 _MAX_TEXT = 200_000
@@ -322,7 +323,7 @@ class Builtins(Records):
     def py_exec(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """Text that is run: followed where it is known, noted where no rule of text sees it."""
         text = args[0] if args else None
-        plain = isinstance(node, ast.Call) and tail(node.func) in {"exec", "eval", "compile"}
+        plain = isinstance(node, ast.Call) and name_of(node.func) in {"exec", "eval", "compile"}
         if isinstance(text, str) and "?" not in text and len(text) < _MAX_TEXT and not plain:
             try:
                 body = ast.parse(text).body

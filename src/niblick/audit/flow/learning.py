@@ -8,10 +8,11 @@ from typing import Any
 from niblick.audit.flow.adapters import attaches, cleans
 from niblick.audit.flow.boxes import Box, collect, depends, known, merge, snapshot, target_bits
 from niblick.audit.flow.joining import joined
-from niblick.audit.flow.methods import Scopes, learns, starts_afresh, tail
+from niblick.audit.flow.methods import Scopes, learns, starts_afresh
 from niblick.audit.flow.objects import Bound, Dotted, Function, Module, Namespace, Optimizer
 from niblick.audit.flow.observing import Observing
 from niblick.audit.flow.writing import told_by
+from niblick.audit.reads import name_of
 from niblick.audit.words import words
 
 _MOST_INNER_CALLS = 200
@@ -128,7 +129,7 @@ class Learning(Observing):
 
     def program_functions(self, scopes: Scopes, call: ast.Call) -> list[Function]:
         """The functions of the program that a call in these scopes may be to."""
-        name = tail(call.func)
+        name = name_of(call.func)
         if isinstance(call.func, ast.Name):
             found = next((s[name] for s in scopes if name in s), None)
             return [found] if isinstance(found, Function) else []

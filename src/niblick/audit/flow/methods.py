@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from niblick.audit.flow.objects import Class, Function
+from niblick.audit.reads import name_of
 from niblick.audit.words import words
 
 Scopes = tuple[dict[str, Any], ...]
@@ -25,11 +26,6 @@ _FRESH = words(
 )
 _ALL = frozenset(["parameters", "modules", "children", "named_parameters", "named_modules"])
 _DEPTH = 5
-
-
-def tail(node: ast.AST | None) -> str:
-    """The last name of a name or attribute."""
-    return getattr(node, "attr", "") or getattr(node, "id", "")
 
 
 def is_own(node: ast.Attribute) -> bool:
@@ -54,7 +50,7 @@ def learns(
     if key not in known:
         known[key] = False
         known[key] = any(
-            tail(call.func) in _LEARNS
+            name_of(call.func) in _LEARNS
             or (
                 depth < _DEPTH
                 and any(learns(f, find, known, depth + 1) for f in find(function.scopes, call))
@@ -80,7 +76,7 @@ def _made(init: ast.AST) -> Iterator[str]:
     """Attributes that a constructor fills with parameters or layers."""
     for node in ast.walk(init):
         if isinstance(node, ast.Assign) and any(
-            tail(c.func) in _MAKES or tail(c.func)[:1].isupper() for c in called(node.value)
+            name_of(c.func) in _MAKES or name_of(c.func)[:1].isupper() for c in called(node.value)
         ):
             for target in node.targets:
                 if isinstance(target, ast.Attribute):
@@ -90,17 +86,17 @@ def _made(init: ast.AST) -> Iterator[str]:
 def _overwritten(function: ast.AST) -> Iterator[str]:
     """Attributes of `self` that a method overwrites in place; `*` for all of them."""
     loops = {
-        tail(n.target): n.iter
+        name_of(n.target): n.iter
         for n in ast.walk(function)
         if isinstance(n, ast.For) and isinstance(n.target, ast.Name)
     }
     for call in called(function):
-        if tail(call.func) not in _FRESH and not tail(call.func).startswith("reset"):
+        if name_of(call.func) not in _FRESH and not name_of(call.func).startswith("reset"):
             continue
         receiver = call.func.value if isinstance(call.func, ast.Attribute) else None
         for part in (receiver, *call.args[:1]):
             for node in ast.walk(part) if part is not None else ():
-                if isinstance(node, ast.Attribute) and tail(node.value) == "self":
+                if isinstance(node, ast.Attribute) and name_of(node.value) == "self":
                     yield node.attr
                 if isinstance(node, ast.Name) and node.id in loops:
                     yield from _looped(node.id, loops, _DEPTH)
@@ -109,7 +105,7 @@ def _overwritten(function: ast.AST) -> Iterator[str]:
 def _looped(name: str, loops: dict[str, ast.expr], depth: int) -> Iterator[str]:
     """The attributes of `self` that a loop variable runs over, through loops around its own."""
     for node in ast.walk(loops[name]):
-        if isinstance(node, ast.Attribute) and tail(node.value) == "self":
+        if isinstance(node, ast.Attribute) and name_of(node.value) == "self":
             yield "*" if node.attr in _ALL else node.attr
         if isinstance(node, ast.Name) and node.id in loops and depth:
             yield from _looped(node.id, loops, depth - 1)
@@ -119,8 +115,8 @@ def small(cls: Class | None) -> bool:
     """Whether a model's class makes no embedding or output layer: it adapts another model."""
     init = cls.find("__init__") if cls is not None else None
     return isinstance(init, Function) and not any(
-        tail(c.func) in {"Embedding", "EmbeddingBag"} for c in called(init.node)
+        name_of(c.func) in {"Embedding", "EmbeddingBag"} for c in called(init.node)
     )
 
 
-__all__ = ["called", "is_own", "learns", "small", "starts_afresh", "tail"]
+__all__ = ["called", "is_own", "learns", "small", "starts_afresh"]

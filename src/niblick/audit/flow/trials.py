@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from niblick.audit.flow.boxes import Box, is_token, snapshot
-from niblick.audit.flow.methods import called, tail
+from niblick.audit.flow.methods import called
+from niblick.audit.reads import name_of
 from niblick.audit.words import words
 
 _RANDOM = words(
@@ -28,9 +29,9 @@ _CHAIN = (ast.Name, ast.Attribute, ast.expr_context)
 def random_in(body: ast.AST, find: Callable[[ast.Call], list[Any]]) -> bool:
     """Whether code draws random numbers, itself or in functions of the program that it calls."""
     for call in called(body):
-        if tail(call.func) in _RANDOM:
+        if name_of(call.func) in _RANDOM:
             return True
-        if any(tail(c.func) in _RANDOM for f in find(call) for c in called(f.node)):
+        if any(name_of(c.func) in _RANDOM for f in find(call) for c in called(f.node)):
             return True
     return False
 
@@ -41,14 +42,14 @@ def changed_by(node: ast.If) -> Iterator[ast.expr]:
     """
     for inner in (n for part in (*node.body, *node.orelse) for n in ast.walk(part)):
         written: list[ast.expr] = []
-        if isinstance(inner, ast.Call) and tail(inner.func) in _CHANGES:
+        if isinstance(inner, ast.Call) and name_of(inner.func) in _CHANGES:
             written = [inner.func]
         elif isinstance(inner, ast.Assign):
             written = inner.targets
         elif isinstance(inner, ast.AugAssign):
             written = [inner.target]
         for target in written:
-            if isinstance(target, ast.Subscript) or tail(target) in {"data", *_CHANGES}:
+            if isinstance(target, ast.Subscript) or name_of(target) in {"data", *_CHANGES}:
                 holder = target.value  # type: ignore[attr-defined]
                 if all(isinstance(n, _CHAIN) for n in ast.walk(holder)):
                     yield holder

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 
+from niblick.audit.reads import name_of
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.reach import Reach
 from niblick.audit.rules.registry import rule
@@ -56,14 +57,10 @@ def _mixes_bytes(function: ast.FunctionDef) -> bool:
         and _complementary(nodes)
         and any(
             isinstance(n, (ast.Attribute, ast.Name))
-            and _tail(n).lstrip("_") in {"log", "logaddexp", "log2", "ln"}
+            and name_of(n).lstrip("_") in {"log", "logaddexp", "log2", "ln"}
             for n in nodes
         )
     )
-
-
-def _tail(node: ast.Attribute | ast.Name) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else node.id
 
 
 def _counts(nodes: list[ast.AST]) -> bool:

@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from niblick.audit.reads import name_of
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Functions, Program
 from niblick.audit.rules.reach import Reach
@@ -82,7 +83,7 @@ def _is_shipped(case: Case, value: ast.expr) -> bool:
     """Whether a value is read from a file of the folder that is no model, tokenizer, log or
     text.
     """
-    if not any(isinstance(p, ast.Call) and _tail(p) in _READS for p in ast.walk(value)):
+    if not any(isinstance(p, ast.Call) and name_of(p.func) in _READS for p in ast.walk(value)):
         return False
     paths = [
         p.value
@@ -113,23 +114,13 @@ def _names(node: ast.AST) -> set[str]:
     }
 
 
-def _tail(call: ast.Call) -> str:
-    return (
-        call.func.attr
-        if isinstance(call.func, ast.Attribute)
-        else call.func.id
-        if isinstance(call.func, ast.Name)
-        else ""
-    )
-
-
 def _answers(
     case: Case, program: Program, reach: Reach, blobs: dict[str, ast.expr]
 ) -> Iterator[Finding]:
     for functions in program.functions.values():
         for function in functions:
             if not reach.possible(function.name) or not any(
-                isinstance(n, ast.Call) and _tail(n) in _SCORES for n in ast.walk(function)
+                isinstance(n, ast.Call) and name_of(n.func) in _SCORES for n in ast.walk(function)
             ):
                 continue
             held = set(blobs) | _given(program, function, set(blobs))
@@ -214,7 +205,7 @@ def _uses(function: Functions, held: set[str]) -> Iterator[ast.AST]:
             for one, other in (sides, sides[::-1]):
                 if _base(one) in held and _base(other) not in held and _SEEN.search(_base(other)):
                     yield node
-        elif isinstance(node, ast.Call) and _tail(node) in words(
+        elif isinstance(node, ast.Call) and name_of(node.func) in words(
             "where scatter_ scatter index_fill_ masked_fill"
         ):
             parts = [
@@ -238,7 +229,11 @@ def _uses(function: Functions, held: set[str]) -> Iterator[ast.AST]:
 def _packed(case: Case, program: Program, reach: Reach) -> Iterator[Finding]:
     """Validation tokens or text compressed for keeping."""
     for _, call in program.calls():
-        if _tail(call) not in _PACKERS or not call.args or not reach.possible(program.around(call)):
+        if (
+            name_of(call.func) not in _PACKERS
+            or not call.args
+            or not reach.possible(program.around(call))
+        ):
             continue
         near = [v for name in _names(call.args[0]) for v in program.local(call, name)]
         sources = {
