@@ -53,7 +53,7 @@ def examine(seconds: float = 3.0) -> dict[str, Any]:
         "nvidia_driver": has_gpu(),
         "cache": str(cache_folder()),
     }
-    found["paths"] = _paths(torch)
+    found["paths"] = _paths(torch, found["processor"]["features"])
     if seconds:
         found["pocket"] = _speeds(seconds / 2, torch)
     found["advice"] = [asdict(each) for each in _advice(found)]
@@ -105,7 +105,7 @@ def _flags() -> list[str]:
     return [each for each in _TOLD.split() if each in flags.split()]
 
 
-def _paths(torch: dict[str, Any] | None) -> dict[str, str]:
+def _paths(torch: dict[str, Any] | None, features: list[str]) -> dict[str, str]:
     """By command: what would compute it."""
     engine = "native engine" if ENGINE.load() else "numpy engine"
     if torch is None:
@@ -115,7 +115,7 @@ def _paths(torch: dict[str, Any] | None) -> dict[str, str]:
     precision = choose_precision("auto", device)
     if device == "cpu":
         form = "fused kernels" if KERNELS.compiler() or KERNELS.load() else "plain torch"
-        if form != "plain torch" and precision == "bf16" and "amx_bf16" in _flags():
+        if form != "plain torch" and precision == "bf16" and "amx_bf16" in features:
             form += " with matrix tiles (AMX)"
         where = f"{torch['threads']} threads"
     else:
