@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -22,15 +21,15 @@ from niblick.engine import Engine, Sampling, open_engine, start_text
 from niblick.engine.choice import Build
 from niblick.errors import ArtifactError, NiblickError
 from niblick.extras import needs
-from niblick.files import read_json, run_of
+from niblick.files import package_folder, read_json, run_of
 from niblick.limits import did_you_mean, quoted
 from niblick.plan import Plan
-from niblick.recipe import Recipe
 from niblick.runtime import has_lab
 from niblick.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from niblick.model import LanguageModel
+    from niblick.recipe import Recipe
     from niblick.scoring.score import Score
 
 EngineName = Literal["native", "numpy", "torch"]
@@ -66,7 +65,7 @@ def find_model(model: str | Path) -> Path:
 
 def shipped_models() -> dict[str, Path]:
     """The files of the models that ship with niblick, by name."""
-    folder = Path(str(resources.files("niblick"))) / "models"
+    folder = package_folder() / "models"
     return {path.stem: path for path in sorted(folder.glob("*.nib"))}
 
 
@@ -324,7 +323,7 @@ class Model:
             raise NiblickError(
                 f"tokens must be whole numbers (T,) or (B, T), not {ids.dtype} {ids.shape}"
             )
-        engine = self._engine(context or max(len(ids), self.recipe.model.context))
+        engine = self._engine(context or max(len(ids), self.plan.model.context))
         checked = engine.check(0, ids)
         engine.reset(0)
         found = []

@@ -23,6 +23,14 @@ Record = TypeVar("Record")
 MALFORMED = (ValueError, TypeError, LookupError, AttributeError, OverflowError)
 
 
+def package_folder() -> Path:
+    """Where this package's own files lie; `OSError` where its modules come from memory."""
+    try:
+        return Path(__file__).parent
+    except NameError:
+        raise FileNotFoundError(errno.ENOENT, "the package has no folder") from None
+
+
 def write_atomically(path: Path, chunks: Iterable[bytes], *, durable: bool = True) -> None:
     """Write `chunks` to `path` through a temporary file beside it; `DataError` where that fails.
 

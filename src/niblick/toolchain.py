@@ -20,19 +20,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from niblick.errors import NiblickError
+from niblick.files import package_folder
 from niblick.runtime import cache_folder
 
 Options = tuple[str, ...]
-_ABSENT = (  # no such file; or modules that come from memory, which have no folder
-    OSError,
-    AttributeError,
-)
 _POOL = ("pool.c", "pool.h")  # of native/
 _NATIVE: tuple[Options, ...] = (("-march=native",), ("-mcpu=native",), ())
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
@@ -121,7 +117,7 @@ class CLibrary:
     def prebuilt(self, variant: Variant, suffix: str = SUFFIX) -> Path:
         """Where the package carries a build of these very sources; `OSError` without sources."""
         key = hashlib.sha256(repr((self._sources(), self.flags)).encode()).hexdigest()[:12]
-        return _root() / "native" / "prebuilt" / f"{self.name}-{variant.name}-{key}{suffix}"
+        return package_folder() / "native" / "prebuilt" / f"{self.name}-{variant.name}-{key}{suffix}"
 
     def path(self) -> Path:
         """Where a library compiled here is kept; `OSError` where a source is not at hand."""
@@ -135,7 +131,7 @@ class CLibrary:
         try:
             path = self._carried() or self.path()
             return ctypes.CDLL(str(path)) if path.exists() else None
-        except _ABSENT:
+        except OSError:
             return None
 
     def build(self) -> bool:
@@ -149,7 +145,7 @@ class CLibrary:
             return compiler is not None and any(
                 self.compile(path, compiler, tuning) for tuning in self._tunings(compiler)
             )
-        except (*_ABSENT, subprocess.SubprocessError):
+        except (OSError, subprocess.SubprocessError):
             return False
 
     def obtain(self) -> ctypes.CDLL | None:
@@ -162,7 +158,7 @@ class CLibrary:
             if path := self._carried():
                 return f"carried with the package ({path.name.split('-', 1)[1].rsplit('-', 1)[0]})"
             found = "compiled here" if self.path().exists() else None
-        except _ABSENT:
+        except OSError:
             return "missing"
         compiler = self.compiler()
         by = "ziglang" if compiler and "ziglang" in compiler else Path((compiler or ("",))[0]).name
@@ -216,7 +212,7 @@ class CLibrary:
         return _NATIVE if self.tuned else (BASELINE.options_for(compiler),)
 
     def _sources(self) -> dict[str, bytes]:
-        folder, native = _root() / self.folder, _root() / "native"
+        folder, native = package_folder() / self.folder, package_folder() / "native"
         sources = {name: (folder / name).read_bytes() for name in self.names}
         if self.pooled:
             sources |= {name: (native / name).read_bytes() for name in _POOL}
@@ -285,11 +281,6 @@ def processor_features() -> frozenset[str]:
     library = PROCESSOR.load()
     bits = library.niblick_features() if library else 0
     return frozenset(name for bit, name in enumerate(FEATURES) if bits >> bit & 1)
-
-
-def _root() -> Path:
-    """The package's folder; `OSError` or `AttributeError` where it has none."""
-    return Path(str(resources.files("niblick")))
 
 
 def _processor() -> Options:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from niblick.artifact import container
 from niblick.codecs import CODECS
@@ -18,12 +18,15 @@ from niblick.errors import ArtifactError, NiblickError
 from niblick.files import sha256_file
 from niblick.limits import cut, quoted
 from niblick.plan import Plan, make_plan
-from niblick.recipe import Recipe, recipe_from_dict
+from niblick.recipe.stored import made_recipe, stored_recipe
 from niblick.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from niblick.recipe import Recipe
 
 ARTIFACT_FILE = "artifact.nib"
 _FREE_PARAMETERS, _PARAMETERS_PER_BYTE = 1 << 22, 1024
-_Content = tuple[Recipe, Tokenizer | None, dict[str, Tensor], dict[str, Any]]
+_Content = tuple["Recipe", Tokenizer | None, dict[str, Tensor], dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class Opened:
     embeddings are quantized, a checkpoint's tensors float32; `sha256` is the file's.
     """
 
-    recipe: Recipe
+    recipe_as_read: Recipe
     plan: Plan
     tokenizer: Tokenizer | None
     tensors: dict[str, Tensor]
@@ -42,6 +45,11 @@ class Opened:
     path: Path
     sha256: str
     meta: dict[str, Any]
+
+    @property
+    def recipe(self) -> Recipe:
+        """Everything that decided the model."""
+        return made_recipe(self.recipe_as_read)
 
 
 def open_file(path: Path | str) -> Opened:
@@ -63,7 +71,7 @@ def open_file(path: Path | str) -> Opened:
         kind, read = "checkpoint", _read_checkpoint
     recipe, tokenizer, tensors, meta = read(path)
     return Opened(
-        recipe=recipe,
+        recipe_as_read=recipe,
         plan=make_plan(exported_recipe(recipe).model),
         tokenizer=tokenizer,
         tensors=tensors,
@@ -100,6 +108,8 @@ def _packed(path: Path) -> bool:
 
 def exported_recipe(recipe: Recipe) -> Recipe:
     """`recipe` without training-only heads: what a packed or loaded model is built from."""
+    if not recipe.model.mtp.heads:
+        return recipe
     model = recipe.model.model_copy(
         update={"mtp": recipe.model.mtp.model_copy(update={"heads": 0})}
     )
@@ -164,7 +174,7 @@ def _recipe(path: Path, header: dict[str, Any]) -> Recipe:
     if not isinstance(values, dict):
         raise ArtifactError(f"artifact {str(path)!r} holds no recipe")
     try:
-        return recipe_from_dict(values)
+        return stored_recipe(values)
     except NiblickError as error:
         raise ArtifactError(
             f"artifact {str(path)!r} holds no usable recipe: {cut(error, 150)}"

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from niblick.errors import ArtifactError, RecipeError
 from niblick.plan import Plan, Role
-from niblick.recipe import Recipe
 from niblick.registry import Registry
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from niblick.codecs.quantized import Floats, Tensor, Tensors
+    from niblick.recipe import Recipe
 
 Sizes = tuple[int, int]
 QUANTIZED_ROLES = (Role.MATRIX, Role.EMBEDDING)

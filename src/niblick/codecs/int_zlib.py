@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from niblick.codecs.base import CODECS, Codec, Encoded, Job, RoundingSpec, Sizes
 from niblick.plan import Plan, Role
-from niblick.recipe import Recipe
 
 if TYPE_CHECKING:
     from niblick.codecs.quantized import Tensor
+    from niblick.recipe import Recipe
 
 
 class IntZlib(Codec):

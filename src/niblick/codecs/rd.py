@@ -22,13 +22,13 @@ from niblick.codecs.base import (
 )
 from niblick.errors import NiblickError
 from niblick.plan import Plan
-from niblick.recipe import Recipe
 
 if TYPE_CHECKING:
     from niblick.codecs.payload import Written
     from niblick.codecs.quantized import Tensor
     from niblick.codecs.rounder import Candidate
     from niblick.codecs.symbols import Tables
+    from niblick.recipe import Recipe
 
 DEFAULT_BITS = 4.0
 _USUAL = 5  # attempts that filling a budget takes, the last coding counted as one

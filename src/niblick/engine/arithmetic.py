@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
 from niblick.codecs.quantized import Floats
 from niblick.components.attention import rotary_base
-from niblick.recipe.model import ModelRecipe
+
+if TYPE_CHECKING:
+    from niblick.recipe.model import ModelRecipe
 
 _EPSILON = np.float32(1.1920929e-7)
 

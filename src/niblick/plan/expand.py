@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from niblick.components import (
     AFTER,
@@ -24,8 +25,10 @@ from niblick.components import (
 )
 from niblick.errors import RecipeError
 from niblick.limits import MAX_PARAMETERS, MAX_STATE_BYTES, did_you_mean, quoted
-from niblick.recipe.model import ModelRecipe
-from niblick.recipe.stack import LayerSpec
+
+if TYPE_CHECKING:
+    from niblick.recipe.model import ModelRecipe
+    from niblick.recipe.shape import LayerSpec
 
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -1,5 +1,5 @@
-"""Combinations a model section must not have; each message names the key, the value and what is
-accepted.
+"""Combinations that a recipe must not have; each message names the key, the value and what is
+accepted. No pydantic.
 """
 
 from __future__ import annotations
@@ -7,10 +7,49 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from niblick.components import MIXERS
+from niblick.errors import RecipeError
 from niblick.limits import MAX_LAYERS
+from niblick.units import Duration
 
 if TYPE_CHECKING:
     from niblick.recipe.model import ModelRecipe
+    from niblick.recipe.schema import TrainingRecipe
+
+
+def check_duration(text: str) -> str:
+    """A duration as it is written; ValueError for what is none."""
+    try:
+        Duration.parse(text)
+    except RecipeError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+def check_training(training: TrainingRecipe) -> None:
+    """Raise ValueError for the first combination that cannot be trained."""
+    length = training.sequence_length
+    micro = training.micro_batch_tokens or training.batch_tokens
+    if training.batch_tokens % length or micro % length or training.batch_tokens % micro:
+        raise ValueError(
+            f"batch_tokens {training.batch_tokens} must be a multiple of micro_batch_tokens"
+            f" {micro}, and both of sequence_length {length}"
+        )
+    for key, value in (
+        ("muon.momentum_warmup", training.muon.momentum_warmup),
+        ("schedule.warmup", training.schedule.warmup),
+        ("schedule.warmdown", training.schedule.warmdown),
+    ):
+        if isinstance(value, str) and not _is_steps(value):
+            raise ValueError(
+                f'{key} {value!r} must be a fraction of the budget or like "3500 steps"'
+            )
+
+
+def _is_steps(text: str) -> bool:
+    try:
+        return Duration.parse(text).unit == "steps"
+    except RecipeError:
+        return False
 
 
 def check_model(model: ModelRecipe) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from copy import deepcopy
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from niblick.errors import RecipeError
+from niblick.files import package_folder
 from niblick.limits import MAX_RECIPE_BYTES, cut, did_you_mean, quoted
 from niblick.recipe.explain import explain
 from niblick.recipe.schema import Recipe
@@ -20,7 +20,7 @@ from niblick.registry import load_installed_plugins, loaded_plugins
 
 def list_recipes() -> list[str]:
     """Names of the recipes shipped with the package, sorted."""
-    folder = resources.files("niblick") / "recipes"
+    folder = package_folder() / "recipes"
     return sorted(
         entry.name.removesuffix(".toml")
         for entry in folder.iterdir()
@@ -87,7 +87,7 @@ def read_tables(path: Path) -> dict[str, dict[str, Any]]:
 
 def _read(source: str) -> str:
     if source in list_recipes():
-        return (resources.files("niblick") / "recipes" / f"{source}.toml").read_text("utf-8")
+        return (package_folder() / "recipes" / f"{source}.toml").read_text("utf-8")
     path = Path(source)
     if "\0" in source or not path.is_file():
         names = list_recipes()

@@ -13,6 +13,8 @@ from pydantic import Field, model_validator
 
 from niblick.limits import MAX_LAYERS, MAX_ROPE_BASE, MAX_SEGMENTS, MAX_WIDTH
 from niblick.recipe.base import FROM_LIST, Length, Real, Scale, Section, Width, section
+from niblick.recipe.checks import check_model
+from niblick.recipe.shape import ModelShape
 from niblick.recipe.stack import StackRecipe
 
 Layer = Annotated[int, Field(ge=0, lt=MAX_LAYERS)]
@@ -147,7 +149,7 @@ class MtpRecipe(Section):
     weight: Real = 0.2
 
 
-class ModelRecipe(Section):
+class ModelRecipe(ModelShape, Section):
     """Everything that decides the shape and the initialisation of a LanguageModel."""
 
     vocab_size: Annotated[int, Field(ge=2, le=65536)] = 1024
@@ -174,44 +176,7 @@ class ModelRecipe(Section):
     sidecar: SidecarRecipe = section()
     mtp: MtpRecipe = section()
 
-    @property
-    def depth(self) -> int:
-        """Number of virtual layers."""
-        return sum(segment.loops * len(segment.blocks) for segment in self.stack)
-
-    @property
-    def head_dim(self) -> int:
-        """Width E of one head."""
-        return self.dim // self.attention.heads
-
-    @property
-    def mlp_dim(self) -> int:
-        """Hidden width of the channel mixer."""
-        return round(self.dim * self.mlp.width)
-
-    @property
-    def rope_dims(self) -> int:
-        """Number R of rotated dimensions of a head."""
-        dims, head = self.attention.rope.dims, self.head_dim
-        if dims == "full":
-            return head
-        if dims == "adaptive":
-            return head if head <= 32 else (3 * head // 4) // 2 * 2
-        return dims
-
-    @property
-    def rope_frequency_dims(self) -> int:
-        """The F of the rotary frequencies base^(-2j/F)."""
-        choice = self.attention.rope.frequency_dims
-        return (
-            {"head": self.head_dim, "rotary": max(self.rope_dims, 1)}[choice]
-            if isinstance(choice, str)
-            else choice
-        )
-
     @model_validator(mode="after")
     def _fits_together(self) -> ModelRecipe:
-        from niblick.recipe.checks import check_model
-
         check_model(self)
         return self

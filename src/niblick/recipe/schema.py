@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from niblick.errors import RecipeError
 from niblick.limits import MAX_THREADS
 from niblick.recipe.base import (
     FROM_LIST,
@@ -21,30 +20,11 @@ from niblick.recipe.base import (
     Text,
     section,
 )
+from niblick.recipe.checks import check_duration, check_training
 from niblick.recipe.model import ModelRecipe
-from niblick.units import Duration
 
 Pair = Annotated[tuple[Real, Real], FROM_LIST]
 Decays = Annotated[tuple[BelowOne, BelowOne], FROM_LIST]
-
-
-def _duration(value: str) -> Duration:
-    try:
-        return Duration.parse(value)
-    except RecipeError as error:
-        raise ValueError(str(error)) from None
-
-
-def _is_steps(value: str) -> bool:
-    try:
-        return Duration.parse(value).unit == "steps"
-    except RecipeError:
-        return False
-
-
-def _parsed(value: str) -> str:
-    _duration(value)
-    return value
 
 
 class DataRecipe(Section):
@@ -202,25 +182,11 @@ class TrainingRecipe(Section):
     dropout: DropoutRecipe = section()
     validation: ValidationRecipe = section()
 
-    _durations = field_validator("duration", "checkpoint_every")(_parsed)
+    _durations = field_validator("duration", "checkpoint_every")(check_duration)
 
     @model_validator(mode="after")
-    def _whole_sequences(self) -> TrainingRecipe:
-        length, micro = self.sequence_length, self.micro_batch_tokens or self.batch_tokens
-        if self.batch_tokens % length or micro % length or self.batch_tokens % micro:
-            raise ValueError(
-                f"batch_tokens {self.batch_tokens} must be a multiple of micro_batch_tokens"
-                f" {micro}, and both of sequence_length {length}"
-            )
-        for key, value in (
-            ("muon.momentum_warmup", self.muon.momentum_warmup),
-            ("schedule.warmup", self.schedule.warmup),
-            ("schedule.warmdown", self.schedule.warmdown),
-        ):
-            if isinstance(value, str) and not _is_steps(value):
-                raise ValueError(
-                    f'{key} {value!r} must be a fraction of the budget or like "3500 steps"'
-                )
+    def _fits_together(self) -> TrainingRecipe:
+        check_training(self)
         return self
 
 

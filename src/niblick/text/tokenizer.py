@@ -13,7 +13,6 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.errors import DataError
+from niblick.files import package_folder
 from niblick.registry import Registry
 from niblick.text import spmodel
 from niblick.text.bytetable import ByteTable
@@ -338,7 +338,7 @@ def _surface(piece: Piece) -> bytes:
 
 
 def _challenge_file() -> bytes:
-    return (resources.files("niblick.text") / "assets" / _CHALLENGE_FILE).read_bytes()
+    return (package_folder() / "text" / "assets" / _CHALLENGE_FILE).read_bytes()
 
 
 def load_tokenizer(spec: str | Path | bytes, *, kind: str | None = None) -> Tokenizer:
