@@ -1,4 +1,4 @@
-"""The command line: `niblick COMMAND ...`; a command's module is imported when it runs.
+"""The command line: `niblick COMMAND ...`, read by typer (`niblick.cli.commands`).
 
 Errors a user can cause become one line on standard error and the exit code of the error: 0 done, 1
 the work found something wrong, 2 usage or bad input, 3 undecided (audit), 128 + n stopped by signal
@@ -12,143 +12,21 @@ import signal
 import sys
 import threading
 import warnings
-from importlib import import_module
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from niblick import __version__
-from niblick.cli.imports import importing
+from niblick.cli.plainly import read_plainly
 from niblick.errors import NiblickError, NiblickWarning
 from niblick.extras import needs
+from niblick.lazy import lazily
 from niblick.limits import cut, quoted
 from niblick.registry import load_plugin
 
-with importing():
-    import typer
-    import typer.main
-    from typer.core import TyperGroup
+if TYPE_CHECKING:
+    from niblick.cli.commands import COMMANDS, app
 
-    from niblick.cli.helps import PlainCommand
-
-# name -> (module:function or module:app, one line of help)
-COMMANDS: dict[str, tuple[str, str]] = {
-    "recipes": ("niblick.cli.plan:recipes_command", "List the shipped recipes."),
-    "techniques": (
-        "niblick.cli.plan:techniques_command",
-        "List what `ablate` can leave out of a recipe.",
-    ),
-    "plan": (
-        "niblick.cli.plan:plan_command",
-        "Show what a recipe builds, and its sizes, before anything is built.",
-    ),
-    "data": ("niblick.cli.data:app", "Prepare, check and fetch training data."),
-    "train": (
-        "niblick.cli.train:train_command",
-        "Train a recipe, pack it, score it from the file, print its card.",
-    ),
-    "pack": (
-        "niblick.cli.pack:pack_command",
-        "Pack a checkpoint into one artifact under a byte cap.",
-    ),
-    "eval": ("niblick.cli.eval:eval_command", "Score a model on a held-out split."),
-    "compare": ("niblick.cli.compare:compare_command", "Compare runs with statistics."),
-    "sweep": (
-        "niblick.cli.sweep:sweep_command",
-        "Train variants of a recipe and say what each is worth.",
-    ),
-    "ablate": ("niblick.cli.sweep:sweep_command", "The same as sweep, on the validation split."),
-    "generate": ("niblick.cli.generate:generate_command", "Continue a prompt."),
-    "serve": (
-        "niblick.cli.serve:serve_command",
-        "Serve a model: OpenAI's completions interface and a page.",
-    ),
-    "import": (
-        "niblick.cli.foreign:import_command",
-        "Read a published state dict, or a Hugging Face folder, into a checkpoint.",
-    ),
-    "export": (
-        "niblick.cli.export:export_command",
-        "Write a run as a submission, a model as a web page, for transformers, ONNX, GGUF.",
-    ),
-    "verify": (
-        "niblick.cli.export:verify_command",
-        "Re-score an exported submission without this package.",
-    ),
-    "audit": (
-        "niblick.cli.audit:audit_command",
-        "Review somebody's submission: is its score valid?",
-    ),
-    "card": ("niblick.cli.card:card_command", "Print the card of a run."),
-    "doctor": (
-        "niblick.cli.doctor:doctor_command",
-        "Show what this machine is, how commands run on it, and what is slow.",
-    ),
-    "dashboard": (
-        "niblick.cli.dashboard:dashboard_command",
-        "Show live curves of all runs in a browser.",
-    ),
-}
-
-# Recent versions of typer carry a click of their own, older ones use click itself: theirs is taken,
-# whichever it is.
-USAGE_ERROR: Any = next(
-    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
-)
-
-
-class LazyGroup(TyperGroup):
-    """A group that knows its commands' names and help without importing them."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.commands: Any = dict.fromkeys(COMMANDS)  # names, for what typer suggests
-        self._listing = False
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Command names in the order of a model's life."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import one command's module and wrap its function with typer."""
-        if cmd_name not in COMMANDS:
-            return None
-        target, summary = COMMANDS[cmd_name]
-        if self._listing:
-            return PlainCommand(name=cmd_name, short_help=summary)
-        module_name, _, attribute = target.partition(":")
-        with importing():
-            found: Any = getattr(import_module(module_name), attribute)
-        command = found
-        if not isinstance(found, typer.Typer):
-            command = typer.Typer(add_completion=False, rich_markup_mode=None)
-            command.command(cmd_name, cls=PlainCommand, short_help=summary)(found)
-        return typer.main.get_command(command)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """A command by its name; one whose beginning was typed is suggested too."""
-        try:
-            return super().resolve_command(ctx, args)
-        except USAGE_ERROR as error:
-            begun = [name for name in COMMANDS if name.startswith(args[0])]
-            if begun and "Did you mean" not in error.message:
-                error.message = f"{error.message} Did you mean {', '.join(map(repr, begun))}?"
-            raise
-
-    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Commands and options for a shell's completion, told from the table."""
-        self._listing = True
-        try:
-            return super().shell_complete(ctx, incomplete)
-        finally:
-            self._listing = False
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """List the commands from the table alone."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
-
-
-app = typer.Typer(add_completion=True, rich_markup_mode=None)
+__all__ = ["COMMANDS", "app", "main"]
+__getattr__ = lazily(__name__, {"niblick.cli.commands": ("COMMANDS", "app")})
 _LONGEST_LINE = 2000  # paths included; what a file says is cut where it is quoted
 
 
@@ -166,30 +44,6 @@ def _take_plugins(arguments: list[str]) -> list[str]:
         else:
             raise NiblickError("--plugin needs the name of a module")
     return rest
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        print(f"niblick, version {__version__}")
-        raise typer.Exit
-
-
-@app.callback(
-    cls=LazyGroup, no_args_is_help=True, context_settings={"help_option_names": ["-h", "--help"]}
-)
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
-    plugin: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODULE", help="Import a module of your own first; repeatable."),
-    ] = None,
-) -> None:
-    """Train, pack, score, audit and run the best language model that fits a byte budget."""
 
 
 class _Stop(BaseException):
@@ -242,19 +96,22 @@ def _format_warning(
 
 def _run(arguments: list[str] | None) -> int:
     """The exit code of one command; expected errors are printed."""
+    code = 0
     try:
         with needs("this command"):
             given = _take_plugins(sys.argv[1:] if arguments is None else arguments)
-            code = typer.main.get_command(app).main(
-                args=given, prog_name="niblick", standalone_mode=False
-            )
+            plain = read_plainly(given)
+            if plain is None:
+                from niblick.cli.commands import run_command
+
+                code = run_command(given)
+            else:
+                from niblick.cli.generation import generate
+
+                generate(**plain)
     except NiblickError as error:
         code = _fail(str(error), error.exit_code)
-    except typer.Exit as error:
-        code = error.exit_code
-    except USAGE_ERROR as error:
-        code = _misuse(error)
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         code = _fail("interrupted", 130)
     except BrokenPipeError:
         sys.stderr.close()
@@ -264,17 +121,7 @@ def _run(arguments: list[str] | None) -> int:
         code = _fail(f"{where}{error.strerror or error}", 2)
     except MemoryError:
         code = _fail("the memory of this machine is not enough for that", 1)
-    return code if isinstance(code, int) else 0
-
-
-def _misuse(error: Any) -> int:
-    """A command that needs another word behind it prints its help; all else is one line."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        print(error.ctx.get_help())
-        return 0
-    context = getattr(error, "ctx", None)
-    where = f" (see {context.command_path} --help)" if context is not None else ""
-    return _fail(error.format_message().rstrip(".") + where, 2)
+    return code
 
 
 def _fail(message: str, code: int) -> int:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from niblick.cli.generate import Start, write
+from niblick.cli.generation import Start, write
 from niblick.engine import Sampling
 from niblick.errors import NiblickError
 from niblick.limits import did_you_mean, quoted
