@@ -117,7 +117,9 @@ class CLibrary:
     def prebuilt(self, variant: Variant, suffix: str = SUFFIX) -> Path:
         """Where the package carries a build of these very sources; `OSError` without sources."""
         key = hashlib.sha256(repr((self._sources(), self.flags)).encode()).hexdigest()[:12]
-        return package_folder() / "native" / "prebuilt" / f"{self.name}-{variant.name}-{key}{suffix}"
+        return (
+            package_folder() / "native" / "prebuilt" / f"{self.name}-{variant.name}-{key}{suffix}"
+        )
 
     def path(self) -> Path:
         """Where a library compiled here is kept; `OSError` where a source is not at hand."""
@@ -264,7 +266,7 @@ KERNELS = CLibrary(
 CODECS = CLibrary(
     name="codecs",
     folder="codecs/native",
-    names=("stream.c", "trellis.c"),
+    names=("opening.c", "stream.c", "trellis.c"),
     flags=("-std=gnu11", "-O3", "-ffp-contract=off"),
 )
 ENCODER = CLibrary(

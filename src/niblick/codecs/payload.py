@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -109,7 +110,7 @@ def read_payload(payload: bytes, plan: Plan) -> dict[str, Tensor]:
         grid, levels = read_tensor(decoder, parameter, plain.get(parameter.name))
         found[parameter.name] = restore(parameter, grid, levels, abs(delta))
     decoder.finish()
-    if _checksum(found) != checksum:
+    if _checksum(found, decoder.dequantized) != checksum:
         raise ArtifactError("the decoded tensors do not match their checksum")
     return found
 
@@ -128,11 +129,13 @@ def _read_plain(section: bytes, plan: Plan) -> dict[str, Ints]:
     return {p.name: symbols for p, symbols in zip(members, found, strict=True)}
 
 
-def _checksum(tensors: Tensors) -> int:
+def _checksum(
+    tensors: Tensors, values_of: Callable[[Tensor], NDArray[np.float32]] = dequantized
+) -> int:
     """CRC-32 over the float32 values; `ArtifactError` for infinities and NaN."""
     total = 0
     for name, tensor in tensors.items():
-        values = dequantized(tensor)
+        values = values_of(tensor)
         if not np.isfinite(values).all():
             raise ArtifactError(f"tensor {name!r} decodes to values beyond float32")
         total = zlib.crc32(np.ascontiguousarray(values).data, total)

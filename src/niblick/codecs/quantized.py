@@ -79,8 +79,12 @@ def round_to_bfloat16(values: Floats) -> Floats:
     return np.where(np.isfinite(values), rounded.view(np.float32), values)
 
 
-def narrow(codes: NDArray[Any]) -> NDArray[Any]:
-    """The integers in the smallest of int8, int16 and int32 that holds them."""
+def narrow(codes: NDArray[Any], *, copy: bool = False) -> NDArray[Any]:
+    """The integers in the smallest of int8, int16 and int32 that holds them, of their own memory
+    with `copy`.
+    """
+    if codes.dtype == np.int8 and not copy:
+        return codes
     largest = max(int(codes.max()), -int(codes.min())) if codes.size else 0
     kinds = (np.int8, np.int16, np.int32)
-    return codes.astype(next(kind for kind in kinds if largest <= np.iinfo(kind).max), copy=False)
+    return codes.astype(next(kind for kind in kinds if largest <= np.iinfo(kind).max), copy=copy)

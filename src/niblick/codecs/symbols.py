@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.codecs.fixed import prior
+from niblick.codecs.quantized import Tensor, dequantized
 from niblick.errors import ArtifactError, NiblickError
 
 Ints = NDArray[np.int64]
@@ -34,9 +35,14 @@ def _stream() -> Any:
     return constriction.stream
 
 
+def prior_weight(mean: int) -> int:
+    """What the counts that a table starts from sum to."""
+    return 16 * (_WEIGHT + mean // 64)
+
+
 @cache
 def _prior(mean: int, limit: int) -> NDArray[np.int64]:
-    return prior(mean, limit, 16 * (_WEIGHT + mean // 64))
+    return prior(mean, limit, prior_weight(mean))
 
 
 @dataclass
@@ -180,6 +186,14 @@ class Decoder:
         for kind, places in _groups(kinds) if len(kinds) else []:
             symbols[places] = self._take(self._tables[kind], len(places))
         return symbols
+
+    def take_of(self, kind: int, count: int) -> Ints:
+        """Decode a block of `count` symbols of one kind."""
+        return self.take(np.full(count, kind))
+
+    def dequantized(self, tensor: Tensor) -> NDArray[np.float32]:
+        """The float32 values of a tensor, quantized or not."""
+        return dequantized(tensor)
 
     def _take(self, table: Table, count: int) -> Ints:
         indices = self._coder.decode(table.model, count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ from niblick.errors import ArtifactError
 from niblick.plan import Parameter
 
 Ints = NDArray[np.int64]
-Levels = NDArray[np.int32]
+Levels = NDArray[Any]  # signed integers of at most 32 bits
 AnyDecoder = Decoder | NativeDecoder
 _WORTH_COMPILING = 1 << 19  # symbols that the reference decodes in the time that compiling takes
 LARGEST_SYMBOL, _LARGEST_NUMBER, _LARGEST_CORRECTION = 1 << 20, 4096, 12
@@ -100,7 +100,7 @@ def read_tensor(
         return grid, walk(parameter, lambda block, _: plain[block])
     corrections = np.zeros(rows, dtype=np.int64)
     if rows > 1:
-        corrections = decoder.take(np.full(rows, CORRECTION_KIND))
+        corrections = decoder.take_of(CORRECTION_KIND, rows)
     if rows and int(np.abs(corrections).max()) > _LARGEST_CORRECTION:
         raise ArtifactError(f"the corrections of {parameter.name!r} are out of range")
     context = _context(parameter, grid, mean, corrections)
@@ -146,7 +146,7 @@ def _height(code: TrellisCode, parameter: Parameter) -> int:
 def _read_grid(decoder: AnyDecoder, parameter: Parameter) -> tuple[Grid, int]:
     """The grid, and the number that describes the mean magnitude."""
     rows, columns = matrix_shape(parameter)
-    numbers = decoder.take(np.full(2, NUMBER_KIND))
+    numbers = decoder.take_of(NUMBER_KIND, 2)
     if int(np.abs(numbers).max()) > _LARGEST_NUMBER:
         raise ArtifactError(f"the grid of {parameter.name!r} is out of range")
     row_exponents = _read_exponents(decoder, rows) * unit(columns)
@@ -191,12 +191,12 @@ def _write_exponents(encoder: Encoder, exponents: Ints, count: int) -> float:
 def _read_exponents(decoder: AnyDecoder, count: int) -> Ints:
     if count < 2:
         return np.zeros(count, dtype=np.int64)
-    spread = int(decoder.take(np.array([NUMBER_KIND]))[0])
+    spread = int(decoder.take_of(NUMBER_KIND, 1)[0])
     if not 0 <= spread <= len(_SPREADS):
         raise ArtifactError(
             f"exponent table {spread} does not exist; there are {len(_SPREADS) + 1}"
         )
-    exponents = decoder.take(np.full(count, EXPONENT_KIND + spread))
+    exponents = decoder.take_of(EXPONENT_KIND + spread, count)
     if int(np.abs(exponents).max()) > 64:
         raise ArtifactError("step exponents are out of range")
     return exponents

@@ -7,11 +7,14 @@ of each stands in a list.
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from niblick.codecs.native import address, load_native
 from niblick.codecs.quantized import Floats, QuantizedTensor, Tensor, dequantized
 
 BLOCK = 64  # columns are padded to runs of 64; codes are laid out 64 at a time, of
@@ -20,6 +23,7 @@ UNIT = 8 * ROWS
 _RANGES = {
     bits: (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) for bits in (2, 4, 6, 8, 10, 12, 16, 24)
 }
+_WIDTHS = np.array(list(_RANGES), dtype=np.int64)
 _FINEST = (1 << 23) - 256  # leaves room for rounding
 _TAIL = 40  # codes of 8 bits that are multiplied in the time of one entry of a tail
 _TAIL_COLUMNS, _REST = 4096, 32767  # what an entry can hold
@@ -92,49 +96,108 @@ def store(
     `tails` off gives every code the bits of the largest: the same numbers, read more slowly.
     """
     rows, cols = codes.shape
-    bits = _cheapest(codes, tails)
-    whole = codes.dtype.itemsize * 8 <= bits
-    kept = codes if whole else np.clip(codes, *_RANGES[bits])
+    native = _Native.of(codes)
+    wider = native.wider() if native else _wider(codes)
+    bits = _cheapest(codes, tails, wider)
+    tail: tuple[Any, Any] = (None, None)
+    if wider[bits]:
+        outside = native.outside(bits, wider[bits]) if native else _outside(codes, bits)
+        tail = _tail(codes, bits, outside)
     if factors is not None:
         factors = np.pad(factors.astype(np.float32), (0, -cols % BLOCK))
     return Codes(
-        _lay_out(kept, bits),
+        native.lay_out(bits) if native and bits <= 8 else _lay_out(codes, bits),
         steps.astype(np.float32),
         factors,
         rows,
         cols,
         bits,
-        *((None, None) if whole else _tail(codes - kept)),
+        *tail,
     )
 
 
-def _cheapest(codes: NDArray[Any], tails: bool) -> int:
+def _sizes(codes: NDArray[Any]) -> NDArray[Any]:
+    """Magnitudes, of negative codes those of their complements."""
+    return codes ^ (codes >> (8 * codes.dtype.itemsize - 1))
+
+
+def _wider(codes: NDArray[Any]) -> dict[int, int]:
+    """By number of bits: how many codes need more."""
+    sizes = _sizes(codes)
+    return {bits: int(np.count_nonzero(sizes > most)) for bits, (_, most) in _RANGES.items()}
+
+
+def _outside(codes: NDArray[Any], bits: int) -> NDArray[np.int64]:
+    """Places of the codes that need more than `bits`."""
+    return np.flatnonzero(_sizes(codes) > _RANGES[bits][1])
+
+
+def _cheapest(codes: NDArray[Any], tails: bool, wider: Mapping[int, int]) -> int:
     """The bits in which codes, and tails where they may be, are read soonest."""
-    sizes = codes ^ (codes >> (8 * codes.dtype.itemsize - 1))  # of negative ones their complement
-    largest = int(sizes.max(initial=0))
-    enough = next(bits for bits, (_, most) in _RANGES.items() if largest <= most)
+    enough = next(bits for bits, count in wider.items() if not count)
     if not tails or codes.shape[1] > _TAIL_COLUMNS:
         return enough
-    # Entries of the largest beyond their first.
-    more = int((sizes[sizes > _REST] // _REST).sum()) if largest > _REST else 0
+    more = 0  # entries of the largest beyond their first
+    if enough > 16:
+        sizes = _sizes(codes)
+        more = int((sizes[sizes > _REST] // _REST).sum())
     costs = {}
     for bits in (bits for bits in _RANGES if bits <= enough):
-        beyond = np.count_nonzero(sizes > _RANGES[bits][1]) + more if bits < enough else 0
+        beyond = wider[bits] + more if bits < enough else 0
         costs[bits] = codes.size * (bits / 8 + -(-bits // 8)) / 2 + _TAIL * beyond
     return min(costs, key=lambda bits: costs[bits])
 
 
-def _tail(rest: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | tuple[None, None]:
-    """Entries (nb_tail) of what is not zero, and where those of every sixteen rows begin.
+class _Native:
+    """Compiled code for the passes over all codes of a matrix, with the same results."""
+
+    def __init__(self, library: ctypes.CDLL, codes: NDArray[Any]) -> None:
+        self._library, self._codes = library, codes
+        self._given = (address(codes), codes.itemsize)
+
+    @classmethod
+    def of(cls, codes: NDArray[Any]) -> _Native | None:
+        """None where there is no library, or the codes are not as it takes them."""
+        library = load_native(build=False)
+        fits = codes.dtype in (np.int8, np.int16, np.int32) and codes.flags.c_contiguous
+        return cls(library, codes) if library is not None and fits else None
+
+    def wider(self) -> dict[int, int]:
+        """`_wider`."""
+        wider = np.empty(len(_WIDTHS), dtype=np.int64)
+        self._library.niblick_wider(
+            *self._given, self._codes.size, address(_WIDTHS), len(_WIDTHS), address(wider)
+        )
+        return dict(zip(_RANGES, wider.tolist(), strict=True))
+
+    def outside(self, bits: int, count: int) -> NDArray[np.int64]:
+        """Places of the `count` codes that need more bits."""
+        places = np.empty(count, dtype=np.int64)
+        most = _RANGES[bits][1]
+        self._library.niblick_outside(*self._given, self._codes.size, most, address(places))
+        return places
+
+    def lay_out(self, bits: int) -> NDArray[np.uint8]:
+        """`_lay_out` in at most 8 bits."""
+        rows, cols = self._codes.shape
+        shape = (-(-rows // ROWS), 4 * bits * -(-cols // BLOCK) * BLOCK)
+        data = np.empty(shape, dtype=np.uint8)
+        self._library.niblick_lay_out(*self._given, rows, cols, bits, address(data))
+        return data
+
+
+def _tail(
+    codes: NDArray[Any], bits: int, places: NDArray[np.int64]
+) -> tuple[NDArray[np.uint32], NDArray[np.int32]]:
+    """Entries (nb_tail) of what the codes at `places` have beyond `bits`, and where those of every
+    sixteen rows begin.
 
     What no entry can hold takes several.
     """
-    places = np.flatnonzero(rest != 0)
-    if not len(places):
-        return None, None
-    rows = places // rest.shape[1]
-    columns = places - rows * rest.shape[1]
-    left = rest.reshape(-1)[places].astype(np.int64)
+    rows = places // codes.shape[1]
+    columns = places - rows * codes.shape[1]
+    whole = codes.reshape(-1)[places].astype(np.int64)
+    left = whole - np.clip(whole, *_RANGES[bits])
     times = -(-np.abs(left) // _REST)
     rows, columns = np.repeat(rows, times), np.repeat(columns, times)
     last = np.zeros(len(rows), dtype=np.bool_)
@@ -142,7 +205,7 @@ def _tail(rest: NDArray[Any]) -> tuple[NDArray[np.uint32], NDArray[np.int32]] | 
     parts = np.repeat(np.sign(left) * _REST, times)
     parts[last] = left - np.sign(left) * _REST * (times - 1)
     entries = (rows % 16 | columns << 4 | parts << 16).astype(np.uint32)
-    starts = np.searchsorted(rows // 16, np.arange(-(-len(rest) // ROWS) * ROWS // 16 + 1)).astype(
+    starts = np.searchsorted(rows // 16, np.arange(-(-len(codes) // ROWS) * ROWS // 16 + 1)).astype(
         np.int32
     )
     return entries, starts
@@ -181,6 +244,8 @@ def _planes(bits: int) -> list[tuple[int, int]]:
 def _lay_out(codes: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Blocks of 32 rows of codes plus half their range, as nb_matrix has them."""
     rows, cols = codes.shape
+    if codes.dtype.itemsize * 8 > bits:
+        codes = np.clip(codes, *_RANGES[bits])
     shape = (-(-rows // ROWS) * ROWS, -(-cols // BLOCK) * BLOCK)
     values = np.full(shape, 1 << (bits - 1), dtype=np.uint8 if bits <= 8 else np.int32)
     values[:rows, :cols] += codes.astype(values.dtype)  # in 8 bits the sum wraps to the right one

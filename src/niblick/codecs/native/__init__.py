@@ -1,4 +1,5 @@
-"""The trellis search and the stream's decoder compiled: equal to the references bit for bit.
+"""The trellis search, the stream's decoder and what else opening a file takes, compiled: equal to
+the references bit for bit.
 
 They take an eighth of the references' time. They are compiled on first use, once per source and
 processor, into the cache folder; where there is no C compiler, or the sources are not at hand, the
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.codecs.contexts import LEVELS, THRESHOLDS, ColumnContext
-from niblick.codecs.symbols import Tables, check_ends, read_words
+from niblick.codecs.quantized import QuantizedTensor, Tensor, narrow
+from niblick.codecs.symbols import Tables, check_ends, prior_weight, read_words
 from niblick.errors import ArtifactError
 from niblick.toolchain import CODECS
 
@@ -32,7 +34,7 @@ _START = ctypes.CFUNCTYPE(None, ctypes.c_int64)
 def load_native(*, build: bool) -> ctypes.CDLL | None:
     """The compiled library, with `build` compiled first if need be; None where there is none."""
     library = CODECS.obtain() if build else CODECS.load()
-    if library is None or not hasattr(library, "niblick_levels"):
+    if library is None or not hasattr(library, "niblick_lay_out"):
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.niblick_take.argtypes = [pointer, pointer, size, pointer, pointer]
@@ -40,8 +42,19 @@ def load_native(*, build: bool) -> ctypes.CDLL | None:
     library.niblick_trellis.argtypes = [
         *[pointer] * 4, ctypes.c_double, *[size] * 3, *[pointer] * 3,
     ]  # fmt: skip
-    library.niblick_trellis.restype = None
+    library.niblick_prior.argtypes = [*[size] * 3, pointer, pointer]
+    library.niblick_dequantize.argtypes = [pointer, *[size] * 3, *[pointer] * 3]
+    library.niblick_wider.argtypes = [pointer, size, size, pointer, size, pointer]
+    library.niblick_outside.argtypes = [pointer, *[size] * 3, pointer]
+    library.niblick_lay_out.argtypes = [pointer, *[size] * 4, pointer]
+    for name in ("trellis", "prior", "dequantize", "wider", "outside", "lay_out"):
+        getattr(library, f"niblick_{name}").restype = None
     return library
+
+
+def address(array: NDArray[Any]) -> int:
+    """Where an array's memory begins; `array.ctypes.data` takes several times as long."""
+    return int(array.__array_interface__["data"][0])
 
 
 def search_paths(
@@ -59,12 +72,12 @@ def search_paths(
     scratch = np.empty(5 * length, dtype=np.int64)
     chosen, quantizer = np.empty((2, length, paths), dtype=np.int64)
     library.niblick_trellis(
-        *(array.ctypes.data for array in inputs),
+        *(address(array) for array in inputs),
         multiplier,
         bits.shape[2],
         length,
         paths,
-        *(array.ctypes.data for array in (scratch, chosen, quantizer)),
+        *(address(array) for array in (scratch, chosen, quantizer)),
     )
     return chosen, quantizer
 
@@ -114,7 +127,7 @@ def decoder_struct(tables: Tables, stream: bytes, escapes: bytes) -> tuple[Decod
         "guide": np.zeros(kinds * _GUIDE, dtype=np.uint16),
     }
     decoder = DecoderStruct(
-        **{name: array.ctypes.data for name, array in memory.items()},
+        **{name: address(array) for name, array in memory.items()},
         left=len(words),
         bits=8 * len(escapes),
         kinds=kinds,
@@ -131,6 +144,32 @@ def put_table(memory: Memory, tables: Tables, kind: int) -> None:
     counts, at = tables[kind].counts, int(memory["offsets"][kind])
     memory["counts"][at : at + len(counts)] = counts
     memory["totals"][kind] = counts.sum()
+
+
+def start_table(library: ctypes.CDLL, memory: Memory, tables: Tables, kind: int) -> None:
+    """The same of a table that has learnt nothing, as `Table.start` makes it."""
+    mean, limit = int(tables.means[kind]), int(tables.limits[kind])
+    at, law = int(memory["offsets"][kind]), np.empty(2 * (limit + 1), dtype=np.int64)
+    counts = memory["counts"][at : at + 2 * limit + 2]
+    library.niblick_prior(mean, limit, prior_weight(mean), address(law), address(counts))
+    counts[-1] = 1
+    memory["totals"][kind] = counts.sum()
+
+
+def dequantized(library: ctypes.CDLL, tensor: Tensor) -> NDArray[np.float32]:
+    """The float32 values of a tensor (`niblick.codecs.quantized.dequantized`)."""
+    if not isinstance(tensor, QuantizedTensor):
+        return tensor
+    codes, factors = np.ascontiguousarray(tensor.codes), tensor.wide_factors
+    plain = tensor.correction is None and tensor.rounded_to == "float32"
+    if codes.dtype not in (np.int8, np.int16, np.int32) or factors is None or not plain:
+        return tensor.dequantize()
+    out, sides = np.empty(codes.shape, dtype=np.float32), (tensor.row_steps, factors)
+    steps, wide = (np.ascontiguousarray(side, dtype=np.float64) for side in sides)
+    library.niblick_dequantize(
+        address(codes), codes.itemsize, *codes.shape, address(steps), address(wide), address(out)
+    )
+    return out.reshape(tensor.shape)
 
 
 def matrix_struct(
@@ -150,7 +189,7 @@ def matrix_struct(
         **room,
     }
     matrix = MatrixStruct(
-        **{name: array.ctypes.data for name, array in memory.items()},
+        **{name: address(array) for name, array in memory.items()},
         rows=shape[0],
         columns=shape[1],
         height=height,
@@ -178,34 +217,42 @@ class NativeDecoder:
     """Gives back what an `Encoder` with equal tables was given; see `symbols.Decoder`."""
 
     def __init__(self, library: ctypes.CDLL, tables: Tables, stream: bytes, escapes: bytes) -> None:
-        self._library = library
+        self._library, self._kinds = library, np.empty(1 << 12, dtype=np.uint8)
+        self._room = matrix_room(0, 0)
         self._decoder, self._memory = decoder_struct(tables, stream, escapes)
         # Few of the tables are used, and each takes time to make.
-        self._start = _START(partial(put_table, self._memory, tables))
+        self._start = _START(partial(start_table, library, self._memory, tables))
         self._decoder.start = ctypes.cast(self._start, ctypes.c_void_p)
 
-    def take(self, kinds: Ints) -> Ints:
-        """Decode a block of symbols whose kinds are given."""
-        narrow = kinds.astype(np.uint8)
-        place, symbols = np.empty((2, len(kinds)), dtype=np.int64)
+    def take_of(self, kind: int, count: int) -> Ints:
+        """Decode a block of `count` symbols of one kind."""
+        if count > len(self._kinds):
+            self._kinds = np.empty(count, dtype=np.uint8)
+        kinds = self._kinds[:count]
+        kinds[:] = kind
+        place, symbols = np.empty((2, count), dtype=np.int64)
         done = self._library.niblick_take(
-            ctypes.byref(self._decoder),
-            narrow.ctypes.data,
-            len(kinds),
-            place.ctypes.data,
-            symbols.ctypes.data,
+            ctypes.byref(self._decoder), address(kinds), count, address(place), address(symbols)
         )
         self._check(done)
         return symbols
 
+    def dequantized(self, tensor: Tensor) -> NDArray[np.float32]:
+        """The float32 values of a tensor, quantized or not."""
+        return dequantized(self._library, tensor)
+
     def levels(
         self, context: ColumnContext, code: TrellisCode, height: int, shape: tuple[int, int]
-    ) -> NDArray[np.int32]:
+    ) -> NDArray[Any]:
         """Decode the levels (R, C) of a matrix in blocks of `height` rows."""
-        room = matrix_room(height * shape[1], shape[0] * shape[1])
+        block, elements = height * shape[1], shape[0] * shape[1]
+        room = self._room
+        if len(room["state"]) < block or len(room["level"]) < elements:  # new pages cost time
+            room = self._room = matrix_room(2 * block, 2 * elements)
+        room["state"][:block] = 0
         matrix, _memory = matrix_struct(context, code, height, shape, room)
         self._check(self._library.niblick_levels(ctypes.byref(self._decoder), ctypes.byref(matrix)))
-        return room["level"].reshape(shape)
+        return narrow(room["level"][:elements], copy=True).reshape(shape)
 
     def finish(self) -> None:
         """Refuse a stream that holds more than was taken."""
