@@ -13,9 +13,7 @@ import ctypes
 import hashlib
 import platform
 import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,6 +138,8 @@ class CLibrary:
         """Compile into the cache unless it is there or carried; False where that cannot be
         done.
         """
+        import subprocess  # both modules take as long to import as a tokenizer does
+
         try:
             if self._carried() or self.path().exists():
                 return True
@@ -179,6 +179,9 @@ class CLibrary:
         """Compile to `target`, which appears whole or not at all; False where the compiler refuses
         `options`.
         """
+        import subprocess
+        import tempfile
+
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=target.parent) as name:
             folder, built = Path(name), Path(name) / f"library{target.suffix}"

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from niblick.codecs.grid import Grid, restore, unit
-from niblick.codecs.native import NativeDecoder, load_native
+from niblick.codecs.native import NativeDecoder, decoder_struct, load_native, put_table, start_table
 from niblick.codecs.quantized import dequantized
-from niblick.codecs.symbols import Decoder, Encoder
+from niblick.codecs.symbols import Decoder, Encoder, Tables
 from niblick.codecs.tensor_stream import new_tables, read_tensor, write_tensor
 from niblick.errors import ArtifactError
 from niblick.plan import Init, Parameter, Role
@@ -137,3 +137,15 @@ def test_long_tables_are_halved_alike() -> None:
     member = parameter(300, 900, Role.VECTOR)
     found = both([member], *coded([(member, grid, symbols)]), 1.0)
     assert found[0][0] == symbols.astype(np.int32).tobytes()
+
+
+def test_tables_start_from_the_same_counts() -> None:
+    means = np.array([1, 2, 7, 100, 255, 256, 257, 1000, 20_000, 131_072], dtype=np.int64)
+    for tables in (new_tables(), Tables(means, np.array([1, 2, 6, 7, 9, 12, 30, 400, 900, 1500]))):
+        memory = [decoder_struct(tables, b"", b"")[1] for _ in range(2)]
+        for kind in range(len(tables.limits)):
+            put_table(memory[0], tables, kind)
+            start_table(LIBRARY, memory[1], tables, kind)
+        assert all(
+            np.array_equal(memory[0][name], memory[1][name]) for name in ("counts", "totals")
+        )

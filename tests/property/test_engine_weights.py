@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from niblick.codecs.native import load_native
 from niblick.codecs.quantized import QuantizedTensor
-from niblick.engine.weights import decode, encode
+from niblick.engine import weights
+from niblick.engine.weights import decode, encode, store
 
 SHAPES = st.tuples(st.integers(1, 70), st.integers(1, 140))
 
@@ -68,3 +70,27 @@ def test_rows_of_zeros_stay_zero_and_small_numbers_stay_finite():
     weight[1, 5] = 1e-30
     found = encode(weight)
     assert np.array_equal(decode(found) != 0, weight != 0)
+
+
+@pytest.mark.skipif(load_native(build=True) is None, reason="there is no C compiler here")
+@settings(max_examples=80, deadline=None)
+@given(
+    SHAPES,
+    st.sampled_from([np.int8, np.int16, np.int32]),
+    st.integers(1, 23),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_compiled_code_lays_codes_out_to_the_same_bytes(shape, kind, bits, tails, seed):
+    draw = np.random.default_rng(seed)
+    spread = draw.standard_normal(shape) * draw.choice([1, 2.0**bits], shape, p=[0.9, 0.1])
+    most = min(np.iinfo(kind).max, 2**23 - 1)
+    codes = np.clip(np.rint(spread), -most - 1, most).astype(kind)
+    found = []
+    for native in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not native:
+                patch.setattr(weights, "load_native", lambda build: None)
+            found.append(store(codes, np.ones(shape[0], np.float32), tails=tails))
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(one, other) and getattr(one, "dtype", 0) == getattr(other, "dtype", 0)

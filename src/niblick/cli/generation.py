@@ -1,4 +1,5 @@
-"""What `niblick generate MODEL` does: continue a prompt, streaming complete UTF-8 to standard output.
+"""What `niblick generate MODEL` does: continue a prompt, streaming complete UTF-8 to standard
+output.
 
 The prompt is what `--prompt` says, a file's text, or what comes through a pipe; with
 `--interactive` it is what is typed, line after line (`niblick.cli.conversation`). No typer.

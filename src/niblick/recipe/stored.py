@@ -227,9 +227,3 @@ _KINDS: dict[str, Callable[[Rule, Any, _Part], Any]] = {
     "array": _array,
     "": _none,
 }
-# What `schema.json` may say; a test holds it to that, so that nothing in it goes unread.
-KEYWORDS = frozenset(
-    "$defs $ref additionalProperties anyOf const default description enum exclusiveMaximum"
-    " exclusiveMinimum items maxItems maxLength maximum minItems minimum pattern prefixItems"
-    " properties required title type".split()
-)

@@ -30,9 +30,16 @@ _GUIDE = 1 << 9
 _START = ctypes.CFUNCTYPE(None, ctypes.c_int64)
 
 
-@cache
+_loaded: list[ctypes.CDLL] = []
+
+
 def load_native(*, build: bool) -> ctypes.CDLL | None:
     """The compiled library, with `build` compiled first if need be; None where there is none."""
+    return _loaded[0] if _loaded else _load(build)
+
+
+@cache
+def _load(build: bool) -> ctypes.CDLL | None:
     library = CODECS.obtain() if build else CODECS.load()
     if library is None or not hasattr(library, "niblick_lay_out"):
         return None
@@ -49,6 +56,7 @@ def load_native(*, build: bool) -> ctypes.CDLL | None:
     library.niblick_lay_out.argtypes = [pointer, *[size] * 4, pointer]
     for name in ("trellis", "prior", "dequantize", "wider", "outside", "lay_out"):
         getattr(library, f"niblick_{name}").restype = None
+    _loaded.append(library)
     return library
 
 
