@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import (
+    ALTERED,
     GUESS,
     Array,
     Box,
@@ -19,6 +20,7 @@ from niblick.audit.flow.boxes import (
     known,
     masked,
     merge,
+    narrows,
     shaped,
     snapshot,
     target_bits,
@@ -36,6 +38,7 @@ _MOST_BITS = 20_000
 
 _LOGIC = (ast.BitAnd, ast.BitOr, ast.BitXor)
 _MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
+_NARROWING = (ast.Mod, ast.FloorDiv, ast.BitAnd, ast.RShift)
 
 
 class Arithmetic(Hints):
@@ -71,6 +74,9 @@ class Arithmetic(Hints):
             out.marks -= {"match"}
             if isinstance(op, ast.Mult):
                 self.excused(a, b, out)
+                self.ramped(a, b, out)
+        if isinstance(op, _NARROWING) and is_token(a) and narrows(b):
+            out.marks |= {ALTERED}
         if isinstance(op, _MIXING) and is_token(a) and is_token(b):
             out.marks |= {"mixed", "hashed"} if isinstance(op, ast.BitXor) else {"mixed"}
         elif isinstance(op, (ast.Mod, ast.BitAnd, ast.BitXor)) and "mixed" in out.marks:

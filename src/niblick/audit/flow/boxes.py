@@ -30,6 +30,9 @@ WITNESS: Array = ((np.arange(STREAM + 1) * 2_654_435_761 >> 7) % 4 + 1).astype(n
 """The made-up loss, and number of bytes, of each position: whole numbers from 1 to 4."""
 GUESS = np.float64(2.5)
 """The witness of an unknown selection, as if it were one position."""
+ALTERED = "altered"
+"""The mark of tokens that may have become other ones, of a smaller vocabulary."""
+_LARGEST_TOKEN = 65_535
 NONE: frozenset[int] = frozenset()
 NO_MARKS: frozenset[str] = frozenset()
 
@@ -116,6 +119,13 @@ def is_token(box: object) -> bool:
         and not box.nll
         and (box.pos is not None or bool(box.deps))
     )
+
+
+def narrows(bound: object) -> bool:
+    """Whether numbers that are held below a bound may be fewer than any token is."""
+    number = known(bound)
+    one = number.val is not None and number.val.size == 1
+    return not (one and number.val.item() >= _LARGEST_TOKEN)  # type: ignore[union-attr]
 
 
 def collect(value: Any, depth: int = 4) -> list[Box]:

@@ -69,6 +69,8 @@ def joined(left: Any, right: Any) -> Any:
         right, (int, float, str, bool, type(None))
     ):
         return Box(shape=(), options=(left, right) if left is None or right is None else ())
+    if isinstance(left, (list, tuple, dict)) and isinstance(right, (list, tuple, dict)):
+        return max(left, right, key=len)
     return left if left is not None else right
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import (
+    ALTERED,
     Array,
     Box,
     collect,
@@ -20,6 +21,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
+from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.objects import CallEvent, Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
 from niblick.audit.words import words
@@ -29,6 +31,7 @@ _LOSSES = words(
 )
 _IGNORED = -100
 """The target that PyTorch's losses leave out by default."""
+_OTHERS = "the making of its targets, which may be other tokens than those that are counted"
 
 
 class Scoring(Shapes):
@@ -79,6 +82,8 @@ class Scoring(Shapes):
             key=source.key,
             rows=target.rows,
         )
+        if target.marks & {ALTERED}:
+            out.val, out.marks = None, out.marks | {f"{LOST}{_OTHERS} ({self.spot()})"}
         if target.pos is None and out.held:
             self.held_state(out, targets, node)
         return out
@@ -124,6 +129,8 @@ class Scoring(Shapes):
             seen = self.observe(method, module, args, named, node)
             if seen.why:
                 self.warp(out, seen.why)
+            elif seen.lost:
+                out.val, out.marks = None, out.marks | {f"{LOST}{seen.lost}"}
             if seen.single is False or (seen.single is None and _per_token(method.node)):
                 return out
             return reduced(self.added_up(out, node), _mean_of(target, _IGNORED))

@@ -12,6 +12,7 @@ from niblick.audit.flow.access import Access
 from niblick.audit.flow.boxes import (
     MAX_ELEMENTS,
     NO_MARKS,
+    STREAM,
     Array,
     Box,
     elementwise,
@@ -166,6 +167,9 @@ class Shapes(Access):
         if name in {"t", "permute"}:
             order = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
             return shaped(box, lambda a: a.transpose(tuple(order)) if order else a.T)
+        times = _times(box, rest) if name in {"repeat", "tile"} and "numpy" not in box.marks else ()
+        if times:
+            return shaped(box, lambda a: np.tile(a, times))
         if name in {"expand", "expand_as", "broadcast_to", "repeat", "tile"}:
             return snapshot(box, shape=None, val=None)
         if name == "roll":
@@ -373,6 +377,15 @@ def _shape_of(sizes: Any, named: dict[str, Any]) -> tuple[int | None, ...] | Non
         sizes = named["size"] if isinstance(named["size"], (tuple, list)) else [named["size"]]
     out = [s for s in sizes if not isinstance(s, Dotted)]
     return tuple(_size(s) for s in out)
+
+
+def _times(box: Box, rest: list[Any]) -> tuple[int, ...]:
+    """How often a value of known size is repeated along each dimension; empty if not known."""
+    sizes = [_size(s) for s in (rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest)]
+    if box.shape is None or not all(isinstance(s, int) and 0 < s <= STREAM for s in sizes):
+        return ()
+    size = math.prod(int(s or 0) for s in (*box.shape, *sizes))
+    return tuple(int(s or 1) for s in sizes) if size <= MAX_ELEMENTS else ()
 
 
 def _size(value: Any) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import (
+    ALTERED,
     Box,
     collect,
     depends,
@@ -18,6 +19,7 @@ from niblick.audit.flow.boxes import (
     is_token,
     known,
     merge,
+    narrows,
     reduced,
     shaped,
     snapshot,
@@ -84,10 +86,11 @@ _OPERATORS: dict[str, type[ast.operator]] = {
     "mul": ast.Mult,
     "multiply": ast.Mult,
     "bitwise_or": ast.BitOr,
+    "bitwise_and": ast.BitAnd,
+    "floor_divide": ast.FloorDiv,
     "sub": ast.Sub,
     "remainder": ast.Mod,
     "mod": ast.Mod,
-    "bitwise_and": ast.BitAnd,
     "fmod": ast.Mod,
     "div": ast.Div,
     "divide": ast.Div,
@@ -301,6 +304,8 @@ class Tensors(InPlace):
         out = snapshot(self.frozen([first])[0], val=self.clipped(first, rest, named))
         low = named.get("min", named.get("a_min", rest[0] if rest else None))
         high = named.get("max", named.get("a_max", rest[1] if len(rest) > 1 else None))
+        if is_token(first) and high is not None and narrows(high):
+            out.marks |= {ALTERED}
         self.capped(out if out.val is not None else snapshot(first), low, high)
         if first.nll and out.val is None:
             self.capped(out, low, high)
