@@ -16,7 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, collect, mean_witness, snapshot, target_bits, witness
+from niblick.audit.flow.boxes import (
+    ALTERED,
+    Box,
+    collect,
+    core,
+    depends,
+    is_token,
+    mean_witness,
+    snapshot,
+    target_bits,
+    witness,
+)
 from niblick.audit.flow.keeping import Keeping
 from niblick.audit.flow.objects import FigureEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
@@ -66,6 +77,24 @@ class Figures(Keeping):
         """Marks scores whose content an operation has made unknown."""
         if before.scores and before.val is not None and box.scores and box.val is None:
             box.marks |= {f"{LOST}{what} ({self.spot()})"}
+        return box
+
+    def shared(self, box: Box) -> Box:
+        """What has been written to a view is in the value whose memory it shares."""
+        base = box.base
+        if base is None:
+            return box
+        if is_token(base):
+            base.marks |= {ALTERED}
+            return box
+        for name in ("held", "seen", "roots", "scores", "table", "deps", "targets"):
+            setattr(base, name, getattr(base, name) | getattr(box, name))
+        base.marks |= box.marks
+        if is_token(box) and not box.held:
+            base.deps |= depends(box)
+        if base.scores or "bytes" in base.marks:
+            base.marks |= {f"{LOST}a change of a part ({self.spot()})"}
+        base.val = None
         return box
 
     def added_up(self, box: Box, node: ast.AST | None) -> Box:
@@ -120,6 +149,7 @@ class Figures(Keeping):
         made, wanted = source.pos, target.pos
         if made is None or wanted is None:
             return
+        made = core(made) if made.ndim > wanted.ndim else made
         if made.ndim == wanted.ndim + 1:
             made = made.max(axis=-1)
         elif made.ndim == wanted.ndim and made.size != wanted.size and made.ndim:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, Leaf, merge, stream
+from niblick.audit.flow.boxes import Box, Leaf, core, is_token, merge, stream
 from niblick.audit.flow.objects import Class, Dotted, Function, Namespace, Trace, Where
 from niblick.audit.flow.signals import BudgetSignal
 
@@ -111,7 +111,7 @@ class State:
         """Counts the elements that an operation has touched as work."""
         if isinstance(value, Box):
             for array in (value.pos, value.val):
-                self.trace.steps += array.size >> _ELEMENTS if array is not None else 0
+                self.trace.steps += core(array).size >> _ELEMENTS if array is not None else 0
         return value
 
     def fails(self, text: str) -> None:
@@ -147,11 +147,14 @@ class State:
         """Boxes with the state of their leaves read now."""
         out = []
         for box in boxes:
-            if box.live:
+            base = box.base
+            if box.live or (base is not None and base.held | base.table):
                 copy = merge([])
                 for name in box.__slots__:
                     setattr(copy, name, getattr(box, name))
                 copy.seen, copy.live = self.seen(box), False
+                if base is not None and not is_token(base):
+                    copy.held, copy.table = box.held | base.held, box.table | base.table
                 box = copy
             out.append(box)
         return out

@@ -21,10 +21,12 @@ from niblick.audit.flow.boxes import (
     merge,
     narrows,
     reduced,
+    replace_content,
     shaped,
     snapshot,
+    view,
 )
-from niblick.audit.flow.inplace import _IN_PLACE, _RESET, InPlace
+from niblick.audit.flow.inplace import _RESET, _WRITES, InPlace, changes
 from niblick.audit.flow.objects import Function
 from niblick.audit.flow.scoring import _LOSSES
 from niblick.audit.flow.shapes import CREATE, LIKE, boolean
@@ -125,11 +127,19 @@ _REDUCE: dict[str, Callable[..., Any]] = {
     "norm": np.sum,
     "nanmean": np.mean,
     "median": np.median,
+    "argmax": np.argmax,
+    "argmin": np.argmin,
 }
 _SELECT = words(
     "index_select take take_along_dim take_along_axis gather masked_select compress embedding"
 )
 _PICKS = words("topk sort unique quantile median kthvalue masked_select compress nanquantile mode")
+_VIEWING = words(
+    "reshape view flatten ravel view_as reshape_as unsqueeze squeeze transpose swapaxes t permute"
+    " expand expand_as broadcast_to narrow as_strided unfold detach numpy from_numpy as_tensor"
+    " asarray frombuffer contiguous ascontiguousarray to cpu cuda float double long alias"
+)
+"""What may give a value that shares the memory of the first one."""
 _BENT = frozenset(
     ["relu", "tanh", "erf", "silu", "gelu", "normalize", "cumsum", "dropout", "nan_to_num"]
 )
@@ -143,7 +153,10 @@ class Tensors(InPlace):
     ) -> Any:
         """The result of an operation by its last name; NotImplemented when it is none of ours."""
         out = self.operation(name, args, named, node, method)
-        first = args[0] if args else None
+        first, given = args[0] if args else None, named.get("out")
+        if isinstance(given, Box) and isinstance(out, Box):
+            replace_content(given, out)
+            out = self.shared(given)
         if isinstance(first, Box) and first.scores and name not in _LOSSES:
             for box in collect(out):
                 if name in _PICKS:
@@ -167,7 +180,7 @@ class Tensors(InPlace):
         if name in _SELECT:
             return self.select(name, args, named, node)
         first = known(args[0])
-        if method and (name in _IN_PLACE or name in _RESET):
+        if (method and (changes(name) or name in _RESET)) or name in _WRITES:
             return self.in_place(name, first, args[1:], named, node)
         if name in _SAME:
             return self.same(name, first, args, named)
@@ -184,7 +197,8 @@ class Tensors(InPlace):
             return out
         if name in _TWO and len(args) > 1:
             return self.two(name, first, known(args[1]), node)
-        return self.reshaping(name, first, args, named)
+        out = self.reshaping(name, first, args, named)
+        return view(out, first) if isinstance(out, Box) and name in _VIEWING else out
 
     def two(self, name: str, first: Box, second: Box, node: ast.AST) -> Box:
         a, b = self.frozen([first, second])
@@ -228,6 +242,8 @@ class Tensors(InPlace):
             return first
         out = snapshot(first)
         out.live, out.table = first.live, first.table
+        if name in _VIEWING:
+            view(out, first)
         if name in {"softmax", "log_softmax", "sigmoid"}:
             out.marks = out.marks - {"prob", "logprob"}
             out.marks |= {"logprob" if name == "log_softmax" else "prob"}
@@ -265,6 +281,10 @@ class Tensors(InPlace):
     def reduce(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
         axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else None))
         box = self.frozen([first])[0]
+        if name in {"argmax", "argmin"}:
+            if axis is None or box.key is None or box.pos is not None or box.roots:
+                return merge([box])
+            return merge([box], pos=box.key, shape=box.key.shape)  # a guess for each row of a table
         if name in {"max", "min"} and len(args) > 1 and isinstance(args[1], Box):
             return elementwise(
                 self.frozen([first, args[1]]), np.maximum if name == "max" else np.minimum
