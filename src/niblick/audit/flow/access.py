@@ -31,9 +31,9 @@ from niblick.audit.flow.boxes import (
     shaped,
     snapshot,
     target_bits,
-    view,
     witness,
 )
+from niblick.audit.flow.joining import view
 from niblick.audit.flow.lengths import cut_by, length_of
 from niblick.audit.flow.objects import (
     Bound,

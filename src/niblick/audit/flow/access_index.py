@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import MAX_ELEMENTS, Array, Box, collect, merge, shaped, view
+from niblick.audit.flow.boxes import MAX_ELEMENTS, Array, Box, collect, merge, shaped
+from niblick.audit.flow.joining import view
 from niblick.audit.flow.paths import path_kind
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import (
-    ALTERED,
     GUESS,
     Array,
     Box,
@@ -20,7 +19,6 @@ from niblick.audit.flow.boxes import (
     known,
     masked,
     merge,
-    narrows,
     shaped,
     snapshot,
     target_bits,
@@ -29,6 +27,7 @@ from niblick.audit.flow.boxes import (
 from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.lengths import computed
+from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, narrows
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, KeyEvent, Namespace
 from niblick.audit.flow.spaces import spaced
 from niblick.audit.flow.state import PLAIN
@@ -38,7 +37,6 @@ _MOST_BITS = 20_000
 
 _LOGIC = (ast.BitAnd, ast.BitOr, ast.BitXor)
 _MIXING = (ast.BitXor, ast.Add, ast.Mult, ast.BitOr, ast.LShift, ast.Sub)
-_NARROWING = (ast.Mod, ast.FloorDiv, ast.BitAnd, ast.RShift)
 
 
 class Arithmetic(Hints):
@@ -75,7 +73,7 @@ class Arithmetic(Hints):
             if isinstance(op, ast.Mult):
                 self.excused(a, b, out)
                 self.ramped(a, b, out)
-        if isinstance(op, _NARROWING) and is_token(a) and narrows(b):
+        if isinstance(op, NARROWING) and is_token(a) and narrows(b):
             out.marks |= {ALTERED}
         if isinstance(op, _MIXING) and is_token(a) and is_token(b):
             out.marks |= {"mixed", "hashed"} if isinstance(op, ast.BitXor) else {"mixed"}
@@ -272,6 +270,8 @@ class Arithmetic(Hints):
                 self.check_hit(a, b)
             out.nll = False
             out.marks |= {"index", "tested"} if out.scores else {"index"}
+            if isinstance(op, ORDER) and is_token(out) and all(bounds(p) for p in (a, b)):
+                out.marks |= {"sized"}
             if isinstance(op, (ast.Eq, ast.NotEq)) and _guessed(a, b):
                 out.marks |= {"match"}
             return out

@@ -31,9 +31,6 @@ WITNESS: Array = ((np.arange(STREAM + 1) * 2_654_435_761 >> 7) % 4 + 1).astype(n
 """The made-up loss, and number of bytes, of each position: whole numbers from 1 to 4."""
 GUESS = np.float64(2.5)
 """The witness of an unknown selection, as if it were one position."""
-ALTERED = "altered"
-"""The mark of tokens that may have become other ones, of a smaller vocabulary."""
-_LARGEST_TOKEN = 65_535
 NONE: frozenset[int] = frozenset()
 NO_MARKS: frozenset[str] = frozenset()
 
@@ -128,13 +125,6 @@ def is_token(box: object) -> bool:
         and not box.nll
         and (box.pos is not None or bool(box.deps))
     )
-
-
-def narrows(bound: object) -> bool:
-    """Whether numbers that are held below a bound may be fewer than any token is."""
-    number = known(bound)
-    one = number.val is not None and number.val.size == 1
-    return not (one and number.val.item() >= _LARGEST_TOKEN)  # type: ignore[union-attr]
 
 
 def collect(value: Any, depth: int = 4) -> list[Box]:
@@ -328,13 +318,6 @@ def replace_content(box: Box, new: Box) -> None:
         if name not in {"live", "base"}:
             setattr(box, name, getattr(new, name))
     box.table = table | new.table
-
-
-def view(out: Box, box: Box) -> Box:
-    """A value that shares the memory of another one, or of what that is a view of."""
-    if out is not box and not box.live:
-        out.base = box if box.base is None else box.base
-    return out
 
 
 def shaped(box: Box, action: Callable[[Array], Array]) -> Box:

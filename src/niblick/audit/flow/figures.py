@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import (
-    ALTERED,
     Box,
     collect,
     core,
@@ -29,6 +28,7 @@ from niblick.audit.flow.boxes import (
     witness,
 )
 from niblick.audit.flow.keeping import Keeping
+from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import FigureEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
 from niblick.audit.flow.state import State

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import (
-    ALTERED,
+    BOS,
     Array,
     Box,
     collect,
@@ -22,6 +22,7 @@ from niblick.audit.flow.boxes import (
     witness,
 )
 from niblick.audit.flow.figures import LOST
+from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import CallEvent, Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
 from niblick.audit.words import words
@@ -170,10 +171,16 @@ class Scoring(Shapes):
         source = merge(self.frozen(boxes[:1]))
         source.pos = boxes[0].pos if boxes else None
         out = self.score(source, target, node)
+        if named.get("weight") is not None:
+            self.warp(out, "losses are weighed by their tokens")
+        if named.get("label_smoothing"):
+            self.warp(out, "losses are smoothed over other tokens")
         how = named.get("reduction")
+        ignored = named.get("ignore_index", _IGNORED)
+        if isinstance(ignored, int) and ignored > BOS and _among(ignored, target):
+            self.warp(out, f"losses of token {ignored} are left out")
         if how == "none":
             return out
-        ignored = named.get("ignore_index", _IGNORED)
         mean = _mean_of(target, ignored)
         return reduced(self.added_up(out, node), np.sum if how == "sum" else mean)
 
@@ -192,6 +199,13 @@ def _mean_of(target: Box, ignored: Any) -> Callable[[Array], Any]:
         return np.mean
     counted = int((target.val != ignored).sum())
     return (lambda losses: losses.sum() / counted) if counted else np.mean
+
+
+def _among(token: int, target: Box) -> bool:
+    """Whether a token of the stream is among targets, as far as these are known."""
+    if target.val is None or target.pos is None or target.val.shape != target.pos.shape:
+        return False
+    return bool(((target.val == token) & (target.pos >= 0)).any())
 
 
 def _per_token(function: ast.AST) -> bool:

@@ -12,7 +12,6 @@ from niblick.audit.flow.access import Access
 from niblick.audit.flow.boxes import (
     MAX_ELEMENTS,
     NO_MARKS,
-    STREAM,
     Array,
     Box,
     elementwise,
@@ -24,8 +23,9 @@ from niblick.audit.flow.boxes import (
     snapshot,
     target_bits,
 )
-from niblick.audit.flow.joining import pieces, side_by_side
+from niblick.audit.flow.joining import pieces, side_by_side, times_of
 from niblick.audit.flow.lengths import length_of
+from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import Dotted
 from niblick.audit.flow.spaces import chosen_bytes
 
@@ -167,7 +167,11 @@ class Shapes(Access):
         if name in {"t", "permute"}:
             order = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
             return shaped(box, lambda a: a.transpose(tuple(order)) if order else a.T)
-        times = _times(box, rest) if name in {"repeat", "tile"} and "numpy" not in box.marks else ()
+        times = (
+            times_of(box, [_size(s) for s in _flat(rest)])
+            if name in {"repeat", "tile"} and "numpy" not in box.marks
+            else ()
+        )
         if times:
             return shaped(box, lambda a: np.tile(a, times))
         if name in {"expand", "expand_as", "broadcast_to", "repeat", "tile"}:
@@ -299,6 +303,8 @@ class Shapes(Access):
             if right.pos is not None and left.pos is None:
                 return masked(right, Box(val=~condition.val.astype(bool)))
         out = elementwise([left, right])
+        if "sized" in condition.marks and is_token(out):
+            out.marks |= {ALTERED}
         if condition.val is not None and left.val is not None and right.val is not None:
             out.val = _where(condition.val, left.val, right.val)
         elif "space" in condition.marks:
@@ -379,13 +385,9 @@ def _shape_of(sizes: Any, named: dict[str, Any]) -> tuple[int | None, ...] | Non
     return tuple(_size(s) for s in out)
 
 
-def _times(box: Box, rest: list[Any]) -> tuple[int, ...]:
-    """How often a value of known size is repeated along each dimension; empty if not known."""
-    sizes = [_size(s) for s in (rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest)]
-    if box.shape is None or not all(isinstance(s, int) and 0 < s <= STREAM for s in sizes):
-        return ()
-    size = math.prod(int(s or 0) for s in (*box.shape, *sizes))
-    return tuple(int(s or 1) for s in sizes) if size <= MAX_ELEMENTS else ()
+def _flat(sizes: list[Any]) -> list[Any]:
+    """Sizes given one by one or as one sequence."""
+    return list(sizes[0]) if sizes and isinstance(sizes[0], (tuple, list)) else sizes
 
 
 def _size(value: Any) -> int | None:

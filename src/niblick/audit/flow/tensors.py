@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import (
-    ALTERED,
     Box,
     collect,
     depends,
@@ -19,14 +18,14 @@ from niblick.audit.flow.boxes import (
     is_token,
     known,
     merge,
-    narrows,
     reduced,
     replace_content,
     shaped,
     snapshot,
-    view,
 )
 from niblick.audit.flow.inplace import _RESET, _WRITES, InPlace, changes
+from niblick.audit.flow.joining import view
+from niblick.audit.flow.narrowing import ALTERED, narrows
 from niblick.audit.flow.objects import Function
 from niblick.audit.flow.scoring import _LOSSES
 from niblick.audit.flow.shapes import CREATE, LIKE, boolean
@@ -221,7 +220,9 @@ class Tensors(InPlace):
         return out
 
     def bounded(self, name: str, a: Box, b: Box, out: Box) -> None:
-        """The smaller or larger of two: of scores, or of a score and a bound."""
+        """The smaller or larger of two: of scores, or of a score or a token and a bound."""
+        if name == "minimum" and is_token(out) and narrows(a) and narrows(b):
+            out.marks |= {ALTERED}
         if self.chosen([a, b]):
             self.warp(out, "the better of several scores is taken")
             return
