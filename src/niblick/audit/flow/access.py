@@ -285,6 +285,8 @@ class Access(Writing):
     def box_item(self, box: Box, key: Any, node: ast.AST) -> Any:
         if box.shape == () and box.scores and isinstance(key, int):
             return box  # what a model returns is one value here, be it a loss in a tuple
+        if (part := self.unpacked(box, key)) is not None:
+            return part
         if split_marks(key) and box.pos is None and not box.roots:
             return merge([box], marks=box.marks | {"validation"})
         parts = list(key) if isinstance(key, tuple) else [key]
@@ -307,7 +309,10 @@ class Access(Writing):
                 unknown.targets |= target_bits(box)
                 unknown.marks |= {"somewhere"}
             unknown.live = box.live
-            if box.key is not None and all(p is None or isinstance(p, (Box, slice)) for p in parts):
+            counts = [isinstance(p, Box) and p.key is not None for p in parts]
+            by_counts = all(counts) and is_token(box) and parts[0].shape == box.shape
+            ways = all(p is None or isinstance(p, (Box, slice)) for p in parts)
+            if by_counts or (box.key is not None and ways):
                 unknown.key, unknown.pos, unknown.shape = box.key, box.pos, box.shape
             return unknown
         if box.nll and box.shape and box.shape[0] == 1 and isinstance(key, slice) and key.start:

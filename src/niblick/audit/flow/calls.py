@@ -27,7 +27,7 @@ from niblick.audit.words import words
 _MAX_DEPTH = 40
 _WRAPPERS = words(
     "compile DistributedDataParallel DDP DataParallel FullyShardedDataParallel script jit njit"
-    " disable allow_in_graph vmap prange lru_cache cache wraps checkpoint"
+    " disable allow_in_graph vmap prange lru_cache cache wraps checkpoint tqdm"
 )
 _MODULES = tuple(
     words("Module ModuleList nn.Linear nn.Embedding nn.LayerNorm nn.Sequential ModuleDict")

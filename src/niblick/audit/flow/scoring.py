@@ -117,11 +117,14 @@ class Scoring(Shapes):
                     order=self.order,
                 )
             )
-        if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
+        target = _shifted(tokens) if len(tokens) >= 2 else None
+        seen = self.observe(method, module, args, named, node) if target and method else None
+        if seen is not None and seen.parts > 1:
+            return self.call_function(method, [module, *args], named, node)
+        if target is not None and (seen is None or not seen.parts):
             out = self.score(source, target, node)
-            if method is None:
+            if seen is None:
                 return out
-            seen = self.observe(method, module, args, named, node)
             if seen.why:
                 self.warp(out, seen.why)
             if seen.single is False or (seen.single is None and _per_token(method.node)):

@@ -59,6 +59,7 @@ class State:
         self.observed: dict[tuple[Any, ...], Any] = {}
         self.patched: dict[str, Any] = {}
         self.contents: dict[str, bytes] = {}
+        self.parts: dict[Any, Any] = {}
         self.scopes: list[tuple[dict[str, Any], ...]] = []
         self.outer_names: list[dict[str, str]] = []
         self.maybe_returns: list[list[Any]] = []
