@@ -13,9 +13,9 @@ from niblick.audit.flow.boxes import Box, collect, merge
 from niblick.audit.flow.figures import PLAUSIBLE
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import Bound, Function, Module
-from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.flow.signals import AbortSignal, NotPlainError
 from niblick.audit.flow.trials import chosen
-from niblick.audit.flow.turns import NotPlainError, Turns, plain_items
+from niblick.audit.flow.turns import Turns, plain_items
 
 _MAX_ITEMS = 1600
 

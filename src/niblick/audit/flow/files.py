@@ -133,7 +133,7 @@ class Files(Tensors):
             self.parts[name] = None if again or not plain or not collect(part) else part
 
     def unpacked(self, box: Box, name: Any) -> Any:
-        """A part of what was read from a file of the program's own, by its name; None if unknown."""
+        """A part of a file that the program wrote, by its name; None where it is not known."""
         ours = "file" in box.marks and "foreign" not in box.marks
         return self.copied(self.parts.get(name)) if ours and isinstance(name, str) else None
 

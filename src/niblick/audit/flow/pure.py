@@ -14,6 +14,7 @@ from typing import Any
 
 from niblick.audit.flow.boxes import Box, snapshot
 from niblick.audit.flow.objects import Dotted, Function
+from niblick.audit.flow.signals import NotPlainError
 from niblick.audit.flow.state import State
 from niblick.audit.words import words
 
@@ -38,10 +39,6 @@ _BUILTINS = words(
 )
 _PLAIN_MARKS = frozenset({"count", "file", "numpy", "scalar", "time", "val", "zeros"})
 _LONGEST, _DEPTH = 4096, 8
-
-
-class NotPlainError(Exception):
-    """A value or a function that may be more than plain."""
 
 
 def answered(
