@@ -47,23 +47,12 @@ from niblick.audit.flow.objects import (
 )
 from niblick.audit.flow.spaces import says_yes_or_no
 from niblick.audit.flow.writing import Writing, by_token
-from niblick.audit.words import words
+from niblick.audit.words import ordered, words
 
 _VALIDATION_NAME = re.compile(
     r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
 )
-_LAUNCHER = (
-    "MASTER_",
-    "LOCAL_",
-    "GROUP_",
-    "TORCHELASTIC",
-    "CUDA_",
-    "SLURM_",
-    "HOME",
-    "USER",
-    "PATH",
-    "TMP",
-)
+_LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER PATH TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
 _SMALL = 64  # entries; counts of tokens need more
@@ -346,9 +335,6 @@ class Access(Writing):
             self.interest += 1
         return out
 
-    def score(self, source: Box, target: Box, node: ast.AST | None, picked: bool = False) -> Box:
-        raise NotImplementedError
-
     def iterate(self, value: Any, count: int | None) -> list[Any]:
         """The items of a value; for an unknown one, `count` copies (or two) of what is known of
         it.
@@ -391,11 +377,6 @@ class Access(Writing):
         if isinstance(getter, Function):
             return [self.call_function(getter, [value, i], {}, getter.node) for i in range(3)]
         return [merge(collect(value))] * (count or 2)
-
-    def call_function(
-        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
-    ) -> Any:
-        raise NotImplementedError
 
 
 __all__ = ["Access", "KeyEvent"]

@@ -186,9 +186,6 @@ class Calls(Learning):
             return None if self.yields[-1] else Box()
         return None
 
-    def block(self, body: list[ast.stmt]) -> None:
-        raise NotImplementedError
-
     def bind(self, function: Function, args: list[Any], named: dict[str, Any]) -> dict[str, Any]:
         """The local names a call starts with."""
         spec = function.node.args

@@ -18,20 +18,12 @@ from niblick.audit.flow.signals import NotPlainError
 from niblick.audit.flow.state import State
 from niblick.audit.words import words
 
-_FORBIDDEN = (
-    ast.Global,
-    ast.Nonlocal,
-    ast.Yield,
-    ast.YieldFrom,
-    ast.Await,
-    ast.Import,
-    ast.ImportFrom,
-    ast.ClassDef,
-    ast.FunctionDef,
-    ast.AsyncFunctionDef,
-    ast.Lambda,
-    ast.With,
-    ast.AsyncWith,
+_FORBIDDEN = tuple(
+    getattr(ast, name)
+    for name in words(
+        "Global Nonlocal Yield YieldFrom Await Import ImportFrom ClassDef FunctionDef"
+        " AsyncFunctionDef Lambda With AsyncWith"
+    )
 )
 _BUILTINS = words(
     "abs all any bool bytes chr divmod enumerate float int isinstance len list max min ord pow"

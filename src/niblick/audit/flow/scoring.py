@@ -20,7 +20,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.objects import CallEvent, Function, Module, ScoreEvent
+from niblick.audit.flow.objects import Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
 from niblick.audit.words import words
 
@@ -106,17 +106,8 @@ class Scoring(Shapes):
         tokens = [b for b in boxes if is_token(b) and b.marks.isdisjoint({"index", "bytes"})]
         self.hooked = self.hooked or self.hooks > 0
         if self.hooks and any(depends(b) for b in tokens):
-            self.order += 1
+            self.calls_out("calibration", node, "parts" if self.parts_hooked else "")
             source.marks |= {f"hooked:{self.order}"}
-            self.trace.calls.append(
-                CallEvent(
-                    name="calibration",
-                    where=self.where(node),
-                    certain=self.uncertain <= 0,
-                    detail="parts" if self.parts_hooked else "",
-                    order=self.order,
-                )
-            )
         target = _shifted(tokens) if len(tokens) >= 2 else None
         seen = self.observe(method, module, args, named, node) if target and method else None
         if seen is not None and seen.parts > 1:
@@ -134,24 +125,6 @@ class Scoring(Shapes):
         source.shape = None
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
         return source
-
-    def call_function(
-        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
-    ) -> Any:
-        raise NotImplementedError
-
-    def learning(self, function: Function) -> bool:
-        raise NotImplementedError
-
-    def observe(
-        self,
-        method: Function,
-        module: Module,
-        args: list[Any],
-        named: dict[str, Any],
-        node: ast.AST,
-    ) -> Any:
-        raise NotImplementedError
 
     def loss(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """Cross-entropy: its second tensor is the target, and `reduction` says whether one number

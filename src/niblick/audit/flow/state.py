@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, Leaf, merge, stream
-from niblick.audit.flow.objects import Class, Dotted, Function, Namespace, Trace, Where
+from niblick.audit.flow.boxes import Box, Leaf, snapshot, stream
+from niblick.audit.flow.objects import CallEvent, Class, Dotted, Function, Namespace, Trace, Where
 from niblick.audit.flow.signals import BudgetSignal
 
-PLAIN = (
-    int,
-    float,
-    str,
-    bytes,
-    bool,
-    type(None),
-    list,
-    tuple,
-    dict,
-    set,
-    range,
-    PurePosixPath,
-    slice,
-    np.generic,
-)
+_NUMBERS = (int, float, bool, type(None), np.generic)
+PLAIN = (*_NUMBERS, str, bytes, list, tuple, dict, set, range, PurePosixPath, slice)
 _ELEMENTS = 13
 """Two to this power of elements are a step of work."""
 
 
 class State:
-    """State that every part of the engine shares, and what it means."""
+    """State that every part of the engine shares, and what it means; the first names are what later
+    parts give to earlier ones.
+    """
+
+    value: Callable[[ast.expr], Any]
+    assign: Callable[[ast.expr, Any], None]
+    attribute: Callable[[Any, str, ast.AST], Any]
+    item: Callable[[Any, Any, ast.AST], Any]
+    iterate: Callable[[Any, int | None], list[Any]]
+    around: Callable[[ast.expr], Any]
+    block: Callable[[list[ast.stmt]], None]
+    store: Callable[[str, Any], None]
+    call_value: Callable[[Any, list[Any], dict[str, Any], ast.AST], Any]
+    call_function: Callable[[Function, list[Any], dict[str, Any], ast.AST], Any]
+    opaque: Callable[[list[Any], dict[str, Any], ast.AST], Any]
+    score: Callable[..., Box]
+    reshaping: Callable[[str, Box, list[Any], dict[str, Any]], Any]
+    learning: Callable[[Function], bool]
+    observe: Callable[[Function, Any, list[Any], dict[str, Any], ast.AST], Any]
+    tried: Callable[[Any, Any], int]
+    import_program: Callable[[str], Namespace | None]
+    run_module: Callable[[ast.Module, str, str, dict[str, Any]], None]
 
     def __init__(
         self, environment: dict[str, str], modules: dict[str, tuple[str, ast.Module]], budget: int
@@ -124,6 +132,13 @@ class State:
         if len(self.trace.notes) < 200:
             self.trace.notes.append(text)
 
+    def calls_out(self, name: str, node: ast.AST, detail: str = "") -> None:
+        """Writes down a call to something outside the program."""
+        self.order += 1
+        where, certain = self.where(node), self.uncertain <= 0
+        event = CallEvent(name=name, where=where, certain=certain, detail=detail, order=self.order)
+        self.trace.calls.append(event)
+
     def where(self, node: ast.AST | None = None) -> Where:
         return Where(
             file=str(self.scopes[-1][-1].get("__file__", "")) if self.scopes else "",
@@ -149,11 +164,7 @@ class State:
         out = []
         for box in boxes:
             if box.live:
-                copy = merge([])
-                for name in box.__slots__:
-                    setattr(copy, name, getattr(box, name))
-                copy.seen, copy.live = self.seen(box), False
-                box = copy
+                box = snapshot(box, seen=self.seen(box), options=box.options)
             out.append(box)
         return out
 

@@ -25,7 +25,11 @@ _OPERATIONS = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.Div)
 _BUILTINS: dict[str, Callable[..., Any]] = {
     f"builtins.{f.__name__}": f for f in (min, max, len, abs, int, bool)
 }
-_UNARY = {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Not: operator.not_}
+_UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Not: operator.not_,
+}
 _FEW, _MOST_TURNS, _MOST_BITS, _DEPTH, _SHIFT = 64, 200_000, 256, 3, 4
 _NEXT, _CONTINUE, _BREAK = range(3)
 
