@@ -33,6 +33,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
+from niblick.audit.flow.joining import view
 from niblick.audit.flow.lengths import cut_by, length_of
 from niblick.audit.flow.objects import (
     Bound,
@@ -116,7 +117,7 @@ class Access(Writing):
                 tuple(Box(shape=()) if s is None else length_of(box, s) for s in box.shape)
             )
         if name in {"T", "mT"}:
-            return shaped(box, lambda a: a.T)
+            return view(shaped(box, lambda a: a.T), box)
         if name in _VIEWS or name == "ctypes":
             return box
         if box.live and "param" in box.marks and name in self.fields:
@@ -308,6 +309,8 @@ class Access(Writing):
             box = shaped(box, lambda a: a.reshape(-1))
         out = cut_by(box, shaped(box, lambda a: taken(a, index)), key)
         out.live = box.live
+        if all(p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts):
+            view(out, box)
         if out.val is None and "guess" in box.marks and box.val is not None and weighs(box):
             out.val = np.asarray(GUESS)
         return out
@@ -322,7 +325,9 @@ class Access(Writing):
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
         empty = box.val is not None and box.val.size > _SMALL and not box.val.any()
-        if box.table & 1 or "count" in box.marks or (empty and "flags" not in box.marks):
+        rows = not source.roots and len(box.shape or ()) > len(parts)
+        counts = source.table & 1 or "count" in source.marks or rows
+        if counts or (empty and "flags" not in box.marks):
             out.key, out.deps = key.pos, source.deps | newest.deps
             out.marks |= (key.marks & {"hashed"}) | {"count"}
         elif not source.roots:

@@ -27,6 +27,7 @@ from niblick.audit.flow.boxes import (
 from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.lengths import computed
+from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, narrows
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, KeyEvent, Namespace
 from niblick.audit.flow.spaces import spaced
 from niblick.audit.flow.state import PLAIN
@@ -71,6 +72,9 @@ class Arithmetic(Hints):
             out.marks -= {"match"}
             if isinstance(op, ast.Mult):
                 self.excused(a, b, out)
+                self.ramped(a, b, out)
+        if isinstance(op, NARROWING) and is_token(a) and narrows(b):
+            out.marks |= {ALTERED}
         if isinstance(op, _MIXING) and is_token(a) and is_token(b):
             out.marks |= {"mixed", "hashed"} if isinstance(op, ast.BitXor) else {"mixed"}
         elif isinstance(op, (ast.Mod, ast.BitAnd, ast.BitXor)) and "mixed" in out.marks:
@@ -266,6 +270,8 @@ class Arithmetic(Hints):
                 self.check_hit(a, b)
             out.nll = False
             out.marks |= {"index", "tested"} if out.scores else {"index"}
+            if isinstance(op, ORDER) and is_token(out) and all(bounds(p) for p in (a, b)):
+                out.marks |= {"sized"}
             if isinstance(op, (ast.Eq, ast.NotEq)) and _guessed(a, b):
                 out.marks |= {"match"}
             return out

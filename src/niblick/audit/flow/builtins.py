@@ -107,7 +107,8 @@ class Builtins(Records):
     def py_range(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         sizes: list[int] = []
         for arg in args:
-            if isinstance(arg, Box) and arg.val is not None and arg.val.size == 1:
+            told = isinstance(arg, Box) and "guess" not in arg.marks
+            if told and arg.val is not None and arg.val.size == 1:
                 arg = int(arg.val.reshape(-1)[0])
             if not isinstance(arg, (int, np.integer)):
                 return range(2) if len(args) < 3 else [Box(shape=())]

@@ -371,10 +371,11 @@ class Calls(Learning):
             return True
         if last in {"bos_id", "bos_token_id"}:
             return 1
-        if name.endswith(("add.at", "maximum.at")) and args and isinstance(args[0], Box):
+        if numpy and last == "at" and args and isinstance(args[0], Box):
             args[0].table |= 1
             args[0].val = None
             args[0].held |= self.written([b for a in args[1:] for b in collect(a)])
+            self.shared(args[0])
             self.interest += 1
             return None
         changed = self.changing(last, args, named, node)

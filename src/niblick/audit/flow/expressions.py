@@ -10,7 +10,7 @@ from typing import Any
 
 from niblick.audit.flow.arithmetic import Arithmetic
 from niblick.audit.flow.boxes import Box, collect, merge
-from niblick.audit.flow.figures import PLAUSIBLE
+from niblick.audit.flow.figures import PLAUSIBLE, named
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import Bound, Function, Module
 from niblick.audit.flow.signals import AbortSignal, NotPlainError
@@ -138,6 +138,7 @@ class Expressions(Arithmetic):
     def ex_joinedstr(self, node: ast.JoinedStr) -> Any:
         parts: list[str] = []
         scores: frozenset[int] = frozenset()
+        figure = False
         for piece in node.values:
             value = self.value(piece.value if isinstance(piece, ast.FormattedValue) else piece)
             if isinstance(piece, ast.FormattedValue) and piece.format_spec is not None:
@@ -146,13 +147,14 @@ class Expressions(Arithmetic):
                 self.constant_shown(parts[-1])
             if isinstance(value, Box):
                 self.shown(value, parts[-1] if parts else "")
+                figure |= named(parts[-1] if parts else "")
                 scores |= value.scores
                 parts.append("?")
             else:
                 parts.append(
                     str(value) if isinstance(value, (str, int, float, PurePosixPath)) else "?"
                 )
-        if scores and len(self.trace.printed) < _MAX_ITEMS:
+        if (scores or figure) and len(self.trace.printed) < _MAX_ITEMS:
             words = tuple(
                 p.value.strip()
                 for p in node.values

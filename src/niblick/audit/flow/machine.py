@@ -114,6 +114,7 @@ class Machine(Branching):
         plain = isinstance(left, Box) and "scalar" not in left.marks and not part
         if plain and isinstance(left, Box) and isinstance(result, Box):
             replace_content(left, result)
+            self.shared(left)
             return
         self.assign(node.target, result)
 

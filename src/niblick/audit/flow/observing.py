@@ -23,7 +23,7 @@ from niblick.audit.flow.boxes import (
     witness,
 )
 from niblick.audit.flow.containers import Containers
-from niblick.audit.flow.figures import WARP
+from niblick.audit.flow.figures import LOST, WARP
 from niblick.audit.flow.objects import Function, Module, Trace
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
 
@@ -31,11 +31,12 @@ from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal,
 @dataclass(frozen=True)
 class Observed:
     """How the losses that a method returns differ from plain ones (empty if they do not, or if it
-    does not tell), whether they are a `single` number (None: not known), and how many `parts` it
-    returns where no loss is in them (0: there may be one).
+    does not tell), what lost their content, whether they are a `single` number (None: not known),
+    and how many `parts` it returns where no loss is in them (0: there may be one).
     """
 
     why: str = ""
+    lost: str = ""
     single: bool | None = None
     parts: int = 0
 
@@ -86,6 +87,7 @@ class Observing(Containers):
         shapes = {box.shape == () for box in boxes if box.scores and box.shape is not None}
         return Observed(
             why=next((why for box in boxes if (why := _changed(box))), ""),
+            lost=next((lost for box in boxes if (lost := _forgotten(box))), ""),
             single=shapes.pop() if len(shapes) == 1 else None,
             parts=_parts(boxes, depends(merge(b for a in args for b in collect(a)))),
         )
@@ -100,6 +102,14 @@ def _parts(boxes: list[Box], given: int) -> int:
     several = len(boxes) > 1
     blind = several or any(depends(box).bit_length() < given.bit_length() for box in boxes)
     return len(boxes) if blind else 0
+
+
+def _forgotten(box: Box) -> str:
+    """What made the content of a returned loss unknown."""
+    if not box.scores or (box.val is not None and "guess" not in box.marks):
+        return ""
+    lost = sorted(m.removeprefix(LOST) for m in box.marks if m.startswith(LOST))
+    return lost[0] if lost else "a weight that is not known" if "guess" in box.marks else ""
 
 
 def _changed(box: Box) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import (
+    BOS,
     Array,
     Box,
     collect,
@@ -20,6 +21,8 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
+from niblick.audit.flow.figures import LOST
+from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
 from niblick.audit.words import words
@@ -29,6 +32,7 @@ _LOSSES = words(
 )
 _IGNORED = -100
 """The target that PyTorch's losses leave out by default."""
+_OTHERS = "the making of its targets, which may be other tokens than those that are counted"
 
 
 class Scoring(Shapes):
@@ -79,6 +83,8 @@ class Scoring(Shapes):
             key=source.key,
             rows=target.rows,
         )
+        if target.marks & {ALTERED}:
+            out.val, out.marks = None, out.marks | {f"{LOST}{_OTHERS} ({self.spot()})"}
         if target.pos is None and out.held:
             self.held_state(out, targets, node)
         return out
@@ -118,6 +124,8 @@ class Scoring(Shapes):
                 return out
             if seen.why:
                 self.warp(out, seen.why)
+            elif seen.lost:
+                out.val, out.marks = None, out.marks | {f"{LOST}{seen.lost}"}
             if seen.single is False or (seen.single is None and _per_token(method.node)):
                 return out
             return reduced(self.added_up(out, node), _mean_of(target, _IGNORED))
@@ -139,10 +147,16 @@ class Scoring(Shapes):
         source = merge(self.frozen(boxes[:1]))
         source.pos = boxes[0].pos if boxes else None
         out = self.score(source, target, node)
+        if named.get("weight") is not None:
+            self.warp(out, "losses are weighed by their tokens")
+        if named.get("label_smoothing"):
+            self.warp(out, "losses are smoothed over other tokens")
         how = named.get("reduction")
+        ignored = named.get("ignore_index", _IGNORED)
+        if isinstance(ignored, int) and ignored > BOS and _among(ignored, target):
+            self.warp(out, f"losses of token {ignored} are left out")
         if how == "none":
             return out
-        ignored = named.get("ignore_index", _IGNORED)
         mean = _mean_of(target, ignored)
         return reduced(self.added_up(out, node), np.sum if how == "sum" else mean)
 
@@ -161,6 +175,13 @@ def _mean_of(target: Box, ignored: Any) -> Callable[[Array], Any]:
         return np.mean
     counted = int((target.val != ignored).sum())
     return (lambda losses: losses.sum() / counted) if counted else np.mean
+
+
+def _among(token: int, target: Box) -> bool:
+    """Whether a token of the stream is among targets, as far as these are known."""
+    if target.val is None or target.pos is None or target.val.shape != target.pos.shape:
+        return False
+    return bool(((target.val == token) & (target.pos >= 0)).any())
 
 
 def _per_token(function: ast.AST) -> bool:

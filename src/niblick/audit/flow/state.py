@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, Leaf, snapshot, stream
+from niblick.audit.flow.boxes import Box, Leaf, core, is_token, snapshot, stream
 from niblick.audit.flow.objects import CallEvent, Class, Dotted, Function, Namespace, Trace, Where
 from niblick.audit.flow.signals import BudgetSignal
 
@@ -120,7 +120,7 @@ class State:
         """Counts the elements that an operation has touched as work."""
         if isinstance(value, Box):
             for array in (value.pos, value.val):
-                self.trace.steps += array.size >> _ELEMENTS if array is not None else 0
+                self.trace.steps += core(array).size >> _ELEMENTS if array is not None else 0
         return value
 
     def fails(self, text: str) -> None:
@@ -163,8 +163,11 @@ class State:
         """Boxes with the state of their leaves read now."""
         out = []
         for box in boxes:
-            if box.live:
-                box = snapshot(box, seen=self.seen(box), options=box.options)
+            base = box.base
+            if box.live or (base is not None and base.held | base.table):
+                box = snapshot(box, seen=self.seen(box), options=box.options, base=base)
+                if base is not None and not is_token(base):
+                    box.held, box.table = box.held | base.held, box.table | base.table
             out.append(box)
         return out
 

@@ -19,10 +19,13 @@ from niblick.audit.flow.boxes import (
     known,
     merge,
     reduced,
+    replace_content,
     shaped,
     snapshot,
 )
-from niblick.audit.flow.inplace import _IN_PLACE, _RESET, InPlace
+from niblick.audit.flow.inplace import _RESET, _WRITES, InPlace, changes
+from niblick.audit.flow.joining import view
+from niblick.audit.flow.narrowing import ALTERED, narrows
 from niblick.audit.flow.objects import Function
 from niblick.audit.flow.scoring import _LOSSES
 from niblick.audit.flow.shapes import CREATE, LIKE, boolean
@@ -45,13 +48,14 @@ _OPERATORS: dict[str, type[ast.operator]] = {
     **dict.fromkeys(["mod", "fmod", "remainder"], ast.Mod),
     "add": ast.Add,
     "sub": ast.Sub,
+    "floor_divide": ast.FloorDiv,
     "left_shift": ast.LShift,
     "bitwise_xor": ast.BitXor,
     "bitwise_or": ast.BitOr,
     "bitwise_and": ast.BitAnd,
 }
 _TWO = _numpy(
-    "subtract floor_divide maximum minimum logical_and logical_or logical_xor power right_shift"
+    "subtract maximum minimum logical_and logical_or logical_xor power right_shift"
     " logaddexp pow=power eq=equal ne=not_equal lt=less le=less_equal gt=greater ge=greater_equal"
 )
 _SAME = words(
@@ -66,7 +70,7 @@ _SAME = words(
 _REDUCE = {
     **_numpy(
         "sum mean max min any all prod nansum count_nonzero std var median amax=max amin=min"
-        " average=mean norm=sum nanmean=mean"
+        " average=mean norm=sum nanmean=mean argmax argmin"
     ),
     "logsumexp": lambda a, axis=None: np.logaddexp.reduce(a, axis),
 }
@@ -74,6 +78,12 @@ _SELECT = words(
     "index_select take take_along_dim take_along_axis gather masked_select compress embedding"
 )
 _PICKS = words("topk sort unique quantile median kthvalue masked_select compress nanquantile mode")
+_VIEWING = words(
+    "reshape view flatten ravel view_as reshape_as unsqueeze squeeze transpose swapaxes t permute"
+    " expand expand_as broadcast_to narrow as_strided unfold detach numpy from_numpy as_tensor"
+    " asarray frombuffer contiguous ascontiguousarray to cpu cuda float double long alias"
+)
+"""What may give a value that shares the memory of the first one."""
 _BENT = frozenset(
     ["relu", "tanh", "erf", "silu", "gelu", "normalize", "cumsum", "dropout", "nan_to_num"]
 )
@@ -87,7 +97,10 @@ class Tensors(InPlace):
     ) -> Any:
         """The result of an operation by its last name; NotImplemented when it is none of ours."""
         out = self.operation(name, args, named, node, method)
-        first = args[0] if args else None
+        first, given = args[0] if args else None, named.get("out")
+        if isinstance(given, Box) and isinstance(out, Box):
+            replace_content(given, out)
+            out = self.shared(given)
         if isinstance(first, Box) and first.scores and name not in _LOSSES:
             for box in collect(out):
                 if name in _PICKS:
@@ -111,7 +124,7 @@ class Tensors(InPlace):
         if name in _SELECT:
             return self.select(name, args, named, node)
         first = known(args[0])
-        if method and (name in _IN_PLACE or name in _RESET):
+        if (method and (changes(name) or name in _RESET)) or name in _WRITES:
             return self.in_place(name, first, args[1:], named, node)
         if name in _SAME:
             return self.same(name, first, args, named)
@@ -128,7 +141,8 @@ class Tensors(InPlace):
             return out
         if (name in _TWO or name in _OPERATORS) and len(args) > 1:
             return self.two(name, first, known(args[1]), node)
-        return self.reshaping(name, first, args, named)
+        out = self.reshaping(name, first, args, named)
+        return view(out, first) if isinstance(out, Box) and name in _VIEWING else out
 
     def two(self, name: str, first: Box, second: Box, node: ast.AST) -> Box:
         a, b = self.frozen([first, second])
@@ -151,7 +165,9 @@ class Tensors(InPlace):
         return out
 
     def bounded(self, name: str, a: Box, b: Box, out: Box) -> None:
-        """The smaller or larger of two: of scores, or of a score and a bound."""
+        """The smaller or larger of two: of scores, or of a score or a token and a bound."""
+        if name == "minimum" and is_token(out) and narrows(a) and narrows(b):
+            out.marks |= {ALTERED}
         if self.chosen([a, b]):
             self.warp(out, "the better of several scores is taken")
             return
@@ -172,6 +188,8 @@ class Tensors(InPlace):
             return first
         out = snapshot(first)
         out.live, out.table = first.live, first.table
+        if name in _VIEWING:
+            view(out, first)
         if name in {"softmax", "log_softmax", "sigmoid"}:
             out.marks = out.marks - {"prob", "logprob"}
             out.marks |= {"logprob" if name == "log_softmax" else "prob"}
@@ -209,6 +227,10 @@ class Tensors(InPlace):
     def reduce(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
         axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else None))
         box = self.frozen([first])[0]
+        if name in {"argmax", "argmin"}:
+            if axis is None or box.key is None or box.pos is not None or box.roots:
+                return merge([box])
+            return merge([box], pos=box.key, shape=box.key.shape)  # a guess for each row of a table
         if name in {"max", "min"} and len(args) > 1 and isinstance(args[1], Box):
             return elementwise(
                 self.frozen([first, args[1]]), np.maximum if name == "max" else np.minimum
@@ -248,6 +270,8 @@ class Tensors(InPlace):
         out = snapshot(self.frozen([first])[0], val=self.clipped(first, rest, named))
         low = named.get("min", named.get("a_min", rest[0] if rest else None))
         high = named.get("max", named.get("a_max", rest[1] if len(rest) > 1 else None))
+        if is_token(first) and high is not None and narrows(high):
+            out.marks |= {ALTERED}
         self.capped(out if out.val is not None else snapshot(first), low, high)
         if first.nll and out.val is None:
             self.capped(out, low, high)

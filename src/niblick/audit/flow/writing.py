@@ -157,6 +157,7 @@ class Writing(Expressions):
                 holder[-1] = value  # somewhere
         elif isinstance(holder, Box):
             self.box_set_item(holder, key, value, node)
+            self.shared(holder)
         elif (
             isinstance(holder, Dotted) and holder.name.endswith("environ") and isinstance(key, str)
         ):
