@@ -48,23 +48,12 @@ from niblick.audit.flow.objects import (
 )
 from niblick.audit.flow.spaces import says_yes_or_no
 from niblick.audit.flow.writing import Writing, by_token
-from niblick.audit.words import words
+from niblick.audit.words import ordered, words
 
 _VALIDATION_NAME = re.compile(
     r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
 )
-_LAUNCHER = (
-    "MASTER_",
-    "LOCAL_",
-    "GROUP_",
-    "TORCHELASTIC",
-    "CUDA_",
-    "SLURM_",
-    "HOME",
-    "USER",
-    "PATH",
-    "TMP",
-)
+_LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER PATH TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
 _SMALL = 64  # entries; counts of tokens need more
@@ -286,6 +275,8 @@ class Access(Writing):
     def box_item(self, box: Box, key: Any, node: ast.AST) -> Any:
         if box.shape == () and box.scores and isinstance(key, int):
             return box  # what a model returns is one value here, be it a loss in a tuple
+        if (part := self.unpacked(box, key)) is not None:
+            return part
         if split_marks(key) and box.pos is None and not box.roots:
             return merge([box], marks=box.marks | {"validation"})
         parts = list(key) if isinstance(key, tuple) else [key]
@@ -308,7 +299,10 @@ class Access(Writing):
                 unknown.targets |= target_bits(box)
                 unknown.marks |= {"somewhere"}
             unknown.live = box.live
-            if box.key is not None and all(p is None or isinstance(p, (Box, slice)) for p in parts):
+            counts = [isinstance(p, Box) and p.key is not None for p in parts]
+            by_counts = all(counts) and is_token(box) and parts[0].shape == box.shape
+            ways = all(p is None or isinstance(p, (Box, slice)) for p in parts)
+            if by_counts or (box.key is not None and ways):
                 unknown.key, unknown.pos, unknown.shape = box.key, box.pos, box.shape
             return unknown
         if box.nll and box.shape and box.shape[0] == 1 and isinstance(key, slice) and key.start:
@@ -345,9 +339,6 @@ class Access(Writing):
         if out.key is not None:
             self.interest += 1
         return out
-
-    def score(self, source: Box, target: Box, node: ast.AST | None, picked: bool = False) -> Box:
-        raise NotImplementedError
 
     def iterate(self, value: Any, count: int | None) -> list[Any]:
         """The items of a value; for an unknown one, `count` copies (or two) of what is known of
@@ -391,11 +382,6 @@ class Access(Writing):
         if isinstance(getter, Function):
             return [self.call_function(getter, [value, i], {}, getter.node) for i in range(3)]
         return [merge(collect(value))] * (count or 2)
-
-    def call_function(
-        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
-    ) -> Any:
-        raise NotImplementedError
 
 
 __all__ = ["Access", "KeyEvent"]

@@ -304,9 +304,6 @@ class Arithmetic(Hints):
                 return Box(shape=())
         return merge(collect(left) + collect(right), shape=())
 
-    def value(self, node: ast.expr) -> Any:
-        raise NotImplementedError
-
     def own_method(
         self, holder: Instance, names: tuple[str, ...], args: list[Any], node: Any, other: Any
     ) -> Any:
@@ -316,14 +313,6 @@ class Arithmetic(Hints):
             if isinstance(method, Function):
                 return self.call_function(method, [holder, *args], {}, node or method.node)
         return other
-
-    def call_function(
-        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
-    ) -> Any:
-        raise NotImplementedError
-
-    def iterate(self, value: Any, count: int | None) -> list[Any]:
-        raise NotImplementedError
 
 
 def _weighed(score: Box, out: Box) -> bool:

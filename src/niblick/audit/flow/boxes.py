@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,9 @@ class Box:
 def core(array: Array) -> Array:
     """An array with one element along each dimension that merely repeats."""
     return array[tuple(slice(None) if stride else slice(1) for stride in array.strides)]
+
+
+_CONTENT = attrgetter(*Box.__slots__[: Box.__slots__.index("live")])
 
 
 def bits(positions: Array | None) -> int:
@@ -288,22 +292,7 @@ def masked(box: Box, mask: Box) -> Box:
 
 def snapshot(box: Box, **changes: Any) -> Box:
     """A copy of a value that no longer follows its leaves."""
-    out = Box(
-        shape=box.shape,
-        pos=box.pos,
-        val=box.val,
-        key=box.key,
-        deps=box.deps,
-        targets=box.targets,
-        seen=box.seen,
-        held=box.held,
-        roots=box.roots,
-        scores=box.scores,
-        marks=box.marks,
-        nll=box.nll,
-        table=box.table,
-        rows=box.rows,
-    )
+    out = Box(*_CONTENT(box), table=box.table, rows=box.rows)
     for name, value in changes.items():
         setattr(out, name, value)
     return out

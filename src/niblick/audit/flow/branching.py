@@ -16,9 +16,15 @@ from niblick.audit.flow.imports import Imports
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.methods import called
 from niblick.audit.flow.objects import Module
-from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
+from niblick.audit.flow.signals import (
+    AbortSignal,
+    BreakSignal,
+    ContinueSignal,
+    NotPlainError,
+    ReturnSignal,
+)
 from niblick.audit.flow.trials import changed_by, is_weights, kept_names, random_in
-from niblick.audit.flow.turns import NotPlainError, Turns, plain_items
+from niblick.audit.flow.turns import Turns, plain_items
 from niblick.audit.reads import name_of
 
 _MAX_TURNS = 5000

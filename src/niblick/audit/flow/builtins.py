@@ -14,16 +14,7 @@ from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, re
 from niblick.audit.flow.figures import CONSTANT, PLAUSIBLE, WARP
 from niblick.audit.flow.lengths import Length, length_of, smallest, steps
 from niblick.audit.flow.methods import is_own
-from niblick.audit.flow.objects import (
-    Bound,
-    CallEvent,
-    Class,
-    Dotted,
-    Function,
-    Instance,
-    Module,
-    Namespace,
-)
+from niblick.audit.flow.objects import Bound, Class, Dotted, Function, Instance, Module, Namespace
 from niblick.audit.flow.records import Records
 from niblick.audit.flow.signals import AbortSignal
 from niblick.audit.reads import name_of
@@ -240,18 +231,8 @@ class Builtins(Records):
             return any(k is value.cls for k in kinds) or (
                 Box(shape=()) if isinstance(value, Module) else False
             )
-        native = {
-            "int": int,
-            "float": float,
-            "str": str,
-            "list": list,
-            "tuple": tuple,
-            "dict": dict,
-            "bool": bool,
-            "bytes": bytes,
-            "set": set,
-            "Path": PurePosixPath,
-        }
+        kinds = (int, float, str, list, tuple, dict, bool, bytes, set)
+        native = {**{kind.__name__: kind for kind in kinds}, "Path": PurePosixPath}
         return any(isinstance(value, native[n]) for n in names if n in native)
 
     def py_hasattr(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
@@ -349,16 +330,7 @@ class Builtins(Records):
 
     def unread(self, what: str, node: ast.AST) -> None:
         """Code that reading does not see takes part in the run."""
-        self.order += 1
-        self.trace.calls.append(
-            CallEvent(
-                name="unread-code",
-                where=self.where(node),
-                certain=self.uncertain <= 0,
-                detail=what,
-                order=self.order,
-            )
-        )
+        self.calls_out("unread-code", node, what)
 
     def py_id(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return id(args[0]) if args else 0
@@ -374,15 +346,6 @@ class Builtins(Records):
 
     def py_slice(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return slice(*args)
-
-    def block(self, body: list[ast.stmt]) -> None:
-        raise NotImplementedError
-
-    def import_program(self, name: str) -> Namespace | None:
-        raise NotImplementedError
-
-    def call_value(self, callee: Any, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        raise NotImplementedError
 
 
 def _own_fields(cls: Class) -> set[str]:

@@ -27,7 +27,7 @@ from niblick.audit.words import words
 _MAX_DEPTH = 40
 _WRAPPERS = words(
     "compile DistributedDataParallel DDP DataParallel FullyShardedDataParallel script jit njit"
-    " disable allow_in_graph vmap prange lru_cache cache wraps checkpoint"
+    " disable allow_in_graph vmap prange lru_cache cache wraps checkpoint tqdm"
 )
 _MODULES = tuple(
     words("Module ModuleList nn.Linear nn.Embedding nn.LayerNorm nn.Sequential ModuleDict")
@@ -185,9 +185,6 @@ class Calls(Learning):
                 raise
             return None if self.yields[-1] else Box()
         return None
-
-    def block(self, body: list[ast.stmt]) -> None:
-        raise NotImplementedError
 
     def bind(self, function: Function, args: list[Any], named: dict[str, Any]) -> dict[str, Any]:
         """The local names a call starts with."""

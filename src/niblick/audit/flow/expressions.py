@@ -13,9 +13,9 @@ from niblick.audit.flow.boxes import Box, collect, merge
 from niblick.audit.flow.figures import PLAUSIBLE, named
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.objects import Bound, Function, Module
-from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.flow.signals import AbortSignal, NotPlainError
 from niblick.audit.flow.trials import chosen
-from niblick.audit.flow.turns import NotPlainError, Turns, plain_items
+from niblick.audit.flow.turns import Turns, plain_items
 
 _MAX_ITEMS = 1600
 
@@ -210,9 +210,6 @@ class Expressions(Arithmetic):
         self.generate(node.generators, lambda: out.append(self.value(node.elt)), out, items)
         return out
 
-    def around(self, node: ast.expr) -> Any:
-        raise NotImplementedError
-
     ex_generatorexp = ex_listcomp
 
     def ex_setcomp(self, node: ast.SetComp) -> Any:
@@ -255,21 +252,6 @@ class Expressions(Arithmetic):
                     emit()
             if len(out) > _MAX_ITEMS or (self.interest != mark and len(out) > 3):
                 break
-
-    def attribute(self, holder: Any, name: str, node: ast.AST) -> Any:
-        raise NotImplementedError
-
-    def reshaping(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
-        raise NotImplementedError
-
-    def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
-        raise NotImplementedError
-
-    def tried(self, node: ast.If | ast.IfExp, condition: Any) -> int:
-        raise NotImplementedError
-
-    def assign(self, target: ast.expr, value: Any) -> None:
-        raise NotImplementedError
 
 
 def _plain(*values: Any) -> set[float]:

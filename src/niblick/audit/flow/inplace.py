@@ -102,18 +102,7 @@ class InPlace(Scoring):
         self.check_report(first, merge(sources), mixed)
         if name == "mul_" and sources and mixed.nll:
             mixed = masked(mixed, sources[0])
-        for field in (
-            "pos",
-            "key",
-            "deps",
-            "targets",
-            "seen",
-            "held",
-            "roots",
-            "scores",
-            "marks",
-            "nll",
-        ):
+        for field in words("pos key deps targets seen held roots scores marks nll"):
             setattr(first, field, getattr(mixed, field))
         action = {"add_": np.add, "sub_": np.subtract, "mul_": np.multiply, "div_": np.true_divide}
         if name in action and sources and not named:

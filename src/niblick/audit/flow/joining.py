@@ -48,15 +48,8 @@ def joined(left: Any, right: Any) -> Any:
         keep = a if a.pos is not None else b
         out = merge([a, b])
         if keep.pos is not None:
-            out = snapshot(
-                keep,
-                seen=out.seen,
-                held=out.held,
-                roots=out.roots,
-                scores=out.scores,
-                marks=out.marks,
-                val=None,
-            )
+            learnt = {n: getattr(out, n) for n in ("seen", "held", "roots", "scores", "marks")}
+            out = snapshot(keep, val=None, **learnt)
         elif a.shape == b.shape:
             out.shape, out.val = a.shape, _common(a, b)
         out.live = a.live or b.live

@@ -23,7 +23,7 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.narrowing import ALTERED
-from niblick.audit.flow.objects import CallEvent, Function, Module, ScoreEvent
+from niblick.audit.flow.objects import Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
 from niblick.audit.words import words
 
@@ -112,22 +112,16 @@ class Scoring(Shapes):
         tokens = [b for b in boxes if is_token(b) and b.marks.isdisjoint({"index", "bytes"})]
         self.hooked = self.hooked or self.hooks > 0
         if self.hooks and any(depends(b) for b in tokens):
-            self.order += 1
+            self.calls_out("calibration", node, "parts" if self.parts_hooked else "")
             source.marks |= {f"hooked:{self.order}"}
-            self.trace.calls.append(
-                CallEvent(
-                    name="calibration",
-                    where=self.where(node),
-                    certain=self.uncertain <= 0,
-                    detail="parts" if self.parts_hooked else "",
-                    order=self.order,
-                )
-            )
-        if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
+        target = _shifted(tokens) if len(tokens) >= 2 else None
+        seen = self.observe(method, module, args, named, node) if target and method else None
+        if seen is not None and seen.parts > 1:
+            return self.call_function(method, [module, *args], named, node)
+        if target is not None and (seen is None or not seen.parts):
             out = self.score(source, target, node)
-            if method is None:
+            if seen is None:
                 return out
-            seen = self.observe(method, module, args, named, node)
             if seen.why:
                 self.warp(out, seen.why)
             elif seen.lost:
@@ -139,24 +133,6 @@ class Scoring(Shapes):
         source.shape = None
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
         return source
-
-    def call_function(
-        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
-    ) -> Any:
-        raise NotImplementedError
-
-    def learning(self, function: Function) -> bool:
-        raise NotImplementedError
-
-    def observe(
-        self,
-        method: Function,
-        module: Module,
-        args: list[Any],
-        named: dict[str, Any],
-        node: ast.AST,
-    ) -> Any:
-        raise NotImplementedError
 
     def loss(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """Cross-entropy: its second tensor is the target, and `reduction` says whether one number

@@ -28,29 +28,12 @@ from niblick.audit.flow.lengths import length_of
 from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import Dotted
 from niblick.audit.flow.spaces import chosen_bytes
+from niblick.audit.words import words
 
-CREATE = {
-    "zeros": 0,
-    "ones": 1,
-    "empty": None,
-    "full": None,
-    "rand": None,
-    "randn": None,
-    "new_zeros": 0,
-    "new_ones": 1,
-    "new_empty": None,
-    "new_full": None,
-    "randint": None,
-    "normal": None,
-}
-LIKE = {
-    "zeros_like": 0,
-    "ones_like": 1,
-    "empty_like": None,
-    "full_like": None,
-    "rand_like": None,
-    "randn_like": None,
-}
+_UNKNOWN = words("empty full rand randn new_empty new_full randint normal")
+_FILLED = {"zeros": 0, "ones": 1, "new_zeros": 0, "new_ones": 1}
+CREATE: dict[str, int | None] = {**dict.fromkeys(_UNKNOWN), **_FILLED}
+LIKE = {f"{name}_like": CREATE[name] for name in words("zeros ones empty full rand randn")}
 
 
 class Shapes(Access):

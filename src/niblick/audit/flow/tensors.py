@@ -31,73 +31,33 @@ from niblick.audit.flow.scoring import _LOSSES
 from niblick.audit.flow.shapes import CREATE, LIKE, boolean
 from niblick.audit.words import words
 
-_ONE: dict[str, Callable[..., Any]] = {
-    "exp": np.exp,
-    "log": np.log,
-    "log2": np.log2,
-    "abs": np.abs,
-    "neg": np.negative,
-    "sqrt": np.sqrt,
-    "sign": np.sign,
-    "floor": np.floor,
-    "ceil": np.ceil,
-    "round": np.round,
-    "square": np.square,
-    "logical_not": np.logical_not,
-    "bitwise_not": np.invert,
-    "negative": np.negative,
-    "absolute": np.abs,
-}
-_TWO: dict[str, Callable[..., Any]] = {
-    "add": np.add,
-    "sub": np.subtract,
-    "subtract": np.subtract,
-    "mul": np.multiply,
-    "multiply": np.multiply,
-    "div": np.true_divide,
-    "divide": np.true_divide,
-    "floor_divide": np.floor_divide,
-    "remainder": np.mod,
-    "mod": np.mod,
-    "maximum": np.maximum,
-    "minimum": np.minimum,
-    "bitwise_xor": np.bitwise_xor,
-    "bitwise_and": np.bitwise_and,
-    "bitwise_or": np.bitwise_or,
-    "logical_and": np.logical_and,
-    "logical_or": np.logical_or,
-    "pow": np.power,
-    "power": np.power,
-    "left_shift": np.left_shift,
-    "right_shift": np.right_shift,
-    "logaddexp": np.logaddexp,
-    "true_divide": np.true_divide,
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "lt": np.less,
-    "le": np.less_equal,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-    "fmod": np.fmod,
-    "logical_xor": np.logical_xor,
-}
+
+def _numpy(text: str) -> dict[str, Callable[..., Any]]:
+    """numpy's functions by the words of a text; `word=name` where numpy's name is another."""
+    pairs = (word.partition("=") for word in text.split())
+    return {word: getattr(np, name or word) for word, _, name in pairs}
+
+
+_ONE = _numpy(
+    "exp log log2 abs sqrt sign floor ceil round square logical_not negative absolute"
+    " neg=negative bitwise_not=invert"
+)
 _OPERATORS: dict[str, type[ast.operator]] = {
-    "bitwise_xor": ast.BitXor,
+    **dict.fromkeys(["mul", "multiply"], ast.Mult),
+    **dict.fromkeys(["div", "divide", "true_divide"], ast.Div),
+    **dict.fromkeys(["mod", "fmod", "remainder"], ast.Mod),
     "add": ast.Add,
-    "mul": ast.Mult,
-    "multiply": ast.Mult,
+    "sub": ast.Sub,
+    "floor_divide": ast.FloorDiv,
+    "left_shift": ast.LShift,
+    "bitwise_xor": ast.BitXor,
     "bitwise_or": ast.BitOr,
     "bitwise_and": ast.BitAnd,
-    "floor_divide": ast.FloorDiv,
-    "sub": ast.Sub,
-    "remainder": ast.Mod,
-    "mod": ast.Mod,
-    "fmod": ast.Mod,
-    "div": ast.Div,
-    "divide": ast.Div,
-    "true_divide": ast.Div,
-    "left_shift": ast.LShift,
 }
+_TWO = _numpy(
+    "subtract maximum minimum logical_and logical_or logical_xor power right_shift"
+    " logaddexp pow=power eq=equal ne=not_equal lt=less le=less_equal gt=greater ge=greater_equal"
+)
 _SAME = words(
     "to float double half bfloat16 long int short cpu cuda detach clone contiguous numpy astype"
     " copy type bool requires_grad_ pin_memory share_memory_ from_numpy as_tensor tensor asarray"
@@ -107,27 +67,12 @@ _SAME = words(
     " float32 uint8 int8 LongTensor IntTensor FloatTensor alias frombuffer cumsum float_power"
     " normalize"
 )
-_REDUCE: dict[str, Callable[..., Any]] = {
-    "sum": np.sum,
-    "mean": np.mean,
-    "max": np.max,
-    "min": np.min,
-    "any": np.any,
-    "all": np.all,
-    "prod": np.prod,
-    "amax": np.max,
-    "amin": np.min,
-    "nansum": np.nansum,
-    "count_nonzero": np.count_nonzero,
-    "std": np.std,
-    "var": np.var,
-    "average": np.mean,
+_REDUCE = {
+    **_numpy(
+        "sum mean max min any all prod nansum count_nonzero std var median amax=max amin=min"
+        " average=mean norm=sum nanmean=mean argmax argmin"
+    ),
     "logsumexp": lambda a, axis=None: np.logaddexp.reduce(a, axis),
-    "norm": np.sum,
-    "nanmean": np.mean,
-    "median": np.median,
-    "argmax": np.argmax,
-    "argmin": np.argmin,
 }
 _SELECT = words(
     "index_select take take_along_dim take_along_axis gather masked_select compress embedding"
@@ -194,7 +139,7 @@ class Tensors(InPlace):
             elif first.nll and name in {"sqrt", "square", "sign", "floor", "round"}:
                 self.warp(out, f"scores go through {name}")
             return out
-        if name in _TWO and len(args) > 1:
+        if (name in _TWO or name in _OPERATORS) and len(args) > 1:
             return self.two(name, first, known(args[1]), node)
         out = self.reshaping(name, first, args, named)
         return view(out, first) if isinstance(out, Box) and name in _VIEWING else out

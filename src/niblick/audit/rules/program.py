@@ -7,19 +7,11 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from niblick.audit.words import ordered
+
 Functions = ast.FunctionDef | ast.AsyncFunctionDef
-NETWORK = (
-    "requests",
-    "urllib",
-    "httpx",
-    "socket",
-    "http.client",
-    "aiohttp",
-    "huggingface_hub",
-    "boto3",
-    "wget",
-    "gdown",
-    "ftplib",
+NETWORK = ordered(
+    "requests urllib httpx socket http.client aiohttp huggingface_hub boto3 wget gdown ftplib"
 )
 DOWNLOADS = frozenset({"urlopen", "urlretrieve", "hf_hub_download", "snapshot_download"})
 
