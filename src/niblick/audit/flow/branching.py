@@ -6,15 +6,23 @@ import ast
 from collections.abc import Container
 from contextlib import suppress
 from functools import partial
-from itertools import pairwise, repeat
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import STREAM, Array, Box, collect, is_token, target_bits
+from niblick.audit.flow.boxes import STREAM, Box, collect, is_token, target_bits
 from niblick.audit.flow.imports import Imports
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.methods import called
+from niblick.audit.flow.missed import (
+    MOST_MORE,
+    any_number,
+    evenly,
+    other_turns,
+    spread_evenly,
+    stored_in,
+)
 from niblick.audit.flow.objects import Module
 from niblick.audit.flow.signals import (
     AbortSignal,
@@ -103,6 +111,7 @@ class Branching(Imports):
     def do_if(self, node: ast.If) -> None:
         condition = self.value(node.test)
         test = self.truth(condition)
+        test = self.forced.get(id(node.test), test) if test is not None else None
         if test is None:
             tried = self.tried(node, condition)
             before, self.kept_for = self.kept_for, self.kept_for | tried
@@ -323,11 +332,12 @@ class Branching(Imports):
     def for_turns(self, node: ast.For | ast.AsyncFor, sequence: list[Any]) -> None:
         count = len(sequence)
         first_step = self.trace.steps - self.loop_steps.get(id(node), 0)
+        before = dict(self.scopes[-1][0])
         at = 0
         finished, skipped, left = True, False, 0
         while at < count:
             mark, touched = self.interest, self.touched
-            self.assign(node.target, _any_number(sequence[at]) if skipped else sequence[at])
+            self.assign(node.target, any_number(sequence[at]) if skipped else sequence[at])
             if not self.turn(node.body):
                 finished = False
                 break
@@ -335,7 +345,8 @@ class Branching(Imports):
             worn = self.touched == touched and self.trace.steps - first_step > _PLAIN_STEPS
             long = at > _MAX_TURNS or self.trace.steps - first_step > _LOOP_STEPS
             if (busy or long) and _QUIET_TURNS - 1 <= at < count - 2:
-                at, left = count - 1, at
+                left = self.more_turns(node, sequence, at, before)
+                at = count - 1
             elif worn and not busy and at == 0 and count > _QUIET_TURNS:
                 self.widen(node.body)
                 at, skipped = count - 1, True
@@ -349,6 +360,35 @@ class Branching(Imports):
 
     do_asyncfor = do_for
 
+    def more_turns(
+        self, node: ast.For | ast.AsyncFor, sequence: list[Any], at: int, before: dict[str, Any]
+    ) -> int:
+        """Takes the turns, up to the last, that decide otherwise than those taken; the last one."""
+
+        def around(part: ast.expr) -> Any:
+            plain = isinstance(part, ast.Name) and part.id in before
+            return before[part.id] if plain else self.value(part)  # type: ignore[attr-defined]
+
+        taken = (*range(at + 1), len(sequence) - 1)
+        more, work = other_turns(node, sequence, around, taken)
+        self.trace.steps += work
+        place = (id(node), *self.stack)
+        for turn, told in more:
+            if not told.items() - self.decided.setdefault(place, set()):
+                continue
+            self.decided[place] |= told.items()
+            if len(more) > MOST_MORE:
+                self.note(f"limit: line {node.lineno} begins a loop of too many kinds of turns")
+                break
+            kept, self.forced = self.forced, self.forced | told
+            self.assign(node.target, sequence[turn])
+            try:
+                self.turn(node.body)
+            finally:
+                self.forced = kept
+            at = turn
+        return at
+
     def fill_between(self, node: ast.For | ast.AsyncFor, before: int, last: int) -> None:
         """Rows that a loop over all of an array's rows would have filled in turns left out: where
         the places of the last turn but those follow from the turns before, they lie evenly.
@@ -361,40 +401,3 @@ class Branching(Imports):
                 if even is not None:
                     content = None if box.val is None else self.stream.val
                     box.pos, box.val = even, None if content is None else content[even]
-
-
-def stored_in(body: list[ast.stmt]) -> list[str]:
-    """The names that statements assign to."""
-    names = (n for s in body for n in ast.walk(s) if isinstance(n, ast.Name))
-    return list({n.id: 0 for n in names if isinstance(n.ctx, ast.Store)})
-
-
-def evenly(past: list[dict[str, Any]]) -> dict[str, int]:
-    """By how much whole numbers have grown from turn to turn, of those that grew evenly."""
-    steps: dict[str, int] = {}
-    for name in past[0]:
-        values = [turn[name] for turn in past]
-        if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-            grown = {later - sooner for sooner, later in pairwise(values)}
-            steps |= {name: grown.pop()} if len(grown) == 1 else {}
-    return steps
-
-
-def spread_evenly(rows: Array, before: int, last: int) -> Array | None:
-    """Positions with the empty rows between two given ones filled evenly; None where they are not
-    empty, or do not lie evenly.
-    """
-    if (rows[before + 1 : last] >= 0).any() or (rows[[before, last]] < 0).any():
-        return None
-    step, odd = np.divmod(rows[last] - rows[before], last - before)
-    if odd.any() or (step != rows[before] - rows[before - 1]).any():
-        return None
-    turns = np.arange(last - before + 1).reshape(-1, *[1] * (rows.ndim - 1))
-    return np.concatenate([rows[:before], rows[before] + turns * step])
-
-
-def _any_number(item: Any) -> Any:
-    """An item of a loop with its plain numbers forgotten: it stands for all turns but the first."""
-    if isinstance(item, tuple):
-        return tuple(_any_number(part) for part in item)
-    return Box(shape=()) if isinstance(item, (int, float, np.generic)) else item

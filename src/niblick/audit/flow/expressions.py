@@ -80,9 +80,9 @@ class Expressions(Arithmetic):
             right = self.value(comparator)
             out = self.compare(op, left, right)
             if out is False:
-                return False
+                return self.forced.get(id(node), False)
             left = right
-        return out
+        return self.forced.get(id(node), out) if isinstance(out, bool) else out
 
     def ex_ifexp(self, node: ast.IfExp) -> Any:
         condition = self.value(node.test)
