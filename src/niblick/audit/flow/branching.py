@@ -369,17 +369,13 @@ class Branching(Imports):
             plain = isinstance(part, ast.Name) and part.id in before
             return before[part.id] if plain else self.value(part)  # type: ignore[attr-defined]
 
-        taken = (*range(at + 1), len(sequence) - 1)
-        more, work = other_turns(node, sequence, around, taken)
+        taken, place = (*range(at + 1), len(sequence) - 1), (id(node), *self.stack)
+        known = self.decided.setdefault(place, set())
+        more, work = other_turns(node, sequence, around, taken, known)
         self.trace.steps += work
-        place = (id(node), *self.stack)
-        for turn, told in more:
-            if not told.items() - self.decided.setdefault(place, set()):
-                continue
-            self.decided[place] |= told.items()
-            if len(more) > MOST_MORE:
-                self.note(f"limit: line {node.lineno} begins a loop of too many kinds of turns")
-                break
+        if len(more) > MOST_MORE:
+            self.note(f"limit: line {node.lineno} begins a loop of too many kinds of turns")
+        for turn, told in more[:MOST_MORE]:
             kept, self.forced = self.forced, self.forced | told
             self.assign(node.target, sequence[turn])
             try:

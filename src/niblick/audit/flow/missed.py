@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -164,9 +165,10 @@ def other_turns(
     sequence: list[Any],
     around: Callable[[ast.expr], Any],
     taken: tuple[int, ...],
+    known: set[tuple[int, bool]],
 ) -> tuple[list[tuple[int, Told]], int]:
     """The turns, with their decisions, that a loop should take beside those `taken`, and the work
-    of finding them.
+    of finding them; decisions `known` from earlier runs of the loop are none, new ones are added.
     """
     try:
         sketch = Sketch(node, around)
@@ -174,12 +176,12 @@ def other_turns(
         told = [sketch.run(item) for item in sequence[: _MOST_WORK // size]]
     except _FAILS:
         return [], 0
-    seen = {pair for at in taken if at < len(told) for pair in told[at].items()}
+    known |= {pair for at in taken if at < len(told) for pair in told[at].items()}
     out = []
     for at, decisions in enumerate(told):
-        if taken[-2] < at < len(sequence) - 1 and decisions.items() - seen:
+        if taken[-2] < at < len(sequence) - 1 and decisions.items() - known:
             out.append((at, decisions))
-            seen |= decisions.items()
+            known |= decisions.items()
     return out, len(told) * size >> 4
 
 
