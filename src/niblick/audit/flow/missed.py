@@ -8,15 +8,15 @@ part of the body is run for all of them, and the first turn with a decision not 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Callable, Iterable
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 
 from niblick.audit.flow.boxes import Array, Box
 from niblick.audit.flow.objects import Function
-from niblick.audit.flow.turns import Names, NotPlainError, Step, Turns
+from niblick.audit.flow.turns import BREAK, Names, NotPlainError, Step, Turns
 from niblick.audit.operators import COMPARE
 
 MOST_MORE = 6
@@ -31,23 +31,28 @@ _FAILS = (
     AttributeError,
     RecursionError,
 )
+Loop = ast.For | ast.AsyncFor | ast.While
 Told = dict[int, bool]
 
 
 class Sketch(Turns):
     """The plain part of a loop's body; `told` are the decisions of the turn that was run last."""
 
-    def __init__(self, node: ast.For | ast.AsyncFor, around: Callable[[ast.expr], Any]) -> None:
+    def __init__(self, node: Loop, around: Callable[[ast.expr], Any]) -> None:
         super().__init__(node, around)
         self.told: Told = {}
         self.body = self.block(node.body)
-        self.begin = self.target(node.target)
+        self.begin = self.tested(node.test) if isinstance(node, ast.While) else None
+        self.target_of = None if isinstance(node, ast.While) else self.target(node.target)
 
-    def run(self, item: Any) -> Told:
+    def run(self, item: Any) -> bool:
+        """One turn; False where the loop has ended, or its end is not known."""
         self.told = {}
-        self.begin(item)
-        self.body(self.names)
-        return self.told
+        if self.target_of is not None:
+            self.target_of(item)
+        elif self.begin is not None and not self.begin(self.names):
+            return False
+        return bool(self.body(self.names) != BREAK)
 
     def statement(self, node: ast.stmt) -> Step:
         if isinstance(node, ast.If):
@@ -161,28 +166,40 @@ class Sketch(Turns):
 
 
 def other_turns(
-    node: ast.For | ast.AsyncFor,
-    sequence: list[Any],
+    node: Loop,
+    sequence: Iterable[Any],
     around: Callable[[ast.expr], Any],
-    taken: tuple[int, ...],
+    taken: int,
     known: set[tuple[int, bool]],
-) -> tuple[list[tuple[int, Told]], int]:
-    """The turns, with their decisions, that a loop should take beside those `taken`, and the work
-    of finding them; decisions `known` from earlier runs of the loop are none, new ones are added.
+) -> tuple[list[tuple[int, Told, Names]], int]:
+    """The turns, with their decisions and the names that each begins with, that a loop should take
+    beside the first `taken` and the last, and the work of finding them; decisions `known` from
+    earlier runs of the loop are none, new ones are added.
     """
+    told: list[tuple[Told, Names]] = []
     try:
         sketch = Sketch(node, around)
-        size = max(1, len(sketch.own))
-        told = [sketch.run(item) for item in sequence[: _MOST_WORK // size]]
+        most = _MOST_WORK // max(1, len(sketch.own))
+        for item in islice(sequence, most):
+            before = dict(sketch.names) if isinstance(node, ast.While) else {}
+            goes_on = sketch.run(item)
+            told.append((sketch.told, before))
+            if not goes_on:
+                break
     except _FAILS:
         return [], 0
-    known |= {pair for at in taken if at < len(told) for pair in told[at].items()}
+    last = told[-1:] if goes_on else []
+    if isinstance(node, ast.While):
+        last = [] if goes_on else told[-2:-1]
+        told = told[: None if goes_on else -1]
+    ends = told[:taken] + last
+    known |= {pair for decisions, _ in ends for pair in decisions.items()}
     out = []
-    for at, decisions in enumerate(told):
-        if taken[-2] < at < len(sequence) - 1 and decisions.items() - known:
-            out.append((at, decisions))
+    for at, (decisions, before) in enumerate(told):
+        if at >= taken and decisions.items() - known:
+            out.append((at, decisions, before))
             known |= decisions.items()
-    return out, len(told) * size >> 4
+    return out, len(told) * len(sketch.own) >> 4
 
 
 def _set(node: ast.Name) -> bool:
