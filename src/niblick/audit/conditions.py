@@ -131,7 +131,7 @@ def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str
         return {}
     scan = Scan(tree)
     found = _dumped(lines, scan)
-    said = {_NUMBER.sub("0", line) for line in lines}
+    said = list(dict.fromkeys(_NUMBER.sub("0", line) for line in lines))
     blob = "\n".join(said)
     printed = [p for p in scan.printed if all(piece in blob for piece in p.pieces)]
     for line in said:
