@@ -121,13 +121,16 @@ class Scoring(Shapes):
             if seen.parts > 1:
                 return self.call_function(method, [module, *args], named, node)
             if not seen.parts:
-                return self.observed_loss(self.score(source, target, node), target, method, seen)
+                out = self.score(source, target, node)
+                return self.observed_loss(out, target, method, seen, node)
         self.interest += 1
         source.shape = None
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
         return source
 
-    def observed_loss(self, out: Box, target: Box, method: Function, seen: Any) -> Box:
+    def observed_loss(
+        self, out: Box, target: Box, method: Function, seen: Any, node: ast.AST
+    ) -> Box:
         """A loss that a method of a model returns, as a look into it has shown it."""
         if seen.why:
             self.warp(out, seen.why)
@@ -135,7 +138,7 @@ class Scoring(Shapes):
             out.val, out.marks = None, out.marks | {f"{LOST}{seen.lost}"}
         if seen.single is False or (seen.single is None and _per_token(method.node)):
             return out
-        return reduced(self.added_up(out, None), _mean_of(target, _IGNORED))
+        return reduced(self.added_up(out, node), _mean_of(target, _IGNORED))
 
     def loss(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """Cross-entropy: its second tensor is the target, and `reduction` says whether one number
