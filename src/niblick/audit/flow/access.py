@@ -34,7 +34,7 @@ from niblick.audit.flow.boxes import (
     witness,
 )
 from niblick.audit.flow.joining import view
-from niblick.audit.flow.lengths import cut_by, length_of
+from niblick.audit.flow.lengths import RankText, cut_by, length_of
 from niblick.audit.flow.objects import (
     Bound,
     Class,
@@ -224,7 +224,7 @@ class Access(Writing):
         if key in self.environment:
             return self.environment[key]
         if key in {"RANK", "LOCAL_RANK", "NODE_RANK"}:
-            return "0"
+            return RankText("0")
         return Box() if required or (default is None and key.startswith(_LAUNCHER)) else default
 
     def dict_item(self, holder: dict[Any, Any], key: Any, node: ast.AST, default: Any) -> Any:

@@ -26,7 +26,7 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.hints import Hints
-from niblick.audit.flow.lengths import computed
+from niblick.audit.flow.lengths import Rank, computed
 from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, narrows
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, KeyEvent, Namespace
 from niblick.audit.flow.spaces import spaced
@@ -208,7 +208,8 @@ class Arithmetic(Hints):
             value = self.own_method(value, (name,), [], node, value)
         if isinstance(node.op, ast.Not):
             test = self.truth(value)
-            return Box(shape=()) if test is None else not test
+            turned = Rank(not test) if isinstance(value, Rank) else not test
+            return Box(shape=()) if test is None else turned
         if isinstance(value, (int, float)):
             return (
                 -value
@@ -248,7 +249,8 @@ class Arithmetic(Hints):
                 return self.own_method(left, (name,), [right], None, Box(shape=()))
         if isinstance(left, PLAIN) and isinstance(right, PLAIN):
             try:
-                return COMPARE[type(op)](left, right)
+                out = COMPARE[type(op)](left, right)
+                return Rank(out) if isinstance(left, Rank) or isinstance(right, Rank) else out
             except TypeError:
                 return Box(shape=())
         if isinstance(left, Box) or isinstance(right, Box):

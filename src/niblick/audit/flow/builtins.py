@@ -12,7 +12,7 @@ import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced, snapshot
 from niblick.audit.flow.figures import CONSTANT, PLAUSIBLE, WARP
-from niblick.audit.flow.lengths import Length, length_of, smallest, steps
+from niblick.audit.flow.lengths import Length, Rank, RankText, length_of, smallest, steps
 from niblick.audit.flow.methods import is_own
 from niblick.audit.flow.objects import Bound, Class, Dotted, Function, Instance, Module, Namespace
 from niblick.audit.flow.records import Records
@@ -46,8 +46,10 @@ class Builtins(Records):
         return NotImplemented
 
     def pure(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
-        if name == "int" and args and isinstance(args[0], Length):
+        if name == "int" and args and isinstance(args[0], (Length, Rank)):
             return args[0]
+        if name == "int" and args and isinstance(args[0], RankText):
+            return Rank(args[0])
         if args and isinstance(args[0], Box):
             box = self.frozen([args[0]])[0]
             plain = (

@@ -9,6 +9,7 @@ from typing import Any
 
 from niblick.audit.flow.boxes import Box, collect, is_token, merge, snapshot
 from niblick.audit.flow.learning import Learning
+from niblick.audit.flow.lengths import Rank
 from niblick.audit.flow.methods import small
 from niblick.audit.flow.objects import (
     Bound,
@@ -360,7 +361,7 @@ class Calls(Learning):
         if last == "get_world_size":
             return int(self.environment.get("WORLD_SIZE", "1"))
         if last == "get_rank":
-            return 0
+            return Rank(0)
         if name in frozenset(
             [
                 "torch.cuda.is_available",

@@ -12,6 +12,7 @@ from niblick.audit.flow.arithmetic import Arithmetic
 from niblick.audit.flow.boxes import Box, collect, merge
 from niblick.audit.flow.figures import PLAUSIBLE, named
 from niblick.audit.flow.joining import joined
+from niblick.audit.flow.lengths import Rank
 from niblick.audit.flow.objects import Bound, Function, Module
 from niblick.audit.flow.signals import AbortSignal, NotPlainError
 from niblick.audit.flow.trials import chosen
@@ -79,10 +80,10 @@ class Expressions(Arithmetic):
         for op, comparator in zip(node.ops, node.comparators, strict=True):
             right = self.value(comparator)
             out = self.compare(op, left, right)
-            if out is False:
-                return False
+            if out is False or (isinstance(out, Rank) and not out):
+                return self.forced.get(id(node), out)
             left = right
-        return out
+        return self.forced.get(id(node), out) if isinstance(out, bool) else out
 
     def ex_ifexp(self, node: ast.IfExp) -> Any:
         condition = self.value(node.test)

@@ -78,6 +78,9 @@ class State:
         self.no_grad = 0
         self.uncertain = 0
         self.widened = 0
+        self.laps = 0
+        self.forced: dict[int, bool] = {}
+        self.decided: dict[tuple[Any, ...], set[tuple[int, bool]]] = {}
         self.interest = 0
         self.touched = 0
         self.cleared = False

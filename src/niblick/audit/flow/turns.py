@@ -31,7 +31,7 @@ _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.Not: operator.not_,
 }
 _FEW, _MOST_TURNS, _MOST_BITS, _DEPTH, _SHIFT = 64, 200_000, 256, 3, 4
-_NEXT, _CONTINUE, _BREAK = range(3)
+_NEXT, _CONTINUE, BREAK = range(3)
 
 
 class Turns:
@@ -63,7 +63,7 @@ class Turns:
                 elif test is not None and not test(self.names):
                     break
                 self.turn()
-                if body(self.names) == _BREAK:
+                if body(self.names) == BREAK:
                     break
             return self.names
         except Exception as error:
@@ -113,7 +113,7 @@ class Turns:
 
     def statement(self, node: ast.stmt) -> Step:
         if isinstance(node, (ast.Pass, ast.Continue, ast.Break)):
-            ended = {ast.Continue: _CONTINUE, ast.Break: _BREAK}.get(type(node), _NEXT)
+            ended = {ast.Continue: _CONTINUE, ast.Break: BREAK}.get(type(node), _NEXT)
             return lambda names: ended
         if isinstance(node, ast.If):
             test = self.expression(node.test)
