@@ -292,7 +292,8 @@ def masked(box: Box, mask: Box) -> Box:
 
 def snapshot(box: Box, **changes: Any) -> Box:
     """A copy of a value that no longer follows its leaves."""
-    out = Box(*_CONTENT(box), table=box.table, rows=box.rows)
+    out = Box(*_CONTENT(box))
+    out.table, out.rows = box.table, box.rows
     for name, value in changes.items():
         setattr(out, name, value)
     return out

@@ -114,25 +114,31 @@ class Scoring(Shapes):
         if self.hooks and any(depends(b) for b in tokens):
             self.calls_out("calibration", node, "parts" if self.parts_hooked else "")
             source.marks |= {f"hooked:{self.order}"}
-        target = _shifted(tokens) if len(tokens) >= 2 else None
-        seen = self.observe(method, module, args, named, node) if target and method else None
-        if seen is not None and seen.parts > 1:
-            return self.call_function(method, [module, *args], named, node)
-        if target is not None and (seen is None or not seen.parts):
-            out = self.score(source, target, node)
-            if seen is None:
-                return out
-            if seen.why:
-                self.warp(out, seen.why)
-            elif seen.lost:
-                out.val, out.marks = None, out.marks | {f"{LOST}{seen.lost}"}
-            if seen.single is False or (seen.single is None and _per_token(method.node)):
-                return out
-            return reduced(self.added_up(out, node), _mean_of(target, _IGNORED))
+        if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
+            if method is None:
+                return self.score(source, target, node)
+            seen = self.observe(method, module, args, named, node)
+            if seen.parts > 1:
+                return self.call_function(method, [module, *args], named, node)
+            if not seen.parts:
+                out = self.score(source, target, node)
+                return self.observed_loss(out, target, method, seen, node)
         self.interest += 1
         source.shape = None
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
         return source
+
+    def observed_loss(
+        self, out: Box, target: Box, method: Function, seen: Any, node: ast.AST
+    ) -> Box:
+        """A loss that a method of a model returns, as a look into it has shown it."""
+        if seen.why:
+            self.warp(out, seen.why)
+        elif seen.lost:
+            out.val, out.marks = None, out.marks | {f"{LOST}{seen.lost}"}
+        if seen.single is False or (seen.single is None and _per_token(method.node)):
+            return out
+        return reduced(self.added_up(out, node), _mean_of(target, _IGNORED))
 
     def loss(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """Cross-entropy: its second tensor is the target, and `reduction` says whether one number

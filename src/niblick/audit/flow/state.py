@@ -39,6 +39,7 @@ class State:
     reshaping: Callable[[str, Box, list[Any], dict[str, Any]], Any]
     learning: Callable[[Function], bool]
     observe: Callable[[Function, Any, list[Any], dict[str, Any], ast.AST], Any]
+    unpacked: Callable[[Box, Any], Any]
     tried: Callable[[Any, Any], int]
     import_program: Callable[[str], Namespace | None]
     run_module: Callable[[ast.Module, str, str, dict[str, Any]], None]
