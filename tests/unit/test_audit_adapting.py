@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from niblick.audit.flow.objects import Dotted
-from niblick.audit.flow.turns import NotPlainError, Turns, plain_items
+from niblick.audit.flow.signals import NotPlainError
+from niblick.audit.flow.turns import Turns, plain_items
 from unit.audit_programs import PLAIN, TRAIN_FIRST, judged, program
 
 WINDOWED = """

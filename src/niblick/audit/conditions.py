@@ -131,7 +131,7 @@ def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str
         return {}
     scan = Scan(tree)
     found = _dumped(lines, scan)
-    said = {_NUMBER.sub("0", line) for line in lines}
+    said = list(dict.fromkeys(_NUMBER.sub("0", line) for line in lines))
     blob = "\n".join(said)
     printed = [p for p in scan.printed if all(piece in blob for piece in p.pieces)]
     for line in said:
@@ -221,14 +221,8 @@ class Scan:
     def _assignment(self, node: ast.Assign | ast.AnnAssign) -> None:
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         for target in targets:
-            name = (
-                target.id
-                if isinstance(target, ast.Name)
-                else target.attr
-                if isinstance(target, ast.Attribute)
-                else None
-            )
-            if name is None or node.value is None:
+            name = name_of(target)
+            if not name or node.value is None:
                 continue
             read = next(environment_reads(node.value), None)
             if read is not None:
@@ -242,13 +236,7 @@ class Scan:
             self._expression(node.orelse, (*guards, Guard(node.test, False)), function)
             return
         if isinstance(node, ast.Call):
-            name = (
-                node.func.id
-                if isinstance(node.func, ast.Name)
-                else node.func.attr
-                if isinstance(node.func, ast.Attribute)
-                else ""
-            )
+            name = name_of(node.func)
             self.calls.setdefault(name, []).append((guards, function))
             if _PRINTS.search(name):
                 self._printed(node, guards, function)

@@ -58,6 +58,11 @@ def name_of(node: ast.AST | None) -> str:
     return getattr(node, "attr", "") or getattr(node, "id", "")
 
 
+def names_in(node: ast.AST) -> set[str]:
+    """The last names of all names and attributes inside a node."""
+    return {name_of(part) for part in ast.walk(node)} - {""}
+
+
 def environment_reads(node: ast.expr) -> Iterator[tuple[str, str | None]]:
     """(variable, default) of each environment read inside an expression, direct or through a
     helper.
@@ -68,11 +73,5 @@ def environment_reads(node: ast.expr) -> Iterator[tuple[str, str | None]]:
             if isinstance(key, str) and re.fullmatch(r"[A-Z][A-Z0-9_]+", key):
                 default = call.args[1] if len(call.args) > 1 else None
                 value = default.value if isinstance(default, ast.Constant) else None
-                yield (
-                    key,
-                    (
-                        None
-                        if value is None
-                        else str(int(value) if isinstance(value, bool) else value)
-                    ),
-                )
+                value = int(value) if isinstance(value, bool) else value
+                yield key, None if value is None else str(value)

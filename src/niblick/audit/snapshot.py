@@ -18,29 +18,13 @@ from pathlib import Path, PurePosixPath
 
 from niblick.audit.sandbox import Bundle
 from niblick.audit.types import Finding, Severity, Span
+from niblick.audit.words import words
 from niblick.errors import AuditError
 
 MOST_FILE, MOST_ALL, MOST_FILES, MOST_SEEN, MOST_DEPTH = 24_000_000, 160_000_000, 2_000, 20_000, 8
 _MOST_SCRIPT = 16 * 1024 * 1024
 _MOST_TOLD = 20
-_CODE = frozenset(
-    {
-        ".py",
-        ".pyx",
-        ".sh",
-        ".c",
-        ".cc",
-        ".cpp",
-        ".cu",
-        ".cuh",
-        ".h",
-        ".hpp",
-        ".rs",
-        ".go",
-        ".js",
-        ".ts",
-    }
-)
+_CODE = words(".py .pyx .sh .c .cc .cpp .cu .cuh .h .hpp .rs .go .js .ts")
 _TOLD_BY = frozenset({"submission.json", "requirements.txt", "readme.md", "readme.txt", "readme"})
 _EVIDENCE = frozenset({".log", ".txt", ".md", ".json"})
 _SKIPPED = frozenset({"__pycache__", "node_modules", "venv", "wandb", "site-packages"})

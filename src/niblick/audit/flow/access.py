@@ -33,7 +33,8 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.lengths import cut_by, length_of
+from niblick.audit.flow.joining import view
+from niblick.audit.flow.lengths import RankText, cut_by, length_of
 from niblick.audit.flow.objects import (
     Bound,
     Class,
@@ -47,23 +48,12 @@ from niblick.audit.flow.objects import (
 )
 from niblick.audit.flow.spaces import says_yes_or_no
 from niblick.audit.flow.writing import Writing, by_token
-from niblick.audit.words import words
+from niblick.audit.words import ordered, words
 
 _VALIDATION_NAME = re.compile(
     r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
 )
-_LAUNCHER = (
-    "MASTER_",
-    "LOCAL_",
-    "GROUP_",
-    "TORCHELASTIC",
-    "CUDA_",
-    "SLURM_",
-    "HOME",
-    "USER",
-    "PATH",
-    "TMP",
-)
+_LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER PATH TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
 _SMALL = 64  # entries; counts of tokens need more
@@ -127,7 +117,7 @@ class Access(Writing):
                 tuple(Box(shape=()) if s is None else length_of(box, s) for s in box.shape)
             )
         if name in {"T", "mT"}:
-            return shaped(box, lambda a: a.T)
+            return view(shaped(box, lambda a: a.T), box)
         if name in _VIEWS or name == "ctypes":
             return box
         if box.live and "param" in box.marks and name in self.fields:
@@ -234,7 +224,7 @@ class Access(Writing):
         if key in self.environment:
             return self.environment[key]
         if key in {"RANK", "LOCAL_RANK", "NODE_RANK"}:
-            return "0"
+            return RankText("0")
         return Box() if required or (default is None and key.startswith(_LAUNCHER)) else default
 
     def dict_item(self, holder: dict[Any, Any], key: Any, node: ast.AST, default: Any) -> Any:
@@ -285,6 +275,8 @@ class Access(Writing):
     def box_item(self, box: Box, key: Any, node: ast.AST) -> Any:
         if box.shape == () and box.scores and isinstance(key, int):
             return box  # what a model returns is one value here, be it a loss in a tuple
+        if (part := self.unpacked(box, key)) is not None:
+            return part
         if split_marks(key) and box.pos is None and not box.roots:
             return merge([box], marks=box.marks | {"validation"})
         parts = list(key) if isinstance(key, tuple) else [key]
@@ -307,13 +299,18 @@ class Access(Writing):
                 unknown.targets |= target_bits(box)
                 unknown.marks |= {"somewhere"}
             unknown.live = box.live
-            if box.key is not None and all(p is None or isinstance(p, (Box, slice)) for p in parts):
+            counts = [isinstance(p, Box) and p.key is not None for p in parts]
+            by_counts = all(counts) and is_token(box) and parts[0].shape == box.shape
+            ways = all(p is None or isinstance(p, (Box, slice)) for p in parts)
+            if by_counts or (box.key is not None and ways):
                 unknown.key, unknown.pos, unknown.shape = box.key, box.pos, box.shape
             return unknown
         if box.nll and box.shape and box.shape[0] == 1 and isinstance(key, slice) and key.start:
             box = shaped(box, lambda a: a.reshape(-1))
         out = cut_by(box, shaped(box, lambda a: taken(a, index)), key)
         out.live = box.live
+        if all(p is None or p is Ellipsis or isinstance(p, (int, slice)) for p in parts):
+            view(out, box)
         if out.val is None and "guess" in box.marks and box.val is not None and weighs(box):
             out.val = np.asarray(GUESS)
         return out
@@ -328,7 +325,9 @@ class Access(Writing):
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
         empty = box.val is not None and box.val.size > _SMALL and not box.val.any()
-        if box.table & 1 or "count" in box.marks or (empty and "flags" not in box.marks):
+        rows = not source.roots and len(box.shape or ()) > len(parts)
+        counts = source.table & 1 or "count" in source.marks or rows
+        if counts or (empty and "flags" not in box.marks):
             out.key, out.deps = key.pos, source.deps | newest.deps
             out.marks |= (key.marks & {"hashed"}) | {"count"}
         elif not source.roots:
@@ -340,9 +339,6 @@ class Access(Writing):
         if out.key is not None:
             self.interest += 1
         return out
-
-    def score(self, source: Box, target: Box, node: ast.AST | None, picked: bool = False) -> Box:
-        raise NotImplementedError
 
     def iterate(self, value: Any, count: int | None) -> list[Any]:
         """The items of a value; for an unknown one, `count` copies (or two) of what is known of
@@ -386,11 +382,6 @@ class Access(Writing):
         if isinstance(getter, Function):
             return [self.call_function(getter, [value, i], {}, getter.node) for i in range(3)]
         return [merge(collect(value))] * (count or 2)
-
-    def call_function(
-        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
-    ) -> Any:
-        raise NotImplementedError
 
 
 __all__ = ["Access", "KeyEvent"]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import MAX_ELEMENTS, Array, Box, collect, merge, shaped
+from niblick.audit.flow.joining import view
 from niblick.audit.flow.paths import path_kind
 
 
@@ -33,7 +34,10 @@ def subscript(part: Any) -> Any:
 
 def taken(array: Array, index: tuple[Any, ...]) -> Array:
     """`array[index]`; `ValueError` where that would be more than may be kept of a value."""
-    chosen = [part for part in index if isinstance(part, np.ndarray) and part.dtype.kind in "iu"]
+    arrays = [part for part in index if isinstance(part, np.ndarray)]
+    if arrays and array.size > MAX_ELEMENTS:
+        raise ValueError("too many elements")
+    chosen = [part for part in arrays if part.dtype.kind in "iu"]
     if chosen and Ellipsis not in [part for part in index if not isinstance(part, np.ndarray)]:
         own = [part for part in index if part is not None]
         size = max(part.size for part in chosen) * math.prod(array.shape[len(own) :])
@@ -89,4 +93,4 @@ def row(box: Box, i: int) -> Any:
         and "bytes" not in box.marks
     ):
         return box.val[i].item()
-    return shaped(box, lambda a: a[i])
+    return view(shaped(box, lambda a: a[i]), box)

@@ -26,7 +26,8 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.hints import Hints
-from niblick.audit.flow.lengths import computed
+from niblick.audit.flow.lengths import Rank, computed
+from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, narrows
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, KeyEvent, Namespace
 from niblick.audit.flow.spaces import spaced
 from niblick.audit.flow.state import PLAIN
@@ -71,6 +72,9 @@ class Arithmetic(Hints):
             out.marks -= {"match"}
             if isinstance(op, ast.Mult):
                 self.excused(a, b, out)
+                self.ramped(a, b, out)
+        if isinstance(op, NARROWING) and is_token(a) and narrows(b):
+            out.marks |= {ALTERED}
         if isinstance(op, _MIXING) and is_token(a) and is_token(b):
             out.marks |= {"mixed", "hashed"} if isinstance(op, ast.BitXor) else {"mixed"}
         elif isinstance(op, (ast.Mod, ast.BitAnd, ast.BitXor)) and "mixed" in out.marks:
@@ -204,7 +208,8 @@ class Arithmetic(Hints):
             value = self.own_method(value, (name,), [], node, value)
         if isinstance(node.op, ast.Not):
             test = self.truth(value)
-            return Box(shape=()) if test is None else not test
+            turned = Rank(not test) if isinstance(value, Rank) else not test
+            return Box(shape=()) if test is None else turned
         if isinstance(value, (int, float)):
             return (
                 -value
@@ -244,7 +249,8 @@ class Arithmetic(Hints):
                 return self.own_method(left, (name,), [right], None, Box(shape=()))
         if isinstance(left, PLAIN) and isinstance(right, PLAIN):
             try:
-                return COMPARE[type(op)](left, right)
+                out = COMPARE[type(op)](left, right)
+                return Rank(out) if isinstance(left, Rank) or isinstance(right, Rank) else out
             except TypeError:
                 return Box(shape=())
         if isinstance(left, Box) or isinstance(right, Box):
@@ -266,6 +272,8 @@ class Arithmetic(Hints):
                 self.check_hit(a, b)
             out.nll = False
             out.marks |= {"index", "tested"} if out.scores else {"index"}
+            if isinstance(op, ORDER) and is_token(out) and all(bounds(p) for p in (a, b)):
+                out.marks |= {"sized"}
             if isinstance(op, (ast.Eq, ast.NotEq)) and _guessed(a, b):
                 out.marks |= {"match"}
             return out
@@ -298,9 +306,6 @@ class Arithmetic(Hints):
                 return Box(shape=())
         return merge(collect(left) + collect(right), shape=())
 
-    def value(self, node: ast.expr) -> Any:
-        raise NotImplementedError
-
     def own_method(
         self, holder: Instance, names: tuple[str, ...], args: list[Any], node: Any, other: Any
     ) -> Any:
@@ -310,14 +315,6 @@ class Arithmetic(Hints):
             if isinstance(method, Function):
                 return self.call_function(method, [holder, *args], {}, node or method.node)
         return other
-
-    def call_function(
-        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
-    ) -> Any:
-        raise NotImplementedError
-
-    def iterate(self, value: Any, count: int | None) -> list[Any]:
-        raise NotImplementedError
 
 
 def _weighed(score: Box, out: Box) -> bool:

@@ -14,8 +14,10 @@ comes out as 1 / ln 2 (or 1, in nats); a scale, a clip or a dropped loss shows a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,8 @@ class Box:
     """A shadow value. `pos[i]` is the newest stream position element i holds (-1: none), `val` its
     content if known, `key` the newest position inside the key a table was read with to get it;
     `live` values share the state of their leaves, others are snapshots; `options` are the plain
-    values of which it is one, `rows` is the shape that a value had before it was laid flat.
+    values of which it is one, `rows` is the shape that a value had before it was laid flat, and
+    `base` is the value whose memory it shares.
     """
 
     shape: Shape | None = None
@@ -58,12 +61,22 @@ class Box:
     table: int = 0
     options: tuple[Any, ...] = ()
     rows: Shape | None = None
+    base: Box | None = None
+
+
+def core(array: Array) -> Array:
+    """An array with one element along each dimension that merely repeats."""
+    return array[tuple(slice(None) if stride else slice(1) for stride in array.strides)]
+
+
+_CONTENT = attrgetter(*Box.__slots__[: Box.__slots__.index("live")])
 
 
 def bits(positions: Array | None) -> int:
     """The bit set of the non-negative entries of an array of positions."""
     if positions is None or positions.size == 0:
         return 0
+    positions = core(positions)
     high = min(int(positions.max(initial=-1)), STREAM)
     if high < 0:
         return 0
@@ -205,14 +218,12 @@ def broadcast(shapes: list[Shape | None]) -> Shape | None:
 
 def _newest(arrays: list[Array], shape: Shape | None) -> Array | None:
     """Elementwise maximum of position arrays, broadcast to `shape` if that is fully known."""
-    size = 1
-    for side in shape or ():
-        size *= int(side or 1)
-    if size > MAX_ELEMENTS:
-        return None
     try:
-        out = arrays[0]
-        for other in arrays[1:]:
+        parts = [core(array) for array in arrays] if len(arrays) > 1 else arrays
+        if math.prod(np.broadcast_shapes(*[core(part).shape for part in parts])) > MAX_ELEMENTS:
+            return None
+        out = parts[0]
+        for other in parts[1:]:
             out = np.maximum(out, other)
         if shape is not None and None not in shape and out.shape != shape:
             out = np.broadcast_to(out, tuple(int(s or 0) for s in shape))
@@ -266,7 +277,7 @@ def elementwise(parts: list[Box], action: Callable[..., Any] | None = None) -> B
 
 def masked(box: Box, mask: Box) -> Box:
     """`box` with the elements where `mask` is known to be zero forgotten."""
-    if mask.val is None or box.pos is None:
+    if mask.val is None or box.pos is None or box.pos.size > MAX_ELEMENTS:
         return box
     try:
         keep = np.broadcast_to(mask.val != 0, box.pos.shape)
@@ -281,22 +292,8 @@ def masked(box: Box, mask: Box) -> Box:
 
 def snapshot(box: Box, **changes: Any) -> Box:
     """A copy of a value that no longer follows its leaves."""
-    out = Box(
-        shape=box.shape,
-        pos=box.pos,
-        val=box.val,
-        key=box.key,
-        deps=box.deps,
-        targets=box.targets,
-        seen=box.seen,
-        held=box.held,
-        roots=box.roots,
-        scores=box.scores,
-        marks=box.marks,
-        nll=box.nll,
-        table=box.table,
-        rows=box.rows,
-    )
+    out = Box(*_CONTENT(box))
+    out.table, out.rows = box.table, box.rows
     for name, value in changes.items():
         setattr(out, name, value)
     return out
@@ -308,7 +305,7 @@ def replace_content(box: Box, new: Box) -> None:
     """
     table = box.table
     for name in Box.__slots__:
-        if name != "live":
+        if name not in {"live", "base"}:
             setattr(box, name, getattr(new, name))
     box.table = table | new.table
 
@@ -324,7 +321,7 @@ def shaped(box: Box, action: Callable[[Array], Array]) -> Box:
         if array is not None:
             try:
                 changed = action(array)
-                if changed.size > MAX_ELEMENTS:
+                if core(changed).size > MAX_ELEMENTS:
                     failed = True
                     continue
                 setattr(out, name, changed)

@@ -1,36 +1,21 @@
-"""Branches, loops and handlers: what may happen, what happens again and what happens instead."""
+"""Branches and handlers: what may happen, and what happens instead."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Container
-from contextlib import suppress
 from functools import partial
-from itertools import pairwise, repeat
 from typing import Any
 
-import numpy as np
-
-from niblick.audit.flow.boxes import STREAM, Array, Box, collect, is_token, target_bits
+from niblick.audit.flow.boxes import Box, collect, target_bits
+from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.imports import Imports
 from niblick.audit.flow.joining import joined
+from niblick.audit.flow.lengths import Rank
 from niblick.audit.flow.methods import called
 from niblick.audit.flow.objects import Module
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
 from niblick.audit.flow.trials import changed_by, is_weights, kept_names, random_in
-from niblick.audit.flow.turns import NotPlainError, Turns, plain_items
 from niblick.audit.reads import name_of
-
-_MAX_TURNS = 5000
-
-_QUIET_TURNS = 2
-
-_LOOP_STEPS = 30_000
-
-_PLAIN_STEPS = 30_000
-"""Of all executions of a loop together, before one that begins without touching anything of the
-stream takes its first turn and its last only.
-"""
 
 
 class Branching(Imports):
@@ -71,11 +56,15 @@ class Branching(Imports):
         """
         for handler in node.handlers:
             if self.acts(handler):
-                scope = self.scopes[-1][0]
-                before = dict(scope)
-                self.uncertainly(lambda one=handler: self.handle(one))
-                scope.clear()
-                scope.update(before)
+                self.aside(lambda one=handler: self.handle(one))
+
+    def aside(self, action: Any) -> None:
+        """Runs what may happen; the names it sets stay as they were."""
+        scope = self.scopes[-1][0]
+        before = dict(scope)
+        self.uncertainly(action)
+        scope.clear()
+        scope.update(before)
 
     def acts(self, body: ast.AST) -> bool:
         """Whether code trains, itself or through the functions of the program that it calls."""
@@ -97,6 +86,7 @@ class Branching(Imports):
     def do_if(self, node: ast.If) -> None:
         condition = self.value(node.test)
         test = self.truth(condition)
+        test = self.forced.get(id(node.test), test) if test is not None else None
         if test is None:
             tried = self.tried(node, condition)
             before, self.kept_for = self.kept_for, self.kept_for | tried
@@ -108,6 +98,17 @@ class Branching(Imports):
                     self.leaves[root].seen |= tried
         else:
             self.block(node.body if test else node.orelse)
+            if isinstance(condition, Rank) and self.environment.get("WORLD_SIZE") != "1":
+                self.on_other_ranks(node.orelse if test else node.body)
+
+    def on_other_ranks(self, body: list[ast.stmt]) -> None:
+        """What the other processes of the run do instead, where they learn or change scores."""
+        if any(self.acts(statement) for statement in body):
+            self.aside(lambda: self.block(body))
+        for part in (n for s in body for n in ast.walk(s) if isinstance(n, ast.AugAssign)):
+            box = self.lookup(part.target.id) if isinstance(part.target, ast.Name) else None
+            if isinstance(box, Box) and box.scores and not isinstance(part.op, ast.Add):
+                box.val, box.marks = None, box.marks | {f"{LOST}a change on other ranks"}
 
     def tried(self, node: ast.If | ast.IfExp, condition: Any) -> int:
         """The positions by whose scores a search by trial keeps or takes back what it has changed;
@@ -204,191 +205,3 @@ class Branching(Imports):
         finally:
             self.uncertain -= 1
         return None
-
-    def all_turns(self, node: ast.For | ast.AsyncFor | ast.While, items: Any) -> bool:
-        """Whether a loop was one over plain numbers, every turn of which has been taken."""
-        sequence = repeat(None) if isinstance(node, ast.While) else plain_items(items)
-        if sequence is None or node.orelse:
-            return False
-        with suppress(NotPlainError):
-            turns = Turns(node, self.around)
-            names = turns.loop(node, sequence)
-            self.trace.steps += turns.work
-            for name in turns.own & names.keys():
-                self.store(name, names[name])
-            return True
-        return False
-
-    def around(self, node: ast.expr) -> Any:
-        """What a name or an attribute stands for, read once for a loop over plain numbers."""
-        return self.lookup(node.id) if isinstance(node, ast.Name) else self.value(node)
-
-    def do_while(self, node: ast.While) -> None:
-        if self.all_turns(node, None):
-            return
-        self.loops.append(node)
-        try:
-            self.while_turns(node)
-        finally:
-            self.loops.pop()
-
-    def while_turns(self, node: ast.While) -> None:
-        first_step = self.trace.steps
-        counted = stored_in(node.body)
-        past: list[dict[str, Any]] = []
-        for turn in range(_MAX_TURNS):
-            test = self.truth(self.value(node.test))
-            if test is False:
-                self.block(node.orelse)
-                return
-            past = [*past[-2:], {name: self.lookup(name) for name in counted}]
-            mark = (self.interest, self.maybe_ended)
-            if not self.turn(node.body):
-                return
-            endless = (self.interest, self.maybe_ended) != mark or test is None
-            if turn + 1 >= _QUIET_TURNS and (
-                endless or self.trace.steps - first_step > _LOOP_STEPS
-            ):
-                break
-        if self.leap(node, past):
-            self.turn(node.body)
-            return
-        self.widen(node.body)
-        self.widened += 1
-        try:
-            self.turn(node.body)
-        finally:
-            self.widened -= 1
-
-    def leap(self, node: ast.While, past: list[dict[str, Any]]) -> bool:
-        """Sets the counters of a loop to what its last turn begins with, where they have grown
-        evenly and the loop's condition tells when it ends.
-        """
-        scope = self.scopes[-1][0]
-        now: dict[str, Any] = {name: scope.get(name) for name in past[-1]}
-        steps = evenly([*past, now])
-        tested = {n.id for n in ast.walk(node.test) if isinstance(n, ast.Name)} & now.keys()
-        sure = tested and tested <= steps.keys()
-        if not sure or self.truth(self.value(node.test)) is not True:
-            return False
-        self.widen(node.body, steps)
-
-        def goes_on(turns: int) -> bool:
-            scope.update({name: now[name] + turns * step for name, step in steps.items()})
-            return self.truth(self.value(node.test)) is True
-
-        far = 1
-        while far < STREAM and goes_on(far):
-            far *= 2
-        near = far // 2
-        while far - near > 1:
-            middle = (near + far) // 2
-            near, far = (middle, far) if goes_on(middle) else (near, middle)
-        return goes_on(near) and far < STREAM
-
-    def widen(self, body: list[ast.stmt], but: Container[str] = ()) -> None:
-        """Forgets the value of every plain number the loop body changes, `but` of some."""
-        scope = self.scopes[-1][0]
-        for name in stored_in(body):
-            old = scope.get(name)
-            if isinstance(old, (int, float, np.generic)) and name not in but:
-                scope[name] = Box(shape=())
-
-    def turn(self, body: list[ast.stmt]) -> bool:
-        """One turn of a loop; False after `break`."""
-        try:
-            self.block(body)
-        except BreakSignal:
-            return False
-        except ContinueSignal:
-            return True
-        return True
-
-    def do_for(self, node: ast.For | ast.AsyncFor) -> None:
-        items = self.value(node.iter)
-        if self.all_turns(node, items):
-            return
-        self.loops.append(node)
-        try:
-            self.for_turns(node, self.iterate(items, None))
-        finally:
-            self.loops.pop()
-
-    def for_turns(self, node: ast.For | ast.AsyncFor, sequence: list[Any]) -> None:
-        count = len(sequence)
-        first_step = self.trace.steps - self.loop_steps.get(id(node), 0)
-        at = 0
-        finished, skipped, left = True, False, 0
-        while at < count:
-            mark, touched = self.interest, self.touched
-            self.assign(node.target, _any_number(sequence[at]) if skipped else sequence[at])
-            if not self.turn(node.body):
-                finished = False
-                break
-            busy = self.interest != mark
-            worn = self.touched == touched and self.trace.steps - first_step > _PLAIN_STEPS
-            long = at > _MAX_TURNS or self.trace.steps - first_step > _LOOP_STEPS
-            if (busy or long) and _QUIET_TURNS - 1 <= at < count - 2:
-                at, left = count - 1, at
-            elif worn and not busy and at == 0 and count > _QUIET_TURNS:
-                self.widen(node.body)
-                at, skipped = count - 1, True
-            else:
-                at += 1
-        self.loop_steps[id(node)] = self.trace.steps - first_step
-        if finished:
-            if left:
-                self.fill_between(node, left, count - 1)
-            self.block(node.orelse)
-
-    do_asyncfor = do_for
-
-    def fill_between(self, node: ast.For | ast.AsyncFor, before: int, last: int) -> None:
-        """Rows that a loop over all of an array's rows would have filled in turns left out: where
-        the places of the last turn but those follow from the turns before, they lie evenly.
-        """
-        for part in (n for s in node.body for n in ast.walk(s) if isinstance(n, ast.Subscript)):
-            name = part.value.id if isinstance(part.value, ast.Name) else ""
-            box = self.lookup(name) if isinstance(part.ctx, ast.Store) and name else None
-            if isinstance(box, Box) and is_token(box) and box.shape and box.shape[0] == last + 1:
-                even = None if box.pos is None else spread_evenly(box.pos, before, last)
-                if even is not None:
-                    content = None if box.val is None else self.stream.val
-                    box.pos, box.val = even, None if content is None else content[even]
-
-
-def stored_in(body: list[ast.stmt]) -> list[str]:
-    """The names that statements assign to."""
-    names = (n for s in body for n in ast.walk(s) if isinstance(n, ast.Name))
-    return list({n.id: 0 for n in names if isinstance(n.ctx, ast.Store)})
-
-
-def evenly(past: list[dict[str, Any]]) -> dict[str, int]:
-    """By how much whole numbers have grown from turn to turn, of those that grew evenly."""
-    steps: dict[str, int] = {}
-    for name in past[0]:
-        values = [turn[name] for turn in past]
-        if all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-            grown = {later - sooner for sooner, later in pairwise(values)}
-            steps |= {name: grown.pop()} if len(grown) == 1 else {}
-    return steps
-
-
-def spread_evenly(rows: Array, before: int, last: int) -> Array | None:
-    """Positions with the empty rows between two given ones filled evenly; None where they are not
-    empty, or do not lie evenly.
-    """
-    if (rows[before + 1 : last] >= 0).any() or (rows[[before, last]] < 0).any():
-        return None
-    step, odd = np.divmod(rows[last] - rows[before], last - before)
-    if odd.any() or (step != rows[before] - rows[before - 1]).any():
-        return None
-    turns = np.arange(last - before + 1).reshape(-1, *[1] * (rows.ndim - 1))
-    return np.concatenate([rows[:before], rows[before] + turns * step])
-
-
-def _any_number(item: Any) -> Any:
-    """An item of a loop with its plain numbers forgotten: it stands for all turns but the first."""
-    if isinstance(item, tuple):
-        return tuple(_any_number(part) for part in item)
-    return Box(shape=()) if isinstance(item, (int, float, np.generic)) else item

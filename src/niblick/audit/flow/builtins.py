@@ -12,18 +12,9 @@ import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced, snapshot
 from niblick.audit.flow.figures import CONSTANT, PLAUSIBLE, WARP
-from niblick.audit.flow.lengths import Length, length_of, smallest, steps
+from niblick.audit.flow.lengths import Length, Rank, RankText, length_of, smallest, steps
 from niblick.audit.flow.methods import is_own
-from niblick.audit.flow.objects import (
-    Bound,
-    CallEvent,
-    Class,
-    Dotted,
-    Function,
-    Instance,
-    Module,
-    Namespace,
-)
+from niblick.audit.flow.objects import Bound, Class, Dotted, Function, Instance, Module, Namespace
 from niblick.audit.flow.records import Records
 from niblick.audit.flow.signals import AbortSignal
 from niblick.audit.reads import name_of
@@ -55,8 +46,10 @@ class Builtins(Records):
         return NotImplemented
 
     def pure(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
-        if name == "int" and args and isinstance(args[0], Length):
+        if name == "int" and args and isinstance(args[0], (Length, Rank)):
             return args[0]
+        if name == "int" and args and isinstance(args[0], RankText):
+            return Rank(args[0])
         if args and isinstance(args[0], Box):
             box = self.frozen([args[0]])[0]
             plain = (
@@ -116,7 +109,8 @@ class Builtins(Records):
     def py_range(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         sizes: list[int] = []
         for arg in args:
-            if isinstance(arg, Box) and arg.val is not None and arg.val.size == 1:
+            told = isinstance(arg, Box) and "guess" not in arg.marks
+            if told and arg.val is not None and arg.val.size == 1:
                 arg = int(arg.val.reshape(-1)[0])
             if not isinstance(arg, (int, np.integer)):
                 return range(2) if len(args) < 3 else [Box(shape=())]
@@ -239,18 +233,8 @@ class Builtins(Records):
             return any(k is value.cls for k in kinds) or (
                 Box(shape=()) if isinstance(value, Module) else False
             )
-        native = {
-            "int": int,
-            "float": float,
-            "str": str,
-            "list": list,
-            "tuple": tuple,
-            "dict": dict,
-            "bool": bool,
-            "bytes": bytes,
-            "set": set,
-            "Path": PurePosixPath,
-        }
+        kinds = (int, float, str, list, tuple, dict, bool, bytes, set)
+        native = {**{kind.__name__: kind for kind in kinds}, "Path": PurePosixPath}
         return any(isinstance(value, native[n]) for n in names if n in native)
 
     def py_hasattr(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
@@ -348,16 +332,7 @@ class Builtins(Records):
 
     def unread(self, what: str, node: ast.AST) -> None:
         """Code that reading does not see takes part in the run."""
-        self.order += 1
-        self.trace.calls.append(
-            CallEvent(
-                name="unread-code",
-                where=self.where(node),
-                certain=self.uncertain <= 0,
-                detail=what,
-                order=self.order,
-            )
-        )
+        self.calls_out("unread-code", node, what)
 
     def py_id(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return id(args[0]) if args else 0
@@ -373,15 +348,6 @@ class Builtins(Records):
 
     def py_slice(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return slice(*args)
-
-    def block(self, body: list[ast.stmt]) -> None:
-        raise NotImplementedError
-
-    def import_program(self, name: str) -> Namespace | None:
-        raise NotImplementedError
-
-    def call_value(self, callee: Any, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        raise NotImplementedError
 
 
 def _own_fields(cls: Class) -> set[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from niblick.audit.flow.boxes import Box, collect, is_token, merge, snapshot
 from niblick.audit.flow.learning import Learning
+from niblick.audit.flow.lengths import Rank
 from niblick.audit.flow.methods import small
 from niblick.audit.flow.objects import (
     Bound,
@@ -27,7 +28,7 @@ from niblick.audit.words import words
 _MAX_DEPTH = 40
 _WRAPPERS = words(
     "compile DistributedDataParallel DDP DataParallel FullyShardedDataParallel script jit njit"
-    " disable allow_in_graph vmap prange lru_cache cache wraps checkpoint"
+    " disable allow_in_graph vmap prange lru_cache cache wraps checkpoint tqdm"
 )
 _MODULES = tuple(
     words("Module ModuleList nn.Linear nn.Embedding nn.LayerNorm nn.Sequential ModuleDict")
@@ -185,9 +186,6 @@ class Calls(Learning):
                 raise
             return None if self.yields[-1] else Box()
         return None
-
-    def block(self, body: list[ast.stmt]) -> None:
-        raise NotImplementedError
 
     def bind(self, function: Function, args: list[Any], named: dict[str, Any]) -> dict[str, Any]:
         """The local names a call starts with."""
@@ -363,7 +361,7 @@ class Calls(Learning):
         if last == "get_world_size":
             return int(self.environment.get("WORLD_SIZE", "1"))
         if last == "get_rank":
-            return 0
+            return Rank(0)
         if name in frozenset(
             [
                 "torch.cuda.is_available",
@@ -374,10 +372,11 @@ class Calls(Learning):
             return True
         if last in {"bos_id", "bos_token_id"}:
             return 1
-        if name.endswith(("add.at", "maximum.at")) and args and isinstance(args[0], Box):
+        if numpy and last == "at" and args and isinstance(args[0], Box):
             args[0].table |= 1
             args[0].val = None
             args[0].held |= self.written([b for a in args[1:] for b in collect(a)])
+            self.shared(args[0])
             self.interest += 1
             return None
         changed = self.changing(last, args, named, node)

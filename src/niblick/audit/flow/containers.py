@@ -15,9 +15,6 @@ from niblick.audit.flow.paths import glob_paths, path_kind
 class Containers(Library):
     """Methods of containers, paths, files and parsed arguments."""
 
-    def opaque(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        raise NotImplementedError
-
     def container_call(
         self, holder: Any, name: str, args: list[Any], named: dict[str, Any], node: ast.AST
     ) -> Any:

@@ -10,12 +10,13 @@ from typing import Any
 
 from niblick.audit.flow.arithmetic import Arithmetic
 from niblick.audit.flow.boxes import Box, collect, merge
-from niblick.audit.flow.figures import PLAUSIBLE
+from niblick.audit.flow.figures import PLAUSIBLE, named
 from niblick.audit.flow.joining import joined
+from niblick.audit.flow.lengths import Rank
 from niblick.audit.flow.objects import Bound, Function, Module
-from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.flow.signals import AbortSignal, NotPlainError
 from niblick.audit.flow.trials import chosen
-from niblick.audit.flow.turns import NotPlainError, Turns, plain_items
+from niblick.audit.flow.turns import Turns, plain_items
 
 _MAX_ITEMS = 1600
 
@@ -79,10 +80,10 @@ class Expressions(Arithmetic):
         for op, comparator in zip(node.ops, node.comparators, strict=True):
             right = self.value(comparator)
             out = self.compare(op, left, right)
-            if out is False:
-                return False
+            if out is False or (isinstance(out, Rank) and not out):
+                return self.forced.get(id(node), out)
             left = right
-        return out
+        return self.forced.get(id(node), out) if isinstance(out, bool) else out
 
     def ex_ifexp(self, node: ast.IfExp) -> Any:
         condition = self.value(node.test)
@@ -138,6 +139,7 @@ class Expressions(Arithmetic):
     def ex_joinedstr(self, node: ast.JoinedStr) -> Any:
         parts: list[str] = []
         scores: frozenset[int] = frozenset()
+        figure = False
         for piece in node.values:
             value = self.value(piece.value if isinstance(piece, ast.FormattedValue) else piece)
             if isinstance(piece, ast.FormattedValue) and piece.format_spec is not None:
@@ -146,13 +148,14 @@ class Expressions(Arithmetic):
                 self.constant_shown(parts[-1])
             if isinstance(value, Box):
                 self.shown(value, parts[-1] if parts else "")
+                figure |= named(parts[-1] if parts else "")
                 scores |= value.scores
                 parts.append("?")
             else:
                 parts.append(
                     str(value) if isinstance(value, (str, int, float, PurePosixPath)) else "?"
                 )
-        if scores and len(self.trace.printed) < _MAX_ITEMS:
+        if (scores or figure) and len(self.trace.printed) < _MAX_ITEMS:
             words = tuple(
                 p.value.strip()
                 for p in node.values
@@ -208,9 +211,6 @@ class Expressions(Arithmetic):
         self.generate(node.generators, lambda: out.append(self.value(node.elt)), out, items)
         return out
 
-    def around(self, node: ast.expr) -> Any:
-        raise NotImplementedError
-
     ex_generatorexp = ex_listcomp
 
     def ex_setcomp(self, node: ast.SetComp) -> Any:
@@ -253,21 +253,6 @@ class Expressions(Arithmetic):
                     emit()
             if len(out) > _MAX_ITEMS or (self.interest != mark and len(out) > 3):
                 break
-
-    def attribute(self, holder: Any, name: str, node: ast.AST) -> Any:
-        raise NotImplementedError
-
-    def reshaping(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
-        raise NotImplementedError
-
-    def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
-        raise NotImplementedError
-
-    def tried(self, node: ast.If | ast.IfExp, condition: Any) -> int:
-        raise NotImplementedError
-
-    def assign(self, target: ast.expr, value: Any) -> None:
-        raise NotImplementedError
 
 
 def _plain(*values: Any) -> set[float]:

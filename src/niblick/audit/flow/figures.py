@@ -16,8 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, collect, mean_witness, snapshot, target_bits, witness
+from niblick.audit.flow.boxes import (
+    Box,
+    collect,
+    core,
+    depends,
+    is_token,
+    mean_witness,
+    snapshot,
+    target_bits,
+    witness,
+)
 from niblick.audit.flow.keeping import Keeping
+from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import FigureEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
 from niblick.audit.flow.state import State
@@ -28,6 +39,8 @@ DOUBT = "?"
 LOST = "lost:"
 BETWEEN = "between"
 """The mark of a difference between two figures, which is no figure itself."""
+RAMP = "ramp"
+"""The mark of unknown numbers that have met known ones which differ from place to place."""
 SUM = "sum:"
 _MOST_FIGURES = 1600
 _CAP_IN_PROBABILITY = 1e-5
@@ -64,6 +77,24 @@ class Figures(Keeping):
         """Marks scores whose content an operation has made unknown."""
         if before.scores and before.val is not None and box.scores and box.val is None:
             box.marks |= {f"{LOST}{what} ({self.spot()})"}
+        return box
+
+    def shared(self, box: Box) -> Box:
+        """What has been written to a view is in the value whose memory it shares."""
+        base = box.base
+        if base is None:
+            return box
+        if is_token(base):
+            base.marks |= {ALTERED}
+            return box
+        for name in ("held", "seen", "roots", "scores", "table", "deps", "targets"):
+            setattr(base, name, getattr(base, name) | getattr(box, name))
+        base.marks |= box.marks
+        if is_token(box) and not box.held:
+            base.deps |= depends(box)
+        if base.scores or "bytes" in base.marks:
+            base.marks |= {f"{LOST}a change of a part ({self.spot()})"}
+        base.val = None
         return box
 
     def added_up(self, box: Box, node: ast.AST | None) -> Box:
@@ -118,6 +149,7 @@ class Figures(Keeping):
         made, wanted = source.pos, target.pos
         if made is None or wanted is None:
             return
+        made = core(made) if made.ndim > wanted.ndim else made
         if made.ndim == wanted.ndim + 1:
             made = made.max(axis=-1)
         elif made.ndim == wanted.ndim and made.size != wanted.size and made.ndim:
@@ -181,6 +213,17 @@ class Figures(Keeping):
             if score.nll and "match" in mask.marks and not mask.scores:
                 self.warp(out, "losses of foretold tokens are left out")
 
+    def ramped(self, a: Box, b: Box, out: Box) -> None:
+        """Losses are weighed by numbers that differ from place to place, or by what has been."""
+        for score, other in ((a, b), (b, a)):
+            uneven = _uneven(other)
+            if "prob" in score.marks or other.scores or not (uneven or RAMP in other.marks):
+                continue
+            if score.nll and score.pos is not None:
+                self.warp(out, "losses are weighed unevenly")
+            elif uneven and score.val is None and "logits" not in score.marks:
+                out.marks |= {RAMP}
+
     def chosen(self, boxes: list[Box]) -> bool:
         """Whether the smaller (or larger) of several scores of the same tokens is taken."""
         return sum(bool(b.nll and b.scores) for b in boxes) > 1
@@ -219,7 +262,7 @@ class Figures(Keeping):
         """A value is printed or logged after the words `label`."""
         picked = any(m.startswith(WARP) for m in value.marks)
         counted = "bytes" in value.marks and "weighed" not in value.marks
-        if not (value.scores or picked) or not (counted or _named(label)):
+        if not (value.scores or picked) or not (counted or named(label)):
             return
         if BETWEEN in value.marks and not picked:
             return
@@ -229,13 +272,23 @@ class Figures(Keeping):
 
     def constant_shown(self, label: str) -> None:
         """A plain number is printed after the words `label`."""
-        if _named(label) and len(self.trace.figures) < _MOST_FIGURES:
+        if named(label) and len(self.trace.figures) < _MOST_FIGURES:
             said = Box(marks=frozenset({f"{WARP}it is a plain number"}))
             self.trace.figures.append(replace(figure_of(self, said, label), certain=False))
 
     def shown_all(self, values: Any, label: str = "") -> None:
         for box in collect(values):
             self.shown(box, label)
+
+
+def _uneven(box: Box) -> bool:
+    """Whether a row of known numbers holds several besides nought, and they are no counts."""
+    if box.val is None or box.val.dtype.kind != "f" or box.val.size < _SHORTEST:
+        return False
+    if box.marks & {"bytes", "count", "val"}:
+        return False
+    some = box.val[box.val != 0]
+    return bool(some.size and np.ptp(some) > _GAPS * np.abs(some).max())
 
 
 def _is_figure(box: Box) -> bool:
@@ -258,7 +311,7 @@ def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
             kept |= engine.trace.kept(number)
         content /= mean_witness(kept)
     return FigureEvent(
-        named=_named(label),
+        named=named(label),
         content=content,
         warps=tuple(sorted({warp.removeprefix(DOUBT) for warp in warps})),
         lost=tuple(sorted(m.removeprefix(LOST) for m in value.marks if m.startswith(LOST))),
@@ -274,7 +327,7 @@ def _sums(box: Box) -> set[int]:
     return {int(m.removeprefix(SUM)) for m in box.marks if m.startswith(SUM)}
 
 
-def _named(label: str) -> bool:
+def named(label: str) -> bool:
     """Whether words say that bits per byte follow."""
     return bool(_LABEL.search(label[-40:])) and not _OTHER.search(label[-60:])
 

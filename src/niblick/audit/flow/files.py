@@ -125,8 +125,21 @@ class Files(Tensors):
             return out
         return self.read_data(source, named)
 
+    def packed(self, value: Any) -> None:
+        """What is saved under a name comes back by that name, unless two things have it."""
+        for name, part in value.items() if isinstance(value, dict) else ():
+            plain = not any(b.roots or b.targets or b.held or b.scores for b in collect(part))
+            again = name in self.parts
+            self.parts[name] = None if again or not plain or not collect(part) else part
+
+    def unpacked(self, box: Box, name: Any) -> Any:
+        """A part of a file that the program wrote, by its name; None where it is not known."""
+        ours = "file" in box.marks and "foreign" not in box.marks
+        return self.copied(self.parts.get(name)) if ours and isinstance(name, str) else None
+
     def saved(self, args: list[Any]) -> None:
         self.to_disk(args)
+        self.packed(args[0])
         self.writes(args[-1] if isinstance(args[-1], (str, PurePosixPath)) else args[0])
         for box in self.frozen(collect(args)):
             self.disk.seen |= self.seen(box) | box.seen

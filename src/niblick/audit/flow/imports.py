@@ -8,20 +8,11 @@ from typing import Any
 
 from niblick.audit.flow.calls import Calls
 from niblick.audit.flow.objects import Dotted, Namespace
+from niblick.audit.words import words
 
 _MOST_MODULES = 300
-_OUTSIDE = frozenset(
-    {
-        *sys.stdlib_module_names,
-        "torch",
-        "numpy",
-        "scipy",
-        "sentencepiece",
-        "tiktoken",
-        "triton",
-        "flash_attn",
-        "transformers",
-    }
+_OUTSIDE = sys.stdlib_module_names | words(
+    "torch numpy scipy sentencepiece tiktoken triton flash_attn transformers"
 )
 
 
@@ -85,9 +76,3 @@ class Imports(Calls):
         if parent is not None:
             parent.attrs.setdefault(last, space)
         return space
-
-    def run_module(self, tree: ast.Module, name: str, file: str, scope: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-    def store(self, name: str, value: Any) -> None:
-        raise NotImplementedError

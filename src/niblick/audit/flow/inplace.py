@@ -19,25 +19,38 @@ from niblick.audit.flow.boxes import (
 from niblick.audit.flow.scoring import Scoring
 from niblick.audit.words import words
 
-_IN_PLACE = words(
-    "copy_ add_ sub_ mul_ div_ lerp_ addcmul_ addcdiv_ index_add_ index_copy_ scatter_"
-    " scatter_add_ masked_fill_ clamp_ index_put_ put_ set_ addmm_ masked_scatter_"
-)
+_WRITES = words("copyto put place putmask put_along_axis")
+"""Functions that change their first argument."""
+_SAME = words("requires_grad_ detach_ share_memory_ retain_grad_")
+"""Methods named like those that change a value, but which do not."""
 
 _RESET = words(
     "zero_ fill fill_ normal_ uniform_ zeros_ ones_ constant_ orthogonal_ kaiming_uniform_"
     " xavier_uniform_ kaiming_normal_ trunc_normal_ xavier_normal_"
 )
 
-_MOST_ROWS = 4_000_000
+_MOST_ROWS = 1 << 28
 
-_KEYED = frozenset({"scatter_add_", "index_add_", "scatter_", "index_put_"})
+_KEYED = words(
+    "scatter_add_ index_add_ scatter_ index_put_ index_copy_ index_fill_ index_reduce_ put_"
+    " scatter_reduce_ put put_along_axis"
+)
+
+
+def changes(name: str) -> bool:
+    """Whether a method changes what it is called on, by its name."""
+    return name.endswith("_") and not name.endswith("__") and name not in _SAME
 
 
 class InPlace(Scoring):
     """In-place operations on values and on learnable leaves."""
 
     def in_place(
+        self, name: str, first: Box, rest: list[Any], named: dict[str, Any], node: ast.AST
+    ) -> Box:
+        return self.shared(self.changed(name, first, rest, named, node))
+
+    def changed(
         self, name: str, first: Box, rest: list[Any], named: dict[str, Any], node: ast.AST
     ) -> Box:
         if name == "clamp_" and not first.live:
@@ -89,18 +102,7 @@ class InPlace(Scoring):
         self.check_report(first, merge(sources), mixed)
         if name == "mul_" and sources and mixed.nll:
             mixed = masked(mixed, sources[0])
-        for field in (
-            "pos",
-            "key",
-            "deps",
-            "targets",
-            "seen",
-            "held",
-            "roots",
-            "scores",
-            "marks",
-            "nll",
-        ):
+        for field in words("pos key deps targets seen held roots scores marks nll"):
             setattr(first, field, getattr(mixed, field))
         action = {"add_": np.add, "sub_": np.subtract, "mul_": np.multiply, "div_": np.true_divide}
         if name in action and sources and not named:
@@ -115,14 +117,14 @@ class InPlace(Scoring):
         """
         key = next((s for s in sources if is_token(s)), None)
         shape = first.shape
-        if first.table or key is None or key.pos is None or key.held or not shape:
+        if first.table or key is None or key.pos is None or not shape:
             return False
         rows = key.pos.max(axis=-1) if key.pos.ndim == len(shape) else key.pos
         sizes = tuple(int(s or 0) for s in shape)
         if None in shape or rows.shape != sizes[:-1] or rows.size * sizes[-1] > _MOST_ROWS:
             return False
         first.pos = np.broadcast_to(rows[..., None], sizes)
-        first.val = None
+        first.val, first.held = None, first.held | key.held
         return True
 
     def reset_leaves(self, roots: frozenset[int]) -> None:

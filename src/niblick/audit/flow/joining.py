@@ -4,13 +4,14 @@ laid side by side, and taken apart.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, known, merge, shaped, snapshot
+from niblick.audit.flow.boxes import MAX_ELEMENTS, STREAM, Box, known, merge, shaped, snapshot
 from niblick.audit.flow.objects import Class, Function, Instance, Module, Namespace
 
 
@@ -47,15 +48,8 @@ def joined(left: Any, right: Any) -> Any:
         keep = a if a.pos is not None else b
         out = merge([a, b])
         if keep.pos is not None:
-            out = snapshot(
-                keep,
-                seen=out.seen,
-                held=out.held,
-                roots=out.roots,
-                scores=out.scores,
-                marks=out.marks,
-                val=None,
-            )
+            learnt = {n: getattr(out, n) for n in ("seen", "held", "roots", "scores", "marks")}
+            out = snapshot(keep, val=None, **learnt)
         elif a.shape == b.shape:
             out.shape, out.val = a.shape, _common(a, b)
         out.live = a.live or b.live
@@ -69,6 +63,8 @@ def joined(left: Any, right: Any) -> Any:
         right, (int, float, str, bool, type(None))
     ):
         return Box(shape=(), options=(left, right) if left is None or right is None else ())
+    if isinstance(left, (list, tuple, dict)) and isinstance(right, (list, tuple, dict)):
+        return max(left, right, key=len)
     return left if left is not None else right
 
 
@@ -132,3 +128,19 @@ def pieces(box: Box, name: str, args: list[Any]) -> list[Box]:
     first, last = min(size, rows), (rows - 1) // size * size
     cuts = sorted({0, first, max(last, first), rows})
     return [shaped(box, itemgetter(slice(*ends))) for ends in pairwise(cuts)]
+
+
+def view(out: Box, box: Box) -> Box:
+    """A value that shares the memory of another one, or of what that is a view of."""
+    if out is not box and not box.live:
+        out.base = box if box.base is None else box.base
+    return out
+
+
+def times_of(box: Box, sizes: list[int | None]) -> tuple[int, ...]:
+    """How often a value of known size is repeated along each dimension; empty if not known."""
+    plain = [s for s in sizes if isinstance(s, int) and 0 < s <= STREAM]
+    if box.shape is None or len(plain) < len(sizes):
+        return ()
+    size = math.prod(int(s or 0) for s in (*box.shape, *plain))
+    return tuple(plain) if size <= MAX_ELEMENTS else ()

@@ -34,6 +34,16 @@ class Length(int):
         return out
 
 
+class Rank(int):
+    """A number, or whether something holds (1 or 0), that other processes of the run have
+    otherwise.
+    """
+
+
+class RankText(str):
+    """The text of a process's number among those of the run."""
+
+
 def length_of(box: Box, size: int) -> int:
     """The number of elements of a value, as a `Length` where it is (nearly) all of the stream."""
     return Length.of(size, size * _WHOLE) if is_split(box) else size
@@ -48,6 +58,8 @@ def is_split(box: Box) -> bool:
 def computed(action: Callable[..., Any], values: tuple[Any, ...], out: Any) -> Any:
     """What plain arithmetic made of numbers, as a `Length` where one of them was one."""
     lengths = [v for v in values if isinstance(v, Length)]
+    if not lengths and isinstance(out, int) and any(isinstance(v, Rank) for v in values):
+        return Rank(out)
     if not lengths or not isinstance(out, int) or isinstance(out, bool):
         return out
     try:

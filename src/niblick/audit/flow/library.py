@@ -14,21 +14,13 @@ import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, snapshot
 from niblick.audit.flow.builtins import Builtins
-from niblick.audit.flow.objects import CallEvent, Dotted, Instance, Namespace
+from niblick.audit.flow.objects import Dotted, Instance, Namespace
 from niblick.audit.flow.paths import glob_paths
 from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.words import ordered
 
-_OUTSIDE = (
-    "requests",
-    "urllib",
-    "socket",
-    "http",
-    "huggingface_hub",
-    "wandb",
-    "subprocess",
-    "aiohttp",
-    "boto3",
-    "datasets",
+_OUTSIDE = ordered(
+    "requests urllib socket http huggingface_hub wandb subprocess aiohttp boto3 datasets"
 )
 _PICKLES = ("pickle.", "cPickle.", "dill.", "cloudpickle.", "joblib.", "_pickle.", "marshal.")
 
@@ -175,16 +167,7 @@ class Library(Builtins):
             ["snapshot_download", "hf_hub_download", "urlopen", "urlretrieve", "system", "popen"]
         ):
             detail = str(args[0])[:120] if args and isinstance(args[0], (str, list, tuple)) else ""
-            self.order += 1
-            self.trace.calls.append(
-                CallEvent(
-                    name=name,
-                    where=self.where(node),
-                    certain=self.uncertain <= 0,
-                    detail=detail,
-                    order=self.order,
-                )
-            )
+            self.calls_out(name, node, detail)
             return merge(collect(args))
         return NotImplemented
 

@@ -11,8 +11,8 @@ import ast
 from typing import Any
 
 from niblick.audit.flow.boxes import Box, Leaf, collect, merge, replace_content, snapshot
-from niblick.audit.flow.branching import Branching
 from niblick.audit.flow.figures import LOST
+from niblick.audit.flow.looping import Looping
 from niblick.audit.flow.methods import is_own
 from niblick.audit.flow.objects import Class, Dotted, Function, Instance
 from niblick.audit.flow.signals import (
@@ -36,7 +36,7 @@ _MISREAD = (
 """What plain operations on values of an unexpected kind raise: that statement is passed over."""
 
 
-class Machine(Branching):
+class Machine(Looping):
     """Interprets statements; expressions and calls are in the base classes."""
 
     def run_module(self, tree: ast.Module, name: str, file: str, scope: dict[str, Any]) -> None:
@@ -114,6 +114,7 @@ class Machine(Branching):
         plain = isinstance(left, Box) and "scalar" not in left.marks and not part
         if plain and isinstance(left, Box) and isinstance(result, Box):
             replace_content(left, result)
+            self.shared(left)
             return
         self.assign(node.target, result)
 

@@ -12,9 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, collect, mean_witness, snapshot, target_bits, witness
+from niblick.audit.flow.boxes import (
+    Box,
+    collect,
+    depends,
+    mean_witness,
+    merge,
+    snapshot,
+    target_bits,
+    witness,
+)
 from niblick.audit.flow.containers import Containers
-from niblick.audit.flow.figures import WARP
+from niblick.audit.flow.figures import LOST, WARP
 from niblick.audit.flow.objects import Function, Module, Trace
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
 
@@ -22,11 +31,14 @@ from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal,
 @dataclass(frozen=True)
 class Observed:
     """How the losses that a method returns differ from plain ones (empty if they do not, or if it
-    does not tell), and whether they are a `single` number (None: not known).
+    does not tell), what lost their content, whether they are a `single` number (None: not known),
+    and how many `parts` it returns where no loss is in them (0: there may be one).
     """
 
     why: str = ""
+    lost: str = ""
     single: bool | None = None
+    parts: int = 0
 
 
 class Observing(Containers):
@@ -75,8 +87,29 @@ class Observing(Containers):
         shapes = {box.shape == () for box in boxes if box.scores and box.shape is not None}
         return Observed(
             why=next((why for box in boxes if (why := _changed(box))), ""),
+            lost=next((lost for box in boxes if (lost := _forgotten(box))), ""),
             single=shapes.pop() if len(shapes) == 1 else None,
+            parts=_parts(boxes, depends(merge(b for a in args for b in collect(a)))),
         )
+
+
+def _parts(boxes: list[Box], given: int) -> int:
+    """How many values a method returns where none is a loss: several without a score, or one that
+    does not depend on the newest token that was given, which is a target.
+    """
+    if any(box.scores for box in boxes):
+        return 0
+    several = len(boxes) > 1
+    blind = several or any(depends(box).bit_length() < given.bit_length() for box in boxes)
+    return len(boxes) if blind else 0
+
+
+def _forgotten(box: Box) -> str:
+    """What made the content of a returned loss unknown."""
+    if not box.scores or (box.val is not None and "guess" not in box.marks):
+        return ""
+    lost = sorted(m.removeprefix(LOST) for m in box.marks if m.startswith(LOST))
+    return lost[0] if lost else "a weight that is not known" if "guess" in box.marks else ""
 
 
 def _changed(box: Box) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ast
 
+from niblick.audit.reads import name_of
+
 _CASTS = frozenset({"int", "item", "uint16", "int32", "int64", "uint32"})
 
 
@@ -81,12 +83,7 @@ class _Turn:
         entry at the index.
         """
         if isinstance(value, ast.Call) and len(value.args) == 1:
-            tail = (
-                value.func.id
-                if isinstance(value.func, ast.Name)
-                else getattr(value.func, "attr", "")
-            )
-            return tail in _CASTS and self.copies(value.args[0])
+            return name_of(value.func) in _CASTS and self.copies(value.args[0])
         if isinstance(value, ast.Subscript):
             return isinstance(value.slice, ast.Name) and value.slice.id == self.index
         return isinstance(value, ast.Name) and value.id in self.current

@@ -14,23 +14,16 @@ from typing import Any
 
 from niblick.audit.flow.boxes import Box, snapshot
 from niblick.audit.flow.objects import Dotted, Function
+from niblick.audit.flow.signals import NotPlainError
 from niblick.audit.flow.state import State
 from niblick.audit.words import words
 
-_FORBIDDEN = (
-    ast.Global,
-    ast.Nonlocal,
-    ast.Yield,
-    ast.YieldFrom,
-    ast.Await,
-    ast.Import,
-    ast.ImportFrom,
-    ast.ClassDef,
-    ast.FunctionDef,
-    ast.AsyncFunctionDef,
-    ast.Lambda,
-    ast.With,
-    ast.AsyncWith,
+_FORBIDDEN = tuple(
+    getattr(ast, name)
+    for name in words(
+        "Global Nonlocal Yield YieldFrom Await Import ImportFrom ClassDef FunctionDef"
+        " AsyncFunctionDef Lambda With AsyncWith"
+    )
 )
 _BUILTINS = words(
     "abs all any bool bytes chr divmod enumerate float int isinstance len list max min ord pow"
@@ -38,10 +31,6 @@ _BUILTINS = words(
 )
 _PLAIN_MARKS = frozenset({"count", "file", "numpy", "scalar", "time", "val", "zeros"})
 _LONGEST, _DEPTH = 4096, 8
-
-
-class NotPlainError(Exception):
-    """A value or a function that may be more than plain."""
 
 
 def answered(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import (
+    BOS,
     Array,
     Box,
     collect,
@@ -20,7 +21,9 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.objects import CallEvent, Function, Module, ScoreEvent
+from niblick.audit.flow.figures import LOST
+from niblick.audit.flow.narrowing import ALTERED
+from niblick.audit.flow.objects import Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
 from niblick.audit.words import words
 
@@ -29,6 +32,7 @@ _LOSSES = words(
 )
 _IGNORED = -100
 """The target that PyTorch's losses leave out by default."""
+_OTHERS = "the making of its targets, which may be other tokens than those that are counted"
 
 
 class Scoring(Shapes):
@@ -79,6 +83,8 @@ class Scoring(Shapes):
             key=source.key,
             rows=target.rows,
         )
+        if target.marks & {ALTERED}:
+            out.val, out.marks = None, out.marks | {f"{LOST}{_OTHERS} ({self.spot()})"}
         if target.pos is None and out.held:
             self.held_state(out, targets, node)
         return out
@@ -106,49 +112,33 @@ class Scoring(Shapes):
         tokens = [b for b in boxes if is_token(b) and b.marks.isdisjoint({"index", "bytes"})]
         self.hooked = self.hooked or self.hooks > 0
         if self.hooks and any(depends(b) for b in tokens):
-            self.order += 1
+            self.calls_out("calibration", node, "parts" if self.parts_hooked else "")
             source.marks |= {f"hooked:{self.order}"}
-            self.trace.calls.append(
-                CallEvent(
-                    name="calibration",
-                    where=self.where(node),
-                    certain=self.uncertain <= 0,
-                    detail="parts" if self.parts_hooked else "",
-                    order=self.order,
-                )
-            )
         if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
-            out = self.score(source, target, node)
             if method is None:
-                return out
+                return self.score(source, target, node)
             seen = self.observe(method, module, args, named, node)
-            if seen.why:
-                self.warp(out, seen.why)
-            if seen.single is False or (seen.single is None and _per_token(method.node)):
-                return out
-            return reduced(self.added_up(out, node), _mean_of(target, _IGNORED))
+            if seen.parts > 1:
+                return self.call_function(method, [module, *args], named, node)
+            if not seen.parts:
+                out = self.score(source, target, node)
+                return self.observed_loss(out, target, method, seen, node)
         self.interest += 1
         source.shape = None
         source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
         return source
 
-    def call_function(
-        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
-    ) -> Any:
-        raise NotImplementedError
-
-    def learning(self, function: Function) -> bool:
-        raise NotImplementedError
-
-    def observe(
-        self,
-        method: Function,
-        module: Module,
-        args: list[Any],
-        named: dict[str, Any],
-        node: ast.AST,
-    ) -> Any:
-        raise NotImplementedError
+    def observed_loss(
+        self, out: Box, target: Box, method: Function, seen: Any, node: ast.AST
+    ) -> Box:
+        """A loss that a method of a model returns, as a look into it has shown it."""
+        if seen.why:
+            self.warp(out, seen.why)
+        elif seen.lost:
+            out.val, out.marks = None, out.marks | {f"{LOST}{seen.lost}"}
+        if seen.single is False or (seen.single is None and _per_token(method.node)):
+            return out
+        return reduced(self.added_up(out, node), _mean_of(target, _IGNORED))
 
     def loss(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """Cross-entropy: its second tensor is the target, and `reduction` says whether one number
@@ -163,10 +153,16 @@ class Scoring(Shapes):
         source = merge(self.frozen(boxes[:1]))
         source.pos = boxes[0].pos if boxes else None
         out = self.score(source, target, node)
+        if named.get("weight") is not None:
+            self.warp(out, "losses are weighed by their tokens")
+        if named.get("label_smoothing"):
+            self.warp(out, "losses are smoothed over other tokens")
         how = named.get("reduction")
+        ignored = named.get("ignore_index", _IGNORED)
+        if isinstance(ignored, int) and ignored > BOS and _among(ignored, target):
+            self.warp(out, f"losses of token {ignored} are left out")
         if how == "none":
             return out
-        ignored = named.get("ignore_index", _IGNORED)
         mean = _mean_of(target, ignored)
         return reduced(self.added_up(out, node), np.sum if how == "sum" else mean)
 
@@ -185,6 +181,13 @@ def _mean_of(target: Box, ignored: Any) -> Callable[[Array], Any]:
         return np.mean
     counted = int((target.val != ignored).sum())
     return (lambda losses: losses.sum() / counted) if counted else np.mean
+
+
+def _among(token: int, target: Box) -> bool:
+    """Whether a token of the stream is among targets, as far as these are known."""
+    if target.val is None or target.pos is None or target.val.shape != target.pos.shape:
+        return False
+    return bool(((target.val == token) & (target.pos >= 0)).any())
 
 
 def _per_token(function: ast.AST) -> bool:

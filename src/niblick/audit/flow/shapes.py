@@ -23,33 +23,17 @@ from niblick.audit.flow.boxes import (
     snapshot,
     target_bits,
 )
-from niblick.audit.flow.joining import pieces, side_by_side
+from niblick.audit.flow.joining import pieces, side_by_side, times_of
 from niblick.audit.flow.lengths import length_of
+from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import Dotted
 from niblick.audit.flow.spaces import chosen_bytes
+from niblick.audit.words import words
 
-CREATE = {
-    "zeros": 0,
-    "ones": 1,
-    "empty": None,
-    "full": None,
-    "rand": None,
-    "randn": None,
-    "new_zeros": 0,
-    "new_ones": 1,
-    "new_empty": None,
-    "new_full": None,
-    "randint": None,
-    "normal": None,
-}
-LIKE = {
-    "zeros_like": 0,
-    "ones_like": 1,
-    "empty_like": None,
-    "full_like": None,
-    "rand_like": None,
-    "randn_like": None,
-}
+_UNKNOWN = words("empty full rand randn new_empty new_full randint normal")
+_FILLED = {"zeros": 0, "ones": 1, "new_zeros": 0, "new_ones": 1}
+CREATE: dict[str, int | None] = {**dict.fromkeys(_UNKNOWN), **_FILLED}
+LIKE = {f"{name}_like": CREATE[name] for name in words("zeros ones empty full rand randn")}
 
 
 class Shapes(Access):
@@ -166,6 +150,13 @@ class Shapes(Access):
         if name in {"t", "permute"}:
             order = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
             return shaped(box, lambda a: a.transpose(tuple(order)) if order else a.T)
+        times = (
+            times_of(box, [_size(s) for s in _flat(rest)])
+            if name in {"repeat", "tile"} and "numpy" not in box.marks
+            else ()
+        )
+        if times:
+            return shaped(box, lambda a: np.tile(a, times))
         if name in {"expand", "expand_as", "broadcast_to", "repeat", "tile"}:
             return snapshot(box, shape=None, val=None)
         if name == "roll":
@@ -295,6 +286,8 @@ class Shapes(Access):
             if right.pos is not None and left.pos is None:
                 return masked(right, Box(val=~condition.val.astype(bool)))
         out = elementwise([left, right])
+        if "sized" in condition.marks and is_token(out):
+            out.marks |= {ALTERED}
         if condition.val is not None and left.val is not None and right.val is not None:
             out.val = _where(condition.val, left.val, right.val)
         elif "space" in condition.marks:
@@ -373,6 +366,11 @@ def _shape_of(sizes: Any, named: dict[str, Any]) -> tuple[int | None, ...] | Non
         sizes = named["size"] if isinstance(named["size"], (tuple, list)) else [named["size"]]
     out = [s for s in sizes if not isinstance(s, Dotted)]
     return tuple(_size(s) for s in out)
+
+
+def _flat(sizes: list[Any]) -> list[Any]:
+    """Sizes given one by one or as one sequence."""
+    return list(sizes[0]) if sizes and isinstance(sizes[0], (tuple, list)) else sizes
 
 
 def _size(value: Any) -> int | None:

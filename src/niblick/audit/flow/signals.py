@@ -29,3 +29,7 @@ class AbortSignal(Exception):  # noqa: N818
 
 class BudgetSignal(Exception):  # noqa: N818
     """The engine's own limit of steps or time is reached."""
+
+
+class NotPlainError(Exception):
+    """A value, an operation or a function that may be more than plain."""

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, Leaf, merge, stream
-from niblick.audit.flow.objects import Class, Dotted, Function, Namespace, Trace, Where
+from niblick.audit.flow.boxes import Box, Leaf, core, is_token, snapshot, stream
+from niblick.audit.flow.objects import CallEvent, Class, Dotted, Function, Namespace, Trace, Where
 from niblick.audit.flow.signals import BudgetSignal
 
-PLAIN = (
-    int,
-    float,
-    str,
-    bytes,
-    bool,
-    type(None),
-    list,
-    tuple,
-    dict,
-    set,
-    range,
-    PurePosixPath,
-    slice,
-    np.generic,
-)
+_NUMBERS = (int, float, bool, type(None), np.generic)
+PLAIN = (*_NUMBERS, str, bytes, list, tuple, dict, set, range, PurePosixPath, slice)
 _ELEMENTS = 13
 """Two to this power of elements are a step of work."""
 
 
 class State:
-    """State that every part of the engine shares, and what it means."""
+    """State that every part of the engine shares, and what it means; the first names are what later
+    parts give to earlier ones.
+    """
+
+    value: Callable[[ast.expr], Any]
+    assign: Callable[[ast.expr, Any], None]
+    attribute: Callable[[Any, str, ast.AST], Any]
+    item: Callable[[Any, Any, ast.AST], Any]
+    iterate: Callable[[Any, int | None], list[Any]]
+    around: Callable[[ast.expr], Any]
+    block: Callable[[list[ast.stmt]], None]
+    store: Callable[[str, Any], None]
+    call_value: Callable[[Any, list[Any], dict[str, Any], ast.AST], Any]
+    call_function: Callable[[Function, list[Any], dict[str, Any], ast.AST], Any]
+    opaque: Callable[[list[Any], dict[str, Any], ast.AST], Any]
+    score: Callable[..., Box]
+    reshaping: Callable[[str, Box, list[Any], dict[str, Any]], Any]
+    learning: Callable[[Function], bool]
+    observe: Callable[[Function, Any, list[Any], dict[str, Any], ast.AST], Any]
+    unpacked: Callable[[Box, Any], Any]
+    tried: Callable[[Any, Any], int]
+    import_program: Callable[[str], Namespace | None]
+    run_module: Callable[[ast.Module, str, str, dict[str, Any]], None]
 
     def __init__(
         self, environment: dict[str, str], modules: dict[str, tuple[str, ast.Module]], budget: int
@@ -59,6 +68,7 @@ class State:
         self.observed: dict[tuple[Any, ...], Any] = {}
         self.patched: dict[str, Any] = {}
         self.contents: dict[str, bytes] = {}
+        self.parts: dict[Any, Any] = {}
         self.scopes: list[tuple[dict[str, Any], ...]] = []
         self.outer_names: list[dict[str, str]] = []
         self.maybe_returns: list[list[Any]] = []
@@ -68,6 +78,9 @@ class State:
         self.no_grad = 0
         self.uncertain = 0
         self.widened = 0
+        self.laps = 0
+        self.forced: dict[int, bool] = {}
+        self.decided: dict[tuple[Any, ...], set[tuple[int, bool]]] = {}
         self.interest = 0
         self.touched = 0
         self.cleared = False
@@ -111,7 +124,7 @@ class State:
         """Counts the elements that an operation has touched as work."""
         if isinstance(value, Box):
             for array in (value.pos, value.val):
-                self.trace.steps += array.size >> _ELEMENTS if array is not None else 0
+                self.trace.steps += core(array).size >> _ELEMENTS if array is not None else 0
         return value
 
     def fails(self, text: str) -> None:
@@ -122,6 +135,13 @@ class State:
     def note(self, text: str) -> None:
         if len(self.trace.notes) < 200:
             self.trace.notes.append(text)
+
+    def calls_out(self, name: str, node: ast.AST, detail: str = "") -> None:
+        """Writes down a call to something outside the program."""
+        self.order += 1
+        where, certain = self.where(node), self.uncertain <= 0
+        event = CallEvent(name=name, where=where, certain=certain, detail=detail, order=self.order)
+        self.trace.calls.append(event)
 
     def where(self, node: ast.AST | None = None) -> Where:
         return Where(
@@ -147,12 +167,11 @@ class State:
         """Boxes with the state of their leaves read now."""
         out = []
         for box in boxes:
-            if box.live:
-                copy = merge([])
-                for name in box.__slots__:
-                    setattr(copy, name, getattr(box, name))
-                copy.seen, copy.live = self.seen(box), False
-                box = copy
+            base = box.base
+            if box.live or (base is not None and base.held | base.table):
+                box = snapshot(box, seen=self.seen(box), options=box.options, base=base)
+                if base is not None and not is_token(base):
+                    box.held, box.table = box.held | base.held, box.table | base.table
             out.append(box)
         return out
 

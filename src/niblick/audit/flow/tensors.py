@@ -19,81 +19,45 @@ from niblick.audit.flow.boxes import (
     known,
     merge,
     reduced,
+    replace_content,
     shaped,
     snapshot,
 )
-from niblick.audit.flow.inplace import _IN_PLACE, _RESET, InPlace
+from niblick.audit.flow.inplace import _RESET, _WRITES, InPlace, changes
+from niblick.audit.flow.joining import view
+from niblick.audit.flow.narrowing import ALTERED, narrows
 from niblick.audit.flow.objects import Function
 from niblick.audit.flow.scoring import _LOSSES
 from niblick.audit.flow.shapes import CREATE, LIKE, boolean
 from niblick.audit.words import words
 
-_ONE: dict[str, Callable[..., Any]] = {
-    "exp": np.exp,
-    "log": np.log,
-    "log2": np.log2,
-    "abs": np.abs,
-    "neg": np.negative,
-    "sqrt": np.sqrt,
-    "sign": np.sign,
-    "floor": np.floor,
-    "ceil": np.ceil,
-    "round": np.round,
-    "square": np.square,
-    "logical_not": np.logical_not,
-    "bitwise_not": np.invert,
-    "negative": np.negative,
-    "absolute": np.abs,
-}
-_TWO: dict[str, Callable[..., Any]] = {
-    "add": np.add,
-    "sub": np.subtract,
-    "subtract": np.subtract,
-    "mul": np.multiply,
-    "multiply": np.multiply,
-    "div": np.true_divide,
-    "divide": np.true_divide,
-    "floor_divide": np.floor_divide,
-    "remainder": np.mod,
-    "mod": np.mod,
-    "maximum": np.maximum,
-    "minimum": np.minimum,
-    "bitwise_xor": np.bitwise_xor,
-    "bitwise_and": np.bitwise_and,
-    "bitwise_or": np.bitwise_or,
-    "logical_and": np.logical_and,
-    "logical_or": np.logical_or,
-    "pow": np.power,
-    "power": np.power,
-    "left_shift": np.left_shift,
-    "right_shift": np.right_shift,
-    "logaddexp": np.logaddexp,
-    "true_divide": np.true_divide,
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "lt": np.less,
-    "le": np.less_equal,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-    "fmod": np.fmod,
-    "logical_xor": np.logical_xor,
-}
+
+def _numpy(text: str) -> dict[str, Callable[..., Any]]:
+    """numpy's functions by the words of a text; `word=name` where numpy's name is another."""
+    pairs = (word.partition("=") for word in text.split())
+    return {word: getattr(np, name or word) for word, _, name in pairs}
+
+
+_ONE = _numpy(
+    "exp log log2 abs sqrt sign floor ceil round square logical_not negative absolute"
+    " neg=negative bitwise_not=invert"
+)
 _OPERATORS: dict[str, type[ast.operator]] = {
-    "bitwise_xor": ast.BitXor,
+    **dict.fromkeys(["mul", "multiply"], ast.Mult),
+    **dict.fromkeys(["div", "divide", "true_divide"], ast.Div),
+    **dict.fromkeys(["mod", "fmod", "remainder"], ast.Mod),
     "add": ast.Add,
-    "mul": ast.Mult,
-    "multiply": ast.Mult,
-    "bitwise_or": ast.BitOr,
     "sub": ast.Sub,
-    "remainder": ast.Mod,
-    "mod": ast.Mod,
-    "bitwise_and": ast.BitAnd,
-    "fmod": ast.Mod,
-    "div": ast.Div,
-    "divide": ast.Div,
-    "true_divide": ast.Div,
+    "floor_divide": ast.FloorDiv,
     "left_shift": ast.LShift,
+    "bitwise_xor": ast.BitXor,
+    "bitwise_or": ast.BitOr,
+    "bitwise_and": ast.BitAnd,
 }
+_TWO = _numpy(
+    "subtract maximum minimum logical_and logical_or logical_xor power right_shift"
+    " logaddexp pow=power eq=equal ne=not_equal lt=less le=less_equal gt=greater ge=greater_equal"
+)
 _SAME = words(
     "to float double half bfloat16 long int short cpu cuda detach clone contiguous numpy astype"
     " copy type bool requires_grad_ pin_memory share_memory_ from_numpy as_tensor tensor asarray"
@@ -103,30 +67,23 @@ _SAME = words(
     " float32 uint8 int8 LongTensor IntTensor FloatTensor alias frombuffer cumsum float_power"
     " normalize"
 )
-_REDUCE: dict[str, Callable[..., Any]] = {
-    "sum": np.sum,
-    "mean": np.mean,
-    "max": np.max,
-    "min": np.min,
-    "any": np.any,
-    "all": np.all,
-    "prod": np.prod,
-    "amax": np.max,
-    "amin": np.min,
-    "nansum": np.nansum,
-    "count_nonzero": np.count_nonzero,
-    "std": np.std,
-    "var": np.var,
-    "average": np.mean,
+_REDUCE = {
+    **_numpy(
+        "sum mean max min any all prod nansum count_nonzero std var median amax=max amin=min"
+        " average=mean norm=sum nanmean=mean argmax argmin"
+    ),
     "logsumexp": lambda a, axis=None: np.logaddexp.reduce(a, axis),
-    "norm": np.sum,
-    "nanmean": np.mean,
-    "median": np.median,
 }
 _SELECT = words(
     "index_select take take_along_dim take_along_axis gather masked_select compress embedding"
 )
 _PICKS = words("topk sort unique quantile median kthvalue masked_select compress nanquantile mode")
+_VIEWING = words(
+    "reshape view flatten ravel view_as reshape_as unsqueeze squeeze transpose swapaxes t permute"
+    " expand expand_as broadcast_to narrow as_strided unfold detach numpy from_numpy as_tensor"
+    " asarray frombuffer contiguous ascontiguousarray to cpu cuda float double long alias"
+)
+"""What may give a value that shares the memory of the first one."""
 _BENT = frozenset(
     ["relu", "tanh", "erf", "silu", "gelu", "normalize", "cumsum", "dropout", "nan_to_num"]
 )
@@ -140,7 +97,10 @@ class Tensors(InPlace):
     ) -> Any:
         """The result of an operation by its last name; NotImplemented when it is none of ours."""
         out = self.operation(name, args, named, node, method)
-        first = args[0] if args else None
+        first, given = args[0] if args else None, named.get("out")
+        if isinstance(given, Box) and isinstance(out, Box):
+            replace_content(given, out)
+            out = self.shared(given)
         if isinstance(first, Box) and first.scores and name not in _LOSSES:
             for box in collect(out):
                 if name in _PICKS:
@@ -164,7 +124,7 @@ class Tensors(InPlace):
         if name in _SELECT:
             return self.select(name, args, named, node)
         first = known(args[0])
-        if method and (name in _IN_PLACE or name in _RESET):
+        if (method and (changes(name) or name in _RESET)) or name in _WRITES:
             return self.in_place(name, first, args[1:], named, node)
         if name in _SAME:
             return self.same(name, first, args, named)
@@ -179,9 +139,10 @@ class Tensors(InPlace):
             elif first.nll and name in {"sqrt", "square", "sign", "floor", "round"}:
                 self.warp(out, f"scores go through {name}")
             return out
-        if name in _TWO and len(args) > 1:
+        if (name in _TWO or name in _OPERATORS) and len(args) > 1:
             return self.two(name, first, known(args[1]), node)
-        return self.reshaping(name, first, args, named)
+        out = self.reshaping(name, first, args, named)
+        return view(out, first) if isinstance(out, Box) and name in _VIEWING else out
 
     def two(self, name: str, first: Box, second: Box, node: ast.AST) -> Box:
         a, b = self.frozen([first, second])
@@ -204,7 +165,9 @@ class Tensors(InPlace):
         return out
 
     def bounded(self, name: str, a: Box, b: Box, out: Box) -> None:
-        """The smaller or larger of two: of scores, or of a score and a bound."""
+        """The smaller or larger of two: of scores, or of a score or a token and a bound."""
+        if name == "minimum" and is_token(out) and narrows(a) and narrows(b):
+            out.marks |= {ALTERED}
         if self.chosen([a, b]):
             self.warp(out, "the better of several scores is taken")
             return
@@ -225,6 +188,8 @@ class Tensors(InPlace):
             return first
         out = snapshot(first)
         out.live, out.table = first.live, first.table
+        if name in _VIEWING:
+            view(out, first)
         if name in {"softmax", "log_softmax", "sigmoid"}:
             out.marks = out.marks - {"prob", "logprob"}
             out.marks |= {"logprob" if name == "log_softmax" else "prob"}
@@ -262,6 +227,10 @@ class Tensors(InPlace):
     def reduce(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
         axis = named.get("dim", named.get("axis", args[1] if len(args) > 1 else None))
         box = self.frozen([first])[0]
+        if name in {"argmax", "argmin"}:
+            if axis is None or box.key is None or box.pos is not None or box.roots:
+                return merge([box])
+            return merge([box], pos=box.key, shape=box.key.shape)  # a guess for each row of a table
         if name in {"max", "min"} and len(args) > 1 and isinstance(args[1], Box):
             return elementwise(
                 self.frozen([first, args[1]]), np.maximum if name == "max" else np.minimum
@@ -301,6 +270,8 @@ class Tensors(InPlace):
         out = snapshot(self.frozen([first])[0], val=self.clipped(first, rest, named))
         low = named.get("min", named.get("a_min", rest[0] if rest else None))
         high = named.get("max", named.get("a_max", rest[1] if len(rest) > 1 else None))
+        if is_token(first) and high is not None and narrows(high):
+            out.marks |= {ALTERED}
         self.capped(out if out.val is not None else snapshot(first), low, high)
         if first.nll and out.val is None:
             self.capped(out, low, high)

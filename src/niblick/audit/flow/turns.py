@@ -9,35 +9,29 @@ plain, an operation of another kind or an exception leaves the loop to the engin
 from __future__ import annotations
 
 import ast
+import operator
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from niblick.audit.flow.objects import Dotted
+from niblick.audit.flow.signals import NotPlainError
 from niblick.audit.operators import BINARY, COMPARE
 
 Names = dict[str, Any]
 Step = Callable[[Names], Any]
 _OPERATIONS = (ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.Div)
 _BUILTINS: dict[str, Callable[..., Any]] = {
-    "min": min,
-    "max": max,
-    "len": len,
-    "abs": abs,
-    "int": int,
-    "bool": bool,
+    f"builtins.{f.__name__}": f for f in (min, max, len, abs, int, bool)
 }
 _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
-    ast.USub: lambda a: -a,
-    ast.UAdd: lambda a: +a,
-    ast.Not: lambda a: not a,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Not: operator.not_,
 }
 _FEW, _MOST_TURNS, _MOST_BITS, _DEPTH, _SHIFT = 64, 200_000, 256, 3, 4
-_NEXT, _CONTINUE, _BREAK = range(3)
-
-
-class NotPlainError(Exception):
-    """A value or an operation that may be more than plain."""
+_NEXT, _CONTINUE, BREAK = range(3)
 
 
 class Turns:
@@ -69,7 +63,7 @@ class Turns:
                 elif test is not None and not test(self.names):
                     break
                 self.turn()
-                if body(self.names) == _BREAK:
+                if body(self.names) == BREAK:
                     break
             return self.names
         except Exception as error:
@@ -119,24 +113,20 @@ class Turns:
 
     def statement(self, node: ast.stmt) -> Step:
         if isinstance(node, (ast.Pass, ast.Continue, ast.Break)):
-            ended = {ast.Continue: _CONTINUE, ast.Break: _BREAK}.get(type(node), _NEXT)
+            ended = {ast.Continue: _CONTINUE, ast.Break: BREAK}.get(type(node), _NEXT)
             return lambda names: ended
         if isinstance(node, ast.If):
-            test, then, other = (
-                self.expression(node.test),
-                self.block(node.body),
-                self.block(node.orelse),
-            )
+            test = self.expression(node.test)
+            then, other = self.block(node.body), self.block(node.orelse)
             return lambda names: then(names) if test(names) else other(names)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
             return self.append(node.value)
         if isinstance(node, ast.AugAssign):
             read = ast.BinOp(_loaded(node.target), node.op, node.value)
             return self.assign(node.target, self.expression(read))
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            return self.assign(node.targets[0], self.expression(node.value))
-        if isinstance(node, ast.AnnAssign) and node.value is not None:
-            return self.assign(node.target, self.expression(node.value))
+        target = getattr(node, "targets", [getattr(node, "target", None)])
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value and len(target) == 1:
+            return self.assign(target[0], self.expression(node.value))
         raise NotPlainError
 
     def assign(self, target: ast.expr, value: Step) -> Step:
@@ -191,70 +181,60 @@ class Turns:
             constant = _plain(node.value)
             return lambda names: constant
         if isinstance(node, ast.Name) and node.id in self.own:
-            name = node.id
-            return lambda names: names[name]
+            return operator.itemgetter(node.id)
         if isinstance(node, (ast.Name, ast.Attribute)):
             value = _plain(self.around(node))
             return lambda names: value
-        if isinstance(node, ast.BinOp) and isinstance(node.op, _OPERATIONS):
-            return _operation(
-                BINARY[type(node.op)], self.expression(node.left), self.expression(node.right)
-            )
-        if isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
-            action, part = _UNARY[type(node.op)], self.expression(node.operand)
-            return lambda names: action(part(names))
-        if isinstance(node, ast.Compare) and len(node.ops) == 1:
-            compare = COMPARE[type(node.ops[0])]
-            left, right = self.expression(node.left), self.expression(node.comparators[0])
-            return lambda names: compare(left(names), right(names))
-        return self.several(node)
-
-    def several(self, node: ast.expr) -> Step:
-        """Expressions of several parts."""
-        if isinstance(node, ast.BoolOp):
-            parts = [self.expression(part) for part in node.values]
-            stop = isinstance(node.op, ast.Or)
-
-            def joined(names: Names) -> Any:
-                value = None
-                for part in parts:
-                    value = part(names)
-                    if bool(value) == stop:
-                        break
-                return value
-
-            return joined
+        inside = node.args if isinstance(node, ast.Call) else ast.iter_child_nodes(node)
+        action = None if isinstance(node, (ast.BoolOp, ast.IfExp)) else self.action(node)
+        parts = [self.expression(part) for part in inside if isinstance(part, ast.expr)]
         if isinstance(node, ast.IfExp):
-            test, then, other = map(self.expression, (node.test, node.body, node.orelse))
+            test, then, other = parts
             return lambda names: then(names) if test(names) else other(names)
+        if isinstance(node, ast.BoolOp):
+            return partial(_joined, parts, isinstance(node.op, ast.Or))
+        if len(parts) == 2:
+            left, right = parts
+            return lambda names: action(left(names), right(names))  # type: ignore[misc]
+        return lambda names: action(*[part(names) for part in parts])  # type: ignore[misc]
+
+    def action(self, node: ast.expr) -> Callable[..., Any]:
+        """What an expression makes of the values of its parts."""
+        if isinstance(node, ast.BinOp) and isinstance(node.op, _OPERATIONS):
+            return partial(_computed, BINARY[type(node.op)])
+        if isinstance(node, ast.UnaryOp) and type(node.op) in _UNARY:
+            return _UNARY[type(node.op)]
+        if isinstance(node, ast.Compare) and len(node.ops) == 1:
+            return COMPARE[type(node.ops[0])]
         if isinstance(node, ast.Subscript) and not isinstance(node.slice, ast.Slice):
-            holder, key = self.expression(node.value), self.expression(node.slice)
-            return lambda names: holder(names)[key(names)]
+            return operator.getitem
         if isinstance(node, ast.Tuple) and isinstance(node.ctx, ast.Load):
-            items = [self.expression(item) for item in node.elts]
-            return lambda names: tuple(item(names) for item in items)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-            called = self.around(node.func) if node.func.id not in self.own else None
-            if not (isinstance(called, Dotted) and called.name == f"builtins.{node.func.id}"):
-                raise NotPlainError
-            action = _BUILTINS.get(node.func.id)
-            given = [self.expression(arg) for arg in node.args]
-            if action is not None and given:
-                return lambda names: action(*(arg(names) for arg in given))
+            return lambda *items: items
+        name = node.func if isinstance(node, ast.Call) and node.args and not node.keywords else None
+        free = isinstance(name, ast.Name) and name.id not in self.own
+        called = self.around(name) if name is not None and free else None
+        if isinstance(called, Dotted) and called.name in _BUILTINS:
+            return _BUILTINS[called.name]
         raise NotPlainError
 
 
-def _operation(action: Callable[[Any, Any], Any], left: Step, right: Step) -> Step:
-    def run(names: Names) -> Any:
-        a, b = left(names), right(names)
-        if not (isinstance(a, (int, float)) and isinstance(b, (int, float))):
-            raise NotPlainError
-        out = action(a, b)
-        if isinstance(out, int) and out.bit_length() > _MOST_BITS:
-            raise NotPlainError
-        return out
+def _joined(parts: list[Step], stop: bool, names: Names) -> Any:
+    """The value of `and` or `or`, which ends at the first part that is as true as `stop`."""
+    value = None
+    for part in parts:
+        value = part(names)
+        if bool(value) == stop:
+            break
+    return value
 
-    return run
+
+def _computed(action: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    if not (isinstance(a, (int, float)) and isinstance(b, (int, float))):
+        raise NotPlainError
+    out = action(a, b)
+    if isinstance(out, int) and out.bit_length() > _MOST_BITS:
+        raise NotPlainError
+    return out
 
 
 def plain_items(items: Any) -> list[Any] | None:

@@ -45,11 +45,6 @@ class Writing(Expressions):
     gain.
     """
 
-    def call_function(
-        self, function: Function, args: list[Any], named: dict[str, Any], node: ast.AST
-    ) -> Any:
-        raise NotImplementedError
-
     def set_attribute(self, holder: Any, name: str, value: Any, node: ast.AST) -> None:
         if isinstance(holder, (Instance, Module, Namespace)):
             attrs = holder.attrs
@@ -162,6 +157,7 @@ class Writing(Expressions):
                 holder[-1] = value  # somewhere
         elif isinstance(holder, Box):
             self.box_set_item(holder, key, value, node)
+            self.shared(holder)
         elif (
             isinstance(holder, Dotted) and holder.name.endswith("environ") and isinstance(key, str)
         ):

@@ -9,28 +9,12 @@ from types import ModuleType
 from typing import Any
 
 from niblick.audit.inside import modelling
+from niblick.audit.words import ordered
 
 _NAMES = {
-    "dim": (
-        "model_dim",
-        "d_model",
-        "n_embd",
-        "embed_dim",
-        "hidden_size",
-        "dim",
-        "width",
-        "hidden_dim",
-    ),
-    "layers": (
-        "num_layers",
-        "n_layers",
-        "n_layer",
-        "layers",
-        "depth",
-        "num_blocks",
-        "num_unique_layers",
-    ),
-    "vocab": ("vocab_size", "n_vocab", "vocab", "padded_vocab_size", "num_vocab"),
+    "dim": ordered("model_dim d_model n_embd embed_dim hidden_size dim width hidden_dim"),
+    "layers": ordered("num_layers n_layers n_layer layers depth num_blocks num_unique_layers"),
+    "vocab": ordered("vocab_size n_vocab vocab padded_vocab_size num_vocab"),
 }
 
 

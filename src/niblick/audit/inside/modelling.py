@@ -16,18 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from niblick.audit.unpack import parse
+from niblick.audit.words import ordered
 
-_SETTINGS = (
-    "hyperparameters",
-    "hparams",
-    "hyperparams",
-    "config",
-    "args",
-    "settings",
-    "hp",
-    "cfg",
-    "h",
-)
+_SETTINGS = ordered("hyperparameters hparams hyperparams config args settings hp cfg h")
 _DEPTH = 12
 
 

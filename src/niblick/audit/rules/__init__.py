@@ -5,62 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
+from pkgutil import iter_modules
 
-from niblick.audit.rules import (
-    artifact,
-    byte_accounting,
-    byte_mixture,
-    byte_total,
-    clock,
-    figure,
-    followed,
-    held_state,
-    hint_gate,
-    importable,
-    missing_parts,
-    ngram_key,
-    outside,
-    score_first,
-    seeds,
-    slot,
-    stored_text,
-    train_before_score,
-    unreadable,
-    validation_data,
-)
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.registry import RULES, load_rules, rule
 from niblick.audit.types import Finding, Severity
 from niblick.audit.unpack import unpack
 
-__all__ = [
-    "RULES",
-    "Case",
-    "apply",
-    "artifact",
-    "byte_accounting",
-    "byte_mixture",
-    "byte_total",
-    "checked",
-    "checks",
-    "clock",
-    "figure",
-    "followed",
-    "held_state",
-    "hint_gate",
-    "importable",
-    "missing_parts",
-    "ngram_key",
-    "outside",
-    "rule",
-    "score_first",
-    "seeds",
-    "slot",
-    "stored_text",
-    "train_before_score",
-    "unreadable",
-    "validation_data",
-]
+for _found in iter_modules(__path__):
+    import_module(f"{__name__}.{_found.name}")
+
+__all__ = ["RULES", "Case", "apply", "checked", "checks", "rule"]
 
 
 def apply(case: Case) -> tuple[Finding, ...]:

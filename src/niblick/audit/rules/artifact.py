@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from niblick.audit.reads import name_of
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Program
 from niblick.audit.rules.reach import Reach
@@ -75,23 +76,9 @@ def _measured(case: Case, program: Program, reach: Reach) -> Iterator[Finding]:
             for value in _numbers(arg)
             for p in _sources(program, call, value)
         ]
-        counted = any(
-            isinstance(p, ast.Call)
-            and isinstance(p.func, ast.Attribute)
-            and p.func.attr in {"numel", "element_size"}
-            for p in made
-        )
-        sized = any(
-            isinstance(p, ast.Call)
-            and (
-                (
-                    isinstance(p.func, ast.Attribute)
-                    and p.func.attr in {"getsize", "stat", "tell", "read_bytes"}
-                )
-                or (isinstance(p.func, ast.Name) and p.func.id == "len")
-            )
-            for p in made
-        )
+        calls = {name_of(part.func) for part in made if isinstance(part, ast.Call)}
+        counted = calls & {"numel", "element_size"}
+        sized = calls & {"getsize", "stat", "tell", "read_bytes", "len"}
         if counted and not sized:
             yield case.finding(
                 RULE,

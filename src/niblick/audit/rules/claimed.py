@@ -21,10 +21,21 @@ _SHORTEST = 6
 
 def claimed_scores(case: Case) -> frozenset[int]:
     """Numbers of the score events behind the claimed figure; empty where the logs do not tell."""
+    return _claimed(case)[0]
+
+
+def claimed_unseen(case: Case) -> bool:
+    """Whether the logs tell which place prints the claimed figure, and no score comes to it."""
+    scores, told = _claimed(case)
+    return told and not scores
+
+
+def _claimed(case: Case) -> tuple[frozenset[int], bool]:
+    """Scores behind the claimed figure, and whether the logs tell the place that prints it."""
     claims = list(_claims(case))
     if not claims or not case.trace.printed:
-        return frozenset()
-    best, found = _SHORTEST, frozenset[int]()
+        return frozenset(), False
+    best, found, told = _SHORTEST, frozenset[int](), False
     for line in log_lines(case.submission.root, case.text):
         if not any(_same(number, claim) for number in _NUMBER.findall(line) for claim in claims):
             continue
@@ -32,8 +43,8 @@ def claimed_scores(case: Case) -> frozenset[int]:
             size = sum(map(len, pieces))
             if size >= best and in_order(pieces, line):
                 found = scores if size > best else found | scores
-                best = size
-    return found
+                best, told = size, True
+    return found, told
 
 
 def _claims(case: Case) -> Iterator[str]:

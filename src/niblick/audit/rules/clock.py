@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from niblick.audit.reads import name_of
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Program
 from niblick.audit.rules.reach import Reach
@@ -44,21 +45,10 @@ def _limits(case: Case) -> Iterator[Finding]:
     if not _timed(case):
         return
     for node in ast.walk(case.tree) if case.tree is not None else ():
-        target = (
-            node.target
-            if isinstance(node, ast.AnnAssign)
-            else node.targets[0]
-            if isinstance(node, ast.Assign)
-            else None
-        )
-        name = (
-            target.id
-            if isinstance(target, ast.Name)
-            else target.attr
-            if isinstance(target, ast.Attribute)
-            else ""
-        )
-        value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+            continue
+        target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+        name, value = name_of(target), node.value
         if value is None or not _LIMIT.search(name) or "eval" in name.lower():
             continue
         seconds = _setting(case, value)
@@ -69,7 +59,7 @@ def _limits(case: Case) -> Iterator[Finding]:
                 Severity.WARNING,
                 f"The limit {name} is {said} in the documented run, on a track of {_MOST:g} s.",
                 pointer="limits",
-                line=getattr(node, "lineno", 1),
+                line=node.lineno,
                 cure="Show by the logs, or in the command, that training ended within 600 s.",
             )
             return

@@ -7,19 +7,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+from niblick.audit.reads import name_of
+from niblick.audit.words import ordered
+
 Functions = ast.FunctionDef | ast.AsyncFunctionDef
-NETWORK = (
-    "requests",
-    "urllib",
-    "httpx",
-    "socket",
-    "http.client",
-    "aiohttp",
-    "huggingface_hub",
-    "boto3",
-    "wget",
-    "gdown",
-    "ftplib",
+NETWORK = ordered(
+    "requests urllib httpx socket http.client aiohttp huggingface_hub boto3 wget gdown ftplib"
 )
 DOWNLOADS = frozenset({"urlopen", "urlretrieve", "hf_hub_download", "snapshot_download"})
 
@@ -82,13 +75,7 @@ class Program:
             )
         for target, value in pairs:
             for part in ast.walk(target):
-                name = (
-                    part.id
-                    if isinstance(part, ast.Name)
-                    else part.attr
-                    if isinstance(part, ast.Attribute)
-                    else ""
-                )
+                name = name_of(part)
                 if name and value is not None:
                     self.defined.setdefault(name, []).append(value)
 

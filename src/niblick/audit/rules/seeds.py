@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from niblick.audit.reads import name_of, names_in
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Program
 from niblick.audit.rules.reach import Reach
@@ -36,7 +37,7 @@ def _chosen(case: Case, program: Program) -> Iterator[Finding]:
     """A loop over seeds that trains, scores validation and keeps the lowest figure."""
     reach = Reach(case)
     for node in ast.walk(program.tree):
-        if not isinstance(node, ast.For) or not any(_SEED.search(n) for n in _names(node.target)):
+        if not isinstance(node, ast.For) or not any(_SEED.search(n) for n in names_in(node.target)):
             continue
         if not _sets_seed(node) or not reach.possible(program.around(node)):
             continue
@@ -60,19 +61,11 @@ def _chosen(case: Case, program: Program) -> Iterator[Finding]:
             return
 
 
-def _names(node: ast.AST) -> set[str]:
-    return {
-        n.id if isinstance(n, ast.Name) else n.attr
-        for n in ast.walk(node)
-        if isinstance(n, (ast.Name, ast.Attribute))
-    }
-
-
 def _sets_seed(node: ast.For) -> bool:
-    seeds = _names(node.target)
+    seeds = names_in(node.target)
     return any(
         isinstance(c, ast.Call)
-        and any(_names(a) & seeds for a in (*c.args, *(k.value for k in c.keywords)))
+        and any(names_in(a) & seeds for a in (*c.args, *(k.value for k in c.keywords)))
         for s in node.body
         for c in ast.walk(s)
     )
@@ -86,8 +79,10 @@ def _best(node: ast.AST) -> str:
         or not isinstance(node.test.ops[0], (ast.Lt, ast.LtE, ast.Gt, ast.GtE))
     ):
         return ""
-    sides = _names(node.test)
-    kept = {n for s in node.body if isinstance(s, ast.Assign) for t in s.targets for n in _names(t)}
+    sides = names_in(node.test)
+    kept = {
+        n for s in node.body if isinstance(s, ast.Assign) for t in s.targets for n in names_in(t)
+    }
     figures = [n for n in sides if _FIGURE.search(n)]
     return figures[0] if figures and kept & sides else ""
 
@@ -99,7 +94,7 @@ def _least(program: Program, loop: ast.For) -> str:
         for s in loop.body
         for c in ast.walk(s)
         if isinstance(c, ast.Call) and isinstance(c.func, ast.Attribute) and c.func.attr == "append"
-        for n in _names(c.func.value)
+        for n in names_in(c.func.value)
     }
     filled |= {
         n
@@ -108,14 +103,14 @@ def _least(program: Program, loop: ast.For) -> str:
         if isinstance(a, ast.Assign)
         for t in a.targets
         if isinstance(t, ast.Subscript)
-        for n in _names(t.value)
+        for n in names_in(t.value)
     }
-    figures = {n for s in loop.body for n in _names(s) if _FIGURE.search(n)}
+    figures = {n for s in loop.body for n in names_in(s) if _FIGURE.search(n)}
     for name, call in program.calls():
         if (
             name in {"min", "sorted"}
             and call.args
-            and _names(call.args[0]) & filled
+            and names_in(call.args[0]) & filled
             and figures
             and program.around(call) == program.around(loop)
         ):
@@ -124,9 +119,7 @@ def _least(program: Program, loop: ast.For) -> str:
 
 
 def _unset(case: Case, program: Program) -> Iterator[Finding]:
-    trains = any(
-        isinstance(c.func, ast.Attribute) and c.func.attr == "backward" for _, c in program.calls()
-    )
+    trains = any(name_of(call.func) == "backward" for _, call in program.calls())
     if trains and not any(
         name.rpartition(".")[2] in _SETS or name.endswith("random.seed")
         for name, _ in program.calls()

@@ -8,7 +8,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from niblick.audit.reads import name_of
+from niblick.audit.reads import name_of, names_in
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Functions, Program
 from niblick.audit.rules.reach import Reach
@@ -57,7 +57,7 @@ def _blobs(case: Case, program: Program) -> dict[str, ast.expr]:
                     or _is_shipped(case, value)
                     or (
                         isinstance(value, (ast.Call, ast.Subscript))
-                        and _names(value) & found.keys()
+                        and names_in(value) & found.keys()
                         and not _is_model(value)
                     )
                 ):
@@ -106,14 +106,6 @@ def _is_model(value: ast.expr) -> bool:
     )
 
 
-def _names(node: ast.AST) -> set[str]:
-    return {
-        n.id if isinstance(n, ast.Name) else n.attr
-        for n in ast.walk(node)
-        if isinstance(n, (ast.Name, ast.Attribute))
-    }
-
-
 def _answers(
     case: Case, program: Program, reach: Reach, blobs: dict[str, ast.expr]
 ) -> Iterator[Finding]:
@@ -127,7 +119,7 @@ def _answers(
             held |= _local(function, held)
             use = next(_uses(function, held), None)
             if use is not None:
-                name = min(_names(use) & held)
+                name = min(names_in(use) & held)
                 yield case.finding(
                     RULE,
                     Severity.BREACH,
@@ -212,8 +204,8 @@ def _uses(function: Functions, held: set[str]) -> Iterator[ast.AST]:
                 *node.args,
                 *([node.func.value] if isinstance(node.func, ast.Attribute) else []),
             ]
-            if any(_names(p) & held for p in parts) and any(
-                _PREDICTED.search(n) for p in parts for n in _names(p)
+            if any(names_in(p) & held for p in parts) and any(
+                _PREDICTED.search(n) for p in parts for n in names_in(p)
             ):
                 yield node
         elif isinstance(node, (ast.Assign, ast.AugAssign)):
@@ -221,7 +213,7 @@ def _uses(function: Functions, held: set[str]) -> Iterator[ast.AST]:
                 if (
                     isinstance(target, ast.Subscript)
                     and _PREDICTED.search(_base(target))
-                    and _names(target.slice) & held
+                    and names_in(target.slice) & held
                 ):
                     yield node
 
@@ -235,7 +227,7 @@ def _packed(case: Case, program: Program, reach: Reach) -> Iterator[Finding]:
             or not reach.possible(program.around(call))
         ):
             continue
-        near = [v for name in _names(call.args[0]) for v in program.local(call, name)]
+        near = [v for name in names_in(call.args[0]) for v in program.local(call, name)]
         sources = {
             n
             for value in (call.args[0], *near)

@@ -2,64 +2,28 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, ItemsView, KeysView, ValuesView
 from typing import Any
 
 from niblick.audit.words import words
 
-ITERABLE = (
-    str,
-    bytes,
-    bytearray,
-    list,
-    tuple,
-    dict,
-    set,
-    range,
-    zip,
-    enumerate,
-    reversed,
-    map,
-    KeysView,
-    ValuesView,
-    ItemsView,
-)
+_CONTAINERS = (str, bytes, bytearray, list, tuple, dict, set, range)
+ITERABLE = (*_CONTAINERS, zip, enumerate, reversed, map, KeysView, ValuesView, ItemsView)
 METHODS = words(
     "encode decode replace join strip lstrip rstrip split splitlines translate removeprefix"
     " removesuffix lower upper swapcase startswith endswith hex append extend items keys values"
     " get update pop reverse to_bytes find partition"
 )
+_NAMES = words(
+    "bytes bytearray str len ord chr int list tuple dict zip enumerate reversed sorted range min"
+    " max sum bool set hex abs repr iter next map filter"
+)
 BUILTINS: dict[str, Callable[..., Any]] = {
-    "bytes": bytes,
-    "bytearray": bytearray,
-    "str": str,
-    "len": len,
-    "ord": ord,
-    "chr": chr,
-    "int": int,
-    "list": list,
-    "tuple": tuple,
-    "dict": dict,
-    "zip": zip,
-    "enumerate": enumerate,
-    "reversed": reversed,
-    "sorted": sorted,
-    "range": range,
-    "min": min,
-    "max": max,
-    "sum": sum,
-    "bool": bool,
-    "set": set,
+    **{name: getattr(builtins, name) for name in _NAMES},
     "str.maketrans": str.maketrans,
     "bytes.maketrans": bytes.maketrans,
-    "hex": hex,
-    "abs": abs,
     "int.from_bytes": int.from_bytes,
-    "repr": repr,
-    "iter": iter,
-    "next": next,
-    "map": map,
-    "filter": filter,
 }
 JOIN = frozenset({"os.path.join", "posixpath.join"})
 SAME = words(

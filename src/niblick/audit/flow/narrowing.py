@@ -1,0 +1,31 @@
+"""Targets of a smaller vocabulary than the stream's, whose bytes are counted in full.
+
+Tokens held below a bound, or taken modulo one, may be other tokens than those of the stream. What
+the bound is worth beside the vocabulary of the data is seldom in the script, so such scores are of
+unknown content; a bound that no token reaches changes nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+
+from niblick.audit.flow.boxes import Box, is_token, known
+
+ALTERED = "altered"
+"""The mark of tokens that may have become other ones."""
+ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+NARROWING = (ast.Mod, ast.FloorDiv, ast.BitAnd, ast.RShift)
+_LARGEST_TOKEN = 65_535
+
+
+def narrows(bound: object) -> bool:
+    """Whether numbers that are held below a bound may be fewer than any token is."""
+    number = known(bound)
+    one = number.val is not None and number.val.size == 1
+    return not (one and number.val.item() >= _LARGEST_TOKEN)  # type: ignore[union-attr]
+
+
+def bounds(part: Box) -> bool:
+    """Whether a side of a comparison is tokens, or a number that may lie among them."""
+    one = part.val is not None and part.val.size == 1
+    return is_token(part) or (narrows(part) and not (one and part.val.item() <= 0))  # type: ignore[union-attr]
