@@ -95,7 +95,7 @@ class ModelShape:
     @property
     def mlp_dim(self) -> int:
         """Hidden width of the channel mixer."""
-        return round(self.dim * self.mlp.width)
+        return int(round(self.dim * self.mlp.width))
 
     @property
     def rope_dims(self) -> int:
