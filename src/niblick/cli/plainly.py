@@ -45,6 +45,7 @@ def read_plainly(arguments: list[str]) -> dict[str, Any] | None:
     if arguments[:1] != ["generate"]:
         return None
     found: dict[str, Any] = {}
+    read: Any
     waiting = iter(arguments[1:])
     for word in waiting:
         option, equals, value = word.partition("=")

@@ -118,7 +118,8 @@ def store(
 
 def _sizes(codes: NDArray[Any]) -> NDArray[Any]:
     """Magnitudes, of negative codes those of their complements."""
-    return codes ^ (codes >> (8 * codes.dtype.itemsize - 1))
+    found: NDArray[Any] = codes ^ (codes >> (8 * codes.dtype.itemsize - 1))
+    return found
 
 
 def _wider(codes: NDArray[Any]) -> dict[int, int]:

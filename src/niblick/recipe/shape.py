@@ -95,7 +95,8 @@ class ModelShape:
     @property
     def mlp_dim(self) -> int:
         """Hidden width of the channel mixer."""
-        return round(self.dim * self.mlp.width)
+        hidden: int = round(self.dim * self.mlp.width)
+        return hidden
 
     @property
     def rope_dims(self) -> int:
