@@ -16,7 +16,8 @@ import numpy as np
 
 from niblick.audit.flow.boxes import Array, Box
 from niblick.audit.flow.objects import Function
-from niblick.audit.flow.turns import BREAK, Names, NotPlainError, Step, Turns
+from niblick.audit.flow.signals import NotPlainError
+from niblick.audit.flow.turns import BREAK, Names, Step, Turns
 from niblick.audit.operators import COMPARE
 
 MOST_MORE = 6
@@ -59,8 +60,8 @@ class Sketch(Turns):
             return self.choice(node)
         if isinstance(node, (ast.With, ast.AsyncWith)):
             return self.block(node.body)
-        inside = [n for n in ast.walk(node) if isinstance(n, (ast.If, ast.IfExp, ast.Compare))]
-        tests = [self.tested(getattr(n, "test", n)) for n in inside]
+        inside = (n for n in ast.walk(node) if isinstance(n, (ast.If, ast.IfExp, ast.Compare)))
+        tests = [self.tested(n if isinstance(n, ast.Compare) else n.test) for n in inside]
         stored = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & self.own
         step = self.plain(node)
         if step is None:
