@@ -153,8 +153,8 @@ class Sketch(Turns):
         """A call to a function that does no more than return an expression."""
         body = function.node.body if isinstance(function.node.body, list) else []
         spec = function.node.args
-        plain = len(body) == 1 and isinstance(body[0], ast.Return) and body[0].value is not None
-        if id(function) in self.inside or not plain:
+        first = body[0] if len(body) == 1 else None
+        if not isinstance(first, ast.Return) or first.value is None or id(function) in self.inside:
             return None
         if not isinstance(node, ast.Call) or node.keywords or len(spec.args) != len(node.args):
             return None
@@ -162,7 +162,7 @@ class Sketch(Turns):
         own, self.own = self.own, {a.arg for a in spec.args}
         self.inside.add(id(function))
         try:
-            inner = super().expression(body[0].value)  # type: ignore[attr-defined]
+            inner = super().expression(first.value)
         finally:
             self.own = own
             self.inside.discard(id(function))
