@@ -136,7 +136,7 @@ def test_what_another_rank_learns_is_not_clean(tmp_path: Path, test: str, clean:
         ("y", ", ignore_index=17", "flag_other"),
         ("y", ", ignore_index=-100", "clean_neural"),
         ("y", ", label_smoothing=0.1", "flag_other"),
-        ("y", ", weight=torch.rand(1024)", "flag_other"),
+        ("y", ", weight=torch.rand(1024)", "hold_unclear"),
     ],
 )
 def test_targets_of_fewer_tokens_and_losses_weighed_by_token_are_seen(

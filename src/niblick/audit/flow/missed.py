@@ -16,11 +16,12 @@ import numpy as np
 
 from niblick.audit.flow.boxes import Array, Box
 from niblick.audit.flow.objects import Function
-from niblick.audit.flow.turns import BREAK, Names, NotPlainError, Step, Turns
+from niblick.audit.flow.signals import NotPlainError
+from niblick.audit.flow.turns import BREAK, Names, Step, Turns
 from niblick.audit.operators import COMPARE
 
 MOST_MORE = 6
-_MOST_WORK = 400_000
+_MOST_WORK = 200_000
 _SIZES = frozenset({"numel", "size", "__len__"})
 _FAILS = (
     NotPlainError,
@@ -41,6 +42,7 @@ class Sketch(Turns):
     def __init__(self, node: Loop, around: Callable[[ast.expr], Any]) -> None:
         super().__init__(node, around)
         self.told: Told = {}
+        self.inside: set[int] = set()
         self.body = self.block(node.body)
         self.begin = self.tested(node.test) if isinstance(node, ast.While) else None
         self.target_of = None if isinstance(node, ast.While) else self.target(node.target)
@@ -59,8 +61,8 @@ class Sketch(Turns):
             return self.choice(node)
         if isinstance(node, (ast.With, ast.AsyncWith)):
             return self.block(node.body)
-        inside = [n for n in ast.walk(node) if isinstance(n, (ast.If, ast.IfExp, ast.Compare))]
-        tests = [self.tested(getattr(n, "test", n)) for n in inside]
+        inside = (n for n in ast.walk(node) if isinstance(n, (ast.If, ast.IfExp, ast.Compare)))
+        tests = [self.tested(n if isinstance(n, ast.Compare) else n.test) for n in inside]
         stored = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & self.own
         step = self.plain(node)
         if step is None:
@@ -151,16 +153,19 @@ class Sketch(Turns):
         """A call to a function that does no more than return an expression."""
         body = function.node.body if isinstance(function.node.body, list) else []
         spec = function.node.args
-        if len(body) != 1 or not isinstance(body[0], ast.Return) or body[0].value is None:
+        first = body[0] if len(body) == 1 else None
+        if not isinstance(first, ast.Return) or first.value is None or id(function) in self.inside:
             return None
         if not isinstance(node, ast.Call) or node.keywords or len(spec.args) != len(node.args):
             return None
         given = [self.expression(arg) for arg in node.args]
         own, self.own = self.own, {a.arg for a in spec.args}
+        self.inside.add(id(function))
         try:
-            inner = super().expression(body[0].value)
+            inner = super().expression(first.value)
         finally:
             self.own = own
+            self.inside.discard(id(function))
         places = [a.arg for a in spec.args]
         return lambda names: inner({k: part(names) for k, part in zip(places, given, strict=True)})
 

@@ -153,10 +153,14 @@ class Scoring(Shapes):
         source = merge(self.frozen(boxes[:1]))
         source.pos = boxes[0].pos if boxes else None
         out = self.score(source, target, node)
-        if named.get("weight") is not None:
-            self.warp(out, "losses are weighed by their tokens")
-        if named.get("label_smoothing"):
+        smoothing, weight = named.get("label_smoothing"), named.get("weight")
+        if isinstance(smoothing, (int, float)) and smoothing:
             self.warp(out, "losses are smoothed over other tokens")
+        if isinstance(weight, Box) and not weight.options and weight.shape != ():
+            if weight.val is None:
+                out.val, out.marks = None, out.marks | {f"{LOST}weights of tokens ({self.spot()})"}
+            elif np.ptp(weight.val):
+                self.warp(out, "losses are weighed by their tokens")
         how = named.get("reduction")
         ignored = named.get("ignore_index", _IGNORED)
         if isinstance(ignored, int) and ignored > BOS and _among(ignored, target):

@@ -26,25 +26,30 @@ def claimed_scores(case: Case) -> frozenset[int]:
 
 def claimed_unseen(case: Case) -> bool:
     """Whether the logs tell which place prints the claimed figure, and no score comes to it."""
-    scores, told = _claimed(case)
-    return told and not scores
+    return _claimed(case)[1]
 
 
 def _claimed(case: Case) -> tuple[frozenset[int], bool]:
-    """Scores behind the claimed figure, and whether the logs tell the place that prints it."""
+    """Scores behind the claimed figure, as far as seen, and whether the words of a place that no
+    score comes to fit it better.
+    """
     claims = list(_claims(case))
     if not claims or not case.trace.printed:
         return frozenset(), False
-    best, found, told = _SHORTEST, frozenset[int](), False
+    best, found, unseen = _SHORTEST, frozenset[int](), 0
     for line in log_lines(case.submission.root, case.text):
         if not any(_same(number, claim) for number in _NUMBER.findall(line) for claim in claims):
             continue
         for pieces, scores in case.trace.printed:
             size = sum(map(len, pieces))
-            if size >= best and in_order(pieces, line):
+            if not in_order(pieces, line):
+                continue
+            if scores and size >= best:
                 found = scores if size > best else found | scores
-                best, told = size, True
-    return found, told
+                best = size
+            elif not scores:
+                unseen = max(unseen, size)
+    return found, unseen > best
 
 
 def _claims(case: Case) -> Iterator[str]:
