@@ -109,6 +109,14 @@ class ComponentSpec:
             state=self.state + other.state,
         )
 
+    def within(self, prefix: str) -> ComponentSpec:
+        """The same with `prefix` before every name."""
+        return ComponentSpec(
+            parameters=tuple(p._replace(name=prefix + p.name) for p in self.parameters),
+            matmuls=tuple(p._replace(name=prefix + p.name) for p in self.matmuls),
+            state=tuple(p._replace(name=prefix + p.name) for p in self.state),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class VirtualLayer:

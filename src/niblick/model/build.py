@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from niblick.artifact.load import exported_recipe
 from niblick.codecs.quantized import QuantizedTensor
+from niblick.model.ensemble import new_model
 from niblick.model.lm import LanguageModel
 from niblick.recipe import Recipe
 
@@ -18,7 +19,7 @@ def build_model(
     recipe: Recipe, tensors: Mapping[str, QuantizedTensor | ArrayLike]
 ) -> LanguageModel:
     """A LanguageModel of the exported recipe holding `tensors`: eval mode, float32, on the CPU."""
-    model = LanguageModel(exported_recipe(recipe).model, seed=None)
+    model = new_model(exported_recipe(recipe).model, seed=None)
     load_tensors(model, tensors)
     return model.eval()
 

@@ -35,12 +35,14 @@ class Plan:
     """A model before it exists: its virtual layers, and what its components declare, in order.
 
     `parameters` holds training-only heads too; `exported` leaves them out and is what sizes speak
-    of.
+    of. Of an ensemble, `layers` are those of each member, and all else is that of all members
+    together; `members` are their plans.
     """
 
     model: ModelRecipe
     layers: tuple[VirtualLayer, ...]
     specs: tuple[ComponentSpec, ...]
+    members: tuple[Plan, ...] = ()
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -114,13 +116,29 @@ class Plan:
 
 def make_plan(model: ModelRecipe) -> Plan:
     """Expand a model section; raises `RecipeError` for a mixer that is not registered."""
+    plan = _ensemble(model) if model.members > 1 else _single(model)
+    _check_sizes(plan)
+    return plan
+
+
+def _single(model: ModelRecipe) -> Plan:
     layers = _layers(model)
     specs = [part.spec(model) for part in BEFORE if part.used(model)]
     specs += [layer_spec(model, layer) for layer in layers]
     specs += [part.spec(model) for part in AFTER if part.used(model)]
-    plan = Plan(model, layers, tuple(specs))
-    _check_sizes(plan)
-    return plan
+    return Plan(model, layers, tuple(specs))
+
+
+def _ensemble(model: ModelRecipe) -> Plan:
+    member = _single(model.model_copy(update={"members": 1}))
+    count = range(model.members)
+    specs = tuple(spec.within(member_prefix(i)) for i in count for spec in member.specs)
+    return Plan(model, member.layers, specs, (member,) * model.members)
+
+
+def member_prefix(index: int) -> str:
+    """What the names of an ensemble's member begin with."""
+    return f"members.{index}."
 
 
 def _check_sizes(plan: Plan) -> None:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from niblick.model import LanguageModel
+from niblick.model.ensemble import own_factors
 from niblick.model.tree import Linear
 from niblick.runtime import return_freed_memory
 from niblick.training.tape import NotRepeatableError, Program, Tape
@@ -38,6 +41,10 @@ class Batch:
     def tensors(self) -> tuple[Tensor, ...]:
         """All of them; the factors by their names' order."""
         return self.inputs, self.targets, *(self.factors[name] for name in sorted(self.factors))
+
+    def of_member(self, index: int) -> Batch:
+        """What a member of an ensemble gets of it."""
+        return replace(self, factors=own_factors(self.factors, index))
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -72,6 +79,11 @@ class RecordedLoss:
             parameter.grad = grad
         return nll
 
+    def forget(self) -> None:
+        """Take the gradients back."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
     def _record(self, batch: Batch) -> Program | None:
         """A program that gives what the original gives, to the bit.
 
@@ -104,6 +116,35 @@ class RecordedLoss:
     def _weighted(self, batch: Batch) -> tuple[Tensor, Tensor]:
         loss, nll = self._loss(batch.inputs, batch.targets, batch.factors)
         return loss * batch.weight if batch.weight < 1 else loss, nll
+
+
+class RecordedMembers:
+    """The members of an ensemble, each a program; at most `threads` of them at once, each on one
+    thread, which changes no bit.
+    """
+
+    def __init__(self, members: Sequence[RecordedLoss], *, threads: int) -> None:
+        self._members = members
+        self._pool: ThreadPoolExecutor | None = None
+        if threads > 1:
+            self._pool = ThreadPoolExecutor(
+                min(threads, len(members)), initializer=partial(torch.set_num_threads, 1)
+            )
+            self._pool.submit(int).result()
+            torch.set_num_threads(threads)
+
+    def backward(self, batch: Batch) -> Tensor | None:
+        """See `RecordedLoss.backward`."""
+        parts = [batch.of_member(i) for i in range(len(self._members))]
+        known = all(member.program for member in self._members)
+        spread = self._pool.map if self._pool is not None and known else map
+        found = list(spread(RecordedLoss.backward, self._members, parts))
+        nlls = [nll for nll in found if nll is not None]
+        if len(nlls) == len(found):
+            return torch.stack(nlls).mean()
+        for member in self._members:
+            member.forget()
+        return None
 
 
 def _digest(t: Tensor | None) -> tuple[object, ...]:
