@@ -39,8 +39,8 @@ class EnsembleEngine(Engine):
 
     def logits(self, slot: int) -> Floats:
         """See `Engine.logits`."""
-        (row,) = _mean([engine.logits(slot)[None] for engine in self._engines])
-        return row
+        found: Floats = _mean([engine.logits(slot)[None] for engine in self._engines])[0]
+        return found
 
     def rows(self, count: int) -> Floats:
         """See `Engine.rows`."""
