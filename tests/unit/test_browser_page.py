@@ -190,7 +190,7 @@ def test_the_pages_scripts_write_what_the_model_writes(page: str, tmp_path: Path
         const model = await Model.open(await unpack(element)), texts = [];
         for (const [prompt, settings] of given.asked) {
             const ids = [model.tokenizer.bos, ...model.tokenizer.encode(prompt)];
-            const stream = model.tokenizer.stream(ids[ids.length - 1]);
+            const stream = model.tokenizer.stream(ids);
             let text = "";
             model.reset();
             model.read(ids);
