@@ -164,6 +164,8 @@ class CaseTokenizer(Tokenizer):
         for index, part in enumerate(LITERAL.split(" " + text)):
             if index % 2:
                 found.append(self._plain.spelled(part))
+            elif (ids := self._plain.encode_lowered(part)) is not None:
+                found.append(ids)
             else:
                 found += self._plain.encode_parts(lowered(part))
         return np.concatenate([np.asarray(ids, dtype=np.uint16) for ids in found])

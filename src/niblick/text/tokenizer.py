@@ -318,6 +318,15 @@ class SentencePieceTokenizer(Tokenizer):
         """The byte pieces of `text`, where the tokenizer has all of them."""
         return [self._byte_ids[value] for value in text.encode()]
 
+    def encode_lowered(self, text: str) -> Sequence[int] | Tokens | None:
+        """Ids of `niblick.text.case.lowered(text)` by compiled code, where there is some and it is
+        worth it.
+        """
+        self._encoded += len(text)
+        if not _WORTH_TABLES < self._encoded or 2 * len(text) > _ENCODED or self._native is None:
+            return None
+        return self._native.encode(text, lower=True)
+
     def decode_part(self, ids: Sequence[int]) -> str:
         """The library's decoding of a stretch inside of a text."""
         return str(self._engine.Decode(list(ids)))
