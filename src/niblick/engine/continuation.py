@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from niblick.engine.base import Engine
 from niblick.engine.sampling import Sampling
 from niblick.errors import NiblickError
-from niblick.text.tokenizer import Tokenizer
+from niblick.text.tokenizer import Ids, Tokenizer
 
 
 def continue_tokens(
@@ -158,7 +158,7 @@ class TextStream:
     counts the characters of all tokens so far, those that are held back included.
     """
 
-    def __init__(self, tokenizer: Tokenizer, after: Sequence[int], stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Ids, stops: Sequence[str]) -> None:
         self._decoder, self._filter = tokenizer.decode_stream(after), StopFilter(stops)
         self.reached = 0
 

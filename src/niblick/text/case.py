@@ -25,7 +25,7 @@ from niblick.text import spmodel
 from niblick.text.bytetable import ByteTable
 from niblick.text.decoding import Decoder
 from niblick.text.spmodel import SPACE
-from niblick.text.tokenizer import SentencePieceTokenizer, Tokenizer, Tokens, stored
+from niblick.text.tokenizer import Ids, SentencePieceTokenizer, Tokenizer, Tokens, stored
 
 TITLE, CAPS = MARKS = "\ufdd0", "\ufdd1"  # noncharacters: Unicode leaves them to programs
 LITERAL = re.compile(f"([{SPACE}{TITLE}{CAPS}])")
@@ -73,7 +73,7 @@ class _State:
 class CaseDecoder:
     """`ByteDecoder` of a tokenizer with case operators."""
 
-    def __init__(self, tokenizer: CaseTokenizer, after: Sequence[int]) -> None:
+    def __init__(self, tokenizer: CaseTokenizer, after: Ids) -> None:
         self._tokenizer, self.state = tokenizer, _State(True)
         first = len(after)
         while first and not tokenizer.settles(int(after[first - 1])):
@@ -101,12 +101,12 @@ class CaseTokenizer(Tokenizer):
         model = plain.model
         if not (plain.lossless and model.dummy_prefix and model.kind_name == "bpe"):
             raise DataError("case operators need a lossless BPE with a space before the text")
-        pieces = [piece.text for piece in model.pieces]
-        others = "".join(text for text in pieces if text not in MARKS)
-        if not set(MARKS) <= set(pieces) or TITLE in others or CAPS in others:
+        held = {p.text: i for i, p in enumerate(model.pieces) if set(p.text) & set(MARKS)}
+        normal = all(model.pieces[place].kind == spmodel.NORMAL for place in held.values())
+        if held.keys() != set(MARKS) or not normal:
             raise DataError("the tokenizer has not each mark of case operators as its own piece")
         self._plain = plain
-        self.title, self.caps = pieces.index(TITLE), pieces.index(CAPS)
+        self.title, self.caps = held[TITLE], held[CAPS]
         self.name = f"case-{plain.name}"
         self.vocab_size, self.bos_id = plain.vocab_size, plain.bos_id
         self.sha256 = hashlib.sha256(stored("case", model.serialize())).hexdigest()
@@ -183,7 +183,7 @@ class CaseTokenizer(Tokenizer):
         self._check(token, token)
         return self._settling[token]
 
-    def byte_decoder(self, after: Sequence[int] = ()) -> Decoder:
+    def byte_decoder(self, after: Ids = ()) -> Decoder:
         """What decodes tokens one by one after those in `after`."""
         return CaseDecoder(self, after)
 
@@ -214,7 +214,7 @@ class CaseTokenizer(Tokenizer):
         raised = data[:at] + data[at:end].upper() + data[end:]
         return raised, _State(False, state.mark) if goes_on else _State(False)
 
-    def decode_bytes(self, ids: Iterable[int], after: Sequence[int] = ()) -> bytes:
+    def decode_bytes(self, ids: Iterable[int], after: Ids = ()) -> bytes:
         """The UTF-8 bytes of `ids` where those in `after` stand before them."""
         tokens = np.fromiter(ids, dtype=np.int64)
         if not len(tokens):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import sentencepiece
 
 Tokens = NDArray[np.uint16]
+Ids = Sequence[int] | NDArray[np.integer]
 CHALLENGE = "fineweb-1024"
 _CHALLENGE_FILE = "fineweb_1024_bpe.model"
 _CHALLENGE_SHA256 = "bbf81bf15bd66fc78d927bc9c87f06d17a80fc7d35a5131c616bef7bb34b44b4"
@@ -106,7 +107,7 @@ class Tokenizer(ABC):
         """Bytes that `token` adds after `previous`; None stands for the start of the text."""
         return self.byte_decoder(() if previous is None else (previous,)).peek(token)
 
-    def decode_bytes(self, ids: Iterable[int], after: Sequence[int] = ()) -> bytes:
+    def decode_bytes(self, ids: Iterable[int], after: Ids = ()) -> bytes:
         """The UTF-8 bytes of `ids` where those in `after` stand before them; control, unknown and
         unused tokens give none.
         """
@@ -125,11 +126,11 @@ class Tokenizer(ABC):
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def byte_decoder(self, after: Sequence[int] = ()) -> Decoder:
+    def byte_decoder(self, after: Ids = ()) -> Decoder:
         """What gives the bytes of tokens one by one, the first after those in `after`."""
         return ByteDecoder(self, int(after[-1]) if len(after) else None)
 
-    def decode_stream(self, after: Sequence[int] = ()) -> DecodeStream:
+    def decode_stream(self, after: Ids = ()) -> DecodeStream:
         """A decoder for tokens one by one, the first after those in `after` (none: a new text)."""
         return DecodeStream(self.byte_decoder(after))
 
