@@ -1,4 +1,4 @@
-"""Case operators: words have the same pieces in every case, and marks change no text and no count."""
+"""Case operators: a word has the same pieces in every case; marks change no text and no count."""
 
 from __future__ import annotations
 
@@ -82,9 +82,7 @@ def test_every_text_comes_back_and_its_bytes_are_counted(text: str) -> None:
     assert not counts[np.isin(ids[1:], [made().title, made().caps])].any()
 
 
-TOKENS = st.lists(
-    st.sampled_from([0, 1, 258, 259]) | st.integers(0, 419), min_size=1, max_size=20
-)
+TOKENS = st.lists(st.sampled_from([0, 1, 258, 259]) | st.integers(0, 419), min_size=1, max_size=20)
 
 
 @given(TOKENS, st.integers(0, 20))

@@ -60,9 +60,9 @@ def prepare(
     holds them already.
 
     `tokenizer` is "train", "train-within-words" or "train-case" (of exactly `vocab_size` ids, by
-    default 1,024), "bytes", "fineweb-1024", the path of a `.model`, or a tokenizer. A corpus of more than 64 MB is
-    streamed (`niblick.data.stream`). Raises `DataError`; a folder that this project did not write
-    is never replaced.
+    default 1,024), "bytes", "fineweb-1024", the path of a `.model`, or a tokenizer. A corpus of
+    more than 64 MB is streamed (`niblick.data.stream`). Raises `DataError`; a folder that this
+    project did not write is never replaced.
     """
     if shard_tokens < 1:
         raise DataError(f"shards of {shard_tokens} tokens; at least 1 is needed")

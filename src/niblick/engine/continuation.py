@@ -154,7 +154,7 @@ def start_text(
 
 
 class TextStream:
-    """The text of tokens one by one, after the tokens `after`, up to the first of `stops`; `reached`
+    """The text of tokens one by one, after those in `after`, up to the first of `stops`; `reached`
     counts the characters of all tokens so far, those that are held back included.
     """
 

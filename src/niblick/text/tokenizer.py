@@ -324,9 +324,8 @@ class SentencePieceTokenizer(Tokenizer):
         worth it.
         """
         self._encoded += len(text)
-        if not _WORTH_TABLES < self._encoded or 2 * len(text) > _ENCODED or self._native is None:
-            return None
-        return self._native.encode(text, lower=True)
+        fits = self._encoded > _WORTH_TABLES and 2 * len(text) <= _ENCODED
+        return self._native.encode(text, lower=True) if fits and self._native else None
 
     def decode_part(self, ids: Sequence[int]) -> str:
         """The library's decoding of a stretch inside of a text."""
