@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from niblick.codecs.quantized import Tensors
 from niblick.engine.base import Engine, Ids, Wanted
-from niblick.plan import Plan, member_prefix
+from niblick.plan import Plan, of_member
 
 Floats = NDArray[np.float32]
 
@@ -39,8 +39,8 @@ class EnsembleEngine(Engine):
 
     def logits(self, slot: int) -> Floats:
         """See `Engine.logits`."""
-        (row,) = _mean([engine.logits(slot)[None] for engine in self._engines])
-        return row
+        found: Floats = _mean([engine.logits(slot)[None] for engine in self._engines])[0]
+        return found
 
     def rows(self, count: int) -> Floats:
         """See `Engine.rows`."""
@@ -55,16 +55,8 @@ def open_members(
     plan: Plan, tensors: Tensors, open_one: Callable[[Plan, Tensors], Engine]
 ) -> Engine:
     """The engine of an ensemble, from what opens one of a member."""
-    prefixes = [member_prefix(i) for i in range(len(plan.members))]
-    return EnsembleEngine(
-        [
-            open_one(
-                member,
-                {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)},
-            )
-            for member, prefix in zip(plan.members, prefixes, strict=True)
-        ]
-    )
+    members = enumerate(plan.members)
+    return EnsembleEngine([open_one(member, of_member(tensors, i)) for i, member in members])
 
 
 def _mean(logits: Sequence[Floats]) -> Floats:

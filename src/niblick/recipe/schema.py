@@ -134,12 +134,14 @@ class AveragingRecipe(Section):
     `start`.
 
     `decay` is the EMA's; `warmup` lowers it early on ((1+t)/(10+t)) so that a short run is not its
-    start.
+    start. "power" is an average of all steps with weights t^g (Karras et al. 2024), whose memory
+    grows with the run: `width` is its standard deviation as a share of the steps so far.
     """
 
-    kind: Literal["none", "ema", "swa"] = "ema"
+    kind: Literal["none", "ema", "swa", "power"] = "ema"
     decay: Fraction = 0.997
     warmup: bool = True
+    width: Annotated[float, Field(ge=0.01, le=0.28)] = 0.1
     every: Count = 200
     start: Fraction = 0.5
 

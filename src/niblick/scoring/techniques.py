@@ -48,8 +48,11 @@ def _codec(recipe: Recipe, part: str) -> Entry:
 
 def _averaging(recipe: Recipe, plan: Plan) -> list[Entry]:
     averaging = recipe.training.averaging
-    keys = {"none": (), "ema": ("decay", "warmup"), "swa": ("every", "start")}[averaging.kind]
-    entry = {"name": averaging.kind.upper(), **{key: getattr(averaging, key) for key in keys}}
+    keys = {"none": (), "ema": ("decay", "warmup"), "swa": ("every", "start"), "power": ("width",)}[
+        averaging.kind
+    ]
+    name = "power EMA" if averaging.kind == "power" else averaging.kind.upper()
+    entry = {"name": name, **{key: getattr(averaging, key) for key in keys}}
     return [entry] if keys else []
 
 
