@@ -49,7 +49,7 @@ def pieces(text: str) -> list[str]:
         ("The USA's McDonald", "^the` usa's^ mc^donald"),
         ("iPhone NASAs", "i^phone^ n^a^s^as"),
         ("A I'm\nThe\tX", "^a^ i'm\n^the\t^x"),
-        ("  The A1 B-C AB-c", "  ^the^ a1^ b-^c` ab-c"),
+        ("  The A1 B-C AB-c", " ^ the^ a1^ b-^c` ab-c"),
         ("École ÉCOLE \u0130 \u212aB", "École É`cole \u0130 \u212a^b"),
     ],
 )
