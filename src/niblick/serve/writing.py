@@ -116,7 +116,8 @@ class Choice:
         if found is not None:
             others = {}
             for other, value in [*found.others, (token, found.own)]:
-                others.setdefault(self._named(other), value)
+                name = self._named(other) or self._tokenizer.silent_name(other)
+                others.setdefault(name, value)
         own = None if found is None else found.own
         self._entries.append(_Entry(offset, reached, self._named(token), own, others))
         self._place.push(token)

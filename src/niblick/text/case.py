@@ -153,6 +153,10 @@ class CaseTokenizer(Tokenizer):
             text += part
         return text
 
+    def silent_name(self, token: int) -> str:
+        """Names of the marks."""
+        return {self.title: "<title>", self.caps: "<caps>"}.get(token, "")
+
     @cached_property
     def _surfaces(self) -> list[bytes]:
         marks = (self.title, self.caps)

@@ -134,6 +134,10 @@ class Tokenizer(ABC):
         """A decoder for tokens one by one, the first after those in `after` (none: a new text)."""
         return DecodeStream(self.byte_decoder(after))
 
+    def silent_name(self, token: int) -> str:
+        """What to call a token that means something and has no bytes; "" for all others."""
+        return ""
+
     def surface(self, token: int) -> bytes:
         """Bytes of `token` inside a text; `DataError` for one that is outside the vocabulary."""
         self._check(token, token)
