@@ -219,8 +219,7 @@ class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model; encoding is the library's, but literal U+2581 is spelled in bytes.
     Compiled code that gives the same ids does it where there is some (`niblick.text.encoder`).
 
-    A model that normalises its input (the challenge's) is used as it is and is marked `lossless =
-    False`.
+    A model that normalises its input (the challenge's) is used as it is, and is not `lossless`.
     """
 
     kind = "sentencepiece"
@@ -369,8 +368,7 @@ def load_tokenizer(spec: str | Path | bytes, *, kind: str | None = None) -> Toke
     """The tokenizer that `spec` names or is.
 
     It may be "fineweb-1024", a registered name, the path of a `.model`, or what `to_bytes` gave.
-    `kind`
-    ("sentencepiece" or "bytes") is checked where given. Raises `DataError`.
+    `kind` ("sentencepiece", "bytes" or "case") is checked where given. Raises `DataError`.
     """
     if isinstance(spec, str) and spec == CHALLENGE:
         data = _challenge_file()
