@@ -93,6 +93,10 @@ def _tokenizer(recipe: Recipe, plan: Plan) -> list[Entry]:
     return [{"name": "tokenizer", "kind": kind, "vocabulary": size}]
 
 
+def _marks_case(recipe: Recipe) -> bool:
+    return recipe.data.tokenizer == "train-case"
+
+
 _OF_RUNS = (
     Technique(
         name="codec",
@@ -181,6 +185,13 @@ _OF_RUNS = (
         card=lambda recipe, plan: [_codec(recipe, "compression")],
     ),
     Technique(name="tokenizer", group="other", card=_tokenizer),
+    Technique(
+        name="case-operators",
+        summary="case operators in the tokenizer",
+        group="other",
+        without=lambda recipe: {"data.tokenizer": "train"} if _marks_case(recipe) else {},
+        card=lambda recipe, plan: [{"name": "case operators"}] * _marks_case(recipe),
+    ),
 )
 
 
