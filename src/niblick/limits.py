@@ -25,6 +25,7 @@ MAX_SEGMENTS = 64
 MAX_SEGMENT_LAYERS = 256
 MAX_LAYERS = 4096  # virtual layers, loops counted
 MAX_THREADS = 1024
+MAX_MEMBERS = 16  # of an ensemble
 MAX_PARAMETERS = 1 << 32
 MAX_STATE_BYTES = 1 << 34  # decode state of one stream in float32
 

@@ -21,7 +21,7 @@ from niblick.codecs.base import Sensitivity
 from niblick.codecs.matrices import as_matrix
 from niblick.compression.calibration import Calibration
 from niblick.errors import NiblickError
-from niblick.model import LanguageModel
+from niblick.model import LanguageModel, new_model
 from niblick.recipe import Recipe
 from niblick.units import Duration
 
@@ -74,7 +74,7 @@ def estimate_seconds(recipe: Recipe, calibration: Calibration, device: str = "cp
     """
     if Duration.parse(recipe.training.duration).unit != "seconds":
         return 0.0
-    model, each = LanguageModel(recipe.model, seed=recipe.seed).to(device), 0.0
+    model, each = new_model(recipe.model, seed=recipe.seed).to(device), 0.0
     started = perf_counter()
     for row in calibration.batches[0][:2]:  # the first takes longer than the others
         began = perf_counter()

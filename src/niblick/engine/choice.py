@@ -8,6 +8,7 @@ from typing import Literal
 
 from niblick.codecs.quantized import Tensors
 from niblick.engine.base import Engine
+from niblick.engine.ensemble import open_members
 from niblick.engine.library import build_in_background
 from niblick.engine.native import NativeEngine
 from niblick.engine.structures import unsupported
@@ -42,6 +43,14 @@ def open_engine(
     ):
         if value is not None and not 1 <= value <= most:
             raise NiblickError(f"{name} {quoted(value)}: accepted are 1 to {most:,}")
+    if plan.members:
+        return open_members(
+            plan,
+            tensors,
+            lambda member, own: open_engine(
+                member, own, slots=slots, threads=threads, context=context, build=build, kind=kind
+            ),
+        )
     why = unsupported(plan)
     if why is None and kind != "numpy":
         library = ENGINE.obtain() if build == "now" else ENGINE.load()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from niblick.components import Call
+from niblick.model.ensemble import members_of
 from niblick.model.equations import Equations
 from niblick.model.head import fused_head_loss
 from niblick.model.lm import LanguageModel
@@ -54,5 +55,6 @@ def accelerate(model: LanguageModel) -> bool:
     """Put the accelerator's parts into a model that is on one; whether they are in use."""
     if model.device.type != "cuda":
         return False
-    model.kernels = Accelerated(installed=True)
+    for member in members_of(model):
+        member.kernels = Accelerated(installed=True)
     return True

@@ -9,7 +9,7 @@ from niblick.components.base import (
     StateEntry,
     VirtualLayer,
 )
-from niblick.plan.expand import Plan, layer_spec, make_plan
+from niblick.plan.expand import Plan, layer_spec, make_plan, member_prefix, of_member
 
 __all__ = [
     "ComponentSpec",
@@ -22,4 +22,6 @@ __all__ = [
     "VirtualLayer",
     "layer_spec",
     "make_plan",
+    "member_prefix",
+    "of_member",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from niblick.components import (
     AFTER,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from niblick.recipe.model import ModelRecipe
     from niblick.recipe.shape import LayerSpec
 
+T = TypeVar("T")
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -38,12 +40,14 @@ class Plan:
     """A model before it exists: its virtual layers, and what its components declare, in order.
 
     `parameters` holds training-only heads too; `exported` leaves them out and is what sizes speak
-    of.
+    of. Of an ensemble, `layers` are those of each member, and all else is that of all members
+    together; `members` are their plans.
     """
 
     model: ModelRecipe
     layers: tuple[VirtualLayer, ...]
     specs: tuple[ComponentSpec, ...]
+    members: tuple[Plan, ...] = ()
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:
@@ -117,13 +121,39 @@ class Plan:
 
 def make_plan(model: ModelRecipe) -> Plan:
     """Expand a model section; raises `RecipeError` for a mixer that is not registered."""
+    plan = _ensemble(model) if model.members > 1 else _single(model)
+    _check_sizes(plan)
+    return plan
+
+
+def _single(model: ModelRecipe) -> Plan:
     layers = _layers(model)
     specs = [part.spec(model) for part in BEFORE if part.used(model)]
     specs += [layer_spec(model, layer) for layer in layers]
     specs += [part.spec(model) for part in AFTER if part.used(model)]
-    plan = Plan(model, layers, tuple(specs))
-    _check_sizes(plan)
-    return plan
+    return Plan(model, layers, tuple(specs))
+
+
+def _ensemble(model: ModelRecipe) -> Plan:
+    member = _single(model.model_copy(update={"members": 1, "shared_tables": False}))
+    prefixes, own = map(member_prefix, range(model.members)), not model.shared_tables
+    specs = tuple(spec.within(prefix, tables=own) for prefix in prefixes for spec in member.specs)
+    return Plan(model, member.layers, specs, (member,) * model.members)
+
+
+def member_prefix(index: int) -> str:
+    """What the names of an ensemble's member begin with; those of shared tables have no prefix."""
+    return f"members.{index}."
+
+
+def of_member(values: Mapping[str, T], index: int) -> dict[str, T]:
+    """By their names in the member: what an ensemble's member has of its own, and what is
+    shared.
+    """
+    prefix = member_prefix(index)
+    shared = {name: each for name, each in values.items() if not name.startswith("members.")}
+    own = {k.removeprefix(prefix): each for k, each in values.items() if k.startswith(prefix)}
+    return shared | own
 
 
 def _check_sizes(plan: Plan) -> None:

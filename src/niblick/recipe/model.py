@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from niblick.limits import MAX_LAYERS, MAX_ROPE_BASE, MAX_SEGMENTS, MAX_WIDTH
+from niblick.limits import MAX_LAYERS, MAX_MEMBERS, MAX_ROPE_BASE, MAX_SEGMENTS, MAX_WIDTH
 from niblick.recipe.base import FROM_LIST, Length, Real, Scale, Section, Width, section
 from niblick.recipe.checks import check_model
 from niblick.recipe.shape import ModelShape
@@ -150,8 +150,14 @@ class MtpRecipe(Section):
 
 
 class ModelRecipe(ModelShape, Section):
-    """Everything that decides the shape and the initialisation of a LanguageModel."""
+    """Everything that decides the shape and the initialisation of a LanguageModel.
 
+    Of an ensemble of `members`, each is a model of this shape; their probabilities are averaged.
+    With `shared_tables` they look tokens up in the same embeddings.
+    """
+
+    members: Annotated[int, Field(ge=1, le=MAX_MEMBERS)] = 1
+    shared_tables: bool = False
     vocab_size: Annotated[int, Field(ge=2, le=65536)] = 1024
     bos_id: Annotated[int, Field(ge=0, lt=65536)] = 1
     dim: Width = 512

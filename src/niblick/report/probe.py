@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from niblick.model import LanguageModel
+from niblick.model import new_model
 from niblick.objective import training_loss
 from niblick.optim import Layout, Optimizers
 from niblick.recipe import Recipe
@@ -32,7 +32,7 @@ class Steps:
         self.recipe, self.device = recipe, device
         self.precision = choose_precision(training.precision, device)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        model = LanguageModel(recipe.model, seed=recipe.seed).to(device)
+        model = new_model(recipe.model, seed=recipe.seed).to(device)
         layout = Layout(model.plan.parameters, training)
         self.weights = Weights(model, layout, dtype=dtype, specs={})
         self.optimizer = Optimizers(layout, self.weights.master, training, dtype=dtype)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from niblick.errors import TrainingError
-from niblick.model import LanguageModel
+from niblick.model import Ensemble, LanguageModel
 from niblick.model.accelerated import accelerate
 from niblick.model.graphs import one_graph
 from niblick.model.kernels import Kernels, load_kernels, use_kernels
@@ -24,7 +25,7 @@ from niblick.optim import Layout
 from niblick.plan import Plan
 from niblick.training.memory import is_out_of_memory
 from niblick.training.overlap import Sink, early, hooked, tapped
-from niblick.training.recorded import Batch, RecordedLoss
+from niblick.training.recorded import Batch, RecordedLoss, RecordedMembers
 
 Compile = Literal["auto", "on", "off", "graphs", "no-graphs"]
 Loss = Callable[[LanguageModel, Tensor, Tensor, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
@@ -46,6 +47,16 @@ def replays(wanted: Compile, device: str, plan: Plan, tokens: int | None) -> boo
         return True
     busy = 3 * plan.flops_per_token * (tokens or 0) / RATE
     return tokens is not None and busy < LAUNCH_SECONDS * LAUNCHES * len(plan.layers)
+
+
+def _recorded(
+    loss: Loss, model: LanguageModel, *, side_by_side: bool
+) -> RecordedLoss | RecordedMembers:
+    """What records a loss on kernels; members of an ensemble are each a program of their own."""
+    if not isinstance(model, Ensemble):
+        return RecordedLoss(partial(loss, model), model)
+    each = [RecordedLoss(partial(loss, member), member) for member in model.each]
+    return RecordedMembers(each, threads=torch.get_num_threads() if side_by_side else 1)
 
 
 class CompiledLoss:
@@ -78,11 +89,11 @@ class CompiledLoss:
         self.parameters = list(model.parameters())
         self.compiled, accelerated = False, accelerate(model)
         self.kernels: Kernels | None = None  # those in use on the CPU
-        self._recorded: RecordedLoss | None = None
+        self._recorded: RecordedLoss | RecordedMembers | None = None
         if wanted != "off" and not accelerated:
-            if use_kernels(model, kernels := load_kernels()):
+            if use_kernels(model, kernels := load_kernels()) and kernels:
                 self.kernels, self.compiled = kernels, True
-                self._recorded = RecordedLoss(plain, model)
+                self._recorded = _recorded(loss, model, side_by_side=kernels.attends)
             elif wanted == "on":
                 raise TrainingError(
                     'training.compile = "on" needs a C compiler (gcc or clang); use "auto" or "off"'

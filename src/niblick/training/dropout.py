@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from niblick.components import BEFORE
+from niblick.plan import member_prefix
 from niblick.recipe import Recipe
 from niblick.runtime import World
 
@@ -22,12 +23,15 @@ class Dropout:
         training, model = recipe.training, recipe.model
         tables = {part.table for part in BEFORE if part.used(model)}
         rates = training.dropout.model_dump()
-        self.rates = {k: rate for k, rate in rates.items() if rate and k in tables}
+        own = {k: rate for k, rate in rates.items() if rate and k in tables}
+        members = [member_prefix(i) for i in range(model.members)] if model.members > 1 else [""]
+        self.rates = {prefix + k: rate for prefix in members for k, rate in own.items()}
         self._shape = training.batch_tokens // training.sequence_length, training.sequence_length, 1
         self._seed, self._world, self._device = recipe.seed, world, device
 
     def draw(self, step: int) -> dict[str, Tensor]:
-        """0 where a row is dropped, else 1 / (1 - rate), by table, for this process's rows."""
+        """0 where a row is dropped, else 1 / (1 - rate), by table, for this process's rows;
+        an ensemble's members have tables of their own."""
         generator = np.random.default_rng([self._seed, step])
         return {name: self._factor(generator, rate) for name, rate in self.rates.items()}
 

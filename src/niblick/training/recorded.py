@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from niblick.model import LanguageModel
 from niblick.model.tree import Linear
+from niblick.plan import of_member
 from niblick.runtime import return_freed_memory
 from niblick.training.tape import NotRepeatableError, Program, Tape
 
@@ -39,6 +42,10 @@ class Batch:
         """All of them; the factors by their names' order."""
         return self.inputs, self.targets, *(self.factors[name] for name in sorted(self.factors))
 
+    def of_member(self, index: int) -> Batch:
+        """What a member of an ensemble gets of it."""
+        return replace(self, factors=of_member(self.factors, index))
+
     @property
     def kind(self) -> tuple[object, ...]:
         """What a program is made for: names, shapes and the weight."""
@@ -57,10 +64,19 @@ class RecordedLoss:
         self.program: Program | None = None
 
     def backward(self, batch: Batch) -> Tensor | None:
-        """Give each parameter its gradient and return the mean nll.
+        """Give each parameter, which has none, its gradient and return the mean nll.
 
         None, and no gradients, for a batch unlike the first or a model with adapters.
         """
+        found = self.gradients(batch)
+        if found is None:
+            return None
+        nll, grads = found
+        self.keep(grads)
+        return nll
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, list[Tensor | None]] | None:
+        """The mean nll and each parameter's gradient; None as `backward` says."""
         if any(each.extra for each in self._linears):
             return None
         if self._kind is None:
@@ -68,9 +84,15 @@ class RecordedLoss:
         if self.program is None or self._kind != batch.kind:
             return None
         (nll,), grads = self.program(*batch.tensors)
+        return nll, grads
+
+    def keep(self, grads: Sequence[Tensor | None]) -> None:
+        """Give each parameter its gradient; what members share gets the sum."""
         for parameter, grad in zip(self._parameters, grads, strict=True):
-            parameter.grad = grad
-        return nll
+            if parameter.grad is None:
+                parameter.grad = grad
+            elif grad is not None:
+                parameter.grad = parameter.grad + grad
 
     def _record(self, batch: Batch) -> Program | None:
         """A program that gives what the original gives, to the bit.
@@ -104,6 +126,34 @@ class RecordedLoss:
     def _weighted(self, batch: Batch) -> tuple[Tensor, Tensor]:
         loss, nll = self._loss(batch.inputs, batch.targets, batch.factors)
         return loss * batch.weight if batch.weight < 1 else loss, nll
+
+
+class RecordedMembers:
+    """The members of an ensemble, each a program; at most `threads` of them at once, each on one
+    thread, which changes no bit.
+    """
+
+    def __init__(self, members: Sequence[RecordedLoss], *, threads: int) -> None:
+        self._members = members
+        self._pool: ThreadPoolExecutor | None = None
+        if threads > 1:
+            self._pool = ThreadPoolExecutor(
+                min(threads, len(members)), initializer=partial(torch.set_num_threads, 1)
+            )
+            self._pool.submit(int).result()
+            torch.set_num_threads(threads)
+
+    def backward(self, batch: Batch) -> Tensor | None:
+        """See `RecordedLoss.backward`."""
+        parts = [batch.of_member(i) for i in range(len(self._members))]
+        known = all(member.program for member in self._members)
+        spread = self._pool.map if self._pool is not None and known else map
+        found = [each for each in spread(RecordedLoss.gradients, self._members, parts) if each]
+        if len(found) < len(parts):
+            return None
+        for member, (_, grads) in zip(self._members, found, strict=True):
+            member.keep(grads)
+        return torch.stack([nll for nll, _ in found]).mean()
 
 
 def _digest(t: Tensor | None) -> tuple[object, ...]:

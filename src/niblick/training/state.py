@@ -18,7 +18,7 @@ from torch import Tensor
 from niblick.compression import rounding_specs
 from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
-from niblick.model import LanguageModel
+from niblick.model import new_model
 from niblick.optim import Launched, Layout, Optimizers, TrainingPosition, make_averager
 from niblick.recipe import Recipe, stored_values
 from niblick.runtime import World, choose_precision
@@ -46,7 +46,7 @@ class RunState:
         self.recipe, self.dataset, self.device = recipe, dataset, device
         self.precision = choose_precision(recipe.training.precision, device)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self.model = LanguageModel(recipe.model, seed=recipe.seed).to(device)
+        self.model = new_model(recipe.model, seed=recipe.seed).to(device)
         self.layout = Layout(self.model.plan.parameters, recipe.training)
         specs = rounding_specs(recipe, self.model.plan, refuse=saved is None)
         self.weights = Weights(self.model, self.layout, dtype=dtype, specs=specs)

@@ -17,6 +17,7 @@ from niblick.components import BIGRAM, MIXERS, MLP, SMEAR, VALUE_EMBEDDING, Call
 from niblick.components.attention import Attention
 from niblick.components.functional import dropped, split_heads
 from niblick.components.token_shift import TokenShift
+from niblick.model.ensemble import members_of
 from niblick.model.equations import Equations, weights_of
 from niblick.model.kernels import operators, products, rows
 from niblick.model.kernels.attention import WIDTHS
@@ -37,11 +38,14 @@ def use_kernels(model: LanguageModel, kernels: Kernels | None) -> bool:
     They need matrices of one float type on the CPU and float32 for all else, rows of at most
     MAX_WIDTH. A model that is moved or cast afterwards goes on in plain torch.
     """
-    model.kernels = None
-    if kernels is None or not _takes(model):
+    members = members_of(model)
+    for member in members:
+        member.kernels = None
+    if kernels is None or not all(map(_takes, members)):
         return False
     operators.use(kernels)
-    model.kernels = KernelForms(model.plan, model.dtype, pairs=kernels.attends)
+    for member in members:
+        member.kernels = KernelForms(member.plan, member.dtype, pairs=kernels.attends)
     return True
 
 
