@@ -86,7 +86,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     kernels = load_kernels()
-    if kernels is None or not kernels.attends:
+    if kernels is None or torch.bfloat16 not in kernels.multiplies:
         parser.exit(1, "this processor does not multiply pairs of bfloat16\n")
     use(kernels)
     forms = [False, True] if kernels.tiles else [False]

@@ -41,7 +41,7 @@ def use_kernels(model: LanguageModel, kernels: Kernels | None) -> bool:
     if kernels is None or not _takes(model):
         return False
     operators.use(kernels)
-    model.kernels = KernelForms(model.plan, model.dtype, pairs=kernels.attends)
+    model.kernels = KernelForms(model.plan, model.dtype, whole=model.dtype in kernels.multiplies)
     return True
 
 
@@ -60,14 +60,14 @@ def _takes(model: LanguageModel) -> bool:
 
 
 class KernelForms(Equations):
-    """The parts of a model with matrices of `dtype`; `pairs`: the processor multiplies bfloat16."""
+    """The parts of a model with matrices of `dtype`; `whole`: the kernels multiply that type."""
 
-    def __init__(self, plan: Plan, dtype: torch.dtype, *, pairs: bool) -> None:
-        self.dtype, self.pairs = dtype, pairs and dtype is torch.bfloat16
+    def __init__(self, plan: Plan, dtype: torch.dtype, *, whole: bool) -> None:
+        self.dtype, self.multiplies = dtype, whole
         self._whole = {  # the matrices that kernels multiply by
             p.name.removesuffix(".weight")
             for p in plan.parameters
-            if self.pairs
+            if whole
             and len(p.shape) == 2
             and all(n % PANEL == 0 and n <= MAX_WIDTH for n in p.shape)
         }
@@ -152,7 +152,8 @@ class KernelForms(Equations):
         """As in `Equations`."""
         vocab_size, width = weight.shape
         targets, found = targets.contiguous(), cap or 0.0
-        if self.pairs and width % 16 == 0 and vocab_size % 2 == 0 and 0 < found <= MAX_CAP:
+        side = 16 if self.dtype is torch.bfloat16 else PANEL
+        if self.multiplies and width % side == vocab_size % 2 == 0 and 0 < found <= MAX_CAP:
             grads = torch.is_grad_enabled()
             loss: Tensor = ops.head_loss(hidden, weight, targets, found, grads)[0]
             return loss
@@ -215,7 +216,7 @@ class KernelForms(Equations):
             q, k = (
                 ops.heads(t, gain, *call.rotary)[0] for t, gain in zip((q, k), gains, strict=True)
             )
-        fused = self.pairs and call.model.head_dim in WIDTHS
+        fused = self.multiplies and call.model.head_dim in WIDTHS
         y, _ = (ops.attend if fused else ops.attend_tiles)(q, k, v, call.document_first, span)
         if options.local_value:
             y = ops.local_value(y, v, weights.local_v_mix)
