@@ -260,7 +260,9 @@ def test_channel_mixers(
 @EACH_DTYPE
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 150), st.sampled_from([32, 96]), st.booleans())
-def test_token_shift_mixers(kernels: Kernels, dtype: torch.dtype, length: int, width: int, masked: bool) -> None:
+def test_token_shift_mixers(
+    kernels: Kernels, dtype: torch.dtype, length: int, width: int, masked: bool
+) -> None:
     _needs(kernels, dtype)
     square, boundary = (width, width), _boundary((2, length), masked)
     u, *weights = _draw((2, length, width), square, square, square, dtype=dtype)

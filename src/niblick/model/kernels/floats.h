@@ -60,8 +60,8 @@ typedef void FloatBlock(const float *, int64_t, int64_t, const float *, int64_t,
      float_block_6_##NV}
 static FloatBlock *const float_blocks[2][RISE + 1] = {OF_HEIGHTS(1), OF_HEIGHTS(2)};
 
-/* C (m, n) = or += A B over k terms, n a multiple of WIDE; rows go to blocks of nearly equal height,
- * so that none waits for its own sums. */
+/* C (m, n) = or += A B over k terms, n a multiple of WIDE; rows go to blocks of nearly equal
+ * height, so that none waits for its own sums. */
 static void multiply(const float *a, int64_t row, int64_t step, const float *b, int64_t ldb,
                      float *c, int64_t ldc, int64_t m, int64_t n, int64_t k, int add) {
     int64_t count = (m + RISE - 1) / RISE;

@@ -39,18 +39,21 @@ static void float_back(const Block *o, const float *shares, const float *rows, i
     }
 }
 
+typedef int32_t Lanes __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
+
 /* Set scores of keys that a query does not see. */
 static void float_hide(const Block *o, float *scores) {
-    for (int64_t j = 0; o->step < LANES && j < LANES; j += 16) {
-        Range keys = keys_of(o, j);
+    static const int32_t count[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    int32_t span = o->span > INT32_MAX ? INT32_MAX : (int32_t)o->span;
+    for (int64_t j = 0; o->step < LANES && j < LANES; j += WIDE) {
+        Range keys = keys_of(o, j / 16 * 16);
+        Lanes begins = *(const Lanes *)(o->begins + j), none = (Lanes)V(set1)(NONE);
+        Lanes query = *(const Lanes *)count + (int32_t)(o->q0 + j);
         for (int64_t i = keys.first; i < keys.last; i++) {
-            float *at = scores + i * LANES + j;
-            int32_t key = (int32_t)(o->k0 + i), first = (int32_t)(o->q0 + j) - key;
-            int32_t span = o->span > INT32_MAX ? INT32_MAX : (int32_t)o->span;
-            INDEPENDENT for (int32_t e = 0; e < 16; e++) {
-                int hidden = (first + e < 0) | (first + e >= span) | (o->begins[j + e] > key);
-                at[e] = hidden ? NONE : at[e];
-            }
+            int32_t key = (int32_t)(o->k0 + i);
+            Lanes hidden = (query < key) | (query - key >= span) | (begins > key);
+            Lanes *at = (Lanes *)(scores + i * LANES + j);
+            *at = (hidden & none) | (~hidden & *at);
         }
     }
 }
@@ -148,8 +151,7 @@ static void float_attend_back_block(const Block *o, const float *k, const float 
             int64_t at = i * LANES + j;
             VEC share = power_of_two(V(fmsub)(V(load)(shares + at), scale, shift));
             V(store)(shares + at, share);
-            V(store)(rises + at,
-                     V(mul)(V(mul)(share, unit), V(sub)(V(load)(rises + at), pull)));
+            V(store)(rises + at, V(mul)(V(mul)(share, unit), V(sub)(V(load)(rises + at), pull)));
         }
     }
     float_back(o, shares, tile->g, tile->g_stride, tile->count, gv + k0 * d, d);
@@ -173,9 +175,10 @@ static void float_query_tile(QueryTile *tile, const float *y, const float *log_s
 
 /* As attend_back_bf16. */
 EACH_UNIT(, attend_back_f32, batch *groups, (const float *, q), (const float *, k),
-          (const float *, v), (const int64_t *, first), (const float *, y), (const float *, log_sum),
-          (const float *, g), (float *, gq), (float *, gk), (float *, gv), (int64_t, batch),
-          (int64_t, heads), (int64_t, groups), (int64_t, length), (int64_t, span), (int64_t, d)) {
+          (const float *, v), (const int64_t *, first), (const float *, y),
+          (const float *, log_sum), (const float *, g), (float *, gq), (float *, gk), (float *, gv),
+          (int64_t, batch), (int64_t, heads), (int64_t, groups), (int64_t, length), (int64_t, span),
+          (int64_t, d)) {
     int64_t each = heads / groups, b = unit / groups, group = unit % groups;
     QueryTile tile = {.q_across = room(LANES * d * 4), .g_across = room(LANES * d * 4)};
     float *sum_v = room(length * d * 4);

@@ -3,10 +3,8 @@
    vocabulary and a lane per position; see there for what the slopes are. */
 
 #ifdef MULTIPLIES
-#define FLOAT_WORDS 64  /* tokens of the vocabulary in one block of scores */
-#ifndef FLOAT_TURN
-#define FLOAT_TURN 256  /* positions whose slopes are kept at once, a multiple of LANES */
-#endif
+#define FLOAT_WORDS 64 /* tokens of the vocabulary in one block of scores */
+#define FLOAT_TURN 512 /* positions whose slopes are kept at once, a multiple of LANES */
 
 /* From scores z: e = exp(cap(z) - cap) adds to `sum`; returns its slope e (1 - tanh(z / c)^2). */
 static inline VEC float_head_slope(VEC z, VEC steep, VEC height, VEC *sum) {

@@ -8,11 +8,10 @@ EACH_UNIT(static, float_map_tiles, TILES(s->rows), (const float *, x), (float *,
     int64_t t0 = unit * LANES, count = tile_rows(t0, s->rows), before = 0;
     for (int i = 0; i < MAPS; before += s->m[i++]) {
         int64_t m = s->m[i];
-        if (m)
-            rows_by_slabs(x + t0 * s->d, across, before, raw[i] + t0 * m, m, count, m, s->d);
+        if (m) rows_by_slabs(x + t0 * s->d, across, before, raw[i] + t0 * m, m, count, m, s->d);
         for (int64_t t = t0; turn && i < 2 && t < t0 + count; t++)
-            heads_row_f32(raw[i], turn->cosine, turn->sine, turn->gain[i], out[i],
-                          turn->inverse[i], t, turn->length, m / turn->e, turn->half, turn->e);
+            heads_row_f32(raw[i], turn->cosine, turn->sine, turn->gain[i], out[i], turn->inverse[i],
+                          t, turn->length, m / turn->e, turn->half, turn->e);
     }
 }
 

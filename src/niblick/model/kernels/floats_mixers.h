@@ -3,9 +3,7 @@
 
 #ifdef MULTIPLIES
 #define FLOAT_STRIP 64      /* hidden channels of one product */
-#ifndef FLOAT_BACK_TURN
 #define FLOAT_BACK_TURN 512 /* positions whose slabs are kept at once, a multiple of LANES */
-#endif
 
 /* y = x + a branch and n = scale rms(y) for the rows of a tile. */
 static void float_add_norm(const float *x, const float *branch, const float *a, float scale,
@@ -51,8 +49,7 @@ EACH_UNIT(static, float_channel_tiles, TILES(rows), (const float *, x), (const f
         int64_t wide_by = m - j < FLOAT_STRIP ? m - j : FLOAT_STRIP;
         float *strip = h + t0 * m + j;
         rows_by_slabs(n, up, j, strip, m, count, wide_by, d);
-        for (int64_t r = 0; r < count; r++)
-            INDEPENDENT for (int64_t i = 0; i < wide_by; i++) {
+        for (int64_t r = 0; r < count; r++) INDEPENDENT for (int64_t i = 0; i < wide_by; i++) {
                 float v = strip[r * m + i], bend = v > 0 ? v : v * slope;
                 act[r * m + j + i] = bend * bend;
             }
@@ -86,8 +83,7 @@ static void float_channel_slopes(const float *h, const float *c, float slope, in
     for (int64_t i = 0; i < width; i += SLAB) {
         float *act = slab(kept->act, kept->k, j + i) + t0 * SLAB,
               *rise = slab(kept->slope, kept->k, j + i) + t0 * SLAB;
-        for (int64_t r = 0; r < count; r++)
-            INDEPENDENT for (int e = 0; e < SLAB; e++) {
+        for (int64_t r = 0; r < count; r++) INDEPENDENT for (int e = 0; e < SLAB; e++) {
                 float v = h[r * m + j + i + e], k = v > 0 ? 1 : slope, bend = k * v;
                 float up = 2 * k * bend * c[r * width + i + e];
                 act[r * SLAB + e] = bend * bend;

@@ -25,8 +25,7 @@ static void float_newton_step(FloatNewton *t, float a, float b, float c) {
         rows_by_slabs(t->gram + i * n, t->small_slabs, j, t->small + i * n + j, n, n - i, SLAB, n);
     }
     mirror(t->small, n);
-    INDEPENDENT for (int64_t i = 0; i < n * n; i++) t->small[i] =
-        b * t->gram[i] + c * t->small[i];
+    INDEPENDENT for (int64_t i = 0; i < n * n; i++) t->small[i] = b * t->gram[i] + c * t->small[i];
     for (int64_t i = 0; i < n; i++) t->small[i * n + i] += a;
     fill_down(t->small, n, n, t->small_slabs, n, 0);
     rows_by_slabs(t->rows, t->small_slabs, 0, t->next, n, m, n, n);
@@ -41,8 +40,14 @@ EACH_UNIT(, newton_f32, count, (const float *, x), (float *, out), (float, a), (
     int64_t tall = rows >= columns, m = tall ? rows : columns, n = tall ? columns : rows,
             size = m * n;
     const float *in = x + unit * size;
-    FloatNewton t = {m, n, room(size * 4), room(size * 4), room(n * n * 4), room(n * n * 4),
-                     room(n * n * 4), room(size * 4)};
+    FloatNewton t = {m,
+                     n,
+                     room(size * 4),
+                     room(size * 4),
+                     room(n * n * 4),
+                     room(n * n * 4),
+                     room(n * n * 4),
+                     room(size * 4)};
     float norm = 0;
     INDEPENDENT for (int64_t i = 0; i < size; i++) norm += in[i] * in[i];
     norm = 1 / (sqrtf(norm) + 1e-7f);

@@ -25,6 +25,7 @@ from niblick.model.lm import LanguageModel
 from niblick.plan import Plan, Role
 
 MAX_WIDTH = 16384  # rows are staged on the stack as float
+FLOAT_DIM = 256  # of a float32 model; in a wider one the products of torch are as fast
 MAX_CAP = 40.0  # e^(-2 cap) is still a normal float
 
 ops: Any = torch.ops.niblick
@@ -41,8 +42,14 @@ def use_kernels(model: LanguageModel, kernels: Kernels | None) -> bool:
     if kernels is None or not _takes(model):
         return False
     operators.use(kernels)
-    model.kernels = KernelForms(model.plan, model.dtype, whole=model.dtype in kernels.multiplies)
+    model.kernels = KernelForms(model.plan, model.dtype, whole=_multiplies(model, kernels))
     return True
+
+
+def _multiplies(model: LanguageModel, kernels: Kernels) -> bool:
+    """Whether mixers and head run as one kernel each, with their products."""
+    narrow = model.dtype is not torch.float32 or model.recipe.dim <= FLOAT_DIM
+    return narrow and model.dtype in kernels.multiplies
 
 
 def _takes(model: LanguageModel) -> bool:
@@ -60,7 +67,7 @@ def _takes(model: LanguageModel) -> bool:
 
 
 class KernelForms(Equations):
-    """The parts of a model with matrices of `dtype`; `whole`: the kernels multiply that type."""
+    """The parts of a model with matrices of `dtype`; `whole`: kernels multiply, too."""
 
     def __init__(self, plan: Plan, dtype: torch.dtype, *, whole: bool) -> None:
         self.dtype, self.multiplies = dtype, whole

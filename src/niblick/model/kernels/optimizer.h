@@ -1,5 +1,5 @@
 /* The optimizer's kernels: AdamW, momentum and gradients in one pass each for any processor, and
- * Newton-Schulz where pairs of bfloat16 multiply. */
+ * Newton-Schulz where pairs of bfloat16 multiply (for float: floats_newton.h). */
 
 #define EACH_ELEMENT                                                                               \
     INDEPENDENT for (int64_t i = n * unit / CHUNKS; i < n * (unit + 1) / CHUNKS; i++)
