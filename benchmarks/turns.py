@@ -52,10 +52,9 @@ class Worker:
             "ONEDNN_MAX_CPU_ISA": "AVX2",
             "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         }
-        held = ["--avx2"] if options.avx2 else []
+        held = ["--threads", str(options.threads), *(["--avx2"] if options.avx2 else [])]
         self.process = subprocess.Popen(
-            [sys.executable, __file__, options.recipe, "--serve", variant]
-            + ["--threads", str(options.threads), *held],
+            [sys.executable, __file__, options.recipe, "--serve", variant, *held],
             env={**os.environ, **(only if options.avx2 else {}), "PYTHONPATH": str(source)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
