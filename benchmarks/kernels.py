@@ -1,6 +1,6 @@
 """Milliseconds of the kernels that multiply, on matrix tiles and on vectors, in turn.
 
-    python benchmarks/kernels.py [--rounds 25] [--threads 1]
+    python benchmarks/kernels.py [--rounds 25] [--threads 1] [--float32] [--variant avx2]
 
 Pocket's sizes: 4,096 positions of width 128, 384 hidden channels, 4 heads of 32 on 2, a vocabulary
 of 4,096. The least of all rounds, and the rate of the products alone. Buffers are warm, as they are
@@ -12,37 +12,39 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from niblick.model.kernels import load_kernels
+from niblick.model.kernels import Kernels, load_kernels
 from niblick.model.kernels.operators import OPERATORS, use
 from niblick.runtime import keep_freed_memory
+from niblick.toolchain import VARIANTS, forced_variant
 
 BATCH, LENGTH, WIDTH, INNER, VOCAB = 8, 512, 128, 384, 4096
 HEADS, GROUPS, HEAD, SPAN, MATRICES = 4, 2, 32, 128, 16
 Case = tuple[Callable[[], object], float]  # a call, and the operations of its products
 
 
-def bf16(*shape: int) -> Tensor:
-    return torch.randn(shape).to(torch.bfloat16) / shape[-1] ** 0.5
-
-
-def cases() -> dict[str, Case]:
+def cases(kernels: Kernels, dtype: torch.dtype) -> dict[str, Case]:
     """By name."""
+
+    def low(*shape: int) -> Tensor:
+        return torch.randn(shape).to(dtype) / shape[-1] ** 0.5
+
     run, rows = OPERATORS, BATCH * LENGTH
-    x, g = bf16(BATCH, LENGTH, WIDTH), bf16(BATCH, LENGTH, WIDTH)
+    x, g = low(BATCH, LENGTH, WIDTH), low(BATCH, LENGTH, WIDTH)
     gain, scale = torch.rand(WIDTH), torch.rand(WIDTH)
-    mixer = (x, gain, scale, bf16(INNER, WIDTH), bf16(WIDTH, INNER), 0.5, 1.0)
+    mixer = (x, gain, scale, low(INNER, WIDTH), low(WIDTH, INNER), 0.5, 1.0)
     mixed = run["channel"](x, *mixer)
     words, targets = torch.randn(VOCAB, WIDTH), torch.randint(0, VOCAB, (BATCH, LENGTH))
-    shift = (x, None, gain, scale, *(bf16(WIDTH, WIDTH) for _ in range(3)))
+    shift = (x, None, gain, scale, *(low(WIDTH, WIDTH) for _ in range(3)))
     shifted = run["token_shift"](*shift)
-    q, k = bf16(BATCH, HEADS, LENGTH, HEAD), bf16(BATCH, GROUPS, LENGTH, HEAD)
-    v, gy = bf16(BATCH, LENGTH, GROUPS, HEAD), bf16(BATCH, LENGTH, HEADS, HEAD)
+    q, k = low(BATCH, HEADS, LENGTH, HEAD), low(BATCH, GROUPS, LENGTH, HEAD)
+    v, gy = low(BATCH, LENGTH, GROUPS, HEAD), low(BATCH, LENGTH, HEADS, HEAD)
     seen = run["attend"](q, k, v, None, SPAN)
-    stack, out = torch.randn(MATRICES, INNER, WIDTH), bf16(MATRICES, INNER, WIDTH)
+    stack, out = torch.randn(MATRICES, INNER, WIDTH), low(MATRICES, INNER, WIDTH)
     channel, pairs = 2 * 2 * rows * WIDTH * INNER, 2 * rows * WIDTH * WIDTH
     visible = 2 * BATCH * HEADS * HEAD * (LENGTH * SPAN - SPAN * (SPAN - 1) / 2)
     newton = 5 * MATRICES * WIDTH * WIDTH * (INNER + WIDTH + 2 * INNER)
@@ -62,7 +64,7 @@ def cases() -> dict[str, Case]:
             5 * visible,
         ),
         "newton": (
-            lambda: kernels("newton", torch.bfloat16, stack, out, *coefficients, *stack.shape),
+            lambda: kernels("newton", dtype, stack, out, *coefficients, *stack.shape),
             newton,
         ),
     }
@@ -81,16 +83,20 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--float32", action="store_true", help="in float32 instead of bfloat16")
+    parser.add_argument("--variant", choices=[v.name for v in VARIANTS], help="of the library")
     options = parser.parse_args()
     keep_freed_memory()
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
-    kernels = load_kernels()
-    if kernels is None or not kernels.attends:
-        parser.exit(1, "this processor does not multiply pairs of bfloat16\n")
+    with forced_variant(options.variant) if options.variant else nullcontext():
+        kernels = load_kernels()
+    dtype = torch.float32 if options.float32 else torch.bfloat16
+    if kernels is None or dtype not in kernels.multiplies:
+        parser.exit(1, f"there are no products of {dtype} for this processor\n")
     use(kernels)
-    forms = [False, True] if kernels.tiles else [False]
-    work = cases()
+    forms = [False, True] if kernels.tiles and not options.float32 else [False]
+    work = cases(kernels, dtype)
     best = {(name, form): float("inf") for name in work for form in forms}
     for _ in range(3):
         for form in forms:

@@ -251,6 +251,12 @@ KERNELS = CLibrary(
         "maps.h",
         "token_shift.h",
         "optimizer.h",
+        "floats.h",
+        "floats_attention.h",
+        "floats_head.h",
+        "floats_maps.h",
+        "floats_mixers.h",
+        "floats_newton.h",
     ),
     flags=(
         "-std=gnu11",

@@ -49,6 +49,7 @@ WIDE = st.tuples(
     st.integers(1, 3), st.integers(1, 150), st.integers(8, 70)
 )  # a narrow norm's gradient is mostly rounding
 DTYPES = st.sampled_from(list(TOLERANCE))
+EACH_DTYPE = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 Form = Callable[..., Any]
 ops: Any = torch.ops.niblick
 
@@ -198,14 +199,21 @@ def test_likelihoods(
     _same(one, other, [z * spread], dtype)
 
 
+@EACH_DTYPE
 @settings(max_examples=20, deadline=None)
-@given(SIZES, st.sampled_from([2.0, 30.0]), st.sampled_from([16, 48]), st.booleans())
+@given(SIZES, st.sampled_from([2.0, 30.0]), st.sampled_from([32, 96]), st.booleans())
 @example((2, 1100, 34), 30.0, 32, True)  # more positions than gradients are kept of
 def test_likelihoods_of_a_head(
-    kernels: Kernels, size: tuple[int, int, int], cap: float, width: int, tied: bool
+    kernels: Kernels,
+    dtype: torch.dtype,
+    size: tuple[int, int, int],
+    cap: float,
+    width: int,
+    tied: bool,
 ) -> None:
-    _needs_pairs(kernels)
-    (batch, length, count), dtype = size, torch.bfloat16
+    _needs(kernels, dtype)
+    width //= 2 if dtype is torch.bfloat16 else 1
+    batch, length, count = size
     count += count % 2
     hidden, weight = _draw((batch, length, width), (count, width), dtype=dtype)
     targets = _targets(batch, length, count)
@@ -217,11 +225,12 @@ def test_likelihoods_of_a_head(
     )
 
 
-def _needs_pairs(kernels: Kernels) -> None:
-    if not kernels.attends:
-        pytest.skip("the processor does not multiply pairs of bfloat16")
+def _needs(kernels: Kernels, dtype: torch.dtype) -> None:
+    if dtype not in kernels.multiplies:
+        pytest.skip(f"there are no products of {dtype} for this processor")
 
 
+@EACH_DTYPE
 @settings(max_examples=20, deadline=None)
 @given(
     st.integers(1, 150),
@@ -229,10 +238,10 @@ def _needs_pairs(kernels: Kernels) -> None:
     st.sampled_from([0.0, 0.5]),
 )
 def test_channel_mixers(
-    kernels: Kernels, length: int, sizes: tuple[int, int], slope: float
+    kernels: Kernels, dtype: torch.dtype, length: int, sizes: tuple[int, int], slope: float
 ) -> None:
-    _needs_pairs(kernels)
-    (width, inner), dtype = sizes, torch.bfloat16
+    _needs(kernels, dtype)
+    width, inner = sizes
     x, branch, up, down = _draw(
         (2, length, width), (2, length, width), (inner, width), (width, inner), dtype=dtype
     )
@@ -248,11 +257,14 @@ def test_channel_mixers(
     _same(channel, lambda *t: ops.channel(*t, slope, 0.7)[0], leaves, dtype)
 
 
+@EACH_DTYPE
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 150), st.sampled_from([32, 96]), st.booleans())
-def test_token_shift_mixers(kernels: Kernels, length: int, width: int, masked: bool) -> None:
-    _needs_pairs(kernels)
-    square, dtype, boundary = (width, width), torch.bfloat16, _boundary((2, length), masked)
+def test_token_shift_mixers(
+    kernels: Kernels, dtype: torch.dtype, length: int, width: int, masked: bool
+) -> None:
+    _needs(kernels, dtype)
+    square, boundary = (width, width), _boundary((2, length), masked)
     u, *weights = _draw((2, length, width), square, square, square, dtype=dtype)
     mixes = _draw((width,), (width,), dtype=torch.float32)
 
@@ -264,11 +276,11 @@ def test_token_shift_mixers(kernels: Kernels, length: int, width: int, masked: b
     _same(mixer, lambda u, *t: ops.token_shift(u, boundary, *t)[0], leaves, dtype)
 
 
-def test_no_positions(kernels: Kernels) -> None:
-    _needs_pairs(kernels)
+@EACH_DTYPE
+def test_no_positions(kernels: Kernels, dtype: torch.dtype) -> None:
+    _needs(kernels, dtype)
     x, up, down, whole = (
-        t.requires_grad_()
-        for t in _draw((2, 0, 32), (64, 32), (32, 64), (192, 32), dtype=torch.bfloat16)
+        t.requires_grad_() for t in _draw((2, 0, 32), (64, 32), (32, 64), (192, 32), dtype=dtype)
     )
     weight, gain = (t.requires_grad_() for t in _draw((32,), (2,), dtype=torch.float32))
     y = ops.channel(x, x, weight, weight, up, down, 0.5, 1.0)[0]
@@ -308,13 +320,14 @@ def test_rows_of_tables(
     _same(embed, fused, [table, branch, scale] if beside else [table], dtype)
 
 
+@EACH_DTYPE
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 150), st.sampled_from([(32, (64,)), (96, (32, 64)), (64, (128, 32, 32))]))
 def test_linear_maps_of_one_input(
-    kernels: Kernels, length: int, sizes: tuple[int, tuple[int, ...]]
+    kernels: Kernels, dtype: torch.dtype, length: int, sizes: tuple[int, tuple[int, ...]]
 ) -> None:
-    _needs_pairs(kernels)
-    (width, heights), dtype = sizes, torch.bfloat16
+    _needs(kernels, dtype)
+    width, heights = sizes
     x, *weights = _draw((2, length, width), *((height, width) for height in heights), dtype=dtype)
 
     def fused(x: Tensor, *weights: Tensor) -> list[Tensor]:
@@ -330,13 +343,14 @@ def _rotated(x: Tensor, gain: Tensor | None, table: tuple[Tensor, Tensor]) -> Te
     return (x if gain is None else x * gain[:, None]).transpose(1, 2)
 
 
+@EACH_DTYPE
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 150), st.sampled_from([(4, 2, 16), (2, 1, 32), (6, 2, 48)]), st.booleans())
 def test_projections_of_attention(
-    kernels: Kernels, length: int, sizes: tuple[int, int, int], gains: bool
+    kernels: Kernels, dtype: torch.dtype, length: int, sizes: tuple[int, int, int], gains: bool
 ) -> None:
-    _needs_pairs(kernels)
-    (heads, groups, width), dtype = sizes, torch.bfloat16
+    _needs(kernels, dtype)
+    heads, groups, width = sizes
     shapes = ((n * width, 64) for n in (heads, groups, groups))
     u, *weights = _draw((2, length, 64), *shapes, dtype=dtype)
     angles = torch.randn(length, 5, generator=torch.Generator().manual_seed(3))
@@ -411,7 +425,7 @@ def test_attention(
         return y
 
     _same(attend, partial(fused, ops.attend_tiles), inputs, dtype)
-    if kernels.attends and dtype is torch.bfloat16 and width in WIDTHS:
+    if dtype in kernels.multiplies and width in WIDTHS:
         _same(attend, partial(fused, ops.attend), inputs, dtype)
     if not gains:
         _same(plain.exclude, ops.exclude, [inputs[0], inputs[2]], dtype)
@@ -505,6 +519,7 @@ def test_the_compiler_sees_one_graph() -> None:
     )
 
 
+@EACH_DTYPE
 @settings(max_examples=15, deadline=None)
 @given(
     st.integers(1, 3),
@@ -512,14 +527,14 @@ def test_the_compiler_sees_one_graph() -> None:
     st.sampled_from([32, 64, 160]),
     st.integers(1, 5),
 )
-def test_muon_updates(kernels: Kernels, count: int, rows: int, columns: int, steps: int) -> None:
+def test_muon_updates(
+    kernels: Kernels, dtype: torch.dtype, count: int, rows: int, columns: int, steps: int
+) -> None:
     (x,) = _draw((count, rows, columns), dtype=torch.float32)
     stack = Stack(0, count, rows, columns)
     found = []
     recipe = MuonRecipe(lr=1.0, weight_decay=0.0, nesterov=False, newton_schulz_steps=steps)
-    group = ParameterGroup(
-        group=Group.MATRIX, stacks=(stack,), size=x.numel(), dtype=torch.bfloat16
-    )
+    group = ParameterGroup(group=Group.MATRIX, stacks=(stack,), size=x.numel(), dtype=dtype)
     for used in (None, kernels):
         muon, weights = Muon(group, TrainingRecipe(muon=recipe)), torch.zeros(x.numel())
         muon.use(used)
@@ -528,7 +543,7 @@ def test_muon_updates(kernels: Kernels, count: int, rows: int, columns: int, ste
     assert float(found[0].norm()) > 0
     exact = newton_schulz(x, steps, torch.float32).flatten() * -(max(1.0, rows / columns) ** 0.5)
     scale = float(exact.norm())
-    if kernels.attends:
+    if dtype in kernels.multiplies:
         assert (
             float((found[1] - exact).norm())
             < 1.5 * float((found[0] - exact).norm()) + 0.005 * scale

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from niblick.model.graphs import one_graph
+from niblick.model.kernels.library import DTYPES
 from niblick.optim.base import OPTIMIZERS, ParameterGroup, Update
 from niblick.optim.sharding import Shards, Share, Waiting
 from niblick.recipe.schema import TrainingRecipe
@@ -133,7 +134,7 @@ class Muon:
         return gradients.lerp_(momentum, beta) if nesterov else momentum
 
     def _descend(self, weights: Tensor, updates: Tensor, keep: float, rate: float) -> None:
-        if self._kernels is not None and updates.dtype is torch.bfloat16:
+        if self._kernels is not None and updates.dtype in DTYPES:
             self._kernels("descend", updates.dtype, weights, updates, keep, rate, weights.numel())
         else:
             weights.mul_(keep).sub_(updates, alpha=rate)
@@ -141,9 +142,9 @@ class Muon:
     def _nearest(self, matrices: Tensor) -> Tensor:
         kernels, steps = self._kernels, self.recipe.newton_schulz_steps
         whole = matrices.shape[1] % SIDE == 0 and matrices.shape[2] % SIDE == 0
-        bfloat16 = self.group.dtype is torch.bfloat16
-        if kernels is None or not kernels.attends or not whole or not bfloat16:
-            return self._newton_schulz(matrices, steps, self.group.dtype)
-        out = torch.empty_like(matrices, dtype=torch.bfloat16)
+        dtype = self.group.dtype
+        if kernels is None or dtype not in kernels.multiplies or not whole:
+            return self._newton_schulz(matrices, steps, dtype)
+        out = torch.empty_like(matrices, dtype=dtype)
         kernels("newton", out.dtype, matrices, out, *COEFFICIENTS, steps, *matrices.shape)
         return out

@@ -93,7 +93,9 @@ class CompiledLoss:
         if wanted != "off" and not accelerated:
             if use_kernels(model, kernels := load_kernels()) and kernels:
                 self.kernels, self.compiled = kernels, True
-                self._recorded = _recorded(loss, model, side_by_side=kernels.attends)
+                self._recorded = _recorded(
+                    loss, model, side_by_side=model.dtype in kernels.multiplies
+                )
             elif wanted == "on":
                 raise TrainingError(
                     'training.compile = "on" needs a C compiler (gcc or clang); use "auto" or "off"'

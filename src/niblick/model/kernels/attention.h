@@ -7,7 +7,6 @@
    query's sum. Products sum in float; a unit of work is one group of heads of one sequence, done in
    order, so results do not depend on the number of threads. */
 
-#ifdef __AVX512BF16__
 #define NONE -1e30f /* score of a key that a query does not see */
 
 /* Queries q0 .. q0 + LANES against keys k0 .. k0 + keys of which each sees `span` at most, none
@@ -52,6 +51,15 @@ static inline Range keys_of(const Block *o, int64_t j) {
     return (Range){first / 16 * 16, within((last + 15) / 16 * 16, o->keys)};
 }
 
+/* The first block of keys that a tile sees any of. */
+static inline int64_t first_key(int64_t q0, int64_t span, const int32_t *begins) {
+    int64_t low = q0 - span + 1;
+    return (low > begins[0] ? low : begins[0]) / LANES * LANES;
+}
+
+#define SCORES(name) float name[LANES * LANES] __attribute__((aligned(64)))
+
+#ifdef __AVX512BF16__
 /* scores[key][lane] = rows of keys, `stride` apart, times what `across` holds of the queries. */
 static void block_scores(const Block *o, const uint16_t *rows, int64_t stride,
                          const uint32_t *across, int64_t padded, float *scores, int64_t d) {
@@ -110,14 +118,6 @@ static void hide(const Block *o, float *scores) {
     if (o->keys % 2)
         for (int64_t j = 0; j < LANES; j++) scores[o->keys * LANES + j] = NONE;
 }
-
-/* The first block of keys that a tile sees any of. */
-static inline int64_t first_key(int64_t q0, int64_t span, const int32_t *begins) {
-    int64_t low = q0 - span + 1;
-    return (low > begins[0] ? low : begins[0]) / LANES * LANES;
-}
-
-#define SCORES(name) float name[LANES * LANES] __attribute__((aligned(64)))
 
 /* One block of keys more for a tile: its part of the weighted values, running maxima (of scores
    before the factor `scale`, which holds log2 e) and sums. */

@@ -1,6 +1,6 @@
 """Operators of attention: its inputs, itself, and exclusion of the own value.
 
-One fused pass where the processor multiplies bfloat16 pairs, tiles of products elsewhere.
+One fused pass where the kernels multiply (products.h, floats.h), tiles of products elsewhere.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from niblick.model.lm import LanguageModel
 from niblick.plan import Plan, Role
 
 MAX_WIDTH = 16384  # rows are staged on the stack as float
+FLOAT_DIM = 256  # of a float32 model; in a wider one the products of torch are as fast
 MAX_CAP = 40.0  # e^(-2 cap) is still a normal float
 
 ops: Any = torch.ops.niblick
@@ -45,8 +46,15 @@ def use_kernels(model: LanguageModel, kernels: Kernels | None) -> bool:
         return False
     operators.use(kernels)
     for member in members:
-        member.kernels = KernelForms(member.plan, member.dtype, pairs=kernels.attends)
+        whole = _multiplies(member, kernels)
+        member.kernels = KernelForms(member.plan, member.dtype, whole=whole)
     return True
+
+
+def _multiplies(model: LanguageModel, kernels: Kernels) -> bool:
+    """Whether mixers and head run as one kernel each, with their products."""
+    narrow = model.dtype is not torch.float32 or model.recipe.dim <= FLOAT_DIM
+    return narrow and model.dtype in kernels.multiplies
 
 
 def _takes(model: LanguageModel) -> bool:
@@ -64,14 +72,14 @@ def _takes(model: LanguageModel) -> bool:
 
 
 class KernelForms(Equations):
-    """The parts of a model with matrices of `dtype`; `pairs`: the processor multiplies bfloat16."""
+    """The parts of a model with matrices of `dtype`; `whole`: kernels multiply, too."""
 
-    def __init__(self, plan: Plan, dtype: torch.dtype, *, pairs: bool) -> None:
-        self.dtype, self.pairs = dtype, pairs and dtype is torch.bfloat16
+    def __init__(self, plan: Plan, dtype: torch.dtype, *, whole: bool) -> None:
+        self.dtype, self.multiplies = dtype, whole
         self._whole = {  # the matrices that kernels multiply by
             p.name.removesuffix(".weight")
             for p in plan.parameters
-            if self.pairs
+            if whole
             and len(p.shape) == 2
             and all(n % PANEL == 0 and n <= MAX_WIDTH for n in p.shape)
         }
@@ -156,7 +164,8 @@ class KernelForms(Equations):
         """As in `Equations`."""
         vocab_size, width = weight.shape
         targets, found = targets.contiguous(), cap or 0.0
-        if self.pairs and width % 16 == 0 and vocab_size % 2 == 0 and 0 < found <= MAX_CAP:
+        side = 16 if self.dtype is torch.bfloat16 else PANEL
+        if self.multiplies and width % side == vocab_size % 2 == 0 and 0 < found <= MAX_CAP:
             grads = torch.is_grad_enabled()
             loss: Tensor = ops.head_loss(hidden, weight, targets, found, grads)[0]
             return loss
@@ -219,7 +228,7 @@ class KernelForms(Equations):
             q, k = (
                 ops.heads(t, gain, *call.rotary)[0] for t, gain in zip((q, k), gains, strict=True)
             )
-        fused = self.pairs and call.model.head_dim in WIDTHS
+        fused = self.multiplies and call.model.head_dim in WIDTHS
         y, _ = (ops.attend if fused else ops.attend_tiles)(q, k, v, call.document_first, span)
         if options.local_value:
             y = ops.local_value(y, v, weights.local_v_mix)

@@ -7,6 +7,12 @@
    for a turn of positions only, small enough for the caches. Every sum is taken in a fixed order.
  */
 
+/* to[i] = share x[i] */
+EACH_UNIT(static, shrink, CHUNKS, (const float *, x), (float, share), (float *, to), (int64_t, n)) {
+    INDEPENDENT for (int64_t i = n * unit / CHUNKS; i < n * (unit + 1) / CHUNKS; i++) to[i] =
+        share * x[i];
+}
+
 #ifdef __AVX512BF16__
 #define WORDS 128    /* tokens of the vocabulary in one block of scores */
 #define GATHERED 256 /* positions whose slopes lie side by side */
@@ -131,11 +137,6 @@ EACH_UNIT(static, shrink_half, CHUNKS, (const float *, x), (float, share), (uint
           (int64_t, n)) {
     INDEPENDENT for (int64_t i = n * unit / CHUNKS; i < n * (unit + 1) / CHUNKS; i++) to[i] =
         narrow(share * x[i]);
-}
-
-EACH_UNIT(static, shrink, CHUNKS, (const float *, x), (float, share), (float *, to), (int64_t, n)) {
-    INDEPENDENT for (int64_t i = n * unit / CHUNKS; i < n * (unit + 1) / CHUNKS; i++) to[i] =
-        share * x[i];
 }
 
 /* Gradients of the mean of nll times *up, from those of its sum. */

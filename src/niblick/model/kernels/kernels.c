@@ -4,12 +4,28 @@
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "pool.h"
 
 #define CHUNKS 32
 #define MOST 16384 /* widest row */
+#define LANES 64   /* positions of one tile */
+#define TILES(rows) (((rows) + LANES - 1) / LANES)
+#define PANEL 32 /* widths of what multiplies are multiples of it */
+#define LOG2E 1.44269504f
+
+static inline int64_t tile_rows(int64_t start, int64_t length) {
+    return length - start < LANES ? length - start : LANES;
+}
+
+#ifdef _WIN32
+#include <malloc.h>
+#define aligned_alloc(alignment, bytes) _aligned_malloc(bytes, alignment)
+#define free _aligned_free /* nothing is freed here that room has not given */
+#endif
+static void *room(int64_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
 /* The loop's iterations touch different memory: vectorise without asking. */
 #ifdef __clang__
@@ -109,3 +125,10 @@ typedef uint32_t
 #include "maps.h"
 #include "token_shift.h"
 #include "optimizer.h"
+
+#include "floats.h"
+#include "floats_attention.h"
+#include "floats_head.h"
+#include "floats_maps.h"
+#include "floats_mixers.h"
+#include "floats_newton.h"

@@ -47,8 +47,9 @@ _ARGUMENTS = {
     "gated_filter_back": "ppppppppppiiii",
     "softmax": "pppfiii",
     "softmax_back": "ppfii",
+    "descend": "ppffi",
 }
-_BF16_ONLY = {  # what is built on products.h
+_PRODUCTS = {  # what is built on products.h, or for float on floats.h
     "attend": "ppppppiiiiii",
     "attend_back": "ppppppppppiiiiii",
     "head": "pppfpppiii",
@@ -63,7 +64,6 @@ _BF16_ONLY = {  # what is built on products.h
     "token_shift_back": "pppppppppppppppppppiii",
     "newton": "ppfffiiii",
 }
-_ANY_BF16 = {"descend": "ppffi"}  # optimizer.h
 _FLOAT_ONLY = {
     "adam": "ppfppffffffi",
     "momentum": "pfpfii",
@@ -78,7 +78,11 @@ PANEL = 32  # columns of packed weights, as in products.h
 
 
 class Kernels:
-    """The library's functions by name, for tensors of float32 or bfloat16."""
+    """The library's functions by name, for tensors of float32 or bfloat16.
+
+    `multiplies`: the types for which it has whole mixers, the head and Newton-Schulz, as this
+    processor's instructions let it.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._functions: dict[tuple[str, torch.dtype], Any] = {}
@@ -88,14 +92,12 @@ class Kernels:
         self._use_tiles = library.use_tiles
         self._use_tiles.argtypes, self._use_tiles.restype = [ctypes.c_int64], ctypes.c_int64
         self.tiles = self.use_tiles(not variant_is_forced())
-        self.attends = bool(library.attends())  # whether the processor has what products.h needs
+        ours = {torch.float32: library.multiplies(), torch.bfloat16: library.attends()}
+        self.multiplies = frozenset(dtype for dtype, has in ours.items() if has)
         for dtype, suffix in _SUFFIX.items():
-            extra = (
-                _FLOAT_ONLY
-                if dtype is torch.float32
-                else _ANY_BF16 | (_BF16_ONLY if self.attends else {})
-            )
-            for name, letters in (_ARGUMENTS | extra).items():
+            known = _ARGUMENTS | (_PRODUCTS if dtype in self.multiplies else {})
+            known |= _FLOAT_ONLY if dtype is torch.float32 else {}
+            for name, letters in known.items():
                 function = getattr(library, f"{name}_{suffix}")
                 function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
                 self._functions[name, dtype] = function

@@ -5,7 +5,6 @@
    As attention's inputs, the first two are heads of width e, normed, rotated and scaled as in
    `heads`: what `Turn` describes. */
 
-#ifdef __AVX512BF16__
 #define MAPS 3
 
 typedef struct {
@@ -22,6 +21,7 @@ static Maps maps_of(int64_t m0, int64_t m1, int64_t m2, int64_t rows, int64_t d)
     return (Maps){{m0, m1, m2}, rows, d, m0 + m1 + m2};
 }
 
+#ifdef __AVX512BF16__
 /* The forward's tiles; across is w in panels. */
 EACH_UNIT(static, map_units, TILES(s->rows), (const uint16_t *, x), (uint32_t *, across),
           (uint16_t *const *, raw), (uint16_t *const *, out), (const Maps *, s),

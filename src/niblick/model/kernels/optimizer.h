@@ -1,5 +1,5 @@
 /* The optimizer's kernels: AdamW, momentum and gradients in one pass each for any processor, and
- * Newton-Schulz where pairs of bfloat16 multiply. */
+ * Newton-Schulz where pairs of bfloat16 multiply (for float: floats_newton.h). */
 
 #define EACH_ELEMENT                                                                               \
     INDEPENDENT for (int64_t i = n * unit / CHUNKS; i < n * (unit + 1) / CHUNKS; i++)
@@ -36,6 +36,11 @@ EACH_CHUNK(descend_bf16, (float *, w), (const uint16_t *, u), (float, keep), (fl
     EACH_ELEMENT w[i] = keep * w[i] - rate * widen(u[i]);
 }
 
+EACH_CHUNK(descend_f32, (float *, w), (const float *, u), (float, keep), (float, rate),
+           (int64_t, n)) {
+    EACH_ELEMENT w[i] = keep * w[i] - rate * u[i];
+}
+
 /* The gradients of `slots` parameters, wherever they lie, to (or with `add` added to) their places
    in the flat buffer: kind 0 is absent, 2 bfloat16, 4 float. */
 EACH_UNIT(, collect_f32, slots, (const int64_t *, from), (const int64_t *, kind),
@@ -52,6 +57,14 @@ EACH_UNIT(, collect_f32, slots, (const int64_t *, from), (const int64_t *, kind)
     else if (of == 4) memcpy(to, whole, n * sizeof(float));
 }
 
+/* Mirror the lower blocks of the symmetric sums (n, n) into the upper ones. */
+static void mirror(float *sums, int64_t n) {
+    for (int64_t i = 0; i < n; i += PANEL)
+        for (int64_t j = i + PANEL; j < n; j += PANEL)
+            for (int64_t r = i; r < i + PANEL; r++)
+                for (int64_t q = j; q < j + PANEL; q++) sums[r * n + q] = sums[q * n + r];
+}
+
 #ifdef __AVX512BF16__
 /* One matrix in its tall form Y (m, n), m >= n: rows, and the same as pairs down the rows; gram and
  * poly are (n, n). */
@@ -61,14 +74,6 @@ typedef struct {
     uint32_t *down, *small_down;
     float *sums, *gram;
 } Newton;
-
-/* Mirror the lower blocks of the symmetric sums (n, n) into the upper ones. */
-static void mirror(float *sums, int64_t n) {
-    for (int64_t i = 0; i < n; i += PANEL)
-        for (int64_t j = i + PANEL; j < n; j += PANEL)
-            for (int64_t r = i; r < i + PANEL; r++)
-                for (int64_t q = j; q < j + PANEL; q++) sums[r * n + q] = sums[q * n + r];
-}
 
 /* sums (m, n), scaled by b, plus a times `add` where given, as bfloat16 by rows and as pairs down
  * them. */

@@ -3,11 +3,6 @@
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
-#include <stdlib.h>
-
-#define LANES 64 /* positions of one tile */
-#define TILES(rows) (((rows) + LANES - 1) / LANES)
-#define LOG2E 1.44269504f
 
 /* C (m, n) = or += A B over 2 k2 terms: A as pairs at a[row * i + step * p], B as pairs (k2, n) at
  * b[ldb * p + j]. */
@@ -118,20 +113,8 @@ static inline __m512i paired(__m512 low, __m512 high) {
                                     (__m512i)_mm512_cvtne2ps_pbh(high, low));
 }
 
-#ifdef _WIN32
-#include <malloc.h>
-#define aligned_alloc(alignment, bytes) _aligned_malloc(bytes, alignment)
-#define free _aligned_free /* nothing is freed here that room has not given */
-#endif
-static void *room(int64_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
-
-static inline int64_t tile_rows(int64_t start, int64_t length) {
-    return length - start < LANES ? length - start : LANES;
-}
-
 /* Panels: pairs of bfloat16 in strips of PANEL columns, each contiguous: pair p of column j at [j /
    PANEL][p][j % PANEL]. Columns are multiples of PANEL. */
-#define PANEL 32
 
 static inline uint32_t *panel(uint32_t *panels, int64_t pairs, int64_t column) {
     return panels + column / PANEL * pairs * PANEL;

@@ -1,4 +1,4 @@
-"""Operators that multiply: whole mixers, linear maps and the head (bfloat16 pairs, products.h)."""
+"""Operators that multiply: whole mixers, linear maps and the head (products.h, floats.h)."""
 
 from __future__ import annotations
 
