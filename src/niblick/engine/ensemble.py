@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,20 +51,19 @@ class EnsembleEngine(Engine):
         return -_log_mean([-engine.nll(targets) for engine in self._engines])
 
 
-def open_members(
-    plan: Plan, tensors: Tensors, open_one: Callable[[Plan, Tensors], Engine]
-) -> Engine:
-    """The engine of an ensemble, from what opens one of a member."""
-    prefixes = [member_prefix(i) for i in range(len(plan.members))]
-    return EnsembleEngine(
-        [
-            open_one(
-                member,
-                {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)},
-            )
-            for member, prefix in zip(plan.members, prefixes, strict=True)
-        ]
-    )
+def prefixes(members: int) -> list[str]:
+    """What the names of each member's tensors begin with; those of a single model with nothing."""
+    return [member_prefix(i) for i in range(members)] if members > 1 else [""]
+
+
+def members_of(plan: Plan, tensors: Tensors) -> list[tuple[Plan, Tensors]]:
+    """Plan and tensors of each member of an ensemble; of any other model its own."""
+    if not plan.members:
+        return [(plan, tensors)]
+    return [
+        (member, {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)})
+        for member, start in zip(plan.members, prefixes(len(plan.members)), strict=True)
+    ]
 
 
 def _mean(logits: Sequence[Floats]) -> Floats:
