@@ -12,12 +12,15 @@ import torch
 
 from decoded import opened_model
 from engines import tensors_of
+from leaving import saved
 from niblick.compression import pack
 from niblick.data.dataset import Dataset
 from niblick.engine import open_engine
+from niblick.errors import NiblickError
 from niblick.evaluation import EvaluationOptions, evaluate
 from niblick.evaluation.adaptation import trainable
 from niblick.evaluation.evaluate import score_tokens
+from niblick.exchange.formats import export_model
 from niblick.model import LanguageModel, members_of, new_model
 from niblick.model.graphs import one_graph
 from niblick.model.kernels import load_kernels, use_kernels
@@ -200,6 +203,15 @@ def test_a_freeze_without_a_member_covers_every_member() -> None:
     assert every - left("tok_emb") == {f"members.{i}.tok_emb.weight" for i in range(2)}
     assert every - left("members.1.tok_emb") == {"members.1.tok_emb.weight"}
     assert len(left("blocks.0")) < len(every)
+
+
+def test_it_leaves_as_a_page_and_not_as_gguf(tmp_path: Path) -> None:
+    model = saved(tmp_path, "token-shift+members")
+    assert model.recipe.model.members == 3 and "3 members of 11 layers" in repr(model)
+    export_model(model.path, "html", tmp_path / "page.html")
+    assert "3 members of 11 (" in (tmp_path / "page.html").read_text("utf-8")
+    with pytest.raises(NiblickError, match="members: an ensemble of 3"):
+        export_model(model.path, "gguf", tmp_path / "model.gguf")
 
 
 def test_cards_name_the_ensemble_and_ablations_leave_it_out() -> None:
