@@ -20,7 +20,7 @@ import numpy as np
 
 from niblick.data.corpus import load_corpus
 from niblick.data.shards import HEADER_BYTES, MAGIC, VERSION, write_shard
-from niblick.text.bpe import train_tokenizer
+from niblick.text.bpe import TRAINED, train_tokenizer
 from niblick.text.tokenizer import Tokenizer, load_tokenizer
 from niblick.training.pipeline import Pipeline
 
@@ -44,13 +44,11 @@ def tokenizers() -> None:
 
     row("fineweb-1024", load_tokenizer("fineweb-1024"), 0.0)
     for vocab_size in (512, 1024, 2048, 4096):
-        for across_words in (False, True):
+        kinds = {"within words": "train-within-words", "across words": "train"}
+        for kind, name in {**kinds, "case operators": "train-case"}.items():
             began = time.perf_counter()
-            made = train_tokenizer(
-                splits["train"], vocab_size=vocab_size, across_words=across_words
-            )
-            kind = "across" if across_words else "within"
-            row(f"trained, {vocab_size}, {kind} words", made, time.perf_counter() - began)
+            made = train_tokenizer(splits["train"], vocab_size=vocab_size, **TRAINED[name])
+            row(f"trained, {vocab_size}, {kind}", made, time.perf_counter() - began)
 
 
 def wait() -> None:

@@ -28,7 +28,7 @@ from typing import Any
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 NAMES = (
     *("fineweb-1024", "1,024 across words", "4,096 across words", "16,384 across words"),
-    *("4,096 within words", "16,384 within words"),
+    *("4,096 within words", "16,384 within words", "4,096 case operators"),
 )
 
 
@@ -37,6 +37,7 @@ def encode(rounds: int) -> list[dict[str, Any]]:
     from niblick.data.corpus import load_corpus
     from niblick.exchange.hf.fast_tokenizer import fast_tokenizer
     from niblick.text.bpe import train_tokenizer
+    from niblick.text.case import CaseTokenizer
     from niblick.text.encoder import compile_encoder
     from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 
@@ -49,12 +50,14 @@ def encode(rounds: int) -> list[dict[str, Any]]:
             made = load_tokenizer(name)
         else:
             vocabulary = int(name.split()[0].replace(",", ""))
-            made = train_tokenizer(texts, vocab_size=vocabulary, across_words="across" in name)
-        assert isinstance(made, SentencePieceTokenizer)
+            across, case = "within" not in name, "case" in name
+            made = train_tokenizer(texts, vocab_size=vocabulary, across_words=across, case=case)
+        plain = made.plain if isinstance(made, CaseTokenizer) else made
+        assert isinstance(plain, SentencePieceTokenizer)
         fast = fast_tokenizer(made)
         ways: dict[str, Callable[[], object]] = {
             "niblick": lambda made=made: [made.encode(text) for text in texts[:4000]],
-            "sentencepiece": lambda made=made: [made._engine.Encode(t) for t in texts[:4000]],
+            "sentencepiece": lambda own=plain: [own._engine.Encode(t) for t in texts[:4000]],
             "tokenizers": lambda fast=fast: [fast.encode(text) for text in texts[:4000]],
             "tokenizers, batch": lambda fast=fast: fast.encode_batch_fast(texts[:4000]),
         }

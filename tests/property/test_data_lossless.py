@@ -21,16 +21,17 @@ PROSE = [
     "Café über naïve: 1994, 1995 and 1996 — “quoted” text, and the fox of the north of the town.",
     "the cat of the house\tand the dog of the house and the cat of the town of the north",
 ]
-SPECIALS = " \n\t\r\0\u2581\u2585\ufeff\u2028\x85\x7fab<>é語😀\u0301"
+SPECIALS = " \n\t\r\0\u2581\u2585\ufeff\u2028\x85\x7fab<>é語😀\u0301AÉUS\ufdd0\ufdd1"
 texts = st.text(max_size=40) | st.text(alphabet=SPECIALS, max_size=20) | st.sampled_from(PROSE)
-KINDS = ("across words", "within words", "bytes")
+KINDS = ("across words", "within words", "case", "bytes")
 
 
 @cache
 def tokenizer(kind: str) -> Tokenizer:
     if kind in ("bytes", "fineweb-1024"):
         return load_tokenizer(kind)
-    return train_tokenizer(PROSE * 3, vocab_size=400, across_words=kind == "across words")
+    across = kind != "within words"
+    return train_tokenizer(PROSE * 3, vocab_size=400, across_words=across, case=kind == "case")
 
 
 def counted(made: Tokenizer, ids: np.ndarray) -> int:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from niblick.data.corpus import corpora
 from niblick.text import spmodel
 from niblick.text.bpe import train_tokenizer
+from niblick.text.case import LITERAL, lowered
 from niblick.text.encoder import compile_encoder, native_encoder
 from niblick.text.spmodel import SPACE
 from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer
@@ -75,6 +76,21 @@ def test_any_text_has_the_library_s_ids(kind: str, text: str) -> None:
 def test_any_list_of_pieces_encodes_as_the_library_does(pieces: list[str], text: str) -> None:
     learned = dict.fromkeys(piece.replace(" ", SPACE) for piece in [*pieces, " "])
     same(SentencePieceTokenizer(spmodel.lossless_bpe(list(learned), 300)), text)
+
+
+@given(
+    text=st.text(max_size=40)
+    | st.text(alphabet="aBT U\n-é\u2028@[`{ÁİK", max_size=40).map(lambda text: text * 60)
+)
+@example(text="The USA's McDonald, iPhone NASAs\nA\tB École ÉCOLE")
+@example(text="A")
+@example(text="aB" * 5000)
+@settings(max_examples=150, deadline=None)
+def test_capitals_become_marks_as_patterns_make_them(text: str) -> None:
+    made = tokenizer("across words")
+    text = LITERAL.sub("", text)
+    found = made._native.encode(text, lower=True)
+    assert found is not None and found.tolist() == list(made._engine.Encode(lowered(text)))
 
 
 def test_models_that_it_could_encode_otherwise_are_left_to_the_library() -> None:

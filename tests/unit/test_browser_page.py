@@ -25,6 +25,7 @@ from niblick.browser.tokenizer import describe_tokenizer
 from niblick.data.corpus import load_corpus
 from niblick.errors import NiblickError
 from niblick.text import spmodel
+from niblick.text.bpe import train_tokenizer
 from niblick.text.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 
 PAGE = Path(niblick.__file__).parent / "browser" / "page"
@@ -115,6 +116,9 @@ def _trained(kind: str, **options: object) -> Tokenizer:
 TOKENIZERS = {
     "bytes": lambda: load_tokenizer("bytes"),
     "pocket": lambda: niblick.load("pocket").tokenizer,
+    "case": lambda: train_tokenizer(
+        load_corpus("wiki-vital").splits["validation"][:60], vocab_size=700, case=True
+    ),
     "fineweb": lambda: load_tokenizer("fineweb-1024"),
     "bpe": lambda: _trained("bpe", vocab_size=80),
     "bpe-own": lambda: _trained(
@@ -143,6 +147,7 @@ _UNICODE = [
     "\ufefftab\tline\r\nnull\0 nbsp\u00a0 zero\u200bwidth \u3000wide",
     "\ufffd \ue000 \U0010ffff \x7f \x85",
     "<unused0> <unused1><unused",
+    "The USA's McDonald, iPhone NASAs\nA\tB École ÉCOLE \u0130 \u212aB \ufdd0A\ufdd1B\u2581C",
 ]
 
 
@@ -190,7 +195,7 @@ def test_the_pages_scripts_write_what_the_model_writes(page: str, tmp_path: Path
         const model = await Model.open(await unpack(element)), texts = [];
         for (const [prompt, settings] of given.asked) {
             const ids = [model.tokenizer.bos, ...model.tokenizer.encode(prompt)];
-            const stream = model.tokenizer.stream(ids[ids.length - 1]);
+            const stream = model.tokenizer.stream(ids);
             let text = "";
             model.reset();
             model.read(ids);

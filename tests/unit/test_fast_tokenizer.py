@@ -23,7 +23,9 @@ SAMPLES = [
     "日本語 中文 한국어",
     "🙂👩‍👩‍👧‍👦🇩🇪", "e\u0301 \u212b ﬁ ½ ① \u200b\u00a0x", "\x00\x01\x7f\u0085",
     "\ue000\uffff\U0010ffff", "x" * 3000, "العربية עברית हिन्दी ไทย",
+    "USA's McDonald, iPhone NASAs  A I'm\nThe\tUS TUT ÉCOLE École THE END", "The", "U", "x\r\nTT",
 ]  # fmt: skip
+CASES = st.text(st.sampled_from("aBT U\n-é\ufdd0\ufdd1\ufdd2012" + SPACE), max_size=30)
 WORDS = st.text(st.sampled_from("the aoi-=\n" + SPACE + "éß日<s>"), max_size=60)
 NAMES = st.lists(st.sampled_from(["<s>", "</s>", "<unk>", "<0x41>", "<", "s", "/", " a"]))
 UNKNOWN = 0  # where there are no bytes to spell a character with
@@ -54,11 +56,13 @@ def trained(texts: list[str], kind: str, **options: object) -> SentencePieceToke
     return SentencePieceTokenizer(spmodel.parse(model.getvalue()))
 
 
-@pytest.fixture(scope="module", params=["bytes", "bpe", "words", "fineweb-1024", *UNIGRAM])
+@pytest.fixture(scope="module", params=["bytes", "bpe", "words", "case", "fineweb-1024", *UNIGRAM])
 def pair(request, validation):
     if request.param in ("bpe", "words"):
         crossing = request.param == "bpe"
         own = train_tokenizer(validation[:20], vocab_size=600, across_words=crossing)
+    elif request.param == "case":
+        own = train_tokenizer(validation[:20], vocab_size=600, case=True)
     elif request.param in UNIGRAM:
         own = trained(validation[:20], "unigram", **UNIGRAM[request.param])
     else:
@@ -82,7 +86,7 @@ def test_decoding_gives_the_text_back(pair, validation):
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.one_of(WORDS, NAMES.map("".join), st.text(max_size=20)))
+@given(st.one_of(WORDS, CASES, NAMES.map("".join), st.text(max_size=20)))
 def test_the_ids_are_ours_on_any_text(pair, text):
     own, fast = pair
     if not own.lossless and not text.isascii():

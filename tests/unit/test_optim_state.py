@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -92,3 +94,22 @@ def test_swa_samples_from_its_start_on_and_at_least_once(steps: int, samples: in
 
 def test_no_averaging_means_no_averager() -> None:
     assert make_averager(AveragingRecipe(kind="none"), torch.zeros(1)) is None
+
+
+@pytest.mark.parametrize("steps", [200, 2000])
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
+def test_a_power_average_remembers_the_same_share_of_any_run(width: float, steps: int) -> None:
+    averager = make_averager(AveragingRecipe(kind="power", width=width), torch.zeros(2))
+    assert averager is not None
+    for step in range(1, steps + 1):
+        at = step / steps
+        averager.update(torch.tensor([at, at * at]), step=step, remaining=1.0, last=False)
+    mean, square = averager.average.tolist()
+    assert math.sqrt(square - mean * mean) == pytest.approx(width, rel=0.03)
+
+
+def test_a_power_average_of_one_step_is_that_step() -> None:
+    averager = make_averager(AveragingRecipe(kind="power"), torch.zeros(1))
+    assert averager is not None
+    averager.update(torch.tensor([3.0]), step=1, remaining=1.0, last=True)
+    assert averager.average.tolist() == [3.0]

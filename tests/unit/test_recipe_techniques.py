@@ -27,6 +27,7 @@ EVERYTHING = [
     "model.value_embedding.layers=[10]",
     "training.dropout.bigram=0.3",
     "data.rows=documents",
+    "data.tokenizer=train-case",
     "training.qat.enabled=true",
     "artifact.codec=int-zlib",
 ]

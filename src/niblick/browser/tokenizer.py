@@ -6,6 +6,7 @@ from typing import Any
 
 from niblick.errors import NiblickError
 from niblick.text import spmodel
+from niblick.text.case import CaseTokenizer
 from niblick.text.tokenizer import BytesTokenizer, SentencePieceTokenizer, Tokenizer
 
 _KINDS = ("bpe", "unigram")
@@ -18,6 +19,9 @@ def describe_tokenizer(tokenizer: Tokenizer) -> tuple[dict[str, Any], bytes]:
     """
     if isinstance(tokenizer, BytesTokenizer):
         return {"kind": "bytes", "bos": tokenizer.bos_id, "first": tokenizer.vocab_size - 256}, b""
+    if isinstance(tokenizer, CaseTokenizer):
+        told, characters = describe_tokenizer(tokenizer.plain)
+        return told | {"title": tokenizer.title, "caps": tokenizer.caps}, characters
     model = tokenizer.model if isinstance(tokenizer, SentencePieceTokenizer) else None
     if model is None or model.kind_name not in _KINDS:
         raise NiblickError(

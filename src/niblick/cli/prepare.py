@@ -45,8 +45,8 @@ TokenizerOption = Annotated[
     str | None,
     typer.Option(
         "--tokenizer",
-        help='"train", "train-within-words", "bytes", "fineweb-1024", a .model file, or a run or'
-        " model whose tokenizer to use; else the recipe's.",
+        help='"train", "train-within-words", "train-case", "bytes", "fineweb-1024", a .model file,'
+        " or a run or model whose tokenizer to use; else the recipe's.",
     ),
 ]
 VocabularyOption = Annotated[

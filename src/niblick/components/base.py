@@ -109,10 +109,13 @@ class ComponentSpec:
             state=self.state + other.state,
         )
 
-    def within(self, prefix: str) -> ComponentSpec:
-        """The same with `prefix` before every name."""
+    def within(self, prefix: str, *, tables: bool = True) -> ComponentSpec:
+        """The same with `prefix` before every name; without `tables` theirs are kept."""
+        kept = frozenset[Role]() if tables else {Role.EMBEDDING}
         return ComponentSpec(
-            parameters=tuple(p._replace(name=prefix + p.name) for p in self.parameters),
+            parameters=tuple(
+                p if p.role in kept else p._replace(name=prefix + p.name) for p in self.parameters
+            ),
             matmuls=tuple(p._replace(name=prefix + p.name) for p in self.matmuls),
             state=tuple(p._replace(name=prefix + p.name) for p in self.state),
         )

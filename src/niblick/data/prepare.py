@@ -59,10 +59,10 @@ def prepare(
     """Write `corpus` as shards of at most `shard_tokens` tokens into `out`, or reuse `out` if it
     holds them already.
 
-    `tokenizer` is "train" or "train-within-words" (of exactly `vocab_size` ids, by default 1,024),
-    "bytes", "fineweb-1024", the path of a `.model`, or a tokenizer. A corpus of more than 64 MB is
-    streamed (`niblick.data.stream`). Raises `DataError`; a folder that this project did not write
-    is never replaced.
+    `tokenizer` is "train", "train-within-words" or "train-case" (of exactly `vocab_size` ids, by
+    default 1,024), "bytes", "fineweb-1024", the path of a `.model`, or a tokenizer. A corpus of
+    more than 64 MB is streamed (`niblick.data.stream`). Raises `DataError`; a folder that this
+    project did not write is never replaced.
     """
     if shard_tokens < 1:
         raise DataError(f"shards of {shard_tokens} tokens; at least 1 is needed")
@@ -84,7 +84,7 @@ def prepare(
         return present
     if fixed is None:
         texts = loaded.splits["train"]
-        fixed = train_tokenizer(texts, vocab_size=vocab_size, across_words=TRAINED[str(tokenizer)])
+        fixed = train_tokenizer(texts, vocab_size=vocab_size, **TRAINED[str(tokenizer)])
     return _build(loaded, fixed, shard_tokens, out, key)
 
 

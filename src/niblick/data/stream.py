@@ -154,9 +154,8 @@ def _begin(work: Path, inputs: Inputs, settings: Streaming, fixed: Tokenizer | N
         if (work / TOKENIZER_FILE).exists():
             return
         if fixed is None:
-            across = TRAINED[settings.tokenizer]
-            sample = _sample(inputs, settings, work)
-            fixed = train_tokenizer(sample, vocab_size=settings.vocab_size, across_words=across)
+            sample, how = _sample(inputs, settings, work), TRAINED[settings.tokenizer]
+            fixed = train_tokenizer(sample, vocab_size=settings.vocab_size, **how)
         write_atomically(work / TOKENIZER_FILE, (fixed.to_file_bytes(),))
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from niblick.engine.base import Engine
 from niblick.engine.sampling import Sampling
 from niblick.errors import NiblickError
-from niblick.text.tokenizer import Tokenizer
+from niblick.text.tokenizer import Ids, Tokenizer
 
 
 def continue_tokens(
@@ -92,7 +92,7 @@ class Continuation:
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text, none of them empty."""
-        stream = TextStream(self.tokenizer, self.prompt[-1], self.stop)
+        stream = TextStream(self.tokenizer, self.prompt, self.stop)
         for token in self._ids():
             piece = stream.push(token)
             self.text += piece
@@ -154,11 +154,11 @@ def start_text(
 
 
 class TextStream:
-    """The text of tokens one by one, after the token `after`, up to the first of `stops`; `reached`
+    """The text of tokens one by one, after those in `after`, up to the first of `stops`; `reached`
     counts the characters of all tokens so far, those that are held back included.
     """
 
-    def __init__(self, tokenizer: Tokenizer, after: int, stops: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Ids, stops: Sequence[str]) -> None:
         self._decoder, self._filter = tokenizer.decode_stream(after), StopFilter(stops)
         self.reached = 0
 

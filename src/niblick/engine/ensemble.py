@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from niblick.codecs.quantized import Tensors
 from niblick.engine.base import Engine, Ids, Wanted
-from niblick.plan import Plan, member_prefix
+from niblick.plan import Plan, member_prefix, of_member
 
 Floats = NDArray[np.float32]
 
@@ -39,8 +39,8 @@ class EnsembleEngine(Engine):
 
     def logits(self, slot: int) -> Floats:
         """See `Engine.logits`."""
-        (row,) = _mean([engine.logits(slot)[None] for engine in self._engines])
-        return row
+        found: Floats = _mean([engine.logits(slot)[None] for engine in self._engines])[0]
+        return found
 
     def rows(self, count: int) -> Floats:
         """See `Engine.rows`."""
@@ -60,10 +60,7 @@ def members_of(plan: Plan, tensors: Tensors) -> list[tuple[Plan, Tensors]]:
     """Plan and tensors of each member of an ensemble; of any other model its own."""
     if not plan.members:
         return [(plan, tensors)]
-    return [
-        (member, {k.removeprefix(start): t for k, t in tensors.items() if k.startswith(start)})
-        for member, start in zip(plan.members, prefixes(len(plan.members)), strict=True)
-    ]
+    return [(member, of_member(tensors, i)) for i, member in enumerate(plan.members)]
 
 
 def _mean(logits: Sequence[Floats]) -> Floats:

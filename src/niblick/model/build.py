@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike
 
 from niblick.artifact.load import exported_recipe
 from niblick.codecs.quantized import QuantizedTensor
+from niblick.errors import NiblickError
+from niblick.limits import quoted
 from niblick.model.ensemble import new_model
 from niblick.model.lm import LanguageModel
 from niblick.recipe import Recipe
@@ -30,4 +32,12 @@ def load_tensors(model: LanguageModel, tensors: Mapping[str, QuantizedTensor | A
         name: t.dequantize() if isinstance(t, QuantizedTensor) else np.require(t, np.float32, "W")
         for name, t in tensors.items()
     }
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()})
+    parameters = dict(model.named_parameters())
+    if parameters.keys() != values.keys():
+        odd = sorted(parameters.keys() ^ values.keys())
+        raise NiblickError(
+            f"the tensors do not fit the model: {quoted(odd[0])} is on one side only"
+        )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(values[name]))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from niblick.model.lm import NO_FACTORS, LanguageModel
 from niblick.model.state import State
 from niblick.model.tree import Node
-from niblick.plan import make_plan, member_prefix
+from niblick.plan import make_plan, member_prefix, of_member
 from niblick.recipe.model import ModelRecipe
 
 _SEEDS = 1 << 32  # apart; that of the first member is the recipe's
@@ -45,6 +45,27 @@ class Ensemble(LanguageModel):
             LanguageModel(plan.model, seed=None if seed is None else seed + i * _SEEDS)
             for i, plan in enumerate(self.plan.members)
         )
+        for name in [p.name for p in self.plan.parameters if p.name not in dict(self._own)]:
+            self._share(name)
+        self._modules["members"] = self._modules.pop("members")  # so that shared names come first
+
+    @property
+    def _own(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.named_parameters(remove_duplicate=False)
+
+    def _share(self, name: str) -> None:
+        """Give all members the first one's table, which the ensemble then has by this name."""
+        *path, leaf = name.split(".")
+        first, *others = (member.get_submodule(".".join(path)) for member in self.each)
+        table = cast(nn.Parameter, first._parameters[leaf])
+        for node in others:
+            node.register_parameter(leaf, table)
+        place: nn.Module = self
+        for part in path:
+            if part not in place._modules:
+                place.add_module(part, Node())
+            place = place.get_submodule(part)
+        place.register_parameter(leaf, table)
 
     @property
     def each(self) -> Iterator[LanguageModel]:
@@ -66,7 +87,7 @@ class Ensemble(LanguageModel):
             prefix = member_prefix(i)
             part = None if state is None else state.under(prefix)
             hidden, new = member.hidden(
-                tokens, part, context=context, keep=keep, factors=own_factors(factors, i)
+                tokens, part, context=context, keep=keep, factors=of_member(factors, i)
             )
             found.append(hidden)
             if new is not None:
@@ -100,9 +121,3 @@ class Ensemble(LanguageModel):
         for part in rest:
             first = first.joined(part)
         return first
-
-
-def own_factors(factors: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-    """Those of a member, without its prefix."""
-    prefix = member_prefix(index)
-    return {k.removeprefix(prefix): v for k, v in factors.items() if k.startswith(prefix)}

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from niblick.model import LanguageModel
-from niblick.model.ensemble import Ensemble, own_factors
+from niblick.model.ensemble import Ensemble
 from niblick.model.lm import NO_FACTORS
+from niblick.plan import of_member
 
 
 def training_loss(
@@ -41,7 +42,7 @@ def _of_members(
 ) -> tuple[Tensor, Tensor]:
     """The members' mean losses: each learns as if it were alone."""
     found = [
-        training_loss(member, inputs, targets, own_factors(factors, i))
+        training_loss(member, inputs, targets, of_member(factors, i))
         for i, member in enumerate(model.each)
     ]
     losses, nlls = zip(*found, strict=True)

@@ -1,8 +1,8 @@
-"""Averages of the weights over training: an exponential one with warm-up, or a stochastic one
-(SWA).
+"""Averages of the weights over training: an exponential one with warm-up, one whose memory grows
+with the run, or a stochastic one (SWA).
 
-Both always hold something by the end of a run, however short: the EMA starts at the first step, and
-SWA takes the last step's weights where it would have taken none.
+Each always holds something by the end of a run, however short: the first two start at the first
+step, and SWA takes the last step's weights where it would have taken none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Averager:
     """A running average of a flat weight buffer; `count` is how many samples it holds."""
 
     def __init__(self, recipe: AveragingRecipe, weights: Tensor) -> None:
-        self.recipe = recipe
+        self.recipe, self._power = recipe, power_of(recipe.width)
         self.average = weights.clone()
         self.count = 0
         self.last_sample = -1
@@ -29,6 +29,9 @@ class Averager:
         """
         if self.recipe.kind == "ema":
             self._mix(weights, 1 - self._decay(), step)
+        elif self.recipe.kind == "power":
+            share = 1 - (1 - 1 / (self.count + 1)) ** (self._power + 1)
+            self._mix(weights, share, step)
         elif self._samples(step, remaining, last):
             self._mix(weights, 1 / (self.count + 1), step)
 
@@ -47,6 +50,18 @@ class Averager:
         self.average.lerp_(weights, share)
         self.count += 1
         self.last_sample = step
+
+
+def power_of(width: float) -> float:
+    """The g of weights t^g on t in [0, 1] whose standard deviation is `width` (Karras et al. 2024,
+    "Analyzing and improving the training dynamics of diffusion models", section 3.1).
+    """
+    low, high = 0.0, 1e4
+    for _ in range(100):
+        middle = (low + high) / 2
+        deviation = ((middle + 1) / (middle + 2) ** 2 / (middle + 3)) ** 0.5
+        low, high = (middle, high) if deviation > width else (low, middle)
+    return low
 
 
 def make_averager(recipe: AveragingRecipe, weights: Tensor) -> Averager | None:

@@ -9,7 +9,7 @@ from niblick.components.base import (
     StateEntry,
     VirtualLayer,
 )
-from niblick.plan.expand import Plan, layer_spec, make_plan, member_prefix
+from niblick.plan.expand import Plan, layer_spec, make_plan, member_prefix, of_member
 
 __all__ = [
     "ComponentSpec",
@@ -23,4 +23,5 @@ __all__ = [
     "layer_spec",
     "make_plan",
     "member_prefix",
+    "of_member",
 ]

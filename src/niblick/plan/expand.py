@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
+from typing import TypeVar
 
 from niblick.components import (
     AFTER,
@@ -27,6 +29,7 @@ from niblick.limits import MAX_PARAMETERS, MAX_STATE_BYTES, did_you_mean, quoted
 from niblick.recipe.model import ModelRecipe
 from niblick.recipe.stack import LayerSpec
 
+T = TypeVar("T")
 FLOAT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -136,15 +139,25 @@ def _single(model: ModelRecipe) -> Plan:
 
 
 def _ensemble(model: ModelRecipe) -> Plan:
-    member = _single(model.model_copy(update={"members": 1}))
-    count = range(model.members)
-    specs = tuple(spec.within(member_prefix(i)) for i in count for spec in member.specs)
+    member = _single(model.model_copy(update={"members": 1, "shared_tables": False}))
+    prefixes, own = map(member_prefix, range(model.members)), not model.shared_tables
+    specs = tuple(spec.within(prefix, tables=own) for prefix in prefixes for spec in member.specs)
     return Plan(model, member.layers, specs, (member,) * model.members)
 
 
 def member_prefix(index: int) -> str:
-    """What the names of an ensemble's member begin with."""
+    """What the names of an ensemble's member begin with; those of shared tables have no prefix."""
     return f"members.{index}."
+
+
+def of_member(values: Mapping[str, T], index: int) -> dict[str, T]:
+    """By their names in the member: what an ensemble's member has of its own, and what is
+    shared.
+    """
+    prefix = member_prefix(index)
+    shared = {name: each for name, each in values.items() if not name.startswith("members.")}
+    own = {k.removeprefix(prefix): each for k, each in values.items() if k.startswith(prefix)}
+    return shared | own
 
 
 def _check_sizes(plan: Plan) -> None:

@@ -151,9 +151,11 @@ class ModelRecipe(Section):
     """Everything that decides the shape and the initialisation of a LanguageModel.
 
     Of an ensemble of `members`, each is a model of this shape; their probabilities are averaged.
+    With `shared_tables` they look tokens up in the same embeddings.
     """
 
     members: Annotated[int, Field(ge=1, le=MAX_MEMBERS)] = 1
+    shared_tables: bool = False
     vocab_size: Annotated[int, Field(ge=2, le=65536)] = 1024
     bos_id: Annotated[int, Field(ge=0, lt=65536)] = 1
     dim: Width = 512

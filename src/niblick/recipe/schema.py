@@ -51,11 +51,13 @@ class DataRecipe(Section):
     """What is trained on: an embedded corpus, a folder of text, or a folder of shards; and the
     tokenizer.
 
-    `tokenizer`: "train" (BPE with byte fallback on the training split), "bytes", "fineweb-1024"
-    (the challenge's), or the path of a SentencePiece `.model`. `development`: training documents
-    with h = 2 (`niblick.data.corpus`) are held out and scored in place of the validation split, for
-    runs that choose between settings. `share` of the other training documents trains. `rows` of
-    batches are cut from the text in its order, or packed of whole documents anew every pass.
+    `tokenizer`: "train" (BPE with byte fallback on the training split), "train-within-words" (no
+    piece holds more than one word), "train-case" (capitals are marks before small letters),
+    "bytes", "fineweb-1024" (the challenge's), or the path of a SentencePiece `.model`.
+    `development`: training documents with h = 2 (`niblick.data.corpus`) are held out and scored in
+    place of the validation split, for runs that choose between settings. `share` of the other
+    training documents trains. `rows` of batches are cut from the text in its order, or packed of
+    whole documents anew every pass.
     """
 
     corpus: Text = "wiki-vital"
@@ -132,12 +134,14 @@ class AveragingRecipe(Section):
     `start`.
 
     `decay` is the EMA's; `warmup` lowers it early on ((1+t)/(10+t)) so that a short run is not its
-    start.
+    start. "power" is an average of all steps with weights t^g (Karras et al. 2024), whose memory
+    grows with the run: `width` is its standard deviation as a share of the steps so far.
     """
 
-    kind: Literal["none", "ema", "swa"] = "ema"
+    kind: Literal["none", "ema", "swa", "power"] = "ema"
     decay: Fraction = 0.997
     warmup: bool = True
+    width: Annotated[float, Field(ge=0.01, le=0.28)] = 0.1
     every: Count = 200
     start: Fraction = 0.5
 

@@ -187,7 +187,8 @@ def _finish(recipe: Recipe, dataset: Dataset, given: Collection[str], said: list
     fitted, why = recipe, list[str]()
     if dataset.manifest is not None and dataset.manifest.corpus != recipe.data.corpus:
         fitted, why = _fit_training(recipe, dataset, given)
-    changes = {"data.corpus": str(dataset.folder.absolute()), "data.tokenizer": "train"}
+    kind = "train-case" if dataset.tokenizer.kind == "case" else "train"
+    changes = {"data.corpus": str(dataset.folder.absolute()), "data.tokenizer": kind}
     changes["description"] = f"{recipe.name} fitted to {dataset.name}"
     return Fitted(_with(fitted, changes), (*said, *why))
 

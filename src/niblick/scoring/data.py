@@ -129,9 +129,7 @@ def _check_bytes(
 ) -> None:
     """Counted bytes against the decoded text, and against the manifest where nothing is lost."""
     tokenizer, counted = dataset.tokenizer, int(counts.sum())
-    decoded = sum(
-        _decoded(tokenizer, tokens[i : i + _PIECE + 1]) for i in range(0, len(tokens) - 1, _PIECE)
-    )
+    decoded = _decoded(tokenizer, tokens)
     if counted != decoded:
         raise ScoreError(
             f"token bytes add up to {counted:,}, the decoded text of {split!r} has {decoded:,}"
@@ -146,4 +144,7 @@ def _check_bytes(
 
 def _decoded(tokenizer: Tokenizer, tokens: NDArray[np.uint16]) -> int:
     """UTF-8 bytes that all tokens but the first add to the decoded text."""
-    return len(tokenizer.decode_bytes(tokens)) - len(tokenizer.token_bytes(int(tokens[0]), None))
+    return sum(
+        len(tokenizer.decode_bytes(tokens[start : start + _PIECE], tokens[:start]))
+        for start in range(1, len(tokens), _PIECE)
+    )

@@ -48,8 +48,11 @@ def _codec(recipe: Recipe, part: str) -> Entry:
 
 def _averaging(recipe: Recipe, plan: Plan) -> list[Entry]:
     averaging = recipe.training.averaging
-    keys = {"none": (), "ema": ("decay", "warmup"), "swa": ("every", "start")}[averaging.kind]
-    entry = {"name": averaging.kind.upper(), **{key: getattr(averaging, key) for key in keys}}
+    keys = {"none": (), "ema": ("decay", "warmup"), "swa": ("every", "start"), "power": ("width",)}[
+        averaging.kind
+    ]
+    name = "power EMA" if averaging.kind == "power" else averaging.kind.upper()
+    entry = {"name": name, **{key: getattr(averaging, key) for key in keys}}
     return [entry] if keys else []
 
 
@@ -88,6 +91,10 @@ def _lengths(recipe: Recipe, plan: Plan) -> list[Entry]:
 def _tokenizer(recipe: Recipe, plan: Plan) -> list[Entry]:
     kind, size = recipe.data.tokenizer, recipe.model.vocab_size
     return [{"name": "tokenizer", "kind": kind, "vocabulary": size}]
+
+
+def _marks_case(recipe: Recipe) -> bool:
+    return recipe.data.tokenizer == "train-case"
 
 
 _OF_RUNS = (
@@ -178,6 +185,13 @@ _OF_RUNS = (
         card=lambda recipe, plan: [_codec(recipe, "compression")],
     ),
     Technique(name="tokenizer", group="other", card=_tokenizer),
+    Technique(
+        name="case-operators",
+        summary="case operators in the tokenizer",
+        group="other",
+        without=lambda recipe: {"data.tokenizer": "train"} if _marks_case(recipe) else {},
+        card=lambda recipe, plan: [{"name": "case operators"}] * _marks_case(recipe),
+    ),
 )
 
 

@@ -35,15 +35,15 @@ class Choice:
         self.index, self.text, self.tokens = index, text, 0
         self.finish: str | None = None
         self._order, self._tokenizer = order, tokenizer
-        self._stream = TextStream(tokenizer, int(text.ids[-1]), order.stops)
+        self._stream = TextStream(tokenizer, text.ids, order.stops)
         self._ready: list[str] = []
         self._entries: list[_Entry] = []
         self._told = not order.echo  # whether the prompt has been given out
         self._before = self._given = 0  # characters of the prompt; all that went out
-        self._previous: int | None = int(text.ids[-1])
+        self._place = tokenizer.byte_decoder(text.ids)  # where the next token's name is read
         if order.echo:
-            self._previous = int(text.ids[0]) if text.shown else None
-            self._prompt, self._read = tokenizer.decode_stream(self._previous), text.shown
+            self._place = tokenizer.byte_decoder(text.ids[: text.shown])
+            self._prompt, self._read = tokenizer.decode_stream(text.ids[: text.shown]), text.shown
             if not text.shown and order.likeliest is not None:
                 self._note_prompt(None)
 
@@ -109,21 +109,22 @@ class Choice:
         self._told = True
         ids = self.text.ids.tolist()
         self._ready.append(self._tokenizer.decode(ids[self.text.shown :]))
-        self._previous, self._before = ids[-1], len(self._ready[-1])
+        self._place, self._before = self._tokenizer.byte_decoder(ids), len(self._ready[-1])
 
     def _note(self, token: int, offset: int, reached: int, found: Likelihoods | None) -> None:
         others: dict[str, float] | None = None
         if found is not None:
             others = {}
             for other, value in [*found.others, (token, found.own)]:
-                others.setdefault(self._named(other), value)
+                name = self._named(other) or self._tokenizer.silent_name(other)
+                others.setdefault(name, value)
         own = None if found is None else found.own
         self._entries.append(_Entry(offset, reached, self._named(token), own, others))
-        self._previous = token
+        self._place.push(token)
 
     def _named(self, token: int) -> str:
         """A token's text; one that is part of a character is spelled in bytes, as OpenAI does."""
-        data = self._tokenizer.token_bytes(token, self._previous)
+        data = self._place.peek(token)
         try:
             return data.decode()
         except UnicodeDecodeError:

@@ -17,13 +17,18 @@ import sentencepiece
 
 from niblick.errors import DataError
 from niblick.text import spmodel
+from niblick.text.case import MARKS, CaseTokenizer, segments
 from niblick.text.spmodel import SPACE
-from niblick.text.tokenizer import SentencePieceTokenizer, refuse_surrogates
+from niblick.text.tokenizer import SentencePieceTokenizer, Tokenizer, refuse_surrogates
 
 SMALLEST_VOCABULARY = 259  # unknown, BOS, 256 bytes, and U+2581
 LARGEST_VOCABULARY = 65536
 _ASCII_ROOM = 128  # pieces learned in excess, to replace the ASCII characters that are dropped
-TRAINED = {"train": True, "train-within-words": False}  # may a learned piece span words?
+TRAINED: dict[str, dict[str, bool]] = {  # what is trained by which name, as `train_tokenizer` asks
+    "train": {},
+    "train-within-words": {"across_words": False},
+    "train-case": {"case": True},
+}
 SAMPLE = 16_000_000  # characters that are read in all
 _RESERVED = re.compile("[\0\u2585]")  # the trainer's own marks
 _PIECE = 1 << 16  # characters of one sentence at most
@@ -31,16 +36,19 @@ _RARE = 0.001  # of the text: its rarest characters are left to byte pieces
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, vocab_size: int, across_words: bool = True
-) -> SentencePieceTokenizer:
+    texts: Iterable[str], *, vocab_size: int, across_words: bool = True, case: bool = False
+) -> Tokenizer:
     """Learn a tokenizer of exactly `vocab_size` ids from `texts`, always the same one.
 
     At most 16 million characters are read, evenly over the text. With `across_words` false no piece
-    holds more than one word. Raises `DataError` for a vocabulary out of range or no text at all.
+    holds more than one word; with `case` capitals are marks (`niblick.text.case`). Raises
+    `DataError` for a vocabulary out of range or no text at all.
     """
-    if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
+    marks = MARKS if case else ()
+    smallest = SMALLEST_VOCABULARY + len(marks)
+    if not smallest <= vocab_size <= LARGEST_VOCABULARY:
         raise DataError(
-            f"vocabulary of {vocab_size}: a trained tokenizer has {SMALLEST_VOCABULARY} to"
+            f"vocabulary of {vocab_size}: a trained tokenizer has {smallest} to"
             f" {LARGEST_VOCABULARY} ids"
         )
     sample = _sample(list(texts))
@@ -48,14 +56,14 @@ def train_tokenizer(
         refuse_surrogates(text)
     if not sample:
         raise DataError("there is no text to train a tokenizer on")
-    learned = _learn(sample, vocab_size, across_words)
-    room = vocab_size - SMALLEST_VOCABULARY + 1
+    learned = _learn(sample, vocab_size, across_words, case)
+    room = vocab_size - smallest + 1
     singles = [text for text in learned if len(text) == 1 and not text.isascii() and text != SPACE]
     singles = [SPACE, *singles][:room]
     merges = [text for text in learned if len(text) > 1]
-    return SentencePieceTokenizer(
-        spmodel.lossless_bpe(merges[: room - len(singles)] + singles, vocab_size)
-    )
+    pieces = [*marks, *merges[: room - len(singles)], *singles]
+    plain = SentencePieceTokenizer(spmodel.lossless_bpe(pieces, vocab_size))
+    return CaseTokenizer(plain) if case else plain
 
 
 def _sample(texts: list[str]) -> list[str]:
@@ -69,18 +77,19 @@ def _sample(texts: list[str]) -> list[str]:
     return [part for part in parts if part.strip("\r\n")]
 
 
-def _learn(texts: list[str], vocab_size: int, across_words: bool) -> list[str]:
+def _learn(texts: list[str], vocab_size: int, across_words: bool, case: bool) -> list[str]:
     """The trainer's learned pieces: merges by rank, then characters by frequency."""
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(texts),
+            sentence_iterator=segments(texts) if case else iter(texts),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size + _ASCII_ROOM,
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
+            add_dummy_prefix=not case,  # segments have it where it belongs
             character_coverage=1 - _RARE,
             split_by_whitespace=not across_words,
             split_by_unicode_script=not across_words,

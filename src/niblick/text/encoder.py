@@ -60,6 +60,8 @@ def _library(build: bool) -> ctypes.CDLL | None:
     library.niblick_bpe_rules.restype = None
     library.niblick_bpe_encode.argtypes = [pointer, pointer, size, *[pointer] * 3]
     library.niblick_bpe_encode.restype = size
+    library.niblick_bpe_lower.argtypes = [pointer, size, pointer]
+    library.niblick_bpe_lower.restype = size
     library.niblick_bpe_normalize.argtypes = [pointer, pointer, size, pointer, size]
     library.niblick_bpe_normalize.restype = size
     return library
@@ -174,15 +176,20 @@ class NativeEncoder:
         *self._scratch, self._normal = [each.ctypes.data for each in self._work]
         self._scratch.append(self._out.ctypes.data)
 
-    def encode(self, text: str) -> Tokens | None:
-        """The ids of valid text; None for one that grows out of all proportion when normalized."""
+    def encode(self, text: str, *, lower: bool = False) -> Tokens | None:
+        """The ids of valid text, with `lower` of what `niblick.text.case.lowered` makes of it; None
+        for one that grows out of all proportion when normalized.
+        """
         encoded = text.encode()
         data: bytes | int = encoded
         size, library = len(encoded), self._library
         with self._lock:
-            if size + 1 > self._room:
-                self._reserve(2 * size)
-            if self._normalizes:
+            if size + 1 > self._room or (lower and _GROWTH * size > self._room):
+                self._reserve(_GROWTH * size if lower else 2 * size)
+            if lower:
+                size = library.niblick_bpe_lower(data, size, self._normal)
+                data = self._normal
+            elif self._normalizes:
                 room = _GROWTH * self._room
                 size = library.niblick_bpe_normalize(self._at, data, size, self._normal, room)
                 data = self._normal

@@ -8,10 +8,9 @@ valid Unicode (lone surrogates) is refused.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -24,6 +23,7 @@ from niblick.errors import DataError
 from niblick.registry import Registry
 from niblick.text import spmodel
 from niblick.text.bytetable import ByteTable
+from niblick.text.decoding import ByteDecoder, Decoder, DecodeStream
 from niblick.text.encoder import NativeEncoder, native_encoder
 from niblick.text.spmodel import SPACE, Piece, SentencePieceModel
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import sentencepiece
 
 Tokens = NDArray[np.uint16]
+Ids = Sequence[int] | NDArray[np.integer]
 CHALLENGE = "fineweb-1024"
 _CHALLENGE_FILE = "fineweb_1024_bpe.model"
 _CHALLENGE_SHA256 = "bbf81bf15bd66fc78d927bc9c87f06d17a80fc7d35a5131c616bef7bb34b44b4"
@@ -47,25 +48,6 @@ def refuse_surrogates(text: str, what: str = "text") -> None:
             f"{what} holds a lone surrogate U+{ord(text[error.start]):04X} at character"
             f" {error.start}; only valid Unicode can be tokenized"
         ) from None
-
-
-class DecodeStream:
-    """Turns ids into text one at a time, giving out complete characters only."""
-
-    def __init__(self, tokenizer: Tokenizer, after: int | None) -> None:
-        self._tokenizer = tokenizer
-        self._previous = after
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: int) -> str:
-        """The characters that `token` completes; often empty inside a multi-byte character."""
-        data = self._tokenizer.token_bytes(token, self._previous)
-        self._previous = token
-        return self._utf8.decode(data)
-
-    def flush(self) -> str:
-        """What is left: U+FFFD for a character that was never completed, else nothing."""
-        return self._utf8.decode(b"", final=True)
 
 
 class Tokenizer(ABC):
@@ -123,19 +105,19 @@ class Tokenizer(ABC):
 
     def token_bytes(self, token: int, previous: int | None) -> bytes:
         """Bytes that `token` adds after `previous`; None stands for the start of the text."""
-        self._check(token, token)
-        table = self.byte_table
-        starts = previous is None or bool(table.boundary[previous])
-        return self._surfaces[token][int(starts and bool(table.leading_space[token])) :]
+        return self.byte_decoder(() if previous is None else (previous,)).peek(token)
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 bytes of `ids`; control, unknown and unused tokens give none."""
+    def decode_bytes(self, ids: Iterable[int], after: Ids = ()) -> bytes:
+        """The UTF-8 bytes of `ids` where those in `after` stand before them; control, unknown and
+        unused tokens give none.
+        """
         tokens = np.fromiter(ids, dtype=np.int64)
         if not len(tokens):
             return b""
         self._check(int(tokens.min()), int(tokens.max()))
         table = self.byte_table
-        starts = np.concatenate([[True], table.boundary[tokens[:-1]]])
+        begins = not len(after) or bool(table.boundary[after[-1]])
+        starts = np.concatenate([[begins], table.boundary[tokens[:-1]]])
         skip = (table.leading_space[tokens] & starts).tolist()
         surfaces, pairs = self._surfaces, zip(tokens.tolist(), skip, strict=True)
         return b"".join([surfaces[t][1:] if s else surfaces[t] for t, s in pairs])
@@ -144,9 +126,22 @@ class Tokenizer(ABC):
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def decode_stream(self, after: int | None = None) -> DecodeStream:
-        """A decoder for tokens one by one, the first after `after` (None: a new text)."""
-        return DecodeStream(self, after)
+    def byte_decoder(self, after: Ids = ()) -> Decoder:
+        """What gives the bytes of tokens one by one, the first after those in `after`."""
+        return ByteDecoder(self, int(after[-1]) if len(after) else None)
+
+    def decode_stream(self, after: Ids = ()) -> DecodeStream:
+        """A decoder for tokens one by one, the first after those in `after` (none: a new text)."""
+        return DecodeStream(self.byte_decoder(after))
+
+    def silent_name(self, token: int) -> str:
+        """What to call a token that means something and has no bytes; "" for all others."""
+        return ""
+
+    def surface(self, token: int) -> bytes:
+        """Bytes of `token` inside a text; `DataError` for one that is outside the vocabulary."""
+        self._check(token, token)
+        return self._surfaces[token]
 
     def _check(self, lowest: int, highest: int) -> None:
         if lowest < 0 or highest >= self.vocab_size:
@@ -213,12 +208,18 @@ def _bytes_tokenizer(state: bytes) -> BytesTokenizer:
     return BytesTokenizer()
 
 
+@TOKENIZERS.register("case")
+def _case_tokenizer(state: bytes) -> Tokenizer:
+    from niblick.text.case import CaseTokenizer
+
+    return CaseTokenizer.read(state)
+
+
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model; encoding is the library's, but literal U+2581 is spelled in bytes.
     Compiled code that gives the same ids does it where there is some (`niblick.text.encoder`).
 
-    A model that normalises its input (the challenge's) is used as it is and is marked `lossless =
-    False`.
+    A model that normalises its input (the challenge's) is used as it is, and is not `lossless`.
     """
 
     kind = "sentencepiece"
@@ -238,7 +239,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._engine = _processor(self._encoded_model.serialize())
         self._encoded = 0  # characters so far
         spelled = {p.text: i for i, p in enumerate(model.pieces) if p.kind == spmodel.BYTE}
-        self._space_bytes = [spelled.get(spmodel.BYTE_PIECES[b], -1) for b in SPACE.encode()]
+        self._byte_ids = [spelled.get(piece, -1) for piece in spmodel.BYTE_PIECES]
         published = self.sha256 == _CHALLENGE_SHA256
         self.name = CHALLENGE if published else f"{model.kind_name}-{self.vocab_size}"
 
@@ -302,14 +303,36 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def _encode_exactly(self, text: str) -> Tokens:
-        """By parts, as the library holds all of one in memory, each between literal U+2581."""
+        """By parts between literal U+2581."""
         found: list[Sequence[int] | Tokens] = []
         for index, part in enumerate(text.split(SPACE)):
             if index:
-                found.append(self._space_bytes)
-            for start in range(0, len(part), _ENCODED):
-                found.append(self._encode_part(part[start : start + _ENCODED]))
+                found.append(self.spelled(SPACE))
+            found += self.encode_parts(part)
         return np.concatenate([np.asarray(ids, dtype=np.uint16) for ids in found])
+
+    def encode_parts(self, text: str) -> Iterator[Sequence[int] | Tokens]:
+        """Ids of `text` as it is, without U+2581 and without a space in front, where the tokenizer
+        is lossless; by parts, as the library holds all of one in memory.
+        """
+        for start in range(0, len(text), _ENCODED):
+            yield self._encode_part(text[start : start + _ENCODED])
+
+    def spelled(self, text: str) -> list[int]:
+        """The byte pieces of `text`, where the tokenizer has all of them."""
+        return [self._byte_ids[value] for value in text.encode()]
+
+    def encode_lowered(self, text: str) -> Sequence[int] | Tokens | None:
+        """Ids of `niblick.text.case.lowered(text)` by compiled code, where there is some and it is
+        worth it.
+        """
+        self._encoded += len(text)
+        fits = self._encoded > _WORTH_TABLES and 2 * len(text) <= _ENCODED
+        return self._native.encode(text, lower=True) if fits and self._native else None
+
+    def decode_part(self, ids: Sequence[int]) -> str:
+        """The library's decoding of a stretch inside of a text."""
+        return str(self._engine.Decode(list(ids)))
 
 
 def _processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
@@ -345,8 +368,7 @@ def load_tokenizer(spec: str | Path | bytes, *, kind: str | None = None) -> Toke
     """The tokenizer that `spec` names or is.
 
     It may be "fineweb-1024", a registered name, the path of a `.model`, or what `to_bytes` gave.
-    `kind`
-    ("sentencepiece" or "bytes") is checked where given. Raises `DataError`.
+    `kind` ("sentencepiece", "bytes" or "case") is checked where given. Raises `DataError`.
     """
     if isinstance(spec, str) and spec == CHALLENGE:
         data = _challenge_file()

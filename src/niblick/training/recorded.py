@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from niblick.model import LanguageModel
-from niblick.model.ensemble import own_factors
 from niblick.model.tree import Linear
+from niblick.plan import of_member
 from niblick.runtime import return_freed_memory
 from niblick.training.tape import NotRepeatableError, Program, Tape
 
@@ -44,7 +44,7 @@ class Batch:
 
     def of_member(self, index: int) -> Batch:
         """What a member of an ensemble gets of it."""
-        return replace(self, factors=own_factors(self.factors, index))
+        return replace(self, factors=of_member(self.factors, index))
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -64,10 +64,19 @@ class RecordedLoss:
         self.program: Program | None = None
 
     def backward(self, batch: Batch) -> Tensor | None:
-        """Give each parameter its gradient and return the mean nll.
+        """Give each parameter, which has none, its gradient and return the mean nll.
 
         None, and no gradients, for a batch unlike the first or a model with adapters.
         """
+        found = self.gradients(batch)
+        if found is None:
+            return None
+        nll, grads = found
+        self.keep(grads)
+        return nll
+
+    def gradients(self, batch: Batch) -> tuple[Tensor, list[Tensor | None]] | None:
+        """The mean nll and each parameter's gradient; None as `backward` says."""
         if any(each.extra for each in self._linears):
             return None
         if self._kind is None:
@@ -75,14 +84,15 @@ class RecordedLoss:
         if self.program is None or self._kind != batch.kind:
             return None
         (nll,), grads = self.program(*batch.tensors)
-        for parameter, grad in zip(self._parameters, grads, strict=True):
-            parameter.grad = grad
-        return nll
+        return nll, grads
 
-    def forget(self) -> None:
-        """Take the gradients back."""
-        for parameter in self._parameters:
-            parameter.grad = None
+    def keep(self, grads: Sequence[Tensor | None]) -> None:
+        """Give each parameter its gradient; what members share gets the sum."""
+        for parameter, grad in zip(self._parameters, grads, strict=True):
+            if parameter.grad is None:
+                parameter.grad = grad
+            elif grad is not None:
+                parameter.grad = parameter.grad + grad
 
     def _record(self, batch: Batch) -> Program | None:
         """A program that gives what the original gives, to the bit.
@@ -138,13 +148,12 @@ class RecordedMembers:
         parts = [batch.of_member(i) for i in range(len(self._members))]
         known = all(member.program for member in self._members)
         spread = self._pool.map if self._pool is not None and known else map
-        found = list(spread(RecordedLoss.backward, self._members, parts))
-        nlls = [nll for nll in found if nll is not None]
-        if len(nlls) == len(found):
-            return torch.stack(nlls).mean()
-        for member in self._members:
-            member.forget()
-        return None
+        found = [each for each in spread(RecordedLoss.gradients, self._members, parts) if each]
+        if len(found) < len(parts):
+            return None
+        for member, (_, grads) in zip(self._members, found, strict=True):
+            member.keep(grads)
+        return torch.stack([nll for nll, _ in found]).mean()
 
 
 def _digest(t: Tensor | None) -> tuple[object, ...]:

@@ -22,13 +22,13 @@ class Writer {
     this.kind = kind;
     this.decoder = model.tokenizer.stream(after);
     this.bits = 0;
-    this.before = after;
+    this.before = this.decoder.state;
   }
 
   push(token, bits, alternatives) {
     this.bits += bits;
     this.show(this.decoder.push(token), token, alternatives);
-    this.before = token;
+    this.before = this.decoder.state;
   }
 
   flush() { this.show(this.decoder.flush(), -1, []); }
@@ -49,8 +49,11 @@ class Writer {
 const visible = (text) => "“" + text.replaceAll("\n", "↵") + "”";
 
 function name(token, before) {
-  const text = new TextDecoder().decode(model.tokenizer.bytes(token, before));
-  return token === model.tokenizer.bos ? "end of the document" : visible(text);
+  const own = model.tokenizer;
+  if (token === own.bos) return "end of the document";
+  if (token === own.title) return "a capital letter";
+  if (token === own.caps) return "a word in capitals";
+  return visible(new TextDecoder().decode(own.next(token, before)[0]));
 }
 
 /* What a token cost, and what else might have stood there. */
@@ -74,7 +77,7 @@ function likeliest(token, bits) {
 
 /* Reads the prompt, the bits of all its tokens included. */
 async function readPrompt(ids, work) {
-  const writer = new Writer("prompt", ids[0]);
+  const writer = new Writer("prompt", ids.slice(0, 1));
   model.reset();
   for (let at = 0; at < ids.length; at += model.columns) {
     const part = ids.slice(at, at + model.columns), next = ids.slice(at + 1, at + 1 + part.length);
@@ -102,7 +105,7 @@ async function write(settings, work) {
   told = []; chosen = -1;
   $("text").replaceChildren();
   await readPrompt(ids, work);
-  const writer = new Writer("", ids[ids.length - 1]);
+  const writer = new Writer("", ids);
   let bits = 0, count = 0, first = null, looked = performance.now(), busy = 0, end = "";
   for (; !end; count++) {
     const started = performance.now();

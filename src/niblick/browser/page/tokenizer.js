@@ -4,6 +4,11 @@
 
 const NORMAL = 1, UNKNOWN = 2, CONTROL = 3, USER_DEFINED = 4, UNUSED = 5, BYTE = 6;
 const MARK = "\u2581"; // what a space is written as inside pieces
+const TITLE = "\ufdd0", CAPS = "\ufdd1"; // case operators, where a tokenizer has them
+const NOTHING = new Uint8Array(0);
+/* Where decoding stands: whether the text starts, the mark in force and whether a space may follow
+ * it; see niblick/text/case.py. */
+const START = { starts: true, mark: -1, space: false };
 const encoder = new TextEncoder();
 
 /* Text whose lone surrogates, which no tokenizer takes, have become U+FFFD. */
@@ -76,8 +81,22 @@ class CharacterMap {
 
 function charLength(byte) { return byte < 0x80 ? 1 : byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4; }
 
+const isLetter = (byte) => (byte >= 65 && byte <= 90) || (byte >= 97 && byte <= 122);
+const small = (text) => text.replace(/[A-Z]/g, (letter) => TITLE + letter.toLowerCase());
+
+/* A text without marks, with marks for its capitals. */
+function lowered(text) {
+  return text.replace(/ ?[A-Za-z]+/g, (word) => {
+    const at = word[0] === " " ? 1 : 0;
+    if (!/^ ?[A-Z]/.test(word)) return small(word);
+    if (/^ ?[A-Z]{2,}$/.test(word)) return CAPS + word.toLowerCase();
+    return TITLE + word.slice(0, at + 1).toLowerCase() + small(word.slice(at + 1));
+  });
+}
+
 class Tokenizer {
   constructor(told, characters) {
+    this.title = this.caps = -1;
     Object.assign(this, told);
     this.surfaces = [];
     this.silent = [];
@@ -106,6 +125,7 @@ class Tokenizer {
     let rank = 0;
     this.scores = this.scores || this.kinds.map((kind) => (kind === NORMAL ? -rank++ : 0));
     this.pieces.forEach((text, id) => this.describePiece(text, id, this.kinds[id]));
+    if (this.title >= 0) this.surfaces[this.title] = this.surfaces[this.caps] = NOTHING;
   }
 
   describePiece(text, id, kind) {
@@ -133,10 +153,14 @@ class Tokenizer {
     if (!text) return [];
     if (this.kind === "bytes") return Array.from(encoder.encode(text), (b) => b + this.first);
     if (!this.lossless) return this.pieceIds(this.normalized(text));
-    const ids = [];
-    (this.dummyPrefix ? " " + text : text).split(MARK).forEach((part, index) => {
-      if (index) for (const byte of encoder.encode(MARK)) ids.push(this.byteIds[byte]);
-      for (const id of this.pieceIds(part.replaceAll(" ", MARK))) ids.push(id);
+    const ids = [], cased = this.title >= 0;
+    const literal = cased ? /([\u2581\ufdd0\ufdd1])/ : /(\u2581)/;
+    (this.dummyPrefix ? " " + text : text).split(literal).forEach((part, index) => {
+      if (index % 2) for (const byte of encoder.encode(part)) ids.push(this.byteIds[byte]);
+      else {
+        const marked = (cased ? lowered(part) : part).replaceAll(" ", MARK);
+        for (const id of this.pieceIds(marked)) ids.push(id);
+      }
     });
     return ids;
   }
@@ -291,24 +315,40 @@ class Tokenizer {
     return found.reverse();
   }
 
-  /* Bytes that `token` adds after `previous`; null stands for the start of a text. */
-  bytes(token, previous) {
-    const starts = previous === null || this.silent[previous];
-    return this.surfaces[token].subarray(starts && this.leading[token] ? 1 : 0);
+  /* Where decoding stands after `ids`. */
+  stateAfter(ids) { return ids.reduce((state, token) => this.next(token, state)[1], START); }
+
+  /* The bytes that `token` adds in a state of decoding, and the state after it. */
+  next(token, state) {
+    if (token === this.title || token === this.caps)
+      return [NOTHING, { starts: state.starts, mark: token, space: true }];
+    if (this.silent[token]) return [NOTHING, START];
+    const data = this.surfaces[token].subarray(state.starts && this.leading[token] ? 1 : 0);
+    const inside = { starts: false, mark: -1, space: false };
+    if (state.mark < 0) return [data, inside];
+    const at = state.space && data[0] === 32 ? 1 : 0, most = state.mark === this.title ? 1 : Infinity;
+    if (at === data.length)
+      return [data, { starts: false, mark: state.mark, space: state.space && !at }];
+    const raised = data.slice();
+    let end = at;
+    for (; end < data.length && end - at < most && isLetter(data[end]); end++) raised[end] &= ~32;
+    if (state.mark === this.caps && end === data.length) inside.mark = state.mark;
+    return [raised, inside];
   }
 
-  /* Text of tokens one by one, complete characters only. */
-  stream(after = null) {
+  /* Text of tokens one by one, complete characters only, the first after those in `after`. */
+  stream(after = []) {
     const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
-    let previous = after;
-    return {
+    const stream = {
+      state: this.stateAfter(after),
       push: (token) => {
-        const bytes = this.bytes(token, previous);
-        previous = token;
+        const [bytes, state] = this.next(token, stream.state);
+        stream.state = state;
         return decoder.decode(bytes, { stream: true });
       },
       flush: () => decoder.decode(),
     };
+    return stream;
   }
 }
 

@@ -12,8 +12,10 @@ import re
 from typing import Any
 
 from niblick.errors import NiblickError
+from niblick.exchange.hf.fast_case import NAMES, lower_case, raise_case
 from niblick.extras import needs
 from niblick.text import spmodel
+from niblick.text.case import CaseTokenizer
 from niblick.text.spmodel import SPACE, Piece, SentencePieceModel
 from niblick.text.tokenizer import BytesTokenizer, SentencePieceTokenizer, Tokenizer
 
@@ -32,6 +34,8 @@ def fast_tokenizer(tokenizer: Tokenizer) -> Any:
         fast, bos = _bytes(), "<s>"
     elif isinstance(tokenizer, SentencePieceTokenizer):
         fast, bos = _sentencepiece(tokenizer.model), "<s>"
+    elif isinstance(tokenizer, CaseTokenizer):
+        fast, bos = _sentencepiece(tokenizer.plain.model, cased=True), "<s>"
     else:
         raise NiblickError(f"the tokenizer {tokenizer.name!r} has no form as a fast tokenizer")
     special = [name for name in SPECIAL if fast.token_to_id(name) is not None]
@@ -62,11 +66,11 @@ def _byte_letters() -> list[str]:
     return [others.get(value, chr(value)) for value in range(256)]
 
 
-def _sentencepiece(model: SentencePieceModel) -> Any:
+def _sentencepiece(model: SentencePieceModel, *, cased: bool = False) -> Any:
     from tokenizers import Tokenizer as Fast
     from tokenizers import decoders, models
 
-    names = _names(model)
+    names = _names(model, NAMES if cased else {})
     unknown = next(p.text for p in model.pieces if p.kind == spmodel.UNKNOWN)
     fallback = bool(model.message.trainer.byte_fallback)
     if model.kind_name == "bpe":
@@ -88,16 +92,17 @@ def _sentencepiece(model: SentencePieceModel) -> Any:
         raise NiblickError(f"a {model.kind_name} tokenizer has no form as a fast tokenizer")
     steps = _normalizer(model)
     if steps is not None:
-        fast.normalizer = steps
+        fast.normalizer = lower_case(steps) if cased else steps
     found: list[Any] = [decoders.ByteFallback(), decoders.Fuse()]
-    if model.dummy_prefix:
-        found.append(decoders.Strip(" ", 1, 0))
-    fast.decoder = decoders.Sequence(found)
+    found += [decoders.Strip(" ", 1, 0)] if model.dummy_prefix else []
+    fast.decoder = decoders.Sequence(raise_case(found) if cased else found)
     return fast
 
 
-def _names(model: SentencePieceModel) -> list[str]:
-    """What each piece is called there; `NiblickError` for pieces that cannot be followed."""
+def _names(model: SentencePieceModel, marks: dict[str, str]) -> list[str]:
+    """What each piece is called there; `NiblickError` for pieces that cannot be followed. `marks`
+    have names of their own, letters that no other piece holds.
+    """
     pieces = model.pieces
     if any(p.kind == spmodel.USER_DEFINED for p in pieces):
         raise NiblickError("a tokenizer with user-defined pieces has no exact fast tokenizer")
@@ -108,8 +113,9 @@ def _names(model: SentencePieceModel) -> list[str]:
         if piece.kind == spmodel.BYTE and merged:
             letter = chr(int(piece.text[1:-1], 16))
             free = letter.isascii() and letter not in texts and letter != " "
-            return letter if free else piece.text
-        return piece.text.replace(SPACE, " ") if piece.kind == spmodel.NORMAL else piece.text
+            return letter if free and letter not in marks.values() else piece.text
+        text = marks.get(piece.text, piece.text)
+        return text.replace(SPACE, " ") if piece.kind == spmodel.NORMAL else piece.text
 
     names = [name(piece) for piece in pieces]
     if len(set(names)) != len(names):

@@ -20,6 +20,7 @@ from niblick.facade import shipped_models
 from niblick.files import MALFORMED, parse_json, read_json, sha256_file
 from niblick.limits import cut
 from niblick.recipe import load_recipe
+from niblick.text.bpe import TRAINED
 from niblick.text.tokenizer import CHALLENGE
 
 ENTRY = "niblick.exchange.standalone"
@@ -122,7 +123,7 @@ def _settings(file: Path, work: Path) -> dict[str, Any]:
     """The recipe as plain values; a tokenizer file it names goes into the folder."""
     recipe = load_recipe(file)
     values = recipe.model_dump(mode="json")
-    if recipe.data.tokenizer not in ("train", "bytes"):
+    if recipe.data.tokenizer not in {*TRAINED, "bytes"}:
         from niblick.text.tokenizer import load_tokenizer
 
         source = recipe.data.tokenizer

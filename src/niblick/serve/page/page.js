@@ -76,6 +76,7 @@ class Units {
     this.box = box;
     this.units = [];
     this.bytes = null;
+    this.waiting = 0; // bits of tokens without text, shown with the next one's
   }
 
   add(logprobs) {
@@ -87,6 +88,7 @@ class Units {
       else {
         this.bytes = null;
         if (token) this.put(token, bits, logprobs.top_logprobs[i], lines);
+        else this.waiting += bits;
       }
     });
     this.box.append(lines);
@@ -106,7 +108,9 @@ class Units {
     if (!unit.text.includes("\ufffd")) this.bytes = null;
   }
 
-  put(text, bits, others, lines) {
+  put(text, own, others, lines) {
+    const bits = own + this.waiting;
+    this.waiting = 0;
     const node = make("span", text, "t " + shade(bits));
     node.tabIndex = this.units.length ? -1 : 0;
     const unit = { text, bits, others: others || {}, node };

@@ -343,3 +343,37 @@ int64_t niblick_bpe_normalize(const Encoder *e, const uint8_t *text, int64_t siz
     while (e->squeeze && count && out[count - 1] == ' ') count--;
     return count;
 }
+
+static int capital(uint8_t c) { return c >= 'A' && c <= 'Z'; }
+static int letter(uint8_t c) { return capital(c & 0xDFu) && c < 0x80; }
+
+static int64_t mark(uint8_t *out, int caps) {
+    out[0] = 0xEF, out[1] = 0xB7, out[2] = (uint8_t)(0x90 + caps);
+    return 3;
+}
+
+/* Small letters and marks for the capitals of ASCII, as niblick/text/case.py has them; the bytes
+ * written into `out`, at most four for each of `text`. */
+int64_t niblick_bpe_lower(const uint8_t *text, int64_t size, uint8_t *out) {
+    int64_t count = 0;
+    for (int64_t at = 0; at < size;) {
+        const int space = text[at] == ' ' && at + 1 < size && capital(text[at + 1]);
+        int64_t end = at + space, capitals = 0;
+        for (; end < size && letter(text[end]); end++) capitals += capital(text[end]);
+        if (!capitals) {
+            do out[count++] = text[at++];
+            while (at < end);
+            continue;
+        }
+        const int caps = capitals > 1 && capitals == end - at - space;
+        const int first = capital(text[at + space]);
+        if (first) count += mark(out + count, caps);
+        for (int64_t i = at; i < end; i++) {
+            const int marked = capital(text[i]) && !caps && !(first && i == at + space);
+            if (marked) count += mark(out + count, 0);
+            out[count++] = (uint8_t)(capital(text[i]) ? text[i] | 0x20 : text[i]);
+        }
+        at = end;
+    }
+    return count;
+}
