@@ -49,11 +49,12 @@ def flatten(plan: Plan, tensors: Tensors) -> bytes:
     if why is not None:
         raise NiblickError(f"the engine for browsers cannot run this model: {why}")
     sizes = {"slots": 1, "columns": COLUMNS, "threads": 1}
+    known: dict[int, Codes] = {}  # tables that members share are put down once
     layouts = [
-        Layout(member, own, None, context=plan.model.context, sizes=sizes)
+        Layout(member, own, None, context=plan.model.context, sizes=sizes, known=known)
         for member, own in members_of(plan, tensors)
     ]
-    matrices = [codes for layout in layouts for codes in layout.codes.values()]
+    matrices = list(known.values())
     coded = [codes for codes in matrices if codes.bits <= _CODED_BITS]
     vectors = [array for layout in layouts for array in layout.vectors]
     image = _Image([*vectors, *_sides(matrices)])

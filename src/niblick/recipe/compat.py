@@ -27,6 +27,7 @@ ADDED_SINCE_0_1 = (
     "training.reduce",
     "model.bigram.projection",
     "model.members",
+    "model.shared_tables",
 )
 
 
