@@ -140,7 +140,7 @@ class Model:
         bpb = card.get("packed_bpb")
         score = f", {bpb:.4f} bits per byte" if isinstance(bpb, float) and card["valid"] else ""
         return (
-            f"<niblick.Model {self.recipe.name!r}: {len(self.plan.layers)} layers of width"
+            f"<niblick.Model {self.recipe.name!r}: {self.plan.depth} layers of width"
             f" {shape.dim}, context {shape.context:,}, {shape.vocab_size:,} tokens"
             f" ({own.name if own else 'no tokenizer'}), {self.plan.parameter_count:,} parameters in"
             f" {self.path.stat().st_size:,} bytes{score}; {self._opened.kind} {str(self.path)!r}>"

@@ -228,7 +228,10 @@ PROCESSOR = CLibrary(name="features", folder="native", names=("features.c",), fl
 ENGINE = CLibrary(
     name="engine",
     folder="engine/native",
-    names=("api.c", "attention.c", "forward.c", "product.c", "sample.c", "vector.c", "engine.h"),
+    names=(
+        *("api.c", "attention.c", "forward.c", "members.c", "product.c", "sample.c"),
+        *("vector.c", "engine.h"),
+    ),
     flags=("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
     variants=(BASELINE, AVX2, AVX512),
     pooled=True,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from niblick.model import LanguageModel
+from niblick.model import LanguageModel, new_model
 from niblick.plan import Role
 from niblick.recipe.model import ModelRecipe
 
@@ -132,7 +132,7 @@ def _count(text: str) -> int:
 
 def scattered(model: ModelRecipe, seed: int = 0) -> LanguageModel:
     """A model whose every parameter is random and moderate, so that no part is silent."""
-    built = LanguageModel(model, seed=seed)
+    built = new_model(model, seed=seed)
     generator = torch.Generator().manual_seed(seed + 1)
     roles = {p.name: p.role for p in built.plan.parameters}
     with torch.no_grad():

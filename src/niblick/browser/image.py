@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,14 @@ from niblick.codecs.native import decoder_struct, matrix_room, matrix_struct, pu
 from niblick.codecs.quantized import Tensors
 from niblick.codecs.symbols import Encoder
 from niblick.codecs.tensor_stream import new_tables
+from niblick.engine.ensemble import members_of
 from niblick.engine.structures import Layout, matrix_of, unsupported
 from niblick.engine.weights import Codes
 from niblick.errors import NiblickError
 from niblick.plan import Plan
 
 COLUMNS = 64  # tokens per call
-_MAGIC, _HEAD, _ALIGNED = b"NIM1", 44, 64
+_MAGIC, _HEAD, _ALIGNED = b"NIM1", 48, 64
 _CODED_BITS = 12  # codes of more bits hardly get shorter
 _NUMBERS = {
     ctypes.c_int32: "<i",
@@ -40,24 +42,32 @@ _Array = NDArray[Any]
 
 
 def flatten(plan: Plan, tensors: Tensors) -> bytes:
-    """The image of a model for one sequence; `NiblickError` where the engine cannot run it."""
+    """The image of a model, an ensemble too, for one sequence; `NiblickError` where the engine
+    cannot run it.
+    """
     why = unsupported(plan)
     if why is not None:
         raise NiblickError(f"the engine for browsers cannot run this model: {why}")
     sizes = {"slots": 1, "columns": COLUMNS, "threads": 1}
-    layout = Layout(plan, tensors, None, context=plan.model.context, sizes=sizes)
-    coded = [codes for codes in layout.codes.values() if codes.bits <= _CODED_BITS]
-    image = _Image([*layout.vectors, *_sides(layout.codes.values())])
-    for codes in layout.codes.values():
+    known: dict[int, Codes] = {}  # tables that members share are put down once
+    layouts = [
+        Layout(member, own, None, context=plan.model.context, sizes=sizes, known=known)
+        for member, own in members_of(plan, tensors)
+    ]
+    matrices = list(known.values())
+    coded = [codes for codes in matrices if codes.bits <= _CODED_BITS]
+    vectors = [array for layout in layouts for array in layout.vectors]
+    image = _Image([*vectors, *_sides(matrices)])
+    for codes in matrices:
         image.add(
             [codes.data if codes.bits > _CODED_BITS else np.zeros_like(codes.data)],
             instead_of=codes.data,
         )
-    layers = image.put(list(layout.layers))
-    at_plan = image.put([layout.plan], layers=layers)
+    layers = [image.put(list(layout.layers)) for layout in layouts]
+    at_plans = image.put([layout.plan for layout in layouts], layers=layers)
     stream = _put_stream(image, coded)
-    sizes_of = (image.size_of(layout.plan), image.size_of(layout.layers[0]))
-    return image.finish(sizes_of, at_plan, stream, len(coded))
+    sizes_of = (image.size_of(layouts[0].plan), image.size_of(layouts[0].layers[0]))
+    return image.finish(sizes_of, (at_plans, len(layouts)), stream, len(coded))
 
 
 def _sides(matrices: Iterable[Codes]) -> list[_Array]:
@@ -107,9 +117,9 @@ class _Image:
             whose = array if instead_of is None else instead_of
             self._arrays[whose.ctypes.data] = array
 
-    def put(self, structures: Sequence[ctypes.Structure], *, layers: int | None = None) -> int:
-        """Where structures of one kind stand from now on; `layers` is what a plan points to."""
-        made = [self._structure(each, layers) for each in structures]
+    def put(self, structures: Sequence[ctypes.Structure], *, layers: Sequence[int] = ()) -> int:
+        """Where structures of one kind stand from now on; `layers` are what plans point to."""
+        made = [self._structure(each, at) for each, at in zip_longest(structures, layers)]
         start = self._append(b"".join(data for data, _ in made))
         at = start
         for data, pointers in made:
@@ -122,12 +132,16 @@ class _Image:
         return len(self._structure(structure, 0)[0])
 
     def finish(
-        self, sizes: tuple[int, int], plan: int, stream: tuple[int, int, int], coded: int
+        self,
+        sizes: tuple[int, int],
+        plans: tuple[int, int],
+        stream: tuple[int, int, int],
+        coded: int,
     ) -> bytes:
         """The whole image: nb_image of native/web.c, then everything."""
         pointers = self._append(np.array(self._pointers, "<u4").tobytes())
-        head = (len(self._bytes), *sizes, plan, pointers, len(self._pointers), *stream, coded)
-        self._bytes[:_HEAD] = _MAGIC + struct.pack("<10I", *head)
+        head = (len(self._bytes), *sizes, *plans, pointers, len(self._pointers), *stream, coded)
+        self._bytes[:_HEAD] = _MAGIC + struct.pack("<11I", *head)
         return bytes(self._bytes)
 
     def _append(self, data: bytes) -> int:

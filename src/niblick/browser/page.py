@@ -61,7 +61,7 @@ def card_rows(model: Model, card: Mapping[str, Any]) -> dict[str, str]:
     rows = {
         "Description": recipe.description,
         "Parameters": f"{plan.parameter_count:,}",
-        "Layers": f"{len(mixers)} ({counted}), width {recipe.model.dim}",
+        "Layers": f"{plan.depth} ({counted}), width {recipe.model.dim}",
         "Context": f"{recipe.model.context:,} tokens",
         "Tokenizer": f"{model.tokenizer.name}, {model.tokenizer.vocab_size:,} tokens",
         "File": f"{model.path.stat().st_size:,} bytes, SHA-256 {model.sha256}",

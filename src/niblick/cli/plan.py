@@ -97,6 +97,7 @@ def plan_totals(recipe: Recipe, plan: Plan) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "parameters": plan.parameter_count,
+        "members": plan.model.members,
         "virtual_layers": len(plan.layers),
         "weight_blocks": plan.weight_blocks,
         "flops_per_token": plan.flops_per_token,
@@ -109,7 +110,9 @@ def plan_totals(recipe: Recipe, plan: Plan) -> dict[str, Any]:
 
 
 def layer_rows(plan: Plan) -> list[dict[str, Any]]:
-    """One row per virtual layer; a looped block's parameters are counted at its first visit."""
+    """One row per virtual layer, of an ensemble those of one member; a looped block's parameters
+    are counted at its first visit.
+    """
     counted: set[str] = set()
     rows = []
     for layer in plan.layers:
@@ -157,8 +160,11 @@ def _print(recipe: Recipe, plan: Plan, totals: dict[str, Any]) -> None:
         block = layer.block.replace("_blocks.", " ").removeprefix("blocks.")
         cells.append([str(layer.index), block, mixer, _extras(layer), *numbers])
     keys = ("parameters", "flops_per_token", "decode_state_bytes")
-    rest = [f"{totals[key] - sum(row[key] for row in rows):,}" for key in keys]
+    members = plan.model.members
+    rest = [f"{totals[key] // members - sum(row[key] for row in rows):,}" for key in keys]
     cells.append(["", "", "", "outside the layers", *rest])
+    if members > 1:
+        cells.append(["", "", "", "one member", *(f"{totals[key] // members:,}" for key in keys)])
     cells.append(
         [
             "",
@@ -168,7 +174,7 @@ def _print(recipe: Recipe, plan: Plan, totals: dict[str, Any]) -> None:
             *(f"{totals[key]:,}" for key in keys),
         ]
     )
-    sys.stdout.write(f"{recipe.name}: {len(plan.layers)} virtual layers\n")
+    sys.stdout.write(f"{recipe.name}: {plan.depth} virtual layers\n")
     if recipe.description:
         print(*textwrap.wrap(recipe.description, min(columns(), 100)), sep="\n")
     print()

@@ -29,7 +29,7 @@ def _layers(recipe: Recipe, plan: Plan) -> list[Entry]:
 
 
 def _recurrence(recipe: Recipe, plan: Plan) -> list[Entry]:
-    layers, blocks = len(plan.layers), plan.weight_blocks
+    layers, blocks = len(plan.layers), len(plan.visits())
     entry = {"name": "depth recurrence", "virtual_layers": layers, "weight_blocks": blocks}
     return [entry] if blocks < layers else []
 
@@ -41,7 +41,18 @@ def _initialisation(recipe: Recipe, plan: Plan) -> list[Entry]:
     ]
 
 
+def _ensemble(recipe: Recipe, plan: Plan) -> list[Entry]:
+    count = recipe.model.members
+    return [{"name": "ensemble, probabilities averaged", "members": count}] if count > 1 else []
+
+
 CHOICES = (
+    Technique(
+        name="ensemble",
+        summary="an ensemble (one member alone)",
+        without=setting(model__members=1),
+        card=_ensemble,
+    ),
     Technique(name="layers", card=_layers),
     Technique(
         name="loops",

@@ -8,7 +8,7 @@ from typing import Literal
 
 from niblick.codecs.quantized import Tensors
 from niblick.engine.base import Engine
-from niblick.engine.ensemble import open_members
+from niblick.engine.ensemble import EnsembleEngine, members_of
 from niblick.engine.library import build_in_background
 from niblick.engine.native import NativeEngine
 from niblick.engine.structures import unsupported
@@ -43,14 +43,6 @@ def open_engine(
     ):
         if value is not None and not 1 <= value <= most:
             raise NiblickError(f"{name} {quoted(value)}: accepted are 1 to {most:,}")
-    if plan.members:
-        return open_members(
-            plan,
-            tensors,
-            lambda member, own: open_engine(
-                member, own, slots=slots, threads=threads, context=context, build=build, kind=kind
-            ),
-        )
     why = unsupported(plan)
     if why is None and kind != "numpy":
         library = ENGINE.obtain() if build == "now" else ENGINE.load()
@@ -70,7 +62,11 @@ def open_engine(
         raise NiblickError(f"the native engine cannot run this model here: {why}")
     from niblick.engine.plain import NumpyEngine
 
-    return NumpyEngine(plan, tensors, slots=slots, context=context)
+    engines = [
+        NumpyEngine(member, own, slots=slots, context=context)
+        for member, own in members_of(plan, tensors)
+    ]
+    return EnsembleEngine(engines) if plan.members else engines[0]
 
 
 @cache

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from niblick.codecs.quantized import Tensors
 from niblick.engine.base import Engine, Ids, Wanted
 from niblick.engine.batch import Sequences
+from niblick.engine.ensemble import members_of, prefixes
 from niblick.engine.sampling import Sampling
 from niblick.engine.structures import Layout, PlanStruct
 from niblick.errors import NiblickError
@@ -26,7 +27,7 @@ _WANTED: dict[Wanted, int] = {"none": 0, "last": 1, "all": 2}
 
 
 class NativeEngine(Engine):
-    """`slots` sequences of a model; plan and tensors are not needed afterwards."""
+    """`slots` sequences of a model or an ensemble; plan and tensors are not needed afterwards."""
 
     def __init__(
         self,
@@ -44,17 +45,19 @@ class NativeEngine(Engine):
         self.threads = max(1, min(threads or thread_count(), 64))
         self.name, self.slots, self.vocab_size = "native", slots, plan.model.vocab_size
         self.columns = max(COLUMNS, slots)
-        self._layout = Layout(
-            plan,
-            tensors,
-            self._library,
-            context=context or plan.model.context,
-            sizes={"slots": slots, "columns": self.columns, "threads": self.threads},
-        )
-        self.weight_bytes, self.state_bytes = self._layout.weight_bytes, self._layout.state_bytes
-        self._engine = self._library.nb_create(ctypes.byref(self._layout.plan))
-        if not self._engine:
-            raise MemoryError("the engine's state does not fit into memory")
+        self._layouts = [
+            Layout(
+                member,
+                own,
+                self._library,
+                context=context or plan.model.context,
+                sizes={"slots": slots, "columns": self.columns, "threads": self.threads},
+            )
+            for member, own in members_of(plan, tensors)
+        ]
+        self.weight_bytes = sum(layout.weight_bytes for layout in self._layouts)
+        self.state_bytes = sum(layout.state_bytes for layout in self._layouts)
+        self._create()
         self._slots, self._tokens = (np.zeros(self.columns, dtype=np.int32) for _ in range(2))
         self._order = np.arange(slots, dtype=np.int32)
         self._at = tuple(a.ctypes.data for a in (self._slots, self._tokens, self._order))
@@ -62,8 +65,18 @@ class NativeEngine(Engine):
             self._view(self._library.nb_logits(self._engine, slot), (self.vocab_size,))
             for slot in range(slots)
         ]
-        stride = self._library.nb_stride(self._engine)
-        self._rows = self._view(self._library.nb_rows(self._engine), (self.columns, stride))
+        self._stride = self._library.nb_stride(self._engine)
+
+    def _create(self) -> None:
+        """The engine, or those of an ensemble's members, joined."""
+        for layout in self._layouts:
+            made = self._library.nb_create(ctypes.byref(layout.plan))
+            if not made:
+                raise MemoryError("the engine's state does not fit into memory")
+            if self._engine:
+                self._library.nb_join(self._engine, made)
+            else:
+                self._engine = made
 
     def __del__(self) -> None:
         if getattr(self, "_engine", None):
@@ -73,7 +86,8 @@ class NativeEngine(Engine):
     @property
     def bits(self) -> dict[str, int]:
         """Bits per weight in memory of every matrix."""
-        return dict(self._layout.bits)
+        named = zip(prefixes(len(self._layouts)), self._layouts, strict=True)
+        return {prefix + k: bits for prefix, part in named for k, bits in part.bits.items()}
 
     def reset(self, slot: int, *, at: int = 0) -> None:
         """See `Engine.reset`."""
@@ -101,7 +115,8 @@ class NativeEngine(Engine):
 
     def rows(self, count: int) -> NDArray[np.float32]:
         """See `Engine.rows`."""
-        return self._rows[:count, : self.vocab_size]
+        rows = self._view(self._library.nb_rows(self._engine), (count, self._stride))
+        return rows[:, : self.vocab_size]
 
     def nll(self, targets: NDArray[np.integer]) -> NDArray[np.float32]:
         """See `Engine.nll`; done by the library."""
@@ -156,6 +171,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "nb_create": (handle, [ctypes.POINTER(PlanStruct)]),
         "nb_floats": (handle, [long]),
         "nb_free": (None, [handle]),
+        "nb_join": (None, [handle, handle]),
         "nb_destroy": (None, [handle]),
         "nb_reset": (None, [handle, integer, long]),
         "nb_run": (integer, [handle, integer, pointer, pointer, integer]),

@@ -100,8 +100,12 @@ class Layout:
         *,
         context: int,
         sizes: Mapping[str, int],
+        known: dict[int, Codes] | None = None,
     ) -> None:
-        """Raises `MemoryError` where the weights do not fit."""
+        """Raises `MemoryError` where the weights do not fit; `known` are matrices that are encoded
+        already, by the identity of their tensors.
+        """
+        self._known = {} if known is None else known
         self._library, self._source, self._tensors = library, plan, tensors
         self._context, self._sizes = context, sizes
         self._codes: dict[str, Codes] = {}
@@ -114,7 +118,7 @@ class Layout:
         )
         self.state_bytes = 4 * self._floats * sizes["slots"]
         self.bits = {name: codes.bits for name, codes in self._codes.items()}
-        del self._source, self._tensors
+        del self._source, self._tensors, self._known
 
     def __del__(self) -> None:
         if self._library is not None and getattr(self, "_memory", None):
@@ -187,7 +191,10 @@ class Layout:
         if name not in self._tensors:
             return Matrix()
         if name not in self._codes:
-            self._codes[name] = encode(self._tensors[name])
+            tensor = self._tensors[name]
+            if id(tensor) not in self._known:
+                self._known[id(tensor)] = encode(tensor)
+            self._codes[name] = self._known[id(tensor)]
         return matrix_of(self._codes[name])
 
     def _layer(self, layer: VirtualLayer) -> Layer:

@@ -176,7 +176,7 @@ def trainable(model: LanguageModel, freeze: tuple[str, ...]) -> list[nn.Paramete
     names = [name for name, _ in model.named_parameters()]
     for entry in freeze:
         if not any(covers(entry, name) for name in names):
-            tops = sorted({name.split(".")[0] for name in names})
+            tops = sorted({name.removeprefix("members.0.").split(".")[0] for name in names})
             raise OptionsError(
                 f"freeze {entry!r} names no parameter; they begin: {', '.join(tops)}"
             )
@@ -191,5 +191,8 @@ def trainable(model: LanguageModel, freeze: tuple[str, ...]) -> list[nn.Paramete
 
 
 def covers(entry: str, name: str) -> bool:
-    """Whether a freeze entry covers a parameter's name."""
-    return name == entry or name.startswith(entry + ".")
+    """Whether a freeze entry covers a parameter's name; one without a member's prefix covers it in
+    every member.
+    """
+    own = name.split(".", 2)[2] if name.startswith("members.") else name
+    return any(each == entry or each.startswith(entry + ".") for each in (name, own))

@@ -33,7 +33,8 @@ class Adapters(nn.Module):
     documents.
 
     A starts at the same random values for every document, B at zero, so that fresh adapters change
-    nothing. The target "head" is a D -> D map on the final state.
+    nothing. The target "head" is a D -> D map on the final state, of an ensemble on its members'
+    states side by side.
     """
 
     def __init__(
@@ -44,7 +45,8 @@ class Adapters(nn.Module):
         self.linears = chosen_linears(model, settings.targets)
         shapes = {name: tuple(module.weight.shape) for name, module in self.linears.items()}
         if HEAD in settings.targets:
-            shapes[HEAD] = (model.recipe.dim, model.recipe.dim)
+            width = model.recipe.dim * model.recipe.members
+            shapes[HEAD] = (width, width)
         self.factors = nn.ParameterDict()
         for name, (out, inner) in shapes.items():
             first = torch.randn(settings.rank, inner, generator=generator) / inner**0.5

@@ -36,6 +36,7 @@ def unmapped(plan: Plan) -> list[str]:
     model = plan.model
     attention = model.attention
     parts = {
+        f"members: an ensemble of {model.members}": model.members > 1,
         "stack: " + ", ".join(sorted({x.mixer for x in plan.layers} - {"full"})): any(
             layer.mixer != "full" for layer in plan.layers
         ),

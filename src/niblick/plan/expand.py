@@ -90,7 +90,13 @@ class Plan:
     @property
     def weight_blocks(self) -> int:
         """Number of distinct weight blocks."""
-        return len(self.visits())
+        return len(self.visits()) * self.model.members
+
+    @property
+    def depth(self) -> str:
+        """How many virtual layers, in words that a noun follows."""
+        count = str(len(self.layers))
+        return f"{self.model.members} members of {count}" if self.members else count
 
     @property
     def flops_per_token(self) -> int:

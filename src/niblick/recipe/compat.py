@@ -26,6 +26,8 @@ ADDED_SINCE_0_1 = (
     "training.schedule.kind",
     "training.reduce",
     "model.bigram.projection",
+    "model.members",
+    "model.shared_tables",
 )
 
 

@@ -81,7 +81,7 @@ def make_card(
 def _description(recipe: Recipe, plan: Plan, training: dict[str, Any], data: dict[str, Any]) -> str:
     """One sentence on the run that was made."""
     size = f" ({data['train_bytes']:,} bytes)" if data.get("train_bytes") else ""
-    shape = f"{len(plan.layers)} layers of width {recipe.model.dim}"
+    shape = f"{plan.depth} layers of width {recipe.model.dim}"
     work = f"trained on {data['corpus']}{size} for {training['seconds']:.0f} s"
     return f"{shape}, {work}, packed into at most {recipe.artifact.max_bytes:,} bytes."
 

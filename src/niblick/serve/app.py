@@ -94,6 +94,7 @@ def describe(model: Model, engine: Engine) -> dict[str, Any]:
         "description": model.recipe.description,
         "parameters": model.plan.parameter_count,
         "layers": len(model.plan.layers),
+        "depth": model.plan.depth,
         "context": model.recipe.model.context,
         "tokenizer": model.tokenizer.name,
         "bytes": model.path.stat().st_size if model.path.is_file() else None,

@@ -46,7 +46,10 @@ def replays(wanted: Compile, device: str, plan: Plan, tokens: int | None) -> boo
     if wanted == "graphs":
         return True
     busy = 3 * plan.flops_per_token * (tokens or 0) / RATE
-    return tokens is not None and busy < LAUNCH_SECONDS * LAUNCHES * len(plan.layers)
+    return (
+        tokens is not None
+        and busy < LAUNCH_SECONDS * LAUNCHES * len(plan.layers) * plan.model.members
+    )
 
 
 def _recorded(

@@ -14,7 +14,8 @@ enum { IMAGE = 0x314d494e }; /* NIM1 */
 
 typedef struct {
     uint32_t magic, bytes, plan_bytes, layer_bytes;
-    uint32_t plan, pointers, count;   /* where pointers stand, and how many */
+    uint32_t plan, members;           /* where plans stand, one a member, and how many */
+    uint32_t pointers, count;         /* where pointers stand, and how many */
     uint32_t decoder, how, to, coded; /* matrices of the stream: a Matrix and an nb_matrix each */
 } nb_image;
 
@@ -62,7 +63,14 @@ nb_engine *nb_open(uint8_t *image, uint32_t bytes) {
         if (!niblick_levels((Decoder *)(image + head->decoder), how + i)) return 0;
         lay_out(to + i, how[i].level);
     }
-    return nb_create((const nb_plan *)(image + head->plan));
+    const nb_plan *plan = (const nb_plan *)(image + head->plan);
+    nb_engine *first = nb_create(plan);
+    for (uint32_t i = 1; first && i < head->members; i++) {
+        nb_engine *next = nb_create(plan + i);
+        if (!next) return 0;
+        nb_join(first, next);
+    }
+    return first;
 }
 
 /* pool.h and the clock, for one thread that never waits */

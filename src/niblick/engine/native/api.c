@@ -48,6 +48,7 @@ nb_engine *nb_create(const nb_plan *plan) {
     nb_engine *e = calloc(1, sizeof *e);
     if (!e) return NULL;
     e->plan = *plan;
+    e->members = 1;
     if (!allocate(e)) {
         nb_destroy(e);
         return NULL;
@@ -56,8 +57,18 @@ nb_engine *nb_create(const nb_plan *plan) {
     return e;
 }
 
+/* `next` becomes a member of the ensemble whose first is `e`, and is destroyed with it. Both have
+ * the same slots, columns and vocabulary. */
+void nb_join(nb_engine *e, nb_engine *next) {
+    nb_engine *last = e;
+    while (last->next) last = last->next;
+    last->next = next;
+    e->members++;
+}
+
 void nb_destroy(nb_engine *e) {
     if (!e) return;
+    nb_destroy(e->next);
     float *owned[] = {e->x,     e->x0,     e->xe,    e->u,      e->a,       e->b,
                       e->o,     e->hidden, e->qkv,   e->ve,     e->side,    e->skip,
                       e->angle, e->scores, e->state, e->logits, e->log_sum, (float *)e->scratch};
@@ -68,7 +79,7 @@ void nb_destroy(nb_engine *e) {
 /* The next token stands at `position`. Old contents of rings and vectors are never read again:
  * nothing before is seen. */
 void nb_reset(nb_engine *e, int slot, int64_t position) {
-    e->slot[slot] = (nb_slot){position, 0, position, NO_TOKEN};
+    for (; e; e = e->next) e->slot[slot] = (nb_slot){position, 0, position, NO_TOKEN};
 }
 
 static void place(nb_engine *e, int c, int slot, int token) {
@@ -92,10 +103,30 @@ static double seconds(void) {
     return now.tv_sec + 1e-9 * now.tv_nsec;
 }
 
-/* nb_forward on as many threads as there are, `threads` at most. */
+/* Whole members, each on one thread. */
+static void run_some(void *first, int thread) {
+    nb_engine *e = first;
+    int threads = e->team;
+    for (int i = 0; e; e = e->next, i++)
+        if (i % threads == thread) nb_forward(e, 0);
+}
+
+/* nb_forward on as many threads as there are, `threads` at most. Members of an ensemble run side by
+ * side unless there are more threads than members. */
 static void run(nb_engine *e, int threads) {
-    e->active = nb_begin(threads);
-    nb_team(e->active, nb_forward, e);
+    int whole = e->members >= threads;
+    if (whole) {
+        e->team = nb_begin(threads);
+        for (nb_engine *m = e; m; m = m->next) m->active = 1;
+        nb_team(e->team, run_some, e);
+    } else
+        for (nb_engine *m = e; m; m = m->next) {
+            m->active = nb_begin(threads);
+            nb_team(m->active, nb_forward, m);
+        }
+    if (!e->next || !e->wanted) return;
+    e->active = nb_begin(e->n > 1 ? threads : 1);
+    nb_team(e->active, nb_mix_last, e);
 }
 
 /* On busy processors waiting for each other costs more than sharing the work saves: take what has
@@ -115,10 +146,12 @@ static void run_single(nb_engine *e) {
  * when done */
 int nb_run(nb_engine *e, int n, const int32_t *slots, const int32_t *tokens, int wanted) {
     if (n < 1 || n > e->plan.columns) return 1;
-    e->n = n;
-    e->chained = 0;
-    e->wanted = wanted;
-    for (int c = 0; c < n; c++) place(e, c, slots[c], tokens[c]);
+    for (nb_engine *m = e; m; m = m->next) {
+        m->n = n;
+        m->chained = m->mixed = 0;
+        m->wanted = wanted;
+        for (int c = 0; c < n; c++) place(m, c, slots[c], tokens[c]);
+    }
     if (n > 1 || e->plan.threads == 1) run(e, e->plan.threads);
     else run_single(e);
     return 0;
@@ -127,7 +160,10 @@ int nb_run(nb_engine *e, int n, const int32_t *slots, const int32_t *tokens, int
 float *nb_logits(nb_engine *e, int slot) { return e->logits + (int64_t)slot * e->plan.vocab; }
 
 /* Logits of all columns of a call that wanted them: rows nb_stride apart, until the next call. */
-float *nb_rows(nb_engine *e) { return e->hidden; }
+float *nb_rows(nb_engine *e) {
+    if (e->next && e->wanted == ALL && !e->mixed) nb_mix_rows(e);
+    return e->hidden;
+}
 
 int nb_stride(nb_engine *e) { return e->wide_hidden; }
 
@@ -136,6 +172,7 @@ void nb_nll(nb_engine *e, int n, int count, const int32_t *targets, float *out) 
     for (int c = 0; c < n; c++)
         for (int k = 0; k < count; k++) {
             int64_t at = (int64_t)c * count + k;
-            out[at] = e->log_sum[c] - e->hidden[(int64_t)c * e->wide_hidden + targets[at]];
+            if (e->next) out[at] = (float)nb_nats(e, c, targets[at]);
+            else out[at] = e->log_sum[c] - e->hidden[(int64_t)c * e->wide_hidden + targets[at]];
         }
 }

@@ -28,7 +28,8 @@ enum {
     BLOCK = 64,
     UNIT = 8 * ROWS,
     NO_TOKEN = -1,
-    MAX_THREADS = 64
+    MAX_THREADS = 64,
+    MOST_MEMBERS = 16
 };
 enum { TOKEN_SHIFT = 0, ATTENTION = 1 };
 enum { NONE = 0, LAST = 1, ALL = 2 };                     /* tokens whose logits are wanted */
@@ -123,6 +124,10 @@ typedef struct nb_engine {
     uint32_t steps;
     double
         cost[2]; /* seconds of a single column, alone and with all threads, as a moving average */
+    struct nb_engine *next; /* of an ensemble: the member after this one */
+    int32_t members;        /* of the first: how many there are, itself included */
+    int32_t mixed;          /* whether the first's rows are the mean's already */
+    int32_t team;           /* threads that run whole members */
 } nb_engine;
 
 static inline vec nb_pick(veci where, vec yes, vec no) {
@@ -166,10 +171,16 @@ float nb_rms(const float *in, float *out, int n, float gain);
 void nb_sigmoid(float *x, int n);
 /* attention.c */
 void nb_attention(nb_engine *e, const nb_layer *layer, int group, float *scores);
+/* members.c */
+float nb_log_sum(const float *x, int n); /* ln of the sum of e^x */
+void nb_mix_last(void *first, int thread);
+void nb_mix_rows(nb_engine *first);
+double nb_nats(const nb_engine *first, int column, int target);
 /* forward.c */
 void nb_forward(void *engine, int thread);
 /* api.c: what Python calls */
 nb_engine *nb_create(const nb_plan *plan);
+void nb_join(nb_engine *e, nb_engine *next);
 void nb_destroy(nb_engine *e);
 void nb_free(float *memory);
 void nb_reset(nb_engine *e, int slot, int64_t position);

@@ -216,20 +216,6 @@ static void push(const work *w, int *depth) {
     ++*depth;
 }
 
-/* ln of the sum of e^x over n logits */
-static float log_sum(const float *x, int n) {
-    float most = x[0];
-    for (int i = 1; i < n; i++) most = x[i] > most ? x[i] : most;
-    double sum = 0;
-    for (int i = 0; i < n; i += WIDE) {
-        vec part = (vec){0} - INFINITY;
-        memcpy(&part, x + i, (n - i < WIDE ? n - i : WIDE) * sizeof(float));
-        vec power = nb_exp(part - most);
-        sum += nb_total((vec)((veci)power & (part > -3.0e38f)));
-    }
-    return most + (float)log(sum);
-}
-
 /* logits of every slot's last column, or of all columns and what their likelihoods divide by */
 static void head(const work *w) {
     nb_engine *e = w->e;
@@ -252,7 +238,7 @@ static void head(const work *w) {
         if (e->column[c].last)
             memcpy(e->logits + (int64_t)e->column[c].slot * p->vocab, row,
                    p->vocab * sizeof(float));
-        if (e->wanted == ALL) e->log_sum[c] = log_sum(row, p->vocab);
+        if (e->wanted == ALL) e->log_sum[c] = nb_log_sum(row, p->vocab);
     }
 }
 

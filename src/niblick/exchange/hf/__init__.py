@@ -21,6 +21,7 @@ from niblick.artifact.checkpoint import Checkpoint
 from niblick.codecs.base import exported_tensors
 from niblick.codecs.quantized import QuantizedTensor
 from niblick.components import MIXERS
+from niblick.engine.ensemble import prefixes
 from niblick.errors import ArtifactError, NiblickError
 from niblick.exchange.hf.card import model_card
 from niblick.exchange.hf.fast_tokenizer import fast_tokenizer
@@ -28,8 +29,8 @@ from niblick.exchange.target import new_folder
 from niblick.facade import Model
 from niblick.files import parse_json
 from niblick.limits import cut
-from niblick.plan import Plan, make_plan
-from niblick.recipe import recipe_from_dict, stored_values
+from niblick.plan import Plan, make_plan, of_member
+from niblick.recipe import Recipe, recipe_from_dict, stored_values
 from niblick.text.tokenizer import load_tokenizer
 
 CODE = ("configuration_niblick.py", "layers_niblick.py", "modeling_niblick.py")
@@ -85,10 +86,23 @@ def _text(values: dict[str, Any]) -> bytes:
 
 
 def _arrays(model: Model) -> dict[str, Any]:
-    return {
+    """The tensors; of tables that an ensemble's members share, each gets a copy."""
+    found = {
         name: t.dequantize() if isinstance(t, QuantizedTensor) else np.require(t, np.float32, "C")
         for name, t in model.tensors.items()
     }
+    members = len(model.plan.members)
+    return {
+        prefix + name: array.copy() if members else array
+        for i, prefix in enumerate(prefixes(members))
+        for name, array in (of_member(found, i) if members else found).items()
+    }
+
+
+def _unshared(recipe: Recipe) -> Recipe:
+    """The recipe of the model that the folder holds: each member has tables of its own."""
+    own = recipe.model.model_copy(update={"shared_tables": False})
+    return recipe.model_copy(update={"model": own})
 
 
 def _config(model: Model) -> dict[str, Any]:
@@ -106,7 +120,7 @@ def _config(model: Model) -> dict[str, Any]:
         "eos_token_id": bos,
         "model": model.plan.model.model_dump(mode="json"),
         "layers": _layers(model.plan),
-        "recipe": stored_values(model.recipe),
+        "recipe": stored_values(_unshared(model.recipe)),
         "tokenizer": base64.b64encode(model.tokenizer.to_bytes()).decode(),
     }
 

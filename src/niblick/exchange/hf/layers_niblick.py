@@ -38,12 +38,16 @@ class NiblickCache:
 
 
 class Call:
-    """One forward pass: the cache before it, and what is to be remembered after it."""
+    """One forward pass: the cache before it, and what is to be remembered after it.
 
-    def __init__(self, model, tokens, mask, cache, context):
+    In the cache the names of an ensemble's member begin with `prefix`.
+    """
+
+    def __init__(self, model, tokens, mask, cache, context, prefix=""):
         length, device = tokens.shape[1], tokens.device
-        self.model, self.tokens = model, tokens
-        self.before = cache.tensors if cache is not None and cache.position else {}
+        self.model, self.tokens, self.prefix = model, tokens, prefix
+        held = cache.tensors if cache is not None and cache.position else {}
+        self.before = {k[len(prefix) :]: t for k, t in held.items() if k.startswith(prefix)}
         self.position = cache.position if self.before else 0
         self.context, self.after = context, {}
         start = self.before.get("start")  # the first position (B, 1) that is no padding
@@ -65,6 +69,11 @@ class Call:
             self.after["document"] = self.first[:, -1:]
         self.values = None  # the value embedding (B, T, G * E)
         self.rotary = rotation(model, context, self.positions)
+
+    @property
+    def remembered(self):
+        """What a cache is to hold after it."""
+        return {self.prefix + name: tensor for name, tensor in self.after.items()}
 
     def previous(self, name, x):
         """x (B, T, C) one position earlier, zero where a text begins; remembers the last."""

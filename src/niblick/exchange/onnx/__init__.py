@@ -2,7 +2,8 @@
 
 Inputs: `token` (B,) int64, `position` () int64 counted from 0, and the state's tensors by the
 plan's names. Outputs: `logits` (B, V) float32, and the state after the token as `new.NAME`. The
-file's metadata `niblick` says how the state starts. Attention sees the recipe's context.
+file's metadata `niblick` says how the state starts. Attention sees the recipe's context. The
+members of an ensemble stand side by side.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from typing import Any
 import numpy as np
 
 from niblick.codecs.quantized import QuantizedTensor
+from niblick.engine.ensemble import members_of
 from niblick.errors import NiblickError
-from niblick.exchange.onnx.step import Step
+from niblick.exchange.onnx.graph import Graph
+from niblick.exchange.onnx.step import Step, mean_probability
 from niblick.extras import needs
 from niblick.facade import Model
 from niblick.files import write_atomically
+from niblick.plan import member_prefix
 
 _MIXERS = ("token-shift", "window", "full")
 OPSET = 18
@@ -45,8 +49,11 @@ def onnx_model(model: Model) -> Any:
         name: t.dequantize() if isinstance(t, QuantizedTensor) else np.asarray(t, np.float32)
         for name, t in model.tensors.items()
     }
-    step = Step(model.plan, arrays)
-    step.build()
+    built, logits = Graph(), []
+    for i, (plan, own) in enumerate(members_of(model.plan, arrays)):
+        prefix = member_prefix(i) if model.plan.members else ""
+        logits.append(Step(plan, own, built, prefix).build())
+    built.named("logits", "Identity", mean_probability(built, logits))
     kinds = {"float": TensorProto.FLOAT, "int64": TensorProto.INT64}
     info = helper.make_tensor_value_info
     inputs = [info("token", TensorProto.INT64, ["B"]), info("position", TensorProto.INT64, [])]
@@ -56,9 +63,9 @@ def onnx_model(model: Model) -> Any:
         outputs.append(info(f"new.{entry.name}", kinds[entry.kind], ["B", *entry.shape]))
     stored = [
         numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)
-        for name, value in step.graph.constants.items()
+        for name, value in built.constants.items()
     ]
-    graph = helper.make_graph(step.graph.nodes, "niblick", inputs, outputs, stored)
+    graph = helper.make_graph(built.nodes, "niblick", inputs, outputs, stored)
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
     helper.set_model_props(made, {"niblick": json.dumps(_facts(model))})
     checker.check_model(made)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import log
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from niblick.components import MLP
 from niblick.components.attention import rotary_base
@@ -26,15 +27,19 @@ Weights = Mapping[str, NDArray[np.float32]]
 
 @dataclass
 class Step:
-    """The graph of one token for `plan`; after `build`, `after` names the state it leaves."""
+    """The graph of one token for `plan`; after `build`, `after` names the state it leaves.
+
+    Constants and state of an ensemble's member have names that begin with `prefix`.
+    """
 
     plan: Plan
     weights: Weights
     graph: Graph = field(default_factory=Graph)
+    prefix: str = ""
     after: dict[str, str] = field(default_factory=dict)
 
-    def build(self) -> None:
-        """Write the whole step; its outputs are "logits" and the state's names with "new."."""
+    def build(self) -> str:
+        """Write the step, and its outputs that are the state's names with "new."; the logits."""
         g, model = self.graph, self.plan.model
         self.bos = g.op("Equal", "token", g.number(model.bos_id, np.int64))  # (B,)
         fresh = g.cast(self.bos if model.document_mask else g.op("And", self.bos, self.no()), "f4")
@@ -52,9 +57,13 @@ class Step:
                 x = self.sidecar(layer.sidecar_site, x)
             if layer.push:
                 skips.append(x)
-        self.head(g.rms(x))
         for name, value in self.after.items():
-            g.named(f"new.{name}", "Identity", value)
+            g.named(f"new.{self.prefix}{name}", "Identity", value)
+        return self.head(g.rms(x))
+
+    def constant(self, name: str, value: ArrayLike) -> str:
+        """A tensor of the file that belongs to this model."""
+        return self.graph.constant(self.prefix + name, value)
 
     def no(self) -> str:
         """False."""
@@ -62,27 +71,27 @@ class Step:
 
     def weight(self, name: str) -> str:
         """A parameter as it is."""
-        return self.graph.constant(name, self.weights[name])
+        return self.constant(name, self.weights[name])
 
     def row(self, name: str, index: int) -> str:
         """One row of a parameter."""
-        return self.graph.constant(f"{name}.{index}", self.weights[name][index])
+        return self.constant(f"{name}.{index}", self.weights[name][index])
 
     def linear(self, x: str, name: str) -> str:
         """x (.., in) through the map `name` (out, in), which is stored turned."""
-        matrix = self.graph.constant(f"{name}.T", self.weights[name].T)
+        matrix = self.constant(f"{name}.T", self.weights[name].T)
         return str(self.graph.op("MatMul", x, matrix))
 
     def sigmoid(self, name: str) -> str:
         """Of a parameter, computed here."""
         wide = self.weights[name].astype(np.float64)
         value = (1 / (1 + np.exp(-wide))).astype(np.float32)
-        return self.graph.constant(f"{name}.sigmoid", value)
+        return self.constant(f"{name}.sigmoid", value)
 
     def previous(self, name: str, x: str) -> str:
         """What `name` remembers of x (B, C), zero at a BOS; x is remembered in its place."""
         self.after[name] = x
-        return self.graph.mul(name, self.kept)
+        return self.graph.mul(self.prefix + name, self.kept)
 
     def rotation(self) -> None:
         """cos and sin (R/2,) of the position; angles in float64, brought within one turn."""
@@ -99,7 +108,7 @@ class Step:
         self.first = None
         if self.plan.model.document_attention == "within":
             bos = g.reshape(self.bos, -1, 1)
-            self.first = g.op("Where", bos, "position", "document.start")
+            self.first = g.op("Where", bos, "position", f"{self.prefix}document.start")
             self.after["document.start"] = self.first
 
     def embed(self) -> str:
@@ -118,7 +127,7 @@ class Step:
         """The row of the hash of this token and the last, in the arithmetic of 32-bit integers."""
         g, options = self.graph, self.plan.model.bigram
         token = g.reshape("token", -1, 1)
-        none, last = g.number(NO_TOKEN, np.int64), "bigram.last"
+        none, last = g.number(NO_TOKEN, np.int64), f"{self.prefix}bigram.last"
         if self.plan.model.document_mask:
             last = g.op("Where", g.reshape(self.bos, -1, 1), none, last)
         self.after["bigram.last"] = token
@@ -191,7 +200,7 @@ class Step:
         own = g.op("Unsqueeze", v, g.ints(2))  # (B, G, 1, E)
         if options.local_value:
             mix = self.weights[f"{at}.local_v_mix"].reshape(groups, -1, 1)
-            y = g.add(y, g.mul(g.constant(f"{at}.local_v_mix", mix), own))
+            y = g.add(y, g.mul(self.constant(f"{at}.local_v_mix", mix), own))
         if layer.xsa:
             norm = g.op("ReduceL2", own, g.ints(-1), keepdims=1)
             unit = g.op("Div", own, g.op("Max", norm, g.number(1e-12)))
@@ -202,7 +211,7 @@ class Step:
     def shifted(self, x: str, mix: str, name: str) -> str:
         """x + mix * prev(x) for x (B, G * E), mix (G,)."""
         wide = np.repeat(self.weights[mix], self.plan.model.head_dim)
-        factor = self.graph.constant(f"{mix}.wide", wide)
+        factor = self.constant(f"{mix}.wide", wide)
         return self.graph.add(x, self.graph.mul(factor, self.previous(name, x)))
 
     def turned(self, x: str, gain: str | None) -> str:
@@ -219,14 +228,16 @@ class Step:
             x = g.concat(first, second, *rest, axis=2)
         if gain is None:
             return x
-        return g.mul(x, g.constant(f"{gain}.column", self.weights[gain][:, None]))
+        return g.mul(x, self.constant(f"{gain}.column", self.weights[gain][:, None]))
 
     def attend(self, layer: VirtualLayer, q: str, k: str, v: str) -> str:
         """Softmax over the ring of `span` keys, of which the oldest may still be empty."""
         g, name, span = self.graph, f"layers.{layer.index}", layer.span
         keys, values = (
             g.concat(
-                g.slice(f"{name}.{kind}", 1, span, 2), g.op("Unsqueeze", new, g.ints(2)), axis=2
+                g.slice(f"{self.prefix}{name}.{kind}", 1, span, 2),
+                g.op("Unsqueeze", new, g.ints(2)),
+                axis=2,
             )
             if span > 1
             else g.op("Unsqueeze", new, g.ints(2))
@@ -251,20 +262,30 @@ class Step:
         gate = self.linear(n, "shared_sparse.gate.weight")
         gate = g.add(gate, self.row("shared_sparse.site_gate.weight", site))
         gate = g.mul(gate, g.op("Sigmoid", gate))
-        past = g.mul(name, g.op("Unsqueeze", self.kept, g.ints(1)))
+        past = g.mul(self.prefix + name, g.op("Unsqueeze", self.kept, g.ints(1)))
         value = g.op("Unsqueeze", self.linear(n, "shared_sparse.value.weight"), g.ints(1))
         taps = g.concat(past, value, axis=1)  # (B, K, S)
         self.after[name] = g.slice(taps, 1, kernel.shape[1], 1)
-        weighted = g.mul(taps, g.constant("shared_sparse.kernel", kernel.T))
+        weighted = g.mul(taps, self.constant("shared_sparse.kernel", kernel.T))
         local = g.mul(gate, g.op("ReduceSum", weighted, g.ints(1), keepdims=0))
         added = self.linear(local, "shared_sparse.proj.weight")
         return g.add(x, g.mul(self.row("shared_sparse_scale", site), added))
 
-    def head(self, hidden: str) -> None:
+    def head(self, hidden: str) -> str:
         """The logits c tanh(z / c)."""
         g, model = self.graph, self.plan.model
         z = self.linear(hidden, "tok_emb.weight" if model.tied else "lm_head.weight")
         if model.softcap is not None:
             cap = g.number(model.softcap)
             z = g.mul(cap, g.op("Tanh", g.op("Div", z, cap)))
-        g.named("logits", "Identity", z)
+        return z
+
+
+def mean_probability(graph: Graph, logits: list[str]) -> str:
+    """ln of the mean of the probabilities that several logits (B, V) stand for."""
+    if len(logits) == 1:
+        return logits[0]
+    logs = [graph.op("LogSoftmax", each, axis=-1) for each in logits]
+    rows = graph.concat(*(graph.op("Unsqueeze", each, graph.ints(0)) for each in logs), axis=0)
+    total = graph.op("ReduceLogSumExp", rows, graph.ints(0), keepdims=0)
+    return str(graph.op("Sub", total, graph.number(log(len(logits)))))

@@ -278,7 +278,7 @@ async function card() {
   facts("facts", {
     description: model.description, "bits per byte": model.bpb && number(model.bpb, 4),
     "file, bytes": model.bytes && number(model.bytes), parameters: number(model.parameters),
-    layers: model.layers, context: number(model.context), tokenizer: model.tokenizer,
+    layers: model.depth, context: number(model.context), tokenizer: model.tokenizer,
     "trained, seconds": model.train_seconds && number(model.train_seconds), engine: model.engine,
     "texts at once": model.slots, "SHA-256": model.sha256,
   });
