@@ -14,7 +14,9 @@ from niblick.audit.flow.boxes import STREAM, Box, is_token
 from niblick.audit.flow.branching import Branching
 from niblick.audit.flow.lengths import PART
 from niblick.audit.flow.missed import (
+    LEAST_WORK,
     MOST_MORE,
+    MOST_WORK,
     Loop,
     Told,
     any_number,
@@ -232,8 +234,10 @@ class Looping(Branching):
             return before[part.id] if plain else self.value(part)  # type: ignore[attr-defined]
 
         known = self.decided.setdefault((id(node), *self.stack), set())
-        more, work = other_turns(node, sequence, around, taken, known)
-        self.trace.steps += work
+        left = max(MOST_WORK - self.sketched.get(id(node), 0), LEAST_WORK)
+        more, work = other_turns(node, sequence, around, taken, known, left)
+        self.sketched[id(node)] = self.sketched.get(id(node), 0) + work
+        self.trace.steps += work >> 4
         if len(more) > MOST_MORE:
             self.note(f"limit: line {node.lineno} begins a loop of too many kinds of turns")
         return more[:MOST_MORE]

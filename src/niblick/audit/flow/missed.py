@@ -21,7 +21,7 @@ from niblick.audit.flow.turns import BREAK, Names, Step, Turns
 from niblick.audit.operators import COMPARE
 
 MOST_MORE = 6
-_MOST_WORK = 200_000
+MOST_WORK, LEAST_WORK = 200_000, 2_000  # on one loop in all, and on a later run of it
 _SIZES = frozenset({"numel", "size", "__len__"})
 _FAILS = (
     NotPlainError,
@@ -176,15 +176,16 @@ def other_turns(
     around: Callable[[ast.expr], Any],
     taken: int,
     known: set[tuple[int, bool]],
+    work: int = MOST_WORK,
 ) -> tuple[list[tuple[int, Told, Names]], int]:
     """The turns, with their decisions and the names that each begins with, that a loop should take
-    beside the first `taken` and the last, and the work of finding them; decisions `known` from
-    earlier runs of the loop are none, new ones are added.
+    beside the first `taken` and the last, and the work of finding them, at most `work`; decisions
+    `known` from earlier runs of the loop are none, new ones are added.
     """
     told: list[tuple[Told, Names]] = []
     try:
         sketch = Sketch(node, around)
-        most = _MOST_WORK // max(1, len(sketch.own))
+        most = work // max(1, len(sketch.own))
         for item in islice(sequence, most):
             before = dict(sketch.names) if isinstance(node, ast.While) else {}
             goes_on = sketch.run(item)
@@ -204,7 +205,7 @@ def other_turns(
         if at >= taken and decisions.items() - known:
             out.append((at, decisions, before))
             known |= decisions.items()
-    return out, len(told) * len(sketch.own) >> 4
+    return out, len(told) * len(sketch.own)
 
 
 def _set(node: ast.Name) -> bool:

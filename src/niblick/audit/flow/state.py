@@ -81,6 +81,7 @@ class State:
         self.laps = 0
         self.forced: dict[int, bool] = {}
         self.decided: dict[tuple[Any, ...], set[tuple[int, bool]]] = {}
+        self.sketched: dict[int, int] = {}  # work on the plain turns of each loop
         self.interest = 0
         self.touched = 0
         self.cleared = False
