@@ -13,7 +13,7 @@ import torch
 from decoded import opened_model
 from engines import tensors_of
 from leaving import saved
-from niblick.compression import pack
+from niblick.compression.packing import pack
 from niblick.data.dataset import Dataset
 from niblick.engine import open_engine
 from niblick.errors import NiblickError
