@@ -22,11 +22,10 @@ from niblick.codecs.native import decoder_struct, matrix_room, matrix_struct, pu
 from niblick.codecs.quantized import Tensors
 from niblick.codecs.symbols import Encoder
 from niblick.codecs.tensor_stream import new_tables
-from niblick.engine.ensemble import members_of
 from niblick.engine.structures import Layout, matrix_of, unsupported
 from niblick.engine.weights import Codes
 from niblick.errors import NiblickError
-from niblick.plan import Plan
+from niblick.plan import Plan, each_member
 
 COLUMNS = 64  # tokens per call
 _MAGIC, _HEAD, _ALIGNED = b"NIM1", 48, 64
@@ -52,7 +51,7 @@ def flatten(plan: Plan, tensors: Tensors) -> bytes:
     known: dict[int, Codes] = {}  # tables that members share are put down once
     layouts = [
         Layout(member, own, None, context=plan.model.context, sizes=sizes, known=known)
-        for member, own in members_of(plan, tensors)
+        for member, own in each_member(plan, tensors)
     ]
     matrices = list(known.values())
     coded = [codes for codes in matrices if codes.bits <= _CODED_BITS]

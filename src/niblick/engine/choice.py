@@ -8,13 +8,13 @@ from typing import Literal
 
 from niblick.codecs.quantized import Tensors
 from niblick.engine.base import Engine
-from niblick.engine.ensemble import EnsembleEngine, members_of
+from niblick.engine.ensemble import EnsembleEngine
 from niblick.engine.library import build_in_background
 from niblick.engine.native import NativeEngine
 from niblick.engine.structures import unsupported
 from niblick.errors import NiblickError, NiblickWarning
 from niblick.limits import MAX_CONTEXT, MAX_COUNT, MAX_THREADS, quoted
-from niblick.plan import Plan
+from niblick.plan import Plan, each_member
 from niblick.toolchain import ENGINE
 
 Build = Literal["now", "background", "never"]
@@ -64,7 +64,7 @@ def open_engine(
 
     engines = [
         NumpyEngine(member, own, slots=slots, context=context)
-        for member, own in members_of(plan, tensors)
+        for member, own in each_member(plan, tensors)
     ]
     return EnsembleEngine(engines) if plan.members else engines[0]
 

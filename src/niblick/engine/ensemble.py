@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from niblick.codecs.quantized import Tensors
 from niblick.engine.base import Engine, Ids, Wanted
-from niblick.plan import Plan, member_prefix, of_member
 
 Floats = NDArray[np.float32]
 
@@ -49,18 +47,6 @@ class EnsembleEngine(Engine):
     def nll(self, targets: NDArray[np.integer]) -> Floats:
         """See `Engine.nll`."""
         return -_log_mean([-engine.nll(targets) for engine in self._engines])
-
-
-def prefixes(members: int) -> list[str]:
-    """What the names of each member's tensors begin with; those of a single model with nothing."""
-    return [member_prefix(i) for i in range(members)] if members > 1 else [""]
-
-
-def members_of(plan: Plan, tensors: Tensors) -> list[tuple[Plan, Tensors]]:
-    """Plan and tensors of each member of an ensemble; of any other model its own."""
-    if not plan.members:
-        return [(plan, tensors)]
-    return [(member, of_member(tensors, i)) for i, member in enumerate(plan.members)]
 
 
 def _mean(logits: Sequence[Floats]) -> Floats:

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from niblick.codecs.quantized import Tensors
 from niblick.engine.base import Engine, Ids, Wanted
 from niblick.engine.batch import Sequences
-from niblick.engine.ensemble import members_of, prefixes
 from niblick.engine.sampling import Sampling
 from niblick.engine.structures import Layout, PlanStruct
 from niblick.errors import NiblickError
-from niblick.plan import Plan
+from niblick.plan import Plan, each_member, member_prefixes
 from niblick.runtime import thread_count
 
 COLUMNS = 64  # tokens per call
@@ -53,7 +52,7 @@ class NativeEngine(Engine):
                 context=context or plan.model.context,
                 sizes={"slots": slots, "columns": self.columns, "threads": self.threads},
             )
-            for member, own in members_of(plan, tensors)
+            for member, own in each_member(plan, tensors)
         ]
         self.weight_bytes = sum(layout.weight_bytes for layout in self._layouts)
         self.state_bytes = sum(layout.state_bytes for layout in self._layouts)
@@ -86,7 +85,7 @@ class NativeEngine(Engine):
     @property
     def bits(self) -> dict[str, int]:
         """Bits per weight in memory of every matrix."""
-        named = zip(prefixes(len(self._layouts)), self._layouts, strict=True)
+        named = zip(member_prefixes(len(self._layouts)), self._layouts, strict=True)
         return {prefix + k: bits for prefix, part in named for k, bits in part.bits.items()}
 
     def reset(self, slot: int, *, at: int = 0) -> None:

@@ -9,7 +9,15 @@ from niblick.components.base import (
     StateEntry,
     VirtualLayer,
 )
-from niblick.plan.expand import Plan, layer_spec, make_plan, member_prefix, of_member
+from niblick.plan.expand import (
+    Plan,
+    each_member,
+    layer_spec,
+    make_plan,
+    member_prefix,
+    member_prefixes,
+    of_member,
+)
 
 __all__ = [
     "ComponentSpec",
@@ -20,8 +28,10 @@ __all__ = [
     "Role",
     "StateEntry",
     "VirtualLayer",
+    "each_member",
     "layer_spec",
     "make_plan",
     "member_prefix",
+    "member_prefixes",
     "of_member",
 ]

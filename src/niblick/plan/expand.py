@@ -162,6 +162,18 @@ def of_member(values: Mapping[str, T], index: int) -> dict[str, T]:
     return shared | own
 
 
+def member_prefixes(members: int) -> list[str]:
+    """What the names of each of `members` begin with; those of a single model with nothing."""
+    return [member_prefix(i) for i in range(members)] if members > 1 else [""]
+
+
+def each_member(plan: Plan, values: Mapping[str, T]) -> list[tuple[Plan, Mapping[str, T]]]:
+    """Plan and own values of each member of an ensemble; of any other model its own."""
+    if not plan.members:
+        return [(plan, values)]
+    return [(member, of_member(values, i)) for i, member in enumerate(plan.members)]
+
+
 def _check_sizes(plan: Plan) -> None:
     """Refuse what no machine of this project's users could hold, before anything is allocated."""
     for what, size, limit in (

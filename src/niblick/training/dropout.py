@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from niblick.components import BEFORE
-from niblick.plan import member_prefix
+from niblick.plan import member_prefixes
 from niblick.recipe import Recipe
 from niblick.runtime import World
 
@@ -24,8 +24,8 @@ class Dropout:
         tables = {part.table for part in BEFORE if part.used(model)}
         rates = training.dropout.model_dump()
         own = {k: rate for k, rate in rates.items() if rate and k in tables}
-        members = [member_prefix(i) for i in range(model.members)] if model.members > 1 else [""]
-        self.rates = {prefix + k: rate for prefix in members for k, rate in own.items()}
+        prefixes = member_prefixes(model.members)
+        self.rates = {prefix + k: rate for prefix in prefixes for k, rate in own.items()}
         self._shape = training.batch_tokens // training.sequence_length, training.sequence_length, 1
         self._seed, self._world, self._device = recipe.seed, world, device
 

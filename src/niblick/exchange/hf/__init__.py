@@ -21,7 +21,6 @@ from niblick.artifact.checkpoint import Checkpoint
 from niblick.codecs.base import exported_tensors
 from niblick.codecs.quantized import QuantizedTensor
 from niblick.components import MIXERS
-from niblick.engine.ensemble import prefixes
 from niblick.errors import ArtifactError, NiblickError
 from niblick.exchange.hf.card import model_card
 from niblick.exchange.hf.fast_tokenizer import fast_tokenizer
@@ -29,7 +28,7 @@ from niblick.exchange.target import new_folder
 from niblick.facade import Model
 from niblick.files import parse_json
 from niblick.limits import cut
-from niblick.plan import Plan, make_plan, of_member
+from niblick.plan import Plan, make_plan, member_prefixes, of_member
 from niblick.recipe import Recipe, recipe_from_dict, stored_values
 from niblick.text.tokenizer import load_tokenizer
 
@@ -94,7 +93,7 @@ def _arrays(model: Model) -> dict[str, Any]:
     members = len(model.plan.members)
     return {
         prefix + name: array.copy() if members else array
-        for i, prefix in enumerate(prefixes(members))
+        for i, prefix in enumerate(member_prefixes(members))
         for name, array in (of_member(found, i) if members else found).items()
     }
 

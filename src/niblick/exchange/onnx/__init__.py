@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 
 from niblick.codecs.quantized import QuantizedTensor
-from niblick.engine.ensemble import members_of
 from niblick.errors import NiblickError
 from niblick.exchange.onnx.graph import Graph
 from niblick.exchange.onnx.step import Step, mean_probability
 from niblick.extras import needs
 from niblick.facade import Model
 from niblick.files import write_atomically
-from niblick.plan import member_prefix
+from niblick.plan import each_member, member_prefix
 
 _MIXERS = ("token-shift", "window", "full")
 OPSET = 18
@@ -50,7 +49,7 @@ def onnx_model(model: Model) -> Any:
         for name, t in model.tensors.items()
     }
     built, logits = Graph(), []
-    for i, (plan, own) in enumerate(members_of(model.plan, arrays)):
+    for i, (plan, own) in enumerate(each_member(model.plan, arrays)):
         prefix = member_prefix(i) if model.plan.members else ""
         logits.append(Step(plan, own, built, prefix).build())
     built.named("logits", "Identity", mean_probability(built, logits))
