@@ -19,7 +19,7 @@ from niblick.model.tree import Node
 from niblick.plan import make_plan, member_prefix, of_member
 from niblick.recipe.model import ModelRecipe
 
-_SEEDS = 1 << 32  # apart; that of the first member is the recipe's
+_SEEDS, _APART = 1 << 32, 0x9E3779B1  # seeds that torch tells apart; members are so far apart
 
 
 def new_model(model: ModelRecipe, *, seed: int | None = 0) -> LanguageModel:
@@ -42,7 +42,7 @@ class Ensemble(LanguageModel):
         Node.__init__(self)
         self.recipe, self.plan = model, make_plan(model)
         self.members = nn.ModuleList(
-            LanguageModel(plan.model, seed=None if seed is None else seed + i * _SEEDS)
+            LanguageModel(plan.model, seed=None if seed is None else (seed + i * _APART) % _SEEDS)
             for i, plan in enumerate(self.plan.members)
         )
         for name in [p.name for p in self.plan.parameters if p.name not in dict(self._own)]:
