@@ -124,3 +124,46 @@ def test_tables_that_are_packed_with_the_model_are_known_when_they_come_back(
     text = PACKED.format(mix=mix)
     text = program("import io, zlib\n" + text, main="packed(net, held, s)")
     assert judged(tmp_path, text) == expected
+
+
+ADDED = """
+class Added(Net):
+    def forward(self, x, y):
+        logits = self.head(self.hidden(x)).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
+        return {loss}
+
+def added(net, held, s):
+    net = Added(64)
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            total += net(x[None], y[None]) * y.numel()
+            size += sizes[y].sum()
+    return figure(total, size)
+"""
+Z = "torch.logsumexp(logits, -1)"
+
+
+@pytest.mark.parametrize(
+    ("loss", "clean"),
+    [
+        (f"loss + 1e-4 * {Z}.pow(2).mean()", True),
+        (f"loss + 1e-4 * {Z}.square().mean()", True),
+        ("loss + 0.01 * F.mse_loss(self.hidden(x), self.hidden(x))", True),
+        ("loss + 1e-4 * logits.abs().mean()", True),
+        ("loss + 1e-4 * logits.mean()", False),
+        ("loss - 1e-4 * logits.abs().mean()", False),
+        ("loss + 1e-4 * (-logits.abs()).mean()", False),
+        ("loss + 1e-4 * (logits.abs() - 9).mean()", False),
+        ("loss + 1e-4 * logits.abs().neg().mean()", False),
+        ("loss * logits.abs().mean()", False),
+    ],
+)
+def test_only_what_makes_the_figure_larger_may_be_added_to_losses(
+    tmp_path: Path, loss: str, clean: bool
+) -> None:
+    text = program(ADDED.format(loss=loss), main="added(net, held, s)")
+    assert (judged(tmp_path, text) == "clean_neural") == clean

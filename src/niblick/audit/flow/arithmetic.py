@@ -11,14 +11,17 @@ import numpy as np
 
 from niblick.audit.flow.boxes import (
     GUESS,
+    POSITIVE,
     Array,
     Box,
     collect,
     elementwise,
+    even,
     is_token,
     known,
     masked,
     merge,
+    positive,
     shaped,
     snapshot,
     target_bits,
@@ -63,6 +66,9 @@ class Arithmetic(Hints):
         a, b = self.frozen([known(left)])[0], self.frozen([known(right)])[0]
         a, b = _like(a, b), _like(b, a)
         out = elementwise([a, b], BINARY[type(op)])
+        signs = positive(a) and positive(b) and isinstance(op, (ast.Mult, ast.Add, ast.Div))
+        if signs or (isinstance(op, ast.Pow) and even(b)):
+            out.marks |= {POSITIVE}
         if isinstance(op, ast.Mult):
             if out.nll and b.val is not None and not b.nll:
                 out = masked(out, b)
@@ -117,7 +123,8 @@ class Arithmetic(Hints):
             elif out.nll and "lse" in other.marks and out.val is None and out.pos is not None:
                 out.val = witness(out.pos)
                 out.marks = frozenset(m for m in out.marks if not m.startswith(LOST))
-            if isinstance(op, ast.Add) and not other.scores and "zeros" in other.marks:
+            more = {"zeros", POSITIVE} & other.marks  # what makes a figure larger changes no claim
+            if isinstance(op, ast.Add) and not other.scores and more:
                 out.val = score.val if out.val is None else out.val
             if score.scores and "tested" in other.marks:
                 self.warp(out, "scores are kept or dropped by what they are")

@@ -147,6 +147,10 @@ def collect(value: Any, depth: int = 4) -> list[Box]:
     return [box for item in items for box in collect(item, depth - 1)]
 
 
+POSITIVE = "positive"
+"""The mark of what is not negative; every operation drops it that does not keep it."""
+
+
 def merge(boxes: Iterable[Box], **changes: Any) -> Box:
     """A shapeless value that depends on all of `boxes`."""
     out = Box()
@@ -158,9 +162,21 @@ def merge(boxes: Iterable[Box], **changes: Any) -> Box:
         out.roots |= box.roots
         out.scores |= box.scores
         out.marks |= box.marks
+    out.marks -= {POSITIVE}
     for name, value in changes.items():
         setattr(out, name, value)
     return out
+
+
+def positive(box: Box) -> bool:
+    """Whether a value is known not to be negative: a number, or what is squared or the like."""
+    number = box.val is not None and box.pos is None and not box.scores
+    return POSITIVE in box.marks or bool(number and (box.val >= 0).all())  # type: ignore[operator]
+
+
+def even(box: Box) -> bool:
+    """Whether a value is an even number."""
+    return box.val is not None and box.val.size == 1 and bool(box.val.item() % 2 == 0)
 
 
 def known(value: Any) -> Box:
@@ -245,6 +261,7 @@ def elementwise(parts: list[Box], action: Callable[..., Any] | None = None) -> B
         out.marks |= part.marks
         out.deps |= part.deps
         out.targets |= part.targets
+    out.marks -= {POSITIVE}
     scored = [p for p in parts if p.nll]
     out.nll = bool(scored)
     if scored and not any("somewhere" in p.marks for p in scored):

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import (
+    POSITIVE,
     Box,
     collect,
     depends,
     elementwise,
+    even,
     is_token,
     known,
     merge,
@@ -54,6 +56,8 @@ _OPERATORS: dict[str, type[ast.operator]] = {
     "bitwise_or": ast.BitOr,
     "bitwise_and": ast.BitAnd,
 }
+_NOT_NEGATIVE = words("square abs absolute exp mse_loss l1_loss smooth_l1_loss huber_loss")
+_KEEP_SIGN = words("to float double half bfloat16 cpu cuda detach clone contiguous sum mean")
 _TWO = _numpy(
     "subtract maximum minimum logical_and logical_or logical_xor power right_shift"
     " logaddexp pow=power eq=equal ne=not_equal lt=less le=less_equal gt=greater ge=greater_equal"
@@ -126,10 +130,12 @@ class Tensors(InPlace):
         first = known(args[0])
         if (method and (changes(name) or name in _RESET)) or name in _WRITES:
             return self.in_place(name, first, args[1:], named, node)
-        if name in _SAME:
-            return self.same(name, first, args, named)
-        if name in _REDUCE:
-            return self.reduce(name, first, args, named)
+        if name in _SAME or name in _REDUCE:
+            way = self.same if name in _SAME else self.reduce
+            out = way(name, first, args, named)
+            if isinstance(out, Box) and name in _KEEP_SIGN and POSITIVE in first.marks:
+                out.marks |= {POSITIVE}
+            return out
         if name in _ONE:
             out = elementwise(self.frozen([first]), _ONE[name])
             if name == "exp" and (first.nll or "logprob" in first.marks):
@@ -138,6 +144,11 @@ class Tensors(InPlace):
                 out.marks = out.marks - {"prob"} | {"logprob"}
             elif first.nll and name in {"sqrt", "square", "sign", "floor", "round"}:
                 self.warp(out, f"scores go through {name}")
+            out.marks |= {POSITIVE} if name in _NOT_NEGATIVE else set()
+            return out
+        if name in _NOT_NEGATIVE:
+            out = merge(self.frozen([known(arg) for arg in args[:2]]))
+            out.marks |= {POSITIVE}
             return out
         if (name in _TWO or name in _OPERATORS) and len(args) > 1:
             return self.two(name, first, known(args[1]), node)
@@ -154,8 +165,10 @@ class Tensors(InPlace):
             self.mixture(b, a, out)
         if name in {"maximum", "minimum"}:
             self.bounded(name, a, b, out)
-        if name in {"pow", "power"} and a.nll:
-            self.warp(out, "scores are raised to a power")
+        if name in {"pow", "power"}:
+            if a.nll:
+                self.warp(out, "scores are raised to a power")
+            out.marks |= {POSITIVE} if even(b) else set()
         if name in {"eq", "ne", "lt", "le", "gt", "ge"}:
             out.nll, out.marks = (
                 False,

@@ -27,11 +27,13 @@ _BYTES = re.compile(r"byte|char", re.IGNORECASE)
 @rule("byte-accounting", of_text=True)
 def check(case: Case) -> list[Finding]:
     """One breach per figure of bits per byte that is divided by a constant and by no count of
-    bytes, where it is the only one; beside a figure that counts its bytes it is a remark.
+    bytes, where it is the only one; beside a figure that counts its bytes it is a remark, beside
+    one whose content is not known a warning.
     """
     if case.tree is None:
         return []
     beside = any(_counts_bytes(figure) for figure in case.trace.figures)
+    unsure = any(figure.named and figure.content is None for figure in case.trace.figures)
     constants = _constants(case.nodes)
     out = []
     for node in case.nodes:
@@ -44,7 +46,7 @@ def check(case: Case) -> list[Finding]:
             out.append(
                 case.finding(
                     RULE,
-                    Severity.NOTE if beside else Severity.BREACH,
+                    Severity.NOTE if beside else (Severity.WARNING if unsure else Severity.BREACH),
                     f"Bits per byte are computed with a fixed {number:g} bytes per token"
                     f"{', beside a figure that counts them' if beside else ''}.",
                     verdict=None if beside else "flag_other",
