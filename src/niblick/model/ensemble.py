@@ -19,7 +19,8 @@ from niblick.model.tree import Node
 from niblick.plan import make_plan, member_prefix, of_member
 from niblick.recipe.model import ModelRecipe
 
-_SEEDS = 1 << 32  # apart; that of the first member is the recipe's
+# Apart; that of the first member is the recipe's. torch's generators take 32 bits of a seed.
+_SEEDS, _BITS = 0x9E3779B1, 0xFFFFFFFF
 
 
 def new_model(model: ModelRecipe, *, seed: int | None = 0) -> LanguageModel:
@@ -42,7 +43,7 @@ class Ensemble(LanguageModel):
         Node.__init__(self)
         self.recipe, self.plan = model, make_plan(model)
         self.members = nn.ModuleList(
-            LanguageModel(plan.model, seed=None if seed is None else seed + i * _SEEDS)
+            LanguageModel(plan.model, seed=None if seed is None else seed + i * _SEEDS & _BITS)
             for i, plan in enumerate(self.plan.members)
         )
         for name in [p.name for p in self.plan.parameters if p.name not in dict(self._own)]:
