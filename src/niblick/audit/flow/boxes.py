@@ -170,8 +170,9 @@ def merge(boxes: Iterable[Box], **changes: Any) -> Box:
 
 def positive(box: Box) -> bool:
     """Whether a value is known not to be negative: a number, or what is squared or the like."""
-    number = box.val is not None and box.pos is None and not box.scores
-    return POSITIVE in box.marks or bool(number and (box.val >= 0).all())  # type: ignore[operator]
+    if POSITIVE in box.marks:
+        return True
+    return box.val is not None and box.pos is None and not box.scores and bool((box.val >= 0).all())
 
 
 def even(box: Box) -> bool:
