@@ -19,6 +19,7 @@ EVERYTHING = [
     "model.document_attention=within",
     "model.embedding.init=overtone",
     "model.residual_mix.init=phase",
+    "model.members=2",
     "model.mtp.heads=1",
     "model.skips.enabled=true",
     "model.sidecar.layers=[3]",

@@ -14,6 +14,8 @@ from niblick import toolchain
 from niblick.cli import _format_warning
 from niblick.engine import choice
 from niblick.errors import NiblickError, NiblickWarning
+from niblick.plan import make_plan
+from niblick.recipe import load_recipe
 from niblick.toolchain import (
     AVX2,
     AVX512,
@@ -124,16 +126,17 @@ def test_zig_is_the_compiler_where_the_system_has_none(carrying, monkeypatch):
 
 def test_the_numpy_engine_says_once_that_it_stands_in(carrying, monkeypatch):
     monkeypatch.setattr(choice, "unsupported", lambda plan: None)
+    plan = make_plan(load_recipe("token-shift-small").model)
     monkeypatch.setattr("niblick.engine.plain.NumpyEngine", lambda *_, **__: "numpy")
     choice.say_once.cache_clear()
     with pytest.warns(NiblickWarning, match=r"numpy engine.*C compiler") as told:
-        assert choice.open_engine(None, None) == "numpy"
+        assert choice.open_engine(plan, {}) == "numpy"
     assert len(told) == 1
     line = _format_warning(told[0].message, told[0].category, "file.py", 1)
     assert line.startswith("niblick: the numpy engine") and line.count("\n") == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert choice.open_engine(None, None) == choice.open_engine(None, None, kind="numpy")
+        assert choice.open_engine(plan, {}) == choice.open_engine(plan, {}, kind="numpy")
 
 
 def test_every_variant_needs_what_those_below_it_need():

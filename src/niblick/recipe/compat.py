@@ -24,6 +24,7 @@ ADDED_SINCE_0_1 = (
     "training.adam.decoupled",
     "training.adam.head_lr",
     "training.schedule.kind",
+    "training.averaging.width",
     "training.reduce",
     "model.bigram.projection",
     "model.members",

@@ -59,12 +59,12 @@ class RecordedLoss:
     def __init__(self, loss: Loss, model: LanguageModel) -> None:
         self._loss = loss
         self._linears = [each for each in model.modules() if isinstance(each, Linear)]
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
         self._kind: tuple[object, ...] | None = None
         self.program: Program | None = None
 
     def backward(self, batch: Batch) -> Tensor | None:
-        """Give each parameter, which has none, its gradient and return the mean nll.
+        """Give each parameter its gradient and return the mean nll.
 
         None, and no gradients, for a batch unlike the first or a model with adapters.
         """
@@ -72,7 +72,8 @@ class RecordedLoss:
         if found is None:
             return None
         nll, grads = found
-        self.keep(grads)
+        for parameter, grad in zip(self.parameters, grads, strict=True):
+            parameter.grad = grad
         return nll
 
     def gradients(self, batch: Batch) -> tuple[Tensor, list[Tensor | None]] | None:
@@ -86,14 +87,6 @@ class RecordedLoss:
         (nll,), grads = self.program(*batch.tensors)
         return nll, grads
 
-    def keep(self, grads: Sequence[Tensor | None]) -> None:
-        """Give each parameter its gradient; what members share gets the sum."""
-        for parameter, grad in zip(self._parameters, grads, strict=True):
-            if parameter.grad is None:
-                parameter.grad = grad
-            elif grad is not None:
-                parameter.grad = parameter.grad + grad
-
     def _record(self, batch: Batch) -> Program | None:
         """A program that gives what the original gives, to the bit.
 
@@ -101,7 +94,7 @@ class RecordedLoss:
         """
         try:
             loss, nll = self._weighted(batch)
-            grads = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
             expected = [_digest(t) for t in (nll, *grads)]
             del loss, nll, grads
             return_freed_memory()
@@ -121,7 +114,7 @@ class RecordedLoss:
     def _program(self, batch: Batch) -> Program:
         with Tape(batch.tensors) as tape:
             loss, nll = self._weighted(batch)
-        return Program(tape, loss, [nll], self._parameters)
+        return Program(tape, loss, [nll], self.parameters)
 
     def _weighted(self, batch: Batch) -> tuple[Tensor, Tensor]:
         loss, nll = self._loss(batch.inputs, batch.targets, batch.factors)
@@ -151,8 +144,13 @@ class RecordedMembers:
         found = [each for each in spread(RecordedLoss.gradients, self._members, parts) if each]
         if len(found) < len(parts):
             return None
+        sums: dict[Tensor, Tensor | None] = {}
         for member, (_, grads) in zip(self._members, found, strict=True):
-            member.keep(grads)
+            for parameter, grad in zip(member.parameters, grads, strict=True):
+                before = sums.get(parameter)  # of an earlier member that has it, too
+                sums[parameter] = grad if before is None or grad is None else before + grad
+        for own, total in sums.items():
+            own.grad = total
         return torch.stack([nll for nll, _ in found]).mean()
 
 

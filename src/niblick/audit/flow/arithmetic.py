@@ -16,12 +16,10 @@ from niblick.audit.flow.boxes import (
     Box,
     collect,
     elementwise,
-    even,
     is_token,
     known,
     masked,
     merge,
-    positive,
     shaped,
     snapshot,
     target_bits,
@@ -30,7 +28,7 @@ from niblick.audit.flow.boxes import (
 from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.lengths import Rank, computed
-from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, narrows
+from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, even, narrows, positive
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, KeyEvent, Namespace
 from niblick.audit.flow.spaces import spaced
 from niblick.audit.flow.state import PLAIN
@@ -261,29 +259,7 @@ class Arithmetic(Hints):
             except TypeError:
                 return Box(shape=())
         if isinstance(left, Box) or isinstance(right, Box):
-            a, b = known(left), known(right)
-            self.silence(op, a, b)
-            out = elementwise(self.frozen([a, b]), COMPARE[type(op)])
-            if (
-                isinstance(op, ast.Eq)
-                and a.pos is not None
-                and b.shape == ()
-                and a.val is not None
-                and out.val is not None
-                and (
-                    a.val.size == self.stream.val.size and not out.val.any()  # type: ignore[union-attr]
-                )
-            ):
-                out.val = a.val == 1
-            if isinstance(op, ast.Eq):
-                self.check_hit(a, b)
-            out.nll = False
-            out.marks |= {"index", "tested"} if out.scores else {"index"}
-            if isinstance(op, ORDER) and is_token(out) and all(bounds(p) for p in (a, b)):
-                out.marks |= {"sized"}
-            if isinstance(op, (ast.Eq, ast.NotEq)) and _guessed(a, b):
-                out.marks |= {"match"}
-            return out
+            return self.compare_boxes(op, known(left), known(right))
         if (
             isinstance(left, Dotted)
             and isinstance(right, Dotted)
@@ -295,6 +271,22 @@ class Arithmetic(Hints):
         ):
             return Box(shape=())
         return (left is right) == isinstance(op, ast.Eq)
+
+    def compare_boxes(self, op: ast.cmpop, a: Box, b: Box) -> Box:
+        self.silence(op, a, b)
+        out = elementwise(self.frozen([a, b]), COMPARE[type(op)])
+        if isinstance(op, ast.Eq):
+            if a.pos is not None and b.shape == () and a.val is not None and out.val is not None:
+                whole = a.val.size == self.stream.val.size  # type: ignore[union-attr]
+                out.val = a.val == 1 if whole and not out.val.any() else out.val
+            self.check_hit(a, b)
+        out.nll = False
+        out.marks |= {"index", "tested"} if out.scores else {"index"}
+        if isinstance(op, ORDER) and is_token(out) and all(bounds(p) for p in (a, b)):
+            out.marks |= {"sized"}
+        if isinstance(op, (ast.Eq, ast.NotEq)) and _guessed(a, b):
+            out.marks |= {"match"}
+        return out
 
     def contains(self, op: ast.cmpop, left: Any, right: Any) -> Any:
         if isinstance(right, Dotted) and right.name.endswith("environ"):

@@ -168,18 +168,6 @@ def merge(boxes: Iterable[Box], **changes: Any) -> Box:
     return out
 
 
-def positive(box: Box) -> bool:
-    """Whether a value is known not to be negative: a number, or what is squared or the like."""
-    if POSITIVE in box.marks:
-        return True
-    return box.val is not None and box.pos is None and not box.scores and bool((box.val >= 0).all())
-
-
-def even(box: Box) -> bool:
-    """Whether a value is an even number."""
-    return box.val is not None and box.val.size == 1 and bool(box.val.item() % 2 == 0)
-
-
 def known(value: Any) -> Box:
     """A plain number, list or array as a `Box` with known content."""
     if isinstance(value, Box):

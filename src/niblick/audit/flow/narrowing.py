@@ -1,4 +1,4 @@
-"""Targets of a smaller vocabulary than the stream's, whose bytes are counted in full.
+"""What is known of numbers that are not: their signs, and whether tokens were held to fewer.
 
 Tokens held below a bound, or taken modulo one, may be other tokens than those of the stream. What
 the bound is worth beside the vocabulary of the data is seldom in the script, so such scores are of
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ast
 
-from niblick.audit.flow.boxes import Box, is_token, known
+from niblick.audit.flow.boxes import POSITIVE, Box, is_token, known
 
 ALTERED = "altered"
 """The mark of tokens that may have become other ones."""
@@ -29,3 +29,15 @@ def bounds(part: Box) -> bool:
     """Whether a side of a comparison is tokens, or a number that may lie among them."""
     one = part.val is not None and part.val.size == 1
     return is_token(part) or (narrows(part) and not (one and part.val.item() <= 0))  # type: ignore[union-attr]
+
+
+def positive(box: Box) -> bool:
+    """Whether a value is known not to be negative: a number, or what is squared or the like."""
+    if POSITIVE in box.marks:
+        return True
+    return box.val is not None and box.pos is None and not box.scores and bool((box.val >= 0).all())
+
+
+def even(box: Box) -> bool:
+    """Whether a value is an even number."""
+    return box.val is not None and box.val.size == 1 and bool(box.val.item() % 2 == 0)

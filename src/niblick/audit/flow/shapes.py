@@ -36,6 +36,31 @@ CREATE: dict[str, int | None] = {**dict.fromkeys(_UNKNOWN), **_FILLED}
 LIKE = {f"{name}_like": CREATE[name] for name in words("zeros ones empty full rand randn")}
 
 
+def _reshaped(name: str, box: Box, rest: list[Any]) -> Box:
+    """What `reshape` and its kind make of a value."""
+    sizes = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
+    shape: tuple[Any, ...] = (
+        tuple(_size(s) for s in sizes) if sizes and name in {"reshape", "view"} else (-1,)
+    )
+    known_sizes = [s for s in shape if isinstance(s, int) and s >= 0]
+    misfit = None not in shape and box.pos is not None and not _fits(box.pos, shape)
+    if box.rows and len(box.rows) == len(shape) and (misfit or not known_sizes):
+        shape = tuple(box.rows)
+    elif None in shape:
+        shape = (-1, *known_sizes)
+    if name == "flatten" and rest:
+        shape = (-1,)
+    like = known(rest[0]).shape if rest and name.endswith("_as") else None
+    if like is not None and None not in like:
+        shape = like
+    wanted: Any = shape
+    out = shaped(box, lambda a: a.reshape(wanted))
+    out.live = box.live
+    flat = shape == (-1,)
+    out.rows = (box.shape if len(box.shape or ()) > 1 else box.rows) if flat else None
+    return out
+
+
 class Shapes(Access):
     """Operations that make, reshape, select from or join shadow tensors."""
 
@@ -117,27 +142,7 @@ class Shapes(Access):
         rest = args[1:]
         box = self.frozen([first])[0] if not first.live else first
         if name in {"reshape", "view", "flatten", "ravel", "view_as", "reshape_as"}:
-            sizes = rest[0] if rest and isinstance(rest[0], (tuple, list)) else rest
-            shape: tuple[Any, ...] = (
-                tuple(_size(s) for s in sizes) if sizes and name in {"reshape", "view"} else (-1,)
-            )
-            known_sizes = [s for s in shape if isinstance(s, int) and s >= 0]
-            misfit = None not in shape and box.pos is not None and not _fits(box.pos, shape)
-            if box.rows and len(box.rows) == len(shape) and (misfit or not known_sizes):
-                shape = tuple(box.rows)
-            elif None in shape:
-                shape = (-1, *known_sizes)
-            if name == "flatten" and rest:
-                shape = (-1,)
-            like = known(rest[0]).shape if rest and name.endswith("_as") else None
-            if like is not None and None not in like:
-                shape = like
-            wanted: Any = shape
-            out = shaped(box, lambda a: a.reshape(wanted))
-            out.live = box.live
-            flat = shape == (-1,)
-            out.rows = (box.shape if len(box.shape or ()) > 1 else box.rows) if flat else None
-            return out
+            return _reshaped(name, box, rest)
         if name == "unsqueeze" and rest and isinstance(rest[0], int):
             return shaped(box, lambda a: np.expand_dims(a, rest[0]))
         if name in {"squeeze"}:

@@ -82,25 +82,20 @@ class State:
         self.forced: dict[int, bool] = {}
         self.decided: dict[tuple[Any, ...], set[tuple[int, bool]]] = {}
         self.sketched: dict[int, int] = {}  # work on the plain turns of each loop
-        self.interest = 0
-        self.touched = 0
-        self.cleared = False
+        self.interest = self.touched = 0
+        self.cleared = self.stubborn = self.choosing = self.hooked = self.parts_hooked = False
         self.free: dict[int, frozenset[str] | None] = {}
         self.answers: dict[tuple[Any, ...], tuple[Any, int]] = {}
         self.maybe_ended = 0
         self.loop_steps: dict[int, int] = {}
         self.order = 0
         self.hooks = 0
-        self.hooked = False
-        self.parts_hooked = False
         self.tries = 0
         self.line = 0
         self.arguments: list[str] = []
         self.native: dict[str, frozenset[int]] = {}
         self.peeking: dict[int, bool] = {}
         self.adapting: dict[int, tuple[bool, bool]] = {}
-        self.stubborn = False
-        self.choosing = False
         self.loops: list[ast.stmt] = []
         self.random: dict[int, bool] = {}
         self.kept_for = 0

@@ -16,7 +16,6 @@ from niblick.audit.flow.boxes import (
     collect,
     depends,
     elementwise,
-    even,
     is_token,
     known,
     merge,
@@ -27,7 +26,7 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.inplace import _RESET, _WRITES, InPlace, changes
 from niblick.audit.flow.joining import view
-from niblick.audit.flow.narrowing import ALTERED, narrows
+from niblick.audit.flow.narrowing import ALTERED, even, narrows
 from niblick.audit.flow.objects import Function
 from niblick.audit.flow.scoring import _LOSSES
 from niblick.audit.flow.shapes import CREATE, LIKE, boolean

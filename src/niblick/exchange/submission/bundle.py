@@ -137,6 +137,9 @@ def _imports(text: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazily":
+            values = (n.value for n in ast.walk(node) if isinstance(n, ast.Constant))
+            yield from (v for v in values if isinstance(v, str) and v.startswith(f"{PACKAGE}."))
 
 
 def _minified(name: str, text: str) -> str:
