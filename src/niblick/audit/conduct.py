@@ -71,7 +71,7 @@ def audit(
 
 def _read(taken: Snapshot) -> Reading:
     """Reading in a child: behind walls where there are any; no code of the submission runs."""
-    arguments: dict[str, Any] = {"stage_seconds": READING.cpu_seconds / 3}
+    arguments: dict[str, Any] = {"stage_seconds": READING.cpu_seconds / 2}
     if taken.script is not None:
         arguments["script"] = taken.script
     job = Job(task="read", arguments=arguments, bundle=taken.bundle, place=taken.place)

@@ -26,11 +26,11 @@ def build_model(
     return model.eval()
 
 
-def load_tensors(model: LanguageModel, tensors: Mapping[str, QuantizedTensor | ArrayLike]) -> None:
-    """Give `model` the values of `tensors`, which must name each of its parameters."""
+def load_tensors(model: LanguageModel, given: Mapping[str, QuantizedTensor | ArrayLike]) -> None:
+    """Give `model` the values of `given`, which must name each of its parameters."""
     values = {
         name: t.dequantize() if isinstance(t, QuantizedTensor) else np.require(t, np.float32, "W")
-        for name, t in tensors.items()
+        for name, t in given.items()
     }
     parameters = dict(model.named_parameters())
     if parameters.keys() != values.keys():
@@ -38,6 +38,6 @@ def load_tensors(model: LanguageModel, tensors: Mapping[str, QuantizedTensor | A
         raise NiblickError(
             f"the tensors do not fit the model: {quoted(odd[0])} is on one side only"
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(torch.from_numpy(values[name]))
+    # Not strict: what an ensemble's members share has names in each of them, too.
+    tensors = {name: torch.from_numpy(value) for name, value in values.items()}
+    model.load_state_dict(tensors, strict=False)

@@ -21,7 +21,7 @@ from niblick.audit.flow.turns import BREAK, Names, Step, Turns
 from niblick.audit.operators import COMPARE
 
 MOST_MORE = 6
-MOST_WORK, LEAST_WORK = 200_000, 2_000  # on one loop in all, and on a later run of it
+MOST_WORK, LEAST_WORK = 100_000, 1_000  # on one loop in all, and on a later run of it
 _SIZES = frozenset({"numel", "size", "__len__"})
 _FAILS = (
     NotPlainError,

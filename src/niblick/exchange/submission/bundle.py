@@ -73,7 +73,12 @@ def reachable(entry: str) -> dict[str, str]:
         found[name] = path.read_text("utf-8")
         waiting += [
             name.rpartition(".")[0],
-            *(m for m in _imports(found[name]) if m.split(".")[0] == PACKAGE),
+            # What the package itself offers is for its users.
+            *(
+                module
+                for module in _imports(found[name], lazy=name != PACKAGE)
+                if module.split(".")[0] == PACKAGE
+            ),
         ]
     return dict(sorted(found.items()))
 
@@ -117,9 +122,9 @@ def _path(name: str) -> Path | None:
     return None
 
 
-def _imports(text: str) -> Iterator[str]:
+def _imports(text: str, *, lazy: bool = False) -> Iterator[str]:
     """Modules a source may import at run time, `from x import y` read as both x and x.y;
-    typing-only ones left out.
+    typing-only ones left out, those of `lazily` taken where `lazy`.
     """
     tree = ast.parse(text)
     skipped = {
@@ -137,7 +142,7 @@ def _imports(text: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazily":
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazily" and lazy:
             values = (n.value for n in ast.walk(node) if isinstance(n, ast.Constant))
             yield from (v for v in values if isinstance(v, str) and v.startswith(f"{PACKAGE}."))
 
