@@ -26,18 +26,14 @@ def build_model(
     return model.eval()
 
 
-def load_tensors(model: LanguageModel, given: Mapping[str, QuantizedTensor | ArrayLike]) -> None:
-    """Give `model` the values of `given`, which must name each of its parameters."""
+def load_tensors(model: LanguageModel, tensors: Mapping[str, QuantizedTensor | ArrayLike]) -> None:
+    """Give `model` the values of `tensors`, which must name each of its parameters."""
     values = {
         name: t.dequantize() if isinstance(t, QuantizedTensor) else np.require(t, np.float32, "W")
-        for name, t in given.items()
+        for name, t in tensors.items()
     }
-    parameters = dict(model.named_parameters())
-    if parameters.keys() != values.keys():
-        odd = sorted(parameters.keys() ^ values.keys())
-        raise NiblickError(
-            f"the tensors do not fit the model: {quoted(odd[0])} is on one side only"
-        )
+    odd = {name for name, _ in model.named_parameters()} ^ values.keys()
+    if odd:
+        raise NiblickError(f"the tensors do not fit the model: {quoted(min(odd))} has no partner")
     # Not strict: what an ensemble's members share has names in each of them, too.
-    tensors = {name: torch.from_numpy(value) for name, value in values.items()}
-    model.load_state_dict(tensors, strict=False)
+    model.load_state_dict({n: torch.from_numpy(value) for n, value in values.items()}, strict=False)

@@ -6,7 +6,8 @@ do not (Lakshminarayanan et al. 2017).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import log
 from typing import cast
 
@@ -45,13 +46,10 @@ class Ensemble(LanguageModel):
             LanguageModel(plan.model, seed=None if seed is None else (seed + i * _APART) % _SEEDS)
             for i, plan in enumerate(self.plan.members)
         )
-        for name in [p.name for p in self.plan.parameters if p.name not in dict(self._own)]:
-            self._share(name)
+        for parameter in self.plan.parameters:
+            if not parameter.name.startswith("members."):
+                self._share(parameter.name)
         self._modules["members"] = self._modules.pop("members")  # so that shared names come first
-
-    @property
-    def _own(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return self.named_parameters(remove_duplicate=False)
 
     def _share(self, name: str) -> None:
         """Give all members the first one's table, which the ensemble then has by this name."""
@@ -82,17 +80,15 @@ class Ensemble(LanguageModel):
         factors: Mapping[str, Tensor] = NO_FACTORS,
     ) -> tuple[Tensor, State | None]:
         """See `LanguageModel.hidden`; `factors` have the member's prefix."""
-        found, after = [], None
+        parts, states = [], []
         for i, member in enumerate(self.each):
-            prefix = member_prefix(i)
-            part = None if state is None else state.under(prefix)
-            hidden, new = member.hidden(
-                tokens, part, context=context, keep=keep, factors=of_member(factors, i)
+            own = None if state is None else replace(state, tensors=of_member(state.tensors, i))
+            hidden, after = member.hidden(
+                tokens, own, context=context, keep=keep, factors=of_member(factors, i)
             )
-            found.append(hidden)
-            if new is not None:
-                after = new.within(prefix) if after is None else after.joined(new.within(prefix))
-        return torch.cat(found, dim=-1), after
+            parts.append(hidden)
+            states += [after] if after is not None else []
+        return torch.cat(parts, dim=-1), _together(states) if states else None
 
     def head(self, hidden: Tensor) -> Tensor:
         """ln p of each token, p the members' mean."""
@@ -101,8 +97,7 @@ class Ensemble(LanguageModel):
             member.head(part).float().log_softmax(-1)
             for member, part in zip(self.each, parts, strict=True)
         ]
-        mean = torch.stack(rows).logsumexp(0) - log(len(rows))
-        return mean.to(hidden.dtype) if hidden.dtype is torch.float64 else mean
+        return torch.stack(rows).logsumexp(0) - log(len(rows))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -116,8 +111,14 @@ class Ensemble(LanguageModel):
 
     def empty_state(self, batch: int = 1, *, context: int | None = None) -> State:
         """See `LanguageModel.empty_state`."""
-        parts = [member.empty_state(batch, context=context) for member in self.each]
-        first, *rest = (part.within(member_prefix(i)) for i, part in enumerate(parts))
-        for part in rest:
-            first = first.joined(part)
-        return first
+        return _together([member.empty_state(batch, context=context) for member in self.each])
+
+
+def _together(states: Sequence[State]) -> State:
+    """The members' states, which stand at one position, as one; names have the member's prefix."""
+    tensors = {
+        member_prefix(i) + name: tensor
+        for i, state in enumerate(states)
+        for name, tensor in state.tensors.items()
+    }
+    return replace(states[0], tensors=tensors)

@@ -5,7 +5,7 @@ Calls never write into the state they were given, so a state can be kept and bra
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,19 +48,6 @@ class State:
             kind = torch.int64 if entry.kind == "int64" else dtype
             tensors[entry.name] = torch.full(shape, entry.fill, dtype=kind, device=device)
         return cls(tensors, 0, declared)
-
-    def within(self, prefix: str) -> State:
-        """The same with `prefix` before every name."""
-        return replace(self, tensors={prefix + name: t for name, t in self.tensors.items()})
-
-    def under(self, prefix: str) -> State:
-        """What has `prefix` before its name, without it."""
-        own = {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
-        return replace(self, tensors=own)
-
-    def joined(self, other: State) -> State:
-        """Both, which must stand at one position."""
-        return replace(self, tensors=self.tensors | other.tensors)
 
     @property
     def batch(self) -> int:

@@ -30,8 +30,9 @@ class Dropout:
         self._seed, self._world, self._device = recipe.seed, world, device
 
     def draw(self, step: int) -> dict[str, Tensor]:
-        """0 where a row is dropped, else 1 / (1 - rate), by table, for this process's rows;
-        an ensemble's members have tables of their own."""
+        """0 where a row is dropped, else 1 / (1 - rate), by table, for this process's rows; each
+        member of an ensemble draws its own.
+        """
         generator = np.random.default_rng([self._seed, step])
         return {name: self._factor(generator, rate) for name, rate in self.rates.items()}
 
