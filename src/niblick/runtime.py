@@ -290,6 +290,14 @@ def environment_of(gpu: str | None) -> dict[str, str] | None:
     return None if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu}
 
 
+STARTER = "NIBLICK_STARTER"  # of a run that another process started: that one's number
+
+
+def is_orphan() -> bool:
+    """Whether what started this process is gone; False from the second time on."""
+    return os.environ.pop(STARTER, str(os.getppid())) != str(os.getppid())
+
+
 def keep_freed_memory() -> bool:
     """Have the C library reuse large freed blocks rather than return them to the system; whether it
     could.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import typer
 
 from niblick.errors import NiblickError, TrainingError
 from niblick.executors import open_executor, own_gpu, waiting_pool
-from niblick.runtime import environment_of, visible_gpus
+from niblick.runtime import STARTER, environment_of, visible_gpus
 
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
@@ -85,7 +86,8 @@ _running: set[subprocess.Popen[bytes]] = set()
 def start_training(job: TrainingJob) -> Iterator[subprocess.Popen[bytes]]:
     """`niblick train` in a process of its own, resuming what was begun, on the GPU of this thread
     if it has one; its output goes to FOLDER/log.txt. Signals reach it through this process, once;
-    it ends with the block, of its own accord or because that fails.
+    it ends with the block, of its own accord or because that fails. One that has not begun when
+    this process is killed does not begin.
     """
     folder = Path(job.folder)
     if any((folder / "checkpoints").glob("step-*")):
@@ -100,7 +102,7 @@ def start_training(job: TrainingJob) -> Iterator[subprocess.Popen[bytes]]:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            env=environment_of(own_gpu()),
+            env={**(environment_of(own_gpu()) or os.environ), STARTER: str(os.getpid())},
             start_new_session=True,
         )
     _running.add(process)

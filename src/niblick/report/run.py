@@ -23,12 +23,12 @@ from niblick.compression.packing import Packed, Stage, pack, stage_report
 from niblick.compression.sensitivity import estimate_seconds
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
-from niblick.errors import DataError, StoppedError
+from niblick.errors import DataError, StoppedError, TrainingError
 from niblick.evaluation import EvaluationOptions, Score, evaluate
 from niblick.evaluation.processes import in_turn
 from niblick.model import build_model
 from niblick.recipe import Recipe
-from niblick.runtime import World, cache_folder, choose_device, process_group
+from niblick.runtime import World, cache_folder, choose_device, is_orphan, process_group
 from niblick.training import Progress, TrainResult, train
 from niblick.training.run_folder import Row, claimed, claimed_new
 
@@ -88,6 +88,8 @@ def run_directory(world: World, folder: Path | None, *, name: str) -> Iterator[P
     with process_group(world, choose_device(world)), ExitStack() as held:
 
         def claim() -> Path:
+            if is_orphan():  # who starts it again need not find the folder in use
+                raise TrainingError("what started this run is gone")
             return held.enter_context(
                 claimed_new(Path("runs"), name) if folder is None else claimed(folder)
             )
