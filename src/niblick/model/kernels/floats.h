@@ -116,13 +116,36 @@ static void rows_by_slabs(const float *a, float *b, int64_t j, float *c, int64_t
 }
 
 /* g (m, n) = or += the sum over k positions of a (columns m) times b (columns n), both in slabs. */
-EACH_UNIT(static, gather_slabs, m / SLAB, (float *, a), (float *, b), (float *, g), (int64_t, m),
-          (int64_t, n), (int64_t, k), (int, add)) {
-    int64_t i = unit * SLAB;
-    for (int64_t p = 0; p < k || p == 0; p += DEEP)
-        for (int64_t j = 0; j < n; j += SLAB)
-            multiply(slab(a, k, i) + p * SLAB, 1, SLAB, slab(b, k, j) + p * SLAB, SLAB,
-                     g + i * n + j, n, SLAB, SLAB, k - p < DEEP ? k - p : DEEP, add || p > 0);
+static void gather_slabs(float *a, float *b, float *g, int64_t m, int64_t n, int64_t k, int add) {
+    for (int64_t i = 0; i < m; i += SLAB)
+        for (int64_t p = 0; p < k || p == 0; p += DEEP)
+            for (int64_t j = 0; j < n; j += SLAB)
+                multiply(slab(a, k, i) + p * SLAB, 1, SLAB, slab(b, k, j) + p * SLAB, SLAB,
+                         g + i * n + j, n, SLAB, SLAB, k - p < DEEP ? k - p : DEEP, add || p > 0);
+}
+
+/* A backward divides its positions into parts of whole tiles, as many for any number of threads.
+   One task does all of a part, FLOAT_BACK_TURN positions at a time, whose slabs stay in the nearest
+   caches, and has sums of its own for the weights' gradients. */
+#define FLOAT_BACK_TURN 256 /* a multiple of LANES */
+#define FLOAT_PARTS(rows)                                                                          \
+    (TILES(rows) ? (TILES(rows) + part_tiles(rows) - 1) / part_tiles(rows) : 1)
+
+static inline int64_t part_tiles(int64_t rows) {
+    int64_t tiles = (TILES(rows) + 7) / 8;
+    return tiles < 2 ? 2 : tiles > 16 ? 16 : tiles;
+}
+
+static inline Range part_of(int64_t rows, int64_t part) {
+    int64_t each = part_tiles(rows) * LANES, first = part * each;
+    return (Range){first, first + each < rows ? first + each : rows};
+}
+
+/* out (n) = the sum of `parts` rows of `size`, in their order. */
+static void add_parts(const float *sums, int64_t size, int64_t parts, float *out, int64_t n) {
+    memcpy(out, sums, n * 4);
+    for (int64_t p = 1; p < parts; p++)
+        INDEPENDENT for (int64_t i = 0; i < n; i++) out[i] += sums[p * size + i];
 }
 
 /* 2^x for x <= 0 with relative error under 3e-7, 0 far below. */

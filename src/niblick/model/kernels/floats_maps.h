@@ -23,28 +23,55 @@ static void float_maps(const float *x, const float *w, float *const *raw, float 
     free(across);
 }
 
-/* The backward's tiles; down is w in slabs, kept_x and kept_g take what the gradient of w is made
- * from. */
-EACH_UNIT(static, float_map_tiles_back, TILES(s->rows), (const float *const *, g),
-          (const float *const *, raw), (float *const *, sums), (const float *, x), (float *, down),
-          (float *, kept_x), (float *, kept_g), (float *, gx), (const Maps *, s),
-          (const Turn *, turn)) {
-    int64_t d = s->d, all = s->all, t0 = unit * LANES, count = tile_rows(t0, s->rows), before = 0;
+typedef struct {
+    const float *const *g, *const *raw, *x;
+    float *const *sums, *down, *gx, *gw; /* down: w in slabs; gw: per part, (all, d) */
+    const Maps *s;
+    const Turn *turn;
+} MapsBack;
+
+/* The `count` positions from t0 on; kept_x and kept_g, slabs of k positions, take from k0 on what
+ * the gradient of w is made from. */
+static void float_map_tile_back(const MapsBack *o, int64_t t0, int64_t count, float *kept_x,
+                                float *kept_g, int64_t k, int64_t k0) {
+    const Maps *s = o->s;
+    const Turn *turn = o->turn;
+    int64_t d = s->d, all = s->all, before = 0;
     float *up = room(LANES * all * 4);
     for (int i = 0; i < MAPS; before += s->m[i++]) {
         int64_t m = s->m[i], heads = turn ? m / turn->e : 0;
-        if (turn && i < 2) memset(sums[i] + unit * heads, 0, heads * 4);
+        float *sums = turn && i < 2 ? o->sums[i] + t0 / LANES * heads : 0;
+        if (sums) memset(sums, 0, heads * 4);
         for (int64_t r = 0; m && r < count; r++)
-            if (turn && i < 2)
-                heads_back_row_f32(g[i], raw[i], turn->cosine, turn->sine, turn->gain[i],
-                                   turn->inverse[i], up + r * all + before, sums[i] + unit * heads,
-                                   t0 + r, turn->length, heads, turn->half, turn->e);
-            else memcpy(up + r * all + before, g[i] + (t0 + r) * m, m * 4);
+            if (sums)
+                heads_back_row_f32(o->g[i], o->raw[i], turn->cosine, turn->sine, turn->gain[i],
+                                   turn->inverse[i], up + r * all + before, sums, t0 + r,
+                                   turn->length, heads, turn->half, turn->e);
+            else memcpy(up + r * all + before, o->g[i] + (t0 + r) * m, m * 4);
     }
-    fill_down(up, count, all, kept_g, s->rows, t0);
-    fill_down(x + t0 * d, count, d, kept_x, s->rows, t0);
-    rows_by_slabs(up, down, 0, gx + t0 * d, d, count, d, all);
+    fill_down(up, count, all, kept_g, k, k0);
+    fill_down(o->x + t0 * d, count, d, kept_x, k, k0);
+    rows_by_slabs(up, o->down, 0, o->gx + t0 * d, d, count, d, all);
     free(up);
+}
+
+EACH_UNIT(static, float_map_parts_back, FLOAT_PARTS(o->s->rows), (const MapsBack *, o)) {
+    int64_t d = o->s->d, all = o->s->all;
+    float *kept_x = room(FLOAT_BACK_TURN * d * 4), *kept_g = room(FLOAT_BACK_TURN * all * 4);
+    Range part = part_of(o->s->rows, unit);
+    for (int64_t t0 = part.first; t0 < part.last || t0 == part.first; t0 += FLOAT_BACK_TURN) {
+        int64_t k = within(part.last - t0, FLOAT_BACK_TURN);
+        for (int64_t k0 = 0; k0 < k; k0 += LANES)
+            float_map_tile_back(o, t0 + k0, tile_rows(k0, k), kept_x, kept_g, k, k0);
+        gather_slabs(kept_g, kept_x, o->gw + unit * all * d, all, d, k, t0 > part.first);
+    }
+    free(kept_x), free(kept_g);
+}
+
+/* Rows of the weights' gradient from those of its parts. */
+EACH_UNIT(static, float_map_weights, all, (const float *, sums), (float *, gw), (int64_t, parts),
+          (int64_t, all), (int64_t, d)) {
+    add_parts(sums + unit * d, all * d, parts, gw + unit * d, d);
 }
 
 /* From g[i], the gradients of raw[i] or of what turned, those of x and w; sums[i] take (tiles,
@@ -52,11 +79,12 @@ EACH_UNIT(static, float_map_tiles_back, TILES(s->rows), (const float *const *, g
 static void float_maps_back(const float *const *g, const float *const *raw, float *const *sums,
                             const float *x, const float *w, float *gx, float *gw, const Maps *s,
                             const Turn *turn) {
-    float *down = slabs_down(w, s->all, s->d), *kept_x = room(s->rows * s->d * 4),
-          *kept_g = room(s->rows * s->all * 4);
-    float_map_tiles_back(g, raw, sums, x, down, kept_x, kept_g, gx, s, turn);
-    gather_slabs(kept_g, kept_x, gw, s->all, s->d, s->rows, 0);
-    free(down), free(kept_x), free(kept_g);
+    int64_t parts = FLOAT_PARTS(s->rows);
+    float *down = slabs_down(w, s->all, s->d), *whole = room(parts * s->all * s->d * 4);
+    MapsBack o = {g, raw, x, sums, down, gx, whole, s, turn};
+    float_map_parts_back(&o);
+    float_map_weights(whole, gw, parts, s->all, s->d);
+    free(down), free(whole);
 }
 
 void maps_f32(const float *x, const float *w, float *out0, float *out1, float *out2, int64_t m0,

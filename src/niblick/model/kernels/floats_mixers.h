@@ -2,8 +2,7 @@
    arguments. Widths are multiples of PANEL. */
 
 #ifdef MULTIPLIES
-#define FLOAT_STRIP 64      /* hidden channels of one product */
-#define FLOAT_BACK_TURN 512 /* positions whose slabs are kept at once, a multiple of LANES */
+#define FLOAT_STRIP 64 /* hidden channels of one product */
 
 /* y = x + a branch and n = scale rms(y) for the rows of a tile. */
 static void float_add_norm(const float *x, const float *branch, const float *a, float scale,
@@ -93,38 +92,65 @@ static void float_channel_slopes(const float *h, const float *c, float slope, in
     }
 }
 
-/* The backward's tiles; into and back are the weights in slabs. */
-EACH_UNIT(static, float_channel_tiles_back, TILES(kept->k), (const float *, g),
-          (const float *, branch), (const float *, a), (const float *, s), (float *, into),
-          (float *, back), (float, slope), (float, scale), (const float *, y),
-          (const float *, inverse), (const float *, h), (float *, gx), (float *, gbranch),
-          (float *, ga), (const ChannelSlabs *, kept), (int64_t, d), (int64_t, m)) {
-    int64_t t0 = unit * LANES, count = tile_rows(t0, kept->k), at = t0 * d;
+typedef struct {
+    const float *g, *branch, *a, *s, *y, *inverse, *h;
+    float *into, *back; /* the weights in slabs */
+    float slope, scale, *gx, *gbranch, *ga;
+    float *sums; /* per part, of the gradient of w1 (m, d) and of that of w2 (d, m) for s = 1 */
+    int64_t rows, d, m;
+} ChannelBack;
+
+/* The `count` positions from t0 on, which are those from k0 on of what is kept. */
+static void float_channel_tile_back(const ChannelBack *o, const ChannelSlabs *kept, int64_t t0,
+                                    int64_t count, int64_t k0) {
+    int64_t d = o->d, m = o->m, at = t0 * d;
+    const float *g = o->g + at;
     float *up = room(LANES * d * 4), *c = room(LANES * FLOAT_STRIP * 4), *gh = room(LANES * m * 4);
     for (int64_t r = 0; r < count; r++) {
-        float k = inverse[t0 + r] * scale;
-        INDEPENDENT for (int64_t j = 0; j < d; j++) up[r * d + j] = k * y[at + r * d + j];
+        float k = o->inverse[t0 + r] * o->scale;
+        INDEPENDENT for (int64_t j = 0; j < d; j++) up[r * d + j] = k * o->y[at + r * d + j];
     }
-    fill_down(up, count, d, kept->n, kept->k, t0);
-    fill_down(g + at, count, d, kept->g, kept->k, t0);
+    fill_down(up, count, d, kept->n, kept->k, k0);
+    fill_down(g, count, d, kept->g, kept->k, k0);
     for (int64_t r = 0; r < count; r++)
-        INDEPENDENT for (int64_t j = 0; j < d; j++) up[r * d + j] = s[j] * g[at + r * d + j];
+        INDEPENDENT for (int64_t j = 0; j < d; j++) up[r * d + j] = o->s[j] * g[r * d + j];
     for (int64_t j = 0; j < m; j += FLOAT_STRIP) {
         int64_t width = m - j < FLOAT_STRIP ? m - j : FLOAT_STRIP;
-        rows_by_slabs(up, into, j, c, width, count, width, d);
-        float_channel_slopes(h + t0 * m, c, slope, count, m, j, width, gh, kept, t0);
+        rows_by_slabs(up, o->into, j, c, width, count, width, d);
+        float_channel_slopes(o->h + t0 * m, c, o->slope, count, m, j, width, gh, kept, k0);
     }
-    rows_by_slabs(gh, back, 0, up, d, count, d, m);
-    float_add_norm_back(g + at, up, y + at, inverse + t0, branch + at, a, scale, gx + at,
-                        gbranch + at, ga + unit * d, count, d);
+    rows_by_slabs(gh, o->back, 0, up, d, count, d, m);
+    float_add_norm_back(g, up, o->y + at, o->inverse + t0, o->branch + at, o->a, o->scale,
+                        o->gx + at, o->gbranch + at, o->ga + t0 / LANES * d, count, d);
     free(up), free(c), free(gh);
 }
 
-/* Rows of w2's gradient and their part in that of s, from the sums for s = 1. */
-EACH_UNIT(static, float_channel_scales, d, (float *, sum), (const float *, w2), (const float *, s),
-          (float *, gs), (int64_t, d), (int64_t, m)) {
-    float along = 0, *row = sum + unit * m, by = s[unit];
-    INDEPENDENT for (int64_t i = 0; i < m; i++) along += row[i] * w2[unit * m + i];
+EACH_UNIT(static, float_channel_parts_back, FLOAT_PARTS(o->rows), (const ChannelBack *, o)) {
+    int64_t d = o->d, m = o->m;
+    float *sums = o->sums + unit * 2 * m * d;
+    ChannelSlabs kept = {room(FLOAT_BACK_TURN * d * 4), room(FLOAT_BACK_TURN * d * 4),
+                         room(FLOAT_BACK_TURN * m * 4), room(FLOAT_BACK_TURN * m * 4)};
+    Range part = part_of(o->rows, unit);
+    for (int64_t t0 = part.first; t0 < part.last || t0 == part.first; t0 += FLOAT_BACK_TURN) {
+        kept.k = within(part.last - t0, FLOAT_BACK_TURN);
+        for (int64_t k0 = 0; k0 < kept.k; k0 += LANES)
+            float_channel_tile_back(o, &kept, t0 + k0, tile_rows(k0, kept.k), k0);
+        gather_slabs(kept.slope, kept.n, sums, m, d, kept.k, t0 > part.first);
+        gather_slabs(kept.g, kept.act, sums + m * d, d, m, kept.k, t0 > part.first);
+    }
+    free(kept.g), free(kept.n), free(kept.act), free(kept.slope);
+}
+
+/* From the parts' sums, rows of w2's gradient, their part in that of s, and as many elements of
+ * w1's. */
+EACH_UNIT(static, float_channel_weights, d, (const float *, sums), (int64_t, parts),
+          (const float *, w2), (const float *, s), (float *, gs), (float *, gw1), (float *, gw2),
+          (int64_t, d), (int64_t, m)) {
+    int64_t at = unit * m;
+    float along = 0, *row = gw2 + at, by = s[unit];
+    add_parts(sums + at, 2 * m * d, parts, gw1 + at, m);
+    add_parts(sums + m * d + at, 2 * m * d, parts, row, m);
+    INDEPENDENT for (int64_t i = 0; i < m; i++) along += row[i] * w2[at + i];
     INDEPENDENT for (int64_t i = 0; i < m; i++) row[i] *= by;
     gs[unit] = along;
 }
@@ -133,21 +159,14 @@ void channel_back_f32(const float *g, const float *branch, const float *a, const
                       const float *w1, const float *w2, float slope, float scale, const float *y,
                       const float *inverse, const float *h, float *gx, float *gbranch, float *ga,
                       float *gs, float *gw1, float *gw2, int64_t rows, int64_t d, int64_t m) {
-    int64_t turn = rows < FLOAT_BACK_TURN ? rows : FLOAT_BACK_TURN;
-    float *into = slabs_down(w2, d, m), *back = slabs_down(w1, m, d);
-    ChannelSlabs kept = {room(turn * d * 4), room(turn * d * 4), room(turn * m * 4),
-                         room(turn * m * 4)};
-    for (int64_t t0 = 0; t0 < rows || t0 == 0; t0 += FLOAT_BACK_TURN) {
-        int64_t at = t0 * d;
-        kept.k = rows - t0 < turn ? rows - t0 : turn;
-        float_channel_tiles_back(g + at, branch + at, a, s, into, back, slope, scale, y + at,
-                                 inverse + t0, h + t0 * m, gx + at, gbranch + at,
-                                 ga + t0 / LANES * d, &kept, d, m);
-        gather_slabs(kept.slope, kept.n, gw1, m, d, kept.k, t0 > 0);
-        gather_slabs(kept.g, kept.act, gw2, d, m, kept.k, t0 > 0);
-    }
-    float_channel_scales(gw2, w2, s, gs, d, m);
-    free(into), free(back), free(kept.g), free(kept.n), free(kept.act), free(kept.slope);
+    int64_t parts = FLOAT_PARTS(rows);
+    float *into = slabs_down(w2, d, m), *back = slabs_down(w1, m, d),
+          *sums = room(parts * 2 * m * d * 4);
+    ChannelBack o = {g,     branch, a,  s,       y,  inverse, h,    into, back,
+                     slope, scale,  gx, gbranch, ga, sums,    rows, d,    m};
+    float_channel_parts_back(&o);
+    float_channel_weights(sums, parts, w2, s, gs, gw1, gw2, d, m);
+    free(into), free(back), free(sums);
 }
 
 /* Rows t0 .. t0 + count of one interpolation of token shift. */
@@ -201,10 +220,10 @@ void token_shift_f32(const float *u, const uint8_t *boundary, const float *mix_r
     free(pr), free(pk), free(pv);
 }
 
-/* What the three products for the weights read of the positions t0 .. t0 + count, in slabs. */
+/* What the three products for the weights read of `count` positions, in slabs. */
 typedef struct {
     float *r, *k, *act, *gz, *gh, *gv;
-    int64_t t0, count;
+    int64_t count;
 } ShiftSlabs;
 
 /* A tile's gradients of z and v from that of the output, and act. */
@@ -218,29 +237,60 @@ static void float_gate_rows(const float *g, const float *z, const float *v, cons
     }
 }
 
-/* The backward's tiles. */
-EACH_UNIT(static, float_shift_tiles_back, TILES(kept->count), (const float *, g),
-          (const float *, u), (const uint8_t *, boundary), (const float *, share_r),
-          (const float *, share_k), (float *, pr), (float *, pk), (float *, pv), (const float *, z),
-          (const float *, h), (const float *, v), (float *, gr), (float *, gk),
-          (const ShiftSlabs *, kept), (int64_t, length), (int64_t, d)) {
-    int64_t k = kept->count, k0 = unit * LANES, count = tile_rows(k0, k), t0 = kept->t0 + k0,
-            at = t0 * d;
+typedef struct {
+    const float *g, *u, *z, *h, *v;
+    const uint8_t *boundary;
+    const float *share_r, *share_k;
+    float *pr, *pk, *pv; /* the weights in slabs */
+    float *gr, *gk;
+    float *sums; /* per part, of the gradients of the three weights */
+    int64_t rows, length, d;
+} ShiftBack;
+
+/* The `count` positions from t0 on, which are those from k0 on of what is kept. */
+static void float_shift_tile_back(const ShiftBack *o, const ShiftSlabs *kept, int64_t t0,
+                                  int64_t count, int64_t k0) {
+    int64_t d = o->d, k = kept->count, at = t0 * d;
     float *one = room(LANES * d * 4), *two = room(LANES * d * 4), *act = room(LANES * d * 4);
-    float_shift_rows(u, boundary, share_r, t0, count, length, one, d);
-    float_shift_rows(u, boundary, share_k, t0, count, length, two, d);
+    float_shift_rows(o->u, o->boundary, o->share_r, t0, count, o->length, one, d);
+    float_shift_rows(o->u, o->boundary, o->share_k, t0, count, o->length, two, d);
     fill_down(one, count, d, kept->r, k, k0);
     fill_down(two, count, d, kept->k, k, k0);
-    float_gate_rows(g + at, z + at, v + at, h + at, count * d, one, two, act);
+    float_gate_rows(o->g + at, o->z + at, o->v + at, o->h + at, count * d, one, two, act);
     fill_down(one, count, d, kept->gz, k, k0);
     fill_down(two, count, d, kept->gv, k, k0);
     fill_down(act, count, d, kept->act, k, k0);
-    rows_by_slabs(one, pr, 0, gr + at, d, count, d, d);
-    rows_by_slabs(two, pv, 0, act, d, count, d, d);
-    INDEPENDENT for (int64_t i = 0; i < count * d; i++) act[i] *= 2 * relu(h[at + i]);
+    rows_by_slabs(one, o->pr, 0, o->gr + at, d, count, d, d);
+    rows_by_slabs(two, o->pv, 0, act, d, count, d, d);
+    INDEPENDENT for (int64_t i = 0; i < count * d; i++) act[i] *= 2 * relu(o->h[at + i]);
     fill_down(act, count, d, kept->gh, k, k0);
-    rows_by_slabs(act, pk, 0, gk + at, d, count, d, d);
+    rows_by_slabs(act, o->pk, 0, o->gk + at, d, count, d, d);
     free(one), free(two), free(act);
+}
+
+EACH_UNIT(static, float_shift_parts_back, FLOAT_PARTS(o->rows), (const ShiftBack *, o)) {
+    int64_t d = o->d, size = FLOAT_BACK_TURN * d * 4;
+    float *sums = o->sums + unit * 3 * d * d;
+    ShiftSlabs kept = {room(size), room(size), room(size), room(size), room(size), room(size)};
+    Range part = part_of(o->rows, unit);
+    for (int64_t t0 = part.first; t0 < part.last || t0 == part.first; t0 += FLOAT_BACK_TURN) {
+        int64_t k = kept.count = within(part.last - t0, FLOAT_BACK_TURN);
+        int add = t0 > part.first;
+        for (int64_t k0 = 0; k0 < k; k0 += LANES)
+            float_shift_tile_back(o, &kept, t0 + k0, tile_rows(k0, k), k0);
+        gather_slabs(kept.gz, kept.r, sums, d, d, k, add);
+        gather_slabs(kept.gh, kept.k, sums + d * d, d, d, k, add);
+        gather_slabs(kept.gv, kept.act, sums + 2 * d * d, d, d, k, add);
+    }
+    free(kept.r), free(kept.k), free(kept.act), free(kept.gz), free(kept.gh), free(kept.gv);
+}
+
+/* Rows of the weights' gradients from those of their parts. */
+EACH_UNIT(static, float_shift_weights, d, (const float *, sums), (int64_t, parts), (float *, gwr),
+          (float *, gwk), (float *, gwv), (int64_t, d)) {
+    float *const to[] = {gwr, gwk, gwv};
+    for (int i = 0; i < 3; i++)
+        add_parts(sums + (i * d + unit) * d, 3 * d * d, parts, to[i] + unit * d, d);
 }
 
 void token_shift_back_f32(const float *g, const float *u, const uint8_t *boundary,
@@ -248,24 +298,18 @@ void token_shift_back_f32(const float *g, const float *u, const uint8_t *boundar
                           const float *wv, const float *z, const float *h, const float *v,
                           float *gr, float *gk, float *gu, float *sums, float *gmix, float *gwr,
                           float *gwk, float *gwv, int64_t rows, int64_t length, int64_t d) {
-    int64_t turn = rows < FLOAT_BACK_TURN ? rows : FLOAT_BACK_TURN, size = turn * d * 4;
-    float *pr = slabs_down(wr, d, d), *pk = slabs_down(wk, d, d), *pv = slabs_down(wv, d, d);
-    float share_r[d], share_k[d];
+    int64_t parts = FLOAT_PARTS(rows);
+    float *pr = slabs_down(wr, d, d), *pk = slabs_down(wk, d, d), *pv = slabs_down(wv, d, d),
+          *whole = room(parts * 3 * d * d * 4), share_r[d], share_k[d];
     float_shares(mix_r, mix_k, share_r, share_k, d);
-    ShiftSlabs kept = {room(size), room(size), room(size), room(size), room(size), room(size)};
-    for (int64_t t0 = 0; t0 < rows || t0 == 0; t0 += FLOAT_BACK_TURN) {
-        kept.t0 = t0, kept.count = rows - t0 < turn ? rows - t0 : turn;
-        float_shift_tiles_back(g, u, boundary, share_r, share_k, pr, pk, pv, z, h, v, gr, gk, &kept,
-                               length, d);
-        gather_slabs(kept.gz, kept.r, gwr, d, d, kept.count, t0 > 0);
-        gather_slabs(kept.gh, kept.k, gwk, d, d, kept.count, t0 > 0);
-        gather_slabs(kept.gv, kept.act, gwv, d, d, kept.count, t0 > 0);
-    }
+    ShiftBack o = {g,  u,  z,  h,  v,     boundary, share_r, share_k, pr,
+                   pk, pv, gr, gk, whole, rows,     length,  d};
+    float_shift_parts_back(&o);
+    float_shift_weights(whole, parts, gwr, gwk, gwv, d);
     shift_back_f32(gr, gk, u, boundary, share_r, share_k, gu, sums, rows, length, d);
     fold_f32(sums, gmix, CHUNKS, 2 * d);
     for (int64_t j = 0; j < d; j++)
         gmix[j] *= share_r[j] * (1 - share_r[j]), gmix[d + j] *= share_k[j] * (1 - share_k[j]);
-    free(kept.r), free(kept.k), free(kept.act), free(kept.gz), free(kept.gh), free(kept.gv);
-    free(pr), free(pk), free(pv);
+    free(pr), free(pk), free(pv), free(whole);
 }
 #endif
