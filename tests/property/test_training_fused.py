@@ -291,6 +291,40 @@ def test_no_positions(kernels: Kernels, dtype: torch.dtype) -> None:
     assert not gain.grad.any() and not weight.grad.any()
 
 
+@EACH_DTYPE
+def test_many_positions_give_the_same_gradients_on_any_number_of_threads(
+    kernels: Kernels, dtype: torch.dtype
+) -> None:
+    _needs(kernels, dtype)
+    x, square, up, down = _draw((5, 512, 32), (32, 32), (64, 32), (32, 64), dtype=dtype)
+    (weight,) = _draw((32,), dtype=torch.float32)
+    square, up, down = square / 6, up / 6, down / 8
+
+    def mixers(x: Tensor, square: Tensor, up: Tensor, down: Tensor, weight: Tensor) -> Tensor:
+        y = ops.token_shift(x, None, weight, weight, square, square, square)[0]
+        y = ops.channel(x, y, weight, weight, up, down, 0.5, 1.0)[0]
+        found: Tensor = ops.linears(y, up, 64, 0, 0)[0]
+        return found
+
+    def in_torch(x: Tensor, square: Tensor, up: Tensor, down: Tensor, weight: Tensor) -> Tensor:
+        r, _ = _interpolated(x, None, weight, weight)
+        y = F.linear(r, square).sigmoid() * F.linear(F.linear(r, square).relu().square(), square)
+        z = x + weight * y
+        return F.linear(z + weight * F.linear(_square(F.linear(plain.rms(z), up), 0.5), down), up)
+
+    inputs, found, before = [x, square, up, down, weight], [], torch.get_num_threads()
+    _same(in_torch, mixers, inputs, dtype)
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaves = [t.clone().requires_grad_() for t in inputs]
+            found.append(torch.autograd.grad(mixers(*leaves).float().square().sum(), leaves))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(map(torch.equal, found[0], other))
+
+
 @settings(max_examples=20, deadline=None)
 @given(WIDE, DTYPES, st.booleans(), st.booleans(), st.sampled_from([1, 3, 50]))
 def test_rows_of_tables(

@@ -128,12 +128,15 @@ static void gather_slabs(float *a, float *b, float *g, int64_t m, int64_t n, int
    One task does all of a part, FLOAT_BACK_TURN positions at a time, whose slabs stay in the nearest
    caches, and has sums of its own for the weights' gradients. */
 #define FLOAT_BACK_TURN 256 /* a multiple of LANES */
-#define FLOAT_PARTS(rows)                                                                          \
-    (TILES(rows) ? (TILES(rows) + part_tiles(rows) - 1) / part_tiles(rows) : 1)
 
 static inline int64_t part_tiles(int64_t rows) {
     int64_t tiles = (TILES(rows) + 7) / 8;
     return tiles < 2 ? 2 : tiles > 16 ? 16 : tiles;
+}
+
+static inline int64_t float_parts(int64_t rows) {
+    int64_t each = part_tiles(rows);
+    return rows ? (TILES(rows) + each - 1) / each : 1;
 }
 
 static inline Range part_of(int64_t rows, int64_t part) {

@@ -55,7 +55,7 @@ static void float_map_tile_back(const MapsBack *o, int64_t t0, int64_t count, fl
     free(up);
 }
 
-EACH_UNIT(static, float_map_parts_back, FLOAT_PARTS(o->s->rows), (const MapsBack *, o)) {
+EACH_UNIT(static, float_map_parts_back, float_parts(o->s->rows), (const MapsBack *, o)) {
     int64_t d = o->s->d, all = o->s->all;
     float *kept_x = room(FLOAT_BACK_TURN * d * 4), *kept_g = room(FLOAT_BACK_TURN * all * 4);
     Range part = part_of(o->s->rows, unit);
@@ -79,7 +79,7 @@ EACH_UNIT(static, float_map_weights, all, (const float *, sums), (float *, gw), 
 static void float_maps_back(const float *const *g, const float *const *raw, float *const *sums,
                             const float *x, const float *w, float *gx, float *gw, const Maps *s,
                             const Turn *turn) {
-    int64_t parts = FLOAT_PARTS(s->rows);
+    int64_t parts = float_parts(s->rows);
     float *down = slabs_down(w, s->all, s->d), *whole = room(parts * s->all * s->d * 4);
     MapsBack o = {g, raw, x, sums, down, gx, whole, s, turn};
     float_map_parts_back(&o);

@@ -125,7 +125,7 @@ static void float_channel_tile_back(const ChannelBack *o, const ChannelSlabs *ke
     free(up), free(c), free(gh);
 }
 
-EACH_UNIT(static, float_channel_parts_back, FLOAT_PARTS(o->rows), (const ChannelBack *, o)) {
+EACH_UNIT(static, float_channel_parts_back, float_parts(o->rows), (const ChannelBack *, o)) {
     int64_t d = o->d, m = o->m;
     float *sums = o->sums + unit * 2 * m * d;
     ChannelSlabs kept = {room(FLOAT_BACK_TURN * d * 4), room(FLOAT_BACK_TURN * d * 4),
@@ -159,7 +159,7 @@ void channel_back_f32(const float *g, const float *branch, const float *a, const
                       const float *w1, const float *w2, float slope, float scale, const float *y,
                       const float *inverse, const float *h, float *gx, float *gbranch, float *ga,
                       float *gs, float *gw1, float *gw2, int64_t rows, int64_t d, int64_t m) {
-    int64_t parts = FLOAT_PARTS(rows);
+    int64_t parts = float_parts(rows);
     float *into = slabs_down(w2, d, m), *back = slabs_down(w1, m, d),
           *sums = room(parts * 2 * m * d * 4);
     ChannelBack o = {g,     branch, a,  s,       y,  inverse, h,    into, back,
@@ -268,7 +268,7 @@ static void float_shift_tile_back(const ShiftBack *o, const ShiftSlabs *kept, in
     free(one), free(two), free(act);
 }
 
-EACH_UNIT(static, float_shift_parts_back, FLOAT_PARTS(o->rows), (const ShiftBack *, o)) {
+EACH_UNIT(static, float_shift_parts_back, float_parts(o->rows), (const ShiftBack *, o)) {
     int64_t d = o->d, size = FLOAT_BACK_TURN * d * 4;
     float *sums = o->sums + unit * 3 * d * d;
     ShiftSlabs kept = {room(size), room(size), room(size), room(size), room(size), room(size)};
@@ -298,7 +298,7 @@ void token_shift_back_f32(const float *g, const float *u, const uint8_t *boundar
                           const float *wv, const float *z, const float *h, const float *v,
                           float *gr, float *gk, float *gu, float *sums, float *gmix, float *gwr,
                           float *gwk, float *gwv, int64_t rows, int64_t length, int64_t d) {
-    int64_t parts = FLOAT_PARTS(rows);
+    int64_t parts = float_parts(rows);
     float *pr = slabs_down(wr, d, d), *pk = slabs_down(wk, d, d), *pv = slabs_down(wv, d, d),
           *whole = room(parts * 3 * d * d * 4), share_r[d], share_k[d];
     float_shares(mix_r, mix_k, share_r, share_k, d);
