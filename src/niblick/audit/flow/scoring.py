@@ -114,6 +114,7 @@ class Scoring(Shapes):
         if self.hooks and any(depends(b) for b in tokens):
             self.calls_out("calibration", node, "parts" if self.parts_hooked else "")
             source.marks |= {f"hooked:{self.order}"}
+            self.look_on(module, self.order, node)
         if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
             if method is None:
                 return self.score(source, target, node)

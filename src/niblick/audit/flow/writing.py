@@ -108,6 +108,7 @@ class Writing(Expressions):
         """
         gained = held = 0
         marks: frozenset[str] = frozenset()
+        self.told_weights(sources)
         for source in self.frozen(sources):
             held |= source.held
             told = source.marks & {"grad"} or told_by(source)

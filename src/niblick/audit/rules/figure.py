@@ -40,12 +40,8 @@ def _figures(case: Case) -> list[Finding]:
 
 
 def _beside(case: Case, event: FigureEvent, claimed: frozenset[int]) -> bool:
-    """Whether a figure of unknown content is of other tokens than validation ones, as far as known,
-    and not the claimed one, which is seen to be honest.
-    """
+    """Whether a figure of unknown content is not the claimed one, which is seen to be honest."""
     if event.warps or event.content is not None or not claimed or event.scores & claimed:
-        return False
-    if any(e.targets for e in case.trace.scores if e.number in event.scores):
         return False
     own = [f for f in case.trace.figures if f.scores & claimed]
     return bool(own) and not any(_why(f) for f in own)
