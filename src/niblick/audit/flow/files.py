@@ -139,7 +139,7 @@ class Files(Tensors):
 
     def saved(self, args: list[Any]) -> None:
         self.to_disk(args)
-        self.told_weights([box for box in collect(args) if "param" in box.marks])
+        self.told_weights([box for box in collect(args) if box.marks & {"param", "file"}])
         self.packed(args[0])
         self.writes(args[-1] if isinstance(args[-1], (str, PurePosixPath)) else args[0])
         for box in self.frozen(collect(args)):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, Leaf, core, is_token, snapshot, stream
-from niblick.audit.flow.objects import CallEvent, Class, Dotted, Function, Namespace, Trace, Where
+from niblick.audit.flow.objects import Bound, CallEvent, Class, Dotted, Function, Namespace, Trace, Where
 from niblick.audit.flow.signals import BudgetSignal
 
 _NUMBERS = (int, float, bool, type(None), np.generic)
@@ -204,6 +204,8 @@ class State:
         if isinstance(key, Box):
             if key.val is not None and key.val.size == 1:
                 return key.val.reshape(-1)[0].item()
+            return "?"
+        if isinstance(key, Bound):
             return "?"
         if isinstance(key, tuple):
             return tuple(self.plain_key(k) for k in key)
