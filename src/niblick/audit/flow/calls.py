@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from niblick.audit.flow.boxes import Box, collect, is_token, merge, snapshot
-from niblick.audit.flow.learning import USUAL_NAMES, Learning
+from niblick.audit.flow.learning import STATE_NAMES, Learning
 from niblick.audit.flow.lengths import Rank
 from niblick.audit.flow.methods import small
 from niblick.audit.flow.objects import (
@@ -310,7 +310,7 @@ class Calls(Learning):
             return self.optimizer_call(Optimizer("?", box.roots), name, args, node)
         if name in {"items", "keys", "values"}:
             each = snapshot(box, live=box.live)
-            pair = [(known, each) for known in USUAL_NAMES[:2]]
+            pair = [(known, each) for known in STATE_NAMES]
             return pair if name == "items" else [p[name == "values"] for p in pair]
         result = self.tensor_call(name, [box, *args], named, node, True)
         if name == "numpy" and isinstance(result, Box):

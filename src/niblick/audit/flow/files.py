@@ -14,6 +14,9 @@ from niblick.audit.flow.objects import Module, Namespace
 from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.tensors import Tensors
 
+_WEIGHTS = frozenset({".pt", ".pth", ".ptz", ".safetensors"})
+"""Ends of files that hold weights where the program has written them."""
+
 
 class Files(Tensors):
     """Files of the interpreted program: data shards, saved models, small plain files."""
@@ -21,7 +24,9 @@ class Files(Tensors):
     def read_data(self, path: Any, named: dict[str, Any]) -> Box:
         """What reading an array from a path gives: the stream, training tokens, or the disk."""
         text = str(path) if isinstance(path, (str, PurePosixPath)) else ""
-        kind = path_kind(text) if text else None
+        own = ("?" if "?" in text else text) in self.wrote
+        weights = own and PurePosixPath(text).suffix in _WEIGHTS
+        kind = path_kind(text) if text and not weights else None
         count = named.get("count")
         if isinstance(count, int) and 0 < count <= 1024:
             header = np.zeros(count, dtype=np.int64)

@@ -28,7 +28,7 @@ _PARAMETERS = frozenset({"parameters", "buffers"})
 _NAMED = frozenset({"named_parameters", "named_buffers"})
 _NAMED_PARTS = frozenset({"named_modules", "named_children"})
 
-USUAL_NAMES = (
+_USUAL_NAMES = (
     "tok_emb.weight",
     *(
         f"blocks.{i}.{part}.weight"
@@ -40,6 +40,8 @@ USUAL_NAMES = (
 
 One more is left unknown.
 """
+STATE_NAMES = (_USUAL_NAMES[0], _USUAL_NAMES[1], _USUAL_NAMES[4])
+"""Of these, what a saved state holds: an embedding, a projection, a layer further in."""
 
 
 class Learning(Observing):
@@ -79,12 +81,12 @@ class Learning(Observing):
         if name in _PARAMETERS:
             return [whole, self.param_box(whole.roots)]
         if name in _NAMED:
-            return [*((each, whole) for each in USUAL_NAMES), (Box(shape=()), whole)]
+            return [*((each, whole) for each in _USUAL_NAMES), (Box(shape=()), whole)]
         if name in _NAMED_PARTS:
-            names = [each.removesuffix(".weight") for each in USUAL_NAMES]
+            names = [each.removesuffix(".weight") for each in _USUAL_NAMES]
             return [*((each, whole) for each in names), (Box(shape=()), whole)]
         if name == "state_dict":
-            return {each: self.param_box(whole.roots) for each in USUAL_NAMES[:2]}
+            return {each: self.param_box(whole.roots) for each in STATE_NAMES}
         if name == "load_state_dict":
             return self.load_state(module, args)
         if name == "zero_grad":
