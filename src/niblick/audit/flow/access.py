@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.access_index import (
+    RAW,
     any_of,
+    of_bytes,
     plain_index,
     row,
     split_marks,
@@ -275,6 +277,8 @@ class Access(Writing):
     def box_item(self, box: Box, key: Any, node: ast.AST) -> Any:
         if box.shape == () and box.scores and isinstance(key, int):
             return box  # what a model returns is one value here, be it a loss in a tuple
+        if RAW in box.marks:
+            return of_bytes(box, key)
         if (part := self.unpacked(box, key)) is not None:
             return part
         if split_marks(key) and box.pos is None and not box.roots:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from niblick.audit.flow.access_index import HEADER, RAW
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced, snapshot
 from niblick.audit.flow.figures import CONSTANT, PLAUSIBLE, WARP
 from niblick.audit.flow.lengths import Length, Rank, RankText, length_of, smallest, steps
@@ -39,6 +40,8 @@ class Builtins(Records):
         handler = getattr(self, f"py_{name}", None)
         if handler is not None:
             return handler(args, named, node)
+        if name in {"bytes", "bytearray", "memoryview"} and args and isinstance(args[0], Box):
+            return args[0]
         if name in _PURE:
             return self.pure(name, args, named)
         if name in {"list", "tuple", "set", "sorted", "reversed", "iter", "frozenset"}:
@@ -124,6 +127,8 @@ class Builtins(Records):
         if isinstance(value, (list, tuple, dict, str, bytes, set, range)):
             return len(value)
         if isinstance(value, Box) and value.shape and value.shape[0] is not None:
+            if RAW in value.marks:
+                return HEADER + 2 * value.shape[0]
             return length_of(value, value.shape[0])
         if isinstance(value, Instance) and isinstance(
             method := value.cls.find("__len__"), Function

@@ -12,6 +12,7 @@ import numpy as np
 from niblick.audit.flow.boxes import STREAM, WITNESS, Box, collect, merge, snapshot
 from niblick.audit.flow.objects import Module, Namespace
 from niblick.audit.flow.paths import path_kind
+from niblick.audit.flow.access_index import HEADER, RAW, header
 from niblick.audit.flow.tensors import Tensors
 
 _WEIGHTS = frozenset({".pt", ".pth", ".ptz", ".safetensors"})
@@ -29,9 +30,7 @@ class Files(Tensors):
         kind = path_kind(text) if text and not weights else None
         count = named.get("count")
         if isinstance(count, int) and 0 < count <= 1024:
-            header = np.zeros(count, dtype=np.int64)
-            header[: min(3, count)] = (20240520, 1, STREAM)[: min(3, count)]
-            return Box(shape=(count,), val=header, marks=frozenset({"numpy"}))
+            return header(count)
         if re.search(r"bytes|lengths", PurePosixPath(text).name):
             marks = frozenset({"bytes", "numpy"})
             return Box(shape=(STREAM,), val=WITNESS[:STREAM], marks=marks)
@@ -98,7 +97,14 @@ class Files(Tensors):
             return old[at : at + count]
         if attrs.get("__plain__") and name.startswith("read"):
             return self.read_data("", {})  # text by a name without an ending is no data
-        return self.read_data(path, {}) if name.startswith("read") else None
+        count = args[0] if args and isinstance(args[0], int) else 0
+        if not name.startswith("read"):
+            return None
+        if name == "read" and path_kind(path) and 0 < count <= HEADER:
+            attrs["__at__"] = at + count
+            return self.read_data(path, {"count": -(-count // 4)})
+        data = self.read_data(path, {})
+        return snapshot(data, marks=data.marks | {RAW}) if name == "read" and not at else data
 
     def path_call(self, last: str, args: list[Any]) -> Any:
         first = str(args[0]) if args and isinstance(args[0], (str, PurePosixPath)) else None

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from niblick.audit.flow.access_index import RAW
 from niblick.audit.flow.boxes import (
     POSITIVE,
     Box,
@@ -199,6 +200,7 @@ class Tensors(InPlace):
                 return self.make_leaf(first, "tensor")
             return first
         out = snapshot(first)
+        out.marks -= {RAW}
         out.live, out.table = first.live, first.table
         if name in _VIEWING:
             view(out, first)
