@@ -120,6 +120,8 @@ class Access(Writing):
             )
         if name in {"T", "mT"}:
             return view(shaped(box, lambda a: a.T), box)
+        if name == "ctypes" and not is_token(box):
+            box.val = None  # whoever has its address may write there
         if name in _VIEWS or name == "ctypes":
             return box
         if box.live and "param" in box.marks and name in self.fields:

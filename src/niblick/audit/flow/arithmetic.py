@@ -25,7 +25,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.figures import LOST
+from niblick.audit.flow.figures import LOGIT, LOST
 from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.lengths import Rank, computed
 from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, even, narrows, positive
@@ -107,6 +107,8 @@ class Arithmetic(Hints):
                     out.marks |= {"guess"}
         if isinstance(op, ast.Add) and out.val is None:
             out.val = _tallied(a, b)
+        if isinstance(op, ast.Add) and a.nll and b.nll and LOGIT in a.marks ^ b.marks:
+            return snapshot(out, nll=False, val=None, marks=out.marks - {LOGIT, "nll"} | {"lse"})
         counted = bool(out.scores) or "bytes" in out.marks
         if isinstance(op, (ast.Mult, ast.Div)) and out.val is None and counted:
             self.scaled(b if a.val is None else a, out)
@@ -115,7 +117,8 @@ class Arithmetic(Hints):
             return spaced(op, a, b, out, f"{self.spot()} {end}")
         for score, other in ((a, b), (b, a)):
             if score.nll and "lse" in other.marks and out.val is None and score.val is not None:
-                out.val = np.abs(score.val) * (1 if other is a else -1)
+                sign = 1 if other is a else -1
+                out.val = score.val if isinstance(op, ast.Add) else np.abs(score.val) * sign
             elif isinstance(op, ast.Add) and "prob" in score.marks:
                 self.mixture(score, other, out)
             elif out.nll and "lse" in other.marks and out.val is None and out.pos is not None:

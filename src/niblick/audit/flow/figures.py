@@ -42,6 +42,8 @@ BETWEEN = "between"
 RAMP = "ramp"
 """The mark of unknown numbers that have met known ones which differ from place to place."""
 SUM = "sum:"
+LOGIT = "logit"
+"""The mark of what was picked for a token out of values that are no distribution yet."""
 _MOST_FIGURES = 1600
 _CAP_IN_PROBABILITY = 1e-5
 _GAPS = 0.05
