@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -52,9 +51,6 @@ from niblick.audit.flow.spaces import says_yes_or_no
 from niblick.audit.flow.writing import Writing, by_token
 from niblick.audit.words import ordered, words
 
-_VALIDATION_NAME = re.compile(
-    r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
-)
 _LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER PATH TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}

@@ -7,12 +7,10 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
+from niblick.audit.flow.access_index import HEADER, RAW, header
 from niblick.audit.flow.boxes import STREAM, WITNESS, Box, collect, merge, snapshot
 from niblick.audit.flow.objects import Module, Namespace
 from niblick.audit.flow.paths import path_kind
-from niblick.audit.flow.access_index import HEADER, RAW, header
 from niblick.audit.flow.tensors import Tensors
 
 _WEIGHTS = frozenset({".pt", ".pth", ".ptz", ".safetensors"})

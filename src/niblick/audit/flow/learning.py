@@ -118,7 +118,9 @@ class Learning(Observing):
     def look_on(self, module: Module, number: int, node: ast.AST) -> None:
         """Hooks are shown what goes through a model, as statistics of tokens that it is given."""
         marks = frozenset({f"{SHOWN}{number}"})
-        inside = Box(roots=frozenset({module.leaf}), seen=self.leaves[module.leaf].seen, marks=marks)
+        inside = Box(
+            roots=frozenset({module.leaf}), seen=self.leaves[module.leaf].seen, marks=marks
+        )
         part = self.param_box(frozenset({module.leaf}))
         for hook in self.hooking[:_MOST_HOOKS]:
             function = hook.function if isinstance(hook, Bound) else hook

@@ -243,9 +243,9 @@ class CallEvent:
 class Trace:
     """Everything one run of the engine saw; `sums` are the positions of each score that a sum took,
     `summed` the sums that went into a figure, `counted` the scores of figures that count bytes,
-    `trained` those that a gradient was taken of, `calibrated` the orders of forwards of
-    which weights were made by way of hooks, `failures` (line, what) exceptions that nothing avoids, `printed` the words a
-    formatted text puts around scores.
+    `trained` those that a gradient was taken of, `calibrated` the orders of forwards that
+    weights were made of by way of hooks, `failures` (line, what) exceptions that nothing avoids,
+    `printed` the words a formatted text puts around scores.
     """
 
     scores: list[ScoreEvent] = field(default_factory=list)

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, Leaf, core, is_token, snapshot, stream
-from niblick.audit.flow.objects import Bound, CallEvent, Class, Dotted, Function, Namespace, Trace, Where
+from niblick.audit.flow.objects import (
+    Bound,
+    CallEvent,
+    Class,
+    Dotted,
+    Function,
+    Namespace,
+    Trace,
+    Where,
+)
 from niblick.audit.flow.signals import BudgetSignal
 
 _NUMBERS = (int, float, bool, type(None), np.generic)

@@ -17,9 +17,7 @@ _MODULE = words(
     "types.ModuleType importlib.util.spec_from_loader importlib.util.module_from_spec vars"
 )
 
-_FROM_FILE = words(
-    "importlib.util.spec_from_file_location importlib.machinery.SourceFileLoader"
-)
+_FROM_FILE = words("importlib.util.spec_from_file_location importlib.machinery.SourceFileLoader")
 _THERE = words("os.path.exists os.path.isfile")
 
 
