@@ -177,7 +177,7 @@ def known(value: Any) -> Box:
         return Box(shape=array.shape, val=array)
     if isinstance(value, (list, tuple)):
         if value and any(isinstance(v, (Box, list, tuple)) for v in value):
-            return _stack([known(v) for v in value])
+            return side_by_side([known(v) for v in value], 0, True)
         try:
             array = np.asarray(value)
         except (ValueError, TypeError):
@@ -186,22 +186,28 @@ def known(value: Any) -> Box:
     return merge(collect(value))
 
 
-def _stack(parts: list[Box]) -> Box:
-    """Boxes of one shape side by side along a new first axis."""
+def side_by_side(parts: list[Box], axis: int, stack: bool) -> Box:
+    """Concatenation (or stacking) with everything known per element kept."""
     out = merge(parts)
-    shape = parts[0].shape
-    if shape is None or any(p.shape != shape or None in (p.shape or ()) for p in parts):
+    shapes = [p.shape for p in parts]
+    out.nll = bool(parts) and all(p.nll for p in parts)
+    if not parts or any(s is None or None in s for s in shapes):
         return out
-    out.shape = (len(parts), *shape)
+    join = np.stack if stack else np.concatenate
     for name in ("pos", "val", "key"):
         arrays = [getattr(p, name) for p in parts]
-        if all(a is not None for a in arrays):
-            setattr(out, name, np.stack(arrays))
-        elif name != "val" and any(a is not None for a in arrays):
-            sizes = tuple(int(s or 0) for s in shape)
-            fill = [np.full(sizes, -1) if a is None else a for a in arrays]
-            setattr(out, name, np.stack(fill))
-    out.nll = all(p.nll for p in parts)
+        if all(a is None for a in arrays) or (name == "val" and any(a is None for a in arrays)):
+            continue
+        filled = [
+            np.full([int(x or 0) for x in s or ()], -1) if a is None else a
+            for a, s in zip(arrays, shapes, strict=True)
+        ]
+        try:
+            joined = join(filled, axis=axis)
+        except ValueError:
+            continue
+        setattr(out, name, joined)
+        out.shape = joined.shape
     return out
 
 

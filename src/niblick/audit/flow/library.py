@@ -10,9 +10,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
-from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, snapshot
+from niblick.audit.flow.boxes import Box, collect, merge, snapshot
 from niblick.audit.flow.builtins import Builtins
 from niblick.audit.flow.objects import Dotted, Instance, Namespace
 from niblick.audit.flow.paths import glob_paths
@@ -62,23 +60,21 @@ class Library(Builtins):
         if name.startswith("os.path."):
             return self.path_call(last, args)
         if name.startswith(("math.", "cmath.")):
-            return self.mathematics(last, args)
+            return self.mathematics(last, args, node)
         if name.startswith("time.") and last != "sleep":
             return Box(shape=(), marks=frozenset({"time"}))
         if name in {"sys.exit", "os._exit"}:
             raise AbortSignal(True)
         return self.objects_call(name, last, args, named, node)
 
-    def mathematics(self, last: str, args: list[Any]) -> Any:
+    def mathematics(self, last: str, args: list[Any], node: ast.AST) -> Any:
         function = getattr(math, last, None)
         if not callable(function):
             return Box(shape=())
         if any(isinstance(a, Box) for a in args):
-            name = {"log": "log", "exp": "exp", "log2": "log2", "sqrt": "sqrt"}.get(last)
-            out = elementwise(
-                self.frozen([known(a) for a in args[:1]]), getattr(np, name) if name else None
-            )
-            return snapshot(out, shape=())
+            out = self.tensor_call(last, args[:1], {}, node, False)
+            known_one = isinstance(out, Box)
+            return snapshot(out if known_one else merge(self.frozen(collect(args))), shape=())
         try:
             return function(*args)
         except (TypeError, ValueError, OverflowError):

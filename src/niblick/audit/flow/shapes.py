@@ -20,10 +20,11 @@ from niblick.audit.flow.boxes import (
     masked,
     merge,
     shaped,
+    side_by_side,
     snapshot,
     target_bits,
 )
-from niblick.audit.flow.joining import pieces, side_by_side, times_of
+from niblick.audit.flow.joining import pieces, times_of
 from niblick.audit.flow.lengths import length_of
 from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import Dotted
