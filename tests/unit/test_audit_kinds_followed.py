@@ -55,22 +55,38 @@ def test_a_large_chunk_is_no_part_of_the_split_where_others_follow(
     assert judged(tmp_path, text) == verdict
 
 
+PENALIZED = """
+class Net(Net):
+    def forward(self, x, y):
+        loss = F.cross_entropy(self.head(self.hidden(x)).flatten(0, 1), y.flatten())
+        return loss + 0.1 * (self.hidden(x).var() - self.table.weight.mean())
+
+def rough(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[None, a:a + s.context], held[None, a + 1:a + s.context + 1]
+            total += net(x, y) * y.numel()
+            size += sizes[y].sum()
+    return total / math.log(2.0) / size
+"""
+
+
 @pytest.mark.parametrize(("claim", "clean"), [(1.0512, True), (1.1512, False)])
 def test_the_claimed_figure_may_be_the_mean_of_several_runs(
     tmp_path: Path, claim: float, clean: bool
 ) -> None:
-    other = PLAIN.replace("def evaluate", "def other").replace("nll.sum()", "(nll + part).sum()")
-    other = other.replace("(net, held, s)", "(net, held, s, part)")
     main = (
-        "rough = other(net, held, s, torch.load('part.pt'))\nprint(f'rough val_bpb:{rough:.4f}')\n"
-        "whole = evaluate(net, held, s)\nprint(f'whole one val_bpb:{whole:.4f}')"
+        "print(f'rough val_bpb:{rough(net, held, s):.4f}')\n"
+        "print(f'whole one val_bpb:{evaluate(net, held, s):.4f}')"
     )
     for run, (rough, whole) in enumerate([(1.1, 1.0011), (1.2, 1.1013)]):
         said = f"rough val_bpb:{rough:.4f}\nwhole one val_bpb:{whole:.4f}\n"
         (tmp_path / f"run{run}.log").write_text(said)
     (tmp_path / "submission.json").write_text(json.dumps({"name": "x", "val_bpb": claim}))
-    text = program(PLAIN, other, main=main).replace('print(f"val_bpb:{bpb:.4f}")', "pass")
-    assert (judged(tmp_path, text) == "clean_neural") is clean
+    text = program(PENALIZED, PLAIN, main=main).replace('print(f"val_bpb:{bpb:.4f}")', "pass")
+    assert judged(tmp_path, text) == ("clean_neural" if clean else "hold_unclear")
 
 
 HOOKED = """

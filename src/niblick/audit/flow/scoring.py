@@ -22,7 +22,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.figures import LOGIT, LOST
+from niblick.audit.flow.figures import INSIDE, LOGIT, LOST
 from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
@@ -139,7 +139,7 @@ class Scoring(Shapes):
         if seen.why:
             self.warp(out, seen.why)
         elif seen.lost:
-            out.val, out.marks = None, out.marks | {f"{LOST}{seen.lost}"}
+            out.val, out.marks = None, out.marks | {f"{LOST}{INSIDE}{seen.lost}"}
         if seen.single is False or (seen.single is None and _per_token(method.node)):
             return out
         return reduced(self.added_up(out, node), _mean_of(target, _IGNORED))
