@@ -73,11 +73,8 @@ class Access(Writing):
             found = holder.find(name)
             if isinstance(found, Function):
                 return Bound(holder, name, found) if "classmethod" in found.marks else found
-            return (
-                found
-                if found is not None
-                else (holder.name if name == "__name__" else Bound(holder, name))
-            )
+            other = holder.name if name == "__name__" else Bound(holder, name)
+            return other if found is None else found
         if isinstance(holder, PurePosixPath) and name in {"name", "stem", "suffix", "parent"}:
             return getattr(holder, name)
         if isinstance(holder, Function) and name == "__name__":

@@ -236,17 +236,12 @@ class Arithmetic(Hints):
         return elementwise(self.frozen([known(value)]), actions.get(type(node.op)))
 
     def compare(self, op: ast.cmpop, left: Any, right: Any) -> Any:
+        same = (left is right) == isinstance(op, (ast.Is, ast.Eq))
+        boxes = [v for v in (left, right) if isinstance(v, Box)]
         if isinstance(op, (ast.Is, ast.IsNot)):
             if left is None or right is None:
-                other = right if left is None else left
-                if isinstance(other, Box) and ("maybe_none" in other.marks or other.options):
-                    return Box(shape=())
-                return (left is right) == isinstance(op, ast.Is)
-            return (
-                Box(shape=())
-                if isinstance(left, Box) or isinstance(right, Box)
-                else ((left is right) == isinstance(op, ast.Is))
-            )
+                boxes = [b for b in boxes if "maybe_none" in b.marks or b.options]
+            return Box(shape=()) if boxes else same
         if isinstance(op, (ast.In, ast.NotIn)):
             if isinstance(right, Instance):
                 return self.own_method(right, ("__contains__",), [left], None, Box(shape=()))
@@ -261,19 +256,13 @@ class Arithmetic(Hints):
                 return Rank(out) if isinstance(left, Rank) or isinstance(right, Rank) else out
             except TypeError:
                 return Box(shape=())
-        if isinstance(left, Box) or isinstance(right, Box):
+        if boxes:
             return self.compare_boxes(op, known(left), known(right))
-        if (
-            isinstance(left, Dotted)
-            and isinstance(right, Dotted)
-            and all(d.name.startswith("builtins.") for d in (left, right))
-        ):
-            return (left.name == right.name) == isinstance(op, ast.Eq)
-        if isinstance(left, (Dotted, Bound, Namespace)) or isinstance(
-            right, (Dotted, Bound, Namespace)
-        ):
-            return Box(shape=())
-        return (left is right) == isinstance(op, ast.Eq)
+        outside = [v for v in (left, right) if isinstance(v, (Dotted, Bound, Namespace))]
+        names = [v.name for v in outside if isinstance(v, Dotted)]
+        if len(names) == 2 and all(name.startswith("builtins.") for name in names):
+            return (names[0] == names[1]) == isinstance(op, ast.Eq)
+        return Box(shape=()) if outside else same
 
     def compare_boxes(self, op: ast.cmpop, a: Box, b: Box) -> Box:
         self.silence(op, a, b)

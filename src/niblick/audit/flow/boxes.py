@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -344,16 +345,10 @@ def shaped(box: Box, action: Callable[[Array], Array]) -> Box:
         out.deps |= depends(box)
         out.targets |= target_bits(box)
     if out.shape is None and box.shape is not None and None not in box.shape:
-        size = 1
-        for side in box.shape:
-            size *= int(side or 0)
-        if size <= 4_000_000:
-            try:
-                out.shape = action(
-                    np.broadcast_to(np.int8(0), tuple(int(s or 0) for s in box.shape))
-                ).shape
-            except (ValueError, IndexError, TypeError, OverflowError):
-                out.shape = None
+        sizes = tuple(int(s or 0) for s in box.shape)
+        if math.prod(sizes) <= 4_000_000:
+            with suppress(ValueError, IndexError, TypeError, OverflowError):
+                out.shape = action(np.broadcast_to(np.int8(0), sizes)).shape
     return out
 
 

@@ -274,15 +274,10 @@ class Builtins(Records):
     def py_dict(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         out: dict[Any, Any] = {}
         if args:
-            out.update(
-                args[0]
-                if isinstance(args[0], dict)
-                else {
-                    self.plain_key(p[0]): p[1]
-                    for p in self.iterate(args[0], None)
-                    if isinstance(p, (tuple, list)) and len(p) == 2
-                }
-            )
+            whole = isinstance(args[0], dict)
+            pairs = args[0].items() if whole else self.iterate(args[0], None)
+            kept = [p for p in pairs if isinstance(p, (tuple, list)) and len(p) == 2]
+            out.update({key if whole else self.plain_key(key): value for key, value in kept})
         out.update(named)
         self.keep(out, *args)
         return out
@@ -290,16 +285,10 @@ class Builtins(Records):
     def py_super(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         holder = self.lookup("self")
         cls = getattr(holder, "cls", None)
-        base = (
-            next((b for b in cls.bases if isinstance(b, Class)), None) if cls is not None else None
-        )
-        return Namespace(
-            {
-                k: Bound(holder, k, v)
-                for k, v in (base.body if base else {}).items()
-                if isinstance(v, Function)
-            }
-        )
+        bases = [b for b in cls.bases if isinstance(b, Class)] if cls is not None else []
+        body = bases[0].body if bases else {}
+        methods = {k: v for k, v in body.items() if isinstance(v, Function)}
+        return Namespace({k: Bound(holder, k, v) for k, v in methods.items()})
 
     def py_type(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return getattr(args[0], "cls", None) or Dotted("?") if args else Dotted("?")

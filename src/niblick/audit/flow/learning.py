@@ -52,10 +52,9 @@ class Learning(Observing):
         for value in values:
             if isinstance(value, Module):
                 roots.add(value.leaf)
-            elif isinstance(value, (list, tuple)):
-                roots |= self.roots_in(list(value)[:64])
-            elif isinstance(value, dict):
-                roots |= self.roots_in(list(value.values())[:64])
+            elif isinstance(value, (list, tuple, dict)):
+                parts = value.values() if isinstance(value, dict) else value
+                roots |= self.roots_in(list(parts)[:64])
             elif isinstance(value, Box):
                 roots |= value.roots
         return frozenset(roots)
