@@ -33,11 +33,17 @@ def header(count: int) -> Box:
     return Box(shape=(count,), val=numbers, marks=frozenset({"numpy"}))
 
 
+def as_bytes(box: Box) -> Box:
+    """What reading a file gives, as its bytes where it holds tokens."""
+    tokens = box.marks & {"val", "train"} and box.shape == (STREAM,)
+    return snapshot(box, marks=box.marks | {RAW}) if tokens else box
+
+
 def of_bytes(box: Box, key: Any) -> Box:
     """A piece of a file that was read as bytes: its header, or the tokens after it."""
     if isinstance(key, slice) and key.start in {None, 0} and isinstance(key.stop, int):
         return header(max(1, key.stop // 4)) if 0 < key.stop <= HEADER else box
-    return snapshot(box, marks=box.marks - {RAW}) if isinstance(key, slice) else Box(shape=())
+    return snapshot(box, marks=box.marks - {RAW}) if isinstance(key, slice) else merge([box])
 
 
 def subscript(part: Any) -> Any:

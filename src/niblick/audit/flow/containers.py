@@ -6,7 +6,7 @@ import ast
 from pathlib import PurePosixPath
 from typing import Any
 
-from niblick.audit.flow.access_index import RAW
+from niblick.audit.flow.access_index import as_bytes
 from niblick.audit.flow.boxes import STREAM, Box, collect, snapshot
 from niblick.audit.flow.library import DefaultDict, Library
 from niblick.audit.flow.objects import Namespace
@@ -120,7 +120,7 @@ class Containers(Library):
             if not path_kind(path.name) or path.suffix not in {".bin", ".npy"}:
                 return snapshot(self.disk)
             data = self.read_data(path, {})
-            return snapshot(data, marks=data.marks | {RAW}) if path.suffix == ".bin" else data
+            return as_bytes(data) if path.suffix == ".bin" else data
         if name in {"write_bytes", "write_text"}:
             self.to_disk(args)
             self.writes(path)

@@ -7,7 +7,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
-from niblick.audit.flow.access_index import HEADER, RAW, header
+from niblick.audit.flow.access_index import HEADER, as_bytes, header
 from niblick.audit.flow.boxes import STREAM, WITNESS, Box, collect, merge, snapshot
 from niblick.audit.flow.objects import Module, Namespace
 from niblick.audit.flow.paths import path_kind
@@ -102,7 +102,7 @@ class Files(Tensors):
             attrs["__at__"] = at + count
             return self.read_data(path, {"count": -(-count // 4)})
         data = self.read_data(path, {})
-        return snapshot(data, marks=data.marks | {RAW}) if name == "read" and not at else data
+        return as_bytes(data) if name == "read" and not at else data
 
     def path_call(self, last: str, args: list[Any]) -> Any:
         first = str(args[0]) if args and isinstance(args[0], (str, PurePosixPath)) else None
