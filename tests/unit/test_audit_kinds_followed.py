@@ -256,3 +256,27 @@ def test_of_several_breaches_of_one_place_the_surest_counts(tmp_path: Path) -> N
     )
     text = program(PLAIN, TRAIN_FIRST, main=main)
     assert judged(tmp_path, text) == "flag_prequant_ttt"
+
+
+KEPT = """
+import io, zlib
+
+def there_and_back(net):
+    buffer = io.BytesIO()
+    torch.save({"w": {k: v.half() for k, v in net.state_dict().items()}}, buffer)
+    with open("model.ptz", "wb") as file:
+        file.write(zlib.compress(buffer.getvalue()))
+    with open("model.ptz", "rb") as file:
+        data = file.read()
+    kept = torch.load(io.BytesIO(zlib.decompress(data)))
+    net.load_state_dict({k: v.float() for k, v in kept["w"].items()})
+"""
+
+
+@pytest.mark.parametrize(("fit", "verdict"), [("held", "flag_prequant_ttt"), ("", "clean_neural")])
+def test_what_weights_have_learnt_is_in_the_file_that_holds_them(
+    tmp_path: Path, fit: str, verdict: str
+) -> None:
+    first = "fit_held(net, held, s)\n" if fit else ""
+    main = first + "there_and_back(net)\nevaluate(net, held, s)"
+    assert judged(tmp_path, program(KEPT, PLAIN, TRAIN_FIRST, main=main)) == verdict
