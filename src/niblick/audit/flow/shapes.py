@@ -204,8 +204,8 @@ class Shapes(Access):
             return self.nonzero(box, name, named)
         if name in {"arange", "linspace"}:
             ends: list[Any] = [_size(a) for a in args if not isinstance(a, Dotted)]
-            plain = name == "arange" and all(isinstance(e, int) for e in ends)
-            if plain and abs(ends[-1] if len(ends) < 3 else ends[1]) < 10**7:
+            whole = name == "arange" and all(isinstance(e, int) for e in ends)
+            if whole and abs(ends[-1] if len(ends) < 3 else ends[1]) < 10**7:
                 return known(np.arange(*ends))
             return Box(marks=frozenset({"index"}))
         return self.content(name, box, args)
