@@ -66,7 +66,7 @@ def _named_call(run: Evaluator, name: str, args: list[Any], named: dict[str, Any
     if name in _FROM_FILE and len(args) > 1 and all(isinstance(a, str) for a in args[:2]):
         return Space(*args[:2])
     if name in _THERE and args:
-        return args[0] in run.loader.files
+        return str(args[0]).rpartition("/")[2] in {n.rpartition("/")[2] for n in run.loader.files}
     if name in JOIN:
         return "/".join(a for a in args if isinstance(a, str))
     if name in {"tempfile.mkdtemp", "tempfile.gettempdir"}:
