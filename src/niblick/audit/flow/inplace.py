@@ -19,36 +19,23 @@ from niblick.audit.flow.boxes import (
 from niblick.audit.flow.scoring import Scoring
 from niblick.audit.words import words
 
-OPERATORS: dict[str, type[ast.operator]] = {
-    name: getattr(ast, kind)
-    for kind, names in (
-        ("Add", "add"),
-        ("Sub", "sub subtract"),
-        ("Mult", "mul multiply"),
-        ("Div", "div divide true_divide"),
-        ("Mod", "mod fmod remainder"),
-        ("FloorDiv", "floor_divide"),
-        ("Pow", "pow power float_power"),
-        ("LShift", "left_shift bitwise_left_shift"),
-        ("RShift", "right_shift bitwise_right_shift"),
-        ("BitXor", "bitwise_xor"),
-        ("BitOr", "bitwise_or"),
-        ("BitAnd", "bitwise_and"),
-    )
-    for name in names.split()
-}
-COMPARISONS: dict[str, type[ast.cmpop]] = {
-    name: kind
-    for kind, names in (
-        (ast.Eq, "eq equal"),
-        (ast.NotEq, "ne not_equal"),
-        (ast.Lt, "lt less"),
-        (ast.LtE, "le less_equal"),
-        (ast.Gt, "gt greater"),
-        (ast.GtE, "ge greater_equal"),
-    )
-    for name in names.split()
-}
+
+def _by_name(text: str) -> dict[str, Any]:
+    """Operators by the names of functions; each part of a text is a node's name and these."""
+    parts = (part.split() for part in text.split(","))
+    return {name: getattr(ast, kind) for kind, *names in parts for name in names}
+
+
+OPERATORS: dict[str, type[ast.operator]] = _by_name(
+    "Add add, Sub sub subtract, Mult mul multiply, Div div divide true_divide, FloorDiv"
+    " floor_divide, Mod mod fmod remainder, Pow pow power float_power, BitXor bitwise_xor, BitOr"
+    " bitwise_or, BitAnd bitwise_and, LShift left_shift bitwise_left_shift, RShift right_shift"
+    " bitwise_right_shift"
+)
+COMPARISONS: dict[str, type[ast.cmpop]] = _by_name(
+    "Eq eq equal, NotEq ne not_equal, Lt lt less, LtE le less_equal, Gt gt greater, GtE ge"
+    " greater_equal"
+)
 """Functions that are operators by name; with an underscore behind it, they change what they are
 called on.
 """
