@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from unit.audit_programs import PLAIN, TRAIN_FIRST, judged, program
+from unit.audit_programs import PLAIN, SCORE_FIRST, TRAIN_FIRST, judged, program
 
 
 @pytest.mark.parametrize(("times", "clean"), [("", True), ("2 * ", False)])
@@ -280,3 +280,11 @@ def test_what_weights_have_learnt_is_in_the_file_that_holds_them(
     first = "fit_held(net, held, s)\n" if fit else ""
     main = first + "there_and_back(net)\nevaluate(net, held, s)"
     assert judged(tmp_path, program(KEPT, PLAIN, TRAIN_FIRST, main=main)) == verdict
+
+
+@pytest.mark.parametrize(("adapt", "verdict"), [(0, "hold_unclear"), (1, "clean_ttt_score_first")])
+def test_training_under_hooks_is_training(tmp_path: Path, adapt: int, verdict: str) -> None:
+    hooked = "net.table.register_forward_hook(lambda m, i, o: print(o.mean()))\n"
+    looked = "net(held[None, :512], held[None, 1:513])\nevaluate(net, held, s)"
+    main = hooked + ("adapt(net, held, s)" if adapt else looked)
+    assert judged(tmp_path, program(PLAIN, SCORE_FIRST, main=main)) == verdict

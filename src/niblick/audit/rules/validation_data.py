@@ -19,14 +19,16 @@ _ALIAS = re.compile(
 
 @rule("validation-data")
 def check(case: Case) -> list[Finding]:
-    """Findings for calibration on validation tokens (forwards under hooks, of which no reported
-    score comes) and for validation files passed off as training files.
+    """Findings for calibration on validation tokens (forwards under hooks, of which no score comes
+    that is reported, or learnt from, as other rules see) and for validation files passed off as
+    training files.
     """
     return [*_calibration(case), *_alias(case)]
 
 
 def _calibration(case: Case) -> list[Finding]:
-    marks = {mark for event in scored(case.trace) for mark in event.marks}
+    learnt = [event for event in case.trace.scores if event.number in case.trace.trained]
+    marks = {mark for event in (*scored(case.trace), *learnt) for mark in event.marks}
     calls = [
         c
         for c in case.trace.calls
