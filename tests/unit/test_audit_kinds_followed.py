@@ -288,3 +288,35 @@ def test_training_under_hooks_is_training(tmp_path: Path, adapt: int, verdict: s
     looked = "net(held[None, :512], held[None, 1:513])\nevaluate(net, held, s)"
     main = hooked + ("adapt(net, held, s)" if adapt else looked)
     assert judged(tmp_path, program(PLAIN, SCORE_FIRST, main=main)) == verdict
+
+
+GUARDED = """
+def guarded(total, size, step):
+    out, done = [], 0
+    for at in range(0, total - size, step):
+        if done < at:
+            raise RuntimeError(at)
+        out.append((at, done, at + size))
+        done = at + size
+    return out
+
+def spans(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for at, first, last in guarded(held.numel() - 1, s.context, 64):
+            logits = net.head(net.hidden(held[None, at:last]))
+            y = held[at + 1:last + 1]
+            nll = F.cross_entropy(logits.flatten(0, 1), y, reduction="none")[first - at:]
+            total += {loss}.sum()
+            size += sizes[y[first - at:]].sum()
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("loss", "verdict"), [("nll", "clean_neural"), ("0.9 * nll", "flag_other")]
+)
+def test_a_loop_that_checks_itself_is_taken_whole(tmp_path: Path, loss: str, verdict: str) -> None:
+    text = program(GUARDED.format(loss=loss), main="spans(net, held, s)")
+    assert judged(tmp_path, text) == verdict
