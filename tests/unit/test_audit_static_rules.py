@@ -305,6 +305,7 @@ def test_a_module_outside_the_record_is_not_at_hand(tmp_path: Path) -> None:
     entry = tmp_path / "records" / "track" / "entry"
     entry.mkdir(parents=True)
     (tmp_path / "beyond.py").write_text("x = 1\n")
+    (entry / "README.md").write_text("# An entry\n")
     text = "import beyond\n" + program(PLAIN, main="evaluate(net, held, s)")
     assert _review(entry, text).verdict == "import_fail"
     (entry / "beyond.py").write_text("x = 1\n")

@@ -106,7 +106,10 @@ def settings(
     launched = list(shell_commands(submission.root, script.name))
     run_script = launched[0].environment if len(launched) == 1 else {}
     own = command.environment if command else {}
-    return {**shown, **stated, **run_script, **own, **loader}
+    found: dict[str, str] = {}
+    for given in (shown, stated, run_script, own, loader):  # what a shell fills in gives no value
+        found |= {name: value for name, value in given.items() if "$" not in value}
+    return found
 
 
 def stated_processes(submission: Submission) -> int | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from niblick.audit.flow.access_index import (
+    RAW,
     any_of,
+    of_bytes,
     plain_index,
     row,
     split_marks,
@@ -50,9 +51,6 @@ from niblick.audit.flow.spaces import says_yes_or_no
 from niblick.audit.flow.writing import Writing, by_token
 from niblick.audit.words import ordered, words
 
-_VALIDATION_NAME = re.compile(
-    r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
-)
 _LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER PATH TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
@@ -75,11 +73,8 @@ class Access(Writing):
             found = holder.find(name)
             if isinstance(found, Function):
                 return Bound(holder, name, found) if "classmethod" in found.marks else found
-            return (
-                found
-                if found is not None
-                else (holder.name if name == "__name__" else Bound(holder, name))
-            )
+            other = holder.name if name == "__name__" else Bound(holder, name)
+            return other if found is None else found
         if isinstance(holder, PurePosixPath) and name in {"name", "stem", "suffix", "parent"}:
             return getattr(holder, name)
         if isinstance(holder, Function) and name == "__name__":
@@ -118,6 +113,8 @@ class Access(Writing):
             )
         if name in {"T", "mT"}:
             return view(shaped(box, lambda a: a.T), box)
+        if name == "ctypes" and not is_token(box):
+            box.val = None  # whoever has its address may write there
         if name in _VIEWS or name == "ctypes":
             return box
         if box.live and "param" in box.marks and name in self.fields:
@@ -275,6 +272,8 @@ class Access(Writing):
     def box_item(self, box: Box, key: Any, node: ast.AST) -> Any:
         if box.shape == () and box.scores and isinstance(key, int):
             return box  # what a model returns is one value here, be it a loss in a tuple
+        if RAW in box.marks:
+            return of_bytes(box, key)
         if (part := self.unpacked(box, key)) is not None:
             return part
         if split_marks(key) and box.pos is None and not box.roots:

@@ -7,9 +7,43 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import MAX_ELEMENTS, Array, Box, collect, merge, shaped
+from niblick.audit.flow.boxes import (
+    MAX_ELEMENTS,
+    STREAM,
+    Array,
+    Box,
+    collect,
+    merge,
+    shaped,
+    snapshot,
+)
 from niblick.audit.flow.joining import view
 from niblick.audit.flow.paths import path_kind
+
+RAW = "raw"
+"""The mark of a file of tokens as its bytes, with a header before them."""
+HEADER = 1024
+"""Bytes of that header."""
+
+
+def header(count: int) -> Box:
+    """The first numbers of a file of tokens, as the public data have them."""
+    numbers = np.zeros(count, dtype=np.int64)
+    numbers[:3] = (20240520, 1, STREAM)[:count]
+    return Box(shape=(count,), val=numbers, marks=frozenset({"numpy"}))
+
+
+def as_bytes(box: Box) -> Box:
+    """What reading a file gives, as its bytes where it holds tokens."""
+    tokens = box.marks & {"val", "train"} and box.shape == (STREAM,)
+    return snapshot(box, marks=box.marks | {RAW}) if tokens else box
+
+
+def of_bytes(box: Box, key: Any) -> Box:
+    """A piece of a file that was read as bytes: its header, or the tokens after it."""
+    if isinstance(key, slice) and key.start in {None, 0} and isinstance(key.stop, int):
+        return header(max(1, key.stop // 4)) if 0 < key.stop <= HEADER else box
+    return snapshot(box, marks=box.marks - {RAW}) if isinstance(key, slice) else merge([box])
 
 
 def subscript(part: Any) -> Any:

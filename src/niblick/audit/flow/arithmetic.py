@@ -25,7 +25,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.figures import LOST
+from niblick.audit.flow.figures import LOGIT, LOST
 from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.lengths import Rank, computed
 from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, even, narrows, positive
@@ -107,6 +107,8 @@ class Arithmetic(Hints):
                     out.marks |= {"guess"}
         if isinstance(op, ast.Add) and out.val is None:
             out.val = _tallied(a, b)
+        if isinstance(op, ast.Add) and a.nll and b.nll and LOGIT in a.marks ^ b.marks:
+            return snapshot(out, nll=False, val=None, marks=out.marks - {LOGIT, "nll"} | {"lse"})
         counted = bool(out.scores) or "bytes" in out.marks
         if isinstance(op, (ast.Mult, ast.Div)) and out.val is None and counted:
             self.scaled(b if a.val is None else a, out)
@@ -115,7 +117,8 @@ class Arithmetic(Hints):
             return spaced(op, a, b, out, f"{self.spot()} {end}")
         for score, other in ((a, b), (b, a)):
             if score.nll and "lse" in other.marks and out.val is None and score.val is not None:
-                out.val = np.abs(score.val) * (1 if other is a else -1)
+                sign = 1 if other is a else -1
+                out.val = score.val if isinstance(op, ast.Add) else np.abs(score.val) * sign
             elif isinstance(op, ast.Add) and "prob" in score.marks:
                 self.mixture(score, other, out)
             elif out.nll and "lse" in other.marks and out.val is None and out.pos is not None:
@@ -233,17 +236,12 @@ class Arithmetic(Hints):
         return elementwise(self.frozen([known(value)]), actions.get(type(node.op)))
 
     def compare(self, op: ast.cmpop, left: Any, right: Any) -> Any:
+        same = (left is right) == isinstance(op, (ast.Is, ast.Eq))
+        boxes = [v for v in (left, right) if isinstance(v, Box)]
         if isinstance(op, (ast.Is, ast.IsNot)):
             if left is None or right is None:
-                other = right if left is None else left
-                if isinstance(other, Box) and ("maybe_none" in other.marks or other.options):
-                    return Box(shape=())
-                return (left is right) == isinstance(op, ast.Is)
-            return (
-                Box(shape=())
-                if isinstance(left, Box) or isinstance(right, Box)
-                else ((left is right) == isinstance(op, ast.Is))
-            )
+                boxes = [b for b in boxes if "maybe_none" in b.marks or b.options]
+            return Box(shape=()) if boxes else same
         if isinstance(op, (ast.In, ast.NotIn)):
             if isinstance(right, Instance):
                 return self.own_method(right, ("__contains__",), [left], None, Box(shape=()))
@@ -258,19 +256,13 @@ class Arithmetic(Hints):
                 return Rank(out) if isinstance(left, Rank) or isinstance(right, Rank) else out
             except TypeError:
                 return Box(shape=())
-        if isinstance(left, Box) or isinstance(right, Box):
+        if boxes:
             return self.compare_boxes(op, known(left), known(right))
-        if (
-            isinstance(left, Dotted)
-            and isinstance(right, Dotted)
-            and all(d.name.startswith("builtins.") for d in (left, right))
-        ):
-            return (left.name == right.name) == isinstance(op, ast.Eq)
-        if isinstance(left, (Dotted, Bound, Namespace)) or isinstance(
-            right, (Dotted, Bound, Namespace)
-        ):
-            return Box(shape=())
-        return (left is right) == isinstance(op, ast.Eq)
+        outside = [v for v in (left, right) if isinstance(v, (Dotted, Bound, Namespace))]
+        names = [v.name for v in outside if isinstance(v, Dotted)]
+        if len(names) == 2 and all(name.startswith("builtins.") for name in names):
+            return (names[0] == names[1]) == isinstance(op, ast.Eq)
+        return Box(shape=()) if outside else same
 
     def compare_boxes(self, op: ast.cmpop, a: Box, b: Box) -> Box:
         self.silence(op, a, b)

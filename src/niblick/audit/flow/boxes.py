@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -177,7 +178,7 @@ def known(value: Any) -> Box:
         return Box(shape=array.shape, val=array)
     if isinstance(value, (list, tuple)):
         if value and any(isinstance(v, (Box, list, tuple)) for v in value):
-            return _stack([known(v) for v in value])
+            return side_by_side([known(v) for v in value], 0, True)
         try:
             array = np.asarray(value)
         except (ValueError, TypeError):
@@ -186,22 +187,28 @@ def known(value: Any) -> Box:
     return merge(collect(value))
 
 
-def _stack(parts: list[Box]) -> Box:
-    """Boxes of one shape side by side along a new first axis."""
+def side_by_side(parts: list[Box], axis: int, stack: bool) -> Box:
+    """Concatenation (or stacking) with everything known per element kept."""
     out = merge(parts)
-    shape = parts[0].shape
-    if shape is None or any(p.shape != shape or None in (p.shape or ()) for p in parts):
+    shapes = [p.shape for p in parts]
+    out.nll = bool(parts) and all(p.nll for p in parts)
+    if not parts or any(s is None or None in s for s in shapes):
         return out
-    out.shape = (len(parts), *shape)
+    join = np.stack if stack else np.concatenate
     for name in ("pos", "val", "key"):
         arrays = [getattr(p, name) for p in parts]
-        if all(a is not None for a in arrays):
-            setattr(out, name, np.stack(arrays))
-        elif name != "val" and any(a is not None for a in arrays):
-            sizes = tuple(int(s or 0) for s in shape)
-            fill = [np.full(sizes, -1) if a is None else a for a in arrays]
-            setattr(out, name, np.stack(fill))
-    out.nll = all(p.nll for p in parts)
+        if all(a is None for a in arrays) or (name == "val" and any(a is None for a in arrays)):
+            continue
+        filled = [
+            np.full([int(x or 0) for x in s or ()], -1) if a is None else a
+            for a, s in zip(arrays, shapes, strict=True)
+        ]
+        try:
+            joined = join(filled, axis=axis)
+        except ValueError:
+            continue
+        setattr(out, name, joined)
+        out.shape = joined.shape
     return out
 
 
@@ -338,16 +345,10 @@ def shaped(box: Box, action: Callable[[Array], Array]) -> Box:
         out.deps |= depends(box)
         out.targets |= target_bits(box)
     if out.shape is None and box.shape is not None and None not in box.shape:
-        size = 1
-        for side in box.shape:
-            size *= int(side or 0)
-        if size <= 4_000_000:
-            try:
-                out.shape = action(
-                    np.broadcast_to(np.int8(0), tuple(int(s or 0) for s in box.shape))
-                ).shape
-            except (ValueError, IndexError, TypeError, OverflowError):
-                out.shape = None
+        sizes = tuple(int(s or 0) for s in box.shape)
+        if math.prod(sizes) <= 4_000_000:
+            with suppress(ValueError, IndexError, TypeError, OverflowError):
+                out.shape = action(np.broadcast_to(np.int8(0), sizes)).shape
     return out
 
 

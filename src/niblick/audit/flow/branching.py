@@ -6,7 +6,9 @@ import ast
 from functools import partial
 from typing import Any
 
-from niblick.audit.flow.boxes import Box, collect, target_bits
+import numpy as np
+
+from niblick.audit.flow.boxes import Array, Box, collect, target_bits
 from niblick.audit.flow.figures import LOST
 from niblick.audit.flow.imports import Imports
 from niblick.audit.flow.joining import joined
@@ -166,12 +168,13 @@ class Branching(Imports):
 
     def alternatives(self, then: list[ast.stmt], other: list[ast.stmt], condition: Any) -> None:
         scope = self.scopes[-1][0]
-        before = dict(scope)
+        before, sums = dict(scope), _numbers(scope)
         first = self.uncertainly(lambda: self.block(then))
-        after_then = dict(scope)
+        after_then, grown = dict(scope), _numbers(scope)
         scope.clear()
         scope.update(before)
         second = self.uncertainly(lambda: self.block(other))
+        _counted_once(sums, grown)
         self.maybe_ended += first is not None or second is not None
         self.skipped(condition, first, second)
         if first is not None and second is not None:
@@ -205,3 +208,21 @@ class Branching(Imports):
         finally:
             self.uncertain -= 1
         return None
+
+
+def _numbers(scope: dict[str, Any]) -> dict[int, tuple[Box, Array]]:
+    """The single numbers of known content among names, by identity, with that content."""
+    found = (v for v in scope.values() if isinstance(v, Box) and v.shape == ())
+    return {id(box): (box, box.val) for box in found if box.val is not None}
+
+
+def _counted_once(
+    before: dict[int, tuple[Box, Array]], between: dict[int, tuple[Box, Array]]
+) -> None:
+    """What both ways of a condition have added to a sum alike was added once."""
+    for key in before.keys() & between.keys():
+        box, first = between[key]
+        if box.val is None or box.shape != () or first is before[key][1] or box.val is first:
+            continue
+        if np.allclose(box.val - first, first - before[key][1], 1e-9, 0.0):
+            box.val = first

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from niblick.audit.flow.access_index import HEADER, RAW
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced, snapshot
 from niblick.audit.flow.figures import CONSTANT, PLAUSIBLE, WARP
 from niblick.audit.flow.lengths import Length, Rank, RankText, length_of, smallest, steps
@@ -39,6 +40,8 @@ class Builtins(Records):
         handler = getattr(self, f"py_{name}", None)
         if handler is not None:
             return handler(args, named, node)
+        if name in {"bytes", "bytearray", "memoryview"} and args and isinstance(args[0], Box):
+            return args[0]
         if name in _PURE:
             return self.pure(name, args, named)
         if name in {"list", "tuple", "set", "sorted", "reversed", "iter", "frozenset"}:
@@ -124,6 +127,8 @@ class Builtins(Records):
         if isinstance(value, (list, tuple, dict, str, bytes, set, range)):
             return len(value)
         if isinstance(value, Box) and value.shape and value.shape[0] is not None:
+            if RAW in value.marks:
+                return HEADER + 2 * value.shape[0]
             return length_of(value, value.shape[0])
         if isinstance(value, Instance) and isinstance(
             method := value.cls.find("__len__"), Function
@@ -269,15 +274,10 @@ class Builtins(Records):
     def py_dict(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         out: dict[Any, Any] = {}
         if args:
-            out.update(
-                args[0]
-                if isinstance(args[0], dict)
-                else {
-                    self.plain_key(p[0]): p[1]
-                    for p in self.iterate(args[0], None)
-                    if isinstance(p, (tuple, list)) and len(p) == 2
-                }
-            )
+            whole = isinstance(args[0], dict)
+            pairs = args[0].items() if whole else self.iterate(args[0], None)
+            kept = [p for p in pairs if isinstance(p, (tuple, list)) and len(p) == 2]
+            out.update({key if whole else self.plain_key(key): value for key, value in kept})
         out.update(named)
         self.keep(out, *args)
         return out
@@ -285,16 +285,10 @@ class Builtins(Records):
     def py_super(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         holder = self.lookup("self")
         cls = getattr(holder, "cls", None)
-        base = (
-            next((b for b in cls.bases if isinstance(b, Class)), None) if cls is not None else None
-        )
-        return Namespace(
-            {
-                k: Bound(holder, k, v)
-                for k, v in (base.body if base else {}).items()
-                if isinstance(v, Function)
-            }
-        )
+        bases = [b for b in cls.bases if isinstance(b, Class)] if cls is not None else []
+        body = bases[0].body if bases else {}
+        methods = {k: v for k, v in body.items() if isinstance(v, Function)}
+        return Namespace({k: Bound(holder, k, v) for k, v in methods.items()})
 
     def py_type(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return getattr(args[0], "cls", None) or Dotted("?") if args else Dotted("?")

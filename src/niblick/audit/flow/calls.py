@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from niblick.audit.flow.boxes import Box, collect, is_token, merge, snapshot
-from niblick.audit.flow.learning import Learning
+from niblick.audit.flow.learning import STATE_NAMES, Learning
 from niblick.audit.flow.lengths import Rank
 from niblick.audit.flow.methods import small
 from niblick.audit.flow.objects import (
@@ -87,13 +87,9 @@ class Calls(Learning):
         if isinstance(callee, Namespace) and "__gradient_of__" in callee.attrs:
             return self.gradient_call(callee.attrs, args, named, node)
         if isinstance(callee, Namespace) and "__call__" in callee.attrs:
-            attrs = callee.attrs
-            return self.call_value(
-                attrs["__call__"],
-                [*attrs.get("__args__", []), *args],
-                {**attrs.get("__named__", {}), **named},
-                node,
-            )
+            given = [*callee.attrs.get("__args__", []), *args]
+            both = {**callee.attrs.get("__named__", {}), **named}
+            return self.call_value(callee.attrs["__call__"], given, both, node)
         return self.opaque([callee, *args], named, node)
 
     def layer(self, layer: Box, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
@@ -287,11 +283,10 @@ class Calls(Learning):
             return self.namespace_call(holder, name, args, named, node)
         if isinstance(holder, (Class, Instance)):
             result = self.record_call(holder, name, args, named)
-            return (
-                self.opaque(args if name == "apply" else [holder, *args], named, node)
-                if result is NotImplemented
-                else result
-            )
+            if result is NotImplemented and name == "apply":
+                return self.opaque(args, named, node)
+            if result is not NotImplemented:
+                return result
         return self.opaque([holder, *args], named, node)
 
     def box_call(
@@ -310,7 +305,7 @@ class Calls(Learning):
             return self.optimizer_call(Optimizer("?", box.roots), name, args, node)
         if name in {"items", "keys", "values"}:
             each = snapshot(box, live=box.live)
-            pair = [("weight", each), ("bias", each)]
+            pair = [(known, each) for known in STATE_NAMES]
             return pair if name == "items" else [p[name == "values"] for p in pair]
         result = self.tensor_call(name, [box, *args], named, node, True)
         if name == "numpy" and isinstance(result, Box):
@@ -362,13 +357,7 @@ class Calls(Learning):
             return int(self.environment.get("WORLD_SIZE", "1"))
         if last == "get_rank":
             return Rank(0)
-        if name in frozenset(
-            [
-                "torch.cuda.is_available",
-                "torch.distributed.is_available",
-                "torch.distributed.is_initialized",
-            ]
-        ) or last in {"is_initialized", "is_available"}:
+        if last in {"is_initialized", "is_available"}:
             return True
         if last in {"bos_id", "bos_token_id"}:
             return 1

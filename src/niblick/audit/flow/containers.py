@@ -6,6 +6,7 @@ import ast
 from pathlib import PurePosixPath
 from typing import Any
 
+from niblick.audit.flow.access_index import as_bytes
 from niblick.audit.flow.boxes import STREAM, Box, collect, snapshot
 from niblick.audit.flow.library import DefaultDict, Library
 from niblick.audit.flow.objects import Namespace
@@ -36,11 +37,8 @@ class Containers(Library):
                 holder.add(args[0])
             return None
         if isinstance(holder, str) and name == "join":
-            return (
-                "?"
-                if any(not isinstance(i, str) for i in self.iterate(args[0], None))
-                else holder.join(self.iterate(args[0], None))
-            )
+            items = self.iterate(args[0], None)
+            return holder.join(items) if all(isinstance(i, str) for i in items) else "?"
         if isinstance(holder, str) and name == "format":
             self.shown_all([*args, *named.values()], holder)
             return "?"
@@ -52,18 +50,9 @@ class Containers(Library):
             return None
         if name == "popleft" and isinstance(holder, list):
             return holder.pop(0) if holder else Box()
-        plain = [
-            a
-            for a in args
-            if isinstance(a, (int, str, float, bytes, list, tuple, dict, set, type(None)))
-        ]
-        method = getattr(holder, name, None)
-        if (
-            method is None
-            or len(plain) != len(args)
-            or not name.isidentifier()
-            or name.startswith("_")
-        ):
+        kinds = (int, str, float, bytes, list, tuple, dict, set, type(None))
+        method = None if name.startswith("_") else getattr(holder, name, None)
+        if method is None or not all(isinstance(a, kinds) for a in args):
             return self.opaque([holder, *args], named, node)
         try:
             return method(*args)
@@ -128,11 +117,10 @@ class Containers(Library):
         if name in {"exists", "is_file", "is_dir"}:
             return Box(shape=())
         if name in {"read_bytes", "read_text"}:
-            return (
-                self.read_data(path, {})
-                if path_kind(path.name) and path.suffix in {".bin", ".npy"}
-                else snapshot(self.disk)
-            )
+            if not path_kind(path.name) or path.suffix not in {".bin", ".npy"}:
+                return snapshot(self.disk)
+            data = self.read_data(path, {})
+            return as_bytes(data) if path.suffix == ".bin" else data
         if name in {"write_bytes", "write_text"}:
             self.to_disk(args)
             self.writes(path)
@@ -170,16 +158,8 @@ class Containers(Library):
     ) -> Any:
         if name == "add_argument" and args and isinstance(args[0], str):
             flag = next((a for a in args if isinstance(a, str) and a.startswith("--")), args[0])
-            default = named.get(
-                "default",
-                (
-                    False
-                    if named.get("action") == "store_true"
-                    else True
-                    if named.get("action") == "store_false"
-                    else None
-                ),
-            )
+            unset = {"store_true": False, "store_false": True}.get(str(named.get("action")))
+            default = named.get("default", unset)
             known_args[str(named.get("dest", flag.lstrip("-").replace("-", "_")))] = self.argument(
                 flag, default, named
             )
@@ -194,13 +174,8 @@ class Containers(Library):
         """A command-line option's value in the documented command, else its default."""
         words = self.arguments
         for i, word in enumerate(words):
-            text = (
-                word.split("=", 1)[1]
-                if word.startswith(flag + "=")
-                else words[i + 1]
-                if word == flag and i + 1 < len(words)
-                else None
-            )
+            text = word.split("=", 1)[1] if word.startswith(flag + "=") else None
+            text = words[i + 1] if word == flag and i + 1 < len(words) else text
             if word == flag and named.get("action", "").startswith("store_"):
                 return named["action"] == "store_true"
             if text is not None:

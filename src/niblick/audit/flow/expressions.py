@@ -59,20 +59,10 @@ class Expressions(Arithmetic):
             if test is None:
                 unknown.append(value)
             elif test == stop:
-                return (
-                    value
-                    if not unknown or not stop
-                    else Box(shape=())
-                    if isinstance(value, bool)
-                    else value
-                )
-        if unknown:
-            return (
-                unknown[-1]
-                if not isinstance(unknown[-1], Box)
-                else merge(collect(unknown), shape=())
-            )
-        return value
+                return Box(shape=()) if unknown and stop and isinstance(value, bool) else value
+        if unknown and isinstance(unknown[-1], Box):
+            return merge(collect(unknown), shape=())
+        return unknown[-1] if unknown else value
 
     def ex_compare(self, node: ast.Compare) -> Any:
         left = self.value(node.left)

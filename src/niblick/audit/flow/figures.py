@@ -37,11 +37,15 @@ WARP = "warp:"
 DOUBT = "?"
 """Begins the words of a warp that an unknown switch may leave out."""
 LOST = "lost:"
+INSIDE = "the model's own loss, "
+"""Begins what a method of a model loses, as by a term that training adds."""
 BETWEEN = "between"
 """The mark of a difference between two figures, which is no figure itself."""
 RAMP = "ramp"
 """The mark of unknown numbers that have met known ones which differ from place to place."""
 SUM = "sum:"
+LOGIT = "logit"
+"""The mark of what was picked for a token out of values that are no distribution yet."""
 _MOST_FIGURES = 1600
 _CAP_IN_PROBABILITY = 1e-5
 _GAPS = 0.05

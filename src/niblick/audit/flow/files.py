@@ -7,12 +7,14 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
+from niblick.audit.flow.access_index import HEADER, as_bytes, header
 from niblick.audit.flow.boxes import STREAM, WITNESS, Box, collect, merge, snapshot
 from niblick.audit.flow.objects import Module, Namespace
 from niblick.audit.flow.paths import path_kind
 from niblick.audit.flow.tensors import Tensors
+
+_WEIGHTS = frozenset({".pt", ".pth", ".ptz", ".safetensors"})
+"""Ends of files that hold weights where the program has written them."""
 
 
 class Files(Tensors):
@@ -21,12 +23,12 @@ class Files(Tensors):
     def read_data(self, path: Any, named: dict[str, Any]) -> Box:
         """What reading an array from a path gives: the stream, training tokens, or the disk."""
         text = str(path) if isinstance(path, (str, PurePosixPath)) else ""
-        kind = path_kind(text) if text else None
+        own = ("?" if "?" in text else text) in self.wrote
+        weights = own and PurePosixPath(text).suffix in _WEIGHTS
+        kind = path_kind(text) if text and not weights else None
         count = named.get("count")
         if isinstance(count, int) and 0 < count <= 1024:
-            header = np.zeros(count, dtype=np.int64)
-            header[: min(3, count)] = (20240520, 1, STREAM)[: min(3, count)]
-            return Box(shape=(count,), val=header, marks=frozenset({"numpy"}))
+            return header(count)
         if re.search(r"bytes|lengths", PurePosixPath(text).name):
             marks = frozenset({"bytes", "numpy"})
             return Box(shape=(STREAM,), val=WITNESS[:STREAM], marks=marks)
@@ -93,7 +95,14 @@ class Files(Tensors):
             return old[at : at + count]
         if attrs.get("__plain__") and name.startswith("read"):
             return self.read_data("", {})  # text by a name without an ending is no data
-        return self.read_data(path, {}) if name.startswith("read") else None
+        count = args[0] if args and isinstance(args[0], int) else 0
+        if not name.startswith("read"):
+            return None
+        if name == "read" and path_kind(path) and 0 < count <= HEADER:
+            attrs["__at__"] = at + count
+            return self.read_data(path, {"count": -(-count // 4)})
+        data = self.read_data(path, {})
+        return as_bytes(data) if name == "read" and not at else data
 
     def path_call(self, last: str, args: list[Any]) -> Any:
         first = str(args[0]) if args and isinstance(args[0], (str, PurePosixPath)) else None
@@ -139,6 +148,7 @@ class Files(Tensors):
 
     def saved(self, args: list[Any]) -> None:
         self.to_disk(args)
+        self.told_weights([box for box in collect(args) if box.marks & {"param", "file"}])
         self.packed(args[0])
         self.writes(args[-1] if isinstance(args[-1], (str, PurePosixPath)) else args[0])
         for box in self.frozen(collect(args)):

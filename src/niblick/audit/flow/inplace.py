@@ -19,6 +19,26 @@ from niblick.audit.flow.boxes import (
 from niblick.audit.flow.scoring import Scoring
 from niblick.audit.words import words
 
+
+def _by_name(text: str) -> dict[str, Any]:
+    """Operators by the names of functions; each part of a text is a node's name and these."""
+    parts = (part.split() for part in text.split(","))
+    return {name: getattr(ast, kind) for kind, *names in parts for name in names}
+
+
+OPERATORS: dict[str, type[ast.operator]] = _by_name(
+    "Add add, Sub sub subtract, Mult mul multiply, Div div divide true_divide, FloorDiv"
+    " floor_divide, Mod mod fmod remainder, Pow pow power float_power, BitXor bitwise_xor, BitOr"
+    " bitwise_or, BitAnd bitwise_and, LShift left_shift bitwise_left_shift, RShift right_shift"
+    " bitwise_right_shift"
+)
+COMPARISONS: dict[str, type[ast.cmpop]] = _by_name(
+    "Eq eq equal, NotEq ne not_equal, Lt lt less, LtE le less_equal, Gt gt greater, GtE ge"
+    " greater_equal"
+)
+"""Functions that are operators by name; with an underscore behind it, they change what they are
+called on.
+"""
 _WRITES = words("copyto put place putmask put_along_axis")
 """Functions that change their first argument."""
 _SAME = words("requires_grad_ detach_ share_memory_ retain_grad_")
@@ -79,36 +99,26 @@ class InPlace(Scoring):
             )
             first.pos = first.key = None
             return first
-        return self.combined(name, first, sources, named, node)
-
-    def combined(
-        self, name: str, first: Box, sources: list[Box], named: dict[str, Any], node: ast.AST
-    ) -> Box:
-        """A value that takes on what an in-place operation makes of it and others."""
-        if name == "add_" and sources and "space" in sources[0].marks:
-            replace_content(first, self.binary(ast.Add(), first, sources[0], node))
+        operator = OPERATORS.get(name.removesuffix("_"))
+        if operator is not None and len(rest) == 1 and not named:
+            added = isinstance(rest[0], Box) and operator is ast.Add
+            right = self.added_up(sources[0], node) if added else rest[0]
+            replace_content(first, self.binary(operator(), first, right, node))
             return first
-        if name == "add_":
-            sources = [self.added_up(source, node) for source in sources]
-        mixed = (
-            elementwise([self.frozen([first])[0], *sources])
-            if name != "copy_"
-            else (sources or [Box()])[0]
-        )
+        return self.combined(name, first, sources)
+
+    def combined(self, name: str, first: Box, sources: list[Box]) -> Box:
+        """A value that takes on what an in-place operation makes of it and others."""
+        whole = sources[0] if sources else Box()
+        mixed = whole if name == "copy_" else elementwise([self.frozen([first])[0], *sources])
         if name == "masked_fill_" and sources:
             return masked(
                 first, Box(val=None if sources[0].val is None else ~sources[0].val.astype(bool))
             )
         self.check_report(first, merge(sources), mixed)
-        if name == "mul_" and sources and mixed.nll:
-            mixed = masked(mixed, sources[0])
         for field in words("pos key deps targets seen held roots scores marks nll"):
             setattr(first, field, getattr(mixed, field))
-        action = {"add_": np.add, "sub_": np.subtract, "mul_": np.multiply, "div_": np.true_divide}
-        if name in action and sources and not named:
-            known_both = elementwise([first, sources[0]], action[name]).val
-            mixed.val = known_both
-        first.val = mixed.val if name == "copy_" or (name in action and not named) else None
+        first.val = mixed.val if name == "copy_" else None
         return first
 
     def row_aligned(self, first: Box, sources: list[Box]) -> bool:

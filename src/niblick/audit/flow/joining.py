@@ -89,31 +89,6 @@ def _common(a: Box, b: Box) -> Any:
     return a.val if same else None
 
 
-def side_by_side(parts: list[Box], axis: int, stack: bool) -> Box:
-    """Concatenation (or stacking) with everything known per element kept."""
-    out = merge(parts)
-    shapes = [p.shape for p in parts]
-    out.nll = bool(parts) and all(p.nll for p in parts)
-    if not parts or any(s is None or None in s for s in shapes):
-        return out
-    join = np.stack if stack else np.concatenate
-    for name in ("pos", "val", "key"):
-        arrays = [getattr(p, name) for p in parts]
-        if all(a is None for a in arrays) or (name == "val" and any(a is None for a in arrays)):
-            continue
-        filled = [
-            np.full([int(x or 0) for x in s or ()], -1) if a is None else a
-            for a, s in zip(arrays, shapes, strict=True)
-        ]
-        try:
-            joined = join(filled, axis=axis)
-        except ValueError:
-            continue
-        setattr(out, name, joined)
-        out.shape = joined.shape
-    return out
-
-
 def pieces(box: Box, name: str, args: list[Any]) -> list[Box]:
     """What splitting along the first dimension gives: the first piece, the last, and one that
     stands for all between, so that a sum over the pieces is whole; empty where this is not it.

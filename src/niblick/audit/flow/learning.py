@@ -11,11 +11,13 @@ from niblick.audit.flow.joining import joined
 from niblick.audit.flow.methods import Scopes, learns, starts_afresh
 from niblick.audit.flow.objects import Bound, Dotted, Function, Module, Namespace, Optimizer
 from niblick.audit.flow.observing import Observing
+from niblick.audit.flow.state import SHOWN
 from niblick.audit.flow.writing import told_by
 from niblick.audit.reads import name_of
 from niblick.audit.words import words
 
 _MOST_INNER_CALLS = 200
+_MOST_HOOKS = 16
 _SELF_MODULE = words(
     "to cuda cpu bfloat16 float half double requires_grad_ compile apply type"
     " share_memory modules children"
@@ -23,7 +25,8 @@ _SELF_MODULE = words(
 
 _PARAMETERS = frozenset({"parameters", "buffers"})
 
-_NAMED = frozenset({"named_parameters", "named_buffers", "named_modules", "named_children"})
+_NAMED = frozenset({"named_parameters", "named_buffers"})
+_NAMED_PARTS = frozenset({"named_modules", "named_children"})
 
 _USUAL_NAMES = (
     "tok_emb.weight",
@@ -37,6 +40,8 @@ _USUAL_NAMES = (
 
 One more is left unknown.
 """
+STATE_NAMES = (_USUAL_NAMES[0], _USUAL_NAMES[1], _USUAL_NAMES[4])
+"""Of these, what a saved state holds: an embedding, a projection, a layer further in."""
 
 
 class Learning(Observing):
@@ -47,10 +52,9 @@ class Learning(Observing):
         for value in values:
             if isinstance(value, Module):
                 roots.add(value.leaf)
-            elif isinstance(value, (list, tuple)):
-                roots |= self.roots_in(list(value)[:64])
-            elif isinstance(value, dict):
-                roots |= self.roots_in(list(value.values())[:64])
+            elif isinstance(value, (list, tuple, dict)):
+                parts = value.values() if isinstance(value, dict) else value
+                roots |= self.roots_in(list(parts)[:64])
             elif isinstance(value, Box):
                 roots |= value.roots
         return frozenset(roots)
@@ -76,9 +80,12 @@ class Learning(Observing):
         if name in _PARAMETERS:
             return [whole, self.param_box(whole.roots)]
         if name in _NAMED:
-            return [*((name, whole) for name in _USUAL_NAMES), (Box(shape=()), whole)]
+            return [*((each, whole) for each in _USUAL_NAMES), (Box(shape=()), whole)]
+        if name in _NAMED_PARTS:
+            names = [each.removesuffix(".weight") for each in _USUAL_NAMES]
+            return [*((each, whole) for each in names), (Box(shape=()), whole)]
         if name == "state_dict":
-            return {"weight": self.param_box(whole.roots), "bias": self.param_box(whole.roots)}
+            return {each: self.param_box(whole.roots) for each in STATE_NAMES}
         if name == "load_state_dict":
             return self.load_state(module, args)
         if name == "zero_grad":
@@ -100,9 +107,31 @@ class Learning(Observing):
     def hook(self, args: list[Any], part: bool = False) -> Namespace:
         """A forward hook is put on a model, or on a part of one."""
         counts = _reads_data(args[0] if args else None)
+        if counts and not self.hooks:
+            self.hooking.clear()
+        self.hooking += args[:1] if counts else []
         self.hooks += counts
         self.parts_hooked |= part
         return Namespace({"__hook__": counts})
+
+    def look_on(self, module: Module, number: int, node: ast.AST) -> None:
+        """Hooks are shown what goes through a model, as statistics of tokens that it is given."""
+        marks = frozenset({f"{SHOWN}{number}"})
+        inside = Box(
+            roots=frozenset({module.leaf}), seen=self.leaves[module.leaf].seen, marks=marks
+        )
+        part = self.param_box(frozenset({module.leaf}))
+        for hook in self.hooking[:_MOST_HOOKS]:
+            function = hook.function if isinstance(hook, Bound) else hook
+            if isinstance(function, Function):
+                bound = isinstance(hook, Bound) and not isinstance(hook.holder, Module)
+                given = len(function.node.args.args) - bound
+                self.call_value(hook, [part, (inside,), snapshot(inside)][:given], {}, node)
+
+    def told_weights(self, sources: list[Box]) -> None:
+        """Weights are made of values; what hooks have seen of tokens may be among them."""
+        for mark in (m for box in sources for m in box.marks if m.startswith(SHOWN)):
+            self.trace.calibrated.add(int(mark.removeprefix(SHOWN)))
 
     def learning(self, function: Function) -> bool:
         """Whether a function of the program trains, itself or in what it calls."""
@@ -158,6 +187,7 @@ class Learning(Observing):
     def load_state(self, module: Module, args: list[Any]) -> None:
         sources = self.frozen([b for a in args for b in collect(a)])
         leaf = self.leaves[module.leaf]
+        self.told_weights(sources)
         if not sources:
             leaf.seen |= self.disk.seen
             return

@@ -6,6 +6,7 @@ that a fixed number of tokens or windows is known for a small part of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -75,18 +76,21 @@ def smallest(values: list[Any]) -> Any:
     out, lengths = min(values), [v for v in values if isinstance(v, Length)]
     if not lengths or not all(isinstance(v, int) for v in values):
         return out
-    whole = min(v.whole if isinstance(v, Length) else v for v in values)
-    fixed = [v for v in values if not isinstance(v, Length) and v == whole]
-    cut = fixed[0] if fixed and whole < _MOST * min(v.whole for v in lengths) else 0
+    sizes = [v.whole for v in lengths if not math.isnan(v.whole)]
+    fixed = [v for v in values if not isinstance(v, Length) and v <= min(sizes, default=0)]
+    whole = min([*fixed, *sizes], default=math.nan)
+    cut = fixed[0] if fixed and whole < _MOST * min(sizes) else 0
     return Length.of(out, whole, cut or max(v.cut for v in lengths))
 
 
 def steps(start: int, stop: int, step: int) -> Any:
-    """A range; where its end was cut, numbers that say so."""
+    """A range; up to a length of the stream its numbers are no fixed ones, as there are more of
+    them in the split, and say whether its end was cut.
+    """
     plain = range(start, stop, step)
-    if not isinstance(stop, Length) or not stop.cut:
+    if not isinstance(stop, Length):
         return plain
-    return [Length.of(i, i, turn=stop.cut) for i in plain]
+    return [Length.of(i, math.nan, turn=stop.cut) for i in plain]
 
 
 def cut_by(box: Box, out: Box, key: Any) -> Box:

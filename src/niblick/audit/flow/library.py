@@ -10,9 +10,7 @@ import re
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
-
-from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, snapshot
+from niblick.audit.flow.boxes import Box, collect, merge, snapshot
 from niblick.audit.flow.builtins import Builtins
 from niblick.audit.flow.objects import Dotted, Instance, Namespace
 from niblick.audit.flow.paths import glob_paths
@@ -37,23 +35,16 @@ class Library(Builtins):
     def standard(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """A standard-library call by dotted name; NotImplemented when it is not one we know."""
         last = name.rsplit(".", 1)[-1]
-        if name in {"os.environ.get", "os.getenv", "environ.get"}:
-            return (
-                self.environ(str(args[0]), args[1] if len(args) > 1 else named.get("default"))
-                if args
-                else Box()
-            )
+        if name in {"os.environ.get", "os.getenv", "environ.get"} and args:
+            default = args[1] if len(args) > 1 else named.get("default")
+            return self.environ(str(args[0]), default)
         if name in {"os.environ.setdefault"} and len(args) > 1:
             return self.environment.setdefault(str(args[0]), str(args[1]))
         if name == "os.environ.update" and args and isinstance(args[0], dict):
             self.environment.update({str(k): v for k, v in args[0].items() if isinstance(v, str)})
             return None
-        if (
-            last in {"glob", "iglob"}
-            and name.startswith("glob")
-            and args
-            and isinstance(args[0], (str, PurePosixPath))
-        ):
+        globs = last in {"glob", "iglob"} and name.startswith("glob")
+        if globs and args and isinstance(args[0], (str, PurePosixPath)):
             return glob_paths(str(args[0]))
         if name in {"os.listdir", "os.scandir"} and args:
             return glob_paths(f"{args[0]}/*.bin")
@@ -62,23 +53,21 @@ class Library(Builtins):
         if name.startswith("os.path."):
             return self.path_call(last, args)
         if name.startswith(("math.", "cmath.")):
-            return self.mathematics(last, args)
+            return self.mathematics(last, args, node)
         if name.startswith("time.") and last != "sleep":
             return Box(shape=(), marks=frozenset({"time"}))
         if name in {"sys.exit", "os._exit"}:
             raise AbortSignal(True)
         return self.objects_call(name, last, args, named, node)
 
-    def mathematics(self, last: str, args: list[Any]) -> Any:
+    def mathematics(self, last: str, args: list[Any], node: ast.AST) -> Any:
         function = getattr(math, last, None)
         if not callable(function):
             return Box(shape=())
         if any(isinstance(a, Box) for a in args):
-            name = {"log": "log", "exp": "exp", "log2": "log2", "sqrt": "sqrt"}.get(last)
-            out = elementwise(
-                self.frozen([known(a) for a in args[:1]]), getattr(np, name) if name else None
-            )
-            return snapshot(out, shape=())
+            out = self.tensor_call(last, args[:1], {}, node, False)
+            known_one = isinstance(out, Box)
+            return snapshot(out if known_one else merge(self.frozen(collect(args))), shape=())
         try:
             return function(*args)
         except (TypeError, ValueError, OverflowError):
@@ -93,13 +82,8 @@ class Library(Builtins):
             return PurePosixPath(*[str(a) for a in args if isinstance(a, (str, PurePosixPath))])
         if last == "dtype" and args and isinstance(args[0], str):
             digits = re.search(r"\d+", args[0])
-            return Namespace(
-                {
-                    "itemsize": (
-                        max(1, int(digits[0]) // (8 if int(digits[0]) > 8 else 1)) if digits else 4
-                    )
-                }
-            )
+            size = int(digits[0]) if digits else 4
+            return Namespace({"itemsize": max(1, size // 8 if size > 8 else size)})
         if last in {"deepcopy", "copy"} and name.startswith("copy.") and args:
             return self.copied(args[0])
         made = self.made_object(name, last, args, named, node)
@@ -135,14 +119,11 @@ class Library(Builtins):
             return Namespace(dict(named))
         if last in {"spec_from_file_location", "module_from_spec", "import_module"} and args:
             return self.module_by_file(last, args)
-        if (last == "field" and "dataclasses" in name) or (
-            last == "field" and "default_factory" in named
-        ):
-            return (
-                named["default"]
-                if "default" in named
-                else self.call_value(named.get("default_factory"), [], {}, node)
-            )
+        if last == "field" and ("dataclasses" in name or "default_factory" in named):
+            factory = named.get("default_factory")
+            if "default" in named:
+                return named["default"]
+            return self.call_value(factory, [], {}, node)
         if last == "Thread" and "target" in named:
             return Namespace(
                 {"__thread__": named["target"], "__args__": list(named.get("args", ()))}

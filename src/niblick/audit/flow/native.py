@@ -52,7 +52,7 @@ def gated_outputs(text: str) -> dict[str, frozenset[int]]:
     """Function name -> positions of the pointer parameters whose entries are gated by the token
     they are for.
     """
-    words = _TOKEN.findall(_NOISE.sub(" ", text[:_MAX_TEXT]))
+    words = words_of(_NOISE.sub(" ", text[:_MAX_TEXT]))
     found: dict[str, frozenset[int]] = {}
     for name, parameters, body in _functions(words):
         pointers = {
@@ -66,6 +66,11 @@ def gated_outputs(text: str) -> dict[str, frozenset[int]]:
         if gated:
             found[name] = frozenset(gated)
     return found
+
+
+def words_of(text: str) -> Words:
+    """The words of a text of code."""
+    return _TOKEN.findall(text)
 
 
 def _functions(words: Words) -> Iterator[tuple[str, list[Words], Words]]:
@@ -165,23 +170,23 @@ def _turn(loop: Statement, pointers: dict[str, int]) -> set[int]:
     if index is None:
         return set()
     facts = Facts(index, pointers)
-    _follow(loop.body, facts, False)
+    follow(loop.body, facts, False)
     return facts.gated
 
 
-def _follow(statements: list[Statement], facts: Facts, gate: bool) -> bool:
+def follow(statements: list[Statement], facts: Facts, gate: bool) -> bool:
     """Follows statements in order; whether what comes after them is gated too."""
     for statement in statements:
         if statement.kind == "plain":
             _plain(statement.words, facts, gate)
         elif statement.kind == "if":
             inner = gate or _tells(statement.words, facts)
-            _follow(statement.body, facts, inner)
-            _follow(statement.other, facts, inner)
+            follow(statement.body, facts, inner)
+            follow(statement.other, facts, inner)
             gate = gate or (inner and (_leaves(statement.body) or _leaves(statement.other)))
         else:
             gate = (
-                _follow(
+                follow(
                     statement.body,
                     facts,
                     gate or (statement.kind == "loop" and _tells(statement.words, facts)),

@@ -243,9 +243,9 @@ class CallEvent:
 class Trace:
     """Everything one run of the engine saw; `sums` are the positions of each score that a sum took,
     `summed` the sums that went into a figure, `counted` the scores of figures that count bytes,
-    `trained` those that a gradient was taken of, `failures` (line, what) are exceptions that
-    nothing avoids, `printed` the words a
-    formatted text puts around scores.
+    `trained` those that a gradient was taken of, `calibrated` the orders of forwards that
+    weights were made of by way of hooks, `failures` (line, what) exceptions that nothing avoids,
+    `printed` the words a formatted text puts around scores.
     """
 
     scores: list[ScoreEvent] = field(default_factory=list)
@@ -264,6 +264,7 @@ class Trace:
     figures: list[FigureEvent] = field(default_factory=list)
     formed: dict[int, Any] = field(default_factory=dict)
     replaced: list[ReplacedEvent] = field(default_factory=list)
+    calibrated: set[int] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
     printed: list[tuple[tuple[str, ...], frozenset[int]]] = field(default_factory=list)

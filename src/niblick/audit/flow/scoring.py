@@ -10,6 +10,7 @@ import numpy as np
 
 from niblick.audit.flow.boxes import (
     BOS,
+    NO_MARKS,
     Array,
     Box,
     collect,
@@ -21,7 +22,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.figures import LOST
+from niblick.audit.flow.figures import INSIDE, LOGIT, LOST
 from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
@@ -32,6 +33,7 @@ _LOSSES = words(
 )
 _IGNORED = -100
 """The target that PyTorch's losses leave out by default."""
+_OF_DISTRIBUTION, _RAW = frozenset({"prob", "logprob", "lse"}), frozenset({LOGIT})
 _OTHERS = "the making of its targets, which may be other tokens than those that are counted"
 
 
@@ -79,6 +81,7 @@ class Scoring(Shapes):
             scores=frozenset({number}) | source.scores,
             marks=(target.marks - {"val", "numpy", "mixed", "hashed"})
             | (source.marks & {"train", *(("prob",) if picked else ())})
+            | (_RAW if picked and not source.marks & _OF_DISTRIBUTION else NO_MARKS)
             | ({"nll"} if target.pos is not None else {"nll", "guess"}),
             key=source.key,
             rows=target.rows,
@@ -114,6 +117,7 @@ class Scoring(Shapes):
         if self.hooks and any(depends(b) for b in tokens):
             self.calls_out("calibration", node, "parts" if self.parts_hooked else "")
             source.marks |= {f"hooked:{self.order}"}
+            self.look_on(module, self.order, node)
         if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
             if method is None:
                 return self.score(source, target, node)
@@ -135,7 +139,7 @@ class Scoring(Shapes):
         if seen.why:
             self.warp(out, seen.why)
         elif seen.lost:
-            out.val, out.marks = None, out.marks | {f"{LOST}{seen.lost}"}
+            out.val, out.marks = None, out.marks | {f"{LOST}{INSIDE}{seen.lost}"}
         if seen.single is False or (seen.single is None and _per_token(method.node)):
             return out
         return reduced(self.added_up(out, node), _mean_of(target, _IGNORED))

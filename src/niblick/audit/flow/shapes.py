@@ -20,10 +20,11 @@ from niblick.audit.flow.boxes import (
     masked,
     merge,
     shaped,
+    side_by_side,
     snapshot,
     target_bits,
 )
-from niblick.audit.flow.joining import pieces, side_by_side, times_of
+from niblick.audit.flow.joining import pieces, times_of
 from niblick.audit.flow.lengths import length_of
 from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import Dotted
@@ -89,9 +90,8 @@ class Shapes(Access):
         if fill == 0 and boolean(args, named):
             out.marks |= {"flags"}
         if shape is not None and None not in shape and fill is not None:
-            size = int(np.prod([int(s or 0) for s in shape])) if shape else 1
-            if size <= 1_000_000:
-                out.val = np.full(tuple(int(s or 0) for s in shape), fill)
+            sizes = tuple(int(s or 0) for s in shape)
+            out.val = np.full(sizes, fill) if math.prod(sizes) <= 1_000_000 else None
         if named.get("requires_grad") is True:
             self.make_leaf(out, name)
         return out
@@ -109,13 +109,10 @@ class Shapes(Access):
         bounds: list[Any] = [
             None if v is None else _size(v) if not isinstance(v, float) else v for v in (low, high)
         ]
-        if (
-            box.val is None
-            or all(v is None for v in bounds)
-            or any(
-                isinstance(v, Box) and b is None for v, b in zip((low, high), bounds, strict=True)
-            )
-        ):
+        lost = any(
+            isinstance(v, Box) and b is None for v, b in zip((low, high), bounds, strict=True)
+        )
+        if box.val is None or lost or bounds == [None, None]:
             return None
         return np.asarray(np.clip(box.val, *bounds))
 
@@ -128,14 +125,9 @@ class Shapes(Access):
         source, index = (boxes[1], boxes[0]) if name == "embedding" else (boxes[0], boxes[-1])
         if name in {"masked_select", "compress"} or not is_token(index) or "index" in index.marks:
             out = snapshot(self.frozen([source])[0], val=None)
-            if (
-                index.val is not None
-                and name in {"index_select", "take"}
-                and index.val.dtype.kind in "iu"
-                and index.val.ndim == 1
-            ):
-                return shaped(source, lambda a: a[index.val])
-            return out
+            row = index.val is not None and index.val.dtype.kind in "iu" and index.val.ndim == 1
+            taken = row and name in {"index_select", "take"}
+            return shaped(source, lambda a: a[index.val]) if taken else out
         return self.looked_up(source, [index], [index], node)
 
     def reshaping(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Any:
@@ -212,11 +204,8 @@ class Shapes(Access):
             return self.nonzero(box, name, named)
         if name in {"arange", "linspace"}:
             ends: list[Any] = [_size(a) for a in args if not isinstance(a, Dotted)]
-            if (
-                all(isinstance(e, int) for e in ends)
-                and name == "arange"
-                and abs((ends[-1] if len(ends) < 3 else ends[1]) or 0) < 10**7
-            ):
+            whole = name == "arange" and all(isinstance(e, int) for e in ends)
+            if whole and abs(ends[-1] if len(ends) < 3 else ends[1]) < 10**7:
                 return known(np.arange(*ends))
             return Box(marks=frozenset({"index"}))
         return self.content(name, box, args)
@@ -310,25 +299,19 @@ class Shapes(Access):
 
     def nonzero(self, box: Box, name: str, named: dict[str, Any]) -> Any:
         marks = frozenset({"index"})
+        found = [Box(marks=marks)]
         if box.val is not None:
             found = [Box(shape=i.shape, val=i, marks=marks) for i in np.nonzero(box.val)]
         elif box.shape is not None and len(box.shape) == 1 and box.shape[0] is not None:
             found = [Box(shape=box.shape, val=np.arange(box.shape[0]), marks=marks)]
-        else:
-            found = [Box(marks=marks)]
         if name == "flatnonzero":
             return found[0]
-        if (
-            name == "nonzero"
-            and not named.get("as_tuple")
-            and "numpy" not in box.marks
-            and not isinstance(named.get("np"), bool)
-        ):
-            if len(found) == 1 and found[0].val is not None:
-                column = found[0].val.reshape(-1, 1)
-                return Box(shape=column.shape, val=column, marks=marks)
-            return found[0]
-        return tuple(found)
+        if name != "nonzero" or named.get("as_tuple") or "numpy" in box.marks:
+            return tuple(found)
+        if len(found) == 1 and found[0].val is not None:
+            column = found[0].val.reshape(-1, 1)
+            return Box(shape=column.shape, val=column, marks=marks)
+        return found[0]
 
 
 def boolean(args: list[Any], named: dict[str, Any]) -> bool:

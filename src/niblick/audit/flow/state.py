@@ -10,11 +10,22 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, Leaf, core, is_token, snapshot, stream
-from niblick.audit.flow.objects import CallEvent, Class, Dotted, Function, Namespace, Trace, Where
+from niblick.audit.flow.objects import (
+    Bound,
+    CallEvent,
+    Class,
+    Dotted,
+    Function,
+    Namespace,
+    Trace,
+    Where,
+)
 from niblick.audit.flow.signals import BudgetSignal
 
 _NUMBERS = (int, float, bool, type(None), np.generic)
 PLAIN = (*_NUMBERS, str, bytes, list, tuple, dict, set, range, PurePosixPath, slice)
+SHOWN = "shown:"
+"""The mark of what hooks were shown of a model's inside while it was given tokens."""
 _ELEMENTS = 13
 """Two to this power of elements are a step of work."""
 
@@ -41,6 +52,8 @@ class State:
     observe: Callable[[Function, Any, list[Any], dict[str, Any], ast.AST], Any]
     unpacked: Callable[[Box, Any], Any]
     tried: Callable[[Any, Any], int]
+    look_on: Callable[[Any, int, ast.AST], None]
+    told_weights: Callable[[list[Box]], None]
     import_program: Callable[[str], Namespace | None]
     run_module: Callable[[ast.Module, str, str, dict[str, Any]], None]
 
@@ -90,6 +103,7 @@ class State:
         self.loop_steps: dict[int, int] = {}
         self.order = 0
         self.hooks = 0
+        self.hooking: list[Any] = []
         self.tries = 0
         self.line = 0
         self.arguments: list[str] = []
@@ -199,6 +213,8 @@ class State:
         if isinstance(key, Box):
             if key.val is not None and key.val.size == 1:
                 return key.val.reshape(-1)[0].item()
+            return "?"
+        if isinstance(key, Bound):
             return "?"
         if isinstance(key, tuple):
             return tuple(self.plain_key(k) for k in key)

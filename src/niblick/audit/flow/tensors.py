@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from niblick.audit.flow.access_index import RAW
 from niblick.audit.flow.boxes import (
     POSITIVE,
     Box,
@@ -24,9 +25,9 @@ from niblick.audit.flow.boxes import (
     shaped,
     snapshot,
 )
-from niblick.audit.flow.inplace import _RESET, _WRITES, InPlace, changes
+from niblick.audit.flow.inplace import _RESET, _WRITES, COMPARISONS, OPERATORS, InPlace, changes
 from niblick.audit.flow.joining import view
-from niblick.audit.flow.narrowing import ALTERED, even, narrows
+from niblick.audit.flow.narrowing import ALTERED, narrows
 from niblick.audit.flow.objects import Function
 from niblick.audit.flow.scoring import _LOSSES
 from niblick.audit.flow.shapes import CREATE, LIKE, boolean
@@ -43,31 +44,16 @@ _ONE = _numpy(
     "exp log log2 abs sqrt sign floor ceil round square logical_not negative absolute"
     " neg=negative bitwise_not=invert"
 )
-_OPERATORS: dict[str, type[ast.operator]] = {
-    **dict.fromkeys(["mul", "multiply"], ast.Mult),
-    **dict.fromkeys(["div", "divide", "true_divide"], ast.Div),
-    **dict.fromkeys(["mod", "fmod", "remainder"], ast.Mod),
-    "add": ast.Add,
-    "sub": ast.Sub,
-    "floor_divide": ast.FloorDiv,
-    "left_shift": ast.LShift,
-    "bitwise_xor": ast.BitXor,
-    "bitwise_or": ast.BitOr,
-    "bitwise_and": ast.BitAnd,
-}
 _NOT_NEGATIVE = words("square abs absolute exp mse_loss l1_loss smooth_l1_loss huber_loss")
 _KEEP_SIGN = words("to float double half bfloat16 cpu cuda detach clone contiguous sum mean")
-_TWO = _numpy(
-    "subtract maximum minimum logical_and logical_or logical_xor power right_shift"
-    " logaddexp pow=power eq=equal ne=not_equal lt=less le=less_equal gt=greater ge=greater_equal"
-)
+_TWO = _numpy("maximum minimum logical_and logical_or logical_xor logaddexp")
 _SAME = words(
     "to float double half bfloat16 long int short cpu cuda detach clone contiguous numpy astype"
     " copy type bool requires_grad_ pin_memory share_memory_ from_numpy as_tensor tensor asarray"
     " array ascontiguousarray clamp clip clamp_min clamp_max nan_to_num relu sigmoid tanh"
     " log_softmax softmax erf type_as byte char Tensor detach_ asanyarray retain_grad log1p"
     " expm1 silu gelu dropout record_stream int64 int32 uint64 uint32 uint16 int16 float64"
-    " float32 uint8 int8 LongTensor IntTensor FloatTensor alias frombuffer cumsum float_power"
+    " float32 uint8 int8 LongTensor IntTensor FloatTensor alias frombuffer cumsum"
     " normalize"
 )
 _REDUCE = {
@@ -149,30 +135,23 @@ class Tensors(InPlace):
             out = merge(self.frozen([known(arg) for arg in args[:2]]))
             out.marks |= {POSITIVE}
             return out
-        if (name in _TWO or name in _OPERATORS) and len(args) > 1:
+        if (name in _TWO or name in OPERATORS or name in COMPARISONS) and len(args) > 1:
             return self.two(name, first, known(args[1]), node)
         out = self.reshaping(name, first, args, named)
         return view(out, first) if isinstance(out, Box) and name in _VIEWING else out
 
     def two(self, name: str, first: Box, second: Box, node: ast.AST) -> Box:
         a, b = self.frozen([first, second])
-        if name in _OPERATORS:
-            return self.binary(_OPERATORS[name](), a, b, node)  # type: ignore[no-any-return]
+        if name in OPERATORS:
+            return self.binary(OPERATORS[name](), a, b, node)  # type: ignore[no-any-return]
+        if name in COMPARISONS:
+            return self.compare_boxes(COMPARISONS[name](), a, b)
         out = elementwise([a, b], _TWO[name])
         if name == "logaddexp":
             self.mixture(a, b, out)
             self.mixture(b, a, out)
         if name in {"maximum", "minimum"}:
             self.bounded(name, a, b, out)
-        if name in {"pow", "power"}:
-            if a.nll:
-                self.warp(out, "scores are raised to a power")
-            out.marks |= {POSITIVE} if even(b) else set()
-        if name in {"eq", "ne", "lt", "le", "gt", "ge"}:
-            out.nll, out.marks = (
-                False,
-                out.marks | {"index"} | ({"tested"} if out.scores else set()),
-            )
         self.check_report(a, b, out)
         return out
 
@@ -199,6 +178,7 @@ class Tensors(InPlace):
                 return self.make_leaf(first, "tensor")
             return first
         out = snapshot(first)
+        out.marks -= {RAW}
         out.live, out.table = first.live, first.table
         if name in _VIEWING:
             view(out, first)

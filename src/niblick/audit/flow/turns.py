@@ -115,6 +115,8 @@ class Turns:
         if isinstance(node, (ast.Pass, ast.Continue, ast.Break)):
             ended = {ast.Continue: _CONTINUE, ast.Break: BREAK}.get(type(node), _NEXT)
             return lambda names: ended
+        if isinstance(node, ast.Raise):
+            return _raised
         if isinstance(node, ast.If):
             test = self.expression(node.test)
             then, other = self.block(node.body), self.block(node.orelse)
@@ -216,6 +218,10 @@ class Turns:
         if isinstance(called, Dotted) and called.name in _BUILTINS:
             return _BUILTINS[called.name]
         raise NotPlainError
+
+
+def _raised(names: Names) -> Any:
+    raise NotPlainError
 
 
 def _joined(parts: list[Step], stop: bool, names: Names) -> Any:

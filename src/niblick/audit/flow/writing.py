@@ -86,19 +86,11 @@ class Writing(Expressions):
         """A value nothing is known of, under a name that says it holds validation tokens, is the
         stream.
         """
-        if (
-            isinstance(value, Box)
-            and value.pos is None
-            and not (value.deps or value.roots or value.seen)
-            and (
-                value.val is None
-                and value.marks.isdisjoint({"train", "count"})
-                and value.shape is None
-                and _VALIDATION_NAME.match(name)
-            )
-        ):
-            return self.stream
-        return value
+        if not isinstance(value, Box) or not _VALIDATION_NAME.match(name):
+            return value
+        known = value.pos is not None or value.val is not None or value.shape is not None
+        made = value.deps or value.roots or value.seen or value.marks & {"train", "count"}
+        return value if known or made else self.stream
 
     def update_param(
         self, holder: Box, sources: list[Box], node: ast.AST, replace: bool = False
@@ -108,6 +100,7 @@ class Writing(Expressions):
         """
         gained = held = 0
         marks: frozenset[str] = frozenset()
+        self.told_weights(sources)
         for source in self.frozen(sources):
             held |= source.held
             told = source.marks & {"grad"} or told_by(source)

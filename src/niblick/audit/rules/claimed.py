@@ -16,7 +16,7 @@ from niblick.audit.rules.case import Case
 _NUMBER = re.compile(r"(?<![\w.])\d\.\d{3,}")
 _STATED = re.compile(r"bpb[^\n\d]{0,40}(\d\.\d{4,})", re.IGNORECASE)
 _DEPTH = 4
-_SHORTEST = 6
+_SHORTEST, _MOST_RUNS = 6, 20
 
 
 def claimed_scores(case: Case) -> frozenset[int]:
@@ -36,20 +36,37 @@ def _claimed(case: Case) -> tuple[frozenset[int], bool]:
     claims = list(_claims(case))
     if not claims or not case.trace.printed:
         return frozenset(), False
+    lines = list(dict.fromkeys(log_lines(case.submission.root, case.text)))
+    stating = [line for line in lines if _states(_NUMBER.findall(line), claims)]
+    places: dict[tuple[str, ...], frozenset[int]] = {}
+    for pieces, scores in case.trace.printed:
+        places[pieces] = places.get(pieces, frozenset()) | scores
     best, found, unseen = _SHORTEST, frozenset[int](), 0
-    for line in log_lines(case.submission.root, case.text):
-        if not any(_same(number, claim) for number in _NUMBER.findall(line) for claim in claims):
+    for pieces, scores in places.items():
+        size = sum(map(len, pieces))
+        if size < best and scores:
             continue
-        for pieces, scores in case.trace.printed:
-            size = sum(map(len, pieces))
-            if not in_order(pieces, line):
-                continue
-            if scores and size >= best:
-                found = scores if size > best else found | scores
-                best = size
-            elif not scores:
-                unseen = max(unseen, size)
+        said = [line for line in stating or lines if in_order(pieces, line)]
+        if not said or not (stating or _states(_means(said), claims)):
+            continue
+        if scores:
+            found = scores if size > best else found | scores
+            best = size
+        else:
+            unseen = max(unseen, size)
     return found, unseen > best
+
+
+def _states(numbers: list[str], claims: list[str]) -> bool:
+    return any(_same(number, claim) for number in numbers for claim in claims)
+
+
+def _means(lines: list[str]) -> list[str]:
+    """The means of the numbers of lines that a place has printed, one for each of several runs."""
+    rows = [[float(number) for number in _NUMBER.findall(line)] for line in lines]
+    if not 1 < len(rows) <= _MOST_RUNS or len({len(row) for row in rows}) > 1:
+        return []
+    return [f"{sum(column) / len(rows):.6f}" for column in zip(*rows, strict=True)]
 
 
 def _claims(case: Case) -> Iterator[str]:

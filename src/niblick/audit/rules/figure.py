@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niblick.audit.flow.figures import honest
+from niblick.audit.flow.figures import INSIDE, honest
 from niblick.audit.flow.lengths import cuts_of
 from niblick.audit.flow.objects import FigureEvent
 from niblick.audit.rules.case import Case
@@ -40,12 +40,14 @@ def _figures(case: Case) -> list[Finding]:
 
 
 def _beside(case: Case, event: FigureEvent, claimed: frozenset[int]) -> bool:
-    """Whether a figure of unknown content is of other tokens than validation ones, as far as known,
-    and not the claimed one, which is seen to be honest.
+    """Whether a figure of unknown content is of the loss that a model learns from, or of other
+    tokens than validation ones, as far as known, and not the claimed one, which is seen to be
+    honest.
     """
     if event.warps or event.content is not None or not claimed or event.scores & claimed:
         return False
-    if any(e.targets for e in case.trace.scores if e.number in event.scores):
+    learnt = event.lost and all(lost.startswith(INSIDE) for lost in event.lost)
+    if not learnt and any(e.targets for e in case.trace.scores if e.number in event.scores):
         return False
     own = [f for f in case.trace.figures if f.scores & claimed]
     return bool(own) and not any(_why(f) for f in own)

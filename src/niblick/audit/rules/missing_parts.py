@@ -49,7 +49,16 @@ def _modules(case: Case, program: Program) -> Iterator[Finding]:
             if place != "<module>" and not reach.possible(place):
                 continue
             told.add(name)
-            yield _absent(case, name, node, place == "<module>" and not _inside_package(node))
+            sure = place == "<module>" and not _inside_package(node)
+            yield _absent(case, name, node, sure and not _alone(case))
+
+
+def _alone(case: Case) -> bool:
+    """Whether the script is all that there is: what lies beside it in its repository is not
+    known.
+    """
+    submission = case.submission
+    return not (submission.context or submission.readme or submission.metadata)
 
 
 def _inside_package(node: ast.Import | ast.ImportFrom) -> bool:

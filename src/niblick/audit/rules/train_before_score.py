@@ -26,7 +26,8 @@ def check(case: Case) -> list[Finding]:
     """
     out = []
     claimed = claimed_scores(case)
-    events = first_by_line(violations(case.trace, "module"))
+    learnt = violations(case.trace, "module")
+    events = first_by_line(sorted(learnt, key=lambda e: not certain(case.trace, e, claimed)))
     fitted = {e.where for e in violations(case.trace, "tensor") if "tensor" in e.leaf_kinds}
     for event in events if any(e.where not in fitted for e in events) else ():
         both = overlap(case.trace, event)

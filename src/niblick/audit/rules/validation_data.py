@@ -19,30 +19,34 @@ _ALIAS = re.compile(
 
 @rule("validation-data")
 def check(case: Case) -> list[Finding]:
-    """Findings for calibration on validation tokens (forwards under hooks, of which no reported
-    score comes) and for validation files passed off as training files.
+    """Findings for calibration on validation tokens (forwards under hooks, of which no score comes
+    that is reported, or learnt from, as other rules see) and for validation files passed off as
+    training files.
     """
     return [*_calibration(case), *_alias(case)]
 
 
 def _calibration(case: Case) -> list[Finding]:
-    told = {mark for event in scored(case.trace) for mark in event.marks}
+    learnt = [event for event in case.trace.scores if event.number in case.trace.trained]
+    marks = {mark for event in (*scored(case.trace), *learnt) for mark in event.marks}
     calls = [
         c
         for c in case.trace.calls
-        if c.name == "calibration" and c.certain and f"hooked:{c.order}" not in told
+        if c.name == "calibration" and c.certain and f"hooked:{c.order}" not in marks
     ]
     if not calls:
         return []
+    told = [c for c in calls if c.order in case.trace.calibrated]
+    call = (told or calls)[0]
     return [
         case.finding(
             RULE,
-            Severity.WARNING if calls[0].detail else Severity.BREACH,
-            f"{calls[0].where.function} calibrates the model on validation tokens (of the {STREAM}"
+            Severity.BREACH if told or not call.detail else Severity.WARNING,
+            f"{call.where.function} calibrates the model on validation tokens (of the {STREAM}"
             " followed).",
             verdict="flag_other",
             pointer="data",
-            where=calls[0].where,
+            where=call.where,
             cure="Calibrate on training tokens or on text the model generates itself.",
         )
     ]

@@ -17,6 +17,9 @@ _MODULE = words(
     "types.ModuleType importlib.util.spec_from_loader importlib.util.module_from_spec vars"
 )
 
+_FROM_FILE = words("importlib.util.spec_from_file_location importlib.machinery.SourceFileLoader")
+_THERE = words("os.path.exists os.path.isfile")
+
 
 def call(run: Evaluator, node: ast.Call, scope: dict[str, Any]) -> Any:
     """The value of a call, `UNKNOWN` when it is not one a loader needs."""
@@ -60,6 +63,10 @@ def _named_call(run: Evaluator, name: str, args: list[Any], named: dict[str, Any
         return Dotted(f"{args[0].name}.{args[1]}")
     if name == "open" and args:
         return Handle(str(args[0]), str(args[1] if len(args) > 1 else named.get("mode", "r")))
+    if name in _FROM_FILE and len(args) > 1 and all(isinstance(a, str) for a in args[:2]):
+        return Space(*args[:2])
+    if name in _THERE and args:
+        return str(args[0]).rpartition("/")[2] in {n.rpartition("/")[2] for n in run.loader.files}
     if name in JOIN:
         return "/".join(a for a in args if isinstance(a, str))
     if name in {"tempfile.mkdtemp", "tempfile.gettempdir"}:
@@ -122,6 +129,13 @@ def _decode(run: Evaluator, name: str, args: list[Any], named: dict[str, Any]) -
 def _method(run: Evaluator, holder: Any, name: str, args: list[Any], named: dict[str, Any]) -> Any:
     if isinstance(holder, Handle):
         return _file(run, holder, name, args)
+    if isinstance(holder, Space) and name in {"exec_module", "load_module"}:
+        text = _file(run, Handle(holder.path, "r"), "read", [])
+        layers = (*run.loader.layers, "module")
+        run.loader.layers.clear()
+        if isinstance(text, str):
+            run.loader.executed.append(Executed(text, layers, run.line, holder.name, name))
+        return holder
     if isinstance(holder, str) and name in {"read_text", "read_bytes"}:
         return _file(run, Handle(holder, "rb" if name == "read_bytes" else "r"), "read", [])
     if isinstance(holder, str) and name in {"write_text", "write_bytes"}:

@@ -184,7 +184,8 @@ class Evaluator:
         holder = self.value(node.value, scope)
         if isinstance(holder, Dotted):
             return Dotted(f"{holder.name}.{node.attr}")
-        return holder if isinstance(holder, Space) and node.attr == "__dict__" else UNKNOWN
+        own = isinstance(holder, Space) and node.attr in {"__dict__", "loader"}
+        return holder if own else UNKNOWN
 
     def _binop(self, node: ast.BinOp, scope: dict[str, Any]) -> Any:
         left, right = (constant(self.value(side, scope)) for side in (node.left, node.right))

@@ -43,9 +43,10 @@ class Handle:
 
 @dataclass
 class Space:
-    """A module object that the loader makes, or its namespace."""
+    """A module object that the loader makes, its namespace, or what loads it from `path`."""
 
     name: str
+    path: str = ""
 
 
 @dataclass
