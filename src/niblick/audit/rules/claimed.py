@@ -33,12 +33,12 @@ def _claimed(case: Case) -> tuple[frozenset[int], bool]:
     """Scores behind the claimed figure, as far as seen, and whether the words of a place that no
     score comes to fit it better.
     """
-    claims = list(_claims(case))
-    if not claims or not case.trace.printed:
+    stated = list(claims(case))
+    if not stated or not case.trace.printed:
         return frozenset(), False
     best, found, unseen = _SHORTEST, frozenset[int](), 0
     for line in log_lines(case.submission.root, case.text):
-        if not any(_same(number, claim) for number in _NUMBER.findall(line) for claim in claims):
+        if not any(same(number, claim) for number in _NUMBER.findall(line) for claim in stated):
             continue
         for pieces, scores in case.trace.printed:
             size = sum(map(len, pieces))
@@ -52,7 +52,7 @@ def _claimed(case: Case) -> tuple[frozenset[int], bool]:
     return found, unseen > best
 
 
-def _claims(case: Case) -> Iterator[str]:
+def claims(case: Case) -> Iterator[str]:
     """The figures a submission states as its own, as written."""
     stated = list(_bpb_fields(case.submission.metadata or {}, _DEPTH))
     yield from stated or [
@@ -73,7 +73,7 @@ def _bpb_fields(value: object, depth: int) -> Iterator[str]:
         yield from _bpb_fields(inner, depth - 1)
 
 
-def _same(logged: str, claim: str) -> bool:
+def same(logged: str, claim: str) -> bool:
     """Whether a logged number is the claimed one, to the digits that both have (four at least)."""
     digits = min(len(logged), len(claim)) - 2
     return digits >= 4 and abs(float(logged) - float(claim)) < 0.51 * 10.0**-digits
