@@ -244,8 +244,8 @@ class Trace:
     """Everything one run of the engine saw; `sums` are the positions of each score that a sum took,
     `summed` the sums that went into a figure, `counted` the scores of figures that count bytes,
     `trained` those that a gradient was taken of, `failures` (line, what) are exceptions that
-    nothing avoids, `printed` the words a
-    formatted text puts around scores.
+    nothing avoids, `printed` the values
+    of a formatted text with the words before each and the scores in it, and the words at its end.
     """
 
     scores: list[ScoreEvent] = field(default_factory=list)
@@ -266,7 +266,7 @@ class Trace:
     replaced: list[ReplacedEvent] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
-    printed: list[tuple[tuple[str, ...], frozenset[int]]] = field(default_factory=list)
+    printed: list[tuple[tuple[tuple[str, frozenset[int]], ...], str]] = field(default_factory=list)
     steps: int = 0
     complete: bool = True
 

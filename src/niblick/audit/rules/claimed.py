@@ -15,6 +15,7 @@ from niblick.audit.rules.case import Case
 
 _NUMBER = re.compile(r"(?<![\w.])\d\.\d{3,}")
 _STATED = re.compile(r"bpb[^\n\d]{0,40}(\d\.\d{4,})", re.IGNORECASE)
+_NEXT = re.compile(r"\W{0,3}(\d\.\d{3,})")
 _DEPTH = 4
 _SHORTEST = 6
 
@@ -40,16 +41,34 @@ def _claimed(case: Case) -> tuple[frozenset[int], bool]:
     for line in log_lines(case.submission.root, case.text):
         if not any(same(number, claim) for number in _NUMBER.findall(line) for claim in stated):
             continue
-        for pieces, scores in case.trace.printed:
-            size = sum(map(len, pieces))
-            if not in_order(pieces, line):
+        for values, end in case.trace.printed:
+            words = [*(word for word, _ in values), end]
+            size = sum(map(len, words))
+            if not in_order(words, line):
                 continue
+            scores = _stated_there(values, line, stated)
             if scores and size >= best:
                 found = scores if size > best else found | scores
                 best = size
             elif not scores:
                 unseen = max(unseen, size)
     return found, unseen > best
+
+
+def _stated_there(
+    values: tuple[tuple[str, frozenset[int]], ...], line: str, stated: list[str]
+) -> frozenset[int]:
+    """The scores in the values that a line shows where it states the claimed figure; those of all
+    its values where that place is not found.
+    """
+    at, here = 0, frozenset[int]()
+    placed = False
+    for words, scores in values:
+        at = line.find(words, at) + len(words)
+        number = _NEXT.match(line, at)
+        if number and any(same(number[1], claim) for claim in stated):
+            here, placed = here | scores, True
+    return here if placed else frozenset[int]().union(*(scores for _, scores in values))
 
 
 def claims(case: Case) -> Iterator[str]:
