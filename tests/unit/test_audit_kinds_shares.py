@@ -182,3 +182,25 @@ def test_scores_are_followed_through_what_ranks_gather(
         program(GATHERED.format(scale=scale), main="gathered(net, held, s)")
     )
     assert review(tmp_path).verdict.startswith(verdict)
+
+
+MARKS = "./data/tokenizers/fineweb_8192_caseops_v1.model"
+
+
+@pytest.mark.parametrize(
+    ("path", "reads", "command", "verdict"),
+    [
+        (MARKS, "", "", "flag_other"),
+        (MARKS, 'counts = glob.glob("./data/fineweb_val_bytes_*.bin")', "", "clean"),
+        ("./data/tokenizers/fineweb_8192.model", "", "", "clean"),
+        (MARKS, "", "TOKENIZER_PATH=./plain.model python train_gpt.py", "clean"),
+    ],
+)
+def test_marks_of_case_are_no_bytes_of_the_text(
+    tmp_path: Path, path: str, reads: str, command: str, verdict: str
+) -> None:
+    main = f'vocabulary = os.environ.get("TOKENIZER_PATH", "{path}")\n{reads}\n'
+    main += "evaluate(net, held, s)"
+    (tmp_path / "train_gpt.py").write_text(program(PLAIN, main=main))
+    (tmp_path / "README.md").write_text(f"```bash\n{command}\n```\n" if command else "")
+    assert review(tmp_path).verdict.startswith(verdict)

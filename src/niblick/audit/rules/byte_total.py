@@ -20,6 +20,8 @@ from niblick.audit.types import Finding, Severity
 
 RULE = "byte-total"
 _REWRITING = re.compile(r"token[\s_-]?monster", re.IGNORECASE)
+_MARKED = re.compile(r"case_?ops|loss-?less_?caps", re.IGNORECASE)
+_SIDECAR = re.compile(r"val_bytes|bytes_\*|side-?car", re.IGNORECASE)
 _FOLDED = re.compile(
     r"case[\s-]?fold|lower-?cas(?:ed|ing)\s+(?:the\s+)?(?:text|fineweb|corpus|dataset|validation)",
     re.IGNORECASE,
@@ -54,6 +56,7 @@ def check(case: Case) -> list[Finding]:
         *(_excess(case, total) if total else [] if known else _rewritten(case)),
         *(_part(case, log) for log in [log for log in told if log.part][:1]),
         *(_odd(case, log.odd) for log in [log for log in told if log.odd][:1]),
+        *_marked(case),
         *_folded(case),
     ]
 
@@ -137,6 +140,29 @@ def _rewritten(case: Case) -> list[Finding]:
                 )
             ]
     return []
+
+
+def _marked(case: Case) -> list[Finding]:
+    """A breach where the script's own data write capitals as marks, and nothing in it reads how
+    many bytes of the text each token stands for.
+    """
+    chosen = [v for k, v in case.environment.items() if "TOKENIZER" in k or "DATA" in k]
+    paths = chosen or [n.value for n in case.nodes if isinstance(n, ast.Constant)]
+    named = any(isinstance(path, str) and _MARKED.search(path) for path in paths)
+    if not named or _SIDECAR.search(case.text):
+        return []
+    return [
+        case.finding(
+            RULE,
+            Severity.BREACH,
+            "The vocabulary that the script takes writes capitals as marks, which are none of the"
+            " text's bytes, and the script reads no count of bytes that was made from the text.",
+            verdict="flag_other",
+            pointer="bytes",
+            line=1,
+            cure="Read the bytes of each token from a file that the tokens were written with.",
+        )
+    ]
 
 
 def _table_line(function: ast.FunctionDef) -> int | None:
