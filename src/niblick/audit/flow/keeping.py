@@ -26,7 +26,7 @@ ALONE = "alone"
 _SMALL = 64
 _MOST = 8192
 _RUN = 1024
-_JOINING = (ast.Add, ast.BitXor, ast.BitOr, ast.Mult)
+_JOINING = (ast.Add, ast.BitXor, ast.BitOr)
 
 
 class Keeping(State):
@@ -76,10 +76,13 @@ def for_each_token(op: ast.operator, a: Box, b: Box) -> bool:
     """Whether arithmetic joins tokens of the stream with a row of numbers, one for each token that
     there may be.
     """
-    every = b.val is None and b.marks == {"index"}  # numbers up to one that is not known
-    if b.val is not None and b.val.size > _SMALL:
-        every = bool(np.ptp(b.val) == b.val.size - 1)
-    return isinstance(op, _JOINING) and is_token(a) and b.pos is None and not b.deps and every
+    if not isinstance(op, _JOINING) or not is_token(a) or b.pos is not None or b.deps:
+        return False
+    if b.val is None:
+        return b.marks == {"index"}  # numbers up to one that is not known
+    return b.val.dtype.kind in "iu" and bool(
+        b.val.size > _SMALL and np.ptp(b.val) == b.val.size - 1
+    )
 
 
 def shares(op: ast.operator, a: Box, b: Box, out: Box) -> None:
