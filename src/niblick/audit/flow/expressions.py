@@ -139,8 +139,12 @@ class Expressions(Arithmetic):
     def ex_joinedstr(self, node: ast.JoinedStr) -> Any:
         parts: list[str] = []
         values: list[tuple[str, frozenset[int]]] = []
-        figure, said = False, None
+        figure, words = False, ""
         for piece in node.values:
+            if isinstance(piece, ast.Constant):
+                words = str(piece.value).strip()
+                parts.append(str(piece.value))
+                continue
             value = self.value(piece.value if isinstance(piece, ast.FormattedValue) else piece)
             if isinstance(piece, ast.FormattedValue) and piece.format_spec is not None:
                 self.value(piece.format_spec)
@@ -150,16 +154,11 @@ class Expressions(Arithmetic):
             if isinstance(value, Box):
                 self.shown(value, label)
                 figure |= named(label)
-                parts.append("?")
-            else:
-                told = isinstance(value, (str, int, float, PurePosixPath))
-                parts.append(str(value) if told else "?")
-            if isinstance(piece, ast.FormattedValue):
-                words = said.value.strip() if isinstance(said, ast.Constant) else ""
-                values.append((words, value.scores if isinstance(value, Box) else frozenset()))
-            said = piece
+            told = isinstance(value, (str, int, float, PurePosixPath))
+            parts.append(str(value) if told else "?")
+            values.append((words, value.scores if isinstance(value, Box) else frozenset()))
+            words = ""
         if (figure or any(s for _, s in values)) and len(self.trace.printed) < _MAX_ITEMS:
-            words = said.value.strip() if isinstance(said, ast.Constant) else ""
             self.trace.printed.append((tuple(values), words))
         return "".join(parts)
 

@@ -147,9 +147,8 @@ def _marked(case: Case) -> list[Finding]:
     many bytes of the text each token stands for.
     """
     chosen = [v for k, v in case.environment.items() if "TOKENIZER" in k or "DATA" in k]
-    paths = chosen or [n.value for n in case.nodes if isinstance(n, ast.Constant)]
-    named = any(isinstance(path, str) and _MARKED.search(path) for path in paths)
-    if not named or _SIDECAR.search(case.text):
+    paths = chosen or [str(n.value) for n in case.nodes if isinstance(n, ast.Constant)]
+    if not any(map(_MARKED.search, paths)) or _SIDECAR.search(case.text):
         return []
     return [
         case.finding(
