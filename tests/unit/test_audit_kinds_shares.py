@@ -204,3 +204,48 @@ def test_marks_of_case_are_no_bytes_of_the_text(
     (tmp_path / "train_gpt.py").write_text(program(PLAIN, main=main))
     (tmp_path / "README.md").write_text(f"```bash\n{command}\n```\n" if command else "")
     assert review(tmp_path).verdict.startswith(verdict)
+
+
+DEEP = """
+class Deep(nn.Module):
+    wide = bool(int(os.environ.get("WIDE", "{wide}")))
+    def density(self, h):
+        share = h.square().mean(-1, keepdim=True)
+        return share / share.mean({over}, keepdim=True)
+    def forward(self, x, y):
+        h = self.hidden(x)
+        if self.wide:
+            h = h * self.density(h)
+        return F.cross_entropy(self.head(h).flatten(0, 1), y.flatten())
+
+class Block(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size, size))
+    def forward(self, x):
+        w = self.weight.to(x.dtype)
+        w = w / w.abs().mean()
+        {mix}
+        return x @ w.T
+"""
+
+
+@pytest.mark.parametrize(
+    ("over", "mix", "wide", "verdict"),
+    [
+        ("1", "pass", "1", "hold"),
+        ("dim=(0, 1)", "pass", "1", "hold"),
+        ("-1", "pass", "1", "clean"),
+        ("1", "pass", "0", "clean"),
+        ("-1", "x = x * torch.sigmoid(x.mean(dim=1, keepdim=True))", "1", "hold"),
+        ("-1", "x = x * torch.sigmoid(x.mean(dim=-1, keepdim=True))", "1", "clean"),
+        ("-1", "self.spread = x.detach().mean()", "1", "clean"),
+        ("-1", "if self.training:\n            x = x / x.mean()", "1", "clean"),
+    ],
+)
+def test_what_is_made_of_a_whole_window_takes_no_part_in_each_position(
+    tmp_path: Path, over: str, mix: str, wide: str, verdict: str
+) -> None:
+    deep = DEEP.format(over=over, mix=mix, wide=wide)
+    (tmp_path / "train_gpt.py").write_text(program(PLAIN, deep, main="evaluate(net, held, s)"))
+    assert review(tmp_path).verdict.startswith(verdict)

@@ -23,7 +23,7 @@ _TOKENS = re.compile(
     r"\bval(?!\w*batch)\w*(?:(?!train|batch|seen)[^\n]){0,160}?tokens\s*[:=]\s*([\d,_]{4,})"
 )
 _FIGURE = re.compile(r"(?:loss|bpb)\s*[:=]\s*\d")
-_PAIR = re.compile(r"val_loss\s*[:=]\s*(\d+\.\d{4,})\s+val_bpb\s*[:=]\s*(\d+\.\d{4,})")
+_PAIR = re.compile(r"val_loss\s*[:=]\s*(\d+\.\d{4,})[\s,;|]+val_bpb\s*[:=]\s*(\d+\.\d{4,})")
 _EXACT = 3e-4  # of a ratio: what windows at the ends of a split come to
 _DROPPED = 2.5e-3  # of a ratio: what leaving out the first token of each document comes to
 _SQUEEZED = 5e-3  # of the text: what a tokenizer that joins spaces does not see
