@@ -193,6 +193,7 @@ MARKS = "./data/tokenizers/fineweb_8192_caseops_v1.model"
         (MARKS, "", "", "flag_other"),
         (MARKS, 'counts = glob.glob("./data/fineweb_val_bytes_*.bin")', "", "clean"),
         ("./data/tokenizers/fineweb_8192.model", "", "", "clean"),
+        ("./data/tokenizers/fineweb_8192.model", 'note = "not with caseops data."', "", "clean"),
         (MARKS, "", "TOKENIZER_PATH=./plain.model python train_gpt.py", "clean"),
     ],
 )

@@ -20,7 +20,7 @@ from niblick.audit.types import Finding, Severity
 
 RULE = "byte-total"
 _REWRITING = re.compile(r"token[\s_-]?monster", re.IGNORECASE)
-_MARKED = re.compile(r"case_?ops|loss-?less_?caps", re.IGNORECASE)
+_MARKED = re.compile(r"^(?=\S*[/.])\S*(?:case_?ops|loss-?less_?caps)\S*$", re.IGNORECASE)
 _SIDECAR = re.compile(r"val_bytes|bytes_\*|side-?car", re.IGNORECASE)
 _FOLDED = re.compile(
     r"case[\s-]?fold|lower-?cas(?:ed|ing)\s+(?:the\s+)?(?:text|fineweb|corpus|dataset|validation)",
