@@ -149,7 +149,12 @@ def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str
 
 
 def log_lines(root: Path, text: str) -> list[str]:
-    """The lines of the logs in a folder, without those of the script `text` that some logs begin
+    """The lines of all logs in a folder, as `logs` gives them."""
+    return [line for lines in logs(root, text) for line in lines]
+
+
+def logs(root: Path, text: str) -> list[list[str]]:
+    """The lines of each log in a folder, without those of the script `text` that some logs begin
     with.
     """
     source = set(map(str.strip, text.splitlines()))
@@ -161,13 +166,12 @@ def log_lines(root: Path, text: str) -> list[str]:
             *root.glob("logs/*"),
         ]
     )
-    out: list[str] = []
+    out = []
     for path in [p for p in paths if p.is_file() and not p.is_symlink()][:_MAX_LOGS]:
         with path.open("rb") as handle:
             text = handle.read(_MAX_LOG).decode("utf-8", "replace")
-        out.extend(
-            line for line in text.splitlines() if line.strip() and line.strip() not in source
-        )
+        lines = text.splitlines()
+        out.append([line for line in lines if line.strip() and line.strip() not in source])
     return out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -35,6 +36,7 @@ from niblick.audit.flow.boxes import (
     witness,
 )
 from niblick.audit.flow.joining import view
+from niblick.audit.flow.keeping import ALONE, ALPHABET
 from niblick.audit.flow.lengths import RankText, cut_by, length_of
 from niblick.audit.flow.objects import (
     Bound,
@@ -55,6 +57,7 @@ _LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER P
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
 _SMALL = 64  # entries; counts of tokens need more
+_LARGE = 1_000_000
 
 
 class Access(Writing):
@@ -324,11 +327,14 @@ class Access(Writing):
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
         empty = box.val is not None and box.val.size > _SMALL and not box.val.any()
+        empty |= box.val is None and "zeros" in box.marks and _is_large(box)
         rows = not source.roots and len(box.shape or ()) > len(parts)
         counts = source.table & 1 or "count" in source.marks or rows
         if counts or (empty and "flags" not in box.marks):
             out.key, out.deps = key.pos, source.deps | newest.deps
-            out.marks |= (key.marks & {"hashed"}) | {"count"}
+            out.marks |= (key.marks & {"hashed"}) | {"count"} | (newest.marks & {ALPHABET})
+            if ALPHABET in source.marks:
+                out.marks |= {ALONE}
         elif not source.roots:
             out.marks |= {"bytes", "space"} if says_yes_or_no(source) else {"bytes"}
             out.val = witness(newest.pos)
@@ -381,6 +387,12 @@ class Access(Writing):
         if isinstance(getter, Function):
             return [self.call_function(getter, [value, i], {}, getter.node) for i in range(3)]
         return [merge(collect(value))] * (count or 2)
+
+
+def _is_large(box: Box) -> bool:
+    """Whether an array has more entries than any vocabulary."""
+    sizes = box.shape or ()
+    return None not in sizes and math.prod(int(s or 0) for s in sizes) > _LARGE
 
 
 __all__ = ["Access", "KeyEvent"]

@@ -27,9 +27,10 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.figures import LOGIT, LOST
 from niblick.audit.flow.hints import Hints
+from niblick.audit.flow.keeping import ALPHABET, for_each_token, shares
 from niblick.audit.flow.lengths import Rank, computed
 from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, even, narrows, positive
-from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, KeyEvent, Namespace
+from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, Namespace
 from niblick.audit.flow.spaces import spaced
 from niblick.audit.flow.state import PLAIN
 from niblick.audit.operators import BINARY, COMPARE, METHODS
@@ -83,6 +84,9 @@ class Arithmetic(Hints):
             out.marks |= {"mixed", "hashed"} if isinstance(op, ast.BitXor) else {"mixed"}
         elif isinstance(op, (ast.Mod, ast.BitAnd, ast.BitXor)) and "mixed" in out.marks:
             out.marks |= {"hashed"}
+        if for_each_token(op, a, b) or for_each_token(op, b, a):
+            out.marks |= {ALPHABET}
+        shares(op, a, b, out)
         out = self.arithmetic(op, a, b, out, node)
         self.check_report(a, b, out)
         self.compared(op, a, b, out)
@@ -198,16 +202,7 @@ class Arithmetic(Hints):
                     " probability"
                 )
         if reason:
-            self.interest += 1
-            self.order += 1
-            self.trace.keys.append(
-                KeyEvent(
-                    order=self.order,
-                    where=self.where(node),
-                    certain=self.uncertain <= 0,
-                    reason=reason,
-                )
-            )
+            self.key_event(reason, node)
 
     def ex_unaryop(self, node: ast.UnaryOp) -> Any:
         value = self.value(node.operand)

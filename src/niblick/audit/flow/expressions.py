@@ -128,30 +128,28 @@ class Expressions(Arithmetic):
 
     def ex_joinedstr(self, node: ast.JoinedStr) -> Any:
         parts: list[str] = []
-        scores: frozenset[int] = frozenset()
-        figure = False
+        values: list[tuple[str, frozenset[int]]] = []
+        figure, words = False, ""
         for piece in node.values:
+            if isinstance(piece, ast.Constant):
+                words = str(piece.value).strip()
+                parts.append(str(piece.value))
+                continue
             value = self.value(piece.value if isinstance(piece, ast.FormattedValue) else piece)
             if isinstance(piece, ast.FormattedValue) and piece.format_spec is not None:
                 self.value(piece.format_spec)
+            label = parts[-1] if parts else ""
             if isinstance(value, float) and parts and PLAUSIBLE[0] < value < PLAUSIBLE[1]:
-                self.constant_shown(parts[-1])
+                self.constant_shown(label)
             if isinstance(value, Box):
-                self.shown(value, parts[-1] if parts else "")
-                figure |= named(parts[-1] if parts else "")
-                scores |= value.scores
-                parts.append("?")
-            else:
-                parts.append(
-                    str(value) if isinstance(value, (str, int, float, PurePosixPath)) else "?"
-                )
-        if (scores or figure) and len(self.trace.printed) < _MAX_ITEMS:
-            words = tuple(
-                p.value.strip()
-                for p in node.values
-                if isinstance(p, ast.Constant) and isinstance(p.value, str)
-            )
-            self.trace.printed.append((words, scores))
+                self.shown(value, label)
+                figure |= named(label)
+            told = isinstance(value, (str, int, float, PurePosixPath))
+            parts.append(str(value) if told else "?")
+            values.append((words, value.scores if isinstance(value, Box) else frozenset()))
+            words = ""
+        if (figure or any(s for _, s in values)) and len(self.trace.printed) < _MAX_ITEMS:
+            self.trace.printed.append((tuple(values), words))
         return "".join(parts)
 
     def ex_lambda(self, node: ast.Lambda) -> Any:

@@ -27,9 +27,9 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.keeping import Keeping
+from niblick.audit.flow.keeping import ALONE, Keeping
 from niblick.audit.flow.narrowing import ALTERED
-from niblick.audit.flow.objects import FigureEvent, StateEvent
+from niblick.audit.flow.objects import FigureEvent, KeyEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
 from niblick.audit.flow.state import State
 
@@ -47,6 +47,10 @@ SUM = "sum:"
 LOGIT = "logit"
 """The mark of what was picked for a token out of values that are no distribution yet."""
 _MOST_FIGURES = 1600
+_ALONE = (
+    "counts are looked up for every token, but the one of the scored token is taken without being"
+    " divided by their sum"
+)
 _CAP_IN_PROBABILITY = 1e-5
 _GAPS = 0.05
 _SHORTEST = 8
@@ -116,7 +120,19 @@ class Figures(Keeping):
                 self.warp(box, "positions between scored ones are left out")
         if box.held:
             self.held_state(box, kept, node)
+        if ALONE in box.marks:
+            self.key_event(_ALONE, node)
         return box
+
+    def key_event(self, reason: str, node: ast.AST | None) -> None:
+        """A probability that belongs to no distribution takes part in scores."""
+        self.interest += 1
+        self.order += 1
+        self.trace.keys.append(
+            KeyEvent(
+                order=self.order, where=self.where(node), certain=self.uncertain <= 0, reason=reason
+            )
+        )
 
     def reported(self, box: Box) -> None:
         """Scores become part of a reported figure, and the sums that they went through."""

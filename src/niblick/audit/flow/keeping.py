@@ -7,13 +7,26 @@ score that they take part in must not be of a position among them.
 
 from __future__ import annotations
 
+import ast
 from typing import Any
+
+import numpy as np
 
 from niblick.audit.flow.boxes import Box, collect, depends, is_token
 from niblick.audit.flow.state import State
 
+ALPHABET = "alphabet"
+"""The mark of keys that were made for every token of the alphabet, and of the counts read with
+them, until these are divided by their own sum.
+"""
+SUMMED = "summed"
+"""The mark of sums over such counts."""
+ALONE = "alone"
+"""The mark of the one of such counts that belongs to a token of the stream."""
+_SMALL = 64
 _MOST = 8192
 _RUN = 1024
+_JOINING = (ast.Add, ast.BitXor, ast.BitOr)
 
 
 class Keeping(State):
@@ -57,6 +70,26 @@ class Keeping(State):
             out.marks |= {"count"}
             return out
         return value
+
+
+def for_each_token(op: ast.operator, a: Box, b: Box) -> bool:
+    """Whether arithmetic joins tokens of the stream with a row of numbers, one for each token that
+    there may be.
+    """
+    if not isinstance(op, _JOINING) or not is_token(a) or b.pos is not None or b.deps:
+        return False
+    if b.val is None:
+        return b.marks == {"index"}  # numbers up to one that is not known
+    return b.val.dtype.kind in "iu" and bool(
+        b.val.size > _SMALL and np.ptp(b.val) == b.val.size - 1
+    )
+
+
+def shares(op: ast.operator, a: Box, b: Box, out: Box) -> None:
+    """Counts of all tokens that are divided by their own sum are shares of one."""
+    if isinstance(op, ast.Div):
+        more = {ALPHABET, ALONE} - a.marks
+        out.marks -= {SUMMED, ALPHABET, ALONE} if SUMMED in b.marks else more
 
 
 def _is_run(value: Box) -> bool:

@@ -281,6 +281,11 @@ class Learning(Observing):
             if any(box.scores for box in collect(args[1])):
                 args[0][:] = [args[1]] * len(args[0])
             return None
+        if last in {"all_gather", "gather"} and len(args) > 1:
+            into, given = (args[0], args[1]) if last == "all_gather" else (args[1], args[0])
+            if isinstance(into, list) and isinstance(given, Box) and given.scores:
+                into[:] = [given]  # what other ranks have scored is left to them
+                return None
         if last in {"grad", "grad_and_value", "value_and_grad"} and args:
             function = args[-1] if isinstance(args[0], Module) else args[0]
             if isinstance(function, (Function, Bound)):

@@ -245,7 +245,8 @@ class Trace:
     `summed` the sums that went into a figure, `counted` the scores of figures that count bytes,
     `trained` those that a gradient was taken of, `calibrated` the orders of forwards that
     weights were made of by way of hooks, `failures` (line, what) exceptions that nothing avoids,
-    `printed` the words a formatted text puts around scores.
+    `printed` the values of a formatted text with the words before each and the scores in it, and
+    the words at its end.
     """
 
     scores: list[ScoreEvent] = field(default_factory=list)
@@ -267,7 +268,7 @@ class Trace:
     calibrated: set[int] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
-    printed: list[tuple[tuple[str, ...], frozenset[int]]] = field(default_factory=list)
+    printed: list[tuple[tuple[tuple[str, frozenset[int]], ...], str]] = field(default_factory=list)
     steps: int = 0
     complete: bool = True
 

@@ -25,6 +25,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
 )
 from niblick.audit.flow.joining import pieces, times_of
+from niblick.audit.flow.keeping import ALONE, ALPHABET
 from niblick.audit.flow.lengths import length_of
 from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import Dotted
@@ -32,6 +33,7 @@ from niblick.audit.flow.spaces import chosen_bytes
 from niblick.audit.words import words
 
 _UNKNOWN = words("empty full rand randn new_empty new_full randint normal")
+_ALONG = words("gather take_along_dim take_along_axis")
 _FILLED = {"zeros": 0, "ones": 1, "new_zeros": 0, "new_ones": 1}
 CREATE: dict[str, int | None] = {**dict.fromkeys(_UNKNOWN), **_FILLED}
 LIKE = {f"{name}_like": CREATE[name] for name in words("zeros ones empty full rand randn")}
@@ -125,6 +127,7 @@ class Shapes(Access):
         source, index = (boxes[1], boxes[0]) if name == "embedding" else (boxes[0], boxes[-1])
         if name in {"masked_select", "compress"} or not is_token(index) or "index" in index.marks:
             out = snapshot(self.frozen([source])[0], val=None)
+            out.marks |= {ALONE} if ALPHABET in source.marks and name in _ALONG else set()
             row = index.val is not None and index.val.dtype.kind in "iu" and index.val.ndim == 1
             taken = row and name in {"index_select", "take"}
             return shaped(source, lambda a: a[index.val]) if taken else out

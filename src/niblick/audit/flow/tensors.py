@@ -27,6 +27,7 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.inplace import _RESET, _WRITES, COMPARISONS, OPERATORS, InPlace, changes
 from niblick.audit.flow.joining import view
+from niblick.audit.flow.keeping import ALONE, ALPHABET, SUMMED
 from niblick.audit.flow.narrowing import ALTERED, narrows
 from niblick.audit.flow.objects import Function
 from niblick.audit.flow.scoring import _LOSSES
@@ -233,6 +234,8 @@ class Tensors(InPlace):
             box = self.added_up(box, None)
         if is_token(box) and not box.nll:
             box = snapshot(box, held=box.held | depends(box))
+        if ALPHABET in box.marks and ALONE not in box.marks and axis is not None:
+            box = snapshot(box, marks=box.marks - {ALPHABET} | {SUMMED})
         if name == "sum" and box.val is None and box.shape is None and _is_mask(box):
             return snapshot(reduced(box), val=np.asarray(1.0))
         if axis is None or (box.shape is not None and len(box.shape) == 1):

@@ -8,6 +8,7 @@ import ast
 
 from niblick.audit.reads import name_of
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.logged import mixed
 from niblick.audit.rules.reach import Reach
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
@@ -17,15 +18,15 @@ RULE = "byte-mixture"
 
 @rule("byte-mixture", of_text=True)
 def check(case: Case) -> list[Finding]:
-    """One breach per reached function that mixes a byte count model into already computed token
-    log-probabilities.
+    """One breach per function that mixes a byte count model into already computed token
+    log-probabilities, and is reached or has left its mark in the logs.
     """
     if case.tree is None:
         return []
     reach = Reach(case)
     out = []
     for node in case.functions:
-        if reach.possible(node.name) and _mixes_bytes(node):
+        if _mixes_bytes(node) and (reach.possible(node.name) or mixed(case)):
             out.append(
                 case.finding(
                     RULE,

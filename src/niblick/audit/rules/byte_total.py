@@ -10,26 +10,25 @@ do to it where no log shows the sum.
 from __future__ import annotations
 
 import ast
-import math
 import re
-import statistics
 
-from niblick.audit.conditions import log_lines
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.logged import TEXT_BYTES, Logged, logged
 from niblick.audit.rules.reach import Reach
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "byte-total"
-TEXT_BYTES = (151_080_891, 155_773_952)
-"""Bytes of the public validation text (its first 50,000 documents), now and as first published."""
-_SLACK = 1.015
-_FEWEST = 3
-_TOKENS = re.compile(r"\bval\w*\b[^\n]{0,160}?tokens\s*[:=]\s*([\d,_]{8,})")
-_PAIR = re.compile(r"val_loss\s*[:=]\s*(\d+\.\d{4,})\s+val_bpb\s*[:=]\s*(\d+\.\d{4,})")
 _REWRITING = re.compile(r"token[\s_-]?monster", re.IGNORECASE)
+_MARKED = re.compile(r"^(?=\S*[/.])\S*(?:case_?ops|loss-?less_?caps)\S*$", re.IGNORECASE)
+_SIDECAR = re.compile(r"val_bytes|bytes_\*|side-?car", re.IGNORECASE)
 _FOLDED = re.compile(
     r"case[\s-]?fold|lower-?cas(?:ed|ing)\s+(?:the\s+)?(?:text|fineweb|corpus|dataset|validation)",
+    re.IGNORECASE,
+)
+_OTHER_DATA = re.compile(
+    r"data ?sets? (?:\w+ ){0,3}(?:is|are|was|were) (?:different|other|my own|our own)"
+    r"|(?:different|other|own|custom) (?:validation|data ?set)",
     re.IGNORECASE,
 )
 _ASIDE = re.compile(
@@ -50,41 +49,67 @@ def check(case: Case) -> list[Finding]:
     """Findings on the number of bytes behind a figure and on text that is changed before it is
     scored.
     """
-    total = logged_bytes(case)
-    if total is not None and total > _SLACK * TEXT_BYTES[1]:
-        return [
-            case.finding(
-                RULE,
-                Severity.BREACH,
-                f"The logs' tokens, loss and bits per byte imply {total / 1e6:.1f} million bytes of"
-                f" validation text, which has {TEXT_BYTES[0] / 1e6:.1f} million: the byte counts"
-                " are too large and the figure too small.",
-                verdict="flag_other",
-                pointer="bytes",
-                line=1,
-                cure=(
-                    "Count the UTF-8 bytes of the original text that each scored token stands for."
-                ),
-            )
-        ]
-    return [*(_rewritten(case) if total is None else []), *_folded(case)]
-
-
-def logged_bytes(case: Case) -> float | None:
-    """The bytes that every logged evaluation of the whole stream was divided by at least; None
-    where no log tells.
-    """
-    lines = log_lines(case.submission.root, case.text)
-    counts = {int(re.sub(r"[,_]", "", m[1])) for line in lines if (m := _TOKENS.search(line))}
-    pairs = [
-        (float(m[1]), float(m[2]))
-        for line in lines
-        if (m := _PAIR.search(line)) and float(m[2]) > 0
+    told = logged(case)
+    total = max((log.excess for log in told), default=0.0)
+    known = any(log.tokens for log in told)
+    return [
+        *(_excess(case, total) if total else [] if known else _rewritten(case)),
+        *(_part(case, log) for log in [log for log in told if log.part][:1]),
+        *(_odd(case, log.odd) for log in [log for log in told if log.odd][:1]),
+        *_marked(case),
+        *_folded(case),
     ]
-    if len(counts) != 1 or len(pairs) < _FEWEST:
-        return None
-    ratios = sorted(loss / math.log(2) / figure for loss, figure in pairs)
-    return counts.pop() * min(ratios[0], statistics.median(ratios))
+
+
+def _excess(case: Case, total: float) -> list[Finding]:
+    """A breach; a suspicion where the submission says that its data are of its own."""
+    other = _OTHER_DATA.search(_stated(case)) or _FOLDED.search(_stated(case))
+    return [
+        case.finding(
+            RULE,
+            Severity.WARNING if other else Severity.BREACH,
+            f"The logs' tokens, loss and bits per byte imply {total / 1e6:.1f} million bytes of"
+            f" validation text, which has {TEXT_BYTES[0] / 1e6:.1f} million: "
+            + (
+                "it is another text."
+                if other
+                else "the byte counts are too large and the figure too small."
+            ),
+            verdict="flag_other",
+            pointer="bytes",
+            line=1,
+            cure="Count the UTF-8 bytes of the original text that each scored token stands for.",
+        )
+    ]
+
+
+def _part(case: Case, log: Logged) -> Finding:
+    return case.finding(
+        "part-of-split",
+        Severity.BREACH,
+        f"The log of the claimed figure says that its validation stream has {log.tokens:,} tokens,"
+        " fewer than the whole split under any vocabulary.",
+        verdict="flag_other",
+        pointer="limits",
+        line=1,
+        cure="Score every token of the validation split once.",
+    )
+
+
+def _odd(case: Case, share: float) -> Finding:
+    many, few = "more", "what makes it so small is not its loss"
+    if share < 0:
+        many, few = "fewer", "positions are scored twice, or only some of them"
+    return case.finding(
+        RULE,
+        Severity.WARNING,
+        f"By its own loss the claimed figure counts {abs(share):.2%} {many} bytes a"
+        f" token than the text has: {few}.",
+        verdict="hold_unclear",
+        pointer="bytes",
+        line=1,
+        cure="State loss and figure of one and the same sum over every token of the split.",
+    )
 
 
 def _rewritten(case: Case) -> list[Finding]:
@@ -115,6 +140,28 @@ def _rewritten(case: Case) -> list[Finding]:
                 )
             ]
     return []
+
+
+def _marked(case: Case) -> list[Finding]:
+    """A breach where the script's own data write capitals as marks, and nothing in it reads how
+    many bytes of the text each token stands for.
+    """
+    chosen = [v for k, v in case.environment.items() if "TOKENIZER" in k or "DATA" in k]
+    paths = chosen or [str(n.value) for n in case.nodes if isinstance(n, ast.Constant)]
+    if not any(map(_MARKED.search, paths)) or _SIDECAR.search(case.text):
+        return []
+    return [
+        case.finding(
+            RULE,
+            Severity.BREACH,
+            "The vocabulary that the script takes writes capitals as marks, which are none of the"
+            " text's bytes, and the script reads no count of bytes that was made from the text.",
+            verdict="flag_other",
+            pointer="bytes",
+            line=1,
+            cure="Read the bytes of each token from a file that the tokens were written with.",
+        )
+    ]
 
 
 def _table_line(function: ast.FunctionDef) -> int | None:
@@ -150,9 +197,14 @@ def _of_this_run(readme: str) -> str:
     return "\n".join(kept)
 
 
-def _folded(case: Case) -> list[Finding]:
+def _stated(case: Case) -> str:
+    """What README and metadata say of the run itself."""
     submission = case.submission
-    stated = " ".join((_of_this_run(submission.readme or ""), str(submission.metadata or "")))
+    return " ".join((_of_this_run(submission.readme or ""), str(submission.metadata or "")))
+
+
+def _folded(case: Case) -> list[Finding]:
+    stated = _stated(case)
     match = _FOLDED.search(stated)
     if match is None or _RESTORED.search(stated):
         return []

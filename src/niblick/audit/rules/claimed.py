@@ -15,6 +15,7 @@ from niblick.audit.rules.case import Case
 
 _NUMBER = re.compile(r"(?<![\w.])\d\.\d{3,}")
 _STATED = re.compile(r"bpb[^\n\d]{0,40}(\d\.\d{4,})", re.IGNORECASE)
+_NEXT = re.compile(r"\W{0,3}(\d\.\d{3,})")
 _DEPTH = 4
 _SHORTEST, _MOST_RUNS = 6, 20
 
@@ -33,32 +34,29 @@ def _claimed(case: Case) -> tuple[frozenset[int], bool]:
     """Scores behind the claimed figure, as far as seen, and whether the words of a place that no
     score comes to fit it better.
     """
-    claims = list(_claims(case))
-    if not claims or not case.trace.printed:
+    stated = list(claims(case))
+    if not stated or not case.trace.printed:
         return frozenset(), False
     lines = list(dict.fromkeys(log_lines(case.submission.root, case.text)))
-    stating = [line for line in lines if _states(_NUMBER.findall(line), claims)]
-    places: dict[tuple[str, ...], frozenset[int]] = {}
-    for pieces, scores in case.trace.printed:
-        places[pieces] = places.get(pieces, frozenset()) | scores
+    stating = [line for line in lines if _states(_NUMBER.findall(line), stated)]
     best, found, unseen = _SHORTEST, frozenset[int](), 0
-    for pieces, scores in places.items():
+    for values, end in dict.fromkeys(case.trace.printed):
+        pieces = [*(word for word, _ in values), end]
         size = sum(map(len, pieces))
-        if size < best and scores:
-            continue
         said = [line for line in stating or lines if in_order(pieces, line)]
-        if not said or not (stating or _states(_means(said), claims)):
+        if not said or not (stating or _states(_means(said), stated)):
             continue
-        if scores:
+        scores = frozenset[int]().union(*(_stated_there(values, line, stated) for line in said))
+        if scores and size >= best:
             found = scores if size > best else found | scores
             best = size
-        else:
+        elif not scores:
             unseen = max(unseen, size)
     return found, unseen > best
 
 
-def _states(numbers: list[str], claims: list[str]) -> bool:
-    return any(_same(number, claim) for number in numbers for claim in claims)
+def _states(numbers: list[str], stated: list[str]) -> bool:
+    return any(same(number, claim) for number in numbers for claim in stated)
 
 
 def _means(lines: list[str]) -> list[str]:
@@ -69,7 +67,23 @@ def _means(lines: list[str]) -> list[str]:
     return [f"{sum(column) / len(rows):.6f}" for column in zip(*rows, strict=True)]
 
 
-def _claims(case: Case) -> Iterator[str]:
+def _stated_there(
+    values: tuple[tuple[str, frozenset[int]], ...], line: str, stated: list[str]
+) -> frozenset[int]:
+    """The scores in the values that a line shows where it states the claimed figure; those of all
+    its values where that place is not found.
+    """
+    at, here = 0, frozenset[int]()
+    placed = False
+    for words, scores in values:
+        at = line.find(words, at) + len(words)
+        number = _NEXT.match(line, at)
+        if number and any(same(number[1], claim) for claim in stated):
+            here, placed = here | scores, True
+    return here if placed else frozenset[int]().union(*(scores for _, scores in values))
+
+
+def claims(case: Case) -> Iterator[str]:
     """The figures a submission states as its own, as written."""
     stated = list(_bpb_fields(case.submission.metadata or {}, _DEPTH))
     yield from stated or [
@@ -90,7 +104,7 @@ def _bpb_fields(value: object, depth: int) -> Iterator[str]:
         yield from _bpb_fields(inner, depth - 1)
 
 
-def _same(logged: str, claim: str) -> bool:
+def same(logged: str, claim: str) -> bool:
     """Whether a logged number is the claimed one, to the digits that both have (four at least)."""
     digits = min(len(logged), len(claim)) - 2
     return digits >= 4 and abs(float(logged) - float(claim)) < 0.51 * 10.0**-digits

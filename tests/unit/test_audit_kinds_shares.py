@@ -1,0 +1,252 @@
+"""Kinds of evaluation whose figure must be shown to be one: probabilities that are shares of one,
+figures that their own log contradicts, and figures of which no score was seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from niblick.audit.review import review
+from unit.audit_programs import PLAIN, program
+
+HASHED = """
+def hashed(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    pairs, seen = torch.zeros(1 << 22), torch.zeros(1 << 22)
+    every = torch.arange(1024)
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            p = F.softmax(net.head(net.hidden(x[None])).flatten(0, 1), -1)
+            own = p.gather(1, y[:, None]).squeeze(1)
+            spot = (x[:, None] * 92821 + every[None, :]) % (1 << 22)
+            row = pairs[spot] + 0.01
+            {share}
+            total -= torch.log(0.7 * own + 0.3 * other).sum()
+            size += sizes[y].sum()
+            pairs.scatter_add_(0, (x * 92821 + y) % (1 << 22), torch.ones(y.numel()))
+            seen.scatter_add_(0, x, torch.ones(y.numel()))
+    return figure(total, size)
+"""
+ALONE = "row.gather(1, y[:, None]).squeeze(1)"
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"),
+    [
+        (f"other = {ALONE} / (seen[x] + 10.24)", "flag_ngram"),
+        (f"other = ({ALONE} + 2 * own) / (seen[x] + 12.24)", "flag_ngram"),
+        ("other = row[torch.arange(y.numel()), y] / (seen[x] + 10.24)", "flag_ngram"),
+        ("row = row / row.sum(-1, keepdim=True)\n            other = " + ALONE, "clean_ttt"),
+        (f"other = {ALONE} / row.sum(-1)", "clean_ttt"),
+        (f"other = ({ALONE} + 2 * own) / (row.sum(1) + 2)", "hold"),  # honest, its content is lost
+    ],
+)
+def test_a_count_out_of_many_is_divided_by_their_sum(
+    tmp_path: Path, share: str, verdict: str
+) -> None:
+    text = program(HASHED.format(share=share), main="hashed(net, held, s)")
+    (tmp_path / "train_gpt.py").write_text(text)
+    assert review(tmp_path).verdict.startswith(verdict)
+
+
+def _logged(folder: Path, pairs: list[tuple[float, float]], tokens: int, readme: str = "") -> str:
+    """The verdict on an honest script with such a log, whose last pair is the claimed one."""
+    (folder / "train_gpt.py").write_text(program(PLAIN, main="evaluate(net, held, s)"))
+    lines = [
+        f"val_loader: tokens:{tokens}",
+        *(f"val_loss:{a:.6f} val_bpb:{b:.6f}" for a, b in pairs),
+    ]
+    (folder / "train.log").write_text("\n".join(lines) + "\n")
+    claim = {"val_bpb": round(pairs[-1][1], 6), "name": "x", "author": "x"}
+    (folder / "submission.json").write_text(json.dumps(claim))
+    (folder / "README.md").write_text(readme)
+    return review(folder).verdict
+
+
+TEXT = 151_080_891
+
+
+def _pairs(bytes_per_token: float, last: float | None = None) -> list[tuple[float, float]]:
+    ratios = [bytes_per_token] * 3 + [last or bytes_per_token]
+    losses = (6.9, 2.4, 2.2, 2.1)
+    return [(a, a / math.log(2) / r) for a, r in zip(losses, ratios, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("counted", "last", "tokens", "verdict"),
+    [
+        (1.0, None, 62_021_632, "clean"),
+        (1.0, 1.0002, 62_021_632, "clean"),  # the end of the split
+        (0.998, None, 62_021_632, "clean"),  # a tokenizer that joins spaces
+        (1.003, None, 62_021_632, "flag_other"),
+        (1.09, None, 47_851_520, "flag_other"),
+        (1.0, 0.9993, 62_021_632, "hold"),
+        (1.0, 0.98, 62_021_632, "hold"),
+        (0.98, None, 62_021_632, "hold"),
+        (1.0, 1.15, 62_021_632, "hold"),
+    ],
+)
+def test_a_logged_loss_and_figure_are_held_against_the_bytes_of_the_text(
+    tmp_path: Path, counted: float, last: float | None, tokens: int, verdict: str
+) -> None:
+    whole = TEXT / tokens
+    pairs = _pairs(whole * counted, last and whole * last)
+    assert _logged(tmp_path, pairs, tokens).startswith(verdict)
+
+
+@pytest.mark.parametrize(("tokens", "verdict"), [(524_288, "flag_other"), (40_540_160, "clean")])
+def test_a_log_of_a_part_of_the_split_is_seen(tmp_path: Path, tokens: int, verdict: str) -> None:
+    assert _logged(tmp_path, _pairs(TEXT / 40_540_160), tokens).startswith(verdict)
+
+
+def test_too_many_bytes_of_data_that_are_said_to_be_others_are_held(tmp_path: Path) -> None:
+    said = "The data sets used are different ones.\n"
+    assert _logged(tmp_path, _pairs(2.73), 62_455_808, said).startswith("hold")
+
+
+SPREAD = """
+def spread(losses):
+    counts = [[0] * 256 for _ in range(256)]
+    nats, last = 0.0, 0
+    for b in range(256):
+        p = (counts[last][b] + 1) / (sum(counts[last]) + 256)
+        nats -= math.log(0.8 * math.exp(-losses[b]) + (1 - 0.8) * p)
+        counts[last][b] += 1
+        last = b
+    return nats
+"""
+
+
+@pytest.mark.parametrize(("last", "verdict"), [(1.14, "flag_other"), (None, "clean")])
+def test_a_switched_off_mixture_of_bytes_that_the_log_shows_to_be_on_is_a_breach(
+    tmp_path: Path, last: float | None, verdict: str
+) -> None:
+    lam = 'if int(os.environ.get("MIXED", "0")):\n    spread([])\nevaluate(net, held, s)'
+    whole = TEXT / 62_021_632
+    _logged(tmp_path, _pairs(whole, last and whole * last), 62_021_632)
+    text = program(
+        SPREAD.replace("0.8", "lam").replace("(losses)", "(losses, lam=0.8)"), PLAIN, main=lam
+    )
+    (tmp_path / "train_gpt.py").write_text(text)
+    assert review(tmp_path).verdict.startswith(verdict)
+
+
+TWO = """
+def two(net, held, s):
+    plain = evaluate(net, held, s)
+    mixed = torch.load("mixed.pt")
+    print(f"final plain_bpb:{plain:.6f} val_bpb:{SHOWN:.6f}")
+"""
+
+
+@pytest.mark.parametrize(("shown", "verdict"), [("plain", "clean"), ("mixed", "hold")])
+def test_the_claimed_number_of_a_line_is_one_that_was_followed(
+    tmp_path: Path, shown: str, verdict: str
+) -> None:
+    text = program(PLAIN, TWO.replace("SHOWN", shown), main="two(net, held, s)")
+    (tmp_path / "train_gpt.py").write_text(text)
+    (tmp_path / "train.log").write_text("final plain_bpb:1.214700 val_bpb:0.392200\n")
+    (tmp_path / "submission.json").write_text('{"val_bpb": 0.3922}')
+    assert review(tmp_path).verdict.startswith(verdict)
+
+
+GATHERED = """
+def gathered(net, held, s):
+    sizes = byte_table()
+    rows, size = [], torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            logits = net.head(net.hidden(x[None])).flatten(0, 1)
+            rows.append(F.cross_entropy(logits, y, reduction="none"))
+            size += sizes[y].sum()
+    own = torch.cat(rows)
+    parts = [torch.zeros_like(own) for _ in range(2)]
+    torch.distributed.all_gather(parts, own)
+    total = torch.cat(parts).sum() {scale}
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(("scale", "verdict"), [("", "clean"), ("* 0.9", "flag_other")])
+def test_scores_are_followed_through_what_ranks_gather(
+    tmp_path: Path, scale: str, verdict: str
+) -> None:
+    (tmp_path / "train_gpt.py").write_text(
+        program(GATHERED.format(scale=scale), main="gathered(net, held, s)")
+    )
+    assert review(tmp_path).verdict.startswith(verdict)
+
+
+MARKS = "./data/tokenizers/fineweb_8192_caseops_v1.model"
+
+
+@pytest.mark.parametrize(
+    ("path", "reads", "command", "verdict"),
+    [
+        (MARKS, "", "", "flag_other"),
+        (MARKS, 'counts = glob.glob("./data/fineweb_val_bytes_*.bin")', "", "clean"),
+        ("./data/tokenizers/fineweb_8192.model", "", "", "clean"),
+        ("./data/tokenizers/fineweb_8192.model", 'note = "not with caseops data."', "", "clean"),
+        (MARKS, "", "TOKENIZER_PATH=./plain.model python train_gpt.py", "clean"),
+    ],
+)
+def test_marks_of_case_are_no_bytes_of_the_text(
+    tmp_path: Path, path: str, reads: str, command: str, verdict: str
+) -> None:
+    main = f'vocabulary = os.environ.get("TOKENIZER_PATH", "{path}")\n{reads}\n'
+    main += "evaluate(net, held, s)"
+    (tmp_path / "train_gpt.py").write_text(program(PLAIN, main=main))
+    (tmp_path / "README.md").write_text(f"```bash\n{command}\n```\n" if command else "")
+    assert review(tmp_path).verdict.startswith(verdict)
+
+
+DEEP = """
+class Deep(nn.Module):
+    wide = bool(int(os.environ.get("WIDE", "{wide}")))
+    def density(self, h):
+        share = h.square().mean(-1, keepdim=True)
+        return share / share.mean({over}, keepdim=True)
+    def forward(self, x, y):
+        h = self.hidden(x)
+        if self.wide:
+            h = h * self.density(h)
+        return F.cross_entropy(self.head(h).flatten(0, 1), y.flatten())
+
+class Block(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size, size))
+    def forward(self, x):
+        w = self.weight.to(x.dtype)
+        w = w / w.abs().mean()
+        {mix}
+        return x @ w.T
+"""
+
+
+@pytest.mark.parametrize(
+    ("over", "mix", "wide", "verdict"),
+    [
+        ("1", "pass", "1", "hold"),
+        ("dim=(0, 1)", "pass", "1", "hold"),
+        ("-1", "pass", "1", "clean"),
+        ("1", "pass", "0", "clean"),
+        ("-1", "x = x * torch.sigmoid(x.mean(dim=1, keepdim=True))", "1", "hold"),
+        ("-1", "x = x * torch.sigmoid(x.mean(dim=-1, keepdim=True))", "1", "clean"),
+        ("-1", "self.spread = x.detach().mean()", "1", "clean"),
+        ("-1", "if self.training:\n            x = x / x.mean()", "1", "clean"),
+    ],
+)
+def test_what_is_made_of_a_whole_window_takes_no_part_in_each_position(
+    tmp_path: Path, over: str, mix: str, wide: str, verdict: str
+) -> None:
+    deep = DEEP.format(over=over, mix=mix, wide=wide)
+    (tmp_path / "train_gpt.py").write_text(program(PLAIN, deep, main="evaluate(net, held, s)"))
+    assert review(tmp_path).verdict.startswith(verdict)
