@@ -320,3 +320,25 @@ def spans(net, held, s):
 def test_a_loop_that_checks_itself_is_taken_whole(tmp_path: Path, loss: str, verdict: str) -> None:
     text = program(GUARDED.format(loss=loss), main="spans(net, held, s)")
     assert judged(tmp_path, text) == verdict
+
+
+PICKED = """
+def picked(net, held, s):
+    count = (torch.load("rows.pt").abs() == 1).sum(dim=1)
+    rows = (count > 0).nonzero(as_tuple=False).flatten().tolist()
+    {each}
+"""
+
+
+@pytest.mark.parametrize(
+    ("each", "verdict"),
+    [
+        ("for _ in rows: evaluate(net, held, s)", "clean_neural"),
+        ("for _ in rows: fit_held(net, held, s)\n    evaluate(net, held, s)", "flag_prequant_ttt"),
+    ],
+)
+def test_rows_may_be_picked_by_what_is_counted_in_them(
+    tmp_path: Path, each: str, verdict: str
+) -> None:
+    text = program(PICKED.format(each=each), PLAIN, TRAIN_FIRST, main="picked(net, held, s)")
+    assert judged(tmp_path, text) == verdict

@@ -303,7 +303,7 @@ class Shapes(Access):
     def nonzero(self, box: Box, name: str, named: dict[str, Any]) -> Any:
         marks = frozenset({"index"})
         found = [Box(marks=marks)]
-        if box.val is not None:
+        if box.val is not None and box.val.ndim:
             found = [Box(shape=i.shape, val=i, marks=marks) for i in np.nonzero(box.val)]
         elif box.shape is not None and len(box.shape) == 1 and box.shape[0] is not None:
             found = [Box(shape=box.shape, val=np.arange(box.shape[0]), marks=marks)]
