@@ -241,6 +241,7 @@ class Block(nn.Module):
         ("-1", "x = x * torch.sigmoid(x.mean(dim=1, keepdim=True))", "1", "hold"),
         ("-1", "x = x * torch.sigmoid(x.mean(dim=-1, keepdim=True))", "1", "clean"),
         ("-1", "self.spread = x.detach().mean()", "1", "clean"),
+        ("-1", "self.spread = x.mean(dim=1) * x.size(1)", "1", "clean"),
         ("-1", "if self.training:\n            x = x / x.mean()", "1", "clean"),
     ],
 )

@@ -23,7 +23,7 @@ _REDUCTIONS = words("mean amax amin std var median")
 _LOSSES = words(
     "cross_entropy nll_loss log_softmax logsumexp mse_loss smooth_l1_loss cosine_similarity"
 )
-_PLAIN = words("new_tensor new_zeros new_ones new_full zeros_like ones_like")
+_PLAIN = words("new_tensor new_zeros new_ones new_full zeros_like ones_like size numel dim len")
 _KIND = words("dtype device shape ndim training")
 _JOINS = (ast.Mult, ast.Div, ast.Sub)  # losses are added to each other
 _POSITIONS = 1  # the axis of a batch of windows that runs along them
