@@ -143,8 +143,8 @@ def _rewritten(case: Case) -> list[Finding]:
 
 
 def _marked(case: Case) -> list[Finding]:
-    """A breach where the script's own data write capitals as marks, and nothing in it reads how
-    many bytes of the text each token stands for.
+    """A suspicion where the paths of the script's data speak of marks for capitals, and nothing in
+    it reads how many bytes of the text each token stands for: a name decides no more than that.
     """
     chosen = [v for k, v in case.environment.items() if "TOKENIZER" in k or "DATA" in k]
     paths = chosen or [str(n.value) for n in case.nodes if isinstance(n, ast.Constant)]
@@ -153,10 +153,10 @@ def _marked(case: Case) -> list[Finding]:
     return [
         case.finding(
             RULE,
-            Severity.BREACH,
-            "The vocabulary that the script takes writes capitals as marks, which are none of the"
-            " text's bytes, and the script reads no count of bytes that was made from the text.",
-            verdict="flag_other",
+            Severity.WARNING,
+            "By its name the vocabulary that the script takes writes capitals as marks, which are"
+            " none of the text's bytes, and the script reads no count of bytes made from the text.",
+            verdict="hold_unclear",
             pointer="bytes",
             line=1,
             cure="Read the bytes of each token from a file that the tokens were written with.",
