@@ -7,16 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from niblick.audit.review import review
-from unit.audit_programs import PLAIN, TRAIN_FIRST, program
-
-
-def _verdict(folder: Path, text: str, readme: str | None = None) -> str:
-    (folder / "train_gpt.py").write_text(text)
-    if readme is not None:
-        (folder / "README.md").write_text(readme)
-    return review(folder).verdict
-
+from unit.audit_programs import PLAIN, TRAIN_FIRST, judged, program
 
 WINDOWS = """
 def windows(net, held, s, stride=None):
@@ -58,7 +49,7 @@ def test_a_call_is_followed_for_each_value_that_its_argument_may_have(
 ) -> None:
     part = WINDOWS.format(save=kept[0], restore=kept[1], fit=fit)
     main = LATE + "windows(net, held, s, None if last else s.context)"
-    verdict = _verdict(tmp_path, program(part, main=main))
+    verdict = judged(tmp_path, program(part, main=main))
     assert verdict.startswith("flag" if flagged else "clean_ttt")
 
 
@@ -123,7 +114,7 @@ def test_flags_that_all_tokens_have_are_bytes_that_nobody_wrote(tmp_path: Path, 
     part = part.replace("    sp = spm", f"    {fill}\n    sp = spm").replace(
         "lead[i] = True", "pass"
     )
-    verdict = _verdict(
+    verdict = judged(
         tmp_path, "import sentencepiece as spm\n" + program(part, main="spaced(net, held, s)")
     )
     assert not verdict.startswith("clean")
@@ -135,7 +126,7 @@ def test_spaces_may_be_added_to_bytes_in_one_place_and_only_once(
     tmp_path: Path, count: str, plain: bool, dtype: str
 ) -> None:
     part = SPACED.format(count=count, dtype=dtype, mark=MARK)
-    verdict = _verdict(
+    verdict = judged(
         tmp_path, "import sentencepiece as spm\n" + program(part, main="spaced(net, held, s)")
     )
     assert verdict == "clean_neural" if plain else not verdict.startswith("clean")
@@ -150,7 +141,7 @@ def test_pieces_are_counted_without_the_marker_of_their_space(
 ) -> None:
     part = SPACED.format(count=COUNTS[1][0], dtype="np.bool_", mark=mark)
     head = f"import sentencepiece as spm\nSPACE = {MARK}\n"
-    verdict = _verdict(tmp_path, head + program(part, main="spaced(net, held, s)"))
+    verdict = judged(tmp_path, head + program(part, main="spaced(net, held, s)"))
     assert verdict == ("flag_other" if flagged else "clean_neural")
 
 
@@ -184,7 +175,7 @@ def test_rows_that_fill_up_a_last_large_batch_are_seen_to_be_left_out(
     tmp_path: Path, scale: str, verdict: str
 ) -> None:
     part = FILLED.format(which="part", scale=scale)
-    assert _verdict(tmp_path, program(part, main="batches(net, held, s)")) == verdict
+    assert judged(tmp_path, program(part, main="batches(net, held, s)")) == verdict
 
 
 SKIPPED = 'if os.environ.get("SKIP", "0") == "0":\n    {then}evaluate(net, held, s)'
@@ -198,7 +189,7 @@ def test_where_the_documented_run_only_trains_the_defaults_are_followed(
 ) -> None:
     (tmp_path / "run.sh").write_text("SKIP=1 torchrun --nproc_per_node=8 train_gpt.py\n")
     text = program(PLAIN, TRAIN_FIRST, main=SKIPPED.format(then=then))
-    assert _verdict(tmp_path, text, "# Run\n\n```bash\nbash run.sh\n```\n") == verdict
+    assert judged(tmp_path, text, README__md="# Run\n\n```bash\nbash run.sh\n```\n") == verdict
 
 
 @pytest.mark.parametrize(
@@ -213,7 +204,8 @@ def test_where_the_documented_run_only_trains_the_defaults_are_followed(
 def test_a_readme_speaks_of_folded_text_only_where_it_speaks_of_its_own_run(
     tmp_path: Path, readme: str, verdict: str
 ) -> None:
-    assert _verdict(tmp_path, program(PLAIN, main="evaluate(net, held, s)"), readme) == verdict
+    text = program(PLAIN, main="evaluate(net, held, s)")
+    assert judged(tmp_path, text, README__md=readme) == verdict
 
 
 SEARCH = """
@@ -330,7 +322,7 @@ def test_a_search_by_trial_keeps_what_validation_tokens_choose(
     tmp_path: Path, search: str, flagged: bool, tokens: str
 ) -> None:
     main = f"{search}(net, {tokens}, s)\nevaluate(net, held, s)"
-    verdict = _verdict(tmp_path, program(SEARCH, PLAIN, main=main))
+    verdict = judged(tmp_path, program(SEARCH, PLAIN, main=main))
     chosen = flagged and tokens == "held"
     assert verdict == ("flag_prequant_ttt" if chosen else "clean_neural")
 
@@ -368,7 +360,7 @@ def test_the_smallest_of_several_figures_is_no_figure_of_a_run(
     tmp_path: Path, how: str, flagged: bool
 ) -> None:
     main = how + '\nprint(f"final val_bpb:{val:.4f}")'
-    verdict = _verdict(tmp_path, program(PLAIN, GATHERED, main=main))
+    verdict = judged(tmp_path, program(PLAIN, GATHERED, main=main))
     assert verdict == ("flag_other" if flagged else "clean_neural")
 
 
@@ -383,7 +375,7 @@ def test_a_run_on_one_accelerator_is_followed_as_one_process(
         'world = int(os.environ.get("WORLD_SIZE", "1"))\n'
         "if world > 1:\n    fit_held(net, held, s)\nevaluate(net, held, s)"
     )
-    verdict = _verdict(tmp_path, program(PLAIN, TRAIN_FIRST, main=main))
+    verdict = judged(tmp_path, program(PLAIN, TRAIN_FIRST, main=main))
     assert verdict == ("flag_prequant_ttt" if flagged else "clean_neural")
 
 
@@ -415,7 +407,7 @@ def test_a_sample_of_unknown_tokens_may_be_scored_beside_the_claimed_figure(
         "whole = evaluate(net, held, s)\n"
         'print(f"whole figure:{whole:.5f}")'
     )
-    assert _verdict(tmp_path, program(SAMPLED, PLAIN, main=main)) == verdict
+    assert judged(tmp_path, program(SAMPLED, PLAIN, main=main)) == verdict
 
 
 def test_a_selection_that_would_not_fit_is_not_made(tmp_path: Path) -> None:
@@ -425,7 +417,7 @@ def test_a_selection_that_would_not_fit_is_not_made(tmp_path: Path) -> None:
         "    rows = np.zeros((64, 8192))[np.zeros(4096, dtype=np.int64)][places]\n",
         1,
     )
-    assert _verdict(tmp_path, program(part, main="evaluate(net, held, s)")) == "clean_neural"
+    assert judged(tmp_path, program(part, main="evaluate(net, held, s)")) == "clean_neural"
 
 
 STEPS = """
@@ -478,7 +470,7 @@ def test_weights_are_seen_to_learn_by_whatever_call_changes_them(
     )
     head = "from mlx.nn import value_and_grad\nfrom mlx.optimizers import Adam\n"
     learnt = tokens == "held"
-    assert _verdict(tmp_path, head + text) == ("flag_prequant_ttt" if learnt else "clean_neural")
+    assert judged(tmp_path, head + text) == ("flag_prequant_ttt" if learnt else "clean_neural")
 
 
 @pytest.mark.parametrize(
@@ -500,5 +492,5 @@ def test_weights_are_seen_to_learn_by_whatever_call_changes_them(
 def test_weights_that_are_put_back_are_as_before(tmp_path: Path, save: str, restore: str) -> None:
     part = WINDOWS.format(save=save, restore=restore, fit="first")
     twice = "windows(net, held, s)\nwindows(net, held, s)"
-    verdict = _verdict(tmp_path, program(part, main=twice))
+    verdict = judged(tmp_path, program(part, main=twice))
     assert verdict == ("flag_prequant_ttt" if save == "pass" else "clean_ttt_score_first")

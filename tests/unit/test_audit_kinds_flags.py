@@ -9,14 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from niblick.audit.review import review
-from unit.audit_programs import PLAIN, TRAIN_FIRST, program
-
-
-def _verdict(folder: Path, text: str) -> str:
-    (folder / "train_gpt.py").write_text(text)
-    return review(folder).verdict
-
+from unit.audit_programs import PLAIN, TRAIN_FIRST, judged, program
 
 LEFT_OUT = """
 def left_out(net, held, s):
@@ -48,7 +41,7 @@ def test_a_mean_loss_is_of_the_targets_that_are_not_left_out(
     tmp_path: Path, weigh: str, verdict: str
 ) -> None:
     text = program(LEFT_OUT.format(weigh=weigh), main="left_out(net, held, s)")
-    assert _verdict(tmp_path, text).startswith(verdict)
+    assert judged(tmp_path, text).startswith(verdict)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +60,7 @@ def test_a_difference_between_figures_is_no_figure_and_changes_none(
         "before, after = evaluate(net, held, s), evaluate(net, held, s)\n"
         f'change = {shown}\nprint(f"val_bpb:{{change:+.5f}}")'
     )
-    assert _verdict(tmp_path, program(PLAIN, main=main)) == verdict
+    assert judged(tmp_path, program(PLAIN, main=main)) == verdict
 
 
 HARD = """
@@ -114,7 +107,7 @@ def test_a_model_loses_by_what_it_was_made_with_and_told(
     text = program(
         HARD.format(test=test, mode=mode), main=f"net = Hard(64, {hard})\njudge(net, held, s)"
     )
-    assert _verdict(tmp_path, text).startswith(verdict)
+    assert judged(tmp_path, text).startswith(verdict)
 
 
 CACHED = """
@@ -134,7 +127,7 @@ def test_a_log_shows_a_switched_on_part_by_all_that_it_prints(
     tmp_path: Path, tag: str, flagged: bool
 ) -> None:
     (tmp_path / "train.log").write_text(f"final_{tag}_exact val_loss:1.23456789\n")
-    verdict = _verdict(tmp_path, program(PLAIN, TRAIN_FIRST, CACHED, main="run(net, held, s)"))
+    verdict = judged(tmp_path, program(PLAIN, TRAIN_FIRST, CACHED, main="run(net, held, s)"))
     assert verdict.startswith("flag" if flagged else "clean")
 
 
@@ -178,7 +171,7 @@ def test_a_long_loop_goes_on_as_evenly_as_it_began(
     tmp_path: Path, parts: str, verdict: str
 ) -> None:
     assert (
-        _verdict(tmp_path, program(ONLINE.format(parts=parts), main="online(net, held, s)"))
+        judged(tmp_path, program(ONLINE.format(parts=parts), main="online(net, held, s)"))
         == verdict
     )
 
@@ -207,7 +200,7 @@ def test_rows_that_a_loop_writes_one_by_one_are_all_there(
     tmp_path: Path, skip: str, verdict: str
 ) -> None:
     text = program(ROW_BY_ROW.format(skip=skip), main="row_by_row(net, held, s)")
-    assert _verdict(tmp_path, text) == verdict
+    assert judged(tmp_path, text) == verdict
 
 
 PAIRS = """
@@ -242,7 +235,7 @@ def test_state_that_may_hold_what_is_scored_is_a_suspicion_and_later_tokens_a_pr
     tmp_path: Path, before: str, verdict: str
 ) -> None:
     main = 'pairs(net, held, s, [int(t) for t in open("ends.txt")])'
-    assert _verdict(tmp_path, program(PAIRS.format(before=before), main=main)).startswith(verdict)
+    assert judged(tmp_path, program(PAIRS.format(before=before), main=main)).startswith(verdict)
 
 
 PIECES = """
@@ -260,7 +253,7 @@ def test_a_table_of_bytes_breaks_a_figure_only_where_there_is_one(
 ) -> None:
     part = PLAIN.replace("sizes = byte_table()", "sizes = tables()")
     main = f"tables()\n{used}"
-    assert _verdict(tmp_path, program(PIECES, part, main=main)).startswith(verdict)
+    assert judged(tmp_path, program(PIECES, part, main=main)).startswith(verdict)
 
 
 @pytest.mark.parametrize(("hardware", "flagged"), [("8xH100", True), ("1xH100", False)])
@@ -272,7 +265,7 @@ def test_the_limit_of_an_evaluation_is_that_of_eight_accelerators(
     claim = {"name": "x", "author": "y", "val_bpb": 1.2345, "hardware": hardware}
     (folder / "submission.json").write_text(json.dumps(claim))
     (folder / "train.log").write_text("final_eval val_loss:2.0 val_bpb:1.2345 eval_time:983000ms\n")
-    verdict = _verdict(folder, program(PLAIN, main="evaluate(net, held, s)"))
+    verdict = judged(folder, program(PLAIN, main="evaluate(net, held, s)"))
     assert verdict == ("flag_other" if flagged else "clean_neural")
 
 
@@ -305,4 +298,4 @@ def test_the_size_of_a_window_is_no_part_of_the_split(
     tmp_path: Path, length: str, loop: str, verdict: str
 ) -> None:
     text = program(IN_WINDOWS.format(length=length, loop=loop), main="in_windows(net, held, s)")
-    assert _verdict(tmp_path, text) == verdict
+    assert judged(tmp_path, text) == verdict

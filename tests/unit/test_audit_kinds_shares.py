@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from niblick.audit.review import review
-from unit.audit_programs import PLAIN, program
+from unit.audit_programs import PLAIN, judged, program
 
 HASHED = """
 def hashed(net, held, s):
@@ -51,8 +51,7 @@ def test_a_count_out_of_many_is_divided_by_their_sum(
     tmp_path: Path, share: str, verdict: str
 ) -> None:
     text = program(HASHED.format(share=share), main="hashed(net, held, s)")
-    (tmp_path / "train_gpt.py").write_text(text)
-    assert review(tmp_path).verdict.startswith(verdict)
+    assert judged(tmp_path, text).startswith(verdict)
 
 
 def _logged(folder: Path, pairs: list[tuple[float, float]], tokens: int, readme: str = "") -> str:
@@ -133,8 +132,7 @@ def test_a_switched_off_mixture_of_bytes_that_the_log_shows_to_be_on_is_a_breach
     text = program(
         SPREAD.replace("0.8", "lam").replace("(losses)", "(losses, lam=0.8)"), PLAIN, main=lam
     )
-    (tmp_path / "train_gpt.py").write_text(text)
-    assert review(tmp_path).verdict.startswith(verdict)
+    assert judged(tmp_path, text).startswith(verdict)
 
 
 TWO = """
@@ -150,10 +148,9 @@ def test_the_claimed_number_of_a_line_is_one_that_was_followed(
     tmp_path: Path, shown: str, verdict: str
 ) -> None:
     text = program(PLAIN, TWO.replace("SHOWN", shown), main="two(net, held, s)")
-    (tmp_path / "train_gpt.py").write_text(text)
-    (tmp_path / "train.log").write_text("final plain_bpb:1.214700 val_bpb:0.392200\n")
-    (tmp_path / "submission.json").write_text('{"val_bpb": 0.3922}')
-    assert review(tmp_path).verdict.startswith(verdict)
+    log, claim = "final plain_bpb:1.214700 val_bpb:0.392200\n", '{"val_bpb": 0.3922}'
+    found = judged(tmp_path, text, train__log=log, submission__json=claim)
+    assert found.startswith(verdict)
 
 
 GATHERED = """
@@ -178,10 +175,8 @@ def gathered(net, held, s):
 def test_scores_are_followed_through_what_ranks_gather(
     tmp_path: Path, scale: str, verdict: str
 ) -> None:
-    (tmp_path / "train_gpt.py").write_text(
-        program(GATHERED.format(scale=scale), main="gathered(net, held, s)")
-    )
-    assert review(tmp_path).verdict.startswith(verdict)
+    text = program(GATHERED.format(scale=scale), main="gathered(net, held, s)")
+    assert judged(tmp_path, text).startswith(verdict)
 
 
 MARKS = "./data/tokenizers/fineweb_8192_caseops_v1.model"
@@ -202,9 +197,8 @@ def test_marks_of_case_are_no_bytes_of_the_text(
 ) -> None:
     main = f'vocabulary = os.environ.get("TOKENIZER_PATH", "{path}")\n{reads}\n'
     main += "evaluate(net, held, s)"
-    (tmp_path / "train_gpt.py").write_text(program(PLAIN, main=main))
-    (tmp_path / "README.md").write_text(f"```bash\n{command}\n```\n" if command else "")
-    assert review(tmp_path).verdict.startswith(verdict)
+    readme = f"```bash\n{command}\n```\n" if command else ""
+    assert judged(tmp_path, program(PLAIN, main=main), README__md=readme).startswith(verdict)
 
 
 DEEP = """
@@ -249,5 +243,4 @@ def test_what_is_made_of_a_whole_window_takes_no_part_in_each_position(
     tmp_path: Path, over: str, mix: str, wide: str, verdict: str
 ) -> None:
     deep = DEEP.format(over=over, mix=mix, wide=wide)
-    (tmp_path / "train_gpt.py").write_text(program(PLAIN, deep, main="evaluate(net, held, s)"))
-    assert review(tmp_path).verdict.startswith(verdict)
+    assert judged(tmp_path, program(PLAIN, deep, main="evaluate(net, held, s)")).startswith(verdict)

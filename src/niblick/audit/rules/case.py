@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from niblick.audit.conditions import Scan
+from niblick.audit.conditions import Scan, logs
 from niblick.audit.flow.objects import ScoreEvent, Trace, UpdateEvent, Where
 from niblick.audit.rules.program import Program
 from niblick.audit.types import Finding, Severity, Span, Submission
@@ -49,6 +49,11 @@ class Case:
     def nodes(self) -> list[ast.AST]:
         """Every node of the script's tree, in the order of `ast.walk`."""
         return list(ast.walk(self.tree)) if self.tree is not None else []
+
+    @cached_property
+    def logs(self) -> list[list[str]]:
+        """The lines of each log of the submission, read once for all rules."""
+        return logs(self.submission.root, self.text)
 
     @cached_property
     def functions(self) -> list[ast.FunctionDef]:

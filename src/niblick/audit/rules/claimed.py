@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from niblick.audit.conditions import in_order, log_lines
+from niblick.audit.conditions import in_order
 from niblick.audit.rules.case import Case
 
 _NUMBER = re.compile(r"(?<![\w.])\d\.\d{3,}")
@@ -37,7 +37,7 @@ def _claimed(case: Case) -> tuple[frozenset[int], bool]:
     stated = list(claims(case))
     if not stated or not case.trace.printed:
         return frozenset(), False
-    lines = list(dict.fromkeys(log_lines(case.submission.root, case.text)))
+    lines = list(dict.fromkeys(line for log in case.logs for line in log))
     stating = [line for line in lines if _states(_NUMBER.findall(line), stated)]
     best, found, unseen = _SHORTEST, frozenset[int](), 0
     for values, end in dict.fromkeys(case.trace.printed):

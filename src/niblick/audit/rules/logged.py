@@ -13,7 +13,6 @@ import re
 import statistics
 from dataclasses import dataclass
 
-from niblick.audit.conditions import logs
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.claimed import claims, same
 
@@ -99,9 +98,7 @@ class Logged:
 def logged(case: Case) -> list[Logged]:
     """The logs that show the claimed figure, else all that show figures."""
     stated = list(claims(case))
-    out = [
-        told for lines in logs(case.submission.root, case.text) if (told := _told(lines, stated))
-    ]
+    out = [told for lines in case.logs if (told := _told(lines, stated))]
     return [each for each in out if any(r.claimed for r in each.ratios)] or out
 
 

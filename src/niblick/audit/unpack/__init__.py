@@ -31,7 +31,8 @@ _UTF8 = frozenset({"utf-8", "utf8", "u8", "utf", "utf-8-sig", "ascii", "us-ascii
 _USUAL_CODINGS = _UTF8 | {"latin-1", "latin1", "iso-8859-1", "iso-8859-15", "cp1252", "l1"}
 _FILE = re.compile(rb"[\"']([\w.\-]{1,80}\.[\w]{1,8})[\"']")
 _HINT = re.compile(
-    r"(?<![\w.])(?:exec|eval)\s*\(|exec_module|load_module|runpy|os\.system|subprocess|__import__|os\.exec|builtins"
+    r"(?<![\w.])(?:exec|eval)\s*\(|exec_module|load_module|runpy|os\.system|subprocess|__import__"
+    r"|os\.exec|builtins"
 )
 
 
