@@ -20,7 +20,7 @@ import numpy as np
 
 from niblick.data.corpus import load_corpus
 from niblick.data.shards import HEADER_BYTES, MAGIC, VERSION, write_shard
-from niblick.text.bpe import TRAINED, train_tokenizer
+from niblick.text.learning import TRAINED, train_tokenizer
 from niblick.text.tokenizer import Tokenizer, load_tokenizer
 from niblick.training.pipeline import Pipeline
 

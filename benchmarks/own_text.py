@@ -22,7 +22,7 @@ from niblick.model import build_model
 from niblick.recipe import load_recipe
 from niblick.runtime import World
 from niblick.scoring.score import read_score
-from niblick.text.bpe import train_tokenizer
+from niblick.text.learning import train_tokenizer
 from niblick.training import train
 
 HELD_OUT = 128_000

@@ -8,7 +8,7 @@ import pytest
 from leaving import LLAMA, saved
 from niblick.data.corpus import corpora
 from niblick.exchange.formats import export_model
-from niblick.text.bpe import train_tokenizer
+from niblick.text.learning import train_tokenizer
 
 pytestmark = pytest.mark.integration
 pytest.importorskip("gguf")

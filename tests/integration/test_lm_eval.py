@@ -11,7 +11,7 @@ import pytest
 from leaving import saved
 from niblick.data.corpus import corpora
 from niblick.exchange.formats import export_model
-from niblick.text.bpe import train_tokenizer
+from niblick.text.learning import train_tokenizer
 
 pytestmark = pytest.mark.integration
 lm_eval = pytest.importorskip("lm_eval")

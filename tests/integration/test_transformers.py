@@ -10,7 +10,7 @@ from niblick.cli import main
 from niblick.data.corpus import corpora
 from niblick.exchange.formats import export_model
 from niblick.exchange.hf import import_hf
-from niblick.text.bpe import train_tokenizer
+from niblick.text.learning import train_tokenizer
 
 pytestmark = pytest.mark.integration
 torch = pytest.importorskip("torch")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from niblick.errors import DataError
 from niblick.text import spmodel
-from niblick.text.bpe import train_tokenizer
+from niblick.text.learning import train_tokenizer
 from niblick.text.case import CAPS, MARKS, TITLE, CaseTokenizer, lowered
 from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer, stored
 

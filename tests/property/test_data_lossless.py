@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from niblick.errors import DataError
-from niblick.text.bpe import train_tokenizer
+from niblick.text.learning import train_tokenizer
 from niblick.text.tokenizer import Tokenizer, load_tokenizer
 
 PROSE = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from niblick.data.corpus import corpora
 from niblick.text import spmodel
-from niblick.text.bpe import train_tokenizer
+from niblick.text.learning import train_tokenizer
 from niblick.text.case import LITERAL, lowered
 from niblick.text.encoder import compile_encoder, native_encoder
 from niblick.text.spmodel import SPACE

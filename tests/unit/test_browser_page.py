@@ -25,7 +25,7 @@ from niblick.browser.tokenizer import describe_tokenizer
 from niblick.data.corpus import load_corpus
 from niblick.errors import NiblickError
 from niblick.text import spmodel
-from niblick.text.bpe import train_tokenizer
+from niblick.text.learning import train_tokenizer
 from niblick.text.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 
 PAGE = Path(niblick.__file__).parent / "browser" / "page"

@@ -17,7 +17,7 @@ from niblick.data.prepare import prepare, resolve_dataset
 from niblick.data.shards import write_shard
 from niblick.errors import DataError
 from niblick.text import bpe
-from niblick.text.bpe import train_tokenizer
+from niblick.text.learning import train_tokenizer
 from niblick.text.tokenizer import load_tokenizer
 
 TEXTS = [

@@ -10,7 +10,7 @@ import sentencepiece
 
 from niblick.errors import DataError
 from niblick.text import spmodel
-from niblick.text.bpe import train_tokenizer
+from niblick.text.learning import train_tokenizer
 from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 
 TEXTS = ["the fox and the dog of the house", "and the house of the fox\nof the town"] * 20

@@ -13,7 +13,7 @@ from niblick.data.corpus import corpora
 from niblick.errors import NiblickError
 from niblick.exchange.hf.fast_tokenizer import fast_tokenizer
 from niblick.text import spmodel
-from niblick.text.bpe import train_tokenizer
+from niblick.text.learning import train_tokenizer
 from niblick.text.spmodel import SPACE
 from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 

@@ -25,7 +25,7 @@ from niblick.errors import DataError
 from niblick.executors import open_executor, process_pool
 from niblick.recipe import load_recipe
 from niblick.runtime import available_processors
-from niblick.text.bpe import TRAINED
+from niblick.text.learning import TRAINED
 from niblick.text.tokenizer import Tokenizer
 from niblick.units import format_seconds
 

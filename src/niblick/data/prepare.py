@@ -27,7 +27,7 @@ from niblick.data.shards import write_shard
 from niblick.data.stream import Streaming, prepare_stream
 from niblick.errors import DataError
 from niblick.files import sha256_file
-from niblick.text.bpe import TRAINED, train_tokenizer
+from niblick.text.learning import TRAINED, train_tokenizer
 from niblick.text.tokenizer import Tokenizer, load_tokenizer, refuse_surrogates
 
 _RECIPE_VERSION = "3"  # changes when the same inputs would give other shards

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from niblick.data.corpus import corpora
 from niblick.recipe import Recipe, load_recipe
-from niblick.text.bpe import TRAINED
+from niblick.text.learning import TRAINED
 from niblick.text.tokenizer import CHALLENGE
 
 

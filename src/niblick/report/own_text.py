@@ -24,7 +24,7 @@ from niblick.data.prepare import prepare
 from niblick.errors import DataError, NiblickError, RecipeError
 from niblick.plan import make_plan
 from niblick.recipe import Recipe, list_recipes, recipe_from_dict
-from niblick.text.bpe import TRAINED
+from niblick.text.learning import TRAINED
 from niblick.text.tokenizer import Tokenizer, refuse_surrogates
 
 VOCABULARY, WIDTH, DURATION = "model.vocab_size", "model.dim", "training.duration"

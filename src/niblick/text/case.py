@@ -51,7 +51,7 @@ def _lowered_word(found: re.Match[str]) -> str:
 
 
 def segments(texts: Iterable[str]) -> Iterator[str]:
-    """What a BPE of texts with marks is trained on: the text between them, from a text's leading
+    """What a model of texts with marks is trained on: the text between them, from a text's leading
     space on.
     """
     for text in texts:
@@ -92,15 +92,15 @@ class CaseDecoder:
 
 
 class CaseTokenizer(Tokenizer):
-    """Case operators before a lossless BPE whose pieces include the marks."""
+    """Case operators before a lossless BPE or unigram model whose pieces include the marks."""
 
     kind = "case"
     lossless = True
 
     def __init__(self, plain: SentencePieceTokenizer) -> None:
         model = plain.model
-        if not (plain.lossless and model.dummy_prefix and model.kind_name == "bpe"):
-            raise DataError("case operators need a lossless BPE with a space before the text")
+        if not (plain.lossless and model.dummy_prefix and model.kind_name in ("bpe", "unigram")):
+            raise DataError("case operators need a lossless model with a space before the text")
         held = {p.text: i for i, p in enumerate(model.pieces) if set(p.text) & set(MARKS)}
         normal = all(model.pieces[place].kind == spmodel.NORMAL for place in held.values())
         if held.keys() != set(MARKS) or not normal:
@@ -113,26 +113,26 @@ class CaseTokenizer(Tokenizer):
 
     @classmethod
     def read(cls, state: bytes) -> CaseTokenizer:
-        """From the packed form of its BPE; `DataError` for anything else."""
+        """From the packed form of its model; `DataError` for anything else."""
         if not state:
             raise DataError("the tokenizer 'case' has to be trained: name it 'train-case'")
         return cls(SentencePieceTokenizer(spmodel.unpack(state)))
 
     @property
     def plain(self) -> SentencePieceTokenizer:
-        """The BPE of marked text."""
+        """The model of marked text."""
         return self._plain
 
     @cached_property
     def byte_table(self) -> ByteTable:
-        """The BPE's, but marks have no bytes."""
+        """The model's, but marks have no bytes."""
         table = self._plain.byte_table
         marks = np.zeros(self.vocab_size, bool)
         marks[[self.title, self.caps]] = True
         return ByteTable(np.where(marks, 0, table.base), table.leading_space, table.boundary, marks)
 
     def to_bytes(self) -> bytes:
-        """A name, and the BPE packed."""
+        """A name, and the model packed."""
         return stored("case", spmodel.pack(self._plain.model))
 
     def to_file_bytes(self) -> bytes:

@@ -5,7 +5,8 @@ paths, self tests) and equal tokenizers have equal bytes. The messages are descr
 the library's own module would demand the protobuf it was generated with.
 
 `pack` and `unpack` turn a model into the few bytes an artifact carries: a vocabulary that niblick
-trained is only its list of pieces (about 2 kB at 1,024), any other is the whole model compressed.
+trained is only its list of pieces (about 2 kB at 1,024) and, of a unigram model, their scores; any
+other is the whole model compressed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import lzma
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from niblick.errors import DataError
@@ -24,7 +26,10 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPACE = "\u2581"
 MAX_MODEL_BYTES = 16_000_000
 BYTE_PIECES = tuple(f"<0x{value:02X}>" for value in range(256))
-_LISTED, _COMPRESSED = b"nT\x01", b"nT\x02"
+_LISTED, _COMPRESSED, _SCORED = b"nT\x01", b"nT\x02", b"nT\x03"
+SCORE_STEPS = 16  # per nat: what the scores of a unigram model are rounded to
+UNIGRAM, BPE = 1, 2  # as the trainer's `model_type`
+_KINDS = {UNIGRAM: "unigram", BPE: "bpe", 3: "word", 4: "char"}
 _SCORE = struct.Struct("<Bf")  # as a piece has it: the field's tag and its value
 _NAMED_PIECES = {45: "unknown", 46: "bos", 47: "eos", 48: "pad"}
 # Fields of sentencepiece_model.proto: name, number, type, default. Text is read as bytes, so that a
@@ -102,8 +107,7 @@ class SentencePieceModel:
     @property
     def kind_name(self) -> str:
         """`unigram`, `bpe`, `word` or `char`."""
-        kinds = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
-        return kinds.get(self.message.trainer.model_type, "?")
+        return _KINDS.get(self.message.trainer.model_type, "?")
 
     @property
     def space_as_suffix(self) -> bool:
@@ -143,19 +147,26 @@ class SentencePieceModel:
 
 
 class ListedModel(SentencePieceModel):
-    """What `lossless_bpe` gives, to be read only: written without protobuf, whose import and
-    messages would take most of the time that a packed tokenizer takes to open.
+    """What `lossless_bpe` and `lossless_unigram` give, to be read only: written without protobuf,
+    whose import and messages would take most of the time that a packed tokenizer takes to open.
     """
 
-    def __init__(self, pieces: tuple[Piece, ...], written: bytes, *, dummy_prefix: bool) -> None:
+    def __init__(
+        self, pieces: tuple[Piece, ...], written: bytes, *, model_type: int, dummy_prefix: bool
+    ) -> None:
         """`written` are the pieces as `serialize` begins."""
-        self._listed, self._written, self._prefix = pieces, written, dummy_prefix
+        self._listed, self._written = pieces, written
+        self._type, self._prefix = model_type, dummy_prefix
 
     @classmethod
-    def of(cls, texts: list[str], vocab_size: int) -> ListedModel:
-        """The model of `lossless_bpe(texts, vocab_size)`."""
-        pieces = tuple(_listed(texts, vocab_size))
-        return cls(pieces, b"".join(map(_written, pieces)), dummy_prefix=True)
+    def of(
+        cls, texts: list[str], vocab_size: int, scores: Sequence[float] | None = None
+    ) -> ListedModel:
+        """The model of `lossless_bpe(texts, vocab_size)`, or with scores of `lossless_unigram`."""
+        pieces = tuple(_listed(texts, vocab_size, scores))
+        kind = BPE if scores is None else UNIGRAM
+        written = b"".join(map(_written, pieces))
+        return cls(pieces, written, model_type=kind, dummy_prefix=True)
 
     @cached_property
     def message(self) -> Any:
@@ -169,8 +180,8 @@ class ListedModel(SentencePieceModel):
 
     @property
     def kind_name(self) -> str:
-        """`bpe`."""
-        return "bpe"
+        """`bpe` or `unigram`."""
+        return _KINDS[self._type]
 
     @property
     def space_as_suffix(self) -> bool:
@@ -189,27 +200,30 @@ class ListedModel(SentencePieceModel):
 
     def with_dummy_prefix(self, on: bool) -> SentencePieceModel:
         """The same model with the space in front of the text switched on or off."""
-        return ListedModel(self._listed, self._written, dummy_prefix=on)
+        return ListedModel(self._listed, self._written, model_type=self._type, dummy_prefix=on)
 
     def serialize(self) -> bytes:
-        """Pieces; then a trainer of BPE with byte fallback and a normalizer that changes spaces
-        alone, field by field as in `_MESSAGES`.
+        """Pieces; then a trainer of this kind with byte fallback and a normalizer that changes
+        spaces alone, field by field as in `_MESSAGES`.
         """
-        trainer = bytes([3 << 3, 2]) + _varint(35 << 3) + bytes([1])
+        trainer = bytes([3 << 3, self._type]) + _varint(35 << 3) + bytes([1])
         switches = bytes([3 << 3, self._prefix, 4 << 3, 0, 5 << 3, 1])
         return b"".join(
             [self._written, _begin(2, len(trainer)), trainer, _begin(3, len(switches)), switches]
         )
 
 
-def _listed(texts: list[str], vocab_size: int) -> Iterator[Piece]:
-    """The pieces of `lossless_bpe`, in order of ids."""
+def _listed(
+    texts: list[str], vocab_size: int, scores: Sequence[float] | None = None
+) -> Iterator[Piece]:
+    """The pieces of `lossless_bpe` or, with scores, `lossless_unigram`, in order of ids."""
     yield Piece("<unk>", 0.0, UNKNOWN)
     yield Piece("<s>", 0.0, CONTROL)
     for text in BYTE_PIECES:
         yield Piece(text, 0.0, BYTE)
-    for rank, text in enumerate(texts):
-        yield Piece(text, -float(rank))
+    found = [-float(rank) for rank in range(len(texts))] if scores is None else scores
+    for text, score in zip(texts, found, strict=True):
+        yield Piece(text, score)
     for number in range(vocab_size - 2 - len(BYTE_PIECES) - len(texts)):
         yield Piece(f"<unused{number}>", 0.0, UNUSED)
 
@@ -294,11 +308,23 @@ def lossless_bpe(texts: list[str], vocab_size: int) -> SentencePieceModel:
     Ids: 0 unknown, 1 `<s>`, 2 to 257 the bytes, then `texts`, then `<unused0>` and so on up to
     `vocab_size`.
     """
+    return _lossless(_listed(texts, vocab_size), BPE)
+
+
+def lossless_unigram(pieces: list[tuple[str, float]], vocab_size: int) -> SentencePieceModel:
+    """The lossless unigram model whose learned pieces are `pieces` and their scores, in nats, ids
+    as in `lossless_bpe`.
+    """
+    texts, scores = zip(*pieces, strict=True)
+    return _lossless(_listed(list(texts), vocab_size, scores), UNIGRAM)
+
+
+def _lossless(pieces: Iterator[Piece], model_type: int) -> SentencePieceModel:
     message = _messages()["Model"]()
-    for piece in _listed(texts, vocab_size):
+    for piece in pieces:
         kind = {} if piece.kind == NORMAL else {"kind": piece.kind}
         message.pieces.add(text=piece.text.encode(), score=piece.score, **kind)
-    message.trainer.model_type, message.trainer.byte_fallback = 2, True
+    message.trainer.model_type, message.trainer.byte_fallback = model_type, True
     switches = message.normalizer
     switches.dummy_prefix, switches.remove_spaces, switches.escape_spaces = True, False, True
     return SentencePieceModel(message)
@@ -306,14 +332,22 @@ def lossless_bpe(texts: list[str], vocab_size: int) -> SentencePieceModel:
 
 def pack(model: SentencePieceModel) -> bytes:
     """The fewest bytes that `unpack` turns into the same model."""
-    learned = [piece.text for piece in model.pieces if piece.kind == NORMAL]
-    texts, whole = [text.encode() for text in learned], model.serialize()
-    if max(map(len, texts), default=0) < 256:
-        rebuilt = lossless_bpe(learned, len(model.pieces))
-        if rebuilt.serialize() == whole:
-            counts = struct.pack("<HH", len(model.pieces) - 1, len(texts))
-            body = counts + bytes(map(len, texts)) + b"".join(texts)
+    learned = [piece for piece in model.pieces if piece.kind == NORMAL]
+    texts, whole = [piece.text.encode() for piece in learned], model.serialize()
+    if learned and max(map(len, texts)) < 256:
+        counts = struct.pack("<HH", len(model.pieces) - 1, len(texts))
+        body = counts + bytes(map(len, texts)) + b"".join(texts)
+        names = [piece.text for piece in learned]
+        if lossless_bpe(names, len(model.pieces)).serialize() == whole:
             return _LISTED + zlib.compress(body, 9)
+        levels = [round(-piece.score * SCORE_STEPS) for piece in learned]
+        falls = [after - before for before, after in pairwise([0, *levels])]
+        scored = [(name, -level / SCORE_STEPS) for name, level in zip(names, levels, strict=True)]
+        if (
+            0 <= min(falls) <= max(falls) < 256
+            and lossless_unigram(scored, len(model.pieces)).serialize() == whole
+        ):
+            return _SCORED + zlib.compress(body + bytes(falls), 9)
     return _COMPRESSED + lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)
 
 
@@ -323,21 +357,23 @@ def unpack(data: bytes) -> SentencePieceModel:
         raise DataError(
             f"a tokenizer of {len(data):,} bytes; at most {MAX_MODEL_BYTES:,} are accepted"
         )
-    listed = data.startswith(_LISTED)
-    if not listed and not data.startswith(_COMPRESSED):
+    kind = data[: len(_LISTED)]
+    if kind not in (_LISTED, _SCORED, _COMPRESSED):
         return parse(data)
+    listed = kind != _COMPRESSED
     decoder = zlib.decompressobj() if listed else lzma.LZMADecompressor(memlimit=256_000_000)
     packed = data[len(_LISTED) :]
     raw = expand(packed, decoder, MAX_MODEL_BYTES, "the packed tokenizer", DataError)
-    return _unpack_list(raw) if listed else parse(raw)
+    return _unpack_list(raw, scored=kind == _SCORED) if listed else parse(raw)
 
 
-def _unpack_list(raw: bytes) -> SentencePieceModel:
+def _unpack_list(raw: bytes, *, scored: bool) -> SentencePieceModel:
     if len(raw) < 4:
         raise DataError("the packed tokenizer is truncated")
     last, learned = struct.unpack_from("<HH", raw)
     lengths, at = raw[4 : 4 + learned], 4 + learned
-    if len(raw) != at + sum(lengths) or last + 1 < 258 + learned:
+    end = at + sum(lengths)
+    if len(raw) != end + learned * scored or last + 1 < 258 + learned:
         raise DataError("the packed tokenizer's piece lengths do not add up")
     texts: list[str] = []
     for length in lengths:
@@ -348,4 +384,6 @@ def _unpack_list(raw: bytes) -> SentencePieceModel:
         at += length
     if len(set(texts)) != len(texts):
         raise DataError("the packed tokenizer holds a piece twice")
-    return ListedModel.of(texts, last + 1)
+    levels = accumulate(raw[end:]) if scored else None
+    scores = None if levels is None else [-level / SCORE_STEPS for level in levels]
+    return ListedModel.of(texts, last + 1, scores)

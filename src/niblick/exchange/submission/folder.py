@@ -20,7 +20,7 @@ from niblick.facade import shipped_models
 from niblick.files import MALFORMED, parse_json, read_json, sha256_file
 from niblick.limits import cut
 from niblick.recipe import load_recipe
-from niblick.text.bpe import TRAINED
+from niblick.text.learning import TRAINED
 from niblick.text.tokenizer import CHALLENGE
 
 ENTRY = "niblick.exchange.standalone"
