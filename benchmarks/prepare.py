@@ -36,9 +36,9 @@ def encode(rounds: int) -> list[dict[str, Any]]:
     """Rates of each encoder for the challenge's tokenizer and trained ones, the same ids."""
     from niblick.data.corpus import load_corpus
     from niblick.exchange.hf.fast_tokenizer import fast_tokenizer
-    from niblick.text.learning import train_tokenizer
     from niblick.text.case import CaseTokenizer
     from niblick.text.encoder import compile_encoder
+    from niblick.text.learning import train_tokenizer
     from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 
     if not compile_encoder():

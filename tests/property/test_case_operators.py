@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from niblick.errors import DataError
 from niblick.text import spmodel
-from niblick.text.learning import train_tokenizer
 from niblick.text.case import CAPS, MARKS, TITLE, CaseTokenizer, lowered
+from niblick.text.learning import train_tokenizer
 from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer, stored
 
 PROSE = [
@@ -30,16 +30,19 @@ WORDS = st.lists(
 TEXTS = WORDS | st.text(max_size=30)
 
 
+both_kinds = pytest.mark.parametrize("unigram", [False, True], ids=["bpe", "unigram"])
+
+
 @cache
-def made() -> CaseTokenizer:
-    found = train_tokenizer(PROSE * 3, vocab_size=420, case=True)
+def made(unigram: bool = False) -> CaseTokenizer:
+    found = train_tokenizer(PROSE * 3, vocab_size=420, case=True, unigram=unigram)
     assert isinstance(found, CaseTokenizer)
     return found
 
 
-def pieces(text: str) -> list[str]:
-    model = made().plain.model
-    return [model.pieces[token].text.replace("\u2581", "_") for token in made().encode(text)]
+def pieces(text: str, unigram: bool) -> list[str]:
+    model = made(unigram).plain.model
+    return [model.pieces[token].text.replace("\u2581", "_") for token in made(unigram).encode(text)]
 
 
 @pytest.mark.parametrize(
@@ -61,46 +64,49 @@ def test_text_without_capitals_is_left_as_it_is() -> None:
     assert lowered("no capitals, ^ and ` Ä\u212a") == "no capitals, ^ and ` Ä\u212a"
 
 
+@both_kinds
 @pytest.mark.parametrize("word", ["united", "president", "zq", "a"])
-def test_a_word_has_the_same_pieces_in_every_case(word: str) -> None:
-    small = pieces(word)
-    assert pieces(word.title()) == [TITLE, *small]
-    assert pieces(word.upper()) == [CAPS if len(word) > 1 else TITLE, *small]
+def test_a_word_has_the_same_pieces_in_every_case(word: str, unigram: bool) -> None:
+    small = pieces(word, unigram)
+    assert pieces(word.title(), unigram) == [TITLE, *small]
+    assert pieces(word.upper(), unigram) == [CAPS if len(word) > 1 else TITLE, *small]
 
 
+@both_kinds
 @given(TEXTS)
 @example("The")
 @example(" The")
 @example(f"{TITLE}A{CAPS}B\u2581C")
 @example("ABC\u2581d ABC\0d")
 @settings(max_examples=200, deadline=None)
-def test_every_text_comes_back_and_its_bytes_are_counted(text: str) -> None:
-    ids = made().encode_document(text)
-    assert made().decode(ids.tolist()) == text == made().reference_decode(ids.tolist())
-    counts = made().byte_table.count(ids[1:], ids[:-1])
+def test_every_text_comes_back_and_its_bytes_are_counted(unigram: bool, text: str) -> None:
+    own = made(unigram)
+    ids = own.encode_document(text)
+    assert own.decode(ids.tolist()) == text == own.reference_decode(ids.tolist())
+    counts = own.byte_table.count(ids[1:], ids[:-1])
     assert int(counts.sum()) == len(text.encode())
-    assert not counts[np.isin(ids[1:], [made().title, made().caps])].any()
+    assert not counts[np.isin(ids[1:], [own.title, own.caps])].any()
 
 
 TOKENS = st.lists(st.sampled_from([0, 1, 258, 259]) | st.integers(0, 419), min_size=1, max_size=20)
 
 
+@both_kinds
 @given(TOKENS, st.integers(0, 20))
 @settings(max_examples=200, deadline=None)
 def test_any_tokens_decode_the_same_at_once_one_by_one_and_from_any_place(
-    ids: list[int], cut: int
+    unigram: bool, ids: list[int], cut: int
 ) -> None:
-    whole = made().decode_bytes(ids)
-    decoder = made().byte_decoder()
+    own = made(unigram)
+    whole = own.decode_bytes(ids)
+    decoder = own.byte_decoder()
     assert b"".join(map(decoder.push, ids)) == whole
-    assert made().decode_bytes(ids[:cut]) + made().decode_bytes(ids[cut:], ids[:cut]) == whole
+    assert own.decode_bytes(ids[:cut]) + own.decode_bytes(ids[cut:], ids[:cut]) == whole
     for at, token in enumerate(ids):
-        alone = made().byte_decoder(ids[:at])
-        assert made().decode_bytes(ids[:at]) + alone.peek(token) == made().decode_bytes(
-            ids[: at + 1]
-        )
+        alone = own.byte_decoder(ids[:at])
+        assert own.decode_bytes(ids[:at]) + alone.peek(token) == own.decode_bytes(ids[: at + 1])
     stream = np.array([1, *ids])
-    assert made().byte_table.count(stream[1:], stream[:-1]).sum() == len(whole)
+    assert own.byte_table.count(stream[1:], stream[:-1]).sum() == len(whole)
 
 
 def test_a_stream_holds_nothing_back_and_goes_on_inside_a_word() -> None:
@@ -111,10 +117,11 @@ def test_a_stream_holds_nothing_back_and_goes_on_inside_a_word() -> None:
         assert "".join(given_out) == expected and all(given_out)
 
 
-def test_no_piece_holds_a_mark_or_a_capital_and_the_vocabulary_is_exact() -> None:
+@both_kinds
+def test_no_piece_holds_a_mark_or_a_capital_and_the_vocabulary_is_exact(unigram: bool) -> None:
     texts = [*PROSE * 3, f"of{TITLE} the {CAPS}of{TITLE} the {CAPS}"]
     for size in (261, 262, 300, 1000):
-        found = train_tokenizer(texts, vocab_size=size, case=True)
+        found = train_tokenizer(texts, vocab_size=size, case=True, unigram=unigram)
         assert isinstance(found, CaseTokenizer)
         normal = [p.text for p in found.plain.model.pieces if p.kind == spmodel.NORMAL]
         assert found.vocab_size == len(found.plain.model.pieces) == size
@@ -124,13 +131,15 @@ def test_no_piece_holds_a_mark_or_a_capital_and_the_vocabulary_is_exact() -> Non
         train_tokenizer(texts, vocab_size=260, case=True)
 
 
-def test_it_is_stored_in_a_few_bytes_and_read_back() -> None:
-    again = load_tokenizer(made().to_bytes())
-    assert (again.sha256, again.name, again.kind) == (made().sha256, "case-bpe-420", "case")
-    assert again.sha256 != made().plain.sha256
+@both_kinds
+def test_it_is_stored_in_a_few_bytes_and_read_back(unigram: bool) -> None:
+    own, name = made(unigram), f"case-{'unigram' if unigram else 'bpe'}-420"
+    again = load_tokenizer(own.to_bytes())
+    assert (again.sha256, again.name, again.kind) == (own.sha256, name, "case")
+    assert again.sha256 != own.plain.sha256
     text = "The USA's McDonald"
-    assert again.encode(text).tolist() == made().encode(text).tolist()
-    assert len(again.to_bytes()) < len(made().plain.to_bytes()) + 10
+    assert again.encode(text).tolist() == own.encode(text).tolist()
+    assert len(again.to_bytes()) < len(own.plain.to_bytes()) + 10 < 1000
 
 
 def test_what_cannot_be_read_is_refused_in_one_line() -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from niblick.data.corpus import corpora
 from niblick.text import spmodel
-from niblick.text.learning import train_tokenizer
 from niblick.text.case import LITERAL, lowered
 from niblick.text.encoder import compile_encoder, native_encoder
+from niblick.text.learning import train_tokenizer
 from niblick.text.spmodel import SPACE
 from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 

@@ -119,6 +119,9 @@ TOKENIZERS = {
     "case": lambda: train_tokenizer(
         load_corpus("wiki-vital").splits["validation"][:60], vocab_size=700, case=True
     ),
+    "case-unigram": lambda: train_tokenizer(
+        load_corpus("wiki-vital").splits["validation"][:60], vocab_size=700, case=True, unigram=True
+    ),
     "fineweb": lambda: load_tokenizer("fineweb-1024"),
     "bpe": lambda: _trained("bpe", vocab_size=80),
     "bpe-own": lambda: _trained(

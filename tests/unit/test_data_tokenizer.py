@@ -10,25 +10,40 @@ import sentencepiece
 
 from niblick.errors import DataError
 from niblick.text import spmodel
-from niblick.text.learning import train_tokenizer
+from niblick.text.learning import TRAINED, train_tokenizer
 from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 
 TEXTS = ["the fox and the dog of the house", "and the house of the fox\nof the town"] * 20
 
 
-@pytest.mark.parametrize("size", [259, 260, 300, 1000])
-def test_a_trained_vocabulary_has_exactly_the_size_asked_for(size: int) -> None:
-    assert train_tokenizer(TEXTS, vocab_size=size).vocab_size == size
+each_kind = pytest.mark.parametrize("kind", TRAINED)
 
 
-def test_the_same_texts_give_the_same_tokenizer() -> None:
-    first, second = (train_tokenizer(iter(TEXTS), vocab_size=300) for _ in range(2))
+@each_kind
+@pytest.mark.parametrize("size", [261, 262, 300, 1000])
+def test_a_trained_vocabulary_has_exactly_the_size_asked_for(size: int, kind: str) -> None:
+    assert train_tokenizer(TEXTS, vocab_size=size, **TRAINED[kind]).vocab_size == size
+
+
+@each_kind
+def test_the_same_texts_give_the_same_tokenizer(kind: str) -> None:
+    texts = (iter(TEXTS) for _ in range(2))
+    first, second = (train_tokenizer(each, vocab_size=300, **TRAINED[kind]) for each in texts)
     assert first.sha256 == second.sha256 and first.to_bytes() == second.to_bytes()
 
 
+def test_a_vocabulary_of_bytes_and_a_space_is_the_smallest() -> None:
+    for unigram in (False, True):
+        made = train_tokenizer(TEXTS, vocab_size=259, unigram=unigram)
+        assert made.vocab_size == 259 and made.decode(made.encode("a b")) == "a b"
+
+
+@pytest.mark.parametrize("unigram", [False, True])
 @pytest.mark.parametrize("size", [300, 1000])
-def test_every_serialised_form_rebuilds_the_same_tokenizer(size: int, tmp_path: Path) -> None:
-    made = train_tokenizer(TEXTS, vocab_size=size)
+def test_every_serialised_form_rebuilds_the_same_tokenizer(
+    size: int, unigram: bool, tmp_path: Path
+) -> None:
+    made = train_tokenizer(TEXTS, vocab_size=size, unigram=unigram)
     (tmp_path / "t.model").write_bytes(made.to_file_bytes())
     for again in (load_tokenizer(made.to_bytes()), load_tokenizer(tmp_path / "t.model")):
         assert again.sha256 == made.sha256
@@ -40,8 +55,9 @@ def test_a_packed_trained_tokenizer_is_many_times_smaller_than_its_model_file() 
     assert len(made.to_bytes()) * 10 < len(made.to_file_bytes())
 
 
-def test_sentencepiece_itself_reads_the_file_and_decodes_the_ids() -> None:
-    made = train_tokenizer(TEXTS, vocab_size=300)
+@pytest.mark.parametrize("unigram", [False, True])
+def test_sentencepiece_itself_reads_the_file_and_decodes_the_ids(unigram: bool) -> None:
+    made = train_tokenizer(TEXTS, vocab_size=300, unigram=unigram)
     library = sentencepiece.SentencePieceProcessor(model_proto=made.to_file_bytes())
     text = "the  fox, of\nthe town é"
     assert library.Encode(text) == made.encode(text).tolist()
@@ -143,8 +159,20 @@ def test_an_opened_list_of_pieces_is_the_model_that_was_packed() -> None:
             assert one.serialize() == other.serialize()
             for name in ("kind_name", "space_as_suffix", "dummy_prefix", "identity", "lossless"):
                 assert getattr(one, name) == getattr(other, name)
+    scored = [(text, -score / 4) for score, text in enumerate(texts)]
+    model = spmodel.lossless_unigram(scored, 1000)
+    opened = spmodel.unpack(spmodel.pack(model))
+    assert opened.message == model.message and opened.serialize() == model.serialize()
+    assert opened.kind_name == model.kind_name == "unigram"
     spaceless = spmodel.lossless_bpe(["a"], 300)
     assert not spmodel.unpack(spmodel.pack(spaceless)).lossless and not spaceless.lossless
+
+
+def test_scores_that_a_list_cannot_hold_are_packed_with_the_whole_model() -> None:
+    for second in (-0.01, 1.0, -90.0):  # between the steps, rising, a fall that no byte holds
+        model = spmodel.lossless_unigram([("\u2581", 0.0), ("a", second)], 300)
+        packed = spmodel.pack(model)
+        assert packed.startswith(b"nT\x02") and spmodel.unpack(packed).message == model.message
 
 
 def test_byte_tokens_follow_the_challenge_s_layout() -> None:

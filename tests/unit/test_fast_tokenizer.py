@@ -13,7 +13,7 @@ from niblick.data.corpus import corpora
 from niblick.errors import NiblickError
 from niblick.exchange.hf.fast_tokenizer import fast_tokenizer
 from niblick.text import spmodel
-from niblick.text.learning import train_tokenizer
+from niblick.text.learning import TRAINED, train_tokenizer
 from niblick.text.spmodel import SPACE
 from niblick.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 
@@ -56,13 +56,10 @@ def trained(texts: list[str], kind: str, **options: object) -> SentencePieceToke
     return SentencePieceTokenizer(spmodel.parse(model.getvalue()))
 
 
-@pytest.fixture(scope="module", params=["bytes", "bpe", "words", "case", "fineweb-1024", *UNIGRAM])
+@pytest.fixture(scope="module", params=["bytes", *TRAINED, "fineweb-1024", *UNIGRAM])
 def pair(request, validation):
-    if request.param in ("bpe", "words"):
-        crossing = request.param == "bpe"
-        own = train_tokenizer(validation[:20], vocab_size=600, across_words=crossing)
-    elif request.param == "case":
-        own = train_tokenizer(validation[:20], vocab_size=600, case=True)
+    if request.param in TRAINED:
+        own = train_tokenizer(validation[:20], vocab_size=600, **TRAINED[request.param])
     elif request.param in UNIGRAM:
         own = trained(validation[:20], "unigram", **UNIGRAM[request.param])
     else:

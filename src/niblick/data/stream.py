@@ -35,8 +35,8 @@ from niblick.errors import DataError
 from niblick.executors import run_all
 from niblick.files import locked, read_json, write_atomically
 from niblick.registry import load_plugin, loaded_plugins
-from niblick.text.learning import SAMPLE, TRAINED, train_tokenizer
 from niblick.text.encoder import compile_encoder
+from niblick.text.learning import SAMPLE, TRAINED, train_tokenizer
 from niblick.text.tokenizer import Tokenizer, load_tokenizer, refuse_surrogates
 
 SPLITS = ("train", "validation", "test")

@@ -1,6 +1,6 @@
 """Training a lossless tokenizer with byte fallback, BPE or unigram, by SentencePiece's trainer.
 
-Normalisation is the identity. Choices that raise the bytes per token of a small vocabulary, and cost
+Normalisation is the identity. Choices that raise the bytes per token of a small vocabulary and cost
 no exactness: pieces may cross words (`of the` can be one token) and mix scripts and digits. In BPE
 a single ASCII character is spelled by its byte piece, so that no entry is spent on a second name
 for it; in a unigram model it is a piece, whose score says how likely it is. The vocabulary is
