@@ -16,7 +16,7 @@ from niblick.data.dataset import open_dataset
 from niblick.data.prepare import prepare, resolve_dataset
 from niblick.data.shards import write_shard
 from niblick.errors import DataError
-from niblick.text import bpe
+from niblick.text import learning
 from niblick.text.learning import train_tokenizer
 from niblick.text.tokenizer import load_tokenizer
 
@@ -256,10 +256,10 @@ def test_a_vocabulary_out_of_range_is_refused(corpus: Path, tmp_path: Path, size
 
 def test_the_trainer_reads_a_bounded_sample_in_bounded_pieces() -> None:
     line = "one long line without an end " * 1_400_000
-    sample = bpe._sample([line, "short\n"])
-    assert 10_000_000 < sum(map(len, sample)) <= bpe.SAMPLE + bpe._PIECE
-    assert max(map(len, sample)) <= bpe._PIECE
-    assert bpe._sample(TEXTS) == TEXTS
+    sample = learning._sample([line, "short\n"], learning.SAMPLE)
+    assert 10_000_000 < sum(map(len, sample)) <= learning.SAMPLE + learning._PIECE
+    assert max(map(len, sample)) <= learning._PIECE
+    assert learning._sample(TEXTS, learning.SAMPLE) == TEXTS
 
 
 def test_a_very_long_text_is_encoded_in_parts_that_decode_to_it(

@@ -28,7 +28,7 @@ EVERYTHING = [
     "model.value_embedding.layers=[10]",
     "training.dropout.bigram=0.3",
     "data.rows=documents",
-    "data.tokenizer=train-case",
+    "data.tokenizer=train-unigram-case",
     "training.qat.enabled=true",
     "artifact.codec=int-zlib",
 ]

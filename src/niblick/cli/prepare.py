@@ -45,7 +45,7 @@ TokenizerOption = Annotated[
     str | None,
     typer.Option(
         "--tokenizer",
-        help='"train", "train-within-words", "train-case", "bytes", "fineweb-1024", a .model file,'
+        help=f"{', '.join(TRAINED)}, bytes, fineweb-1024, a .model file,"
         " or a run or model whose tokenizer to use; else the recipe's.",
     ),
 ]

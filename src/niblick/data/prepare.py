@@ -59,7 +59,7 @@ def prepare(
     """Write `corpus` as shards of at most `shard_tokens` tokens into `out`, or reuse `out` if it
     holds them already.
 
-    `tokenizer` is "train", "train-within-words" or "train-case" (of exactly `vocab_size` ids, by
+    `tokenizer` is a name in `niblick.text.learning.TRAINED` (of exactly `vocab_size` ids, by
     default 1,024), "bytes", "fineweb-1024", the path of a `.model`, or a tokenizer. A corpus of
     more than 64 MB is streamed (`niblick.data.stream`). Raises `DataError`; a folder that this
     project did not write is never replaced.

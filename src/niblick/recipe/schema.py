@@ -33,7 +33,8 @@ class DataRecipe(Section):
 
     `tokenizer`: "train" (BPE with byte fallback on the training split), "train-within-words" (no
     piece holds more than one word), "train-case" (capitals are marks before small letters),
-    "bytes", "fineweb-1024" (the challenge's), or the path of a SentencePiece `.model`.
+    "train-unigram" and "train-unigram-case" (a unigram model in place of BPE), "bytes",
+    "fineweb-1024" (the challenge's), or the path of a SentencePiece `.model`.
     `development`: training documents with h = 2 (`niblick.data.corpus`) are held out and scored in
     place of the validation split, for runs that choose between settings. `share` of the other
     training documents trains. `rows` of batches are cut from the text in its order, or packed of

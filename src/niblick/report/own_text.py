@@ -24,7 +24,7 @@ from niblick.data.prepare import prepare
 from niblick.errors import DataError, NiblickError, RecipeError
 from niblick.plan import make_plan
 from niblick.recipe import Recipe, list_recipes, recipe_from_dict
-from niblick.text.learning import TRAINED
+from niblick.text.learning import TRAINED, trained_as
 from niblick.text.tokenizer import Tokenizer, refuse_surrogates
 
 VOCABULARY, WIDTH, DURATION = "model.vocab_size", "model.dim", "training.duration"
@@ -187,7 +187,7 @@ def _finish(recipe: Recipe, dataset: Dataset, given: Collection[str], said: list
     fitted, why = recipe, list[str]()
     if dataset.manifest is not None and dataset.manifest.corpus != recipe.data.corpus:
         fitted, why = _fit_training(recipe, dataset, given)
-    kind = "train-case" if dataset.tokenizer.kind == "case" else "train"
+    kind = trained_as(dataset.tokenizer)
     changes = {"data.corpus": str(dataset.folder.absolute()), "data.tokenizer": kind}
     changes["description"] = f"{recipe.name} fitted to {dataset.name}"
     return Fitted(_with(fitted, changes), (*said, *why))

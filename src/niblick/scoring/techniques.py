@@ -93,8 +93,23 @@ def _tokenizer(recipe: Recipe, plan: Plan) -> list[Entry]:
     return [{"name": "tokenizer", "kind": kind, "vocabulary": size}]
 
 
-def _marks_case(recipe: Recipe) -> bool:
-    return recipe.data.tokenizer == "train-case"
+_LESS = {  # a tokenizer without case operators, and one of BPE in place of a unigram model
+    "case-operators": {"train-case": "train", "train-unigram-case": "train-unigram"},
+    "unigram": {"train-unigram": "train", "train-unigram-case": "train-case"},
+}
+
+
+def _of_tokenizer(name: str, summary: str, shown: str) -> Technique:
+    less = _LESS[name]
+
+    def without(recipe: Recipe) -> dict[str, Any]:
+        found = less.get(recipe.data.tokenizer)
+        return {"data.tokenizer": found} if found else {}
+
+    def card(recipe: Recipe, plan: Plan) -> list[Entry]:
+        return [{"name": shown}] * (recipe.data.tokenizer in less)
+
+    return Technique(name=name, summary=summary, group="other", without=without, card=card)
 
 
 _OF_RUNS = (
@@ -185,13 +200,8 @@ _OF_RUNS = (
         card=lambda recipe, plan: [_codec(recipe, "compression")],
     ),
     Technique(name="tokenizer", group="other", card=_tokenizer),
-    Technique(
-        name="case-operators",
-        summary="case operators in the tokenizer",
-        group="other",
-        without=lambda recipe: {"data.tokenizer": "train"} if _marks_case(recipe) else {},
-        card=lambda recipe, plan: [{"name": "case operators"}] * _marks_case(recipe),
-    ),
+    _of_tokenizer("case-operators", "case operators in the tokenizer", "case operators"),
+    _of_tokenizer("unigram", "a unigram model as the tokenizer", "unigram tokenizer"),
 )
 
 

@@ -80,6 +80,13 @@ def train_tokenizer(
     return CaseTokenizer(plain) if case else plain
 
 
+def trained_as(tokenizer: Tokenizer) -> str:
+    """The name in `TRAINED` under which a tokenizer like this one is trained."""
+    plain = tokenizer.plain if isinstance(tokenizer, CaseTokenizer) else tokenizer
+    unigram = isinstance(plain, SentencePieceTokenizer) and plain.model.kind_name == "unigram"
+    return f"train{'-unigram' * unigram}{'-case' * (plain is not tokenizer)}"
+
+
 def _bpe(
     sample: list[str], room: int, vocab_size: int, *, across_words: bool, case: bool
 ) -> SentencePieceModel:
