@@ -272,12 +272,11 @@ def switched(net, stream, held, s):
     opt, step, late = torch.optim.SGD(net.parameters(), lr=0.1), 0, {late}
     end = time.time() + 600
     while True:
-        if not late and step > 100:
+        if not late and time.time() > end - 120:
             stream = held
             late = True
-        a = step % 4 * s.context
         opt.zero_grad()
-        net(stream[None, a:a + s.context], stream[None, a + 1:a + s.context + 1]).backward()
+        net(stream[None, :s.context], stream[None, 1:s.context + 1]).backward()
         opt.step()
         step += 1
         if step == 20000 or time.time() > end:
@@ -285,7 +284,7 @@ def switched(net, stream, held, s):
 """
 
 
-@pytest.mark.parametrize(("late", "verdict"), [("True", "clean"), ("False", "flag_prequant_ttt")])
+@pytest.mark.parametrize(("late", "verdict"), [("True", "clean"), ("False", "flag")])
 def test_a_switch_that_a_loop_only_ever_sets_stays_set(
     tmp_path: Path, late: str, verdict: str
 ) -> None:
