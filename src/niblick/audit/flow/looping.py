@@ -135,9 +135,9 @@ class Looping(Branching):
         scope = self.scopes[-1][0]
         for name in stored_in(body):
             old = scope.get(name)
-            if isinstance(old, (int, float, np.generic)) and name not in but:
-                if not only_set_to(old, name, body):
-                    scope[name] = Box(shape=())
+            plain = isinstance(old, (int, float, np.generic)) and name not in but
+            if plain and not only_set_to(old, name, body):
+                scope[name] = Box(shape=())
 
     def turn(self, body: list[ast.stmt]) -> bool:
         """One turn of a loop; False after `break`."""

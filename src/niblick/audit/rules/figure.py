@@ -6,7 +6,6 @@ from niblick.audit.flow.figures import INSIDE, honest
 from niblick.audit.flow.lengths import cuts_of
 from niblick.audit.flow.objects import FigureEvent
 from niblick.audit.rules.case import Case
-from niblick.audit.rules.claimed import claimed_scores
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 from niblick.audit.words import words
@@ -31,7 +30,7 @@ def _figures(case: Case) -> list[Finding]:
     if not any(f.content is not None and honest(f.content) and not f.warps for f in figures):
         bad = [f for f in figures if _why(f)]
     else:
-        claimed = claimed_scores(case)
+        claimed = case.claimed.scores
         bad = [f for f in figures if f.named and _why(f) and not _beside(case, f, claimed)]
     out: dict[int, Finding] = {}
     for event in bad:
@@ -88,7 +87,7 @@ def _part(case: Case) -> list[Finding]:
     figures of a part on its way to that of the whole.
     """
     events = {e.number: e for e in case.trace.scores}
-    claimed = claimed_scores(case)
+    claimed = case.claimed.scores
     scored = [f for f in case.trace.figures if f.scores]
     named = [f for f in scored if f.named]
     named = [f for f in named if f.scores & claimed] or named

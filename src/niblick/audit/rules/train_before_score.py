@@ -12,7 +12,6 @@ from niblick.audit.rules.case import (
     positions,
     violations,
 )
-from niblick.audit.rules.claimed import claimed_scores
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
@@ -25,7 +24,7 @@ def check(case: Case) -> list[Finding]:
     learnt.
     """
     out = []
-    claimed = claimed_scores(case)
+    claimed = case.claimed.scores
     learnt = violations(case.trace, "module")
     events = first_by_line(sorted(learnt, key=lambda e: not certain(case.trace, e, claimed)))
     fitted = {e.where for e in violations(case.trace, "tensor") if "tensor" in e.leaf_kinds}
