@@ -237,11 +237,18 @@ def test_a_tilt_by_native_hints_needs_its_normaliser(
     assert judged(tmp_path, text).startswith("clean") is clean
 
 
-@pytest.mark.parametrize(("alone", "verdict"), [(True, "clean_neural"), (False, "import_fail")])
+@pytest.mark.parametrize(
+    ("alone", "use", "verdict"),
+    [
+        (True, "Table()", "clean_neural"),
+        (False, "Table()", "import_fail"),
+        (False, "pass", "clean_neural"),  # left over
+    ],
+)
 def test_a_script_on_its_own_may_have_its_modules_elsewhere(
-    tmp_path: Path, alone: bool, verdict: str
+    tmp_path: Path, alone: bool, use: str, verdict: str
 ) -> None:
-    text = "from our_tables import Table\n" + program(PLAIN, main="evaluate(net, held, s)")
+    text = "from our_tables import Table\n" + program(PLAIN, main=f"{use}\nevaluate(net, held, s)")
     files = {} if alone else {"README__md": "# A record\n"}
     assert judged(tmp_path, text, **files) == verdict
 
