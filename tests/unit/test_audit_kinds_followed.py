@@ -89,6 +89,32 @@ def test_the_claimed_figure_may_be_the_mean_of_several_runs(
     assert judged(tmp_path, text) == ("clean_neural" if clean else "hold_unclear")
 
 
+CENTRED = """
+class Net(Net):
+    def forward(self, x, y):
+        logits = self.head(self.hidden(x)).flatten(0, 1)
+        own = F.cross_entropy(logits, y.flatten(), reduction="none")
+        far = (own.detach() - own.detach().mean()) / own.detach().std()
+        weight = torch.exp(-far.square() / 8)
+        return (own * weight / weight.mean()).mean()
+"""
+
+
+@pytest.mark.parametrize(("claim", "verdict"), [(1.1013, "clean"), (1.2002, "flag_other")])
+def test_weights_of_a_loss_that_only_training_shows_are_nothing_against_another_claim(
+    tmp_path: Path, claim: float, verdict: str
+) -> None:
+    rough = PENALIZED[PENALIZED.index("def rough") :]
+    main = (
+        "print(f'rough val_bpb:{rough(net, held, s):.4f}')\n"
+        "print(f'whole one val_bpb:{evaluate(net, held, s):.4f}')"
+    )
+    (tmp_path / "run.log").write_text("rough val_bpb:1.2002\nwhole one val_bpb:1.1013\n")
+    (tmp_path / "submission.json").write_text(json.dumps({"name": "x", "val_bpb": claim}))
+    text = program(CENTRED, rough, PLAIN, main=main).replace('print(f"val_bpb:{bpb:.4f}")', "pass")
+    assert judged(tmp_path, text).startswith(verdict)
+
+
 HOOKED = """
 def looked_on(net, stream, s):
     found, hooks = {}, []

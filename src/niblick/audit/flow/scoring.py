@@ -137,7 +137,7 @@ class Scoring(Shapes):
     ) -> Box:
         """A loss that a method of a model returns, as a look into it has shown it."""
         if seen.why:
-            self.warp(out, seen.why)
+            self.warp(out, f"{INSIDE}{seen.why}")
         elif seen.lost:
             out.val, out.marks = None, out.marks | {f"{LOST}{INSIDE}{seen.lost}"}
         if seen.single is False or (seen.single is None and _per_token(method.node)):

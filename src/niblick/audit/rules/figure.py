@@ -39,13 +39,14 @@ def _figures(case: Case) -> list[Finding]:
 
 
 def _beside(case: Case, event: FigureEvent, claimed: frozenset[int]) -> bool:
-    """Whether a figure of unknown content is of the loss that a model learns from, or of other
-    tokens than validation ones, as far as known, and not the claimed one, which is seen to be
-    honest.
+    """Whether a figure is of the loss that a model learns from, whatever that is, or one of unknown
+    content of other tokens than validation ones, as far as known, and not the claimed one, which is
+    seen to be honest.
     """
-    if event.warps or event.content is not None or not claimed or event.scores & claimed:
+    changed = (*event.warps, *(event.lost if event.content is None else ()))
+    learnt = bool(changed) and all(each.startswith(INSIDE) for each in changed)
+    if not claimed or event.scores & claimed or not (learnt or event.content is None):
         return False
-    learnt = event.lost and all(lost.startswith(INSIDE) for lost in event.lost)
     if not learnt and any(e.targets for e in case.trace.scores if e.number in event.scores):
         return False
     own = [f for f in case.trace.figures if f.scores & claimed]
