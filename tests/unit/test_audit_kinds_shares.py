@@ -208,6 +208,40 @@ def test_scores_are_followed_through_what_ranks_gather(
     assert judged(tmp_path, text).startswith(verdict)
 
 
+BUNDLED = """
+def bundled(net, held, s):
+    sizes = byte_table()
+    total, count, size = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            logits = net.head(net.hidden(x[None])).flatten(0, 1)
+            total += F.cross_entropy(logits, y, reduction="sum")
+            count += y.numel()
+            size += sizes[y].sum()
+    stats = torch.stack([total, count, size{more}])
+    torch.distributed.all_reduce(stats)
+    total, count, size{names} = stats.unbind()
+    bpb = {loss} / math.log(2.0) * (count.item() / size.item())
+    print(f"val_bpb:{{bpb:.4f}}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "names", "loss", "verdict"),
+    [
+        ("", "", "(total / count).item()", "clean"),
+        ("", "", "(0.9 * total / count).item()", "flag_other"),
+        (", 0.9 * total", ", less", "(less / count).item()", "flag_other"),
+    ],
+)
+def test_sums_are_followed_through_a_bundle_and_out_of_it(
+    tmp_path: Path, more: str, names: str, loss: str, verdict: str
+) -> None:
+    text = program(BUNDLED.format(more=more, names=names, loss=loss), main="bundled(net, held, s)")
+    assert judged(tmp_path, text).startswith(verdict)
+
+
 MARKS = "./data/tokenizers/fineweb_8192_caseops_v1.model"
 
 
