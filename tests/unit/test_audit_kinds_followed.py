@@ -115,6 +115,40 @@ def test_weights_of_a_loss_that_only_training_shows_are_nothing_against_another_
     assert judged(tmp_path, text).startswith(verdict)
 
 
+KEEPING = """
+import copy
+
+class Net(Net):
+    def __init__(self, width, own):
+        super().__init__(width)
+        self.scale = own.scale
+        self.settings = own
+    def forward(self, x, y):
+        loss = F.cross_entropy(self.head(self.hidden(x)).flatten(0, 1), y.flatten())
+        return loss if self.{name} == 1 else loss * 0.9
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "change", "verdict"),
+    [
+        ("settings.scale", 1, "pass", "clean"),
+        ("settings.scale", 2, "pass", "flag_other"),
+        ("settings.scale", 1, "s.scale = 2", "flag_other"),
+        ("scale", 1, "model = copy.deepcopy(model)", "clean"),
+        ("scale", 2, "model = copy.deepcopy(model)", "flag_other"),
+    ],
+)
+def test_settings_that_a_model_keeps_are_known(
+    tmp_path: Path, name: str, scale: int, change: str, verdict: str
+) -> None:
+    rough = PENALIZED[PENALIZED.index("def rough") :]
+    main = f"s.scale = {scale}\nmodel = Net(64, s)\n{change}\n"
+    main += "print(f'val_bpb:{rough(model, held, s):.4f}')"
+    text = program(KEEPING.replace("{name}", name), rough, main=main)
+    assert judged(tmp_path, text.replace("net = Net(64)", "net = Net(64, s)")).startswith(verdict)
+
+
 HOOKED = """
 def looked_on(net, stream, s):
     found, hooks = {}, []
