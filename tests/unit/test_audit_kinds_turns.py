@@ -291,3 +291,25 @@ def test_a_switch_that_a_loop_only_ever_sets_stays_set(
     main = "switched(net, load(s.train_files), held, s)\nevaluate(net, held, s)"
     text = program(SWITCHED.format(late=late), PLAIN, main=main)
     assert judged(tmp_path, text).startswith(verdict)
+
+
+AWAY = """
+def away(net, held, s):
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    for turn in range(100):
+        a = (turn % 7 + {first}) * s.context
+        opt.zero_grad()
+        net(held[None, a:a + s.context], held[None, a + 1:a + s.context + 1]).backward()
+        opt.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "before", "clean"), [(40, "", False), (0, "held = held[100 * s.context:]", True)]
+)
+def test_tokens_learnt_between_the_turns_that_are_taken_are_not_clean(
+    tmp_path: Path, first: int, before: str, clean: bool
+) -> None:
+    main = f"away(net, held, s)\n{before}\nevaluate(net, held, s)"
+    text = program(AWAY.format(first=first), PLAIN, main=main)
+    assert judged(tmp_path, text).startswith("clean") is clean
