@@ -281,8 +281,8 @@ class Handed(nn.Module):
     def __init__(self):
         super().__init__()
         self.up, self.down = nn.Linear(64, 4), nn.Linear(4, 64)
-    def parts(self):
-        return [(self.up, self.down)]
+    def parts(self, times):
+        return [(self.up, self.down)] * times
 
 class Bent(Net):
     def losses(self, x, y, parts=None):
@@ -297,7 +297,7 @@ def bent(net, held, s):
     for a in range(0, held.numel() - 1 - s.context, s.context):
         x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
         added = Handed()
-        opt, parts = torch.optim.SGD(added.parameters(), lr=0.1), added.parts()
+        opt, parts = torch.optim.SGD(added.parameters(), lr=0.1), added.parts(1)
         for epoch in range({epochs}):
             nll = net.losses(x[None], y[None], parts=parts)
             if epoch == {scored}:

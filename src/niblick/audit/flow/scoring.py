@@ -106,9 +106,9 @@ class Scoring(Shapes):
         if method is not None and self.learning(method):
             return self.call_function(method, [module, *args], named, node)
         boxes = self.frozen([b for a in (*args, *named.values()) for b in collect(a)])
-        if method is not None and not (args or named):
-            return self.param_box(frozenset({module.leaf}))  # parts of itself, as they will be
         leaves = {module.leaf, *(a.leaf for a in (*args, *named.values()) if isinstance(a, Module))}
+        if method is not None and not boxes:
+            return self.param_box(frozenset(leaves))  # parts of the model, as they will be
         source = merge(boxes, roots=frozenset(leaves).union(*[b.roots for b in boxes]))
         for leaf in leaves:
             source.seen |= self.leaves[leaf].seen
