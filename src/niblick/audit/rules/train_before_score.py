@@ -65,26 +65,27 @@ def check(case: Case) -> list[Finding]:
                 ),
             )
         )
-    return out or _between(case, learnt)
+    return out or _between(case)
 
 
-def _between(case: Case, learnt: list[ScoreEvent]) -> list[Finding]:
-    """A suspicion where a place only begins to report scores after weights have learnt tokens that
-    lie among those it scores: of a long loop not every turn is taken, so that they may be the same.
+def _between(case: Case) -> list[Finding]:
+    """A suspicion where a function only begins to report scores after weights have learnt tokens
+    that lie among those it scores: of a long loop not every turn is taken, so that they may be the
+    same.
     """
     claimed = case.claimed.scores
-    places: dict[Where, list[ScoreEvent]] = {}
+    places: dict[tuple[str, str], list[ScoreEvent]] = {}
     for event in scored(case.trace):
-        if event not in learnt and (not claimed or event.number in claimed):
-            places.setdefault(event.where, []).append(event)
-    for where, events in places.items():
+        if not claimed or event.number in claimed:
+            places.setdefault((event.where.file, event.where.function), []).append(event)
+    for events in places.values():
         first, seen, targets = events[0].order, events[0].seen, 0
         for event in events:
             targets |= event.targets
         inside = seen & ((1 << targets.bit_length()) - 1) & -(targets & -targets)
         for update in case.trace.updates:
             if update.order < first and update.positions & inside and "module" in update.leaf_kinds:
-                return [_unsure(case, update, where)]
+                return [_unsure(case, update, events[0].where)]
     return []
 
 
