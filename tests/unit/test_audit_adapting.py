@@ -274,3 +274,48 @@ def test_of_several_commands_in_a_block_the_first_counts(
     text = program(PLAIN, TRAIN_FIRST, main=main)
     said = BLOCK.format(first=first, second=second)
     assert judged(tmp_path, text, README__md=said) == verdict
+
+
+HANDED = """
+class Handed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 4), nn.Linear(4, 64)
+    def parts(self, times):
+        return [(self.up, self.down)] * times
+
+class Bent(Net):
+    def losses(self, x, y, parts=None):
+        h = self.hidden(x)
+        for up, down in parts or ():
+            h = h + down(up(h))
+        return F.cross_entropy(self.head(h).flatten(0, 1), y.flatten(), reduction="none")
+
+def bent(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    for a in range(0, held.numel() - 1 - s.context, s.context):
+        x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+        added = Handed()
+        opt, parts = torch.optim.SGD(added.parameters(), lr=0.1), added.parts(1)
+        for epoch in range({epochs}):
+            nll = net.losses(x[None], y[None], parts=parts)
+            if epoch == {scored}:
+                total += nll.detach().sum()
+                size += sizes[y].sum()
+            opt.zero_grad()
+            nll.mean().backward()
+            opt.step()
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("epochs", "scored", "verdict"), [(3, 2, "flag_prequant_ttt"), (3, 0, "clean_ttt")]
+)
+def test_adapters_that_a_method_hands_out_learn_like_any(
+    tmp_path: Path, epochs: int, scored: int, verdict: str
+) -> None:
+    part = HANDED.format(epochs=epochs, scored=scored)
+    text = program(part, main="bent(Bent(64), held, s)")
+    assert judged(tmp_path, text).startswith(verdict)

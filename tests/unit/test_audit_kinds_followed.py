@@ -89,6 +89,66 @@ def test_the_claimed_figure_may_be_the_mean_of_several_runs(
     assert judged(tmp_path, text) == ("clean_neural" if clean else "hold_unclear")
 
 
+CENTRED = """
+class Net(Net):
+    def forward(self, x, y):
+        logits = self.head(self.hidden(x)).flatten(0, 1)
+        own = F.cross_entropy(logits, y.flatten(), reduction="none")
+        far = (own.detach() - own.detach().mean()) / own.detach().std()
+        weight = torch.exp(-far.square() / 8)
+        return (own * weight / weight.mean()).mean()
+"""
+
+
+@pytest.mark.parametrize(("claim", "verdict"), [(1.1013, "clean"), (1.2002, "flag_other")])
+def test_weights_of_a_loss_that_only_training_shows_are_nothing_against_another_claim(
+    tmp_path: Path, claim: float, verdict: str
+) -> None:
+    rough = PENALIZED[PENALIZED.index("def rough") :]
+    main = (
+        "print(f'rough val_bpb:{rough(net, held, s):.4f}')\n"
+        "print(f'whole one val_bpb:{evaluate(net, held, s):.4f}')"
+    )
+    (tmp_path / "run.log").write_text("rough val_bpb:1.2002\nwhole one val_bpb:1.1013\n")
+    (tmp_path / "submission.json").write_text(json.dumps({"name": "x", "val_bpb": claim}))
+    text = program(CENTRED, rough, PLAIN, main=main).replace('print(f"val_bpb:{bpb:.4f}")', "pass")
+    assert judged(tmp_path, text).startswith(verdict)
+
+
+KEEPING = """
+import copy
+
+class Net(Net):
+    def __init__(self, width, own):
+        super().__init__(width)
+        self.scale = own.scale
+        self.settings = own
+    def forward(self, x, y):
+        loss = F.cross_entropy(self.head(self.hidden(x)).flatten(0, 1), y.flatten())
+        return loss if self.{name} == 1 else loss * 0.9
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "change", "verdict"),
+    [
+        ("settings.scale", 1, "pass", "clean"),
+        ("settings.scale", 2, "pass", "flag_other"),
+        ("settings.scale", 1, "s.scale = 2", "flag_other"),
+        ("scale", 1, "model = copy.deepcopy(model)", "clean"),
+        ("scale", 2, "model = copy.deepcopy(model)", "flag_other"),
+    ],
+)
+def test_settings_that_a_model_keeps_are_known(
+    tmp_path: Path, name: str, scale: int, change: str, verdict: str
+) -> None:
+    rough = PENALIZED[PENALIZED.index("def rough") :]
+    main = f"s.scale = {scale}\nmodel = Net(64, s)\n{change}\n"
+    main += "print(f'val_bpb:{rough(model, held, s):.4f}')"
+    text = program(KEEPING.replace("{name}", name), rough, main=main)
+    assert judged(tmp_path, text.replace("net = Net(64)", "net = Net(64, s)")).startswith(verdict)
+
+
 HOOKED = """
 def looked_on(net, stream, s):
     found, hooks = {}, []
@@ -237,11 +297,18 @@ def test_a_tilt_by_native_hints_needs_its_normaliser(
     assert judged(tmp_path, text).startswith("clean") is clean
 
 
-@pytest.mark.parametrize(("alone", "verdict"), [(True, "clean_neural"), (False, "import_fail")])
+@pytest.mark.parametrize(
+    ("alone", "use", "verdict"),
+    [
+        (True, "Table()", "clean_neural"),
+        (False, "Table()", "import_fail"),
+        (False, "pass", "clean_neural"),  # left over
+    ],
+)
 def test_a_script_on_its_own_may_have_its_modules_elsewhere(
-    tmp_path: Path, alone: bool, verdict: str
+    tmp_path: Path, alone: bool, use: str, verdict: str
 ) -> None:
-    text = "from our_tables import Table\n" + program(PLAIN, main="evaluate(net, held, s)")
+    text = "from our_tables import Table\n" + program(PLAIN, main=f"{use}\nevaluate(net, held, s)")
     files = {} if alone else {"README__md": "# A record\n"}
     assert judged(tmp_path, text, **files) == verdict
 

@@ -109,6 +109,35 @@ def test_too_many_bytes_of_data_that_are_said_to_be_others_are_held(tmp_path: Pa
     assert _logged(tmp_path, _pairs(2.73), 62_455_808, said).startswith("hold")
 
 
+@pytest.mark.parametrize(
+    ("claims", "verdict"),
+    [
+        ({"corrected.txt": 1.2247}, "clean"),  # older logs beside it say nothing of the claim
+        ({}, "hold"),  # no log shows the claimed figure
+        (
+            {"a.log": 0.9491, "b.log": 0.9476, "c.log": 0.9489},
+            "flag_other",
+        ),  # their mean is claimed
+    ],
+)
+def test_bytes_are_counted_in_the_logs_of_the_claimed_figure(
+    tmp_path: Path, claims: dict[str, float], verdict: str
+) -> None:
+    mean = sum(claims.values()) / len(claims) if claims else 1.2247
+    _logged(tmp_path, _pairs(3.25), 62_021_632)
+    for name, figure in claims.items():
+        own = 3.25 if len(claims) > 1 else TEXT / 62_021_632
+        pairs = [*_pairs(own)[:3], (figure * own * math.log(2), figure)]
+        (tmp_path / name).write_text(
+            "val_loader: tokens:62021632\n"
+            + "".join(f"val_loss:{a:.6f} val_bpb:{b:.6f}\n" for a, b in pairs)
+        )
+    if len(claims) > 1:
+        (tmp_path / "train.log").unlink()
+    (tmp_path / "submission.json").write_text(json.dumps({"val_bpb": round(mean, 4)}))
+    assert review(tmp_path).verdict.startswith(verdict)
+
+
 SPREAD = """
 def spread(losses):
     counts = [[0] * 256 for _ in range(256)]
@@ -176,6 +205,40 @@ def test_scores_are_followed_through_what_ranks_gather(
     tmp_path: Path, scale: str, verdict: str
 ) -> None:
     text = program(GATHERED.format(scale=scale), main="gathered(net, held, s)")
+    assert judged(tmp_path, text).startswith(verdict)
+
+
+BUNDLED = """
+def bundled(net, held, s):
+    sizes = byte_table()
+    total, count, size = torch.zeros(()), torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            logits = net.head(net.hidden(x[None])).flatten(0, 1)
+            total += F.cross_entropy(logits, y, reduction="sum")
+            count += y.numel()
+            size += sizes[y].sum()
+    stats = torch.stack([total, count, size{more}])
+    torch.distributed.all_reduce(stats)
+    total, count, size{names} = stats.unbind()
+    bpb = {loss} / math.log(2.0) * (count.item() / size.item())
+    print(f"val_bpb:{{bpb:.4f}}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "names", "loss", "verdict"),
+    [
+        ("", "", "(total / count).item()", "clean"),
+        ("", "", "(0.9 * total / count).item()", "flag_other"),
+        (", 0.9 * total", ", less", "(less / count).item()", "flag_other"),
+    ],
+)
+def test_sums_are_followed_through_a_bundle_and_out_of_it(
+    tmp_path: Path, more: str, names: str, loss: str, verdict: str
+) -> None:
+    text = program(BUNDLED.format(more=more, names=names, loss=loss), main="bundled(net, held, s)")
     assert judged(tmp_path, text).startswith(verdict)
 
 

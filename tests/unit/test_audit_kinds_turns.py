@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unit.audit_programs import TRAIN_FIRST, judged, program
+from unit.audit_programs import PLAIN, TRAIN_FIRST, judged, program
 
 EVALUATE = """
 def special(i):
@@ -263,3 +263,53 @@ def test_a_model_that_weighs_its_losses_is_not_clean(
     part = WEIGHED.format(weigh=weigh, out=out)
     text = program(part, main="net = Weighed(64)\nweighed(net, held, s)")
     assert judged(tmp_path, text) == verdict
+
+
+SWITCHED = """
+import time
+
+def switched(net, stream, held, s):
+    opt, step, late = torch.optim.SGD(net.parameters(), lr=0.1), 0, {late}
+    end = time.time() + 600
+    while True:
+        if not late and time.time() > end - 120:
+            stream = held
+            late = True
+        opt.zero_grad()
+        net(stream[None, :s.context], stream[None, 1:s.context + 1]).backward()
+        opt.step()
+        step += 1
+        if step == 20000 or time.time() > end:
+            break
+"""
+
+
+@pytest.mark.parametrize(("late", "verdict"), [("True", "clean"), ("False", "flag")])
+def test_a_switch_that_a_loop_only_ever_sets_stays_set(
+    tmp_path: Path, late: str, verdict: str
+) -> None:
+    main = "switched(net, load(s.train_files), held, s)\nevaluate(net, held, s)"
+    text = program(SWITCHED.format(late=late), PLAIN, main=main)
+    assert judged(tmp_path, text).startswith(verdict)
+
+
+AWAY = """
+def away(net, held, s):
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    for turn in range(100):
+        a = (turn % 7 + {first}) * s.context
+        opt.zero_grad()
+        net(held[None, a:a + s.context], held[None, a + 1:a + s.context + 1]).backward()
+        opt.step()
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "before", "clean"), [(40, "", False), (0, "held = held[100 * s.context:]", True)]
+)
+def test_tokens_learnt_between_the_turns_that_are_taken_are_not_clean(
+    tmp_path: Path, first: int, before: str, clean: bool
+) -> None:
+    main = f"away(net, held, s)\n{before}\nevaluate(net, held, s)"
+    text = program(AWAY.format(first=first), PLAIN, main=main)
+    assert judged(tmp_path, text).startswith("clean") is clean

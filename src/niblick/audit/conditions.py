@@ -55,6 +55,7 @@ _PROCESSES = re.compile(r"\bworld_size\s*[:=]\s*(\d+)\b")
 _ACCELERATORS = re.compile(
     r"\b(\d{1,2}) ?[x×] ?(?:NVIDIA )?(?:GeForce )?(?:RTX ?|[A-Z]{1,3})\d{2,4}\b"
 )
+_SHOWS = re.compile(r"\bval_(?:loss|bpb)\s*[:=]\s*\d")
 _DEPTH = 8
 
 
@@ -155,23 +156,19 @@ def log_lines(root: Path, text: str) -> list[str]:
 
 def logs(root: Path, text: str) -> list[list[str]]:
     """The lines of each log in a folder, without those of the script `text` that some logs begin
-    with.
+    with: files that are called logs, and other texts that show figures.
     """
     source = set(map(str.strip, text.splitlines()))
-    paths = sorted(
-        [
-            *root.glob("*.log"),
-            *root.glob("*log*.txt"),
-            *root.glob("*train*.txt"),
-            *root.glob("logs/*"),
-        ]
-    )
-    out = []
-    for path in [p for p in paths if p.is_file() and not p.is_symlink()][:_MAX_LOGS]:
+    patterns = ("*.log", "*log*.txt", "*train*.txt", "logs/*")
+    called = sorted({path for pattern in patterns for path in root.glob(pattern)})
+    others = sorted({*root.glob("*.txt")} - {*called})
+    out: list[list[str]] = []
+    for path in [p for p in (*called, *others) if p.is_file() and not p.is_symlink()]:
         with path.open("rb") as handle:
             text = handle.read(_MAX_LOG).decode("utf-8", "replace")
-        lines = text.splitlines()
-        out.append([line for line in lines if line.strip() and line.strip() not in source])
+        if len(out) < _MAX_LOGS and (path in called or _SHOWS.search(text)):
+            lines = text.splitlines()
+            out.append([line for line in lines if line.strip() and line.strip() not in source])
     return out
 
 

@@ -56,6 +56,7 @@ from niblick.audit.words import ordered, words
 _LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER PATH TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
+_SETTINGS = (bool, int, float, str, type(None), Instance, Namespace, Class)
 _SMALL = 64  # entries; counts of tokens need more
 _LARGE = 1_000_000
 
@@ -157,8 +158,8 @@ class Access(Writing):
         return Bound(holder, name) if base is None or name.islower() else Box()
 
     def setting(self, holder: Module, name: str) -> Any:
-        """A plain value that a model's constructor, and nothing else of its class, keeps under a
-        name; a `Box` where it is none.
+        """A plain value, or an object of settings, that a model's constructor, and nothing else of
+        its class, keeps under a name; a `Box` where it is none.
         """
         made = holder.cls.settings.get(name) if holder.cls is not None else None
         init = holder.cls.find("__init__") if holder.cls is not None else None
@@ -169,7 +170,7 @@ class Access(Writing):
             value = self.value(made)
         finally:
             self.scopes.pop()
-        return value if isinstance(value, (bool, int, float, str, type(None))) else Box()
+        return value if isinstance(value, _SETTINGS) else Box()
 
     def submodule(self, holder: Module, name: str) -> Any:
         if name in words(

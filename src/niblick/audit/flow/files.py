@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -164,7 +165,7 @@ class Files(Tensors):
         if isinstance(value, Module):
             number = self.new_leaf(self.leaves[value.leaf].kind, self.leaves[value.leaf].name)
             self.leaves[number].seen = self.leaves[value.leaf].seen
-            return Module(value.name, number, value.cls, dict(value.attrs))
+            return replace(value, leaf=number, attrs=dict(value.attrs))
         if isinstance(value, Box):
             return snapshot(self.frozen([value])[0])
         if isinstance(value, dict):

@@ -21,6 +21,7 @@ from niblick.audit.flow.missed import (
     Told,
     any_number,
     evenly,
+    only_set_to,
     other_turns,
     spread_evenly,
     stored_in,
@@ -128,11 +129,14 @@ class Looping(Branching):
         return goes_on(near) and far < STREAM
 
     def widen(self, body: list[ast.stmt], but: Container[str] = ()) -> None:
-        """Forgets the value of every plain number the loop body changes, `but` of some."""
+        """Forgets the value of every plain number the loop body changes, `but` of some: not where
+        all it ever gives a name is the very value that this has already.
+        """
         scope = self.scopes[-1][0]
         for name in stored_in(body):
             old = scope.get(name)
-            if isinstance(old, (int, float, np.generic)) and name not in but:
+            plain = isinstance(old, (int, float, np.generic)) and name not in but
+            if plain and not only_set_to(old, name, body):
                 scope[name] = Box(shape=())
 
     def turn(self, body: list[ast.stmt]) -> bool:

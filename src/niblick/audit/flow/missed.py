@@ -252,3 +252,17 @@ def stored_in(body: list[ast.stmt]) -> list[str]:
     """The names that statements assign to."""
     names = (n for s in body for n in ast.walk(s) if isinstance(n, ast.Name))
     return list({n.id: 0 for n in names if isinstance(n.ctx, ast.Store)})
+
+
+def only_set_to(value: Any, name: str, body: list[ast.stmt]) -> bool:
+    """Whether statements give a name one plain value alone, as a switch that is only ever set."""
+    parts = [n for s in body for n in ast.walk(s)]
+    stored = [n for n in parts if isinstance(n, ast.Name) and n.id == name]
+    set_to = [
+        target
+        for n in parts
+        if isinstance(n, ast.Assign) and isinstance(n.value, ast.Constant)
+        if type(n.value.value) is type(value) and n.value.value == value
+        for target in n.targets
+    ]
+    return all(any(n is t for t in set_to) for n in stored if isinstance(n.ctx, ast.Store))

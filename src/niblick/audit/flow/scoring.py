@@ -22,7 +22,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.figures import INSIDE, LOGIT, LOST
+from niblick.audit.flow.figures import DOUBT, INSIDE, LOGIT, LOST
 from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
@@ -107,6 +107,8 @@ class Scoring(Shapes):
             return self.call_function(method, [module, *args], named, node)
         boxes = self.frozen([b for a in (*args, *named.values()) for b in collect(a)])
         leaves = {module.leaf, *(a.leaf for a in (*args, *named.values()) if isinstance(a, Module))}
+        if method is not None and not boxes:
+            return self.param_box(frozenset(leaves))  # parts of the model, as they will be
         source = merge(boxes, roots=frozenset(leaves).union(*[b.roots for b in boxes]))
         for leaf in leaves:
             source.seen |= self.leaves[leaf].seen
@@ -137,7 +139,8 @@ class Scoring(Shapes):
     ) -> Box:
         """A loss that a method of a model returns, as a look into it has shown it."""
         if seen.why:
-            self.warp(out, seen.why)
+            doubt = DOUBT if seen.why.startswith(DOUBT) else ""
+            self.warp(out, f"{doubt}{INSIDE}{seen.why.removeprefix(DOUBT)}")
         elif seen.lost:
             out.val, out.marks = None, out.marks | {f"{LOST}{INSIDE}{seen.lost}"}
         if seen.single is False or (seen.single is None and _per_token(method.node)):

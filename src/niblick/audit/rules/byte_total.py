@@ -13,7 +13,7 @@ import ast
 import re
 
 from niblick.audit.rules.case import Case
-from niblick.audit.rules.logged import TEXT_BYTES, Logged, logged
+from niblick.audit.rules.logged import TEXT_BYTES, Logged, logged, of_claim
 from niblick.audit.rules.reach import Reach
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
@@ -50,10 +50,9 @@ def check(case: Case) -> list[Finding]:
     scored.
     """
     told = logged(case)
-    total = max((log.excess for log in told), default=0.0)
-    known = any(log.tokens for log in told)
     return [
-        *(_excess(case, total) if total else [] if known else _rewritten(case)),
+        *_excess(case, told),
+        *([] if any(log.tokens for log in told) else _rewritten(case)),
         *(_part(case, log) for log in [log for log in told if log.part][:1]),
         *(_odd(case, log.odd) for log in [log for log in told if log.odd][:1]),
         *_marked(case),
@@ -61,20 +60,25 @@ def check(case: Case) -> list[Finding]:
     ]
 
 
-def _excess(case: Case, total: float) -> list[Finding]:
-    """A breach; a suspicion where the submission says that its data are of its own."""
-    other = _OTHER_DATA.search(_stated(case)) or _FOLDED.search(_stated(case))
+def _excess(case: Case, told: list[Logged]) -> list[Finding]:
+    """A breach; a suspicion where the submission says that its data are of its own, or where the
+    logs are not those of the claimed figure.
+    """
+    total = max((log.excess for log in told), default=0.0)
+    if not total:
+        return []
+    why = ""
+    if _OTHER_DATA.search(_stated(case)) or _FOLDED.search(_stated(case)):
+        why = "it is another text"
+    elif not of_claim(case, told):
+        why = "their byte counts are too large, and none of them shows the claimed figure"
     return [
         case.finding(
             RULE,
-            Severity.WARNING if other else Severity.BREACH,
+            Severity.WARNING if why else Severity.BREACH,
             f"The logs' tokens, loss and bits per byte imply {total / 1e6:.1f} million bytes of"
             f" validation text, which has {TEXT_BYTES[0] / 1e6:.1f} million: "
-            + (
-                "it is another text."
-                if other
-                else "the byte counts are too large and the figure too small."
-            ),
+            f"{why or 'the byte counts are too large and the figure too small'}.",
             verdict="flag_other",
             pointer="bytes",
             line=1,

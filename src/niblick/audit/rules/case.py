@@ -9,6 +9,7 @@ from functools import cached_property
 
 from niblick.audit.conditions import Scan, logs
 from niblick.audit.flow.objects import ScoreEvent, Trace, UpdateEvent, Where
+from niblick.audit.rules.claimed import Claimed, claimed
 from niblick.audit.rules.program import Program
 from niblick.audit.types import Finding, Severity, Span, Submission
 
@@ -54,6 +55,11 @@ class Case:
     def logs(self) -> list[list[str]]:
         """The lines of each log of the submission, read once for all rules."""
         return logs(self.submission.root, self.text)
+
+    @cached_property
+    def claimed(self) -> Claimed:
+        """Which evaluation the submission's own figure comes from, where its logs tell."""
+        return claimed(self.submission, self.logs, self.trace)
 
     @cached_property
     def functions(self) -> list[ast.FunctionDef]:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 
 from niblick.audit.conditions import in_order
-from niblick.audit.rules.case import Case
+from niblick.audit.flow.objects import Trace
+from niblick.audit.types import Submission
 
 _NUMBER = re.compile(r"(?<![\w.])\d\.\d{3,}")
 _STATED = re.compile(r"bpb[^\n\d]{0,40}(\d\.\d{4,})", re.IGNORECASE)
@@ -20,27 +23,29 @@ _DEPTH = 4
 _SHORTEST, _MOST_RUNS = 6, 20
 
 
-def claimed_scores(case: Case) -> frozenset[int]:
-    """Numbers of the score events behind the claimed figure; empty where the logs do not tell."""
-    return _claimed(case)[0]
-
-
-def claimed_unseen(case: Case) -> bool:
-    """Whether the logs tell which place prints the claimed figure, and no score comes to it."""
-    return _claimed(case)[1]
-
-
-def _claimed(case: Case) -> tuple[frozenset[int], bool]:
-    """Scores behind the claimed figure, as far as seen, and whether the words of a place that no
-    score comes to fit it better.
+@dataclass(frozen=True)
+class Claimed:
+    """The figures that a submission states as its own, as written, the numbers of the score events
+    behind them (none where the logs do not tell), and whether the logs tell which place prints them
+    and no score comes to it.
     """
-    stated = list(claims(case))
-    if not stated or not case.trace.printed:
-        return frozenset(), False
-    lines = list(dict.fromkeys(line for log in case.logs for line in log))
+
+    stated: tuple[str, ...]
+    scores: frozenset[int] = frozenset()
+    unseen: bool = False
+
+
+def claimed(submission: Submission, logs: list[list[str]], trace: Trace) -> Claimed:
+    """What is known of the claimed figure: of the places that print lines of the logs that state
+    it, the one whose words fit these best counts.
+    """
+    stated = tuple(_claims(submission))
+    if not stated or not trace.printed:
+        return Claimed(stated)
+    lines = list(dict.fromkeys(line for log in logs for line in log))
     stating = [line for line in lines if _states(_NUMBER.findall(line), stated)]
     best, found, unseen = _SHORTEST, frozenset[int](), 0
-    for values, end in dict.fromkeys(case.trace.printed):
+    for values, end in dict.fromkeys(trace.printed):
         pieces = [*(word for word, _ in values), end]
         size = sum(map(len, pieces))
         said = [line for line in stating or lines if in_order(pieces, line)]
@@ -52,10 +57,10 @@ def _claimed(case: Case) -> tuple[frozenset[int], bool]:
             best = size
         elif not scores:
             unseen = max(unseen, size)
-    return found, unseen > best
+    return Claimed(stated, found, unseen > best)
 
 
-def _states(numbers: list[str], stated: list[str]) -> bool:
+def _states(numbers: list[str], stated: tuple[str, ...]) -> bool:
     return any(same(number, claim) for number in numbers for claim in stated)
 
 
@@ -68,7 +73,7 @@ def _means(lines: list[str]) -> list[str]:
 
 
 def _stated_there(
-    values: tuple[tuple[str, frozenset[int]], ...], line: str, stated: list[str]
+    values: tuple[tuple[str, frozenset[int]], ...], line: str, stated: tuple[str, ...]
 ) -> frozenset[int]:
     """The scores in the values that a line shows where it states the claimed figure; those of all
     its values where that place is not found.
@@ -83,12 +88,10 @@ def _stated_there(
     return here if placed else frozenset[int]().union(*(scores for _, scores in values))
 
 
-def claims(case: Case) -> Iterator[str]:
-    """The figures a submission states as its own, as written."""
-    stated = list(_bpb_fields(case.submission.metadata or {}, _DEPTH))
-    yield from stated or [
-        m[1] for m in list(_STATED.finditer((case.submission.readme or "")[:4000]))[:3]
-    ]
+def _claims(submission: Submission) -> Iterator[str]:
+    stated = list(_bpb_fields(submission.metadata or {}, _DEPTH))
+    said = islice(_STATED.finditer((submission.readme or "")[:4000]), 3)
+    yield from stated or [m[1] for m in said]
 
 
 def _bpb_fields(value: object, depth: int) -> Iterator[str]:

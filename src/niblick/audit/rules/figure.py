@@ -6,7 +6,6 @@ from niblick.audit.flow.figures import INSIDE, honest
 from niblick.audit.flow.lengths import cuts_of
 from niblick.audit.flow.objects import FigureEvent
 from niblick.audit.rules.case import Case
-from niblick.audit.rules.claimed import claimed_scores
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 from niblick.audit.words import words
@@ -31,7 +30,7 @@ def _figures(case: Case) -> list[Finding]:
     if not any(f.content is not None and honest(f.content) and not f.warps for f in figures):
         bad = [f for f in figures if _why(f)]
     else:
-        claimed = claimed_scores(case)
+        claimed = case.claimed.scores
         bad = [f for f in figures if f.named and _why(f) and not _beside(case, f, claimed)]
     out: dict[int, Finding] = {}
     for event in bad:
@@ -40,13 +39,14 @@ def _figures(case: Case) -> list[Finding]:
 
 
 def _beside(case: Case, event: FigureEvent, claimed: frozenset[int]) -> bool:
-    """Whether a figure of unknown content is of the loss that a model learns from, or of other
-    tokens than validation ones, as far as known, and not the claimed one, which is seen to be
-    honest.
+    """Whether a figure is of the loss that a model learns from, whatever that is, or one of unknown
+    content of other tokens than validation ones, as far as known, and not the claimed one, which is
+    seen to be honest.
     """
-    if event.warps or event.content is not None or not claimed or event.scores & claimed:
+    changed = (*event.warps, *(event.lost if event.content is None else ()))
+    learnt = bool(changed) and all(each.startswith(INSIDE) for each in changed)
+    if not claimed or event.scores & claimed or not (learnt or event.content is None):
         return False
-    learnt = event.lost and all(lost.startswith(INSIDE) for lost in event.lost)
     if not learnt and any(e.targets for e in case.trace.scores if e.number in event.scores):
         return False
     own = [f for f in case.trace.figures if f.scores & claimed]
@@ -88,7 +88,7 @@ def _part(case: Case) -> list[Finding]:
     figures of a part on its way to that of the whole.
     """
     events = {e.number: e for e in case.trace.scores}
-    claimed = claimed_scores(case)
+    claimed = case.claimed.scores
     scored = [f for f in case.trace.figures if f.scores]
     named = [f for f in scored if f.named]
     named = [f for f in named if f.scores & claimed] or named

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from niblick.audit.flow.figures import honest
 from niblick.audit.rules.case import Case
-from niblick.audit.rules.claimed import claimed_unseen
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
@@ -49,7 +48,7 @@ def _reasons(case: Case) -> list[str]:
         out.append("nothing that it runs scores a validation token")
     elif not trace.reported:
         out.append("no sum of losses meets a count of bytes")
-    if claimed_unseen(case):
+    if case.claimed.unseen:
         out.append("no score that was seen comes to the place that prints the claimed figure")
     return out
 

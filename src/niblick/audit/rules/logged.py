@@ -14,7 +14,7 @@ import statistics
 from dataclasses import dataclass
 
 from niblick.audit.rules.case import Case
-from niblick.audit.rules.claimed import claims, same
+from niblick.audit.rules.claimed import same
 
 TEXT_BYTES = (151_080_891, 155_773_952)
 """Bytes of the public validation text (its first 50,000 documents), now and as first published."""
@@ -32,12 +32,13 @@ _FEWEST = 3
 
 @dataclass(frozen=True)
 class Ratio:
-    """The bytes a token that one logged figure counts, the share of it that rounding hides, and
-    whether the figure is the claimed one.
+    """The bytes a token that one logged figure counts, the share of it that rounding hides, the
+    figure itself, and whether it is the claimed one.
     """
 
     value: float
     error: float
+    figure: float
     claimed: bool
 
 
@@ -97,9 +98,21 @@ class Logged:
 
 def logged(case: Case) -> list[Logged]:
     """The logs that show the claimed figure, else all that show figures."""
-    stated = list(claims(case))
+    stated = case.claimed.stated
     out = [told for lines in case.logs if (told := _told(lines, stated))]
     return [each for each in out if any(r.claimed for r in each.ratios)] or out
+
+
+def of_claim(case: Case, told: list[Logged]) -> bool:
+    """Whether logs are of the claimed figure: they show it, or it is the mean of the last figures
+    of several or of their best, or none is stated.
+    """
+    figures = [[r.figure for r in log.ratios] for log in told]
+    ends = zip(*((f[-1], min(f)) for f in figures), strict=True)
+    means = [f"{statistics.mean(end):.6f}" for end in ends]
+    claimed = any(r.claimed for log in told for r in log.ratios)
+    stated = case.claimed.stated
+    return claimed or not stated or any(same(m, claim) for m in means for claim in stated)
 
 
 def mixed(case: Case) -> bool:
@@ -109,7 +122,7 @@ def mixed(case: Case) -> bool:
     return any(log.odd > 0.01 for log in logged(case))
 
 
-def _told(lines: list[str], stated: list[str]) -> Logged | None:
+def _told(lines: list[str], stated: tuple[str, ...]) -> Logged | None:
     ratios = []
     for m in filter(None, map(_PAIR.search, lines)):
         loss, figure = float(m[1]), float(m[2])
@@ -118,6 +131,7 @@ def _told(lines: list[str], stated: list[str]) -> Logged | None:
                 Ratio(
                     loss / math.log(2) / figure,
                     _rounded(m[1]) / loss + _rounded(m[2]) / figure,
+                    figure,
                     any(same(m[2], claim) for claim in stated),
                 )
             )

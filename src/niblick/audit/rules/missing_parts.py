@@ -49,7 +49,7 @@ def _modules(case: Case, program: Program) -> Iterator[Finding]:
             if place != "<module>" and not reach.possible(place):
                 continue
             told.add(name)
-            sure = place == "<module>" and not _inside_package(node)
+            sure = place == "<module>" and not _inside_package(node) and _used(case, node)
             yield _absent(case, name, node, sure and not _alone(case))
 
 
@@ -69,6 +69,15 @@ def _inside_package(node: ast.Import | ast.ImportFrom) -> bool:
         else [node.module or ""]
     )
     return any("." in name for name in names)
+
+
+def _used(case: Case, node: ast.Import | ast.ImportFrom) -> bool:
+    """Whether the script may do anything with what it imports: names that it takes out of a module
+    and never reads are left over, and the module may lie in the repository around.
+    """
+    names = {alias.asname or alias.name for alias in node.names}
+    read = {n.id for n in case.nodes if isinstance(n, ast.Name)}
+    return isinstance(node, ast.Import) or "*" in names or bool(names & read)
 
 
 def _absent(case: Case, name: str, node: ast.stmt, at_import: bool) -> Finding:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from niblick.audit.rules.case import Case, overlap, positions, scored
-from niblick.audit.rules.claimed import claimed_scores
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
@@ -15,7 +14,7 @@ def check(case: Case) -> list[Finding]:
     """One note where the documented run learns from validation tokens only after scoring them."""
     updates = [u for u in case.trace.updates if u.positions]
     reported = scored(case.trace)
-    claimed = claimed_scores(case)
+    claimed = case.claimed.scores
     counted = [e for e in reported if e.number in claimed] or reported
     if (
         not updates

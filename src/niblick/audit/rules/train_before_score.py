@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from niblick.audit.flow.objects import ScoreEvent
+from niblick.audit.flow.objects import ScoreEvent, UpdateEvent, Where
 from niblick.audit.rules.case import (
     Case,
     certain,
@@ -10,9 +10,9 @@ from niblick.audit.rules.case import (
     interleaved,
     overlap,
     positions,
+    scored,
     violations,
 )
-from niblick.audit.rules.claimed import claimed_scores
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
@@ -25,7 +25,7 @@ def check(case: Case) -> list[Finding]:
     learnt.
     """
     out = []
-    claimed = claimed_scores(case)
+    claimed = case.claimed.scores
     learnt = violations(case.trace, "module")
     events = first_by_line(sorted(learnt, key=lambda e: not certain(case.trace, e, claimed)))
     fitted = {e.where for e in violations(case.trace, "tensor") if "tensor" in e.leaf_kinds}
@@ -65,7 +65,41 @@ def check(case: Case) -> list[Finding]:
                 ),
             )
         )
-    return out
+    return out or _between(case)
+
+
+def _between(case: Case) -> list[Finding]:
+    """A suspicion where a function only begins to report scores after weights have learnt tokens
+    that lie among those it scores: of a long loop not every turn is taken, so that they may be the
+    same.
+    """
+    claimed = case.claimed.scores
+    places: dict[tuple[str, str], list[ScoreEvent]] = {}
+    for event in scored(case.trace):
+        if not claimed or event.number in claimed:
+            places.setdefault((event.where.file, event.where.function), []).append(event)
+    for events in places.values():
+        first, seen, targets = events[0].order, events[0].seen, 0
+        for event in events:
+            targets |= event.targets
+        inside = seen & ((1 << targets.bit_length()) - 1) & -(targets & -targets)
+        for update in case.trace.updates:
+            if update.order < first and update.positions & inside and "module" in update.leaf_kinds:
+                return [_unsure(case, update, events[0].where)]
+    return []
+
+
+def _unsure(case: Case, update: UpdateEvent, where: Where) -> Finding:
+    return case.finding(
+        RULE,
+        Severity.WARNING,
+        f"{update.where.function} (line {update.where.line}) steps the weights on validation tokens"
+        f" that lie among those which {where.function} scores afterwards.",
+        verdict="flag_prequant_ttt",
+        pointer="C3",
+        where=where,
+        cure="Score each chunk without gradients first, and only then train on it.",
+    )
 
 
 def _rescored(case: Case, event: ScoreEvent) -> Finding:
