@@ -28,7 +28,7 @@ from niblick.audit.flow.boxes import (
 from niblick.audit.flow.figures import LOGIT, LOST
 from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.keeping import ALPHABET, for_each_token, shares
-from niblick.audit.flow.lengths import Rank, computed
+from niblick.audit.flow.lengths import Rank, beside, computed
 from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, even, narrows, positive
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, Namespace
 from niblick.audit.flow.spaces import spaced
@@ -247,7 +247,7 @@ class Arithmetic(Hints):
                 return self.own_method(left, (name,), [right], None, Box(shape=()))
         if isinstance(left, PLAIN) and isinstance(right, PLAIN):
             try:
-                out = COMPARE[type(op)](left, right)
+                out = COMPARE[type(op)](*beside(left, right))
                 return Rank(out) if isinstance(left, Rank) or isinstance(right, Rank) else out
             except TypeError:
                 return Box(shape=())

@@ -15,6 +15,8 @@ from niblick.audit.flow.boxes import STREAM, Box, snapshot
 PART = "part:"
 _WHOLE = 62_021_846 / STREAM  # tokens of the public split at the smallest vocabulary
 _NEARLY = 0.9  # of the stream: a number read from its own file
+_OVER = 1.25
+"""Times the stream: what no count of the engine's own tokens comes to."""
 _MOST = 0.3
 """Of a split, what a cut to a fixed number leaves at most; larger vocabularies have fewer."""
 
@@ -81,6 +83,17 @@ def smallest(values: list[Any]) -> Any:
     whole = min([*fixed, *sizes], default=math.nan)
     cut = fixed[0] if fixed and whole < _MOST * min(sizes) else 0
     return Length.of(out, whole, cut or max(v.cut for v in lengths))
+
+
+def beside(left: Any, right: Any) -> tuple[Any, Any]:
+    """Two numbers as they compare in a run over the public split: a length of the stream is as
+    large as there, beside a number that the engine's stream never counts to.
+    """
+    for one, other in ((left, right), (right, left)):
+        fixed = isinstance(other, int) and not isinstance(other, Length) and other > _OVER * STREAM
+        if fixed and isinstance(one, Length) and one > STREAM // 2 and not math.isnan(one.whole):
+            return (one.whole, other) if one is left else (other, one.whole)
+    return left, right
 
 
 def steps(start: int, stop: int, step: int) -> Any:

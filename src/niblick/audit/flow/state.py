@@ -109,7 +109,8 @@ class State:
         self.arguments: list[str] = []
         self.native: dict[str, frozenset[int]] = {}
         self.peeking: dict[int, bool] = {}
-        self.adapting: dict[int, tuple[bool, bool]] = {}
+        self.adapting: dict[int, tuple[frozenset[str], frozenset[str], bool]] = {}
+        self.hung: set[str] = set()
         self.loops: list[ast.stmt] = []
         self.random: dict[int, bool] = {}
         self.kept_for = 0

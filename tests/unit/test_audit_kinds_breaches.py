@@ -1,0 +1,124 @@
+"""Kinds of breach that once came out clean, each as a small program, beside an honest relative."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unit.audit_programs import PLAIN, TRAIN_FIRST, judged, program
+
+SHORT = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--most", type=int, default={most})
+args = parser.parse_args([])
+if {test}:
+    held = held[:args.most // 512 * 512 + 1]
+evaluate(net, held, s)
+"""
+
+
+@pytest.mark.parametrize(
+    "test", ["args.most > 0 and args.most < held.numel()", "0 < args.most < len(held)"]
+)
+@pytest.mark.parametrize(("most", "part"), [("1_000_000", True), ("0", False), ("10**8", False)])
+def test_a_split_is_cut_where_a_fixed_number_is_below_its_length(
+    tmp_path: Path, test: str, most: str, part: bool
+) -> None:
+    text = program(PLAIN, main=SHORT.format(most=most, test=test))
+    assert judged(tmp_path, text) == ("flag_other" if part else "clean_neural")
+
+
+TWO = """
+print(f"short bpb: {{evaluate(net, held[:{most}], s):.6f}}")
+print(f"whole bpb: {{evaluate(net, held, s):.6f}}")
+"""
+
+
+@pytest.mark.parametrize(("claim", "part"), [(1.234567, True), (1.256789, False)])
+def test_the_claimed_figure_counts_also_where_another_is_printed_last(
+    tmp_path: Path, claim: float, part: bool
+) -> None:
+    verdict = judged(
+        tmp_path,
+        program(PLAIN, main=TWO.format(most=1_000_001)),
+        submission__json=json.dumps({"val_bpb": claim}),
+        train__log="short bpb: 1.234567\nwhole bpb: 1.256789\n",
+    )
+    assert verdict == ("flag_other" if part else "clean_neural")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "flagged"),
+    [
+        ("p.backup = p.data.clone()", "del p.backup", True),
+        ("pass", "net.load_state_dict(kept)", False),
+    ],
+)
+def test_a_deleted_copy_of_weights_is_no_adapter(
+    tmp_path: Path, before: str, after: str, flagged: bool
+) -> None:
+    fit = TRAIN_FIRST.replace(
+        "        opt.zero_grad()\n",
+        f"        opt.zero_grad()\n        for p in net.parameters():\n            {before}\n",
+    )
+    fit += f"        for p in net.parameters():\n            {after}\n"
+    fit = fit.replace("    opt = torch", "    kept = copy.deepcopy(net.state_dict())\n    opt = torch")
+    text = program("import copy", PLAIN, fit, main="fit_held(net, held, s)\nevaluate(net, held, s)")
+    assert judged(tmp_path, text).startswith("flag_prequant" if flagged else "clean")
+
+
+CONV = """
+class Mixer(nn.Module):
+    def __init__(self, width, size=3, gap=1):
+        super().__init__()
+        reach = {reach}
+        self.conv = nn.Conv1d(width, width, size, padding={padding}, dilation=gap)
+    def forward(self, x):
+        y = self.conv({given})
+        return {taken}
+
+class Net(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.mixer = Mixer(width)
+    def hidden(self, x):
+        return self.mixer(self.table(x))
+"""
+TURNED = "x.transpose(1, 2)"
+
+
+@pytest.mark.parametrize(
+    ("reach", "padding", "given", "taken", "verdict"),
+    [
+        ("gap * (size - 1) // 2", "reach", TURNED, "y.transpose(1, 2)", "flag_other"),
+        ("0", "'same'", TURNED, "y.transpose(1, 2)", "flag_other"),
+        ("0", "size // 2", TURNED, "F.pad(y, (1, -1)).transpose(1, 2)", "hold_unclear"),
+        ("gap * (size - 1)", "reach", TURNED, "y[..., :-reach].transpose(1, 2)", "clean_neural"),
+        ("0", "0", "F.pad(x.transpose(1, 2), (2, 0))", "y.transpose(1, 2)", "clean_neural"),
+    ],
+)
+def test_a_convolution_padded_by_half_on_both_sides_looks_ahead(
+    tmp_path: Path, reach: str, padding: str, given: str, taken: str, verdict: str
+) -> None:
+    layer = CONV.format(reach=reach, padding=padding, given=given, taken=taken)
+    assert judged(tmp_path, program(layer, PLAIN, main="evaluate(net, held, s)")) == verdict
+
+
+@pytest.mark.parametrize(
+    ("readme", "blurb", "verdict"),
+    [
+        ("Val-only training on one shard.", "trained entirely on the validation shard", "flag"),
+        ("Validation-only training.", "nine layers", "hold"),
+        ("No val-only training; unlike others.", "not trained only on validation data", "clean"),
+    ],
+)
+def test_what_a_submission_says_of_its_training_data_counts(
+    tmp_path: Path, readme: str, blurb: str, verdict: str
+) -> None:
+    text = program(PLAIN, main="evaluate(net, held, s)")
+    claim = json.dumps({"blurb": blurb})
+    given = judged(tmp_path, text, README__md=readme + "\n", submission__json=claim)
+    assert given.startswith(verdict)
