@@ -65,7 +65,9 @@ def test_a_deleted_copy_of_weights_is_no_adapter(
         f"        opt.zero_grad()\n        for p in net.parameters():\n            {before}\n",
     )
     fit += f"        for p in net.parameters():\n            {after}\n"
-    fit = fit.replace("    opt = torch", "    kept = copy.deepcopy(net.state_dict())\n    opt = torch")
+    fit = fit.replace(
+        "    opt = torch", "    kept = copy.deepcopy(net.state_dict())\n    opt = torch"
+    )
     text = program("import copy", PLAIN, fit, main="fit_held(net, held, s)\nevaluate(net, held, s)")
     assert judged(tmp_path, text).startswith("flag_prequant" if flagged else "clean")
 
@@ -122,3 +124,50 @@ def test_what_a_submission_says_of_its_training_data_counts(
     claim = json.dumps({"blurb": blurb})
     given = judged(tmp_path, text, README__md=readme + "\n", submission__json=claim)
     assert given.startswith(verdict)
+
+
+LARGER = """
+class Net(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.share = float(os.environ.get("SHARE", "0.1"))
+    def forward(self, x, y):
+        z = self.head(self.hidden(x))
+        loss = F.cross_entropy(z.flatten(0, 1), y.flatten(), label_smoothing=0.05)
+        if self.share > 0:
+            n = int(unknown(x))
+            loss = loss {term}
+        return loss
+
+def evaluate(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            total += net(x[None], y[None]) * s.context
+            size += sizes[y].sum()
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("term", "share", "verdict"),
+    [
+        (
+            "+ self.share * F.cross_entropy(z[:, n:].flatten(0, 1), y[:, n:].flatten())",
+            "1",
+            "clean",
+        ),
+        ("- self.share * F.cross_entropy(z[:, n:].flatten(0, 1), y[:, n:].flatten())", "1", "hold"),
+        ("+ self.share * F.nll_loss(z[:, n:].flatten(0, 1), y[:, n:].flatten())", "1", "hold"),
+        ("- self.share * n", "1", "hold"),
+        ("- self.share * n", "0", "clean"),
+    ],
+)
+def test_what_only_makes_a_model_s_loss_larger_changes_no_claim(
+    tmp_path: Path, term: str, share: str, verdict: str
+) -> None:
+    text = program(LARGER.format(term=term), main="evaluate(net, held, s)")
+    readme = f"```bash\nSHARE={share} python train_gpt.py\n```\n"
+    assert judged(tmp_path, text, README__md=readme).startswith(verdict)

@@ -129,8 +129,10 @@ class Arithmetic(Hints):
                 out.val = witness(out.pos)
                 out.marks = frozenset(m for m in out.marks if not m.startswith(LOST))
             more = {"zeros", POSITIVE} & other.marks  # what makes a figure larger changes no claim
-            if isinstance(op, ast.Add) and not other.scores and more:
+            if isinstance(op, ast.Add) and more and not other.scores:
                 out.val = score.val if out.val is None else out.val
+            elif isinstance(op, ast.Add) and more and self.looking and "guess" in other.marks:
+                out.val, out.marks = score.val, out.marks - {"guess"} | score.marks
             if score.scores and "tested" in other.marks:
                 self.warp(out, "scores are kept or dropped by what they are")
         if isinstance(op, ast.Pow) and a.nll:

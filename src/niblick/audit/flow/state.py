@@ -103,6 +103,7 @@ class State:
         self.loop_steps: dict[int, int] = {}
         self.order = 0
         self.hooks = 0
+        self.looking = 0
         self.hooking: list[Any] = []
         self.tries = 0
         self.line = 0
