@@ -171,3 +171,31 @@ def test_what_only_makes_a_model_s_loss_larger_changes_no_claim(
     text = program(LARGER.format(term=term), main="evaluate(net, held, s)")
     readme = f"```bash\nSHARE={share} python train_gpt.py\n```\n"
     assert judged(tmp_path, text, README__md=readme).startswith(verdict)
+
+
+STEP = "for a in range(0, held.numel() - 1 - s.context, s.context):\n"
+COUNTED = STEP + "            done = a + 1\n            count = float(size.item())\n"
+
+
+@pytest.mark.parametrize("most", ["0", "1000000", "90000000"])
+@pytest.mark.parametrize(
+    ("head", "test"),
+    [
+        (COUNTED, "most > 0 and a >= most"),
+        (COUNTED, "0 < most and done > most"),
+        (COUNTED, "most and most <= count"),
+        (
+            STEP.replace("for a in range(", "for i, a in enumerate(range(", 1)[:-2] + "):\n",
+            "most > 0 and i >= most // s.context",
+        ),
+    ],
+)
+def test_a_loop_that_a_fixed_count_ends_early_scores_a_part(
+    tmp_path: Path, head: str, test: str, most: str
+) -> None:
+    loop = f"{head}            if {test}:\n                break\n"
+    text = PLAIN.replace("    sizes =", '    most = int(os.environ.get("MOST", "0"))\n    sizes =')
+    readme = f"```bash\nMOST={most} python train_gpt.py\n```\n"
+    text = program(text.replace(STEP, loop), main="evaluate(net, held, s)")
+    part = "flag_other" if most == "1000000" else "clean_neural"
+    assert judged(tmp_path, text, README__md=readme) == part

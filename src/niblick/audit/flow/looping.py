@@ -12,6 +12,7 @@ import numpy as np
 
 from niblick.audit.flow.boxes import STREAM, Box, is_token
 from niblick.audit.flow.branching import Branching
+from niblick.audit.flow.endings import bounds
 from niblick.audit.flow.lengths import PART
 from niblick.audit.flow.missed import (
     LEAST_WORK,
@@ -150,10 +151,12 @@ class Looping(Branching):
         if self.all_turns(node, items):
             return
         self.loops.append(node)
+        scores = len(self.trace.scores)
         try:
             self.for_turns(node, self.iterate(items, None))
         finally:
             self.loops.pop()
+        self.ended(node, scores)
 
     def for_turns(self, node: ast.For | ast.AsyncFor, sequence: list[Any]) -> None:
         count = len(sequence)
@@ -208,6 +211,15 @@ class Looping(Branching):
         if all(0 < e.targets.bit_length() < STREAM // (2 * world) for e in events):
             for event in events:
                 event.marks |= {f"{PART}{turns}"}
+
+    def ended(self, node: ast.For | ast.AsyncFor, first: int) -> None:
+        """Marks the scores of a loop over the stream that a fixed number ends in the split."""
+        events = self.trace.scores[first:]
+        world = int(self.environment.get("WORLD_SIZE", "1"))
+        if any(e.targets.bit_length() >= STREAM // (2 * world) for e in events):
+            for limit in bounds(node, self.value):
+                for event in events:
+                    event.marks |= {f"{PART}{limit}"}
 
     def more_laps(
         self, node: ast.While, past: list[dict[str, Any]], before: dict[str, Any]
