@@ -199,3 +199,45 @@ def test_a_loop_that_a_fixed_count_ends_early_scores_a_part(
     text = program(text.replace(STEP, loop), main="evaluate(net, held, s)")
     part = "flag_other" if most == "1000000" else "clean_neural"
     assert judged(tmp_path, text, README__md=readme) == part
+
+
+MIXED = """
+def spread(losses, symbols, share=0.9):
+    counts, total, size = {}, 0.0, 0
+    for loss, symbol in zip(losses.tolist(), symbols.tolist()):
+        seen = counts.setdefault(symbol % 7, {})
+        p = (seen.get(symbol, 0) + 1) / (sum(seen.values()) + 256)
+        total -= math.log(share * math.exp(-loss) + (1 - share) * p)
+        seen[symbol] = seen.get(symbol, 0) + 1
+        size += 1
+    print(f"mixed val_bpb: {total / math.log(2.0) / size:.6f}")
+
+def evaluate(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    losses = []
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            logits = net.head(net.hidden(x[None]))
+            nll = F.cross_entropy(logits.flatten(0, 1), y, reduction="none")
+            losses.append(nll)
+            total += nll.sum()
+            size += sizes[y].sum()
+    spread(torch.cat(losses), held[1:])
+    bpb = total / math.log(2.0) / size
+    print(f"final val_bpb: {bpb:.6f}")
+"""
+
+
+@pytest.mark.parametrize(("claim", "flagged"), [(1.154321, False), (1.012345, True)])
+def test_a_mixture_that_is_only_logged_beside_the_claimed_figure_is_none(
+    tmp_path: Path, claim: float, flagged: bool
+) -> None:
+    verdict = judged(
+        tmp_path,
+        program(MIXED, main="evaluate(net, held, s)"),
+        submission__json=json.dumps({"val_bpb": claim}),
+        train__log="mixed val_bpb: 1.012345\nfinal val_bpb: 1.154321\n",
+    )
+    assert verdict.startswith("flag") if flagged else verdict == "clean_neural"

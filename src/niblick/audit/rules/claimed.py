@@ -14,6 +14,7 @@ from niblick.audit.conditions import in_order
 from niblick.audit.rules.case import Case
 
 _NUMBER = re.compile(r"(?<![\w.])\d\.\d{3,}")
+_DIGITS = re.compile(r"\d+")
 _STATED = re.compile(r"bpb[^\n\d]{0,40}(\d\.\d{4,})", re.IGNORECASE)
 _NEXT = re.compile(r"\W{0,3}(\d\.\d{3,})")
 _DEPTH = 4
@@ -23,6 +24,17 @@ _SHORTEST, _MOST_RUNS = 6, 20
 def claimed_scores(case: Case) -> frozenset[int]:
     """Numbers of the score events behind the claimed figure; empty where the logs do not tell."""
     return _claimed(case)[0]
+
+
+def printed_elsewhere(case: Case, function: str) -> bool:
+    """Whether logs state the claimed figure, in lines none of which a function of this name prints
+    as far as its words tell.
+    """
+    stated = list(claims(case))
+    lines = {line for log in case.logs for line in log if _states(_NUMBER.findall(line), stated)}
+    plain = [_DIGITS.sub("0", line) for line in lines]
+    own = [printed.pieces for printed in case.scan.printed if printed.function == function]
+    return bool(plain and own) and not any(in_order(p, line) for p in own for line in plain)
 
 
 def claimed_unseen(case: Case) -> bool:

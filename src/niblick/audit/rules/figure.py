@@ -6,7 +6,7 @@ from niblick.audit.flow.figures import INSIDE, honest
 from niblick.audit.flow.lengths import cuts_of
 from niblick.audit.flow.objects import FigureEvent
 from niblick.audit.rules.case import Case
-from niblick.audit.rules.claimed import claimed_scores
+from niblick.audit.rules.claimed import claimed_scores, printed_elsewhere
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 from niblick.audit.words import words
@@ -40,10 +40,12 @@ def _figures(case: Case) -> list[Finding]:
 
 
 def _beside(case: Case, event: FigureEvent, claimed: frozenset[int]) -> bool:
-    """Whether a figure of unknown content is of the loss that a model learns from, or of other
-    tokens than validation ones, as far as known, and not the claimed one, which is seen to be
-    honest.
+    """Whether a figure is one that its function only logs; or one of unknown content, of the loss
+    that a model learns from, or of other tokens than validation ones, as far as known, and not the
+    claimed one, which is seen to be honest.
     """
+    if logged_only(case, event.where.function):
+        return True
     if event.warps or event.content is not None or not claimed or event.scores & claimed:
         return False
     learnt = event.lost and all(lost.startswith(INSIDE) for lost in event.lost)
@@ -51,6 +53,20 @@ def _beside(case: Case, event: FigureEvent, claimed: frozenset[int]) -> bool:
         return False
     own = [f for f in case.trace.figures if f.scores & claimed]
     return bool(own) and not any(_why(f) for f in own)
+
+
+def logged_only(case: Case, function: str) -> bool:
+    """Whether another function prints the claimed figure, and it is seen to be honest there, so
+    that what this one makes of the scores is not in it.
+    """
+    claimed = claimed_scores(case)
+    own = [
+        f
+        for f in case.trace.figures
+        if f.named and f.scores & claimed and f.where.function != function
+    ]
+    known = bool(own) and all(f.content is not None and not _why(f) for f in own)
+    return known and printed_elsewhere(case, function)
 
 
 def _why(event: FigureEvent) -> str:
