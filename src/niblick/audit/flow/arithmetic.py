@@ -249,7 +249,8 @@ class Arithmetic(Hints):
                 return self.own_method(left, (name,), [right], None, Box(shape=()))
         if isinstance(left, PLAIN) and isinstance(right, PLAIN):
             try:
-                out = COMPARE[type(op)](*beside(left, right))
+                sides = (left, right) if self.turning else beside(left, right)
+                out = COMPARE[type(op)](*sides)
                 return Rank(out) if isinstance(left, Rank) or isinstance(right, Rank) else out
             except TypeError:
                 return Box(shape=())

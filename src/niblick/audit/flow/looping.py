@@ -77,7 +77,7 @@ class Looping(Branching):
         before = dict(self.scopes[-1][0])
         past: list[dict[str, Any]] = []
         for turn in range(_MAX_TURNS):
-            test = self.truth(self.value(node.test))
+            test = self.again(node)
             if test is False:
                 self.block(node.orelse)
                 return
@@ -102,6 +102,14 @@ class Looping(Branching):
         finally:
             self.widened -= 1
 
+    def again(self, node: ast.While) -> bool | None:
+        """Whether a loop takes another turn, by the engine's own stream."""
+        self.turning += 1
+        try:
+            return self.truth(self.value(node.test))
+        finally:
+            self.turning -= 1
+
     def leap(self, node: ast.While, past: list[dict[str, Any]]) -> bool:
         """Sets the counters of a loop to what its last turn begins with, where they have grown
         evenly and the loop's condition tells when it ends.
@@ -111,13 +119,13 @@ class Looping(Branching):
         steps = evenly([*past, now])
         tested = {n.id for n in ast.walk(node.test) if isinstance(n, ast.Name)} & now.keys()
         sure = tested and tested <= steps.keys()
-        if not sure or self.truth(self.value(node.test)) is not True:
+        if not sure or self.again(node) is not True:
             return False
         self.widen(node.body, steps)
 
         def goes_on(turns: int) -> bool:
             scope.update({name: now[name] + turns * step for name, step in steps.items()})
-            return self.truth(self.value(node.test)) is True
+            return self.again(node) is True
 
         far = 1
         while far < STREAM and goes_on(far):

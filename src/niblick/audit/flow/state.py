@@ -104,6 +104,7 @@ class State:
         self.order = 0
         self.hooks = 0
         self.looking = 0
+        self.turning = 0
         self.hooking: list[Any] = []
         self.tries = 0
         self.line = 0
