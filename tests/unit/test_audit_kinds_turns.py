@@ -135,7 +135,7 @@ def test_what_another_rank_learns_is_not_clean(tmp_path: Path, test: str, clean:
         ("torch.where(y >= 0, y, 0)", "", "clean_neural"),
         ("y", ", ignore_index=17", "flag_other"),
         ("y", ", ignore_index=-100", "clean_neural"),
-        ("y", ", label_smoothing=0.1", "flag_other"),
+        ("y", ", label_smoothing=0.1", "clean_neural"),
         ("y", ", weight=torch.rand(1024)", "hold_unclear"),
     ],
 )

@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate, islice
-from typing import Any
 
 import sentencepiece
 

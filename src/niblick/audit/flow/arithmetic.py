@@ -28,7 +28,7 @@ from niblick.audit.flow.boxes import (
 from niblick.audit.flow.figures import LOGIT, LOST
 from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.keeping import ALPHABET, for_each_token, shares
-from niblick.audit.flow.lengths import Rank, computed
+from niblick.audit.flow.lengths import Rank, beside, computed
 from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, even, narrows, positive
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, Namespace
 from niblick.audit.flow.spaces import spaced
@@ -129,8 +129,10 @@ class Arithmetic(Hints):
                 out.val = witness(out.pos)
                 out.marks = frozenset(m for m in out.marks if not m.startswith(LOST))
             more = {"zeros", POSITIVE} & other.marks  # what makes a figure larger changes no claim
-            if isinstance(op, ast.Add) and not other.scores and more:
+            if isinstance(op, ast.Add) and more and not other.scores:
                 out.val = score.val if out.val is None else out.val
+            elif isinstance(op, ast.Add) and more and self.looking and "guess" in other.marks:
+                out.val, out.marks = score.val, out.marks - {"guess"} | score.marks
             if score.scores and "tested" in other.marks:
                 self.warp(out, "scores are kept or dropped by what they are")
         if isinstance(op, ast.Pow) and a.nll:
@@ -247,7 +249,8 @@ class Arithmetic(Hints):
                 return self.own_method(left, (name,), [right], None, Box(shape=()))
         if isinstance(left, PLAIN) and isinstance(right, PLAIN):
             try:
-                out = COMPARE[type(op)](left, right)
+                sides = (left, right) if self.turning else beside(left, right)
+                out = COMPARE[type(op)](*sides)
                 return Rank(out) if isinstance(left, Rank) or isinstance(right, Rank) else out
             except TypeError:
                 return Box(shape=())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from niblick.audit.flow.adapters import attaches, cleans
+from niblick.audit.flow.adapters import are_off, hung, refreshes, taken
 from niblick.audit.flow.boxes import Box, collect, depends, known, merge, snapshot, target_bits
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.methods import Scopes, learns, starts_afresh
@@ -174,12 +174,14 @@ class Learning(Observing):
         known = self.adapting.get(id(function.node))
         if known is None:
             known = self.adapting[id(function.node)] = (
-                attaches(function.node),
-                cleans(function.node),
+                hung(function.node),
+                taken(function.node),
+                refreshes(function.node),
             )
+        self.hung |= known[0]
         for model in models:
             leaf = self.leaves[model.leaf]
-            if known[1]:
+            if known[2] or are_off(known[1], self.hung):
                 leaf.seen = leaf.solid
             if known[0]:
                 leaf.solid = leaf.seen

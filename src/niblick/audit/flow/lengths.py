@@ -15,6 +15,10 @@ from niblick.audit.flow.boxes import STREAM, Box, snapshot
 PART = "part:"
 _WHOLE = 62_021_846 / STREAM  # tokens of the public split at the smallest vocabulary
 _NEARLY = 0.9  # of the stream: a number read from its own file
+_OVER = 1.25
+"""Times the stream: what no count of the engine's own tokens comes to."""
+_SOME = 1000
+"""Bytes: more than what a loop asks for to have any."""
 _MOST = 0.3
 """Of a split, what a cut to a fixed number leaves at most; larger vocabularies have fewer."""
 
@@ -81,6 +85,37 @@ def smallest(values: list[Any]) -> Any:
     whole = min([*fixed, *sizes], default=math.nan)
     cut = fixed[0] if fixed and whole < _MOST * min(sizes) else 0
     return Length.of(out, whole, cut or max(v.cut for v in lengths))
+
+
+def beside(left: Any, right: Any) -> tuple[Any, Any]:
+    """Two numbers as they compare in a run over the public split: a length of the stream is as
+    large as there, beside a number that the engine's stream never counts to.
+    """
+    for one, other in ((left, right), (right, left)):
+        fixed = is_fixed(other) and other > _OVER * STREAM
+        if fixed and isinstance(one, Length) and one > STREAM // 2 and not math.isnan(one.whole):
+            return (one.whole, other) if one is left else (other, one.whole)
+    return left, right
+
+
+def is_fixed(value: Any) -> bool:
+    """Whether a value is a plain number that is none of the stream's."""
+    plain = isinstance(value, (int, float)) and not isinstance(value, (bool, Length, Rank))
+    return plain and math.isfinite(value)
+
+
+def few(number: float, *, of_bytes: bool = False) -> bool:
+    """Whether a number of tokens, or of bytes, is a small part of the split, and no count of the
+    engine's own stream.
+    """
+    return (_SOME if of_bytes else _OVER * STREAM) < number < _MOST * STREAM * _WHOLE
+
+
+def early(number: float, last: float) -> bool:
+    """Whether a loop over the split that comes to `last` in the engine's stream passes a number
+    early, one that is none of the stream's own, be it shared by two processes.
+    """
+    return 2 * _OVER * last < number < _MOST * _WHOLE * last
 
 
 def steps(start: int, stop: int, step: int) -> Any:

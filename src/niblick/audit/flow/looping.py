@@ -12,6 +12,7 @@ import numpy as np
 
 from niblick.audit.flow.boxes import STREAM, Box, is_token
 from niblick.audit.flow.branching import Branching
+from niblick.audit.flow.endings import bounds
 from niblick.audit.flow.lengths import PART
 from niblick.audit.flow.missed import (
     LEAST_WORK,
@@ -77,7 +78,7 @@ class Looping(Branching):
         before = dict(self.scopes[-1][0])
         past: list[dict[str, Any]] = []
         for turn in range(_MAX_TURNS):
-            test = self.truth(self.value(node.test))
+            test = self.again(node)
             if test is False:
                 self.block(node.orelse)
                 return
@@ -102,6 +103,14 @@ class Looping(Branching):
         finally:
             self.widened -= 1
 
+    def again(self, node: ast.While) -> bool | None:
+        """Whether a loop takes another turn, by the engine's own stream."""
+        self.turning += 1
+        try:
+            return self.truth(self.value(node.test))
+        finally:
+            self.turning -= 1
+
     def leap(self, node: ast.While, past: list[dict[str, Any]]) -> bool:
         """Sets the counters of a loop to what its last turn begins with, where they have grown
         evenly and the loop's condition tells when it ends.
@@ -111,13 +120,13 @@ class Looping(Branching):
         steps = evenly([*past, now])
         tested = {n.id for n in ast.walk(node.test) if isinstance(n, ast.Name)} & now.keys()
         sure = tested and tested <= steps.keys()
-        if not sure or self.truth(self.value(node.test)) is not True:
+        if not sure or self.again(node) is not True:
             return False
         self.widen(node.body, steps)
 
         def goes_on(turns: int) -> bool:
             scope.update({name: now[name] + turns * step for name, step in steps.items()})
-            return self.truth(self.value(node.test)) is True
+            return self.again(node) is True
 
         far = 1
         while far < STREAM and goes_on(far):
@@ -154,10 +163,12 @@ class Looping(Branching):
         if self.all_turns(node, items):
             return
         self.loops.append(node)
+        scores = len(self.trace.scores)
         try:
             self.for_turns(node, self.iterate(items, None))
         finally:
             self.loops.pop()
+        self.ended(node, scores)
 
     def for_turns(self, node: ast.For | ast.AsyncFor, sequence: list[Any]) -> None:
         count = len(sequence)
@@ -212,6 +223,15 @@ class Looping(Branching):
         if all(0 < e.targets.bit_length() < STREAM // (2 * world) for e in events):
             for event in events:
                 event.marks |= {f"{PART}{turns}"}
+
+    def ended(self, node: ast.For | ast.AsyncFor, first: int) -> None:
+        """Marks the scores of a loop over the stream that a fixed number ends in the split."""
+        events = self.trace.scores[first:]
+        world = int(self.environment.get("WORLD_SIZE", "1"))
+        if any(e.targets.bit_length() >= STREAM // (2 * world) for e in events):
+            for limit in bounds(node, self.value):
+                for event in events:
+                    event.marks |= {f"{PART}{limit}"}
 
     def more_laps(
         self, node: ast.While, past: list[dict[str, Any]], before: dict[str, Any]

@@ -72,11 +72,13 @@ class Observing(Containers):
         disk = (self.disk.seen, self.disk.held)
         self.trace = Trace(steps=trace.steps)
         result: Any = None
+        self.looking += 1
         try:
             result = self.call_function(method, args, named, node)
         except (AbortSignal, BreakSignal, ContinueSignal, ReturnSignal):
             result = None
         finally:
+            self.looking -= 1
             trace.steps, self.trace = self.trace.steps, trace
             self.interest, self.order, self.uncertain, self.hooks = counters
             for number, leaf in self.leaves.items():

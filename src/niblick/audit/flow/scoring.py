@@ -149,7 +149,7 @@ class Scoring(Shapes):
 
     def loss(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """Cross-entropy: its second tensor is the target, and `reduction` says whether one number
-        comes out.
+        comes out. Smoothing it over other tokens only makes it larger.
         """
         boxes = [known(a) for a in args if isinstance(a, (Box, list))]
         target = named.get("target", named.get("targets", named.get("labels")))
@@ -160,9 +160,7 @@ class Scoring(Shapes):
         source = merge(self.frozen(boxes[:1]))
         source.pos = boxes[0].pos if boxes else None
         out = self.score(source, target, node)
-        smoothing, weight = named.get("label_smoothing"), named.get("weight")
-        if isinstance(smoothing, (int, float)) and smoothing:
-            self.warp(out, "losses are smoothed over other tokens")
+        weight = named.get("weight")
         if isinstance(weight, Box) and not weight.options and weight.shape != ():
             if weight.val is None:
                 out.val, out.marks = None, out.marks | {f"{LOST}weights of tokens ({self.spot()})"}

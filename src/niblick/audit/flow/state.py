@@ -103,13 +103,16 @@ class State:
         self.loop_steps: dict[int, int] = {}
         self.order = 0
         self.hooks = 0
+        self.looking = 0
+        self.turning = 0
         self.hooking: list[Any] = []
         self.tries = 0
         self.line = 0
         self.arguments: list[str] = []
         self.native: dict[str, frozenset[int]] = {}
         self.peeking: dict[int, bool] = {}
-        self.adapting: dict[int, tuple[bool, bool]] = {}
+        self.adapting: dict[int, tuple[frozenset[str], frozenset[str], bool]] = {}
+        self.hung: set[str] = set()
         self.loops: list[ast.stmt] = []
         self.random: dict[int, bool] = {}
         self.kept_for = 0

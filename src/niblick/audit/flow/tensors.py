@@ -46,6 +46,7 @@ _ONE = _numpy(
     " neg=negative bitwise_not=invert"
 )
 _NOT_NEGATIVE = words("square abs absolute exp mse_loss l1_loss smooth_l1_loss huber_loss")
+_OF_LOGITS = words("cross_entropy fused_cross_entropy linear_cross_entropy")
 _KEEP_SIGN = words("to float double half bfloat16 cpu cuda detach clone contiguous sum mean")
 _TWO = _numpy("maximum minimum logical_and logical_or logical_xor logaddexp")
 _SAME = words(
@@ -102,7 +103,12 @@ class Tensors(InPlace):
         self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST, method: bool
     ) -> Any:
         if name in _LOSSES:
-            return self.loss(args, named, node)
+            loss = self.loss(args, named, node)
+            plain = len(args) == 2 and "weight" not in named and isinstance(args[1], Box)
+            loss.marks |= (
+                {POSITIVE} if plain and name in _OF_LOGITS and is_token(args[1]) else set()
+            )
+            return loss
         if not method and (name in CREATE or name in LIKE):
             return self.make(name, args, named)
         if method and name in CREATE and name.startswith("new_"):

@@ -8,6 +8,7 @@ import ast
 
 from niblick.audit.reads import name_of
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.figure import logged_only
 from niblick.audit.rules.logged import mixed
 from niblick.audit.rules.reach import Reach
 from niblick.audit.rules.registry import rule
@@ -19,14 +20,18 @@ RULE = "byte-mixture"
 @rule("byte-mixture", of_text=True)
 def check(case: Case) -> list[Finding]:
     """One breach per function that mixes a byte count model into already computed token
-    log-probabilities, and is reached or has left its mark in the logs.
+    log-probabilities, and is reached, or has left its mark in the logs; none where it only logs a
+    figure beside the claimed one.
     """
     if case.tree is None:
         return []
     reach = Reach(case)
     out = []
     for node in case.functions:
-        if _mixes_bytes(node) and (reach.possible(node.name) or mixed(case)):
+        if not _mixes_bytes(node):
+            continue
+        used = reach.possible(node.name) and not logged_only(case, node.name)
+        if used or mixed(case):
             out.append(
                 case.finding(
                     RULE,

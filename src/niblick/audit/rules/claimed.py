@@ -26,13 +26,14 @@ _SHORTEST, _MOST_RUNS = 6, 20
 @dataclass(frozen=True)
 class Claimed:
     """The figures that a submission states as its own, as written, the numbers of the score events
-    behind them (none where the logs do not tell), and whether the logs tell which place prints them
-    and no score comes to it.
+    behind them (none where the logs do not tell), whether the logs tell which place prints them and
+    no score comes to it, and the lines of the logs that state one.
     """
 
     stated: tuple[str, ...]
     scores: frozenset[int] = frozenset()
     unseen: bool = False
+    lines: frozenset[str] = frozenset()
 
 
 def claimed(submission: Submission, logs: list[list[str]], trace: Trace) -> Claimed:
@@ -57,7 +58,7 @@ def claimed(submission: Submission, logs: list[list[str]], trace: Trace) -> Clai
             best = size
         elif not scores:
             unseen = max(unseen, size)
-    return Claimed(stated, found, unseen > best)
+    return Claimed(stated, found, unseen > best, frozenset(stating))
 
 
 def _states(numbers: list[str], stated: tuple[str, ...]) -> bool:

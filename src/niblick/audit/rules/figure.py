@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+from niblick.audit.conditions import in_order
 from niblick.audit.flow.figures import INSIDE, honest
 from niblick.audit.flow.lengths import cuts_of
 from niblick.audit.flow.objects import FigureEvent
@@ -11,6 +14,7 @@ from niblick.audit.types import Finding, Severity
 from niblick.audit.words import words
 
 RULE = "figure"
+_DIGITS = re.compile(r"\d+")
 _NUMERIC = words(
     "cross_entropy nll_loss log_softmax softmax logsumexp log log2 log10 exp sum mean item"
     " float gather numel round print sqrt loge ln2"
@@ -39,10 +43,12 @@ def _figures(case: Case) -> list[Finding]:
 
 
 def _beside(case: Case, event: FigureEvent, claimed: frozenset[int]) -> bool:
-    """Whether a figure is of the loss that a model learns from, whatever that is, or one of unknown
-    content of other tokens than validation ones, as far as known, and not the claimed one, which is
-    seen to be honest.
+    """Whether a figure is one that its function only logs; or of the loss that a model learns from,
+    whatever that is; or one of unknown content of other tokens than validation ones, as far as
+    known, and not the claimed one, which is seen to be honest.
     """
+    if logged_only(case, event.where.function):
+        return True
     changed = (*event.warps, *(event.lost if event.content is None else ()))
     learnt = bool(changed) and all(each.startswith(INSIDE) for each in changed)
     if not claimed or event.scores & claimed or not (learnt or event.content is None):
@@ -51,6 +57,29 @@ def _beside(case: Case, event: FigureEvent, claimed: frozenset[int]) -> bool:
         return False
     own = [f for f in case.trace.figures if f.scores & claimed]
     return bool(own) and not any(_why(f) for f in own)
+
+
+def logged_only(case: Case, function: str) -> bool:
+    """Whether another function prints the claimed figure, and it is seen to be honest there, so
+    that what this one makes of the scores is not in it.
+    """
+    claimed = case.claimed.scores
+    own = [
+        f
+        for f in case.trace.figures
+        if f.named and f.scores & claimed and f.where.function != function
+    ]
+    known = bool(own) and all(f.content is not None and not _why(f) for f in own)
+    return known and _printed_elsewhere(case, function)
+
+
+def _printed_elsewhere(case: Case, function: str) -> bool:
+    """Whether logs state the claimed figure, in lines none of which a function of this name prints
+    as far as its words tell.
+    """
+    plain = [_DIGITS.sub("0", line) for line in case.claimed.lines]
+    own = [printed.pieces for printed in case.scan.printed if printed.function == function]
+    return bool(plain and own) and not any(in_order(p, line) for p in own for line in plain)
 
 
 def _why(event: FigureEvent) -> str:
@@ -83,8 +112,8 @@ def _finding(case: Case, event: FigureEvent) -> Finding:
 
 
 def _part(case: Case) -> list[Finding]:
-    """A breach where every figure that counts is of the same fixed number of tokens or windows, as
-    far as the logs tell which counts, and so is the last one that is printed: training reports
+    """A breach where every figure that counts is of the same fixed number of tokens or windows.
+    Where no log tells which counts, so must the last one be that is printed: training reports
     figures of a part on its way to that of the whole.
     """
     events = {e.number: e for e in case.trace.scores}
@@ -92,7 +121,8 @@ def _part(case: Case) -> list[Finding]:
     scored = [f for f in case.trace.figures if f.scores]
     named = [f for f in scored if f.named]
     named = [f for f in named if f.scores & claimed] or named
-    counted = [*named, scored[-1]] if named else []
+    known = any(f.scores & claimed for f in named)
+    counted = named if known or not named else [*named, scored[-1]]
     cuts = [cuts_of(events[n].marks) for f in counted for n in f.scores if n in events]
     shared = set.intersection(*cuts) if cuts else set()
     if not shared:

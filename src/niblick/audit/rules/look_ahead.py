@@ -66,7 +66,7 @@ def _inputs(model: ast.ClassDef, reach: Reach) -> dict[ast.FunctionDef, set[str]
             continue
         found[method] = found.get(method, set()) | names
         own = _derived(method, found[method])
-        calls = (n for s in _statements(method.body, reach) for n in ast.walk(s))
+        calls = (n for s in statements(method.body, reach) for n in ast.walk(s))
         for call in calls:
             if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
                 other = methods.get(call.func.attr)
@@ -110,7 +110,7 @@ def _joined(method: ast.FunctionDef, inputs: set[str], reach: Reach) -> Iterator
     whole: set[str] = set()
     if any(isinstance(n, ast.Call) and name_of(n.func) in _LOSSES for n in ast.walk(method)):
         return
-    for statement in _statements(method.body, reach):
+    for statement in statements(method.body, reach):
         value = getattr(statement, "value", None)
         if value is None:
             continue
@@ -160,7 +160,7 @@ def _over_window(call: ast.Call) -> bool:
     return which is None or which == _POSITIONS or several
 
 
-def _statements(body: list[ast.stmt], reach: Reach) -> Iterator[ast.stmt]:
+def statements(body: list[ast.stmt], reach: Reach) -> Iterator[ast.stmt]:
     """The statements of a body in order, without those that run in training or under a switch that
     is off.
     """
@@ -169,9 +169,9 @@ def _statements(body: list[ast.stmt], reach: Reach) -> Iterator[ast.stmt]:
             training = "training" in ast.unparse(node.test)
             for part, wanted in ((node.body, True), (node.orelse, False)):
                 if not (training and wanted) and not reach.closed(Guard(node.test, wanted)):
-                    yield from _statements(part, reach)
+                    yield from statements(part, reach)
         elif not isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             if not hasattr(node, "body"):
                 yield node
             for name in ("body", "orelse", "finalbody"):
-                yield from _statements(getattr(node, name, []), reach)
+                yield from statements(getattr(node, name, []), reach)

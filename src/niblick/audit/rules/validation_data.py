@@ -15,15 +15,24 @@ _ALIAS = re.compile(
     r"(\S*(?<![a-z])val(?:id|idation)?(?![a-z])\S*)\s+(\S*(?<![a-z])train(?![a-z])\S*(?<!\.py))\s*$",
     re.MULTILINE,
 )
+_TRAINED = re.compile(
+    r"[^.\n;|]{0,60}?\b(?:val(?:idation)?-only\s+training|train(?:ed|ing)?\s+(?:entirely|only|solely)"
+    r"\s+on\s+(?:the\s+)?val(?:idation)?\s+(?:set|split|shard|data|tokens))\b",
+    re.IGNORECASE,
+)
+_OTHERS = re.compile(
+    r"\b(?:no|non|not|never|without|unlike|than|vs|versus|instead|avoid\w*|other|others)\b|n't",
+    re.IGNORECASE,
+)
 
 
 @rule("validation-data")
 def check(case: Case) -> list[Finding]:
     """Findings for calibration on validation tokens (forwards under hooks, of which no score comes
-    that is reported, or learnt from, as other rules see) and for validation files passed off as
-    training files.
+    that is reported, or learnt from, as other rules see), for validation files passed off as
+    training files, and where the submission says itself that it trains on the validation text.
     """
-    return [*_calibration(case), *_alias(case)]
+    return [*_calibration(case), *_alias(case), *_stated(case)]
 
 
 def _calibration(case: Case) -> list[Finding]:
@@ -67,3 +76,27 @@ def _alias(case: Case) -> list[Finding]:
             cure="Train on the training shards only.",
         )
     ]
+
+
+def _stated(case: Case) -> list[Finding]:
+    """A breach where README and `submission.json` both say so, a suspicion where one does."""
+    texts = (case.submission.readme or "", str(case.submission.metadata or ""))
+    said = [m[0] for text in texts if (m := _said(text))]
+    if not said:
+        return []
+    both = len(said) == len(texts)
+    return [
+        case.finding(
+            RULE,
+            Severity.BREACH if both else Severity.WARNING,
+            "The submission states that it trains on the validation text:"
+            f" {said[0].strip()[-80:]}.",
+            verdict="flag_other" if both else "hold_unclear",
+            pointer="data",
+            cure="Train on the training shards only.",
+        )
+    ]
+
+
+def _said(text: str) -> re.Match[str] | None:
+    return next((m for m in _TRAINED.finditer(text) if not _OTHERS.search(m[0])), None)

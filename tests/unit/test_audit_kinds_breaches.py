@@ -1,0 +1,243 @@
+"""Kinds of breach that once came out clean, each as a small program, beside an honest relative."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unit.audit_programs import PLAIN, TRAIN_FIRST, judged, program
+
+SHORT = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("--most", type=int, default={most})
+args = parser.parse_args([])
+if {test}:
+    held = held[:args.most // 512 * 512 + 1]
+evaluate(net, held, s)
+"""
+
+
+@pytest.mark.parametrize(
+    "test", ["args.most > 0 and args.most < held.numel()", "0 < args.most < len(held)"]
+)
+@pytest.mark.parametrize(("most", "part"), [("1_000_000", True), ("0", False), ("10**8", False)])
+def test_a_split_is_cut_where_a_fixed_number_is_below_its_length(
+    tmp_path: Path, test: str, most: str, part: bool
+) -> None:
+    text = program(PLAIN, main=SHORT.format(most=most, test=test))
+    assert judged(tmp_path, text) == ("flag_other" if part else "clean_neural")
+
+
+TWO = """
+print(f"short bpb: {{evaluate(net, held[:{most}], s):.6f}}")
+print(f"whole bpb: {{evaluate(net, held, s):.6f}}")
+"""
+
+
+@pytest.mark.parametrize(("claim", "part"), [(1.234567, True), (1.256789, False)])
+def test_the_claimed_figure_counts_also_where_another_is_printed_last(
+    tmp_path: Path, claim: float, part: bool
+) -> None:
+    verdict = judged(
+        tmp_path,
+        program(PLAIN, main=TWO.format(most=1_000_001)),
+        submission__json=json.dumps({"val_bpb": claim}),
+        train__log="short bpb: 1.234567\nwhole bpb: 1.256789\n",
+    )
+    assert verdict == ("flag_other" if part else "clean_neural")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "flagged"),
+    [
+        ("p.backup = p.data.clone()", "del p.backup", True),
+        ("pass", "net.load_state_dict(kept)", False),
+    ],
+)
+def test_a_deleted_copy_of_weights_is_no_adapter(
+    tmp_path: Path, before: str, after: str, flagged: bool
+) -> None:
+    fit = TRAIN_FIRST.replace(
+        "        opt.zero_grad()\n",
+        f"        opt.zero_grad()\n        for p in net.parameters():\n            {before}\n",
+    )
+    fit += f"        for p in net.parameters():\n            {after}\n"
+    fit = fit.replace(
+        "    opt = torch", "    kept = copy.deepcopy(net.state_dict())\n    opt = torch"
+    )
+    text = program("import copy", PLAIN, fit, main="fit_held(net, held, s)\nevaluate(net, held, s)")
+    assert judged(tmp_path, text).startswith("flag_prequant" if flagged else "clean")
+
+
+CONV = """
+class Mixer(nn.Module):
+    def __init__(self, width, size=3, gap=1):
+        super().__init__()
+        reach = {reach}
+        self.conv = nn.Conv1d(width, width, size, padding={padding}, dilation=gap)
+    def forward(self, x):
+        y = self.conv({given})
+        return {taken}
+
+class Net(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.mixer = Mixer(width)
+    def hidden(self, x):
+        return self.mixer(self.table(x))
+"""
+TURNED = "x.transpose(1, 2)"
+
+
+@pytest.mark.parametrize(
+    ("reach", "padding", "given", "taken", "verdict"),
+    [
+        ("gap * (size - 1) // 2", "reach", TURNED, "y.transpose(1, 2)", "flag_other"),
+        ("0", "'same'", TURNED, "y.transpose(1, 2)", "flag_other"),
+        ("0", "size // 2", TURNED, "F.pad(y, (1, -1)).transpose(1, 2)", "hold_unclear"),
+        ("gap * (size - 1)", "reach", TURNED, "y[..., :-reach].transpose(1, 2)", "clean_neural"),
+        ("0", "0", "F.pad(x.transpose(1, 2), (2, 0))", "y.transpose(1, 2)", "clean_neural"),
+    ],
+)
+def test_a_convolution_padded_by_half_on_both_sides_looks_ahead(
+    tmp_path: Path, reach: str, padding: str, given: str, taken: str, verdict: str
+) -> None:
+    layer = CONV.format(reach=reach, padding=padding, given=given, taken=taken)
+    assert judged(tmp_path, program(layer, PLAIN, main="evaluate(net, held, s)")) == verdict
+
+
+@pytest.mark.parametrize(
+    ("readme", "blurb", "verdict"),
+    [
+        ("Val-only training on one shard.", "trained entirely on the validation shard", "flag"),
+        ("Validation-only training.", "nine layers", "hold"),
+        ("No val-only training; unlike others.", "not trained only on validation data", "clean"),
+    ],
+)
+def test_what_a_submission_says_of_its_training_data_counts(
+    tmp_path: Path, readme: str, blurb: str, verdict: str
+) -> None:
+    text = program(PLAIN, main="evaluate(net, held, s)")
+    claim = json.dumps({"blurb": blurb})
+    given = judged(tmp_path, text, README__md=readme + "\n", submission__json=claim)
+    assert given.startswith(verdict)
+
+
+LARGER = """
+class Net(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.share = float(os.environ.get("SHARE", "0.1"))
+    def forward(self, x, y):
+        z = self.head(self.hidden(x))
+        loss = F.cross_entropy(z.flatten(0, 1), y.flatten(), label_smoothing=0.05)
+        if self.share > 0:
+            n = int(unknown(x))
+            loss = loss {term}
+        return loss
+
+def evaluate(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            total += net(x[None], y[None]) * s.context
+            size += sizes[y].sum()
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("term", "share", "verdict"),
+    [
+        (
+            "+ self.share * F.cross_entropy(z[:, n:].flatten(0, 1), y[:, n:].flatten())",
+            "1",
+            "clean",
+        ),
+        ("- self.share * F.cross_entropy(z[:, n:].flatten(0, 1), y[:, n:].flatten())", "1", "hold"),
+        ("+ self.share * F.nll_loss(z[:, n:].flatten(0, 1), y[:, n:].flatten())", "1", "hold"),
+        ("- self.share * n", "1", "hold"),
+        ("- self.share * n", "0", "clean"),
+    ],
+)
+def test_what_only_makes_a_model_s_loss_larger_changes_no_claim(
+    tmp_path: Path, term: str, share: str, verdict: str
+) -> None:
+    text = program(LARGER.format(term=term), main="evaluate(net, held, s)")
+    readme = f"```bash\nSHARE={share} python train_gpt.py\n```\n"
+    assert judged(tmp_path, text, README__md=readme).startswith(verdict)
+
+
+STEP = "for a in range(0, held.numel() - 1 - s.context, s.context):\n"
+COUNTED = STEP + "            done = a + 1\n            count = float(size.item())\n"
+
+
+@pytest.mark.parametrize("most", ["0", "1000000", "90000000"])
+@pytest.mark.parametrize(
+    ("head", "test"),
+    [
+        (COUNTED, "most > 0 and a >= most"),
+        (COUNTED, "0 < most and done > most"),
+        (COUNTED, "most and most <= count"),
+        (
+            STEP.replace("for a in range(", "for i, a in enumerate(range(", 1)[:-2] + "):\n",
+            "most > 0 and i >= most // s.context",
+        ),
+    ],
+)
+def test_a_loop_that_a_fixed_count_ends_early_scores_a_part(
+    tmp_path: Path, head: str, test: str, most: str
+) -> None:
+    loop = f"{head}            if {test}:\n                break\n"
+    text = PLAIN.replace("    sizes =", '    most = int(os.environ.get("MOST", "0"))\n    sizes =')
+    readme = f"```bash\nMOST={most} python train_gpt.py\n```\n"
+    text = program(text.replace(STEP, loop), main="evaluate(net, held, s)")
+    part = "flag_other" if most == "1000000" else "clean_neural"
+    assert judged(tmp_path, text, README__md=readme) == part
+
+
+MIXED = """
+def spread(losses, symbols, share=0.9):
+    counts, total, size = {}, 0.0, 0
+    for loss, symbol in zip(losses.tolist(), symbols.tolist()):
+        seen = counts.setdefault(symbol % 7, {})
+        p = (seen.get(symbol, 0) + 1) / (sum(seen.values()) + 256)
+        total -= math.log(share * math.exp(-loss) + (1 - share) * p)
+        seen[symbol] = seen.get(symbol, 0) + 1
+        size += 1
+    print(f"mixed val_bpb: {total / math.log(2.0) / size:.6f}")
+
+def evaluate(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    losses = []
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            logits = net.head(net.hidden(x[None]))
+            nll = F.cross_entropy(logits.flatten(0, 1), y, reduction="none")
+            losses.append(nll)
+            total += nll.sum()
+            size += sizes[y].sum()
+    spread(torch.cat(losses), held[1:])
+    bpb = total / math.log(2.0) / size
+    print(f"final val_bpb: {bpb:.6f}")
+"""
+
+
+@pytest.mark.parametrize(("claim", "flagged"), [(1.154321, False), (1.012345, True)])
+def test_a_mixture_that_is_only_logged_beside_the_claimed_figure_is_none(
+    tmp_path: Path, claim: float, flagged: bool
+) -> None:
+    verdict = judged(
+        tmp_path,
+        program(MIXED, main="evaluate(net, held, s)"),
+        submission__json=json.dumps({"val_bpb": claim}),
+        train__log="mixed val_bpb: 1.012345\nfinal val_bpb: 1.154321\n",
+    )
+    assert verdict.startswith("flag") if flagged else verdict == "clean_neural"
