@@ -142,7 +142,7 @@ def _learn(
     model = io.BytesIO()
     unigram = kind == "unigram"
     mixes = across_words or unigram
-    options = {"seed_sentencepiece_size": _SEEDS} if unigram else {}
+    options: dict[str, Any] = {"seed_sentencepiece_size": _SEEDS} if unigram else {}
     try:
         sentencepiece.SentencePieceTrainer.Train(
             sentence_iterator=segments(texts) if case else iter(texts),
