@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from itertools import accumulate, islice
+from typing import Any
 
 import sentencepiece
 
