@@ -1,10 +1,11 @@
 """Measures the data pipeline and the tokenizers; `python benchmarks/data.py [tokenizers|wait|memory
 ...]`.
 
-tokenizers: bytes per token on the validation split of wiki-vital, and what the tokenizer costs
-inside an artifact. wait: the share of training time spent waiting for batches, beside real forward
-and backward passes. memory: peak resident memory of a process that draws batches, against the
-number of shards.
+tokenizers: bytes per token on the development split of wiki-vital, bits per byte there under
+trigrams of the training split's tokens (what a small model will make of a tokenizer, roughly), and
+what the tokenizer costs inside an artifact. wait: the share of training time spent waiting for
+batches, beside real forward and backward passes. memory: peak resident memory of a process that
+draws batches, against the number of shards.
 """
 
 from __future__ import annotations
@@ -17,37 +18,74 @@ import time
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from niblick.data.corpus import load_corpus
+from niblick.data.corpus import load_corpus, training_part
 from niblick.data.shards import HEADER_BYTES, MAGIC, VERSION, write_shard
 from niblick.text.learning import TRAINED, train_tokenizer
 from niblick.text.tokenizer import Tokenizer, load_tokenizer
 from niblick.training.pipeline import Pipeline
+from niblick.units import LN2
 
 SHARD_TOKENS = 4_000_000
+IntArray, BoolArray = NDArray[np.int64], NDArray[np.bool_]
 
 
 def tokenizers() -> None:
-    """Bytes per token on held-out text, for several vocabularies."""
-    splits = load_corpus("wiki-vital").splits
+    """Bytes per token and bits per byte on held-out text, for several vocabularies."""
+    splits = training_part(load_corpus("wiki-vital"), development=True, share=1.0).splits
     size = sum(len(text.encode()) for text in splits["validation"])
-    print("| tokenizer | lossless | bytes/token | packed bytes | .model bytes | trained in |")
-    print("|---|---|---|---|---|---|")
+    print("| tokenizer | lossless | bytes/token | trigrams | packed bytes | .model bytes | time |")
+    print("|---|---|---|---|---|---|---|")
 
     def row(name: str, made: Tokenizer, seconds: float) -> None:
-        tokens = sum(len(made.encode(text)) for text in splits["validation"])
+        training, held_out = (
+            np.concatenate([made.encode_document(text) for text in splits[split]]).astype(np.int64)
+            for split in ("train", "validation")
+        )
+        tokens = len(held_out) - len(splits["validation"])
+        bits = trigram_nats(training, held_out, made.vocab_size) / LN2 / size
         lossless = "yes" if made.lossless else "no"
         sizes = f"{len(made.to_bytes()):,} | {len(made.to_file_bytes()):,}"
-        print(
-            f"| {name} | {lossless} | {size / tokens:.3f} | {sizes} | {seconds:.1f} s |", flush=True
-        )
+        figures = f"{size / tokens:.3f} | {bits:.4f} | {sizes} | {seconds:.1f} s"
+        print(f"| {name} | {lossless} | {figures} |", flush=True)
 
     row("fineweb-1024", load_tokenizer("fineweb-1024"), 0.0)
-    for vocab_size in (512, 1024, 2048, 4096):
+    for vocab_size in (512, 1024, 2048, 4096, 6144, 8192):
         for name in TRAINED:
             began = time.perf_counter()
             made = train_tokenizer(splits["train"], vocab_size=vocab_size, **TRAINED[name])
             row(f"{name}, {vocab_size}", made, time.perf_counter() - began)
+
+
+def trigram_nats(training: IntArray, held_out: IntArray, size: int) -> float:
+    """Nats of `held_out` under the trigrams of `training`, interpolated with fewer tokens of
+    context, each count discounted by 0.75 (Ney, Essen and Kneser 1994).
+    """
+    found = np.full(len(held_out), 1.0 / size)
+    for order in (1, 2, 3):
+        grams, counts = np.unique(_grams(training, order, size), return_counts=True)
+        contexts, place = np.unique(grams // size, return_inverse=True)
+        total, kinds = np.bincount(place, weights=counts), np.bincount(place)
+        wanted = _grams(held_out, order, size)
+        at, known = _find(grams, wanted)
+        count = np.where(known, counts[at], 0)
+        at, known = _find(contexts, wanted // size)
+        mixed = np.maximum(count - 0.75, 0) + 0.75 * kinds[at] * found[order - 1 :]
+        found[order - 1 :] = np.where(known, mixed / total[at], found[order - 1 :])
+    return float(-np.log(found).sum())
+
+
+def _grams(tokens: IntArray, order: int, size: int) -> IntArray:
+    """Each token with the `order - 1` before it as one number."""
+    parts = (tokens[order - 1 - i : len(tokens) - i] * size**i for i in range(order))
+    return np.sum(list(parts), axis=0)
+
+
+def _find(values: IntArray, wanted: IntArray) -> tuple[IntArray, BoolArray]:
+    """Where each of `wanted` stands in sorted `values`, and whether it does."""
+    at = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
+    return at, values[at] == wanted
 
 
 def wait() -> None:
