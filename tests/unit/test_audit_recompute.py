@@ -36,7 +36,7 @@ def test_the_claim_stands_beside_the_score_of_the_folders_own_artifact(folder: P
     own = niblick.evaluate(folder / "artifact.nib", folder / "held-out.txt").bpb
     report = recomputed(BLANK, folder, folder / "held-out.txt")
     assert report.record["recomputed_bpb"] == pytest.approx(own, abs=1e-6)
-    assert [report.record[name] for name in ("dim", "layers", "vocab")] == [128, 8, 4096]
+    assert [report.record[name] for name in ("dim", "layers", "vocab")] == [128, 8, 6144]
     assert f"1.50000 claimed; {own:.5f} recomputed from artifact.nib" in report_text(report)
     assert [f.rule for f in report.findings] == ["record-recomputed"]
     assert report.verdict == "clean_neural"
