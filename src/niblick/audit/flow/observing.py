@@ -7,7 +7,7 @@ what its losses come to is kept.
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,13 +32,15 @@ from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal,
 class Observed:
     """How the losses that a method returns differ from plain ones (empty if they do not, or if it
     does not tell), what lost their content, whether they are a `single` number (None: not known),
-    and how many `parts` it returns where no loss is in them (0: there may be one).
+    and how many `parts` it returns where no loss is in them (0: there may be one); `each` says so
+    of every value by itself where several are returned and some are losses.
     """
 
     why: str = ""
     lost: str = ""
     single: bool | None = None
     parts: int = 0
+    each: tuple[Observed, ...] = ()
 
 
 class Observing(Containers):
@@ -83,14 +85,23 @@ class Observing(Containers):
                 vars(leaf).update(leaves.get(number, {}))
             self.holding, args[0].attrs = holding, attrs
             self.disk.seen, self.disk.held = disk
-        boxes = collect(result)
-        shapes = {box.shape == () for box in boxes if box.scores and box.shape is not None}
-        return Observed(
-            why=next((why for box in boxes if (why := _changed(box))), ""),
-            lost=next((lost for box in boxes if (lost := _forgotten(box))), ""),
-            single=shapes.pop() if len(shapes) == 1 else None,
-            parts=_parts(boxes, depends(merge(b for a in args for b in collect(a)))),
-        )
+        given = depends(merge(b for a in args for b in collect(a)))
+        several = result if isinstance(result, (tuple, list)) and len(result) > 1 else ()
+        parts = [collect(value) for value in several]
+        each = tuple(_told(p, given) if p else Observed(parts=1) for p in parts)
+        whole = _told(collect(result), given)
+        return whole if whole.parts else replace(whole, each=each)
+
+
+def _told(boxes: list[Box], given: int) -> Observed:
+    """What returned values tell of a loss among them."""
+    shapes = {box.shape == () for box in boxes if box.scores and box.shape is not None}
+    return Observed(
+        why=next((why for box in boxes if (why := _changed(box))), ""),
+        lost=next((lost for box in boxes if (lost := _forgotten(box))), ""),
+        single=shapes.pop() if len(shapes) == 1 else None,
+        parts=_parts(boxes, given),
+    )
 
 
 def _parts(boxes: list[Box], given: int) -> int:
