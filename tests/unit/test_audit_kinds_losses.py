@@ -49,3 +49,32 @@ def test_each_of_several_losses_that_a_model_returns_is_judged_by_itself(
 ) -> None:
     text = program(SEVERAL.format(taken=taken, scale=scale), main="rough(net, held, s)")
     assert judged(tmp_path, text) == verdict
+
+
+SWITCHED = """
+class Net(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.far = float(os.environ.get("FAR_WEIGHT", "0.0"))
+        self.extra = nn.Linear(width, width) if self.far > 0 else None
+    def forward(self, x, y):
+        h = self.hidden(x)
+        loss = F.cross_entropy(self.head(h).flatten(0, 1), y.flatten())
+        if self.extra is not None and self.far > 0:
+            far = F.cross_entropy(self.head(self.extra(h))[:, :-1].flatten(0, 1), y[:, 1:].flatten())
+            loss = loss - self.far * far
+        return loss
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "change", "clean"),
+    [("0.0", "pass", True), ("0.2", "pass", False), ("0.0", "net.far = 0.2", False)],
+)
+def test_a_term_that_the_environment_switches_off_is_none_of_a_models_loss(
+    tmp_path: Path, given: str, change: str, clean: bool
+) -> None:
+    rough = SEVERAL[SEVERAL.index("def rough") :].format(taken="loss").replace(", apart=True", "")
+    text = program(SWITCHED, rough, main=f"{change}\nrough(net, held, s)")
+    text = text.replace('"FAR_WEIGHT", "0.0"', f'"FAR_WEIGHT", "{given}"')
+    assert (judged(tmp_path, text) == "clean_neural") is clean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -152,25 +153,24 @@ class Access(Writing):
                 return holder
             if name.startswith("__"):
                 return Bound(holder, name)
-            setting = self.setting(holder, name)
-            return self.submodule(holder, name) if isinstance(setting, Box) else setting
+            kept = holder.settings
+            return kept[name] if name in kept else self.submodule(holder, name)
         base = next((b for b in (cls.bases if cls else ()) if isinstance(b, Dotted)), None)
         return Bound(holder, name) if base is None or name.islower() else Box()
 
-    def setting(self, holder: Module, name: str) -> Any:
-        """A plain value, or an object of settings, that a model's constructor, and nothing else of
-        its class, keeps under a name; a `Box` where it is none.
+    def settings_of(self, cls: Class, init: Function, given: dict[str, Any]) -> dict[str, Any]:
+        """The plain values, and objects of settings, that the constructor of a model, called with
+        these names, and nothing else of its class, keeps under names of its own.
         """
-        made = holder.cls.settings.get(name) if holder.cls is not None else None
-        init = holder.cls.find("__init__") if holder.cls is not None else None
-        if made is None or not holder.given or not isinstance(init, Function):
-            return Box()
-        self.scopes.append((holder.given, *init.scopes))
+        found: dict[str, Any] = {}
+        self.scopes.append((given, *init.scopes))
         try:
-            value = self.value(made)
+            for name, made in cls.settings.items():
+                with suppress(ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+                    found[name] = self.value(made)
         finally:
             self.scopes.pop()
-        return value if isinstance(value, _SETTINGS) else Box()
+        return {name: value for name, value in found.items() if isinstance(value, _SETTINGS)}
 
     def submodule(self, holder: Module, name: str) -> Any:
         if name in words(

@@ -8,6 +8,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from niblick.audit.reads import CASTS
+
+
+def _reads(call: ast.Call) -> bool:
+    """Whether a call reads the environment, or makes a number of what is read."""
+    name = ast.unparse(call.func)
+    return name in CASTS or name.endswith(("environ.get", "getenv"))
+
 
 @dataclass(frozen=True)
 class Dotted:
@@ -51,7 +59,7 @@ class Class:
     @cached_property
     def settings(self) -> dict[str, ast.expr]:
         """What the constructor, and nothing else of the class, keeps under names of its own, as far
-        as no call makes it.
+        as no call makes it but those that read a number from the environment.
         """
         init = self.find("__init__")
         if not isinstance(init, Function) or isinstance(init.node, ast.Lambda):
@@ -69,7 +77,8 @@ class Class:
             if isinstance(node, ast.Assign)
             and isinstance(node.targets[0], ast.Attribute)
             and stored[node.targets[0].attr] == 1
-            and not any(isinstance(p, (ast.Call, ast.NamedExpr)) for p in ast.walk(node.value))
+            and not any(isinstance(p, ast.NamedExpr) for p in ast.walk(node.value))
+            and all(_reads(p) for p in ast.walk(node.value) if isinstance(p, ast.Call))
         }
 
     def holds(self, name: str) -> bool:
@@ -93,15 +102,15 @@ class Instance:
 
 @dataclass(eq=False)
 class Module:
-    """A model: everything reachable from it shares one leaf; `given` are the names its constructor
-    began with.
+    """A model: everything reachable from it shares one leaf; `settings` are the plain values that
+    its constructor keeps.
     """
 
     name: str
     leaf: int
     cls: Class | None = None
     attrs: dict[str, Any] = field(default_factory=dict)
-    given: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
