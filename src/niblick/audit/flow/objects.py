@@ -8,13 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from niblick.audit.reads import CASTS
-
-
-def _reads(call: ast.Call) -> bool:
-    """Whether a call reads the environment, or makes a number of what is read."""
-    name = ast.unparse(call.func)
-    return name in CASTS or name.endswith(("environ.get", "getenv"))
+from niblick.audit.reads import CASTS, name_of
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class Class:
     @cached_property
     def settings(self) -> dict[str, ast.expr]:
         """What the constructor, and nothing else of the class, keeps under names of its own, as far
-        as no call makes it but those that read a number from the environment.
+        as no call makes it but those that read the environment.
         """
         init = self.find("__init__")
         if not isinstance(init, Function) or isinstance(init.node, ast.Lambda):
@@ -77,8 +71,7 @@ class Class:
             if isinstance(node, ast.Assign)
             and isinstance(node.targets[0], ast.Attribute)
             and stored[node.targets[0].attr] == 1
-            and not any(isinstance(p, ast.NamedExpr) for p in ast.walk(node.value))
-            and all(_reads(p) for p in ast.walk(node.value) if isinstance(p, ast.Call))
+            and not any(_makes(part) for part in ast.walk(node.value))
         }
 
     def holds(self, name: str) -> bool:
@@ -86,6 +79,14 @@ class Class:
         return name in self.body or any(
             isinstance(base, Class) and base.holds(name) for base in self.bases
         )
+
+
+def _makes(node: ast.AST) -> bool:
+    """Whether an expression is a call, or names a value, and does more than read a setting."""
+    if not isinstance(node, ast.Call):
+        return isinstance(node, ast.NamedExpr)
+    name, holder = name_of(node.func), getattr(node.func, "value", None)
+    return name not in CASTS | {"getenv"} and not (name == "get" and name_of(holder) == "environ")
 
 
 @dataclass(eq=False)
