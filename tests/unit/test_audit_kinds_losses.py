@@ -1,17 +1,12 @@
-"""Kinds of programs that were once not followed to their figure, or lost on the way, each as a
-small program and its twin.
-"""
+"""Kinds of losses that models return, and of what models make of neighbouring positions."""
 
 from __future__ import annotations
 
-import base64
-import json
-import lzma
 from pathlib import Path
 
 import pytest
 
-from unit.audit_programs import PLAIN, SCORE_FIRST, TRAIN_FIRST, judged, program
+from unit.audit_programs import PLAIN, judged, program
 
 SEVERAL = """
 class Net(Net):
@@ -61,7 +56,8 @@ class Net(Net):
         h = self.hidden(x)
         loss = F.cross_entropy(self.head(h).flatten(0, 1), y.flatten())
         if self.extra is not None and self.far > 0:
-            far = F.cross_entropy(self.head(self.extra(h))[:, :-1].flatten(0, 1), y[:, 1:].flatten())
+            far = self.head(self.extra(h))[:, :-1]
+            far = F.cross_entropy(far.flatten(0, 1), y[:, 1:].flatten())
             loss = loss - self.far * far
         return loss
 """
@@ -77,4 +73,48 @@ def test_a_term_that_the_environment_switches_off_is_none_of_a_models_loss(
     rough = SEVERAL[SEVERAL.index("def rough") :].format(taken="loss").replace(", apart=True", "")
     text = program(SWITCHED, rough, main=f"{change}\nrough(net, held, s)")
     text = text.replace('"FAR_WEIGHT", "0.0"', f'"FAR_WEIGHT", "{given}"')
+    assert (judged(tmp_path, text) == "clean_neural") is clean
+
+
+GROUPED = """
+class Groups(nn.Module):
+    def __init__(self, width, size):
+        super().__init__()
+        self.size = size
+        self.out = nn.Linear(width, width)
+    def forward(self, x):
+        B, T, D = x.shape
+        n = self.size
+        x = x.reshape(B, T // n, n, D).mean(dim=2)
+        {shift}
+        return {spread}
+
+class Net(Net):
+    def __init__(self, width, group={group}):
+        super().__init__(width)
+        self.groups = Groups(width, 2) if group else None
+    def hidden(self, x):
+        h = self.table(x)
+        return h if self.groups is None else h + self.groups(h)
+"""
+REPEATED = "x.repeat_interleave(n, dim=1)"
+STACKED = "torch.stack([self.out(x)] * n, dim=2).reshape(B, T // n * n, D)"
+
+
+@pytest.mark.parametrize(
+    ("spread", "shift", "group", "clean"),
+    [
+        (REPEATED, "pass", True, False),
+        (STACKED, "pass", True, False),
+        (REPEATED, "x = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)", True, True),
+        (REPEATED, "pass", False, True),
+        ("x", "pass", True, True),
+    ],
+)
+def test_merged_positions_are_not_spread_over_themselves(
+    tmp_path: Path, spread: str, shift: str, group: bool, clean: bool
+) -> None:
+    switch = f'bool(int(os.environ.get("GROUP", "{int(group)}")))'
+    part = GROUPED.format(shift=shift, spread=spread, group="group")
+    text = program(f"group = {switch}\n", part, PLAIN, main="evaluate(net, held, s)")
     assert (judged(tmp_path, text) == "clean_neural") is clean
