@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 from niblick.audit.flow.figures import honest
@@ -83,6 +83,7 @@ def _spelling_counted(case: Case, programs: Programs) -> list[Finding]:
                 size = _piece_size(function)
                 wrong = _MISTAKES[0] if size is not None else None
                 if size is not None and _knows(program, function, _DEPTH, _is_marker):
+                    size = _piece_size(function, _with_marker(function))
                     lone = _knows(program, function, _DEPTH, _is_lone_byte)
                     wrong = None if lone else _MISTAKES[1]
                 if size is not None and wrong is not None:
@@ -101,14 +102,26 @@ def _spelling_counted(case: Case, programs: Programs) -> list[Finding]:
     return []
 
 
-def _piece_size(function: ast.AST) -> ast.expr | None:
-    """Where a function stores the bytes of pieces that it asks a vocabulary for."""
+def _with_marker(function: ast.AST) -> set[ast.AST]:
+    """What a function does only with pieces that begin with the marker, which no lone byte does."""
+    return {
+        part
+        for node in ast.walk(function)
+        if isinstance(node, ast.If) and any(_is_marker(p) for p in ast.walk(node.test))
+        for statement in node.body
+        for part in ast.walk(statement)
+    }
+
+
+def _piece_size(function: ast.AST, but: Container[ast.AST] = frozenset()) -> ast.expr | None:
+    """Where a function stores the bytes of pieces that it asks a vocabulary for, `but` for some."""
     calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
     if not any(last(call.func) in _PIECES for call in calls):
         return None
     named = _made_of(function, lambda n: isinstance(n, ast.Call) and last(n.func) in _PIECES)
     for call in calls:
-        inner = call.args[0] if last(call.func) == "len" and call.args else None
+        counts = last(call.func) == "len" and call.args and call not in but
+        inner = call.args[0] if counts else None
         if isinstance(inner, ast.Call) and last(inner.func) == "encode":
             names = {n.id for n in ast.walk(inner) if isinstance(n, ast.Name)}
             asked = any(
