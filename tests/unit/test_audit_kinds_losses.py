@@ -76,6 +76,25 @@ def test_a_term_that_the_environment_switches_off_is_none_of_a_models_loss(
     assert (judged(tmp_path, text) == "clean_neural") is clean
 
 
+PONDERING = """
+class Net(Net):
+    def __init__(self, width, on={on}):
+        super().__init__(width)
+        self.halting = nn.Linear(width, 1) if on else None
+    def forward(self, x, y):
+        h = self.hidden(x)
+        loss = F.cross_entropy(self.head(h).flatten(0, 1), y.flatten())
+        return loss if self.halting is None else loss - 0.01 * self.halting(h).mean()
+"""
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_a_part_that_a_model_is_made_without_is_none(tmp_path: Path, on: bool) -> None:
+    rough = SEVERAL[SEVERAL.index("def rough") :].format(taken="loss").replace(", apart=True", "")
+    text = program(PONDERING.format(on=on), rough, main="rough(net, held, s)")
+    assert (judged(tmp_path, text) == "clean_neural") is not on
+
+
 GROUPED = """
 class Groups(nn.Module):
     def __init__(self, width, size):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import math
-from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -57,7 +56,6 @@ from niblick.audit.words import ordered, words
 _LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER PATH TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
-_SETTINGS = (bool, int, float, str, type(None), Instance, Namespace, Class)
 _SMALL = 64  # entries; counts of tokens need more
 _LARGE = 1_000_000
 
@@ -157,20 +155,6 @@ class Access(Writing):
             return kept[name] if name in kept else self.submodule(holder, name)
         base = next((b for b in (cls.bases if cls else ()) if isinstance(b, Dotted)), None)
         return Bound(holder, name) if base is None or name.islower() else Box()
-
-    def settings_of(self, cls: Class, init: Function, given: dict[str, Any]) -> dict[str, Any]:
-        """The plain values, and objects of settings, that the constructor of a model, called with
-        these names, and nothing else of its class, keeps under names of its own.
-        """
-        found: dict[str, Any] = {}
-        self.scopes.append((given, *init.scopes))
-        try:
-            for name, made in cls.settings.items():
-                with suppress(ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-                    found[name] = self.value(made)
-        finally:
-            self.scopes.pop()
-        return {name: value for name, value in found.items() if isinstance(value, _SETTINGS)}
 
     def submodule(self, holder: Module, name: str) -> Any:
         if name in words(

@@ -7,6 +7,7 @@ what its losses come to is kept.
 from __future__ import annotations
 
 import ast
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,8 +25,10 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.containers import Containers
 from niblick.audit.flow.figures import LOST, WARP
-from niblick.audit.flow.objects import Function, Module, Trace
+from niblick.audit.flow.objects import Class, Function, Instance, Module, Namespace, Trace, makes
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
+
+_SETTINGS = (bool, int, float, str, type(None), Instance, Namespace, Class)
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Observed:
 
 
 class Observing(Containers):
-    """Runs a method of a model on the side."""
+    """Runs a method of a model on the side, and reads the settings that a model keeps."""
 
     def observe(
         self,
@@ -64,6 +67,30 @@ class Observing(Containers):
             self.observed[key] = self.on_the_side(method, [module, *copies], named, node)
         found = self.observed.get(key)
         return found if isinstance(found, Observed) else Observed()
+
+    def settings_of(self, cls: Class, init: Function, given: dict[str, Any]) -> dict[str, Any]:
+        """The plain values, and objects of settings, that the constructor of a model, called with
+        these names, and nothing else of its class, keeps under names of its own.
+        """
+        found: dict[str, Any] = {}
+        self.scopes.append((given, *init.scopes))
+        try:
+            for name, made in cls.settings.items():
+                with suppress(ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+                    way = self.way(made)
+                    found[name] = self.value(way) if way is not None else Box()
+        finally:
+            self.scopes.pop()
+        return {name: value for name, value in found.items() if isinstance(value, _SETTINGS)}
+
+    def way(self, made: ast.expr) -> ast.expr | None:
+        """An expression, or that of its ways which is taken; None where it is not known, or is one
+        that makes something.
+        """
+        if not isinstance(made, ast.IfExp):
+            return None if makes(made) else made
+        test = None if makes(made.test) else self.truth(self.value(made.test))
+        return None if test is None else self.way(made.body if test else made.orelse)
 
     def on_the_side(
         self, method: Function, args: list[Any], named: dict[str, Any], node: ast.AST
