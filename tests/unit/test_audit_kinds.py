@@ -61,6 +61,9 @@ def tables():
     sp = spm.SentencePieceProcessor(model_file="t.model")
     for i in range(sp.vocab_size()):
         edge[i] = False
+        if sp.is_byte(i):
+            base[i] = 1
+            continue
         piece = sp.id_to_piece(i)
         if piece.startswith({mark}):
             lead[i] = True
@@ -141,6 +144,25 @@ def test_pieces_are_counted_without_the_marker_of_their_space(
 ) -> None:
     part = SPACED.format(count=COUNTS[1][0], dtype="np.bool_", mark=mark)
     head = f"import sentencepiece as spm\nSPACE = {MARK}\n"
+    verdict = judged(tmp_path, head + program(part, main="spaced(net, held, s)"))
+    assert verdict == ("flag_other" if flagged else "clean_neural")
+
+
+LONE = "if sp.is_byte(i):"
+
+
+@pytest.mark.parametrize(
+    ("told", "flagged"),
+    [
+        (LONE, False),
+        ('if sp.id_to_piece(i).startswith("<0x"):', False),
+        ("if lone(sp, i):", False),
+        ("if sp.is_control(i):", True),
+    ],
+)
+def test_pieces_of_one_byte_are_counted_as_one(tmp_path: Path, told: str, flagged: bool) -> None:
+    part = SPACED.format(count=COUNTS[1][0], dtype="np.bool_", mark=MARK).replace(LONE, told)
+    head = "import sentencepiece as spm\ndef lone(sp, i):\n    return sp.IsByte(i)\n"
     verdict = judged(tmp_path, head + program(part, main="spaced(net, held, s)"))
     assert verdict == ("flag_other" if flagged else "clean_neural")
 

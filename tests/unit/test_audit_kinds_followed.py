@@ -173,6 +173,15 @@ def scaled(net, found):
         state[name] = weight if seen is None else weight * seen.diagonal().sqrt()
     torch.save(state, "train_1.pt")
     net.load_state_dict(torch.load("train_1.pt"))
+
+def some(net, found):
+    state = {}
+    for name, weight in net.state_dict().items():
+        if weight.ndim == 2:
+            state[name] = weight * found.get(name.removesuffix(".weight")).diagonal().sqrt()
+        else:
+            state[name] = weight.half()
+    net.load_state_dict(state)
 """
 
 
@@ -182,6 +191,7 @@ def scaled(net, found):
         ("held", "scaled(net, found)", "flag_other"),
         ("load(s.train_files)", "scaled(net, found)", "clean_neural"),
         ("held", "print(found)", "hold_unclear"),
+        ("held", "some(net, found)", "flag_other"),
     ],
 )
 def test_what_hooks_have_seen_of_validation_tokens_calibrates_once_weights_are_made_of_it(

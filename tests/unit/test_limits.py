@@ -131,7 +131,10 @@ def test_a_relative_corpus_becomes_absolute_and_a_name_stays_one(
     for name in ("texts", "wiki-vital", "train"):
         (tmp_path / name).mkdir()
     found = read_recipe("pocket", ["data.corpus=texts"])
-    assert found.data.corpus == str(tmp_path / "texts") and found.data.tokenizer == "train-unigram-case"
+    assert (
+        found.data.corpus == str(tmp_path / "texts")
+        and found.data.tokenizer == "train-unigram-case"
+    )
     assert read_recipe("pocket") == load_recipe("pocket")
     assert read_recipe("pocket", ["data.corpus=absent"]).data.corpus == "absent"
 

@@ -56,7 +56,6 @@ from niblick.audit.words import ordered, words
 _LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER PATH TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
-_SETTINGS = (bool, int, float, str, type(None), Instance, Namespace, Class)
 _SMALL = 64  # entries; counts of tokens need more
 _LARGE = 1_000_000
 
@@ -152,25 +151,10 @@ class Access(Writing):
                 return holder
             if name.startswith("__"):
                 return Bound(holder, name)
-            setting = self.setting(holder, name)
-            return self.submodule(holder, name) if isinstance(setting, Box) else setting
+            kept = holder.settings
+            return kept[name] if name in kept else self.submodule(holder, name)
         base = next((b for b in (cls.bases if cls else ()) if isinstance(b, Dotted)), None)
         return Bound(holder, name) if base is None or name.islower() else Box()
-
-    def setting(self, holder: Module, name: str) -> Any:
-        """A plain value, or an object of settings, that a model's constructor, and nothing else of
-        its class, keeps under a name; a `Box` where it is none.
-        """
-        made = holder.cls.settings.get(name) if holder.cls is not None else None
-        init = holder.cls.find("__init__") if holder.cls is not None else None
-        if made is None or not holder.given or not isinstance(init, Function):
-            return Box()
-        self.scopes.append((holder.given, *init.scopes))
-        try:
-            value = self.value(made)
-        finally:
-            self.scopes.pop()
-        return value if isinstance(value, _SETTINGS) else Box()
 
     def submodule(self, holder: Module, name: str) -> Any:
         if name in words(

@@ -201,12 +201,14 @@ class Branching(Imports):
     def uncertainly(self, action: Any) -> BaseException | None:
         """Runs what may or may not happen; the signal it ended with, if any."""
         self.uncertain += 1
+        self.ways += 1
         try:
             action()
         except (ReturnSignal, BreakSignal, ContinueSignal, AbortSignal) as signal:
             return signal
         finally:
             self.uncertain -= 1
+            self.ways -= 1
         return None
 
 

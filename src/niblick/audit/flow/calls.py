@@ -240,7 +240,8 @@ class Calls(Learning):
             if isinstance(init, Function) and any(self.learning(f) for f in own):
                 self.call_function(init, [module, *args], named, node)
             elif isinstance(init, Function):
-                module.given = self.bind(init, [module, *args], named)
+                given = self.bind(init, [module, *args], named)
+                module.settings = self.settings_of(cls, init, given)
             return module
         if cls.kind == "optimizer":
             return Optimizer(cls.name, self.roots_in([*args, *named.values()]))

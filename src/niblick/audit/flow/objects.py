@@ -53,7 +53,7 @@ class Class:
     @cached_property
     def settings(self) -> dict[str, ast.expr]:
         """What the constructor, and nothing else of the class, keeps under names of its own, as far
-        as no call makes it but those that read the environment.
+        as no call makes it but those that read the environment; of a choice, one way may be that.
         """
         init = self.find("__init__")
         if not isinstance(init, Function) or isinstance(init.node, ast.Lambda):
@@ -71,7 +71,7 @@ class Class:
             if isinstance(node, ast.Assign)
             and isinstance(node.targets[0], ast.Attribute)
             and stored[node.targets[0].attr] == 1
-            and not any(_makes(part) for part in ast.walk(node.value))
+            and (isinstance(node.value, ast.IfExp) or not makes(node.value))
         }
 
     def holds(self, name: str) -> bool:
@@ -81,8 +81,14 @@ class Class:
         )
 
 
+def makes(expression: ast.expr) -> bool:
+    """Whether a part of an expression is a call, or names a value, and does more than read a
+    setting.
+    """
+    return any(_makes(part) for part in ast.walk(expression))
+
+
 def _makes(node: ast.AST) -> bool:
-    """Whether an expression is a call, or names a value, and does more than read a setting."""
     if not isinstance(node, ast.Call):
         return isinstance(node, ast.NamedExpr)
     name, holder = name_of(node.func), getattr(node.func, "value", None)
@@ -103,15 +109,15 @@ class Instance:
 
 @dataclass(eq=False)
 class Module:
-    """A model: everything reachable from it shares one leaf; `given` are the names its constructor
-    began with.
+    """A model: everything reachable from it shares one leaf; `settings` are the plain values that
+    its constructor keeps.
     """
 
     name: str
     leaf: int
     cls: Class | None = None
     attrs: dict[str, Any] = field(default_factory=dict)
-    given: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)

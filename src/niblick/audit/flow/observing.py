@@ -7,7 +7,8 @@ what its losses come to is kept.
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,25 +25,29 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.containers import Containers
 from niblick.audit.flow.figures import LOST, WARP
-from niblick.audit.flow.objects import Function, Module, Trace
+from niblick.audit.flow.objects import Class, Function, Instance, Module, Namespace, Trace, makes
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
+
+_SETTINGS = (bool, int, float, str, type(None), Instance, Namespace, Class)
 
 
 @dataclass(frozen=True)
 class Observed:
     """How the losses that a method returns differ from plain ones (empty if they do not, or if it
     does not tell), what lost their content, whether they are a `single` number (None: not known),
-    and how many `parts` it returns where no loss is in them (0: there may be one).
+    and how many `parts` it returns where no loss is in them (0: there may be one); `each` says so
+    of every value by itself where several are returned and some are losses.
     """
 
     why: str = ""
     lost: str = ""
     single: bool | None = None
     parts: int = 0
+    each: tuple[Observed, ...] = ()
 
 
 class Observing(Containers):
-    """Runs a method of a model on the side."""
+    """Runs a method of a model on the side, and reads the settings that a model keeps."""
 
     def observe(
         self,
@@ -62,6 +67,30 @@ class Observing(Containers):
             self.observed[key] = self.on_the_side(method, [module, *copies], named, node)
         found = self.observed.get(key)
         return found if isinstance(found, Observed) else Observed()
+
+    def settings_of(self, cls: Class, init: Function, given: dict[str, Any]) -> dict[str, Any]:
+        """The plain values, and objects of settings, that the constructor of a model, called with
+        these names, and nothing else of its class, keeps under names of its own.
+        """
+        found: dict[str, Any] = {}
+        self.scopes.append((given, *init.scopes))
+        try:
+            for name, made in cls.settings.items():
+                with suppress(ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+                    way = self.way(made)
+                    found[name] = self.value(way) if way is not None else Box()
+        finally:
+            self.scopes.pop()
+        return {name: value for name, value in found.items() if isinstance(value, _SETTINGS)}
+
+    def way(self, made: ast.expr) -> ast.expr | None:
+        """An expression, or that of its ways which is taken; None where it is not known, or is one
+        that makes something.
+        """
+        if not isinstance(made, ast.IfExp):
+            return None if makes(made) else made
+        test = None if makes(made.test) else self.truth(self.value(made.test))
+        return None if test is None else self.way(made.body if test else made.orelse)
 
     def on_the_side(
         self, method: Function, args: list[Any], named: dict[str, Any], node: ast.AST
@@ -85,14 +114,23 @@ class Observing(Containers):
                 vars(leaf).update(leaves.get(number, {}))
             self.holding, args[0].attrs = holding, attrs
             self.disk.seen, self.disk.held = disk
-        boxes = collect(result)
-        shapes = {box.shape == () for box in boxes if box.scores and box.shape is not None}
-        return Observed(
-            why=next((why for box in boxes if (why := _changed(box))), ""),
-            lost=next((lost for box in boxes if (lost := _forgotten(box))), ""),
-            single=shapes.pop() if len(shapes) == 1 else None,
-            parts=_parts(boxes, depends(merge(b for a in args for b in collect(a)))),
-        )
+        given = depends(merge(b for a in args for b in collect(a)))
+        several = result if isinstance(result, (tuple, list)) and len(result) > 1 else ()
+        parts = [collect(value) for value in several]
+        each = tuple(_told(p, given) if p else Observed(parts=1) for p in parts)
+        whole = _told(collect(result), given)
+        return whole if whole.parts else replace(whole, each=each)
+
+
+def _told(boxes: list[Box], given: int) -> Observed:
+    """What returned values tell of a loss among them."""
+    shapes = {box.shape == () for box in boxes if box.scores and box.shape is not None}
+    return Observed(
+        why=next((why for box in boxes if (why := _changed(box))), ""),
+        lost=next((lost for box in boxes if (lost := _forgotten(box))), ""),
+        single=shapes.pop() if len(shapes) == 1 else None,
+        parts=_parts(boxes, given),
+    )
 
 
 def _parts(boxes: list[Box], given: int) -> int:

@@ -19,6 +19,7 @@ from niblick.audit.flow.boxes import (
     known,
     merge,
     reduced,
+    snapshot,
     target_bits,
     witness,
 )
@@ -126,18 +127,28 @@ class Scoring(Shapes):
             seen = self.observe(method, module, args, named, node)
             if seen.parts > 1:
                 return self.call_function(method, [module, *args], named, node)
+            if seen.each:
+                return tuple(
+                    self.predicted(source)
+                    if one.parts
+                    else self.observed_loss(source, target, method, one, node)
+                    for one in seen.each
+                )
             if not seen.parts:
-                out = self.score(source, target, node)
-                return self.observed_loss(out, target, method, seen, node)
+                return self.observed_loss(source, target, method, seen, node)
+        return self.predicted(source)
+
+    def predicted(self, source: Box) -> Box:
+        """What a model makes of tokens, of which no score has been taken."""
         self.interest += 1
-        source.shape = None
-        source.marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
-        return source
+        marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
+        return snapshot(source, shape=None, marks=marks)
 
     def observed_loss(
-        self, out: Box, target: Box, method: Function, seen: Any, node: ast.AST
+        self, source: Box, target: Box, method: Function, seen: Any, node: ast.AST
     ) -> Box:
         """A loss that a method of a model returns, as a look into it has shown it."""
+        out = self.score(source, target, node)
         if seen.why:
             doubt = DOUBT if seen.why.startswith(DOUBT) else ""
             self.warp(out, f"{doubt}{INSIDE}{seen.why.removeprefix(DOUBT)}")

@@ -89,7 +89,7 @@ class State:
         self.stack: list[str] = []
         self.defining: Class | None = None
         self.no_grad = 0
-        self.uncertain = 0
+        self.uncertain = self.ways = 0
         self.widened = 0
         self.laps = 0
         self.forced: dict[int, bool] = {}

@@ -31,6 +31,7 @@ from niblick.audit.flow.objects import (
     ReplacedEvent,
     UpdateEvent,
 )
+from niblick.audit.flow.state import SHOWN
 
 _VALIDATION_NAME = re.compile(
     r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
@@ -136,7 +137,8 @@ class Writing(Expressions):
 
     def set_item(self, holder: Any, key: Any, value: Any, node: ast.AST) -> None:
         if isinstance(holder, dict):
-            holder[self.plain_key(key)] = value
+            place = self.plain_key(key)
+            holder[place] = self.either(holder.get(place), value)
             self.keep(holder, key, value)
         elif isinstance(holder, list):
             if by_token(key):
@@ -160,6 +162,16 @@ class Writing(Expressions):
             method = holder.cls.find("__setitem__")
             if isinstance(method, Function):
                 self.call_function(method, [holder, key, value], {}, node)
+
+    def either(self, old: Any, new: Any) -> Any:
+        """What an entry holds that one way of an unknown condition has written after another: what
+        hooks have seen may be in it still.
+        """
+        marks = old.marks if isinstance(old, Box) else frozenset()
+        shown = {mark for mark in marks if mark.startswith(SHOWN)}
+        if not (shown and self.ways and isinstance(new, Box)):
+            return new
+        return snapshot(self.frozen([new])[0], marks=new.marks | shown)
 
     def box_set_item(self, box: Box, key: Any, value: Any, node: ast.AST) -> None:
         if box.live:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
+from typing import Any
 
 from niblick.audit.flow.figures import honest
 from niblick.audit.flow.objects import FigureEvent, Where
@@ -20,6 +21,16 @@ _FIGURE = re.compile(r"bpb|bits_per_byte", re.IGNORECASE)
 Programs = list[tuple[str, Program]]
 _PIECES = frozenset({"id_to_piece", "IdToPiece", "id_to_token", "piece"})
 _MARKER = "\u2581".encode()
+_MISTAKES = (
+    (
+        "with the marker of its leading space in it: three bytes for every space",
+        "Take the marker (U+2581) off, and count one byte for the space.",
+    ),
+    (
+        "of a single byte by how it is spelt (<0x0A>): six bytes for one",
+        "Count one byte for each piece that stands for a byte.",
+    ),
+)
 _DEPTH = 2
 _BYTES = re.compile(r"byte|char", re.IGNORECASE)
 
@@ -57,44 +68,60 @@ def check(case: Case) -> list[Finding]:
                 )
             )
     programs = _programs(case)
-    return [*out[:3], *_space_twice(case, programs), *_marker_counted(case, programs)]
+    return [*out[:3], *_space_twice(case, programs), *_spelling_counted(case, programs)]
 
 
-def _marker_counted(case: Case, programs: Programs) -> list[Finding]:
+def _spelling_counted(case: Case, programs: Programs) -> list[Finding]:
     """A breach where the bytes of a token are those of its piece as SentencePiece spells it, with
-    the marker of a leading space (three bytes for one) in it: nothing in the function, in what it
-    calls or in the names that it reads knows that marker.
+    the marker of a leading space (three bytes for one) or the number of a lone byte (six for one)
+    in it: nothing in the function, in what it calls or in the names that it reads knows of these.
     """
     for file, program in programs:
         others = program is not case.program
         for name in case.trace.reached - (set(case.program.functions) if others else set()):
             for function in program.functions.get(name, []):
                 size = _piece_size(function)
-                if size is not None and not _knows_marker(program, function, _DEPTH):
+                wrong = _MISTAKES[0] if size is not None else None
+                if size is not None and _knows(program, function, _DEPTH, _is_marker):
+                    size = _piece_size(function, _with_marker(function))
+                    lone = _knows(program, function, _DEPTH, _is_lone_byte)
+                    wrong = None if lone else _MISTAKES[1]
+                if size is not None and wrong is not None:
                     return [
                         case.finding(
                             RULE,
                             Severity.BREACH if case.trace.reported else Severity.WARNING,
-                            f"{name} counts the bytes of a piece with the marker of its leading"
-                            " space in it: three bytes for every space, so that the figure comes"
-                            " out too small.",
+                            f"{name} counts the bytes of a piece {wrong[0]}, so that the figure"
+                            " comes out too small.",
                             verdict="flag_other",
                             pointer="bytes",
                             where=Where(file=file, line=size.lineno, function=name),
-                            cure="Take the marker (U+2581) off, and count one byte for the space.",
+                            cure=wrong[1],
                         )
                     ]
     return []
 
 
-def _piece_size(function: ast.AST) -> ast.expr | None:
-    """Where a function stores the bytes of pieces that it asks a vocabulary for."""
+def _with_marker(function: ast.AST) -> set[ast.AST]:
+    """What a function does only with pieces that begin with the marker, which no lone byte does."""
+    return {
+        part
+        for node in ast.walk(function)
+        if isinstance(node, ast.If) and any(_is_marker(p) for p in ast.walk(node.test))
+        for statement in node.body
+        for part in ast.walk(statement)
+    }
+
+
+def _piece_size(function: ast.AST, but: Container[ast.AST] = frozenset()) -> ast.expr | None:
+    """Where a function stores the bytes of pieces that it asks a vocabulary for, `but` for some."""
     calls = [n for n in ast.walk(function) if isinstance(n, ast.Call)]
     if not any(last(call.func) in _PIECES for call in calls):
         return None
     named = _made_of(function, lambda n: isinstance(n, ast.Call) and last(n.func) in _PIECES)
     for call in calls:
-        inner = call.args[0] if last(call.func) == "len" and call.args else None
+        counts = last(call.func) == "len" and call.args and call not in but
+        inner = call.args[0] if counts else None
         if isinstance(inner, ast.Call) and last(inner.func) == "encode":
             names = {n.id for n in ast.walk(inner) if isinstance(n, ast.Name)}
             asked = any(
@@ -127,23 +154,34 @@ def _made_of(function: ast.AST, start: Callable[[ast.AST], bool]) -> set[str]:
     return made
 
 
-def _knows_marker(program: Program, node: ast.AST, depth: int) -> bool:
-    """Whether code holds the marker, itself, in names that it reads or in what it calls."""
+def _knows(program: Program, node: ast.AST, depth: int, told: Callable[[ast.AST], bool]) -> bool:
+    """Whether code holds what is `told`, itself, in names that it reads or in what it calls."""
     for part in ast.walk(node):
-        value = part.value if isinstance(part, ast.Constant) else None
-        if (isinstance(value, str) and "\u2581" in value) or value == 0x2581:
+        if told(part):
             return True
-        if isinstance(value, bytes) and _MARKER in value:
-            return True
-        if isinstance(part, ast.Name) and depth and isinstance(part.ctx, ast.Load):
+        others: list[Any] = []
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
             others = [*program.defined.get(part.id, []), *program.functions.get(part.id, [])]
-            if any(_knows_marker(program, other, depth - 1) for other in others):
-                return True
-        if isinstance(part, ast.Attribute) and depth:
-            methods = program.functions.get(part.attr, [])
-            if any(_knows_marker(program, other, depth - 1) for other in methods):
-                return True
+        if isinstance(part, ast.Attribute):
+            others = program.functions.get(part.attr, [])
+        if depth and any(_knows(program, other, depth - 1, told) for other in others):
+            return True
     return False
+
+
+def _is_marker(part: ast.AST) -> bool:
+    """Whether a part of a program is the marker of a leading space."""
+    value = part.value if isinstance(part, ast.Constant) else None
+    if isinstance(value, str):
+        return "\u2581" in value
+    return value == 0x2581 or (isinstance(value, bytes) and _MARKER in value)
+
+
+def _is_lone_byte(part: ast.AST) -> bool:
+    """Whether a part of a program asks for pieces of one byte, or spells how they begin."""
+    if isinstance(part, (ast.Attribute, ast.Name)):
+        return last(part).lower().replace("_", "") == "isbyte"
+    return isinstance(part, ast.Constant) and "0x" in str(part.value).lower()
 
 
 def _space_twice(case: Case, programs: Programs) -> list[Finding]:
