@@ -90,8 +90,7 @@ class State:
         self.defining: Class | None = None
         self.no_grad = 0
         self.uncertain = self.ways = 0
-        self.widened = 0
-        self.laps = 0
+        self.widened = self.laps = 0
         self.forced: dict[int, bool] = {}
         self.decided: dict[tuple[Any, ...], set[tuple[int, bool]]] = {}
         self.sketched: dict[int, int] = {}  # work on the plain turns of each loop
