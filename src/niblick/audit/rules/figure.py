@@ -113,15 +113,15 @@ def _finding(case: Case, event: FigureEvent) -> Finding:
 
 def _part(case: Case) -> list[Finding]:
     """A breach where every figure that counts is of the same fixed number of tokens or windows.
-    Where no log tells which counts, so must the last one be that is printed: training reports
-    figures of a part on its way to that of the whole.
+    So must the last one be that is printed, unless logs tell which counts and it is a named one
+    itself: training reports figures of a part on its way to that of the whole.
     """
     events = {e.number: e for e in case.trace.scores}
     claimed = case.claimed.scores
     scored = [f for f in case.trace.figures if f.scores]
     named = [f for f in scored if f.named]
     named = [f for f in named if f.scores & claimed] or named
-    known = any(f.scores & claimed for f in named)
+    known = any(f.scores & claimed for f in named) and scored[-1].named
     counted = named if known or not named else [*named, scored[-1]]
     cuts = [cuts_of(events[n].marks) for f in counted for n in f.scores if n in events]
     shared = set.intersection(*cuts) if cuts else set()
