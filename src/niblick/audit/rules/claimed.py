@@ -61,6 +61,11 @@ def claimed(submission: Submission, logs: list[list[str]], trace: Trace) -> Clai
     return Claimed(stated, found, unseen > best, frozenset(stating))
 
 
+def shows(line: str, claim: str) -> bool:
+    """Whether a line of a log states a claimed figure."""
+    return _states(_NUMBER.findall(line), (claim,))
+
+
 def _states(numbers: list[str], stated: tuple[str, ...]) -> bool:
     return any(same(number, claim) for number in numbers for claim in stated)
 

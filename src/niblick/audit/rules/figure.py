@@ -9,6 +9,7 @@ from niblick.audit.flow.figures import INSIDE, honest
 from niblick.audit.flow.lengths import cuts_of
 from niblick.audit.flow.objects import FigureEvent
 from niblick.audit.rules.case import Case
+from niblick.audit.rules.claimed import shows
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 from niblick.audit.words import words
@@ -74,10 +75,11 @@ def logged_only(case: Case, function: str) -> bool:
 
 
 def _printed_elsewhere(case: Case, function: str) -> bool:
-    """Whether logs state the claimed figure, in lines none of which a function of this name prints
-    as far as its words tell.
+    """Whether logs state the claimed figure, the best one that is stated, in lines none of which a
+    function of this name prints as far as its words tell.
     """
-    plain = [_DIGITS.sub("0", line) for line in case.claimed.lines]
+    best = min(case.claimed.stated, key=float)
+    plain = [_DIGITS.sub("0", line) for line in case.claimed.lines if shows(line, best)]
     own = [printed.pieces for printed in case.scan.printed if printed.function == function]
     return bool(plain and own) and not any(in_order(p, line) for p in own for line in plain)
 
