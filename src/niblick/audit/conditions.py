@@ -164,9 +164,11 @@ def logs(root: Path, text: str) -> list[list[str]]:
     others = sorted({*root.glob("*.txt")} - {*called})
     out: list[list[str]] = []
     for path in [p for p in (*called, *others) if p.is_file() and not p.is_symlink()]:
+        if len(out) == _MAX_LOGS:
+            break
         with path.open("rb") as handle:
             text = handle.read(_MAX_LOG).decode("utf-8", "replace")
-        if len(out) < _MAX_LOGS and (path in called or _SHOWS.search(text)):
+        if path in called or _SHOWS.search(text):
             lines = text.splitlines()
             out.append([line for line in lines if line.strip() and line.strip() not in source])
     return out

@@ -93,14 +93,8 @@ def _tokenizer(recipe: Recipe, plan: Plan) -> list[Entry]:
     return [{"name": "tokenizer", "kind": kind, "vocabulary": size}]
 
 
-_LESS = {  # a tokenizer without case operators, and one of BPE in place of a unigram model
-    "case-operators": {"train-case": "train", "train-unigram-case": "train-unigram"},
-    "unigram": {"train-unigram": "train", "train-unigram-case": "train-case"},
-}
-
-
-def _of_tokenizer(name: str, summary: str, shown: str) -> Technique:
-    less = _LESS[name]
+def _of_tokenizer(name: str, summary: str, shown: str, less: dict[str, str]) -> Technique:
+    """A technique of trained tokenizers; `less` maps those that use it to what they are without."""
 
     def without(recipe: Recipe) -> dict[str, Any]:
         found = less.get(recipe.data.tokenizer)
@@ -200,8 +194,18 @@ _OF_RUNS = (
         card=lambda recipe, plan: [_codec(recipe, "compression")],
     ),
     Technique(name="tokenizer", group="other", card=_tokenizer),
-    _of_tokenizer("case-operators", "case operators in the tokenizer", "case operators"),
-    _of_tokenizer("unigram", "a unigram model as the tokenizer", "unigram tokenizer"),
+    _of_tokenizer(
+        "case-operators",
+        "case operators in the tokenizer",
+        "case operators",
+        {"train-case": "train", "train-unigram-case": "train-unigram"},
+    ),
+    _of_tokenizer(
+        "unigram",
+        "a unigram model as the tokenizer",
+        "unigram tokenizer",
+        {"train-unigram": "train", "train-unigram-case": "train-case"},
+    ),
 )
 
 

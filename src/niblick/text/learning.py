@@ -1,10 +1,10 @@
 """Training a lossless tokenizer with byte fallback, BPE or unigram, by SentencePiece's trainer.
 
-Normalisation is the identity. Choices that raise the bytes per token of a small vocabulary and cost
-no exactness: pieces may cross words (`of the` can be one token) and mix scripts and digits. In BPE
-a single ASCII character is spelled by its byte piece, so that no entry is spent on a second name
-for it; in a unigram model it is a piece, whose score says how likely it is. The vocabulary is
-exactly `vocab_size` in every case.
+Normalisation is the identity. In BPE, choices that raise the bytes per token of a small vocabulary
+and cost no exactness: merges may cross words (`of the` can be one token) and mix scripts and
+digits, and a single ASCII character is spelled by its byte piece, so that no entry is spent on a
+second name for it. In a unigram model pieces keep within words, and a single character has one of
+its own, whose score says how likely it is. The vocabulary is exactly `vocab_size` in every case.
 """
 
 from __future__ import annotations
@@ -36,12 +36,17 @@ TRAINED: dict[str, dict[str, bool]] = {  # what is trained by which name, as `tr
 }
 SAMPLE = 16_000_000  # characters that are read in all
 _UNIGRAM_SAMPLE = 5_000_000  # the same for a unigram model, which takes ten times as long
-_UNIGRAM = {  # fewer pieces to begin with cost bits per byte later on, faster shrinking some
-    "seed_sentencepiece_size": 1_000_000,
-    "shrinking_factor": 0.9,
+_UNIGRAM = {  # options of the trainer
+    "model_type": "unigram",
+    "split_by_whitespace": True,
+    "split_by_unicode_script": False,
+    "split_by_number": False,
+    "seed_sentencepiece_size": 1_000_000,  # fewer pieces to begin with cost bits per byte later on
+    "shrinking_factor": 0.9,  # so does taking more of them away at once
 }
 _RESERVED = re.compile("[\0\u2585]")  # the trainer's own marks
 _PIECE = 1 << 16  # characters of one sentence at most
+_SPACE_SCORE = -1.0  # where no text has a space of its own
 _SPARE = 512  # pieces that a unigram model has beside characters, before it is cut down
 _RARE = 0.001  # of the text: its rarest characters are left to byte pieces
 
@@ -59,7 +64,8 @@ def train_tokenizer(
     At most 16 million characters are read (5 million for a unigram model), evenly over the text.
     With `across_words` false no piece holds more than one word; with `case` capitals are marks
     (`niblick.text.case`); with `unigram` it is a unigram language model in place of BPE (Kudo
-    2018). Raises `DataError` for a vocabulary out of range or no text at all.
+    2018), whose pieces never hold more than one. Raises `DataError` for a vocabulary out of range
+    or no text at all.
     """
     marks = MARKS if case else ()
     smallest = SMALLEST_VOCABULARY + len(marks)
@@ -75,9 +81,9 @@ def train_tokenizer(
         raise DataError("there is no text to train a tokenizer on")
     room = vocab_size - smallest + 1
     if unigram:
-        model = _unigram(sample, room, vocab_size, across_words=across_words, case=case)
+        model = _unigram(sample, room, vocab_size, marks)
     else:
-        model = _bpe(sample, room, vocab_size, across_words=across_words, case=case)
+        model = _bpe(sample, room, vocab_size, marks, across_words=across_words)
     plain = SentencePieceTokenizer(model)
     return CaseTokenizer(plain) if case else plain
 
@@ -90,33 +96,33 @@ def trained_as(tokenizer: Tokenizer) -> str:
 
 
 def _bpe(
-    sample: list[str], room: int, vocab_size: int, *, across_words: bool, case: bool
+    sample: list[str], room: int, vocab_size: int, marks: tuple[str, ...], *, across_words: bool
 ) -> SentencePieceModel:
     """Merges by rank, then characters by frequency, in `room` ids after the marks."""
-    # learned in excess, to replace the ASCII characters that are dropped
-    pieces = _learn(sample, "bpe", vocab_size + _ASCII_ROOM, across_words, case)
+    apart = ("split_by_whitespace", "split_by_unicode_script", "split_by_number")
+    options = {"model_type": "bpe", **dict.fromkeys(apart, not across_words)}
+    pieces = _learn(sample, vocab_size + _ASCII_ROOM, bool(marks), options)
     learned = [piece.text for piece in pieces]
     singles = [text for text in learned if len(text) == 1 and not text.isascii() and text != SPACE]
     singles = [SPACE, *singles][:room]
     merges = [text for text in learned if len(text) > 1]
-    marks = MARKS if case else ()
     return spmodel.lossless_bpe([*marks, *merges[: room - len(singles)], *singles], vocab_size)
 
 
 def _unigram(
-    sample: list[str], room: int, vocab_size: int, *, across_words: bool, case: bool
+    sample: list[str], room: int, vocab_size: int, marks: tuple[str, ...]
 ) -> SentencePieceModel:
-    """The likeliest pieces, in `room` ids after the marks, which no other piece covers."""
+    """The likeliest pieces, the space among them, in `room` ids after the marks, which no other
+    piece covers.
+    """
     wanted = max(room, 2 * _common_letters(sample) + _SPARE)
-    pieces = _learn(sample, "unigram", wanted + SMALLEST_VOCABULARY, across_words, case)
-    scores = {piece.text: piece.score for piece in pieces}
+    pieces = _learn(sample, wanted + SMALLEST_VOCABULARY, bool(marks), _UNIGRAM)
+    scores = {SPACE: _SPACE_SCORE} | {piece.text: piece.score for piece in pieces}
     best = sorted(scores, key=lambda text: (text != SPACE, -scores[text]))[:room]
     steps = spmodel.SCORE_STEPS
-    rounded = {text: -round(-scores.get(text, -1.0) * steps) / steps for text in {*best, SPACE}}
-    ordered = sorted(rounded, key=lambda text: (-rounded[text], text))[:room]
-    marks = MARKS if case else ()
-    found = [(mark, 0.0) for mark in marks] + [(text, rounded[text]) for text in ordered]
-    return spmodel.lossless_unigram(found, vocab_size)
+    rounded = [(text, round(scores[text] * steps) / steps) for text in best]
+    found = sorted(rounded, key=lambda piece: (-piece[1], piece[0]))
+    return spmodel.lossless_unigram([*((mark, 0.0) for mark in marks), *found], vocab_size)
 
 
 def _common_letters(texts: list[str]) -> int:
@@ -124,8 +130,8 @@ def _common_letters(texts: list[str]) -> int:
     counts = Counter[str]()
     for text in texts:
         counts.update(text)
-    found = accumulate(count for _, count in counts.most_common())
-    return sum(1 for count in found if count < (1 - _RARE) * counts.total()) + 1
+    kept = (1 - _RARE) * counts.total()
+    return sum(seen < kept for seen in accumulate(n for _, n in counts.most_common())) + 1
 
 
 def _sample(texts: list[str], most: int) -> list[str]:
@@ -140,27 +146,20 @@ def _sample(texts: list[str], most: int) -> list[str]:
 
 
 def _learn(
-    texts: list[str], kind: str, count: int, across_words: bool, case: bool
+    texts: list[str], count: int, case: bool, options: dict[str, Any]
 ) -> list[spmodel.Piece]:
     """The trainer's learned pieces, some `count` less 258 of them."""
     model = io.BytesIO()
-    unigram = kind == "unigram"
-    mixes = across_words or unigram
-    options: dict[str, Any] = _UNIGRAM if unigram else {}
     try:
         sentencepiece.SentencePieceTrainer.Train(
             sentence_iterator=segments(texts) if case else iter(texts),
             model_writer=model,
-            model_type=kind,
             vocab_size=count,
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             add_dummy_prefix=not case,  # segments have it where it belongs
             character_coverage=1 - _RARE,
-            split_by_whitespace=unigram or not across_words,
-            split_by_unicode_script=not mixes,
-            split_by_number=not mixes,
             max_sentence_length=2**30,
             hard_vocab_limit=False,
             unk_id=0,

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from itertools import accumulate, pairwise
+from math import isfinite
 from typing import Any, NamedTuple
 
 from niblick.errors import DataError
@@ -337,17 +338,14 @@ def pack(model: SentencePieceModel) -> bytes:
     if learned and max(map(len, texts)) < 256:
         counts = struct.pack("<HH", len(model.pieces) - 1, len(texts))
         body = counts + bytes(map(len, texts)) + b"".join(texts)
-        names = [piece.text for piece in learned]
-        if lossless_bpe(names, len(model.pieces)).serialize() == whole:
-            return _LISTED + zlib.compress(body, 9)
-        levels = [round(-piece.score * SCORE_STEPS) for piece in learned]
-        falls = [after - before for before, after in pairwise([0, *levels])]
-        scored = [(name, -level / SCORE_STEPS) for name, level in zip(names, levels, strict=True)]
-        if (
-            0 <= min(falls) <= max(falls) < 256
-            and lossless_unigram(scored, len(model.pieces)).serialize() == whole
-        ):
-            return _SCORED + zlib.compress(body + bytes(falls), 9)
+        kind, falls, scores = _LISTED, list[int](), None
+        if model.kind_name == "unigram" and all(isfinite(piece.score) for piece in learned):
+            levels = [round(-piece.score * SCORE_STEPS) for piece in learned]
+            falls = [after - before for before, after in pairwise([0, *levels])]
+            kind, scores = _SCORED, [-level / SCORE_STEPS for level in levels]
+        rebuilt = ListedModel.of([piece.text for piece in learned], len(model.pieces), scores)
+        if all(0 <= fall < 256 for fall in falls) and rebuilt.serialize() == whole:
+            return kind + zlib.compress(body + bytes(falls), 9)
     return _COMPRESSED + lzma.compress(whole, preset=9 | lzma.PRESET_EXTREME)
 
 

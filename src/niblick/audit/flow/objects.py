@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from niblick.audit.reads import CASTS, name_of
-
 
 @dataclass(frozen=True)
 class Dotted:
@@ -52,9 +50,7 @@ class Class:
 
     @cached_property
     def settings(self) -> dict[str, ast.expr]:
-        """What the constructor, and nothing else of the class, keeps under names of its own, as far
-        as no call makes it but those that read the environment; of a choice, one way may be that.
-        """
+        """What the constructor, and nothing else of the class, keeps under names of its own."""
         init = self.find("__init__")
         if not isinstance(init, Function) or isinstance(init.node, ast.Lambda):
             return {}
@@ -71,7 +67,6 @@ class Class:
             if isinstance(node, ast.Assign)
             and isinstance(node.targets[0], ast.Attribute)
             and stored[node.targets[0].attr] == 1
-            and (isinstance(node.value, ast.IfExp) or not makes(node.value))
         }
 
     def holds(self, name: str) -> bool:
@@ -79,20 +74,6 @@ class Class:
         return name in self.body or any(
             isinstance(base, Class) and base.holds(name) for base in self.bases
         )
-
-
-def makes(expression: ast.expr) -> bool:
-    """Whether a part of an expression is a call, or names a value, and does more than read a
-    setting.
-    """
-    return any(_makes(part) for part in ast.walk(expression))
-
-
-def _makes(node: ast.AST) -> bool:
-    if not isinstance(node, ast.Call):
-        return isinstance(node, ast.NamedExpr)
-    name, holder = name_of(node.func), getattr(node.func, "value", None)
-    return name not in CASTS | {"getenv"} and not (name == "get" and name_of(holder) == "environ")
 
 
 @dataclass(eq=False)

@@ -25,8 +25,9 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.containers import Containers
 from niblick.audit.flow.figures import LOST, WARP
-from niblick.audit.flow.objects import Class, Function, Instance, Module, Namespace, Trace, makes
+from niblick.audit.flow.objects import Class, Function, Instance, Module, Namespace, Trace
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
+from niblick.audit.reads import CASTS, name_of
 
 _SETTINGS = (bool, int, float, str, type(None), Instance, Namespace, Class)
 
@@ -88,8 +89,8 @@ class Observing(Containers):
         that makes something.
         """
         if not isinstance(made, ast.IfExp):
-            return None if makes(made) else made
-        test = None if makes(made.test) else self.truth(self.value(made.test))
+            return None if _makes(made) else made
+        test = None if _makes(made.test) else self.truth(self.value(made.test))
         return None if test is None else self.way(made.body if test else made.orelse)
 
     def on_the_side(
@@ -120,6 +121,22 @@ class Observing(Containers):
         each = tuple(_told(p, given) if p else Observed(parts=1) for p in parts)
         whole = _told(collect(result), given)
         return whole if whole.parts else replace(whole, each=each)
+
+
+def _makes(expression: ast.expr) -> bool:
+    """Whether a part of an expression is a call, or names a value, and does more than read a
+    setting.
+    """
+    return any(
+        isinstance(part, ast.NamedExpr) or (isinstance(part, ast.Call) and not _reads(part))
+        for part in ast.walk(expression)
+    )
+
+
+def _reads(call: ast.Call) -> bool:
+    """Whether a call reads a setting of the environment, or changes its type."""
+    name, holder = name_of(call.func), getattr(call.func, "value", None)
+    return name in CASTS | {"getenv"} or (name == "get" and name_of(holder) == "environ")
 
 
 def _told(boxes: list[Box], given: int) -> Observed:

@@ -80,26 +80,34 @@ def _spelling_counted(case: Case, programs: Programs) -> list[Finding]:
         others = program is not case.program
         for name in case.trace.reached - (set(case.program.functions) if others else set()):
             for function in program.functions.get(name, []):
-                size = _piece_size(function)
-                wrong = _MISTAKES[0] if size is not None else None
-                if size is not None and _knows(program, function, _DEPTH, _is_marker):
-                    size = _piece_size(function, _with_marker(function))
-                    lone = _knows(program, function, _DEPTH, _is_lone_byte)
-                    wrong = None if lone else _MISTAKES[1]
-                if size is not None and wrong is not None:
+                mistake = _spelling(program, function)
+                if mistake is not None:
+                    size, wrong, cure = mistake
                     return [
                         case.finding(
                             RULE,
                             Severity.BREACH if case.trace.reported else Severity.WARNING,
-                            f"{name} counts the bytes of a piece {wrong[0]}, so that the figure"
+                            f"{name} counts the bytes of a piece {wrong}, so that the figure"
                             " comes out too small.",
                             verdict="flag_other",
                             pointer="bytes",
                             where=Where(file=file, line=size.lineno, function=name),
-                            cure=wrong[1],
+                            cure=cure,
                         )
                     ]
     return []
+
+
+def _spelling(program: Program, function: ast.AST) -> tuple[ast.expr, str, str] | None:
+    """Where a function counts bytes of pieces as they are spelled, what is wrong there, and its
+    cure.
+    """
+    size, (wrong, cure) = _piece_size(function), _MISTAKES[0]
+    if size is not None and _knows(program, function, _DEPTH, _is_marker):
+        size, (wrong, cure) = _piece_size(function, _with_marker(function)), _MISTAKES[1]
+        if _knows(program, function, _DEPTH, _is_lone_byte):
+            return None
+    return (size, wrong, cure) if size is not None else None
 
 
 def _with_marker(function: ast.AST) -> set[ast.AST]:

@@ -35,21 +35,21 @@ def _figures(case: Case) -> list[Finding]:
     if not any(f.content is not None and honest(f.content) and not f.warps for f in figures):
         bad = [f for f in figures if _why(f)]
     else:
-        claimed = case.claimed.scores
-        bad = [f for f in figures if f.named and _why(f) and not _beside(case, f, claimed)]
+        bad = [f for f in figures if f.named and _why(f) and not _beside(case, f)]
     out: dict[int, Finding] = {}
     for event in bad:
         out.setdefault(event.where.line, _finding(case, event))
     return list(out.values())[:5]
 
 
-def _beside(case: Case, event: FigureEvent, claimed: frozenset[int]) -> bool:
+def _beside(case: Case, event: FigureEvent) -> bool:
     """Whether a figure is one that its function only logs; or of the loss that a model learns from,
     whatever that is; or one of unknown content of other tokens than validation ones, as far as
     known, and not the claimed one, which is seen to be honest.
     """
     if logged_only(case, event.where.function):
         return True
+    claimed = case.claimed.scores
     changed = (*event.warps, *(event.lost if event.content is None else ()))
     learnt = bool(changed) and all(each.startswith(INSIDE) for each in changed)
     if not claimed or event.scores & claimed or not (learnt or event.content is None):
