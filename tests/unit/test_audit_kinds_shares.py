@@ -54,6 +54,60 @@ def test_a_count_out_of_many_is_divided_by_their_sum(
     assert judged(tmp_path, text).startswith(verdict)
 
 
+MASKED = """
+def masked(net, held, s):
+    sizes = byte_table()
+    words = held.numpy()
+    ctx_seen, pair_seen = np.zeros(65536, dtype=np.uint32), np.zeros(65536, dtype=np.uint32)
+    total, size = 0.0, 0.0
+    with torch.no_grad():
+        for a in range(1, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            every = F.softmax(net.head(net.hidden(x[None])).flatten(0, 1), -1)
+            own = every.gather(1, y[:, None]).squeeze(1).numpy()
+            doubt = -(every * every.log()).sum(-1).numpy()
+            past, now = words[a - {back}:a - {back} + s.context], words[a + 1:a + 1 + s.context]
+            ctx_key = (past * 36313) & 65535
+            key = (ctx_key ^ ({token} * 27191)) & 65535
+            context, count = ctx_seen[ctx_key], pair_seen[key]
+            known = (context >= 2) & (count > 0)
+            share, met = np.zeros(s.context), np.zeros(s.context, dtype=bool)
+            if known.any():
+                spot = np.nonzero(known)[0]
+                share[spot] = np.minimum(count[spot], context[spot]) / {below}
+                met[spot] = True
+            part = np.full(s.context, 0.3)
+            for i in range(s.context):
+                if met[i]:
+                    part[i] = 0.1 + 0.5 / (1 + np.exp(2 - doubt[i]))
+            mixed = own.copy()
+            if met.any():
+                mixed[met] = (1 - part[met]) * own[met] + part[met] * share[met]
+            total += float(-np.log(mixed).sum())
+            size += float(sizes[y].sum())
+            np.add.at(ctx_seen, ctx_key, 1)
+            np.add.at(pair_seen, key, 1)
+    return figure(torch.tensor(total), torch.tensor(size))
+"""
+
+
+@pytest.mark.parametrize(
+    ("back", "token", "below", "flagged"),
+    [
+        (0, "now", "context[spot]", True),  # the token before, then the scored one
+        (1, "now", "context[spot]", True),  # one token in between is left out
+        (1, "now", "1000.0", True),  # by the mixture alone
+        (1, "words[a:a + s.context]", "1000.0", False),  # tokens before the scored one alone
+    ],
+)
+def test_counts_by_context_and_scored_token_are_followed_through_masks(
+    tmp_path: Path, back: int, token: str, below: str, flagged: bool
+) -> None:
+    text = MASKED.format(back=back, token=token, below=below)
+    verdict = judged(tmp_path, program(text, main="masked(net, held, s)"))
+    assert (verdict == "flag_ngram") == flagged, verdict
+
+
 def _logged(folder: Path, pairs: list[tuple[float, float]], tokens: int, readme: str = "") -> str:
     """The verdict on an honest script with such a log, whose last pair is the claimed one."""
     (folder / "train_gpt.py").write_text(program(PLAIN, main="evaluate(net, held, s)"))

@@ -14,6 +14,7 @@ from niblick.audit.flow.boxes import (
     POSITIVE,
     Array,
     Box,
+    bits,
     collect,
     elementwise,
     is_token,
@@ -185,7 +186,7 @@ class Arithmetic(Hints):
             and a.key is not None
             and b.key is not None
             and "hashed" in a.marks
-            and _ahead(a.key, b.key, 1)
+            and _ahead(a.key, b.key)
         ):
             reason = (
                 "a count read with a key that holds the next token is divided by the count of its"
@@ -196,8 +197,7 @@ class Arithmetic(Hints):
                 one.key is not None
                 and "hashed" in one.marks
                 and other.nll
-                and other.pos is not None
-                and (_ahead(one.key, other.pos, 0))
+                and _holds_scored(one.key, other)
             ):
                 reason = (
                     "a count read with a key that holds the scored token is mixed into that token's"
@@ -363,11 +363,24 @@ def _inverted(array: Any) -> Any:
     return np.logical_not(array) if array.dtype.kind == "f" else np.invert(array)
 
 
-def _ahead(key: Any, base: Any, step: int) -> bool:
-    """Whether most known elements of `key` are exactly `step` positions after those of `base`."""
+def _ahead(key: Any, base: Any) -> bool:
+    """Whether most known elements of `key` are positions after those of `base`."""
     try:
         both = (key >= 0) & (base >= 0)
-        return bool(both.any()) and bool(((key - base)[both] == step).mean() > 0.5)
+        return bool(both.any()) and bool(((key - base)[both] > 0).mean() > 0.5)
+    except (ValueError, TypeError):
+        return False
+
+
+def _holds_scored(key: Any, scores: Box) -> bool:
+    """Whether keys end at the very positions that are scored: element by element, or, where a mask
+    has lost which those are, by the newest of both.
+    """
+    if scores.pos is None:
+        return 0 < bits(key).bit_length() == target_bits(scores).bit_length()
+    try:
+        both = (key >= 0) & (scores.pos >= 0)
+        return bool(both.any()) and bool((key == scores.pos)[both].mean() > 0.5)
     except (ValueError, TypeError):
         return False
 
