@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from niblick.audit.review import review
-from unit.audit_programs import PLAIN, judged, program
+from unit.audit_programs import PLAIN, TRAIN_FIRST, judged, program
 
 HASHED = """
 def hashed(net, held, s):
@@ -233,6 +233,31 @@ def test_the_claimed_number_of_a_line_is_one_that_was_followed(
     text = program(PLAIN, TWO.replace("SHOWN", shown), main="two(net, held, s)")
     log, claim = "final plain_bpb:1.214700 val_bpb:0.392200\n", '{"val_bpb": 0.3922}'
     found = judged(tmp_path, text, train__log=log, submission__json=claim)
+    assert found.startswith(verdict)
+
+
+STAGES = """
+def stages(net, held, s):
+    print(f"weights_after_the_round_trip val_bpb:{evaluate(net, held, s):.8f}")
+    fit_held(net, held, s)
+    print(f"trained val_bpb:{evaluate(net, held, s):.8f}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("claim", "verdict"),
+    [
+        ({"round_trip_val_bpb": 1.16546619, "val_bpb": 1.14190341}, "flag_prequant_ttt"),
+        ({"round_trip_val_bpb": 1.16546619, "after_val_bpb": 1.14190341}, "hold"),
+        ({"after_val_bpb": 1.14190341, "val_bpb": 1.16546619}, "hold"),
+    ],
+)
+def test_of_several_figures_the_one_named_as_the_score_is_claimed(
+    tmp_path: Path, claim: dict[str, float], verdict: str
+) -> None:
+    text = program(PLAIN, TRAIN_FIRST, STAGES, main="stages(net, held, s)")
+    log = "weights_after_the_round_trip val_bpb:1.16546619\ntrained val_bpb:1.14190341\n"
+    found = judged(tmp_path, text, train__log=log, submission__json=json.dumps(claim))
     assert found.startswith(verdict)
 
 

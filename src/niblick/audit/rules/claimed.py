@@ -44,7 +44,12 @@ def claimed(submission: Submission, logs: list[list[str]], trace: Trace) -> Clai
     if not stated or not trace.printed:
         return Claimed(stated)
     lines = list(dict.fromkeys(line for log in logs for line in log))
-    stating = [line for line in lines if _states(_NUMBER.findall(line), stated)]
+    plain = tuple(_bpb_fields(submission.metadata or {}, _DEPTH, plain=True))
+    stating = _stating(lines, plain)
+    if stating:  # figures of other names are those of stages before the claimed one
+        stated = plain
+    else:
+        stating = _stating(lines, stated)
     best, found, unseen = _SHORTEST, frozenset[int](), 0
     for values, end in dict.fromkeys(trace.printed):
         pieces = [*(word for word, _ in values), end]
@@ -59,6 +64,10 @@ def claimed(submission: Submission, logs: list[list[str]], trace: Trace) -> Clai
         elif not scores:
             unseen = max(unseen, size)
     return Claimed(stated, found, unseen > best, frozenset(stating))
+
+
+def _stating(lines: list[str], stated: tuple[str, ...]) -> list[str]:
+    return [line for line in lines if _states(_NUMBER.findall(line), stated)]
 
 
 def shows(line: str, claim: str) -> bool:
@@ -100,17 +109,18 @@ def _claims(submission: Submission) -> Iterator[str]:
     yield from stated or [m[1] for m in said]
 
 
-def _bpb_fields(value: object, depth: int) -> Iterator[str]:
+def _bpb_fields(value: object, depth: int, plain: bool = False) -> Iterator[str]:
+    """Figures of a submission's metadata; `plain`: those named as the challenge names the score."""
     if not isinstance(value, dict) or depth == 0:
         return
     for name, inner in list(value.items())[:200]:
         if (
             isinstance(inner, float)
-            and "bpb" in str(name).lower()
+            and ("bpb" in str(name).lower() if not plain else name == "val_bpb")
             and not re.search(r"std|baseline|sota|prior|previous|delta|pre_", str(name).lower())
         ):
             yield repr(inner)
-        yield from _bpb_fields(inner, depth - 1)
+        yield from _bpb_fields(inner, depth - 1, plain)
 
 
 def same(logged: str, claim: str) -> bool:
