@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -101,3 +102,23 @@ def test_a_reserve_ends_a_budget_in_seconds_earlier_by_half_at_most(
     assert schedule.fits(at, 0.0) == (spent <= schedule.duration.amount)
     steps = Schedule(_recipe("10 steps", 0.0, 0.5), reserve)
     assert steps.duration.amount == 10 and steps.fits(at, 1e9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.sampled_from(["steps", "tokens", "s"]), LENGTHS)
+def test_the_smaller_of_duration_and_passes_is_the_budget(
+    amount: int, most: int, unit: str, warmdown: object
+) -> None:
+    text = BATCH * most // 2 or 1
+    total = amount * BATCH if unit == "tokens" else amount
+    recipe = _recipe(f"{total} {unit}", 0.0, warmdown).model_copy(update={"max_passes": 2.0})
+    schedule = Schedule(recipe, text=text)
+    moments = _walk(schedule, 1.0)
+    assert len(moments) == min(amount, -(-2 * text // BATCH))
+    assert schedule.is_last(moments[-1]) or len(moments) == 1
+    other = min(most, amount) * BATCH
+    same = Schedule(_recipe(f"{other} tokens", 0.0, warmdown))
+    if most % 2 == 0:
+        assert [schedule.multiplier(m) for m in moments[1:]] == pytest.approx(
+            [same.multiplier(m) for m in _walk(same, 1.0)[1:]]
+        )

@@ -78,6 +78,7 @@ OTHER: dict[str, Any] = {
     "model.mtp.heads": 2,
     "model.mtp.weight": 0.1,
     "training.duration": "3500 steps",
+    "training.max_passes": 20.0,
     "training.sequence_length": 512,
     "training.batch_tokens": 65536,
     "training.micro_batch_tokens": 8192,

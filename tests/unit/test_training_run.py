@@ -212,3 +212,19 @@ def test_what_takes_long_is_said_and_what_does_not_is_not(monkeypatch) -> None:
     with told_if_slow(say, "short work"):
         pass
     assert said == ["long work"]
+
+
+def test_a_run_ends_at_its_most_passes_with_its_schedule_and_says_so(tmp_path: Path) -> None:
+    data, said = tiny_dataset(tmp_path / "data"), list[str]()
+    recipe = tiny_recipe(duration="400 steps", max_passes=2)
+    result = train(recipe, data, tmp_path / "run", world=World(), say=said.append)
+    text = data.token_count("train")
+    assert 2 * text <= result.tokens < 2 * text + 128
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    rates = [row["multiplier"] for row in rows if "multiplier" in row]
+    assert rates[0] == 1 and rates[-1] < 0.1
+    (line,) = said
+    assert line.startswith("2 passes over the text (training.max_passes)")
+    longer = tiny_recipe(duration="3 steps", max_passes=2)
+    train(longer, data, tmp_path / "short", world=World(), say=said.append)
+    assert said == [line]

@@ -1,7 +1,7 @@
 """Where a run stands in its budget, and what follows: learning-rate multiplier, momentum, rounding.
 
-Everything is a function of the fraction of `training.duration` that is spent, so warmdown, late QAT
-and averaging happen in any run, however short, slow or often resumed. Lengths given in steps become
+Everything is a function of the fraction of the budget that is spent, so warmdown, late QAT and
+averaging happen in any run, however short, slow or often resumed. Lengths given in steps become
 fractions by the budget itself (steps, tokens) or by the measured step time (seconds), and never
 exceed the budget.
 """
@@ -43,11 +43,14 @@ def linear(ahead: float, final: float) -> float:
 class Schedule:
     """The recipe's schedule; a budget in steps or tokens never looks at the clock.
 
-    `reserve` seconds at the end of a budget in seconds are left to what follows the steps.
+    `reserve` seconds at the end of a budget in seconds are left to what follows the steps. With
+    `text`, the number of tokens of the training text, the budget is the smaller of the duration and
+    `max_passes` over them.
     """
 
-    def __init__(self, recipe: TrainingRecipe, reserve: float = 0.0) -> None:
+    def __init__(self, recipe: TrainingRecipe, reserve: float = 0.0, text: int = 0) -> None:
         self.recipe = recipe
+        self.most = recipe.max_passes * text if recipe.max_passes else 0.0
         self.duration = Duration.parse(recipe.duration)
         if self.duration.unit == "seconds":
             kept = max(self.duration.amount - reserve, self.duration.amount / 2)
@@ -56,7 +59,12 @@ class Schedule:
 
     def spent(self, at: TrainingPosition) -> float:
         """Fraction of the budget that is used up; the run ends at 1 or more."""
-        return self.duration.fraction(seconds=at.seconds, steps=at.step, tokens=at.tokens)
+        return self._share(at.seconds, at.step, at.tokens)
+
+    def unused(self, at: TrainingPosition) -> float:
+        """The share of the duration that `max_passes` leave over at the end of a run."""
+        share = self.duration.fraction(seconds=at.seconds, steps=at.step, tokens=at.tokens)
+        return max(0.0, 1 - share) if self.most and at.tokens >= self.most else 0.0
 
     def is_last(self, at: TrainingPosition) -> bool:
         """Whether the step that starts now uses up the budget (in seconds: is expected to)."""
@@ -109,6 +117,8 @@ class Schedule:
 
     def _step_fraction(self, at: TrainingPosition) -> float:
         """The fraction of the budget that one step takes."""
-        return self.duration.fraction(
-            seconds=at.step_seconds, steps=1, tokens=self.recipe.batch_tokens
-        )
+        return self._share(at.step_seconds, 1, self.recipe.batch_tokens)
+
+    def _share(self, seconds: float, steps: int, tokens: int) -> float:
+        share = self.duration.fraction(seconds=seconds, steps=steps, tokens=tokens)
+        return max(share, tokens / self.most) if self.most else share

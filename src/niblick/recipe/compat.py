@@ -17,6 +17,7 @@ ADDED_SINCE_0_1 = (
     "data.development",
     "data.share",
     "data.rows",
+    "training.max_passes",
     "training.optimizer",
     "training.muon.momentum_form",
     "training.muon.decay_after_update",

@@ -160,7 +160,8 @@ class ValidationRecipe(Section):
 
 class TrainingRecipe(Section):
     """How the weights are found. `batch_tokens` is global per optimizer step, `micro_batch_tokens`
-    per pass: as many as memory holds where it is not given.
+    per pass: as many as memory holds where it is not given. A run also ends, with its schedule, at
+    `max_passes` over the training text: a model that sees a text too often learns it by heart.
 
     `compile`: fused kernels on the CPU, torch.compile on CUDA; "auto" does without where there is
     no compiler, and replays passes as CUDA graphs where the model is small; "graphs" always does,
@@ -168,6 +169,7 @@ class TrainingRecipe(Section):
     """
 
     duration: Text = "600s"
+    max_passes: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     sequence_length: Length = 1024
     batch_tokens: Count = 524288
     micro_batch_tokens: Count | None = None

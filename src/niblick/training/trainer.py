@@ -45,6 +45,10 @@ from niblick.training.validation import make_validator
 from niblick.units import LN2, Duration
 
 Report = Callable[[Progress], None]
+_TOO_OFTEN = (
+    "{:g} passes over the text (training.max_passes) are done with {:.0%} of the duration left:"
+    " more would only be learnt by heart"
+)
 
 
 def train(
@@ -65,9 +69,9 @@ def train(
 
     `spent` seconds of training time were used before the call, and `reserve` are kept for what
     reads training text after it. `track` gets each row of metrics.jsonl. `on_progress`, `track`
-    and `say` (of what a resumed run cannot promise) are called in the main process only. Raises
-    `TrainingError` or `DataError` where the run cannot start or go on, as when another process
-    writes into `out`; checkpoints written before stay intact.
+    and `say` (of what a resumed run cannot promise, and of passes that end a run early) are called
+    in the main process only. Raises `TrainingError` or `DataError` where the run cannot start or go
+    on, as when another process writes into `out`; checkpoints written before stay intact.
     """
     _check(recipe, dataset)
     settle_threads(recipe.training.threads)
@@ -101,7 +105,10 @@ def train(
                 f" {torch.get_num_threads()}: its weights may differ in their last bits"
             )
         try:
-            return loop.run()
+            result = loop.run()
+            if world.is_main and (unused := loop.schedule.unused(loop.state.position)) > 0.05:
+                say(_TOO_OFTEN.format(recipe.training.max_passes, unused))
+            return result
         finally:
             loop.close()
 
@@ -148,7 +155,7 @@ class Loop:
             folder.check_space(self.state.checkpoint_bytes * (2 if kept else KEPT + 2))
         if resume and world.is_main:
             folder.rewind(self.state.step)
-        self.schedule = Schedule(recipe.training, reserve)
+        self.schedule = Schedule(recipe.training, reserve, dataset.token_count("train"))
         self.validator = make_validator(recipe, dataset, world=world, device=device)
         self.observe_every = 1 if device == "cpu" else 10  # reading a loss waits for the device
         self.bytes_per_token = bytes_per_token(dataset)
