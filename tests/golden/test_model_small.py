@@ -14,7 +14,7 @@ from niblick.plan import Plan, make_plan
 from niblick.recipe import load_recipe
 
 FULL = ("token-shift", "depth-recurrent", "sidecar")
-COUNTS = {"token-shift": 1_163_402, "depth-recurrent": 594_464, "sidecar": 1_102_949}
+COUNTS = {"token-shift": 1_753_226, "depth-recurrent": 987_680, "sidecar": 1_496_165}
 
 
 def parts(plan: Plan) -> set[str]:
@@ -40,13 +40,13 @@ def test_a_small_sibling_is_small_and_expected_to_fit_its_cap(name: str) -> None
     recipe = load_recipe(f"{name}-small")
     plan = make_plan(recipe.model)
     assert plan.parameter_count == COUNTS[name]
-    assert artifact_sizes(recipe, plan)[1] < recipe.artifact.max_bytes <= 1_000_000
+    assert artifact_sizes(recipe, plan)[1] <= recipe.artifact.max_bytes <= 1_000_000
 
 
 @pytest.mark.parametrize("name", FULL)
 def test_a_small_sibling_learns_a_repeated_sentence(name: str) -> None:
     model = LanguageModel(load_recipe(f"{name}-small").model, seed=0)
-    ids = torch.randint(2, 1024, (1, 9), generator=torch.Generator().manual_seed(0)).repeat(2, 8)
+    ids = torch.randint(2, 4096, (1, 9), generator=torch.Generator().manual_seed(0)).repeat(2, 8)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(8):
@@ -55,4 +55,4 @@ def test_a_small_sibling_learns_a_repeated_sentence(name: str) -> None:
         loss.backward()
         optimizer.step()
         losses.append(float(nll.detach()))
-    assert losses[0] == pytest.approx(6.93, abs=0.2) and losses[-1] < 0.8 * losses[0]
+    assert losses[0] == pytest.approx(8.32, abs=0.2) and losses[-1] < 0.8 * losses[0]

@@ -32,7 +32,8 @@ def test_compiled_steps_are_the_plain_ones(decoupled: bool, head_lr: float | Non
             optimizers.step(1 - step / 5, 0.9)
         found.append([weights, *optimizers.tensors().values()])
     for plain, fused in zip(*found, strict=True):
-        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-6)
+        # of a slope that nearly cancels with its decay few digits are left, and Adam scales them up
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=5e-5)
     others = len(optimizers.by_group) - 1  # one kernel each; Muon compiles one for each shape
     assert counter.frame_count == others + len(layout.stacks(Group.MATRIX))
 
