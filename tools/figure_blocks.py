@@ -360,6 +360,28 @@ def ablation(rows: Rows, docs: str) -> str:
     return f"{table('without | bits per byte lost | 95 % interval | p', lines)}\n\n{told}"
 
 
+def ideas(rows: Rows, docs: str) -> str:
+    """The published ideas at equal bytes and seconds, and what each contributes."""
+    models, parts = rows["ideas"]["values"], rows["idea-parts"]["values"]
+    lines = []
+    for r in models:
+        tokens = f"{r['tokens'] / 1e6:.1f} million"
+        told = (
+            f"{p['without']} {p['lost']:+.4f} ({p['low']:+.4f} .. {p['high']:+.4f})"
+            for p in parts
+            if p["recipe"] == r["recipe"]
+        )
+        score = f"**{r['bpb']:.4f}** ± {r['sd']:.4f}"
+        lines.append((f"`{r['recipe']}`", f"{r['parameters']:,}", tokens, score, "; ".join(told)))
+    head = (
+        "recipe | parameters | tokens | bits per byte | lost without, equal tokens (95 % interval)"
+    )
+    told = f" ([how]({docs}measured.md#the-published-ideas))" if docs else ""
+    said = f"{rows['ideas']['what'][0].upper()}{rows['ideas']['what'][1:]}{told}:"
+    below = "" if docs else "\n\n" + source(rows["ideas"], rows["idea-parts"])
+    return f"{prose(said)}\n\n{table(head, lines)}{below}"
+
+
 def all_rows(rows: Rows, docs: str) -> str:
     """Where every figure comes from."""
     lines = [
@@ -387,5 +409,6 @@ BLOCKS: dict[str, Block] = {
     "looping": looping,
     "audit": audit,
     "ablation": ablation,
+    "ideas": ideas,
     "all-rows": all_rows,
 }

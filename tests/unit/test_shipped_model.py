@@ -23,7 +23,7 @@ def card():
 
 def test_its_recipe_is_the_shipped_one_but_for_how_long_it_trained():
     trained, shipped = load_recipe(MODELS / "pocket.toml"), load_recipe("pocket")
-    length = {"duration": shipped.training.duration}
+    length = {key: getattr(shipped.training, key) for key in ("duration", "max_passes")}
     assert (
         trained.model_copy(update={"training": trained.training.model_copy(update=length)})
         == shipped
