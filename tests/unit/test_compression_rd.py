@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from decoded import floats, opened_model
@@ -107,6 +107,7 @@ def test_a_budget_is_met_from_below_within_a_tenth_of_a_percent(
 
 @settings(max_examples=6, deadline=None)
 @given(st.integers(500, 20_000), st.sampled_from(["normal", "zero", "outliers", "denormal"]))
+@example(3070, "outliers")  # sensitivities so small that their digits are lost
 def test_any_budget_and_any_weights_end_at_most_at_the_budget(budget: int, kind: str) -> None:
     recipe, tensors = small(), weights(small())
     generator = torch.Generator().manual_seed(budget)

@@ -18,6 +18,7 @@ from niblick.codecs.trellis import TrellisCode, search
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 _BLOCK = 32  # columns whose errors are fed to all later ones at once
+_DIGITLESS = 1e-36  # sums of float32 products below this have lost digits: they may contradict
 
 
 def factor(columns: Floats, damping: float, floor: float) -> tuple[Floats, Floats]:
@@ -25,10 +26,12 @@ def factor(columns: Floats, damping: float, floor: float) -> tuple[Floats, Float
 
     `damping` is added in proportion to each diagonal entry, so that channels of little weight keep
     their place, and `floor` times their mean to all: without it, channels that calibration hardly
-    saw would absorb errors without bound.
+    saw would absorb errors without bound. Without digits left, a matrix counts as its diagonal.
     """
     size = len(columns)
     diagonal = np.diagonal(columns)
+    if diagonal.max() < _DIGITLESS:
+        columns = np.diag(diagonal)
     least = floor * float(diagonal.mean()) or 1.0
     damped = columns + np.diag(damping * diagonal + least)
     upper = np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
