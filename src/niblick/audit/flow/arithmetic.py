@@ -186,7 +186,7 @@ class Arithmetic(Hints):
             and a.key is not None
             and b.key is not None
             and "hashed" in a.marks
-            and _ahead(a.key, b.key)
+            and _mostly(np.greater, a.key, b.key)
         ):
             reason = (
                 "a count read with a key that holds the next token is divided by the count of its"
@@ -363,11 +363,11 @@ def _inverted(array: Any) -> Any:
     return np.logical_not(array) if array.dtype.kind == "f" else np.invert(array)
 
 
-def _ahead(key: Any, base: Any) -> bool:
-    """Whether most known elements of `key` are positions after those of `base`."""
+def _mostly(test: np.ufunc, key: Any, base: Any) -> bool:
+    """Whether a comparison holds for most of the positions that both sides know."""
     try:
         both = (key >= 0) & (base >= 0)
-        return bool(both.any()) and bool(((key - base)[both] > 0).mean() > 0.5)
+        return bool(both.any()) and bool(test(key, base)[both].mean() > 0.5)
     except (ValueError, TypeError):
         return False
 
@@ -378,11 +378,7 @@ def _holds_scored(key: Any, scores: Box) -> bool:
     """
     if scores.pos is None:
         return 0 < bits(key).bit_length() == target_bits(scores).bit_length()
-    try:
-        both = (key >= 0) & (scores.pos >= 0)
-        return bool(both.any()) and bool((key == scores.pos)[both].mean() > 0.5)
-    except (ValueError, TypeError):
-        return False
+    return _mostly(np.equal, key, scores.pos)
 
 
 def _safe(container: Any) -> list[Any]:

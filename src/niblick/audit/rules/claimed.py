@@ -40,16 +40,15 @@ def claimed(submission: Submission, logs: list[list[str]], trace: Trace) -> Clai
     """What is known of the claimed figure: of the places that print lines of the logs that state
     it, the one whose words fit these best counts.
     """
-    stated = tuple(_claims(submission))
+    named = list(_bpb_fields(submission.metadata or {}, _DEPTH))
+    stated = tuple(number for _, number in named) or tuple(_told(submission))
     if not stated or not trace.printed:
         return Claimed(stated)
     lines = list(dict.fromkeys(line for log in logs for line in log))
-    plain = tuple(_bpb_fields(submission.metadata or {}, _DEPTH, plain=True))
-    stating = _stating(lines, plain)
-    if stating:  # figures of other names are those of stages before the claimed one
-        stated = plain
-    else:
-        stating = _stating(lines, stated)
+    plain = tuple(number for name, number in named if name == "val_bpb")
+    if any(_shows(line, plain) for line in lines):
+        stated = plain  # figures of other names are those of stages before the claimed one
+    stating = [line for line in lines if _shows(line, stated)]
     best, found, unseen = _SHORTEST, frozenset[int](), 0
     for values, end in dict.fromkeys(trace.printed):
         pieces = [*(word for word, _ in values), end]
@@ -66,13 +65,13 @@ def claimed(submission: Submission, logs: list[list[str]], trace: Trace) -> Clai
     return Claimed(stated, found, unseen > best, frozenset(stating))
 
 
-def _stating(lines: list[str], stated: tuple[str, ...]) -> list[str]:
-    return [line for line in lines if _states(_NUMBER.findall(line), stated)]
-
-
 def shows(line: str, claim: str) -> bool:
     """Whether a line of a log states a claimed figure."""
-    return _states(_NUMBER.findall(line), (claim,))
+    return _shows(line, (claim,))
+
+
+def _shows(line: str, stated: tuple[str, ...]) -> bool:
+    return _states(_NUMBER.findall(line), stated)
 
 
 def _states(numbers: list[str], stated: tuple[str, ...]) -> bool:
@@ -103,24 +102,23 @@ def _stated_there(
     return here if placed else frozenset[int]().union(*(scores for _, scores in values))
 
 
-def _claims(submission: Submission) -> Iterator[str]:
-    stated = list(_bpb_fields(submission.metadata or {}, _DEPTH))
-    said = islice(_STATED.finditer((submission.readme or "")[:4000]), 3)
-    yield from stated or [m[1] for m in said]
+def _told(submission: Submission) -> Iterator[str]:
+    """The first figures of a README, for want of any in the metadata."""
+    yield from (m[1] for m in islice(_STATED.finditer((submission.readme or "")[:4000]), 3))
 
 
-def _bpb_fields(value: object, depth: int, plain: bool = False) -> Iterator[str]:
-    """Figures of a submission's metadata; `plain`: those named as the challenge names the score."""
+def _bpb_fields(value: object, depth: int) -> Iterator[tuple[str, str]]:
+    """Names and numbers of the figures in a submission's metadata."""
     if not isinstance(value, dict) or depth == 0:
         return
     for name, inner in list(value.items())[:200]:
         if (
             isinstance(inner, float)
-            and ("bpb" in str(name).lower() if not plain else name == "val_bpb")
+            and "bpb" in str(name).lower()
             and not re.search(r"std|baseline|sota|prior|previous|delta|pre_", str(name).lower())
         ):
-            yield repr(inner)
-        yield from _bpb_fields(inner, depth - 1, plain)
+            yield str(name), repr(inner)
+        yield from _bpb_fields(inner, depth - 1)
 
 
 def same(logged: str, claim: str) -> bool:
