@@ -31,6 +31,12 @@ def test_its_recipe_is_the_shipped_one_but_for_how_long_it_trained():
     assert niblick.load("pocket").recipe.model == shipped.model
 
 
+def test_the_ensemble_is_two_of_it():
+    both = ["model.members=2", "model.shared_tables=true", "training.duration=1200s"]
+    two, one = load_recipe("pocket-ensemble"), load_recipe("pocket", both)
+    assert two == one.model_copy(update={"name": two.name, "description": two.description})
+
+
 def test_file_card_and_score_are_of_one_model_under_the_cap(card):
     path, score = MODELS / "pocket.nib", read_score(MODELS / "pocket.score.json")
     assert sha256_file(path) == card["artifact_sha256"] == score.artifact_sha256
