@@ -376,7 +376,7 @@ def main() -> None:
     weights = {name: torch.tensor(array) for name, array in kept.items()}
     calibration = make_calibration(recipe, dataset)
     started = time.process_time()
-    sensitivities = measure(build_model(recipe, weights), calibration, seed=recipe.seed)
+    sensitivities = measure(build_model(recipe, weights), calibration)
     scene = Scene(recipe, plan, weights, sensitivities, calibration, time.process_time() - started)
     table = Table(scene, dataset, options.tokens)
     said = frontier(

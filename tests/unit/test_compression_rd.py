@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from decoded import floats, opened_model
 from niblick.codecs import CODECS
 from niblick.compression import Calibration
+from niblick.compression.calibration import self_generated
 from niblick.compression.packing import Packed, pack
 from niblick.compression.sensitivity import measure
 from niblick.errors import ArtifactError, CapacityError
@@ -64,8 +65,7 @@ def packed(
         load_tokenizer("bytes"),
         out,
         codec="rd",
-        calibration=calibration(),
-        **options,
+        **{"calibration": calibration(), **options},
     )
 
 
@@ -145,7 +145,7 @@ def test_a_looped_blocks_cost_grows_with_its_visits() -> None:
         recipe = small(stack=[{"layers": ["token-shift"], "loops": loops}], depth_scale=False)
         model = LanguageModel(recipe.model, seed=0).eval()
         model.load_state_dict(weights(recipe))
-        found = measure(model, Calibration([tokens]), seed=0)
+        found = measure(model, Calibration([tokens]))
         traces.append(
             next(entry.trace for name, entry in found.items() if name.endswith("mlp.fc.weight"))
         )
@@ -188,10 +188,14 @@ def test_packing_is_deterministic(tmp_path: Path) -> None:
 
 
 def test_a_target_tax_asks_for_the_smallest_file_within_the_loss(tmp_path: Path) -> None:
-    recipe = small()
+    recipe, tensors = small(), weights(small())
+    model = LanguageModel(recipe.model)
+    model.load_state_dict(tensors)
+    own = self_generated(model, seed=0, sequences=16, length=64)  # text that there is a loss on
     sizes = []
     for target in (0.5, 0.05):
-        result = packed(tmp_path / "a.nib", weights(recipe), recipe, target_tax=target)
+        text = Calibration(own.batches, bytes_per_token=1.0)
+        result = packed(tmp_path / "a.nib", tensors, recipe, target_tax=target, calibration=text)
         assert result.choice["measured"] <= target
         sizes.append(result.size)
     assert sizes[0] < sizes[1]
@@ -267,12 +271,12 @@ def test_damaged_payloads_are_refused(tmp_path: Path) -> None:
             CODECS["rd"].decode(case, recipe, plan)
 
 
-@pytest.mark.parametrize(("limit", "used"), [(None, 6), (0.0, 1)])
-def test_measuring_stops_at_its_limit_and_says_how_much_it_used(
+@pytest.mark.parametrize(("limit", "used"), [(None, 6), (0.0, 2)])
+def test_measuring_stops_at_its_limit_after_whole_batches_and_says_how_much_it_used(
     limit: float | None, used: int
 ) -> None:
     recipe = small()
     rows = [torch.arange(24).remainder(recipe.model.vocab_size).view(2, 12) for _ in range(3)]
     calibration = Calibration(rows, limit=limit)
-    measure(LanguageModel(recipe.model), calibration, seed=0)
+    measure(LanguageModel(recipe.model), calibration)
     assert (calibration.sequences, calibration.planned) == (used, 6)

@@ -22,10 +22,11 @@ from niblick.recipe import Recipe
 from niblick.text.tokenizer import Tokenizer
 from niblick.units import Duration
 
-# Many short sequences: each is one sample of the Fisher information, and the number of samples is
-# what counts. Large models, which lose less, make do with fewer.
-SEQUENCES, FEWEST, LENGTH, ROWS = 256, 96, 128, 8
-_WORK = 1 << 30  # parameters times sequences
+# What counts is how often a table's rows come up, so batches are large; of these many, the matrices
+# need no more. Large models, which lose less, make do with fewer tokens.
+BATCHES, LENGTH = 64, 512
+_FEWEST, _MOST, _WORK = 1 << 14, 1 << 17, 1 << 39  # tokens; tokens times parameters
+_TAX_TOKENS = 1 << 15  # that a loss is measured on
 
 
 @dataclass
@@ -50,10 +51,14 @@ class Calibration:
 
 @torch.no_grad()
 def mean_nll(model: LanguageModel, calibration: Calibration) -> float:
-    """Mean negative log-likelihood per token in nats, first tokens aside; adds to the seconds."""
+    """Mean negative log-likelihood in nats of some 32,768 tokens, first ones of a row aside; adds
+    to the seconds.
+    """
     started = perf_counter()
     total, count = 0.0, 0
     for batch in calibration.batches:
+        if count >= _TAX_TOKENS:
+            break
         tokens = batch.to(model.device)
         logits = model.logits(tokens[:, :-1])
         total += float(
@@ -76,25 +81,24 @@ def self_generated(
         logits, state = model(tokens.to(model.device), state)
         tokens = torch.multinomial(logits[:, -1].softmax(-1).cpu(), 1, generator=generator)
         written.append(tokens)
-    return Calibration(torch.split(torch.cat(written, dim=1), ROWS))
+    return Calibration(torch.split(torch.cat(written, dim=1), 8))
 
 
-def make_calibration(
-    recipe: Recipe, dataset: Dataset, *, sequences: int | None = None
-) -> Calibration:
-    """Random training sequences as (B, T) int64 batches, the same for the same recipe and data.
+def make_calibration(recipe: Recipe, dataset: Dataset) -> Calibration:
+    """Random training sequences in batches (B, T + 1) int64, the same for the same recipe and data.
 
-    By default 256, for models of more than four million parameters fewer, but at least 96.
+    They have 131,072 tokens, for models of more than four million parameters fewer, but at least
+    16,384.
     """
-    if sequences is None:
-        sequences = min(
-            SEQUENCES, max(FEWEST, _WORK // max(make_plan(recipe.model).parameter_count, 1))
-        )
+    parameters = max(make_plan(recipe.model).parameter_count, 1)
+    each = min(_MOST, max(_FEWEST, _WORK // parameters)) // BATCHES
     total = dataset.token_count("train")
-    length = min(LENGTH, recipe.training.sequence_length, total)
-    starts = np.random.default_rng(recipe.seed).integers(0, total - length + 1, size=sequences)
-    rows = dataset.rows("train", starts.tolist(), length).astype(np.int64)
-    batches = [torch.from_numpy(rows[i : i + ROWS]) for i in range(0, sequences, ROWS)]
+    length = min(LENGTH, recipe.training.sequence_length, each, total - 1)
+    rows_each = each // length
+    generator = np.random.default_rng(recipe.seed)
+    starts = generator.integers(0, total - length, size=BATCHES * rows_each)
+    rows = dataset.rows("train", starts.tolist(), length + 1).astype(np.int64)
+    batches = torch.split(torch.from_numpy(rows), rows_each)
     return Calibration(batches, bytes_per_token=_bytes_per_token(dataset.tokenizer, batches))
 
 
@@ -105,7 +109,7 @@ def left_of_budget(recipe: Recipe, calibration: Calibration, spent: float) -> Ca
     return replace(calibration, seconds=0.0, limit=limit)
 
 
-def _bytes_per_token(tokenizer: Tokenizer, batches: list[Tensor]) -> float:
+def _bytes_per_token(tokenizer: Tokenizer, batches: Sequence[Tensor]) -> float:
     rows = [row for batch in batches for row in batch.numpy()]
     total = sum(int(tokenizer.byte_table.count(row[1:], row[:-1]).sum()) for row in rows)
     return total / max(sum(len(row) - 1 for row in rows), 1)

@@ -124,7 +124,7 @@ def _measured(
     model = build_model(recipe, tensors).to(device)
     batches = calibration or self_generated(model, seed=recipe.seed)
     report = stage_report(on_stage, "calibrating")
-    found = measure(model, batches, seed=recipe.seed, on_progress=report)
+    found = measure(model, batches, on_progress=report)
     measured: dict[str, Any] = {"sensitivities": found}
     if target_tax is not None and batches.bytes_per_token is not None:
         measured["tax"] = _tax(model, batches, batches.bytes_per_token)

@@ -1,28 +1,34 @@
 """How much each parameter's error costs: Kronecker factors of the Fisher information.
 
-Labels are drawn from the model's own predictions, so that the gradient of a whole sequence is an
-unbiased sample of the Fisher information of all its tokens: positions are independent and their
-scores have mean zero. No hooks are needed, tied, looped and looked-up parameters come out right,
-and a block visited often counts as often.
+What is summed are squares of the training loss's gradient over batches of training text (the
+empirical Fisher information): near the end of training its mean is small beside its scatter, and
+the next token is as good a label as one that is drawn. Batches are large, since a row of a table
+counts only where its token comes up, and they go through the kernels in training's precision. No
+hooks are needed, tied, looped and looked-up parameters come out right, and a block visited often
+counts as often.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from time import perf_counter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from niblick.codecs.base import Sensitivity
 from niblick.codecs.matrices import as_matrix
 from niblick.compression.calibration import Calibration
 from niblick.errors import NiblickError
-from niblick.model import LanguageModel, new_model
+from niblick.model import LanguageModel, members_of, new_model
+from niblick.model.accelerated import accelerate
+from niblick.model.kernels import load_kernels, use_kernels
+from niblick.optim import LOW_PRECISION
 from niblick.recipe import Recipe
+from niblick.runtime import choose_precision
 from niblick.units import Duration
 
 _MARGIN = 1.25  # of the time that measuring is expected to take
@@ -33,7 +39,6 @@ def measure(
     model: LanguageModel,
     calibration: Calibration,
     *,
-    seed: int,
     on_progress: Callable[[float], None] | None = None,
 ) -> dict[str, Sensitivity]:
     """Fisher factors of every exported parameter from the batches; adds to their seconds.
@@ -41,16 +46,15 @@ def measure(
     `on_progress` is told the share of the sequences, or of the time limit, that is used.
     """
     started, before = perf_counter(), calibration.seconds
-    generator = torch.Generator().manual_seed(seed)
     found: dict[str, Factors] = {}
     tokens = calibration.sequences = 0
-    for sequence in (row for batch in calibration.batches for row in torch.split(batch, 1)):
+    copy = _as_in_training(model)
+    for batch in calibration.batches:
         spent = before + perf_counter() - started
         if calibration.limit is not None and tokens and spent >= calibration.limit:
             break
-        _accumulate(model, found, sequence, generator)
-        tokens += sequence.numel()
-        calibration.sequences += 1
+        tokens += _accumulate(copy, found, batch.to(model.device))
+        calibration.sequences += len(batch)
         if on_progress is not None:
             used = (
                 (before + perf_counter() - started) / calibration.limit if calibration.limit else 0
@@ -70,32 +74,49 @@ def measure(
 def estimate_seconds(recipe: Recipe, calibration: Calibration, device: str = "cpu") -> float:
     """Seconds of a budget in seconds to keep for measuring on `device`; 0 for other budgets.
 
-    Measured on two sequences with an untrained model; that time is added to the calibration's.
+    Measured on the first batch with an untrained model; that time is added to the calibration's.
     """
     if Duration.parse(recipe.training.duration).unit != "seconds":
         return 0.0
     model, each = new_model(recipe.model, seed=recipe.seed).to(device), 0.0
     started = perf_counter()
-    for row in calibration.batches[0][:2]:  # the first takes longer than the others
+    for _ in range(2):  # the first takes longer than the others
         began = perf_counter()
-        measure(model, Calibration([row[None]]), seed=recipe.seed)
+        measure(model, Calibration(calibration.batches[:1]))
         each = perf_counter() - began
     calibration.seconds += perf_counter() - started
-    return _MARGIN * each * calibration.planned
+    return _MARGIN * each * len(calibration.batches)
 
 
-def _accumulate(
-    model: LanguageModel, found: dict[str, Factors], sequence: Tensor, generator: torch.Generator
-) -> None:
-    """Add one sequence's gradient to the factors."""
-    logits = model.logits(sequence.to(model.device)).flatten(0, 1)
-    labels = _draw(logits.detach(), generator)
-    named = dict(model.named_parameters())
+def _as_in_training(model: LanguageModel) -> LanguageModel:
+    """A copy in training's precision, on the kernels where there are any."""
+    copy = deepcopy(model)
+    if choose_precision("auto", str(model.device)) == "bf16":
+        named = dict(copy.named_parameters())
+        for parameter in copy.plan.parameters:
+            if parameter.role in LOW_PRECISION:
+                named[parameter.name].data = named[parameter.name].data.bfloat16()
+    if model.device.type == "cpu":
+        use_kernels(copy, load_kernels())
+    else:
+        accelerate(copy)
+    return copy
+
+
+def _accumulate(model: LanguageModel, found: dict[str, Factors], batch: Tensor) -> int:
+    """Add the squares of one batch's gradient to the factors; how many tokens it scored.
+
+    Members of an ensemble count as if each were alone, which differs little from their mixture.
+    """
+    inputs, targets = batch[:, :-1].contiguous(), batch[:, 1:].contiguous()
+    members = members_of(model)
+    losses = [member.head_loss(member.hidden(inputs)[0], targets) for member in members]
+    named, count = dict(model.named_parameters()), targets.numel()
     tensors = [named[p.name] for p in model.plan.exported]
-    loss = F.cross_entropy(logits, labels, reduction="sum")
+    loss = torch.stack(losses).sum() * (count / len(members))
     grads = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
     for parameter, grad in zip(model.plan.exported, grads, strict=True):
-        matrix = torch.from_numpy(as_matrix(parameter, grad.cpu().numpy()))
+        matrix = torch.from_numpy(as_matrix(parameter, grad.float().cpu().numpy()))
         columns = (matrix.T @ matrix).double().numpy()
         rows = matrix.square().sum(1).double().numpy()
         if parameter.name in found:
@@ -103,10 +124,4 @@ def _accumulate(
                 total += part
         else:
             found[parameter.name] = (rows, columns)
-
-
-def _draw(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """One label (N,) for each row of `logits` (N, V), by inversion: one random number each."""
-    mass = logits.softmax(-1).cumsum(-1)
-    place = torch.rand(len(mass), 1, generator=generator).to(mass.device) * mass[:, -1:]
-    return torch.searchsorted(mass, place).squeeze(-1).clamp_(max=mass.shape[1] - 1)
+    return count
