@@ -62,6 +62,13 @@ def tiny_recipe(**training: object) -> Recipe:
     )
 
 
+def noisy_recipe() -> Recipe:
+    """From half of the run on under the errors of `rd` at a few bits a parameter."""
+    recipe = tiny_recipe(qat={"enabled": True, "start": 0.5}, schedule={"warmdown": 1.0})
+    artifact = recipe.artifact.model_copy(update={"codec": "rd", "max_bytes": 3_500})
+    return recipe.model_copy(update={"artifact": artifact})
+
+
 def run(recipe: Recipe, dataset: Dataset, out: Path, *, resume: bool = False) -> TrainResult:
     """Train in this process."""
     return train(recipe, dataset, out, world=World(), resume=resume)

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from commands import run
+from niblick.codecs import CODECS, RoundingSpec
+from niblick.plan import Plan
+from niblick.recipe import Recipe
 
 
 def test_train_leaves_a_whole_run_directory_and_prints_its_card_as_json(
@@ -154,11 +157,36 @@ def test_an_artifact_far_over_its_cap_is_foreseen_before_training_and_the_cure_i
     assert not (recipe.parent / "capped" / "metrics.jsonl").exists()
 
 
+class Deaf(type(CODECS["int-zlib"])):  # type: ignore[misc]
+    """A codec that cannot tell training how it rounds."""
+
+    name = "deaf"
+
+    def rounding(self, recipe: Recipe, plan: Plan) -> dict[str, RoundingSpec]:
+        return {}
+
+
 def test_quantization_aware_training_that_the_codec_cannot_use_is_refused(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ("--set", "artifact.codec=rd", "--set", "training.qat.enabled=true")
+    monkeypatch.setattr(CODECS, "_entries", dict(CODECS._entries))
+    CODECS.register("deaf")(Deaf())
+    settings = ("--set", "artifact.codec=deaf", "--set", "training.qat.enabled=true")
     assert run("train", str(recipe), "--out", "run", "--duration", "2 steps", *settings) == 2
     said = capsys.readouterr().err
-    assert "training.qat.enabled" in said and "artifact.codec 'rd'" in said
+    assert "training.qat.enabled" in said and "artifact.codec 'deaf'" in said
     assert not (recipe.parent / "run" / "metrics.jsonl").exists()
+
+
+def test_training_under_the_errors_of_a_codec_stands_in_metrics_and_on_the_card(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("artifact.codec=rd", "training.qat.enabled=true", "training.qat.start=0.5")
+    options = [part for setting in settings for part in ("--set", setting)]
+    assert run("train", str(recipe), "--out", "run", "--json", *options) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["qat"] == "under the codec's errors as noise"
+    assert "late quantization-aware training" in str(card["techniques"]["quantization"])
+    lines = (recipe.parent / "run" / "metrics.jsonl").read_text().splitlines()
+    rounding = [row["rounding"] for row in map(json.loads, lines) if "rounding" in row]
+    assert not rounding[0] and rounding[-1] and rounding == sorted(rounding)

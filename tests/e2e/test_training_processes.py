@@ -22,13 +22,14 @@ import sys
 from pathlib import Path
 from niblick.runtime import read_world
 from niblick.training import train
-from training_runs import digest, tiny_dataset, tiny_recipe
+from training_runs import digest, noisy_recipe, tiny_recipe
 folder, out, options = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
 from niblick.data.dataset import open_dataset
 from niblick.text.tokenizer import load_tokenizer
 dataset = open_dataset(folder, load_tokenizer("bytes"))
 resume = options.pop("resume", False)
-result = train(tiny_recipe(**options), dataset, out, world=read_world(), resume=resume)
+recipe = noisy_recipe() if options.pop("noisy", False) else tiny_recipe(**options)
+result = train(recipe, dataset, out, world=read_world(), resume=resume)
 print(digest(result))
 """
 
@@ -116,6 +117,14 @@ def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path) -> None:
     models = [opened_model(tmp_path / name).state_dict() for name in ("one", "two")]
     for name, tensor in models[0].items():
         torch.testing.assert_close(tensor, models[1][name], atol=1e-3, rtol=1e-2)
+
+
+def test_two_processes_train_under_the_same_errors_of_the_codec(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path / "shards")
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    found = _wait(_start(_command(tmp_path, launcher, tmp_path / "two", {"noisy": True})))
+    digests = re.findall(r"[0-9a-f]{64}", found)
+    assert len(digests) == 2 and digests[0] == digests[1]
 
 
 SHARED = """

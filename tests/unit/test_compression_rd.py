@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from decoded import floats, opened_model
 from niblick.codecs import CODECS
+from niblick.codecs.base import QUANTIZED_ROLES
 from niblick.compression import Calibration
 from niblick.compression.calibration import self_generated
-from niblick.compression.packing import Packed, pack
+from niblick.compression.packing import Packed, pack, packing_errors
 from niblick.compression.sensitivity import measure
 from niblick.errors import ArtifactError, CapacityError
 from niblick.model import LanguageModel
@@ -280,3 +282,17 @@ def test_measuring_stops_at_its_limit_after_whole_batches_and_says_how_much_it_u
     calibration = Calibration(rows, limit=limit)
     measure(LanguageModel(recipe.model), calibration)
     assert (calibration.sequences, calibration.planned) == (used, 6)
+
+
+def test_errors_are_what_packing_under_the_cap_adds(tmp_path: Path) -> None:
+    recipe, tensors = small(), weights(small())
+    asked = recipe.model_copy(
+        update={"artifact": recipe.artifact.model_copy(update={"codec": "rd", "max_bytes": 4_000})}
+    )
+    tokenizer = load_tokenizer("bytes")
+    errors = packing_errors(tensors, asked, tokenizer, calibration())
+    decoded = floats(packed(tmp_path / "a.nib", tensors, asked, max_bytes=4_000).tensors)
+    large = {p.name for p in make_plan(recipe.model).exported if p.role in QUANTIZED_ROLES}
+    assert errors.keys() == large
+    for name, error in errors.items():
+        np.testing.assert_array_equal(error, (decoded[name] - tensors[name]).numpy())

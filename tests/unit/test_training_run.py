@@ -15,16 +15,18 @@ import pytest
 import torch
 
 from decoded import opened_model
+from niblick.codecs.base import QUANTIZED_ROLES
 from niblick.compression import round_trip, rounding_specs
 from niblick.data.dataset import Dataset
 from niblick.model import LanguageModel
 from niblick.optim import Layout, Optimizers
 from niblick.plan import make_plan
+from niblick.recipe.schema import QatRecipe
 from niblick.report.run import told_if_slow
 from niblick.runtime import World
 from niblick.training import Progress, train
 from niblick.training.weights import Weights
-from training_runs import digest, run, tiny_dataset, tiny_recipe
+from training_runs import digest, noisy_recipe, run, tiny_dataset, tiny_recipe
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,24 @@ def test_an_interrupted_and_resumed_run_ends_in_the_same_bits(
     again = run(tiny_recipe(), dataset, out, resume=True)
     assert (again.interrupted, again.steps) == (0, 12)
     assert digest(again) == reference[0]
+
+
+@pytest.mark.parametrize("step", [5, 9])
+def test_a_run_under_the_codecs_errors_resumes_to_the_same_bits(
+    dataset: Dataset, tmp_path: Path, step: int
+) -> None:
+    seen: list[Progress] = []
+    unbroken = train(
+        noisy_recipe(), dataset, tmp_path / "a", world=World(), on_progress=seen.append
+    )
+    assert {p.rounding for p in seen if p.step <= 6} == {False}
+    assert {p.rounding for p in seen if p.step > 7} == {True}
+    out = tmp_path / "b"
+    train(noisy_recipe(), dataset, out, world=World(), on_progress=_interrupt_at(step))
+    assert digest(run(noisy_recipe(), dataset, out, resume=True)) == digest(unbroken)
+    plain = noisy_recipe().training.model_copy(update={"qat": QatRecipe(enabled=False)})
+    other = run(noisy_recipe().model_copy(update={"training": plain}), dataset, tmp_path / "c")
+    assert digest(other) != digest(unbroken)
 
 
 def test_a_resumed_run_has_the_metrics_of_an_unbroken_one(
@@ -186,6 +206,35 @@ def test_rounded_weights_are_the_exports_and_their_gradients_reach_the_masters()
     weights.collect(gathered, add=False)
     for name, view in layout.views(gathered).items():
         assert torch.equal(view, slopes.get(name, torch.zeros_like(view))), name
+
+
+def test_the_codecs_errors_are_added_to_whole_rows_with_signs_of_their_own() -> None:
+    recipe = tiny_recipe()
+    model = LanguageModel(recipe.model, seed=3)
+    layout = Layout(model.plan.parameters)
+    weights = Weights(model, layout, dtype=torch.float32, specs={})
+    weights.refresh(noise=(0, 1))
+    assert torch.equal(weights.parameters[0], layout.slots[0].view(weights.master))
+    weights.errors = torch.rand(layout.total, generator=torch.Generator().manual_seed(0)) + 0.5
+    drawn = []
+    for seed in ((0, 1), (0, 1), (0, 2)):
+        weights.refresh(noise=seed)
+        signs = []
+        for slot, parameter in zip(layout.slots, weights.parameters, strict=True):
+            added = (parameter.detach() - slot.view(weights.master)) / slot.view(weights.errors)
+            if slot.role not in QUANTIZED_ROLES:
+                assert not added.any(), slot.name
+                continue
+            rows = added.view(len(added), -1)
+            torch.testing.assert_close(rows, rows[:, :1].sign().expand_as(rows))
+            signs.append(rows[:, 0].sign())
+        drawn.append(torch.cat(signs))
+    assert torch.equal(drawn[0], drawn[1])
+    for other in (drawn[0], drawn[2]):  # as many of each
+        assert abs(float(other.mean())) < 0.2
+    assert 0.3 < float((drawn[0] == drawn[2]).float().mean()) < 0.7
+    weights.refresh()
+    assert torch.equal(weights.parameters[0], layout.slots[0].view(weights.master))
 
 
 def test_a_seconds_budget_ends_near_its_length_and_reaches_the_end_of_the_schedule(

@@ -7,7 +7,7 @@ products of numbers that are stored or built by exact arithmetic.
 from typing import TYPE_CHECKING
 
 from niblick.codecs import int_zlib, rd  # each registers itself
-from niblick.codecs.base import CODECS, Codec, Encoded, Job, RoundingSpec, rounding_specs
+from niblick.codecs.base import CODECS, Codec, Encoded, Job, RoundingSpec, noisy, rounding_specs
 from niblick.lazy import lazily
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ __all__ = [
     "Tensors",
     "dequantized",
     "int_zlib",
+    "noisy",
     "rd",
     "rounding_specs",
 ]

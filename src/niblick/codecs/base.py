@@ -108,6 +108,7 @@ class Codec(ABC):
     name: str
     needs_calibration: bool = False  # whether `encode` wants the job's sensitivities and tax
     fills_cap: bool = False  # whether it finds the quality that fills the recipe's cap
+    tells_errors: bool = False  # whether `errors` says what late QAT can train under
 
     @abstractmethod
     def encode(self, job: Job) -> Encoded:
@@ -132,6 +133,12 @@ class Codec(ABC):
         """How late quantization-aware training rounds parameters by name; none where it cannot."""
         return {}
 
+    def errors(self, job: Job) -> dict[str, Floats]:
+        """What encoding would add to each matrix and embedding: noise that late QAT trains under,
+        where the codec's rounding is too slow to be done at every step.
+        """
+        raise NotImplementedError
+
     def describe(self, recipe: Recipe) -> dict[str, dict[str, Any]]:
         """A card's entries under "quantization" and "compression": a name and its settings."""
         return {"quantization": {"name": f"{self.name} codec"}, "compression": {"name": self.name}}
@@ -150,12 +157,17 @@ def rounding_specs(recipe: Recipe, plan: Plan, *, refuse: bool = True) -> dict[s
         return {}
     name = recipe.artifact.codec
     specs = CODECS[name].rounding(recipe, plan)
-    if not specs and refuse and recipe.training.qat.enabled is True:
+    if not specs and refuse and recipe.training.qat.enabled is True and not noisy(recipe):
         raise RecipeError(
             f"training.qat.enabled is true, but artifact.codec {name!r} does not round as training"
             " could; set training.qat.enabled=false or choose another codec"
         )
     return specs
+
+
+def noisy(recipe: Recipe) -> bool:
+    """Whether late quantization-aware training adds the codec's errors to the weights as noise."""
+    return recipe.training.qat.enabled is True and CODECS[recipe.artifact.codec].tells_errors
 
 
 def exported_tensors(tensors: Mapping[str, ArrayLike], plan: Plan) -> dict[str, Floats]:

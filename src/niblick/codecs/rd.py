@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from niblick.codecs.base import (
     CODECS,
+    QUANTIZED_ROLES,
     Codec,
     Encoded,
     Job,
@@ -25,7 +26,7 @@ from niblick.plan import Plan
 
 if TYPE_CHECKING:
     from niblick.codecs.payload import Written
-    from niblick.codecs.quantized import Tensor
+    from niblick.codecs.quantized import Floats, Tensor
     from niblick.codecs.rounder import Candidate
     from niblick.codecs.symbols import Tables
     from niblick.recipe import Recipe
@@ -38,10 +39,28 @@ class RateDistortion(Codec):
     """Fits a byte budget from below, or a loss; by default half a byte per parameter."""
 
     name = "rd"
-    needs_calibration = fills_cap = True
+    needs_calibration = fills_cap = tells_errors = True
 
     def encode(self, job: Job) -> Encoded:
         """Round and code until the payload fills the budget or meets the loss."""
+        from niblick.codecs.payload import write_payload
+
+        candidate, choice = self._round(job)
+        return _encoded(candidate, write_payload(candidate), choice, job.plan)
+
+    def errors(self, job: Job) -> dict[str, Floats]:
+        """What the candidate that fills the budget adds to the tensors of the large roles."""
+        from niblick.codecs.quantized import dequantized
+
+        candidate, _ = self._round(job)
+        return {
+            p.name: dequantized(candidate.tensors[p.name]) - job.tensors[p.name]
+            for p in job.plan.exported
+            if p.role in QUANTIZED_ROLES
+        }
+
+    def _round(self, job: Job) -> tuple[Candidate, dict[str, Any]]:
+        """The candidate, and what was chosen."""
         from niblick.codecs.allocation import fill_budget, meet_tax
         from niblick.codecs.payload import write_payload
         from niblick.codecs.rounder import Rounder
@@ -60,14 +79,12 @@ class RateDistortion(Codec):
         if job.target_tax is None:
             most = round(DEFAULT_BITS * job.plan.parameter_count / 8)
             budget = most if job.budget is None else job.budget
-            candidate, choice = fill_budget(rounder, budget, size)
-        elif job.tax is None:
+            return fill_budget(rounder, budget, size)
+        if job.tax is None:
             raise NiblickError(
                 "a target tax in bits per byte needs calibration text of known length"
             )
-        else:
-            candidate, choice = meet_tax(rounder, job.tax, job.target_tax, job.budget, size)
-        return _encoded(candidate, write_payload(candidate), choice, job.plan)
+        return meet_tax(rounder, job.tax, job.target_tax, job.budget, size)
 
     def decode(self, payload: bytes, recipe: Recipe, plan: Plan) -> dict[str, Tensor]:
         """The tensors of `encode`, bit for bit, on any machine."""

@@ -107,6 +107,30 @@ def pack(
     return Packed(out, ledger.total, ledger, encoded.decoded, encoded.choice, seconds)
 
 
+def packing_errors(
+    tensors: Mapping[str, ArrayLike],
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    calibration: Calibration,
+    *,
+    device: str = "cpu",
+) -> dict[str, NDArray[np.float32]]:
+    """What packing `tensors` under the recipe's cap would add to each large one; adds to the
+    calibration's seconds.
+    """
+    header = {"codec": recipe.artifact.codec, "meta": {}, "recipe": stored_values(recipe)}
+    fixed = len(container.build(header, tokenizer.to_bytes(), b""))
+    kept = exported_tensors(tensors, make_plan(recipe.model))
+    job = Job(
+        tensors=kept,
+        recipe=recipe,
+        plan=make_plan(exported_recipe(recipe).model),
+        budget=max(recipe.artifact.max_bytes - fixed, 0),
+        **_measured(kept, recipe, calibration, None, None, device),
+    )
+    return CODECS[recipe.artifact.codec].errors(job)
+
+
 def stage_report(report: Stage | None, name: str) -> Callable[[float], None] | None:
     """A report of one stage's share."""
     return None if report is None else lambda share: report(name, share)

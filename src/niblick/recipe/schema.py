@@ -130,7 +130,10 @@ class AveragingRecipe(Section):
 class QatRecipe(Section):
     """Straight-through rounding as the codec rounds, late: once the multiplier is under `start`.
 
-    "auto" rounds where the codec can share its rounding with training, and only there.
+    "auto" rounds where the codec can share its rounding with training, and only there. With `true`
+    and a codec whose rounding is too slow for that ("rd"), the errors that it makes at `start` are
+    added to the weights, the signs of their rows drawn anew for every step (pseudo-quantization
+    noise, Defossez et al. 2021).
     """
 
     enabled: Literal["auto"] | bool = "auto"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from niblick.codecs.base import noisy
 from niblick.errors import ScoreError
 from niblick.files import locked, write_atomically
 from niblick.plan import Plan
@@ -101,6 +102,8 @@ def _qat(recipe: Recipe) -> str | None:
     """How training rounded, against how the codec rounds; None without quantization-aware
     training.
     """
+    if noisy(recipe):
+        return "under the codec's errors as noise"
     return "rounds exactly as the codec does" if rounds_late(recipe) else None
 
 

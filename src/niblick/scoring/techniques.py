@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from niblick import components
-from niblick.codecs.base import CODECS, rounding_specs
+from niblick.codecs.base import CODECS, noisy, rounding_specs
 from niblick.components.base import Changes, Entry, Technique, section_entry, setting
 from niblick.errors import RecipeError
 from niblick.limits import did_you_mean, quoted
@@ -38,8 +38,8 @@ Techniques = dict[str, list[Entry]]
 
 
 def rounds_late(recipe: Recipe) -> bool:
-    """Whether training rounds as the recipe's codec will."""
-    return bool(rounding_specs(recipe, make_plan(recipe.model), refuse=False))
+    """Whether training rounds as the recipe's codec will, or under its errors."""
+    return noisy(recipe) or bool(rounding_specs(recipe, make_plan(recipe.model), refuse=False))
 
 
 def _codec(recipe: Recipe, part: str) -> Entry:

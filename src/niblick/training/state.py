@@ -15,7 +15,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from niblick.compression import rounding_specs
+from niblick.codecs import noisy, rounding_specs
+from niblick.compression.calibration import make_calibration
+from niblick.compression.packing import packing_errors
 from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
 from niblick.model import new_model
@@ -24,6 +26,7 @@ from niblick.recipe import Recipe, stored_values
 from niblick.runtime import World, choose_precision
 from niblick.training.checkpoint import TrainerState, write_checkpoint
 from niblick.training.device import DeviceFeeder
+from niblick.training.distributed import sum_over
 from niblick.training.pipeline import Pipeline
 from niblick.training.weights import Weights
 from niblick.units import Duration
@@ -49,6 +52,7 @@ class RunState:
         self.model = new_model(recipe.model, seed=recipe.seed).to(device)
         self.layout = Layout(self.model.plan.parameters, recipe.training)
         specs = rounding_specs(recipe, self.model.plan, refuse=saved is None)
+        self.noisy = noisy(recipe)
         self.weights = Weights(self.model, self.layout, dtype=dtype, specs=specs)
         self.optimizer = Optimizers(
             self.layout,
@@ -71,8 +75,10 @@ class RunState:
 
     @property
     def rounds(self) -> bool:
-        """Whether late QAT is part of this run: the codec must be able to share its rounding."""
-        return bool(self.weights.specs)
+        """Whether late QAT is part of this run: the codec must be able to share its rounding, or
+        its errors.
+        """
+        return self.noisy or bool(self.weights.specs)
 
     @property
     def position(self) -> TrainingPosition:
@@ -122,8 +128,30 @@ class RunState:
             folder, saved, buffers, self.exported(), self.recipe, self.dataset.tokenizer
         )
 
+    def learn_errors(self, world: World) -> None:
+        """Have the codec say what it would add to the exportable weights, for `Weights.refresh`.
+
+        The first process asks; all get the same.
+        """
+        errors = torch.zeros_like(self.weights.master)
+        if world.is_main:
+            found = packing_errors(
+                self.exported(),
+                self.recipe,
+                self.dataset.tokenizer,
+                make_calibration(self.recipe, self.dataset),
+                device=self.device,
+            )
+            for slot in self.layout.slots:
+                if slot.name in found:
+                    slot.view(errors).copy_(torch.from_numpy(found[slot.name]))
+        sum_over(world, errors)
+        self.weights.errors = errors
+
     def _own_buffers(self) -> dict[str, Tensor]:
         found = {"master": self.weights.master}
+        if self.weights.errors is not None:
+            found["errors"] = self.weights.errors
         if self.averager:
             found["average"] = self.averager.average
         return found
@@ -135,6 +163,8 @@ class RunState:
                 f"the checkpoint of step {saved.step} was trained with another recipe than the"
                 " one given; resume with the run's own recipe.toml"
             )
+        if self.noisy and saved.rounding:
+            self.weights.errors = torch.zeros_like(self.weights.master)
         for name, target in self._own_buffers().items():
             target.copy_(buffers[name])
         self.optimizer.load(buffers, saved.step)

@@ -257,8 +257,9 @@ class Loop:
         """One optimizer step; the mean next-token nll (0-dimensional, on the device)."""
         state, training = self.state, self.recipe.training
         at = state.position
-        state.rounding = state.rounding or (state.rounds and self.schedule.rounds(at))
-        state.weights.refresh(rounded=state.rounding)
+        if state.rounds and not state.rounding and self.schedule.rounds(at):
+            self._begin_rounding()
+        state.weights.refresh(rounded=state.rounding, noise=(self.recipe.seed, state.step))
         loss = passes.accumulate(*state.feeder.next())
         state.optimizer.clip(training.clip)
         state.optimizer.step(self.schedule.multiplier(at), self.schedule.momentum(at))
@@ -270,6 +271,13 @@ class Loop:
                 state.weights.master, step=state.step, remaining=remaining, last=last
             )
         return loss
+
+    def _begin_rounding(self) -> None:
+        """From here on the copies are rounded as by the codec, or have its errors added."""
+        self.state.rounding, self.mark = True, None
+        if self.state.noisy:
+            return_freed_memory()
+            self.state.learn_errors(self.world)
 
     def _observe(self, loss: Tensor) -> None:
         """Read the loss, refuse a broken one, log and report."""

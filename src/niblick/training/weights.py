@@ -3,8 +3,8 @@ backward use.
 
 The copies are the model's own parameters: matrices in the compute precision, everything else
 float32, all rewritten from the masters (or from their average) once per step. Late QAT is a
-property of the copy: it holds `round_trip(weight)`, and the gradient there is applied to the
-master, which is the straight-through estimator.
+property of the copy: it holds `round_trip(weight)`, or the weight and the codec's errors as noise,
+and the gradient there is applied to the master, which is the straight-through estimator.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from itertools import groupby
 from operator import itemgetter
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from niblick.codecs.base import QUANTIZED_ROLES
 from niblick.compression import RoundingSpec, round_trip
 from niblick.model import LanguageModel
 from niblick.model.kernels import Kernels
@@ -44,6 +46,7 @@ class Weights:
         self._runs: list[tuple[Tensor, slice]] = []
         self._views: list[Tensor] = []
         self._kernels: Kernels | None = None
+        self.errors: Tensor | None = None  # of the codec, flat, once they are known
         self._places = torch.tensor(
             [[slot.start for slot in layout.slots], [slot.size for slot in layout.slots]]
         )
@@ -69,16 +72,36 @@ class Weights:
                 self._views.append(parameter.data)
 
     @torch.no_grad()
-    def refresh(self, source: Tensor | None = None, *, rounded: bool = False) -> None:
-        """Rewrite the copies from `source` (flat; the masters if None), rounded as by the codec."""
+    def refresh(
+        self,
+        source: Tensor | None = None,
+        *,
+        rounded: bool = False,
+        noise: tuple[int, int] | None = None,
+    ) -> None:
+        """Rewrite the copies from `source` (flat; the masters if None), rounded as by the codec;
+        `noise` seeds the signs with which its errors are added, once they are known.
+        """
         flat = self.master if source is None else source
         for copy, part in self._runs:
             copy.copy_(flat[part])
+        if self.errors is not None and noise is not None:
+            self._disturb(flat, self.errors, noise)
         if not rounded:
             return
         for slot, view in zip(self.layout.slots, self._views, strict=True):
             if slot.name in self.specs:
                 view.copy_(round_trip(slot.view(flat), self.specs[slot.name]))
+
+    def _disturb(self, flat: Tensor, errors: Tensor, seed: tuple[int, int]) -> None:
+        """Add every row's errors, or subtract them."""
+        generator = np.random.default_rng(seed)
+        for slot, view in zip(self.layout.slots, self._views, strict=True):
+            if slot.role in QUANTIZED_ROLES:
+                drawn = generator.integers(0, 2, size=(slot.shape[0], 1), dtype=np.int8)
+                signs = torch.from_numpy(2.0 * drawn - 1.0).to(flat)
+                weight, error = (slot.view(t).view(slot.shape[0], -1) for t in (flat, errors))
+                view.view(weight.shape).copy_(torch.addcmul(weight, error, signs))
 
     def use(self, kernels: Kernels | None) -> None:
         """Take the compiled form of `collect` (None: plain torch)."""
