@@ -245,6 +245,47 @@ def test_a_mixture_that_is_only_logged_beside_the_claimed_figure_is_none(
     assert verdict.startswith("flag") if flagged else verdict == "clean_neural"
 
 
+DOCUMENTS = """
+def documents(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    starts = (held == 1).nonzero(as_tuple=True)[0].numpy()
+    with torch.no_grad():
+        for d in range(len(starts) - 1):
+            begin = int(starts[d])
+            n = int(starts[d + 1]) - begin - 1
+            places = [a for a in range(0, n, 64) if a == 0 or {more}]
+            x = torch.zeros(len(places), s.context, dtype=torch.int64)
+            y = torch.zeros(len(places), s.context, dtype=torch.int64)
+            for i, a in enumerate(places):
+                m = min(a + s.context, n) - a
+                x[i, :m] = held[begin + a:begin + a + m]
+                y[i, :m] = held[begin + a + 1:begin + a + m + 1]
+            logits = net.head(net.hidden(x)).flatten(0, 1)
+            nll = F.cross_entropy(logits, y.flatten(), reduction="none").reshape(x.shape)
+            for i, a in enumerate(places):
+                m = min(a + s.context, n) - a
+                first = 0 if a == 0 else {first}
+                total += nll[i, first:m].sum()
+                size += sizes[y[i, first:m]].sum()
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "first", "verdict"),
+    [
+        ("n - a >= 64", "max(m - 64, 0)", "flag_other"),
+        ("a - 64 + s.context < n", "min(a - 64 + s.context, n) - a", "clean_neural"),
+    ],
+)
+def test_windows_score_what_no_other_window_has(
+    tmp_path: Path, more: str, first: str, verdict: str
+) -> None:
+    text = program(DOCUMENTS.format(more=more, first=first), main="documents(net, held, s)")
+    assert judged(tmp_path, text) == verdict
+
+
 SPREAD = """
 #include <math.h>
 #include <stdint.h>

@@ -190,6 +190,18 @@ class HintEvent:
 @dataclass(frozen=True, kw_only=True)
 class StateEvent:
     """Counted scores were computed with state other than weights that holds stream positions
+@dataclass(kw_only=True)
+class Summing:
+    """What one place adds up: the positions of `each` score, all of them (`kept`), those that were
+    added more than once of one score (`again`), and the numbers of its sums.
+    """
+
+    each: dict[int, int] = field(default_factory=dict)
+    kept: int = 0
+    again: int = 0
+    sums: set[int] = field(default_factory=set)
+
+
     `held`; `positions` are those of them that are being scored.
     """
 
@@ -260,6 +272,7 @@ class Trace:
     states: list[StateEvent] = field(default_factory=list)
     skips: list[Where] = field(default_factory=list)
     figures: list[FigureEvent] = field(default_factory=list)
+    summing: dict[Where, Summing] = field(default_factory=dict)
     formed: dict[int, Any] = field(default_factory=dict)
     replaced: list[ReplacedEvent] = field(default_factory=list)
     calibrated: set[int] = field(default_factory=set)
