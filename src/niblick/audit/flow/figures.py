@@ -363,6 +363,12 @@ def named(label: str) -> bool:
     return bool(_LABEL.search(label[-40:])) and not _OTHER.search(label[-60:])
 
 
+def shows_after(function: ast.AST, line: int) -> bool:
+    """Whether a function has words that say that bits per byte follow beyond a line of it."""
+    words = (n for n in ast.walk(function) if isinstance(n, ast.Constant) and n.lineno > line)
+    return any(isinstance(n.value, str) and named(n.value) for n in words)
+
+
 def honest(content: float, slack: float = 0.002) -> bool:
     """Whether the witness of a figure is that of a plain sum over bytes, in bits or in nats."""
     return any(abs(content - wanted) < slack * wanted for wanted in (1.0, 1.0 / math.log(2.0)))
