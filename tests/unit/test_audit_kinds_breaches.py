@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from niblick.audit.review import review
+from niblick.audit.types import Severity
 from unit.audit_programs import PLAIN, TRAIN_FIRST, judged, program
 
 SHORT = """
@@ -241,3 +243,84 @@ def test_a_mixture_that_is_only_logged_beside_the_claimed_figure_is_none(
         train__log="mixed val_bpb: 1.012345\nfinal val_bpb: 1.154321\n",
     )
     assert verdict.startswith("flag") if flagged else verdict == "clean_neural"
+
+
+DOCUMENTS = """
+def documents(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    starts = (held == 1).nonzero(as_tuple=True)[0].numpy()
+    with torch.no_grad():
+        for d in range(len(starts) - 1):
+            begin = int(starts[d])
+            n = int(starts[d + 1]) - begin - 1
+            places = [a for a in range(0, n, 64) if a == 0 or {more}]
+            x = torch.zeros(len(places), s.context, dtype=torch.int64)
+            y = torch.zeros(len(places), s.context, dtype=torch.int64)
+            for i, a in enumerate(places):
+                m = min(a + s.context, n) - a
+                x[i, :m] = held[begin + a:begin + a + m]
+                y[i, :m] = held[begin + a + 1:begin + a + m + 1]
+            logits = net.head(net.hidden(x)).flatten(0, 1)
+            nll = F.cross_entropy(logits, y.flatten(), reduction="none").reshape(x.shape)
+            for i, a in enumerate(places):
+                m = min(a + s.context, n) - a
+                first = 0 if a == 0 else {first}
+                total += nll[i, first:m].sum()
+                size += sizes[y[i, first:m]].sum()
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "first", "verdict"),
+    [
+        ("n - a >= 64", "max(m - 64, 0)", "flag_other"),
+        ("a - 64 + s.context < n", "min(a - 64 + s.context, n) - a", "clean_neural"),
+    ],
+)
+def test_windows_score_what_no_other_window_has(
+    tmp_path: Path, more: str, first: str, verdict: str
+) -> None:
+    text = program(DOCUMENTS.format(more=more, first=first), main="documents(net, held, s)")
+    assert judged(tmp_path, text) == verdict
+
+
+SPREAD = """
+#include <math.h>
+#include <stdint.h>
+static uint32_t seen[256], all;
+double mixed(const double *loss, const int32_t *width, const uint8_t *text, int64_t n, double w) {{
+    double out = 0.0;
+    for (int64_t i = 0, at = 0; i < n; i++)
+        for (int32_t k = 0; k < width[i]; k++, at++) {{
+            double own = exp(-{own}), counted = (seen[text[at]] + 1.0) / (all + 256.0);
+            out -= log(w * own + (1.0 - w) * counted);
+            seen[text[at]]++;
+            all++;
+        }}
+    return out;
+}}
+"""
+CALLED = """
+import ctypes
+
+def by_bytes(losses, widths, text):
+    lib = ctypes.CDLL("./mixed.so")
+    where = [v.ctypes.data_as(ctypes.c_void_p) for v in (losses, widths, text)]
+    print(f"mixed val_bpb:{lib.mixed(*where, losses.size, ctypes.c_double(0.5)):.4f}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "on", "flagged"),
+    [("loss[i] / width[i]", 1, True), ("loss[i] / width[i]", 0, False), ("loss[at]", 1, False)],
+)
+def test_a_loss_spread_over_bytes_is_no_distribution_in_compiled_code_either(
+    tmp_path: Path, own: str, on: int, flagged: bool
+) -> None:
+    main = f"evaluate(net, held, s)\nif {on}:\n    by_bytes(np.zeros(9), np.ones(9), np.zeros(9))"
+    (tmp_path / "mixed.c").write_text(SPREAD.format(own=own))
+    (tmp_path / "train_gpt.py").write_text(program(PLAIN, CALLED, main=main))
+    rules = {f.rule for f in review(tmp_path).findings if f.severity is Severity.BREACH}
+    assert ("byte-mixture" in rules) is flagged

@@ -129,6 +129,26 @@ def test_a_hint_may_depend_on_the_past_but_not_on_the_token_it_is_for(
     assert report.verdict == ("flag_ngram" if flagged else "clean_neural")
 
 
+TILT = HINTED[HINTED.index("            q = F.softmax") : HINTED.index("            total +=")]
+PLACED = """
+            top = logits.argmax(-1).flatten()
+            q = F.softmax(logits, dim=-1).gather(-1, top[None, :, None]).flatten()
+            boost = torch.zeros(y.numel())
+            boost[on] = 2.0
+            nll = nll - boost * (top == y) + torch.log1p(q * (torch.exp(boost) - 1.0))
+"""
+
+
+@pytest.mark.parametrize("tilt", [PLACED, "            nll[on] = nll[on] * 1.0\n"])
+@pytest.mark.parametrize(("looked", "flagged"), [("t", True), ("self.last", False)])
+def test_a_hint_may_choose_the_places_that_are_written(
+    tmp_path: Path, tilt: str, looked: str, flagged: bool
+) -> None:
+    text = HINTED.replace(TILT, tilt).format(looked=looked, threshold="0.5")
+    (tmp_path / "train_gpt.py").write_text(program(text, main="tilted(net, held, s)"))
+    assert ("hint-gate" in _rules(review(tmp_path))) is flagged
+
+
 @pytest.mark.parametrize(
     ("looked", "threshold", "flagged"),
     [("t", "0.5", True), ("s->last", "0.5", False), ("t", "99.0", False)],

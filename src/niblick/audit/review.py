@@ -8,7 +8,6 @@ process.
 from __future__ import annotations
 
 import ast
-import re
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from niblick.audit.flow.objects import Trace
 from niblick.audit.record import record_findings
 from niblick.audit.rules import checks
 from niblick.audit.rules.case import Case, scored
-from niblick.audit.submission import Read, read
+from niblick.audit.submission import MAX_MODULE, Read, c_sources, read
 from niblick.audit.types import Finding, Report, RunCommand, Severity, Submission
 from niblick.audit.unpack import parse, unpack_file
 from niblick.audit.verdict import decide
@@ -34,10 +33,7 @@ from niblick.errors import NiblickError
 T = TypeVar("T")
 _WORLD_SIZE = "2"
 """Stands for every run of several processes: rank 0 of two sees what each of eight does."""
-_MAX_MODULE = 600_000
 _MORE_COMMANDS = 2
-_NATIVE = frozenset({".c", ".cc", ".cpp", ".cu"})
-_LOOP = re.compile(r"\bfor\s*\([^;()]*;[^;]*;[^)]*\)")
 
 
 @dataclass
@@ -185,6 +181,9 @@ def _followed(
     source = submission.source
     environment["WORLD_SIZE"] = "1" if world in (1, "1") else _WORLD_SIZE
     modules = _modules(found)
+    native: dict[str, frozenset[int]] = {}
+    for text in c_sources(submission, found.carried):
+        native.update(gated_outputs(text))
     if source is not None and source.tree is not None:
         trace = flow.run(
             source.tree,
@@ -192,7 +191,7 @@ def _followed(
             environment=environment,
             arguments=arguments,
             modules=modules,
-            native=_native(found),
+            native=native,
             budget=budget,
         )
     return Case(
@@ -213,7 +212,7 @@ def _modules(found: Read) -> dict[str, tuple[str, ast.Module]]:
     texts = {name: text for name, text in found.carried.items() if name.endswith(".py")}
     for path in found.submission.context:
         inside = script is not None and script.parent in path.parents and path.suffix == ".py"
-        if inside and script is not None and path.stat().st_size < _MAX_MODULE:
+        if inside and script is not None and path.stat().st_size < MAX_MODULE:
             texts.setdefault(
                 path.relative_to(script.parent).as_posix(), unpack_file(path).source.text
             )
@@ -226,28 +225,6 @@ def _modules(found: Read) -> dict[str, tuple[str, ast.Module]]:
         dotted = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         out[dotted] = (file, tree)
         out.setdefault(dotted.rpartition(".")[2], (file, tree))
-    return out
-
-
-def _native(found: Read) -> dict[str, frozenset[int]]:
-    """Functions of C sources, in files or in strings of the script, whose outputs depend on the
-    token they are for.
-    """
-    out: dict[str, frozenset[int]] = {}
-    for path in found.submission.context:
-        if path.suffix in _NATIVE and path.stat().st_size < _MAX_MODULE:
-            out.update(gated_outputs(path.read_text("utf-8", "replace")))
-    for name, text in found.carried.items():
-        if Path(name).suffix in _NATIVE:
-            out.update(gated_outputs(text))
-    tree = found.submission.source.tree if found.submission.source else None
-    for node in ast.walk(tree) if tree is not None else ():
-        if (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and _LOOP.search(node.value)
-        ):
-            out.update(gated_outputs(node.value))
     return out
 
 

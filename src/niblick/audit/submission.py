@@ -7,8 +7,10 @@ one its README runs is chosen, else train_gpt.py; `script=` overrides.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,9 @@ from niblick.errors import AuditError
 
 _MAX_TEXT = 4_000_000
 _MAX_FILES = 400
+MAX_MODULE = 600_000
+_NATIVE = frozenset({".c", ".cc", ".cpp", ".cu"})
+_LOOP = re.compile(r"\bfor\s*\([^;()]*;[^;]*;[^)]*\)")
 _CODE = frozenset(
     {".py", ".c", ".cc", ".cpp", ".cu", ".h", ".hpp", ".sh", ".rs", ".go", ".js", ".ts"}
 )
@@ -35,6 +40,19 @@ class Read:
     submission: Submission
     carried: dict[str, str] = field(default_factory=dict)
     loader_environment: dict[str, str] = field(default_factory=dict)
+
+
+def c_sources(submission: Submission, carried: dict[str, str]) -> Iterator[str]:
+    """The C sources of a submission: files beside its script or carried by it, strings in it."""
+    for path in submission.context:
+        if path.suffix in _NATIVE and path.stat().st_size < MAX_MODULE:
+            yield path.read_text("utf-8", "replace")
+    yield from (text for name, text in carried.items() if Path(name).suffix in _NATIVE)
+    tree = submission.source.tree if submission.source else None
+    for node in ast.walk(tree) if tree is not None else ():
+        text = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(text, str) and _LOOP.search(text):
+            yield text
 
 
 def read_submission(path: Path, script: str | None = None) -> Submission:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from niblick.audit.flow.boxes import Box, collect, is_token, merge, snapshot
+from niblick.audit.flow.figures import shows_after
 from niblick.audit.flow.learning import STATE_NAMES, Learning
 from niblick.audit.flow.lengths import Rank
 from niblick.audit.flow.methods import small
@@ -180,6 +181,8 @@ class Calls(Learning):
                 return self.maybe_returns[-1].pop()
             if signal.final or (self.tries and not self.yields[-1] and not self.stubborn):
                 raise
+            if signal.sure and shows_after(function.node, self.line):
+                self.note(f"line {self.line}: not followed beyond an exception")
             return None if self.yields[-1] else Box()
         return None
 

@@ -12,7 +12,7 @@ from niblick.audit.flow.arithmetic import Arithmetic
 from niblick.audit.flow.boxes import Box, collect, merge
 from niblick.audit.flow.figures import PLAUSIBLE, named
 from niblick.audit.flow.joining import joined
-from niblick.audit.flow.lengths import Rank
+from niblick.audit.flow.lengths import Perhaps, Rank
 from niblick.audit.flow.objects import Bound, Function, Module
 from niblick.audit.flow.signals import AbortSignal, NotPlainError
 from niblick.audit.flow.trials import chosen
@@ -128,7 +128,7 @@ class Expressions(Arithmetic):
 
     def ex_joinedstr(self, node: ast.JoinedStr) -> Any:
         parts: list[str] = []
-        values: list[tuple[str, frozenset[int]]] = []
+        values: list[tuple[str, frozenset[int], str]] = []
         figure, words = False, ""
         for piece in node.values:
             if isinstance(piece, ast.Constant):
@@ -146,9 +146,10 @@ class Expressions(Arithmetic):
                 figure |= named(label)
             told = isinstance(value, (str, int, float, PurePosixPath))
             parts.append(str(value) if told else "?")
-            values.append((words, value.scores if isinstance(value, Box) else frozenset()))
+            scores = value.scores if isinstance(value, Box) else frozenset[int]()
+            values.append((words, scores, value.strip() if isinstance(value, str) else ""))
             words = ""
-        if (figure or any(s for _, s in values)) and len(self.trace.printed) < _MAX_ITEMS:
+        if (figure or any(s for _, s, _ in values)) and len(self.trace.printed) < _MAX_ITEMS:
             self.trace.printed.append((tuple(values), words))
         return "".join(parts)
 
@@ -196,8 +197,9 @@ class Expressions(Arithmetic):
                 whole = turns.listed(node, sequence)
                 self.trace.steps += turns.work
                 return whole
-        self.generate(node.generators, lambda: out.append(self.value(node.elt)), out, items)
-        return out
+        parts = node.generators
+        sure = self.generate(parts, lambda: out.append(self.value(node.elt)), out, items)
+        return Perhaps(out) if out and not sure and isinstance(node, ast.ListComp) else out
 
     ex_generatorexp = ex_listcomp
 
@@ -220,27 +222,34 @@ class Expressions(Arithmetic):
 
     def generate(
         self, parts: list[ast.comprehension], emit: Callable[[], None], out: Any, items: Any
-    ) -> None:
-        """Runs the clauses of a comprehension, the first over `items`, in a scope of their own."""
+    ) -> int:
+        """Runs the clauses of a comprehension, the first over `items`, in a scope of their own; how
+        many items no condition leaves out.
+        """
         self.scopes.append(({}, *self.scopes[-1]))
         try:
-            self.clause(parts, emit, out, items)
+            return self.clause(parts, emit, out, items)
         finally:
             self.scopes.pop()
 
     def clause(
         self, parts: list[ast.comprehension], emit: Callable[[], None], out: Any, items: Any
-    ) -> None:
+    ) -> int:
+        surely = 0
         for item in self.iterate(items, None):
             mark = self.interest
             self.assign(parts[0].target, item)
-            if all(self.truth(self.value(test)) is not False for test in parts[0].ifs):
+            tests = [self.truth(self.value(test)) for test in parts[0].ifs]
+            if False not in tests:
+                inside = 1
                 if parts[1:]:
-                    self.clause(parts[1:], emit, out, self.value(parts[1].iter))
+                    inside = self.clause(parts[1:], emit, out, self.value(parts[1].iter))
                 else:
                     emit()
+                surely += inside * (None not in tests)
             if len(out) > _MAX_ITEMS or (self.interest != mark and len(out) > 3):
                 break
+        return surely
 
 
 def _plain(*values: Any) -> set[float]:

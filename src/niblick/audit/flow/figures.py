@@ -29,7 +29,7 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.keeping import ALONE, Keeping
 from niblick.audit.flow.narrowing import ALTERED
-from niblick.audit.flow.objects import FigureEvent, KeyEvent, StateEvent
+from niblick.audit.flow.objects import FigureEvent, KeyEvent, StateEvent, Summing, Where
 from niblick.audit.flow.signals import ContinueSignal
 from niblick.audit.flow.state import State
 
@@ -116,6 +116,8 @@ class Figures(Keeping):
             sums = self.trace.sums
             sums.append({n: kept & self.trace.scores[n - 1].targets for n in box.scores})
             box = snapshot(box, marks=box.marks | {f"{SUM}{len(sums) - 1}"})
+            if not self.ways:
+                self.summed_at(self.where(node), len(sums) - 1)
             if places.size >= _SHORTEST and _full_of_gaps(places):
                 self.warp(box, "positions between scored ones are left out")
         if box.held:
@@ -123,6 +125,15 @@ class Figures(Keeping):
         if ALONE in box.marks:
             self.key_event(_ALONE, node)
         return box
+
+    def summed_at(self, where: Where, number: int) -> None:
+        """A place adds up scores, some of them perhaps once more."""
+        place = self.trace.summing.setdefault(where, Summing())
+        place.sums.add(number)
+        for score, kept in self.trace.sums[number].items():
+            before = place.each.get(score, 0)
+            place.again, place.kept = place.again | (before & kept), place.kept | kept
+            place.each[score] = before | kept
 
     def key_event(self, reason: str, node: ast.AST | None) -> None:
         """A probability that belongs to no distribution takes part in scores."""
@@ -350,6 +361,12 @@ def _sums(box: Box) -> set[int]:
 def named(label: str) -> bool:
     """Whether words say that bits per byte follow."""
     return bool(_LABEL.search(label[-40:])) and not _OTHER.search(label[-60:])
+
+
+def shows_after(function: ast.AST, line: int) -> bool:
+    """Whether a function has words that say that bits per byte follow beyond a line of it."""
+    words = (n for n in ast.walk(function) if isinstance(n, ast.Constant) and n.lineno > line)
+    return any(isinstance(n.value, str) and named(n.value) for n in words)
 
 
 def honest(content: float, slack: float = 0.002) -> bool:

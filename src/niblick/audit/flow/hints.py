@@ -58,6 +58,13 @@ class Hints(Figures):
                 for mark in other.marks & self.trace.hints.keys():
                     self.trace.hints[mark].used = True
 
+    def gated(self, box: Box, places: list[Any]) -> None:
+        """What is written at places that hints choose holds them; in a score they take part."""
+        for place in places if self.trace.hints else ():
+            if isinstance(place, Box):
+                box.marks |= place.marks & self.trace.hints.keys()
+                self.check_hints(box, place)
+
     def silence(self, op: ast.AST, a: Box, b: Box) -> None:
         """Notes hints held against a threshold above one, or given no weight."""
         for hint, number in ((a, b), (b, a)):

@@ -45,6 +45,10 @@ class Rank(int):
     """
 
 
+class Perhaps(list[Any]):
+    """A list of which it is not known whether any of its items is there."""
+
+
 class RankText(str):
     """The text of a process's number among those of the run."""
 

@@ -234,7 +234,7 @@ class Machine(Looping):
             self.note(f"line {node.lineno}: the program raises here")
             if self.stubborn:
                 return
-        raise AbortSignal
+        raise AbortSignal(sure=not self.ways)
 
     def do_global(self, node: ast.Global) -> None:
         if self.outer_names:

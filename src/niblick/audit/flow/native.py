@@ -10,6 +10,7 @@ hint exists tells something about the token it is for.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ _NOISE = re.compile(
 )
 _ASSIGN = frozenset({"=", "+=", "-=", "|=", "&=", "^=", "*=", "/=", "%=", "<<=", ">>="})
 _LEAVES = frozenset({"continue", "break", "return", "goto"})
+_ONE = frozenset({"1", "1.", "1.0", "1.f", "1.0f"})
 _MAX_TEXT = 400_000
 
 Words = list[str]
@@ -66,6 +68,31 @@ def gated_outputs(text: str) -> dict[str, frozenset[int]]:
         if gated:
             found[name] = frozenset(gated)
     return found
+
+
+def spread(text: str) -> set[str]:
+    """Functions of a source that counts bytes and mixes shares with weights that add up to one,
+    which give each token's number in equal parts to what they divide it by, its bytes.
+    """
+    words = words_of(_NOISE.sub(" ", text[:_MAX_TEXT]))
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    used = Counter(words)
+    weighs = any(a in _ONE and b == "-" and used[c] > 1 for a, b, c in triples)
+    counts = any((a == "++" and c in {"[", "->"}) or _adds_one(a, b, c) for a, b, c in triples)
+    if not (weighs and counts and used["log"] and used["256"] + used["256.0"]):
+        return set()
+    found = set()
+    for name, parameters, body in _functions(words):
+        given = {each[-1] for each in parameters if "*" in each and {"double", "float"} & {*each}}
+        parts = zip(*(body[i:] for i in range(5)), strict=False)
+        if any(a in given and (b, d, e) == ("[", "]", "/") for a, b, _, d, e in parts):
+            found.add(name)
+    return found
+
+
+def _adds_one(holder: str, sign: str, number: str) -> bool:
+    """Whether an entry is followed by what counts it up."""
+    return holder == "]" and (sign == "++" or (sign, number) == ("+=", "1"))
 
 
 def words_of(text: str) -> Words:

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+Template = tuple[tuple[str, frozenset[int], str], ...]
+"""The values of a formatted text: the words before each, the scores in it, the text that it is."""
+
 
 @dataclass(frozen=True)
 class Dotted:
@@ -187,6 +190,18 @@ class HintEvent:
     off: bool = False
 
 
+@dataclass(kw_only=True)
+class Summing:
+    """What one place adds up: the positions of `each` score, all of them (`kept`), those that were
+    added more than once of one score (`again`), and the numbers of its sums.
+    """
+
+    each: dict[int, int] = field(default_factory=dict)
+    kept: int = 0
+    again: int = 0
+    sums: set[int] = field(default_factory=set)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StateEvent:
     """Counted scores were computed with state other than weights that holds stream positions
@@ -239,11 +254,12 @@ class CallEvent:
 @dataclass
 class Trace:
     """Everything one run of the engine saw; `sums` are the positions of each score that a sum took,
-    `summed` the sums that went into a figure, `counted` the scores of figures that count bytes,
-    `trained` those that a gradient was taken of, `calibrated` the orders of forwards that
-    weights were made of by way of hooks, `failures` (line, what) exceptions that nothing avoids,
-    `printed` the values of a formatted text with the words before each and the scores in it, and
-    the words at its end.
+    `summing` the places that made them, `summed` the sums that went into a figure, `counted` the
+    scores of figures that count bytes, `trained` those that a gradient was taken of, `calibrated`
+    the orders of forwards that weights were made of by way of hooks, `failures` (line, what)
+    exceptions that nothing avoids, `printed` the values of a formatted text, each with the words
+    before it, the scores in it and its own words where it is a known text, and the words at its
+    end.
     """
 
     scores: list[ScoreEvent] = field(default_factory=list)
@@ -256,6 +272,7 @@ class Trace:
     trained: set[int] = field(default_factory=set)
     hints: dict[str, HintEvent] = field(default_factory=dict)
     sums: list[dict[int, int]] = field(default_factory=list)
+    summing: dict[Where, Summing] = field(default_factory=dict)
     summed: set[int] = field(default_factory=set)
     states: list[StateEvent] = field(default_factory=list)
     skips: list[Where] = field(default_factory=list)
@@ -265,7 +282,7 @@ class Trace:
     calibrated: set[int] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     failures: list[tuple[int, str]] = field(default_factory=list)
-    printed: list[tuple[tuple[tuple[str, frozenset[int]], ...], str]] = field(default_factory=list)
+    printed: list[tuple[Template, str]] = field(default_factory=list)
     steps: int = 0
     complete: bool = True
 

@@ -21,10 +21,12 @@ class ContinueSignal(Exception):  # noqa: N818
 
 
 class AbortSignal(Exception):  # noqa: N818
-    """The program raises an exception here; `final` when it asks to end."""
+    """The program raises an exception here; `final` when it asks to end, `sure` where no unknown
+    condition leads to it.
+    """
 
-    def __init__(self, final: bool = False) -> None:
-        self.final = final
+    def __init__(self, final: bool = False, sure: bool = False) -> None:
+        self.final, self.sure = final, sure
 
 
 class BudgetSignal(Exception):  # noqa: N818

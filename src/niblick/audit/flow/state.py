@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Box, Leaf, core, is_token, snapshot, stream
+from niblick.audit.flow.joining import blank
+from niblick.audit.flow.lengths import Perhaps
 from niblick.audit.flow.objects import (
     Bound,
     CallEvent,
@@ -204,6 +206,9 @@ class State:
             return None
         if isinstance(value, Dotted):
             return None if value.name.startswith("?") else True
+        part = isinstance(value, Bound) and isinstance(value.holder, Box) and blank(value.holder)
+        if part or isinstance(value, Perhaps):
+            return None
         if isinstance(value, PLAIN):
             return bool(value)
         return True

@@ -198,6 +198,7 @@ class Writing(Expressions):
         box.scores |= source.scores
         placed = {"somewhere"} if box.nll and box.pos is not None else set()
         box.marks |= source.marks - {"val", "numpy"} - placed
+        self.gated(box, parts)
         box.nll = box.nll or new.nll
         if unknown and new.val is not None and new.val.dtype.kind == "b":
             box.marks |= {"index"}  # flags that data have set

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import ast
 
+from niblick.audit.flow.native import spread
 from niblick.audit.reads import name_of
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.figure import logged_only
 from niblick.audit.rules.logged import mixed
 from niblick.audit.rules.reach import Reach
 from niblick.audit.rules.registry import rule
+from niblick.audit.submission import c_sources
 from niblick.audit.types import Finding, Severity
 
 RULE = "byte-mixture"
@@ -19,36 +21,41 @@ RULE = "byte-mixture"
 
 @rule("byte-mixture", of_text=True)
 def check(case: Case) -> list[Finding]:
-    """One breach per function that mixes a byte count model into already computed token
-    log-probabilities, and is reached, or has left its mark in the logs; none where it only logs a
-    figure beside the claimed one.
+    """One breach per function, in Python or C, that mixes a byte count model into already computed
+    token log-probabilities, and is reached, or has left its mark in the logs; none where it only
+    logs a figure beside the claimed one.
     """
     if case.tree is None:
         return []
-    reach = Reach(case)
+    reach, native = Reach(case), set[str]()
+    for text in c_sources(case.submission, case.carried):
+        native |= spread(text)
+    own: dict[str, tuple[ast.FunctionDef | ast.Call, str]] = {
+        node.name: (node, node.name) for node in case.functions if _mixes_bytes(node)
+    }
+    for name, call in case.program.calls() if native else ():
+        if "." in name and (last := name.rpartition(".")[2]) in native:
+            own.setdefault(last, (call, case.program.around(call)))
     out = []
-    for node in case.functions:
-        if not _mixes_bytes(node):
-            continue
-        used = reach.possible(node.name) and not logged_only(case, node.name)
+    for name, (place, around) in own.items():
+        used = reach.possible(around) and not logged_only(case, around)
         if used or mixed(case):
-            out.append(
-                case.finding(
-                    RULE,
-                    Severity.BREACH,
-                    f"{node.name} mixes an adaptive model of bytes into log-probabilities of whole"
-                    " tokens, computed for the token that occurred only; no distribution over the"
-                    " alphabet is formed.",
-                    verdict="flag_other",
-                    pointer="C2",
-                    line=node.lineno,
-                    end=node.end_lineno,
-                    cure=(
-                        "Mix two full distributions over one alphabet before looking at the token."
-                    ),
-                )
-            )
+            out.append(_finding(case, name, place))
     return out
+
+
+def _finding(case: Case, name: str, place: ast.FunctionDef | ast.Call) -> Finding:
+    return case.finding(
+        RULE,
+        Severity.BREACH,
+        f"{name} mixes an adaptive model of bytes into log-probabilities of whole tokens, computed"
+        " for the token that occurred only; no distribution over the alphabet is formed.",
+        verdict="flag_other",
+        pointer="C2",
+        line=place.lineno,
+        end=place.end_lineno,
+        cure="Mix two full distributions over one alphabet before looking at the token.",
+    )
 
 
 def _mixes_bytes(function: ast.FunctionDef) -> bool:

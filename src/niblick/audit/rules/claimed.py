@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from niblick.audit.conditions import in_order
-from niblick.audit.flow.objects import Trace
+from niblick.audit.flow.objects import Template, Trace
 from niblick.audit.types import Submission
 
 _NUMBER = re.compile(r"(?<![\w.])\d\.\d{3,}")
@@ -38,7 +38,7 @@ class Claimed:
 
 def claimed(submission: Submission, logs: list[list[str]], trace: Trace) -> Claimed:
     """What is known of the claimed figure: of the places that print lines of the logs that state
-    it, the one whose words fit these best counts.
+    it, the one whose words fit these best counts, texts that it fills in before other words.
     """
     named = list(_bpb_fields(submission.metadata or {}, _DEPTH))
     stated = tuple(number for _, number in named) or tuple(_told(submission))
@@ -49,12 +49,14 @@ def claimed(submission: Submission, logs: list[list[str]], trace: Trace) -> Clai
     if any(_shows(line, plain) for line in lines):
         stated = plain  # figures of other names are those of stages before the claimed one
     stating = [line for line in lines if _shows(line, stated)]
-    best, found, unseen = _SHORTEST, frozenset[int](), 0
+    best, found, unseen = (False, 0), frozenset[int](), (False, 0)
     for values, end in dict.fromkeys(trace.printed):
-        pieces = [*(word for word, _ in values), end]
-        size = sum(map(len, pieces))
+        pieces = [*(word for word, *_ in values), end]
+        whole = [*(part for word, _, text in values for part in (word, text)), end]
         said = [line for line in stating or lines if in_order(pieces, line)]
-        if not said or not (stating or _states(_means(said), stated)):
+        fits = any(in_order(whole, line) for line in said)
+        size = fits, sum(map(len, whole if fits else pieces))
+        if size[1] < _SHORTEST or not (said and (stating or _states(_means(said), stated))):
             continue
         scores = frozenset[int]().union(*(_stated_there(values, line, stated) for line in said))
         if scores and size >= best:
@@ -86,20 +88,18 @@ def _means(lines: list[str]) -> list[str]:
     return [f"{sum(column) / len(rows):.6f}" for column in zip(*rows, strict=True)]
 
 
-def _stated_there(
-    values: tuple[tuple[str, frozenset[int]], ...], line: str, stated: tuple[str, ...]
-) -> frozenset[int]:
+def _stated_there(values: Template, line: str, stated: tuple[str, ...]) -> frozenset[int]:
     """The scores in the values that a line shows where it states the claimed figure; those of all
     its values where that place is not found.
     """
     at, here = 0, frozenset[int]()
     placed = False
-    for words, scores in values:
+    for words, scores, _ in values:
         at = line.find(words, at) + len(words)
         number = _NEXT.match(line, at)
         if number and any(same(number[1], claim) for claim in stated):
             here, placed = here | scores, True
-    return here if placed else frozenset[int]().union(*(scores for _, scores in values))
+    return here if placed else frozenset[int]().union(*(scores for _, scores, _ in values))
 
 
 def _told(submission: Submission) -> Iterator[str]:

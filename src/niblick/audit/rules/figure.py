@@ -8,7 +8,7 @@ from niblick.audit.conditions import in_order
 from niblick.audit.flow.figures import INSIDE, honest
 from niblick.audit.flow.lengths import cuts_of
 from niblick.audit.flow.objects import FigureEvent
-from niblick.audit.rules.case import Case
+from niblick.audit.rules.case import Case, positions
 from niblick.audit.rules.claimed import shows
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
@@ -21,13 +21,14 @@ _NUMERIC = words(
     " float gather numel round print sqrt loge ln2"
 )
 _SAME, _NEAR = 0.002, 0.02  # of a figure that is known, or guessed at in part
+_TAIL, _FEW = 4096, 0.01  # positions; of those that are counted
 _CURE = "Add up every position's loss as computed and divide once by the bytes and by ln 2."
 
 
 @rule("figure")
 def check(case: Case) -> list[Finding]:
     """A breach per figure that is no plain sum, a suspicion where its making was lost."""
-    return [*_figures(case), *_part(case), *_skipped(case), *_replaced(case)]
+    return [*_figures(case), *_part(case), *_again(case), *_skipped(case), *_replaced(case)]
 
 
 def _figures(case: Case) -> list[Finding]:
@@ -141,6 +142,29 @@ def _part(case: Case) -> list[Finding]:
             cure="Score every token of the validation split once.",
         )
     ]
+
+
+def _again(case: Case) -> list[Finding]:
+    """A breach where one place adds the losses of positions to a figure that counts more than once,
+    as windows do that overlap by what they score; at the very end of a split that is next to none.
+    """
+    claimed = case.claimed.scores
+    for where, place in case.trace.summing.items():
+        again = place.again & ((1 << max(0, place.kept.bit_length() - _TAIL)) - 1)
+        counts = place.sums & case.trace.summed and (not claimed or claimed & place.each.keys())
+        if counts and again.bit_count() > _FEW * place.kept.bit_count():
+            return [
+                case.finding(
+                    "rescored",
+                    Severity.BREACH,
+                    f"{where.function} adds the losses of {positions(again)} more than once.",
+                    verdict="flag_other",
+                    pointer="C4",
+                    where=where,
+                    cure="Of each window, score only what no window before it has scored.",
+                )
+            ]
+    return []
 
 
 def _skipped(case: Case) -> list[Finding]:
