@@ -1,9 +1,9 @@
-"""Makes the model that ships with niblick from a run; `python benchmarks/shipped_model.py RUN`.
+"""Makes a model that ships with niblick from a run; `python benchmarks/shipped_model.py RUN`.
 
 Copies the run's artifact, card, score and resolved recipe into `src/niblick/models`, measures what
-else is said of it (a quarter of an hour on two idle cores), enters all figures in docs/results.json
-and writes README, docs and plots from that (tools/figures.py). `make shipped-model` trains the run
-first.
+else is said of `pocket` (a quarter of an hour on two idle cores), enters all figures in
+docs/results.json and writes README, docs and plots from that (tools/figures.py). `make
+shipped-model` trains the run of `pocket` first; the other is `niblick train pocket-ensemble`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ sys.path.append(str(ROOT / "tools"))
 import figures
 
 MODELS = ROOT / "src" / "niblick" / "models"
-OF_IT = ("frontier", "evaluation", "proof")  # rows that describe the model that ships
+ROWS = {"pocket": "shipped", "pocket-ensemble": "shipped-ensemble"}  # by the recipe's name
+OF_POCKET = ("frontier", "evaluation", "proof")  # what else is measured of it
 
 
 def ship(run: Path) -> None:
     """Put the run's model in place, with what was measured of it."""
     card = json.loads((run / "card.json").read_text("utf-8"))
     name = load_name(run)
+    if name not in ROWS:
+        sys.exit(f"{run} is of the recipe {name!r}; what ships: {', '.join(ROWS)}")
     scores = [path for path in (run / "scores").glob("*.json") if is_headline(path, card)]
     if len(scores) != 1:
         sys.exit(f"{run} has {len(scores)} scores that could be its headline")
@@ -37,8 +40,8 @@ def ship(run: Path) -> None:
     shutil.copy(run / "recipe.toml", MODELS / f"{name}.toml")
     shutil.copy(scores[0], MODELS / f"{name}.score.json")
     rows = figures.read_rows()
-    figures.take(rows, "shipped", figures.card_values(card), note="")
-    for row in OF_IT:
+    figures.take(rows, ROWS[name], figures.card_values(card), note="")
+    for row in OF_POCKET if name == "pocket" else ():
         print(f"measuring: {rows[row]['what']}", file=sys.stderr)
         document = figures.renew(rows[row], {"RUN": str(run)})
         figures.take(rows, row, figures.read(row, document))

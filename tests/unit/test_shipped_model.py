@@ -16,19 +16,24 @@ ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "src" / "niblick" / "models"
 
 
+@pytest.fixture(scope="module", params=["pocket", "pocket-ensemble"])
+def name(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def card():
-    return json.loads((MODELS / "pocket.card.json").read_text("utf-8"))
+def card(name):
+    return json.loads((MODELS / f"{name}.card.json").read_text("utf-8"))
 
 
-def test_its_recipe_is_the_shipped_one_but_for_how_long_it_trained():
-    trained, shipped = load_recipe(MODELS / "pocket.toml"), load_recipe("pocket")
+def test_its_recipe_is_the_shipped_one_but_for_how_long_it_trained(name):
+    trained, shipped = load_recipe(MODELS / f"{name}.toml"), load_recipe(name)
     length = {key: getattr(shipped.training, key) for key in ("duration", "max_passes")}
     assert (
         trained.model_copy(update={"training": trained.training.model_copy(update=length)})
         == shipped
     )
-    assert niblick.load("pocket").recipe.model == shipped.model
+    assert niblick.load(name).recipe.model == shipped.model
 
 
 def test_the_ensemble_is_two_of_it():
@@ -38,26 +43,26 @@ def test_the_ensemble_is_two_of_it():
     assert two == one.model_copy(update={"name": two.name, "description": two.description})
 
 
-def test_file_card_and_score_are_of_one_model_under_the_cap(card):
-    path, score = MODELS / "pocket.nib", read_score(MODELS / "pocket.score.json")
+def test_file_card_and_score_are_of_one_model_under_the_cap(name, card):
+    path, score = MODELS / f"{name}.nib", read_score(MODELS / f"{name}.score.json")
     assert sha256_file(path) == card["artifact_sha256"] == score.artifact_sha256
-    assert path.stat().st_size == card["artifact_bytes"] <= load_recipe("pocket").artifact.max_bytes
+    assert path.stat().st_size == card["artifact_bytes"] <= load_recipe(name).artifact.max_bytes
     assert score.bpb == card["packed_bpb"] and score.valid and score.mode == "streaming"
-    assert "CC BY-SA 4.0" in (MODELS / "pocket.card.md").read_text("utf-8")
+    assert "CC BY-SA 4.0" in (MODELS / f"{name}.card.md").read_text("utf-8")
 
 
-def test_its_name_is_enough_to_generate_and_score(tmp_path, monkeypatch, capfd):
+def test_its_name_is_enough_to_generate_and_score(name, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     asked = ("--prompt", "The river", "--max-tokens", "12", "--temperature", "0")
-    assert run("generate", "pocket", *asked) == 0
+    assert run("generate", name, *asked) == 0
     out, err = capfd.readouterr()
-    assert len(out.split()) > 3 and "shipped model 'pocket'" in err
-    assert out == niblick.load("pocket").generate("The river", max_tokens=12, temperature=0) + "\n"
+    assert len(out.split()) > 3 and f"shipped model '{name}'" in err
+    assert out == niblick.load(name).generate("The river", max_tokens=12, temperature=0) + "\n"
     (tmp_path / "a.txt").write_text("The river flows through the valley into the sea. " * 5)
     before = sorted(MODELS.iterdir())
-    assert run("eval", "pocket", "--data", tmp_path / "a.txt") == 0
+    assert run("eval", name, "--data", tmp_path / "a.txt") == 0
     assert sorted(MODELS.iterdir()) == before  # its scores go where the user is
-    assert list(tmp_path.glob("pocket.*.score.json"))
+    assert list(tmp_path.glob(f"{name}.*.score.json"))
 
 
 def test_a_name_that_is_neither_a_path_nor_shipped_is_told_what_there_is():
