@@ -109,7 +109,7 @@ def ships(rows: Rows, docs: str) -> str:
         f" {values['bytes']:,} bytes, {values['parameters']:,} parameters, trained on"
         f" {values['tokens']:,} tokens ([card](src/niblick/models/pocket.card.md)). As a page that"
         f" runs in any browser, offline, it takes {size(page['bytes'])}. `pocket-ensemble`, two"
-        f" such models whose probabilities are averaged, trained and written at half the speed:"
+        f" such models whose probabilities are averaged, at twice the arithmetic:"
         f" **{two['bpb']:.4f}** in {two['bytes']:,} bytes"
         f" ([card](src/niblick/models/pocket-ensemble.card.md))."
     )

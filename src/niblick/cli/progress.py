@@ -90,7 +90,7 @@ def training(
 
 def describe(report: Report) -> str:
     """Where a run is: step, training loss, speed."""
-    rounding = ", rounding as the codec will" if report.rounding else ""
+    rounding = ", late QAT" if report.rounding else ""
     return (
         f"step {report.step:,}: training loss {report.loss:.4f} ({report.bpb:.4f} bits per byte),"
         f" {report.tokens_per_second:,.0f} tokens/s{rounding}"

@@ -98,6 +98,7 @@ def train(
             report=on_progress,
             spent=spent,
             reserve=reserve,
+            say=say,
         )
         if resume and world.is_main and loop.state.other_threads:
             say(
@@ -139,9 +140,11 @@ class Loop:
         report: Report | None,
         spent: float,
         reserve: float,
+        say: Callable[[str], None],
     ) -> None:
         self.recipe, self.folder, self.world, self.device = recipe, folder, world, device
         self.flag, self.report, self.stop = flag, report if world.is_main else None, 0
+        self.say = say
         kept = list_checkpoints(folder.checkpoints) if resume else []
         self.newest = kept[-1].name if kept else ""
         self.state = RunState(
@@ -276,6 +279,8 @@ class Loop:
         """From here on the copies are rounded as by the codec, or have its errors added."""
         self.state.rounding, self.mark = True, None
         if self.state.noisy:
+            if self.world.is_main:
+                self.say("measuring what packing will add to the weights ...")
             return_freed_memory()
             self.state.learn_errors(self.world)
 
