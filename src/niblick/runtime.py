@@ -222,6 +222,10 @@ def process_group(world: World, device: str) -> Iterator[None]:
     if world.size == 1 or dist.is_initialized():
         yield
         return
+    # Its functions take the default group of the moment as default arguments. Imported within the
+    # block they would keep the group, whose threads may then abort the process as it ends.
+    import torch.distributed.nn
+
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     dist.init_process_group(

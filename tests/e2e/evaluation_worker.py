@@ -4,7 +4,10 @@ of each.
 
 import json
 import sys
+import weakref
 from pathlib import Path
+
+import torch.distributed as dist
 
 from niblick.evaluation import evaluate
 from niblick.runtime import process_group, read_world
@@ -28,5 +31,7 @@ def scores(folder, world):
 if __name__ == "__main__":
     world = read_world()
     with process_group(world, "cpu"):
+        group = weakref.ref(dist.group.WORLD)
         found = scores(Path(sys.argv[1]) / str(world.rank), world)
+    assert group() is None  # its threads have ended, whatever was imported meanwhile
     (Path(sys.argv[1]) / f"{world.rank}.json").write_text(json.dumps(found))

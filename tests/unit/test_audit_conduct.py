@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from niblick.audit import flow
 from niblick.audit.review import review
 from niblick.audit.types import Report
 
@@ -157,6 +158,17 @@ def test_a_size_reckoned_from_parameters_is_a_finding_and_one_of_files_is_not(
     assert rules(audit(tmp_path / "a", finish=count)) == {"artifact"}
     files = "total = os.path.getsize('train_gpt.py')\n    print(f'total size: {total} bytes')"
     assert not rules(audit(tmp_path / "b", finish=files))
+
+
+def test_a_figure_of_a_part_is_no_breach_where_the_whole_may_come_beyond_what_was_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = 'print("val_bpb", measure(model, val_tokens[:100000], sizes))\n' + "    x = 1\n" * 2000
+    assert audit(tmp_path / "a", finish=part).verdict == "clean_neural"
+    monkeypatch.setattr(flow, "MOST_STEPS", 1000)
+    report = audit(tmp_path / "b", finish=part)
+    assert report.verdict == "hold_unclear"
+    assert any("steps of work ran out" in f.evidence for f in report.findings)
 
 
 def test_scoring_the_first_part_of_the_split_is_a_breach(tmp_path: Path) -> None:

@@ -53,11 +53,11 @@ def test_file_card_and_score_are_of_one_model_under_the_cap(name, card):
 
 def test_its_name_is_enough_to_generate_and_score(name, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    asked = ("--prompt", "The river", "--max-tokens", "12", "--temperature", "0")
+    asked = ("--prompt", "The river", "--max-tokens", "24", "--temperature", "0")
     assert run("generate", name, *asked) == 0
     out, err = capfd.readouterr()
     assert len(out.split()) > 3 and f"shipped model '{name}'" in err
-    assert out == niblick.load(name).generate("The river", max_tokens=12, temperature=0) + "\n"
+    assert out == niblick.load(name).generate("The river", max_tokens=24, temperature=0) + "\n"
     (tmp_path / "a.txt").write_text("The river flows through the valley into the sea. " * 5)
     before = sorted(MODELS.iterdir())
     assert run("eval", name, "--data", tmp_path / "a.txt") == 0

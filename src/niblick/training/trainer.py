@@ -68,10 +68,10 @@ def train(
     checkpoint.
 
     `spent` seconds of training time were used before the call, and `reserve` are kept for what
-    reads training text after it. `track` gets each row of metrics.jsonl. `on_progress`, `track`
-    and `say` (of what a resumed run cannot promise, and of passes that end a run early) are called
-    in the main process only. Raises `TrainingError` or `DataError` where the run cannot start or go
-    on, as when another process writes into `out`; checkpoints written before stay intact.
+    reads training text after it. `track` gets each row of metrics.jsonl, `say` what takes its time,
+    ends a run early or cannot be promised; as `on_progress`, in the main process only. Raises
+    `TrainingError` or `DataError` where the run cannot start or go on, as when another process
+    writes into `out`; checkpoints written before stay intact.
     """
     _check(recipe, dataset)
     settle_threads(recipe.training.threads)
@@ -106,10 +106,7 @@ def train(
                 f" {torch.get_num_threads()}: its weights may differ in their last bits"
             )
         try:
-            result = loop.run()
-            if world.is_main and (unused := loop.schedule.unused(loop.state.position)) > 0.05:
-                say(_TOO_OFTEN.format(recipe.training.max_passes, unused))
-            return result
+            return loop.run()
         finally:
             loop.close()
 
@@ -386,6 +383,8 @@ class Loop:
         if not self.stop:
             state.seconds, _ = agree(self.world, self.device, self.clock.seconds, 0)
         self._save()
+        if self.world.is_main and (unused := self.schedule.unused(state.position)) > 0.05:
+            self.say(_TOO_OFTEN.format(self.recipe.training.max_passes, unused))
         return TrainResult(
             tensors=state.exported(),
             seconds=state.seconds,

@@ -14,7 +14,7 @@ from niblick.audit.flow.machine import Machine
 from niblick.audit.flow.objects import Trace
 from niblick.audit.flow.signals import BudgetSignal
 
-MOST_STEPS = 600_000
+MOST_STEPS = 1_000_000
 """Steps of work for following a program under one command: a node is one, and so are 8,192 elements
 of an array.
 """

@@ -117,7 +117,8 @@ def _finding(case: Case, event: FigureEvent) -> Finding:
 def _part(case: Case) -> list[Finding]:
     """A breach where every figure that counts is of the same fixed number of tokens or windows.
     So must the last one be that is printed, unless logs tell which counts and it is a named one
-    itself: training reports figures of a part on its way to that of the whole.
+    itself: training reports figures of a part on its way to that of the whole, which a program that
+    was not followed to its end may print beyond.
     """
     events = {e.number: e for e in case.trace.scores}
     claimed = case.claimed.scores
@@ -133,7 +134,9 @@ def _part(case: Case) -> list[Finding]:
     return [
         case.finding(
             "part-of-split",
-            Severity.BREACH if all(f.certain for f in named) else Severity.WARNING,
+            Severity.BREACH
+            if all(f.certain for f in named) and (known or case.trace.complete)
+            else Severity.WARNING,
             f"{named[-1].where.function} prints a figure of a part of the validation split: what"
             f" is scored is cut to {min(map(int, shared)):,} before.",
             verdict="flag_other",
