@@ -125,9 +125,9 @@ class Model:
     @property
     def card(self) -> dict[str, Any] | None:
         """The card of this very file, where one lies beside it; None elsewhere."""
-        run = run_of(self.path.absolute())
-        places = [self.path.with_suffix(".card.json"), *([run / "card.json"] if run else [])]
-        for place in places:
+        path = self.path.absolute()
+        folders = [path if path.is_dir() else path.parent, *filter(None, [run_of(path)])]
+        for place in [path.with_suffix(".card.json"), *(each / "card.json" for each in folders)]:
             with suppress(NiblickError):
                 card = read_json(place)
                 if card.get("artifact_sha256") == self.sha256:

@@ -8,6 +8,7 @@ import pytest
 import niblick
 from commands import run
 from niblick.errors import ArtifactError
+from niblick.exchange.formats import export_model
 from niblick.files import sha256_file
 from niblick.recipe import load_recipe
 from niblick.scoring.score import read_score
@@ -63,6 +64,11 @@ def test_its_name_is_enough_to_generate_and_score(name, tmp_path, monkeypatch, c
     assert run("eval", name, "--data", tmp_path / "a.txt") == 0
     assert sorted(MODELS.iterdir()) == before  # its scores go where the user is
     assert list(tmp_path.glob(f"{name}.*.score.json"))
+
+
+def test_its_card_goes_where_the_model_goes(name, card, tmp_path):
+    export_model(name, "hf", tmp_path / "hf")
+    assert f"{card['packed_bpb']:.4f}" in (tmp_path / "hf" / "README.md").read_text("utf-8")
 
 
 def test_a_name_that_is_neither_a_path_nor_shipped_is_told_what_there_is():

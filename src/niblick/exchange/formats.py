@@ -10,9 +10,7 @@ from typing import Any
 
 import niblick
 from niblick.exchange.target import check_file, check_folder
-from niblick.facade import Model
 from niblick.files import write_atomically
-from niblick.scoring.card import read_card
 
 
 def export_model(
@@ -30,7 +28,7 @@ def export_model(
     if to == "hf":
         from niblick.exchange.hf import export_hf
 
-        size = export_hf(opened, out, card=_card(opened))
+        size = export_hf(opened, out, card=opened.card)
     elif to == "onnx":
         from niblick.exchange.onnx import export_onnx
 
@@ -38,7 +36,7 @@ def export_model(
     elif to == "html":
         from niblick.browser.page import export_page
 
-        page = export_page(opened, _card(opened))
+        page = export_page(opened, opened.card)
         write_atomically(out, (page,))
         size = len(page)
     elif to == "tokenizer":
@@ -50,9 +48,3 @@ def export_model(
 
         size = export_gguf(opened, out)
     return {"model": str(opened.path), "format": to, "out": str(out), "bytes": size}
-
-
-def _card(model: Model) -> dict[str, Any] | None:
-    """The card beside an artifact, if it is of that artifact."""
-    card = read_card(model.path.parent / "card.json")
-    return card if card is not None and card.get("artifact_sha256") == model.sha256 else None

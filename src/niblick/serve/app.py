@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from types import FrameType
@@ -102,14 +101,9 @@ def describe(model: Model, engine: Engine) -> dict[str, Any]:
         "engine": engine.name,
         "slots": engine.slots,
     }
-    beside = model.path.with_suffix(".card.json") if model.is_shipped else None
-    folder = model.path if model.path.is_dir() else model.path.parent
-    try:
-        card = json.loads((beside or folder / "card.json").read_text("utf-8"))
-        if card["artifact_sha256"] == model.sha256:
-            found |= {"bpb": float(card["packed_bpb"]), "train_seconds": card["train_seconds"]}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        pass
+    with suppress(ValueError, TypeError, KeyError):
+        card = model.card or {}
+        found |= {"bpb": float(card["packed_bpb"]), "train_seconds": card["train_seconds"]}
     return found
 
 
