@@ -27,6 +27,7 @@ from niblick.units import Duration
 BATCHES, LENGTH = 64, 512
 _FEWEST, _MOST, _WORK = 1 << 14, 1 << 17, 1 << 39  # tokens; tokens times parameters
 _TAX_TOKENS = 1 << 15  # that a loss is measured on
+_AT_ONCE = 64  # sequences that a model writes
 
 
 @dataclass
@@ -71,17 +72,26 @@ def mean_nll(model: LanguageModel, calibration: Calibration) -> float:
 
 @torch.no_grad()
 def self_generated(
-    model: LanguageModel, *, seed: int, sequences: int = 64, length: int = 256
+    model: LanguageModel, *, seed: int, sequences: int = 256, length: int = 256
 ) -> Calibration:
-    """Text that the model writes from BOS at temperature 1, in (8, T) batches."""
+    """Text that the model writes from BOS at temperature 1, in batches (4, T)."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.full((sequences, 1), model.recipe.bos_id, dtype=torch.int64)
+    first = torch.full((sequences, 1), model.recipe.bos_id, dtype=torch.int64)
+    rounds = torch.split(first, _AT_ONCE)
+    rows = torch.cat([_continued(model, each, length, generator) for each in rounds])
+    return Calibration(torch.split(rows, 4))
+
+
+def _continued(
+    model: LanguageModel, tokens: Tensor, length: int, generator: torch.Generator
+) -> Tensor:
+    """(B, `length`): the first tokens (B, 1), and what the model writes after them."""
     written, state = [tokens], None
     for _ in range(length - 1):
         logits, state = model(tokens.to(model.device), state)
         tokens = torch.multinomial(logits[:, -1].softmax(-1).cpu(), 1, generator=generator)
         written.append(tokens)
-    return Calibration(torch.split(torch.cat(written, dim=1), 8))
+    return torch.cat(written, dim=1)
 
 
 def make_calibration(recipe: Recipe, dataset: Dataset) -> Calibration:
