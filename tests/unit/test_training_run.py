@@ -25,6 +25,8 @@ from niblick.recipe.schema import QatRecipe
 from niblick.report.run import told_if_slow
 from niblick.runtime import World
 from niblick.training import Progress, train
+from niblick.training.checkpoint import list_checkpoints, read_checkpoint
+from niblick.training.state import RunState
 from niblick.training.weights import Weights
 from training_runs import digest, noisy_recipe, run, tiny_dataset, tiny_recipe
 
@@ -76,6 +78,22 @@ def test_a_run_under_the_codecs_errors_resumes_to_the_same_bits(
     plain = noisy_recipe().training.model_copy(update={"qat": QatRecipe(enabled=False)})
     other = run(noisy_recipe().model_copy(update={"training": plain}), dataset, tmp_path / "c")
     assert digest(other) != digest(unbroken)
+
+
+def test_a_run_begun_when_no_codec_told_its_errors_goes_on_without(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    train(noisy_recipe(), dataset, tmp_path / "run", world=World(), on_progress=_interrupt_at(9))
+    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    for errors in (True, False):
+        saved, buffers = read_checkpoint(newest)
+        if not errors:
+            del buffers["errors"]
+        state = RunState(
+            noisy_recipe(), dataset, world=World(), device="cpu", saved=(saved, buffers)
+        )
+        state.pipeline.close()
+        assert (state.weights.errors is not None) is state.rounds is errors
 
 
 def test_a_resumed_run_has_the_metrics_of_an_unbroken_one(

@@ -163,8 +163,10 @@ class RunState:
                 f"the checkpoint of step {saved.step} was trained with another recipe than the"
                 " one given; resume with the run's own recipe.toml"
             )
-        if self.noisy and saved.rounding:
+        if "errors" in buffers:
             self.weights.errors = torch.zeros_like(self.weights.master)
+        elif saved.rounding:  # begun when asking for it had no effect
+            self.noisy = False
         for name, target in self._own_buffers().items():
             target.copy_(buffers[name])
         self.optimizer.load(buffers, saved.step)
