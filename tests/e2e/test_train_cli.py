@@ -190,3 +190,14 @@ def test_training_under_the_errors_of_a_codec_stands_in_metrics_and_on_the_card(
     lines = (recipe.parent / "run" / "metrics.jsonl").read_text().splitlines()
     rounding = [row["rounding"] for row in map(json.loads, lines) if "rounding" in row]
     assert not rounding[0] and rounding[-1] and rounding == sorted(rounding)
+
+
+def test_late_qat_for_which_there_is_no_time_is_left_out_and_said(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("niblick.report.run.estimate_seconds", lambda *_: 1.4)
+    settings = ("--set", "artifact.codec=rd", "--set", "training.qat.enabled=true")
+    assert run("train", str(recipe), "--out", "run", "--json", "--duration", "3s", *settings) == 0
+    printed = capsys.readouterr()
+    assert "no time to measure what packing will add" in printed.err
+    assert json.loads(printed.out)["qat"] == "asked for; the time was too short"

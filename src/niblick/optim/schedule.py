@@ -49,7 +49,7 @@ class Schedule:
     """
 
     def __init__(self, recipe: TrainingRecipe, reserve: float = 0.0, text: int = 0) -> None:
-        self.recipe = recipe
+        self.recipe, self.reserve = recipe, reserve
         self.most = recipe.max_passes * text if recipe.max_passes else 0.0
         self.duration = Duration.parse(recipe.duration)
         if self.duration.unit == "seconds":

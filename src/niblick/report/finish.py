@@ -71,6 +71,7 @@ def write_run_card(recipe: Recipe, folder: Path, outcome: Outcome, say: Say) -> 
             "steps": result.steps,
             "compiled": result.compiled,
             "precision": result.precision,
+            "rounded": result.rounded,
             "calibration": _calibration(outcome),
             "passes": result.tokens / max(dataset.token_count("train"), 1),
         },

@@ -67,7 +67,7 @@ def make_card(
         "float_bpb": floating.bpb,
         "packed_bpb": packed.bpb,
         "tax_bpb": packed.bpb - floating.bpb,
-        "qat": _qat(recipe),
+        "qat": _qat(recipe, training.get("rounded", True)),
         "techniques": techniques(recipe, plan),
         "new": new_techniques(recipe, plan),
         "baselines": baselines,
@@ -98,12 +98,14 @@ def interval_text(details: dict[str, Any]) -> str:
     return f" (95 % interval {interval[0]:.3f} .. {interval[1]:.3f})" if interval else ""
 
 
-def _qat(recipe: Recipe) -> str | None:
+def _qat(recipe: Recipe, rounded: bool) -> str | None:
     """How training rounded, against how the codec rounds; None without quantization-aware
     training.
     """
     if noisy(recipe):
-        return "under the codec's errors as noise"
+        return (
+            "under the codec's errors as noise" if rounded else "asked for; the time was too short"
+        )
     return "rounds exactly as the codec does" if rounds_late(recipe) else None
 
 

@@ -58,7 +58,7 @@ class TrainResult:
     `interrupted` is the number of the signal that stopped the run before its end, else 0.
     `seconds` is training time: steps, validation, averaging and, on the CPU, compilation; reading
     and writing checkpoints is not part of it. `validations` are (step, bits per byte) of the
-    averaged weights.
+    averaged weights; `rounded` says whether late QAT took place.
     """
 
     tensors: dict[str, Tensor]
@@ -69,6 +69,7 @@ class TrainResult:
     interrupted: int
     compiled: bool
     precision: str
+    rounded: bool = False
     validations: tuple[tuple[int, float], ...] = field(default=())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -31,6 +32,8 @@ from niblick.training.pipeline import Pipeline
 from niblick.training.weights import Weights
 from niblick.units import Duration
 
+_MEASURING = "measuring what packing will add to the weights ..."
+_NO_TIME = "no time to measure what packing will add to the weights: no late QAT"
 STEP_TIMES = 31  # how many recent steps the measured step time is the median of
 
 
@@ -128,11 +131,21 @@ class RunState:
             folder, saved, buffers, self.exported(), self.recipe, self.dataset.tokenizer
         )
 
-    def learn_errors(self, world: World) -> None:
+    def learn_errors(
+        self, world: World, say: Callable[[str], None], *, in_time: bool = True
+    ) -> None:
         """Have the codec say what it would add to the exportable weights, for `Weights.refresh`.
 
-        The first process asks; all get the same.
+        The first process asks; all get the same. Where it has no time for that (not `in_time`), the
+        run goes on without.
         """
+        if world.is_main:
+            say(_MEASURING if in_time else _NO_TIME)
+        asked = torch.full((1,), float(world.is_main and in_time), device=self.device)
+        sum_over(world, asked)
+        self.noisy = bool(asked)
+        if not self.noisy:
+            return
         errors = torch.zeros_like(self.weights.master)
         if world.is_main:
             found = packing_errors(

@@ -276,10 +276,9 @@ class Loop:
         """From here on the copies are rounded as by the codec, or have its errors added."""
         self.state.rounding, self.mark = True, None
         if self.state.noisy:
-            if self.world.is_main:
-                self.say("measuring what packing will add to the weights ...")
             return_freed_memory()
-            self.state.learn_errors(self.world)
+            in_time = self.schedule.fits(self.state.position, 2 * self.schedule.reserve)
+            self.state.learn_errors(self.world, self.say, in_time=in_time)
 
     def _observe(self, loss: Tensor) -> None:
         """Read the loss, refuse a broken one, log and report."""
@@ -321,7 +320,7 @@ class Loop:
             multiplier=self.schedule.multiplier(at),
             tokens_per_second=self.recipe.training.batch_tokens / seconds if seconds else 0.0,
             seconds_left=self.clock.seconds * (1 - spent) / spent if spent else 0.0,
-            rounding=state.rounding,
+            rounding=state.rounding and state.rounds,
             validation_loss=validation[0] if validation else None,
             validation_bpb=validation[1] if validation else None,
             checkpoint=self.newest,
@@ -394,5 +393,6 @@ class Loop:
             interrupted=0 if self._finished() else self.stop,
             compiled=self.loss.compiled,
             precision=state.precision,
+            rounded=state.rounding and state.rounds,
             validations=tuple(state.validations),
         )
