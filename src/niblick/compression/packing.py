@@ -76,9 +76,7 @@ def pack(
         update={"artifact": recipe.artifact.model_copy(update={"codec": name})}
     )
     plan = make_plan(exported_recipe(recipe).model)
-    header = {"codec": name, "meta": meta or {}, "recipe": stored_values(recipe)}
-    stored = tokenizer.to_bytes() if tokenizer is not None else b""
-    fixed = len(container.build(header, stored, b""))
+    header, stored, fixed = _around(recipe, tokenizer, meta)
     kept = exported_tensors(tensors, make_plan(recipe.model))
     job = Job(
         tensors=kept,
@@ -107,6 +105,15 @@ def pack(
     return Packed(out, ledger.total, ledger, encoded.decoded, encoded.choice, seconds)
 
 
+def _around(
+    recipe: Recipe, tokenizer: Tokenizer | None, meta: dict[str, Any] | None
+) -> tuple[dict[str, Any], bytes, int]:
+    """What a file holds beside its payload (header, tokenizer), and the bytes that it takes."""
+    header = {"codec": recipe.artifact.codec, "meta": meta or {}, "recipe": stored_values(recipe)}
+    stored = tokenizer.to_bytes() if tokenizer is not None else b""
+    return header, stored, len(container.build(header, stored, b""))
+
+
 def packing_errors(
     tensors: Mapping[str, ArrayLike],
     recipe: Recipe,
@@ -118,8 +125,7 @@ def packing_errors(
     """What packing `tensors` under the recipe's cap would add to each large one; adds to the
     calibration's seconds.
     """
-    header = {"codec": recipe.artifact.codec, "meta": {}, "recipe": stored_values(recipe)}
-    fixed = len(container.build(header, tokenizer.to_bytes(), b""))
+    *_, fixed = _around(recipe, tokenizer, None)
     kept = exported_tensors(tensors, make_plan(recipe.model))
     job = Job(
         tensors=kept,

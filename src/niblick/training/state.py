@@ -84,6 +84,11 @@ class RunState:
         return self.noisy or bool(self.weights.specs)
 
     @property
+    def rounded(self) -> bool:
+        """Whether late QAT has begun, and was not left out for want of time."""
+        return self.rounding and self.rounds
+
+    @property
     def position(self) -> TrainingPosition:
         """Where the run stands, for the schedule."""
         step_seconds = median(self.step_times) if self.step_times else 0.0
@@ -131,9 +136,7 @@ class RunState:
             folder, saved, buffers, self.exported(), self.recipe, self.dataset.tokenizer
         )
 
-    def learn_errors(
-        self, world: World, say: Callable[[str], None], *, in_time: bool = True
-    ) -> None:
+    def learn_errors(self, world: World, say: Callable[[str], None], *, in_time: bool) -> None:
         """Have the codec say what it would add to the exportable weights, for `Weights.refresh`.
 
         The first process asks; all get the same. Where it has no time for that (not `in_time`), the

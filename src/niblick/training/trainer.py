@@ -320,7 +320,7 @@ class Loop:
             multiplier=self.schedule.multiplier(at),
             tokens_per_second=self.recipe.training.batch_tokens / seconds if seconds else 0.0,
             seconds_left=self.clock.seconds * (1 - spent) / spent if spent else 0.0,
-            rounding=state.rounding and state.rounds,
+            rounding=state.rounded,
             validation_loss=validation[0] if validation else None,
             validation_bpb=validation[1] if validation else None,
             checkpoint=self.newest,
@@ -393,6 +393,6 @@ class Loop:
             interrupted=0 if self._finished() else self.stop,
             compiled=self.loss.compiled,
             precision=state.precision,
-            rounded=state.rounding and state.rounds,
+            rounded=state.rounded,
             validations=tuple(state.validations),
         )
