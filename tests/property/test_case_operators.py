@@ -157,7 +157,9 @@ def test_what_cannot_be_read_is_refused_in_one_line() -> None:
 
 
 def test_it_encodes_the_same_without_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [*PROSE, "".join(PROSE) * 99]
+    expected = [made().encode(text).tolist() for text in texts]  # other tests have it, too
     monkeypatch.setattr("niblick.text.tokenizer.native_encoder", lambda model: None)
     without = CaseTokenizer(SentencePieceTokenizer(made().plain.model))
-    for text in [*PROSE, "".join(PROSE) * 99]:
-        assert without.encode(text).tolist() == made().encode(text).tolist()
+    for text, tokens in zip(texts, expected, strict=True):
+        assert without.encode(text).tolist() == tokens
