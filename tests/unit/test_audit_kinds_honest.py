@@ -201,3 +201,103 @@ def test_losses_are_selected_by_places_not_by_what_they_are(
     tmp_path: Path, nll: str, verdict: str
 ) -> None:
     assert _judged(tmp_path, nll=nll) == verdict
+
+
+MOVED = """
+class Moved(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(width))
+    def forward(self, x):
+        {make}
+        return x + self.gate * other
+
+class Own(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.moved = Moved(width)
+    def hidden(self, x):
+        return self.moved(self.table(x))
+"""
+
+
+@pytest.mark.parametrize(
+    ("make", "verdict"),
+    [
+        ("other = torch.roll(x, -1, 1)", "hold_unclear"),
+        ("other = x.roll(shifts=-1, dims=1)", "hold_unclear"),
+        ("other = torch.cat([x[:, 1:], x[:, :1]], dim=1)", "hold_unclear"),
+        ("other = x.flip(1).cumsum(1).flip(1)", "hold_unclear"),
+        ("other = F.scaled_dot_product_attention(x, x, x)", "hold_unclear"),
+        ("mask = torch.ones(512, 512).tril(diagonal=1)\n        other = mask @ x",
+         "hold_unclear"),
+        ("other = x.mean(dim=1, keepdim=True).expand_as(x)", "hold_unclear"),
+        ("y = self.gate[None, None]\n        other = F.scaled_dot_product_attention(x, y, y)",
+         "clean_neural"),
+        ("other = torch.roll(x, 1, 1)", "clean_neural"),
+        ("other = torch.roll(x, -1, 2)", "clean_neural"),
+        ("other = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)", "clean_neural"),
+        ("other = torch.cat([x[:, :, 1:], x[:, :, :1]], dim=2)", "clean_neural"),
+        ("other = x.flip(-1)", "clean_neural"),
+        ("other = F.scaled_dot_product_attention(x, x, x, is_causal=True)", "clean_neural"),
+        ("mask = torch.ones(512, 512).tril()\n        other = mask @ x", "clean_neural"),
+        ("other = x.mean(dim=-1, keepdim=True).expand_as(x)", "clean_neural"),
+    ],
+)  # fmt: skip
+def test_a_model_does_not_give_positions_what_comes_of_later_ones(
+    tmp_path: Path, make: str, verdict: str
+) -> None:
+    text = EVALUATE.format(
+        logits="pass", nll="pass", octets="sizes[y].sum()", decorator="", table="pass", scale="",
+        body=PLAIN.strip().replace("\n", "\n        "),
+    )  # fmt: skip
+    main = "net = Own(64)\ntrain(net, load(s.train_files), s)\nevaluate(net, held, s)"
+    assert judged(tmp_path, program(MOVED.format(make=make), text, main=main)) == verdict
+
+
+SPELT = """
+import sentencepiece as spm
+
+def tables(sp):
+    base, space = np.zeros(1024), np.zeros(1024, dtype=bool)
+    edge = np.zeros(1024, dtype=bool)
+    for t in range(1024):
+        edge[t] = sp.is_control(t)
+        if sp.is_byte(t):
+            base[t] = 1
+            continue
+        piece = sp.id_to_piece(t)
+        if piece.startswith("\\u2581"):
+            space[t] = True
+            piece = {piece}
+        base[t] = len(piece.encode("utf-8"))
+    return torch.tensor(base), torch.tensor(space), torch.tensor(edge)
+
+def spelt(net, held, s):
+    base, space, edge = tables(spm.SentencePieceProcessor(model_file="a.model"))
+    total, size = torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            logits = net.head(net.hidden(x[None])).flatten(0, 1)
+            total += F.cross_entropy(logits, y, reduction="sum")
+            octets = base[y]
+            octets += (space[y] & ~edge[x]).double()
+            size += octets.sum()
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("piece", "verdict"),
+    [
+        ("piece[1:]", "clean_neural"),
+        ('" " + piece[1:]', "flag_other"),
+        ('piece.replace("\\u2581", " ")', "flag_other"),
+    ],
+)
+def test_a_space_that_is_spelt_into_a_piece_is_not_counted_again(
+    tmp_path: Path, piece: str, verdict: str
+) -> None:
+    text = program(SPELT.format(piece=piece), main="spelt(net, held, s)")
+    assert judged(tmp_path, text) == verdict
