@@ -122,12 +122,15 @@ LANES = 'torch.stack([F.cross_entropy(logits / t, y, reduction="none") for t in 
         (f"nll = {LANES}.min(dim=0).values", "flag_other"),
         (f"nll = {LANES}.sort(dim=0).values[0]", "flag_other"),
         (f"nll = {LANES}.topk(1, dim=0, largest=False).values[0]", "flag_other"),
-        (f"nll = {LANES}.sum(1).min()", "flag_other"),
         ("a, b = nll.sum(), F.cross_entropy(logits / 0.9, y, reduction='sum')\n"
          "nll = torch.tensor(min(a.item(), b.item()))", "flag_other"),
         (f"nll = -torch.logsumexp(-{LANES}, dim=0)", "flag_other"),
         (f"nll = math.log(2) - torch.logsumexp(-{LANES}, dim=0)", "clean_neural"),
         ("low = nll.min()", "clean_neural"),
+        (f"past = torch.stack([lane.sum() for lane in {LANES}])\n"
+         "shares = (past.min() - past).softmax(0)", "clean_neural"),
+        (f"lanes = -{LANES}\ntop = lanes.max(dim=0).values\n"
+         "nll = math.log(2) - top - (lanes - top).exp().sum(0).log()", "clean_neural"),
     ],
 )  # fmt: skip
 def test_the_better_of_several_scores_of_a_token_is_no_score(

@@ -76,7 +76,6 @@ _VIEWING = words(
 )
 """What may give a value that shares the memory of the first one."""
 _MEANS = words("mean average nanmean median sum")
-_EXTREMES = words("max min amax amin")
 _BENT = frozenset(
     ["relu", "tanh", "erf", "silu", "gelu", "normalize", "cumsum", "dropout", "nan_to_num"]
 )
@@ -243,7 +242,9 @@ class Tensors(InPlace):
             return elementwise(
                 self.frozen([first, args[1]]), np.maximum if name == "max" else np.minimum
             )
-        if name in _EXTREMES and len(box.scores) > 1 and "train" not in box.marks:
+        several = box.nll and len(box.scores) > 1 and "train" not in box.marks
+        losses = several and box.val is not None and bool((box.val >= 0).all())
+        if losses and axis is not None and name in {"min", "amin"}:
             box = self.warp(snapshot(box), "the better of several scores is taken")
         if name in {"sum", "mean", "nansum", "average", "nanmean"}:
             box = self.added_up(box, None)
