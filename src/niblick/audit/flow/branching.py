@@ -146,11 +146,12 @@ class Branching(Imports):
 
     def told(self, condition: Any) -> int:
         """The positions by whose scores, held against others, a turn of a loop keeps what it has;
-        nought where these are of training tokens.
+        nought where these are of training tokens, or of a model that the loop trains.
         """
         if not (self.loops and isinstance(condition, Box) and RIVALS in condition.marks):
             return 0
-        return 0 if "train" in condition.marks else target_bits(condition)
+        learns = "train" in condition.marks or self.acts(self.loops[-1])
+        return 0 if learns else target_bits(condition)
 
     def changes(self, node: ast.If | ast.IfExp, loop: ast.stmt) -> bool:
         """Whether the ways of a condition change weights in place, or keep some of those that its

@@ -239,9 +239,11 @@ class Builtins(Records):
         if len(told) < 2 or any((b.roots and b.nll) or "train" in b.marks for b in told):
             return item
         mark = frozenset({f"{WARP}{BEST} ({self.spot()})"})
-        if not any(b.scores for b in told):
-            return _marked(item, mark)
-        return throughout(item, picked, merge(told).targets, self.line)
+        positions = merge(told).targets
+        return throughout(
+            item,
+            lambda v: _marked(v, mark) if isinstance(v, Box) else picked(v, positions, self.line),
+        )
 
     def smallest(self, value: Any) -> None:
         """A figure becomes the smallest of those that the ranks of a run have."""

@@ -27,7 +27,6 @@ _PLAIN = words("new_tensor new_zeros new_ones new_full zeros_like ones_like size
 _MODULES = words("torch F functional nn mx jnp np")
 _KIND = words("dtype device shape ndim training")
 _JOINS = (ast.Mult, ast.Div, ast.Sub, ast.Add)
-_ATTENDS = "scaled_dot_product_attention"
 _POSITIONS = 1  # the axis of a batch of windows that runs along them
 _WHOLE = (
     "reduces what it computes over all positions of a window and joins the result with each of them"
@@ -132,19 +131,15 @@ def _joined(method: ast.FunctionDef, inputs: set[str], reach: Reach) -> Iterator
 
 
 def _shifted(method: ast.FunctionDef, inputs: set[str], reach: Reach) -> Iterator[ast.AST]:
-    """Where values are moved to earlier positions, turned round along them, or attended to without
-    a mask, losses aside.
-    """
-    own = [_derived(method, {name}) for name in inputs]
+    """Where values are moved to earlier positions, or turned round along them, losses aside."""
+    own = _derived(method, inputs)
     if any(isinstance(n, ast.Call) and name_of(n.func) in _LOSSES for n in ast.walk(method)):
         return
     for statement in statements(method.body, reach):
         for node in ast.walk(statement):
             if not isinstance(node, ast.Call) or not _moves(node):
                 continue
-            parts = node.args[:2] if name_of(node.func) == _ATTENDS else [node]
-            same = any(all(_names(part) & names for part in parts) for names in own)
-            yield from [node] if same or name_of(node.func) == "tril" else []
+            yield from [node] if _names(node) & own or name_of(node.func) == "tril" else []
 
 
 def _moves(call: ast.Call) -> bool:
@@ -167,10 +162,6 @@ def _moves(call: ast.Call) -> bool:
     if name == "tril":
         above = _plain(named.get("diagonal", args[1] if len(args) > 1 else None))
         return isinstance(above, int) and above > 0
-    if name == _ATTENDS:
-        causal = _plain(named.get("is_causal", ast.Constant(False)))
-        mask = named.get("attn_mask", args[3] if len(args) > 3 else ast.Constant(None))
-        return causal is False and isinstance(mask, ast.Constant)
     return False
 
 
