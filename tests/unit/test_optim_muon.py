@@ -19,6 +19,7 @@ from niblick.optim import (
     Optimizers,
     ParameterGroup,
     Update,
+    balanced,
     group_of,
     newton_schulz,
 )
@@ -104,6 +105,35 @@ def test_it_moves_weights_as_the_muon_of_torch_does() -> None:
         torch.testing.assert_close(slot.view(weights), parameter.detach(), atol=2e-3, rtol=0)
 
 
+@pytest.mark.parametrize("shape", [(3, 24, 8), (2, 8, 24), (2, 12, 12)])
+def test_a_neurons_updates_are_divided_by_the_root_of_their_mean_square(
+    shape: tuple[int, int, int],
+) -> None:
+    draw = torch.Generator().manual_seed(1)
+    second = torch.zeros(shape[0] * max(shape[1:]))
+    kept = {}
+    for step in (1, 2, 3):
+        updates = torch.randn(shape, generator=draw)
+        found = balanced(updates, second, 0.9, step)
+        for n, (matrix, given) in enumerate(zip(updates, found, strict=True)):
+            rows, got = (matrix, given) if shape[1] >= shape[2] else (matrix.T, given.T)
+            wanted = torch.empty_like(rows)
+            for j, row in enumerate(rows):
+                kept[n, j] = 0.9 * kept.get((n, j), 0.0) + 0.1 * float(row.square().mean())
+                wanted[j] = row / (kept[n, j] / (1 - 0.9**step)) ** 0.5
+            torch.testing.assert_close(got, wanted * (rows.norm() / wanted.norm()))
+            if step == 1:
+                torch.testing.assert_close(got.norm(dim=1), got.norm(dim=1).mean().expand(len(got)))
+
+
+def test_a_neuron_that_does_not_move_stays_and_harms_none() -> None:
+    updates = torch.ones(1, 4, 4)
+    updates[0, 1] = 0
+    found = balanced(updates, torch.zeros(4), 0.9, 1)
+    assert torch.equal(found, updates)
+    assert torch.equal(balanced(0 * updates, torch.zeros(4), 0.9, 1), 0 * updates)
+
+
 class Together:
     """Processes as threads of this one: sums and gathers in the order of their ranks."""
 
@@ -141,14 +171,18 @@ class One:
         self.sum(tensor)
 
 
-def _optimizers(layout: Layout, weights: torch.Tensor, processes: One | None = None) -> Optimizers:
-    training = TrainingRecipe(muon=MuonRecipe(lr=0.1, weight_decay=0.1))
+def _optimizers(
+    layout: Layout, weights: torch.Tensor, processes: One | None = None, beta: float | None = None
+) -> Optimizers:
+    training = TrainingRecipe(muon=MuonRecipe(lr=0.1, weight_decay=0.1, neuron_beta=beta))
     return Optimizers(layout, weights, training, dtype=torch.bfloat16, processes=processes)
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize("clip", [0.0, 0.3])
-def test_processes_that_share_the_matrices_reach_the_bits_of_one(size: int, clip: float) -> None:
+@pytest.mark.parametrize(("clip", "beta"), [(0.0, None), (0.3, None), (0.0, 0.9)])
+def test_processes_that_share_the_matrices_reach_the_bits_of_one(
+    size: int, clip: float, beta: float | None
+) -> None:
     layout = Layout(make_plan(load_recipe("pocket").model).parameters)
     start = torch.randn(layout.total, generator=torch.Generator().manual_seed(1)) * 0.05
     # Sixteenths, in multiples of the number of processes: sums and means of them are exact.
@@ -158,7 +192,7 @@ def test_processes_that_share_the_matrices_reach_the_bits_of_one(size: int, clip
     ]
     slopes = [each * (size / 16) for each in slopes]
     alone = start.clone()
-    one = _optimizers(layout, alone)
+    one = _optimizers(layout, alone, beta=beta)
     for slope in slopes:
         one.gradients.copy_(slope.mean(0))
         norm = one.clip(clip)
@@ -167,23 +201,25 @@ def test_processes_that_share_the_matrices_reach_the_bits_of_one(size: int, clip
 
     def work(rank: int) -> None:
         weights = start.clone()
-        mine = _optimizers(layout, weights, One(together, rank))
+        mine = _optimizers(layout, weights, One(together, rank), beta)
         for slope in slopes:
             mine.gradients.copy_(slope[rank])
             mine.reduce()
             found = mine.clip(clip)
             mine.step(1.0, 0.9)
         mine.complete()
-        results[rank] = weights, found, mine.tensors()["matrix.momentum"]
+        kept = {name: t for name, t in mine.tensors().items() if name.startswith("matrix.")}
+        results[rank] = weights, found, kept
 
     with ThreadPoolExecutor(size) as pool:
         list(pool.map(work, range(size)))
-    for weights, found, momentum in results.values():
+    for weights, found, kept in results.values():
         torch.testing.assert_close(found, norm, rtol=2e-3, atol=0)  # torch sums it in float32
         assert torch.equal(weights, results[0][0]), "all apply the same bits"
         if clip == 0:
             assert torch.equal(weights, alone)
-            assert torch.equal(momentum, one.tensors()["matrix.momentum"])
+            assert len(kept) == (1 if beta is None else 2)
+            assert all(torch.equal(each, one.tensors()[name]) for name, each in kept.items())
         else:  # the norm is summed in another order
             torch.testing.assert_close(weights, alone, rtol=0, atol=2e-3)
 

@@ -97,6 +97,7 @@ OTHER: dict[str, Any] = {
     "training.muon.momentum_warmup": 0.5,
     "training.muon.nesterov": False,
     "training.muon.newton_schulz_steps": 4,
+    "training.muon.neuron_beta": 0.9,
     "training.muon.weight_decay": 0.1,
     "training.muon.momentum_form": "sum",
     "training.muon.decay_after_update": True,

@@ -44,6 +44,25 @@ def newton_schulz(gradients: Tensor, steps: int, dtype: torch.dtype = torch.bflo
     return out
 
 
+def balanced(updates: Tensor, second: Tensor, beta: float, step: int) -> Tensor:
+    """Updates (N, rows, columns) whose neurons move alike, each matrix as far as before, float32.
+
+    A neuron is a row, of wide matrices a column; its updates are divided by the root of their mean
+    square, of which `second` (N * the longer side,) keeps the average over steps, with decay `beta`
+    (NorMuon, Li et al. 2025, arXiv 2510.05491).
+    """
+    across = 2 if updates.shape[1] >= updates.shape[2] else 1
+    norms = torch.linalg.vector_norm(updates, dim=across, keepdim=True, dtype=torch.float32)
+    squares = norms.square() / updates.shape[across]
+    average = second.view_as(squares)
+    average.lerp_(squares, 1 - beta)
+    factors = ((average / (1 - beta**step)).sqrt() + 1e-8).reciprocal()
+    before = squares.sum(dim=(1, 2), keepdim=True)
+    after = (squares * factors.square()).sum(dim=(1, 2), keepdim=True)
+    out: Tensor = updates * (factors * (before / (after + 1e-30)).sqrt())
+    return out
+
+
 @OPTIMIZERS.register("muon")
 class Muon:
     """Momentum and orthogonalised updates for the matrices of one group.
@@ -57,12 +76,16 @@ class Muon:
         self.recipe, self.group, self.lr = training.muon, group, training.muon.lr
         self.momentum = torch.zeros(group.size, device=group.device)
         self.shards = Shards(group.stacks, group.processes)
+        sides = [stack.count * max(stack.rows, stack.columns) for stack in group.stacks]
+        self.neurons = torch.zeros(sum(sides), device=group.device)
+        self._seconds = torch.split(self.neurons, sides)
         self._kernels: Kernels | None = None
         self._newton_schulz = newton_schulz
 
     def state(self) -> dict[str, Tensor]:
-        """The momentum."""
-        return {"momentum": self.momentum}
+        """The momentum, and with `neuron_beta` the mean square of every neuron's updates."""
+        found = {"momentum": self.momentum}
+        return found if self.recipe.neuron_beta is None else found | {"neurons": self.neurons}
 
     def use(self, kernels: Kernels | None) -> None:
         """See `Optimizer.use`."""
@@ -85,12 +108,15 @@ class Muon:
             direction = self._direction(gradients, self.momentum, at)
         begun = [self._begin(share, gradients, direction, at) for share in self.shards.shares]
         keep = 1 - lr * recipe.weight_decay
-        for share, (updates, wait) in zip(self.shards.shares, begun, strict=True):
-            stack = share.stack
+        for number, share in enumerate(self.shards.shares):
+            (updates, wait), stack = begun[number], share.stack
             scale = max(1.0, stack.rows / stack.columns) ** 0.5
             rate = lr * scale * (keep if recipe.decay_after_update else 1.0)
             wait()
-            self._descend(stack.view(weights), updates.contiguous(), keep, rate)
+            updates = updates.contiguous()
+            if (beta := recipe.neuron_beta) is not None:
+                updates = balanced(updates, self._seconds[number], beta, at.step)
+            self._descend(stack.view(weights), updates, keep, rate)
 
     def _begin(
         self, share: Share, gradients: Tensor, direction: Tensor | None, at: Update

@@ -22,6 +22,7 @@ ADDED_SINCE_0_1 = (
     "training.muon.momentum_form",
     "training.muon.decay_after_update",
     "training.muon.include",
+    "training.muon.neuron_beta",
     "training.adam.decoupled",
     "training.adam.head_lr",
     "training.schedule.kind",

@@ -67,7 +67,8 @@ class MuonRecipe(Section):
 
     `momentum_form`: "mean" is lerp(g, 1 - beta), "sum" the published beta * buf + g (section 7).
     `decay_after_update`: section 2's order. `include`: parameters that Muon takes besides the
-    matrices, such as section 3's `shared_sparse.site_gate.weight`.
+    matrices, such as section 3's `shared_sparse.site_gate.weight`. With `neuron_beta` the updates
+    of a matrix's neurons are made equally long, by averages that forget at that rate (NorMuon).
     """
 
     lr: Rate = 0.04
@@ -75,6 +76,7 @@ class MuonRecipe(Section):
     momentum_warmup: Text | Fraction = "1500 steps"
     nesterov: bool = True
     newton_schulz_steps: Annotated[int, Field(ge=1, le=12)] = 5
+    neuron_beta: BelowOne | None = None
     weight_decay: Rate = 0.04
     momentum_form: Literal["mean", "sum"] = "mean"
     decay_after_update: bool = False

@@ -139,6 +139,12 @@ _OF_RUNS = (
         without=setting(training__muon__nesterov=False),
     ),
     Technique(
+        name="normuon",
+        summary="neurons' updates made equally long (NorMuon)",
+        group="optimizer",
+        without=setting(training__muon__neuron_beta=None),
+    ),
+    Technique(
         name="warmdown",
         summary="learning-rate warmdown",
         group="LR schedule",
