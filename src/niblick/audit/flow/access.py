@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -12,11 +11,14 @@ import numpy as np
 from niblick.audit.flow.access_index import (
     RAW,
     any_of,
+    is_large,
+    numbers_of,
     of_bytes,
     plain_index,
     row,
     split_marks,
     subscript,
+    table_of,
     taken,
     weighs,
 )
@@ -35,6 +37,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
+from niblick.audit.flow.figures import PICKED
 from niblick.audit.flow.joining import view
 from niblick.audit.flow.keeping import ALONE, ALPHABET
 from niblick.audit.flow.lengths import RankText, cut_by, length_of
@@ -50,14 +53,14 @@ from niblick.audit.flow.objects import (
     Optimizer,
 )
 from niblick.audit.flow.spaces import says_yes_or_no
-from niblick.audit.flow.writing import Writing, by_token
+from niblick.audit.flow.trials import picked, throughout
+from niblick.audit.flow.writing import Writing, by_token, place_in
 from niblick.audit.words import ordered, words
 
 _LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER PATH TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
 _SMALL = 64  # entries; counts of tokens need more
-_LARGE = 1_000_000
 
 
 class Access(Writing):
@@ -80,6 +83,8 @@ class Access(Writing):
             return other if found is None else found
         if isinstance(holder, PurePosixPath) and name in {"name", "stem", "suffix", "parent"}:
             return getattr(holder, name)
+        if isinstance(holder, tuple) and len(holder) == 2 and name in {"values", "indices"}:
+            return holder[name == "indices"]
         if isinstance(holder, Function) and name == "__name__":
             return holder.name
         if isinstance(holder, Optimizer) and name in {"param_groups", "state"}:
@@ -170,6 +175,13 @@ class Access(Writing):
         return self.param_box(frozenset({holder.leaf}))
 
     def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
+        found = self.entry(holder, key, node)
+        picks = key if isinstance(key, Box) and "train" not in key.marks else Box()
+        if picks.scores or any(m.startswith(PICKED) for m in picks.marks):
+            return throughout(found, picked, target_bits(picks) | picks.seen, self.line)
+        return found
+
+    def entry(self, holder: Any, key: Any, node: ast.AST) -> Any:
         if isinstance(holder, Box):
             return self.box_item(holder, key, node)
         if isinstance(holder, dict):
@@ -189,6 +201,8 @@ class Access(Writing):
         if isinstance(holder, Module):
             return self.param_box(frozenset({holder.leaf}))
         if isinstance(holder, Instance):
+            if holder.cls.is_row and type(key) is int and key < len(holder.attrs):
+                return list(holder.attrs.values())[key]
             method = holder.cls.find("__getitem__")
             if isinstance(method, Function):
                 return self.call_function(method, [holder, key], {}, node)
@@ -219,6 +233,9 @@ class Access(Writing):
         if not boxes:
             absent = Box(marks=split_marks(key)) if default is None else default
             return value if value is not None or plain in holder else absent
+        table = None if "?" in holder or self.kept(holder) else table_of(holder)
+        if isinstance(key, Box) and table is not None:
+            return self.looked_up(table, [key], [key], node)
         return self.counted(value, boxes)
 
     def counted(self, value: Any, key_boxes: list[Box]) -> Any:
@@ -260,6 +277,9 @@ class Access(Writing):
     def box_item(self, box: Box, key: Any, node: ast.AST) -> Any:
         if box.shape == () and box.scores and isinstance(key, int):
             return box  # what a model returns is one value here, be it a loss in a tuple
+        if box.cells and (place := place_in(box, key)) >= 0:
+            cell = box.cells.get(place)
+            return row(numbers_of(box), place) if cell is None else view(snapshot(cell), box)
         if RAW in box.marks:
             return of_bytes(box, key)
         if (part := self.unpacked(box, key)) is not None:
@@ -312,7 +332,7 @@ class Access(Writing):
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
         empty = box.val is not None and box.val.size > _SMALL and not box.val.any()
-        empty |= box.val is None and "zeros" in box.marks and _is_large(box)
+        empty |= box.val is None and "zeros" in box.marks and is_large(box)
         rows = not source.roots and len(box.shape or ()) > len(parts)
         counts = source.table & 1 or "count" in source.marks or rows
         if counts or (empty and "flags" not in box.marks):
@@ -334,14 +354,12 @@ class Access(Writing):
         """The items of a value; for an unknown one, `count` copies (or two) of what is known of
         it.
         """
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, (list, tuple, dict)):
             return list(value)
         if isinstance(value, range):
             return list(value[:100_000])
         if isinstance(value, (str, bytes)):
             return list(value[:2000])
-        if isinstance(value, dict):
-            return list(value)
         if isinstance(value, set):
             return sorted(value, key=str)
         if isinstance(value, Instance):
@@ -349,6 +367,8 @@ class Access(Writing):
         if isinstance(value, Box):
             if value.shape and value.shape[0] is not None and value.shape[0] <= STREAM:
                 size = value.shape[0] if count is None else min(count, value.shape[0])
+                if value.cells:
+                    return [self.box_item(value, i, ast.Pass()) for i in range(size)]
                 if value.val is not None or value.pos is not None:
                     return [row(value, i) for i in range(min(size, 8192))]
                 return [row(value, i) for i in range(min(size, 6))]
@@ -360,6 +380,8 @@ class Access(Writing):
         return [merge(collect(value))] * (count or 2)
 
     def iterate_instance(self, value: Instance, count: int | None) -> list[Any]:
+        if value.cls.is_row:
+            return list(value.attrs.values())
         for name in ("__iter__", "__next__"):
             method = value.cls.find(name)
             if isinstance(method, Function):
@@ -372,12 +394,6 @@ class Access(Writing):
         if isinstance(getter, Function):
             return [self.call_function(getter, [value, i], {}, getter.node) for i in range(3)]
         return [merge(collect(value))] * (count or 2)
-
-
-def _is_large(box: Box) -> bool:
-    """Whether an array has more entries than any vocabulary."""
-    sizes = box.shape or ()
-    return None not in sizes and math.prod(int(s or 0) for s in sizes) > _LARGE
 
 
 __all__ = ["Access", "KeyEvent"]

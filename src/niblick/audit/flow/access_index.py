@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from niblick.audit.flow.boxes import (
     Array,
     Box,
     collect,
+    known,
     merge,
     shaped,
     snapshot,
@@ -24,6 +26,8 @@ RAW = "raw"
 """The mark of a file of tokens as its bytes, with a header before them."""
 HEADER = 1024
 """Bytes of that header."""
+_SMALL, _MANY, _LARGE = 64, 512, 1_000_000
+"""Entries: counts of tokens need more, a few of a table, no vocabulary has as many."""
 
 
 def header(count: int) -> Box:
@@ -128,3 +132,29 @@ def row(box: Box, i: int) -> Any:
     ):
         return box.val[i].item()
     return view(shaped(box, lambda a: a[i]), box)
+
+
+def table_of(holder: dict[Any, Any]) -> Box | None:
+    """A table of numbers, one for each token, that a dictionary holds; None where it is another."""
+    numbers = list(islice(holder.values(), _MANY))
+    if len(numbers) > _SMALL and all(type(v) in {int, float} for v in numbers):
+        return known(numbers)
+    return Box() if len(numbers) > 1 and all(map(_untold, numbers)) else None
+
+
+def _untold(value: Any) -> bool:
+    """Whether a value is an unknown number that is none of a count or a file."""
+    if not isinstance(value, Box) or value.marks & {"count", "file", "train"}:
+        return False
+    return not (value.pos is not None or value.deps or value.roots or value.scores or value.held)
+
+
+def numbers_of(box: Box) -> Box:
+    """The numbers of a row of which some entries have become sums."""
+    return Box(shape=box.shape, val=box.val, marks=box.marks & {"zeros"})
+
+
+def is_large(box: Box) -> bool:
+    """Whether an array has more entries than any vocabulary."""
+    sizes = box.shape or ()
+    return None not in sizes and math.prod(int(s or 0) for s in sizes) > _LARGE

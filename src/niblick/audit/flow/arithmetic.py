@@ -26,7 +26,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.figures import LOGIT, LOST
+from niblick.audit.flow.figures import LOGIT, LOST, RIVALS
 from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.keeping import ALPHABET, for_each_token, shares
 from niblick.audit.flow.lengths import Rank, beside, computed
@@ -105,6 +105,8 @@ class Arithmetic(Hints):
             for part, mask in ((a, b), (b, a)):
                 several = part.val is not None and (part.val.size > 1 or "guess" in part.marks)
                 masked_out = several and mask.shape != ()
+                if masked_out and part.nll and mask.roots and not (mask.scores or self.looking):
+                    self.weighed_by_model(part, mask, out)
                 if masked_out and (part.nll or "bytes" in part.marks) and not mask.scores:
                     if part.nll:
                         out.targets |= target_bits(part)
@@ -148,6 +150,12 @@ class Arithmetic(Hints):
         if "bytes" in (a.marks | b.marks) and not (a.scores and b.scores):
             return out
         return self.lost(out, a if a.scores else b, "arithmetic with a value that is not known")
+
+    def weighed_by_model(self, losses: Box, weights: Box, out: Box) -> None:
+        """Losses, not probabilities or their logarithms, are weighed by what a model says."""
+        chosen = losses.marks & {"prob", "logprob"} or weights.marks & {"count", "train"}
+        if not chosen and ("index" in weights.marks or "prob" not in weights.marks):
+            self.warp(out, "losses are weighed by a value of the model")
 
     def plain_binary(self, op: ast.operator, left: Any, right: Any) -> Any:
         if (
@@ -272,6 +280,8 @@ class Arithmetic(Hints):
             self.check_hit(a, b)
         out.nll = False
         out.marks |= {"index", "tested"} if out.scores else {"index"}
+        if a.scores and b.scores and a.scores != b.scores:
+            out.marks |= {RIVALS}
         if isinstance(op, ORDER) and is_token(out) and all(bounds(p) for p in (a, b)):
             out.marks |= {"sized"}
         if isinstance(op, (ast.Eq, ast.NotEq)) and _guessed(a, b):
@@ -312,9 +322,8 @@ def _weighed(score: Box, out: Box) -> bool:
     """
     if score.val is None or out.val is None or not score.val.size:
         return True
-    return bool((score.val <= 0).all() and out.val.shape == score.val.shape) and bool(
-        (out.val < score.val).all()
-    )
+    before, after = (v if (v <= 0).all() else -v for v in (score.val, out.val))
+    return before.shape == after.shape and bool((after < before).all())
 
 
 def _like(score: Box, other: Box) -> Box:

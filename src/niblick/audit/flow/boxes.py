@@ -42,8 +42,8 @@ class Box:
     """A shadow value. `pos[i]` is the newest stream position element i holds (-1: none), `val` its
     content if known, `key` the newest position inside the key a table was read with to get it;
     `live` values share the state of their leaves, others are snapshots; `options` are the plain
-    values of which it is one, `rows` is the shape that a value had before it was laid flat, and
-    `base` is the value whose memory it shares.
+    values of which it is one, `rows` is the shape that a value had before it was laid flat, `base`
+    is the value whose memory it shares, and `cells` are the entries of a short row of sums.
     """
 
     shape: Shape | None = None
@@ -63,6 +63,7 @@ class Box:
     options: tuple[Any, ...] = ()
     rows: Shape | None = None
     base: Box | None = None
+    cells: dict[int, Box] | None = None
 
 
 def core(array: Array) -> Array:
@@ -209,6 +210,8 @@ def side_by_side(parts: list[Box], axis: int, stack: bool) -> Box:
             continue
         setattr(out, name, joined)
         out.shape = joined.shape
+    if out.nll and out.pos is not None:  # scores of these places, not of all
+        out.targets = merge([Box(targets=p.targets) for p in parts]).targets
     return out
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from niblick.audit.flow.boxes import Array, Box, collect, target_bits
-from niblick.audit.flow.figures import LOST
+from niblick.audit.flow.figures import LOST, RIVALS
 from niblick.audit.flow.imports import Imports
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.lengths import Rank
@@ -79,11 +79,28 @@ class Branching(Imports):
         )
 
     def do_match(self, node: ast.Match) -> None:
-        self.value(node.subject)
+        subject = self.value(node.subject)
         for case in node.cases:
+            fits = self.fits(case.pattern, subject) if case.guard is None else None
+            if fits:
+                self.block(case.body)
+                return
+            if fits is False:
+                continue
             if case.guard is not None:
                 self.value(case.guard)
             self.uncertainly(lambda body=case.body: self.block(body))
+
+    def fits(self, pattern: ast.pattern, subject: Any) -> bool | None:
+        """Whether a plain value matches a pattern of plain values; None where that is not known."""
+        if isinstance(pattern, ast.MatchAs) and pattern.pattern is None and pattern.name is None:
+            return True
+        if isinstance(pattern, ast.MatchOr):
+            found = [self.fits(one, subject) for one in pattern.patterns]
+            return True if True in found else None if None in found else False
+        if isinstance(pattern, ast.MatchValue):
+            return self.truth(self.compare(ast.Eq(), subject, self.value(pattern.value)))
+        return None
 
     def do_if(self, node: ast.If) -> None:
         condition = self.value(node.test)
@@ -91,11 +108,12 @@ class Branching(Imports):
         test = self.forced.get(id(node.test), test) if test is not None else None
         if test is None:
             tried = self.tried(node, condition)
-            before, self.kept_for = self.kept_for, self.kept_for | tried
+            before = self.kept_for, self.told_by
+            self.kept_for, self.told_by = before[0] | tried, before[1] | self.told(condition)
             try:
                 self.both(node.body, node.orelse, condition, self.depends_on_data(condition))
             finally:
-                self.kept_for = before
+                self.kept_for, self.told_by = before
                 for root in condition.roots if tried else ():
                     self.leaves[root].seen |= tried
         else:
@@ -125,6 +143,15 @@ class Branching(Imports):
             return 0
         self.record_update(condition.roots, positions, node, frozenset({"kept"}))
         return positions
+
+    def told(self, condition: Any) -> int:
+        """The positions by whose scores, held against others, a turn of a loop keeps what it has;
+        nought where these are of training tokens, or of a model that the loop trains.
+        """
+        if not (self.loops and isinstance(condition, Box) and RIVALS in condition.marks):
+            return 0
+        learns = "train" in condition.marks or self.acts(self.loops[-1])
+        return 0 if learns else target_bits(condition)
 
     def changes(self, node: ast.If | ast.IfExp, loop: ast.stmt) -> bool:
         """Whether the ways of a condition change weights in place, or keep some of those that its

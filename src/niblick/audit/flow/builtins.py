@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 from collections.abc import Callable
+from functools import reduce
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,12 +19,13 @@ from niblick.audit.flow.methods import is_own
 from niblick.audit.flow.objects import Bound, Class, Dotted, Function, Instance, Module, Namespace
 from niblick.audit.flow.records import Records
 from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.flow.trials import BEST, picked, throughout
 from niblick.audit.reads import name_of
 from niblick.audit.words import words
 
 _MAX_TEXT = 200_000
 _MOST_RANKED = 16
-_SMALLEST = "the smallest of several figures is taken"
+_FEW = 3
 
 _NAMES = words("int float str bool abs round divmod ord chr pow bytes hex bin repr")
 _PURE: dict[str, Callable[..., Any]] = {
@@ -45,7 +47,10 @@ class Builtins(Records):
         if name in _PURE:
             return self.pure(name, args, named)
         if name in {"list", "tuple", "set", "sorted", "reversed", "iter", "frozenset"}:
-            return self.sequence(name, args)
+            out = self.sequence(name, args)
+            if name == "sorted" and named.get("key") is not None and out:
+                out[0] = self.ranked(out, named["key"], node)
+            return out
         return NotImplemented
 
     def pure(self, name: str, args: list[Any], named: dict[str, Any]) -> Any:
@@ -156,10 +161,22 @@ class Builtins(Records):
         return list(zip(*[self.iterate(a, None) for a in args], strict=False))
 
     def py_map(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        return [
-            self.call_value(args[0], [item], {}, node)
-            for item in self.iterate(args[1], None)[:2000]
-        ]
+        items = list(zip(*[self.iterate(a, None) for a in args[1:]], strict=False))
+        out: list[Any] = []
+        for item in items[:2000]:
+            mark = self.interest
+            out.append(self.call_value(args[0], list(item), {}, node))
+            if self.interest != mark and len(out) > _FEW:
+                break
+        return out
+
+    def py_reduce(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        items = self.iterate(args[1], None) if len(args) > 1 else []
+        whole, rest = (args[2], items) if len(args) > 2 else (items[:1], items[1:])
+        whole = whole[0] if len(args) < 3 and whole else whole
+        for item in rest:
+            whole = self.call_value(args[0], [whole, item], {}, node)
+        return whole
 
     def py_filter(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return self.iterate(args[1], None)
@@ -172,17 +189,25 @@ class Builtins(Records):
         items = self.iterate(args[0], None)
         if all(isinstance(i, (int, float)) for i in items):
             return sum(items)
-        return reduced(elementwise(self.frozen([known(i) for i in items]))) if items else 0
+        items = [*items, *args[1:]]
+        if any(isinstance(i, Instance) for i in items):
+            add = ast.Add()
+            return reduce(lambda a, b: self.binary(add, a, b, node), items[1:], items[0])
+        parts = self.frozen([known(i) for i in items])
+        whole = elementwise(parts, lambda *v: sum(v))
+        single = whole.shape in {None, ()}
+        out = reduced(whole, np.sum) if single else merge([whole], val=whole.val)
+        self.averaged(parts, out)
+        return out
+
+    py_fsum = py_sum
 
     def py_min(
         self, args: list[Any], named: dict[str, Any], node: ast.AST, action: Any = min
     ) -> Any:
         items = self.iterate(args[0], None) if len(args) == 1 else args
         if named.get("key") is not None and len(items) > 1:
-            ranks = [
-                self.call_value(named["key"], [item], {}, node) for item in items[:_MOST_RANKED]
-            ]
-            return self.best_of(items[0], ranks) if action is min else items[0]
+            return self.ranked(items, named["key"], node) if action is min else items[0]
         if items and all(isinstance(i, (int, float, np.generic)) for i in items):
             return smallest(items) if action is min else action(items)
         if all(isinstance(i, str) for i in items) and items:
@@ -198,25 +223,32 @@ class Builtins(Records):
                 else (lambda *v: np.max(np.stack(v), axis=0))
             ),
         )
-        figures = [b for b in boxes if b.scores and "bytes" in b.marks]
+        figures = [b for b in boxes if b.scores]
         return self.best_of(out, figures) if action is min else out
+
+    def ranked(self, items: list[Any], key: Any, node: ast.AST) -> Any:
+        """The item that comes first by a key."""
+        ranks = [self.call_value(key, [item], {}, node) for item in items[:_MOST_RANKED]]
+        return self.best_of(items[0], ranks)
 
     def best_of(self, item: Any, ranks: list[Any]) -> Any:
         """The item with the smallest of several ranks: where these are figures, or numbers that a
         file handed over, what is reported is the best of several.
         """
-        told = [r for r in ranks if isinstance(r, Box) and (r.scores or r.marks & {"file"})]
-        if len(told) < 2 or any(r.roots and r.nll for r in told):
+        told = [b for r in ranks for b in collect(r) if b.scores or b.marks & {"file"}]
+        if len(told) < 2 or any((b.roots and b.nll) or "train" in b.marks for b in told):
             return item
-        mark = frozenset({f"{WARP}{_SMALLEST} ({self.spot()})"})
-        if isinstance(item, (tuple, list)):
-            return tuple(_marked(part, mark) for part in item)
-        return _marked(item, mark)
+        mark = frozenset({f"{WARP}{BEST} ({self.spot()})"})
+        positions = merge(told).targets
+        return throughout(
+            item,
+            lambda v: _marked(v, mark) if isinstance(v, Box) else picked(v, positions, self.line),
+        )
 
     def smallest(self, value: Any) -> None:
         """A figure becomes the smallest of those that the ranks of a run have."""
         if isinstance(value, Box) and value.scores and "bytes" in value.marks:
-            self.warp(value, _SMALLEST)
+            self.warp(value, BEST)
 
     def py_max(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return self.py_min(args, named, node, max)

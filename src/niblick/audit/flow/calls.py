@@ -34,6 +34,7 @@ _WRAPPERS = words(
 _MODULES = tuple(
     words("Module ModuleList nn.Linear nn.Embedding nn.LayerNorm nn.Sequential ModuleDict")
 )
+_POOL = words("submit map starmap imap imap_unordered")
 _OPTIMIZERS = words(
     "SGD Adam AdamW Adagrad RMSprop LBFGS Muon Adamax NAdam RAdam Lion Adafactor"
     " ZeroRedundancyOptimizer"
@@ -260,8 +261,9 @@ class Calls(Learning):
                 for c in (*[b for b in cls.bases if isinstance(b, Class)], cls)
                 for f in c.body.get("__fields__", [])
             ]
-            instance.attrs.update(zip(fields, args, strict=False))
-            instance.attrs.update(named)
+            given = {**dict(zip(fields, args, strict=False)), **named}
+            whole = {f: cls.body.get(f) for f in fields} if cls.is_row else {}
+            instance.attrs.update({**whole, **given})
             post = cls.find("__post_init__")
             if isinstance(post, Function):
                 self.call_function(post, [instance], {}, node)
@@ -316,11 +318,19 @@ class Calls(Learning):
             result.marks |= {"numpy"}
         if result is not NotImplemented:
             return result
+        if name in _POOL and args and isinstance(args[0], (Function, Bound, Namespace)):
+            return self.pooled(name, args, named, node)
         if name in {"write", "writelines"}:
             self.to_disk(args)
         if name in {"get", "pop", "setdefault"}:
             return self.box_item(box, args[0], node) if args else box
         return self.opaque([box, *args], named, node)
+
+    def pooled(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
+        """What threads or processes are given to do, done at once."""
+        if name != "submit":
+            return self.py_map(args, named, node)
+        return Namespace({"__done__": self.call_value(args[0], args[1:], named, node)})
 
     def call_dotted(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         last = name.rsplit(".", 1)[-1]
@@ -347,10 +357,9 @@ class Calls(Learning):
             return self.torch_module(last, args)
         if name.endswith("autograd.grad") and args:
             return self.gradients(args, named)
-        if last == "functional_call" and args and isinstance(args[0], Module):
-            return self.forward(args[0], args[1:], named, node)
-        if last == "submit" and args and isinstance(args[0], (Function, Bound)):
-            return self.call_value(args[0], args[1:], named, node)
+        if last == "functional_call" and len(args) > 2 and isinstance(args[0], Module):
+            method = args[0].cls.find("forward") if args[0].cls else None
+            return self.forward(args[0], [*collect(args[2]), args[1]], named, node, method)
         return self.numeric_call(name, last, args, named, node)
 
     def numeric_call(

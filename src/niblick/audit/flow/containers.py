@@ -144,6 +144,8 @@ class Containers(Library):
             return None
         if "__thread__" in attrs and name == "start":
             return self.call_value(attrs["__thread__"], attrs["__args__"], {}, node)
+        if "__done__" in attrs and name == "result":
+            return attrs["__done__"]
         if "__parser__" in attrs:
             return self.parser_call(attrs["__parser__"], holder, name, args, named)
         return self.opaque([*args], named, node)

@@ -11,14 +11,15 @@ from typing import Any
 from niblick.audit.flow.arithmetic import Arithmetic
 from niblick.audit.flow.boxes import Box, collect, merge
 from niblick.audit.flow.figures import PLAUSIBLE, named
+from niblick.audit.flow.growing import between
 from niblick.audit.flow.joining import joined
 from niblick.audit.flow.lengths import Perhaps, Rank
 from niblick.audit.flow.objects import Bound, Function, Module
 from niblick.audit.flow.signals import AbortSignal, NotPlainError
-from niblick.audit.flow.trials import chosen
+from niblick.audit.flow.trials import chosen, picked, throughout
 from niblick.audit.flow.turns import Turns, plain_items
 
-_MAX_ITEMS = 1600
+_MAX_ITEMS, _MOST_FILLED = 1600, 4096
 
 
 class Expressions(Arithmetic):
@@ -92,7 +93,11 @@ class Expressions(Arithmetic):
             and {0, 1} == _plain(first, second)
         ):
             return Box(shape=(), marks=frozenset({"bytes", "space"}))
-        return chosen(joined(first, second), tried) if tried else joined(first, second)
+        out = joined(first, second)
+        if tried:
+            out = throughout(out, chosen, tried)
+        told = self.told(condition)
+        return throughout(out, picked, told, self.line) if told else out
 
     def ex_tuple(self, node: ast.Tuple) -> Any:
         return tuple(self.elements(node.elts))
@@ -247,9 +252,24 @@ class Expressions(Arithmetic):
                 else:
                     emit()
                 surely += inside * (None not in tests)
-            if len(out) > _MAX_ITEMS or (self.interest != mark and len(out) > 3):
+            if len(out) > _MOST_FILLED or (self.interest != mark and len(out) > 3):
+                if not parts[1:] and not parts[0].ifs and isinstance(out, list):
+                    self.fill_up(parts[0], emit, out, self.iterate(items, None))
                 break
         return surely
+
+    def fill_up(
+        self, part: ast.comprehension, emit: Callable[[], None], out: list[Any], items: list[Any]
+    ) -> None:
+        """The items of a long list that are like those before, where their places lie evenly."""
+        left = len(items) - len(out)
+        if 0 < left <= _MOST_FILLED and len({id(i) for i in items[-2:]}) > 1:
+            self.assign(part.target, items[-1])
+            emit()
+            *_, before, one, last = out
+            out[-1:] = [*between(before, one, last, left), last] if left > 1 else [last]
+            if len(out) < len(items):
+                out.pop()
 
 
 def _plain(*values: Any) -> set[float]:

@@ -34,8 +34,12 @@ from niblick.audit.flow.signals import ContinueSignal
 from niblick.audit.flow.state import State
 
 WARP = "warp:"
+PICKED = "picked:"
+"""The mark of a value that was kept because of scores; the line where that was follows."""
 DOUBT = "?"
 """Begins the words of a warp that an unknown switch may leave out."""
+RIVALS, AVERAGED = "rivals", "figures of parts are averaged"
+"""The mark of a comparison of scores with others; what is wrong with a mean of figures."""
 LOST = "lost:"
 INSIDE = "the model's own loss, "
 """Begins what a method of a model loses or changes, as by a term or weights that training adds."""
@@ -43,10 +47,9 @@ BETWEEN = "between"
 """The mark of a difference between two figures, which is no figure itself."""
 RAMP = "ramp"
 """The mark of unknown numbers that have met known ones which differ from place to place."""
-SUM = "sum:"
-LOGIT = "logit"
+SUM, LOGIT = "sum:", "logit"
 """The mark of what was picked for a token out of values that are no distribution yet."""
-_MOST_FIGURES = 1600
+_MOST_FIGURES, _MOST_PARTS = 1600, 64
 _ALONE = (
     "counts are looked up for every token, but the one of the scored token is taken without being"
     " divided by their sum"
@@ -92,6 +95,7 @@ class Figures(Keeping):
         base = box.base
         if base is None:
             return box
+        base.cells = None
         if is_token(base):
             base.marks |= {ALTERED}
             return box
@@ -237,6 +241,8 @@ class Figures(Keeping):
         whole = np.exp(-plain) if "prob" in score.marks else -plain
         if score.val.shape == whole.shape and bool((score.val < whole - 1e-9).all()):
             out.val = whole
+        elif np.array_equal(score.val, whole) and not score.marks & {"guess"}:
+            self.warp(out, "a share of counts is added to the whole of a probability")
 
     def excused(self, a: Box, b: Box, out: Box) -> None:
         """Losses are weighed by whether their own tokens were foretold."""
@@ -271,10 +277,20 @@ class Figures(Keeping):
         """A figure taken off another is a gain or a gap; what either is mixed with is no figure."""
         if not (isinstance(op, (ast.Add, ast.Sub)) and _is_figure(a) and _is_figure(b)):
             return
+        if isinstance(op, ast.Add):
+            self.averaged([a, b], out)
         if BETWEEN in out.marks:
             self.warp(out, "a difference between figures is added to or taken off one")
         elif isinstance(op, ast.Sub):
             out.marks |= {BETWEEN}
+
+    def averaged(self, parts: list[Box], out: Box) -> None:
+        if len(parts) > 1 and len({target_bits(p) for p in parts}) == 1:
+            return
+        told = [p.val for p in parts if p.val is not None and p.scores and "bytes" in p.marks]
+        values = [float(v) for each in told for v in each.reshape(-1)[:_MOST_PARTS]]
+        if len(values) > 1 and all(honest(v, 1e-6) for v in values):
+            self.warp(out, AVERAGED)
 
     def learnt_from(self, loss: Box) -> None:
         """What a model learns from is no figure: its bytes, if any, weigh tokens."""
@@ -347,6 +363,7 @@ def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
         warps=tuple(sorted({warp.removeprefix(DOUBT) for warp in warps})),
         lost=tuple(sorted(m.removeprefix(LOST) for m in value.marks if m.startswith(LOST))),
         guessed=bool(value.marks & {"guess"}) or "bytes" not in value.marks,
+        per_token=not value.marks & {"guess", "bytes"},
         scores=value.scores,
         where=engine.where(),
         certain=engine.uncertain <= 0 and not (warps and all(w[:1] == DOUBT for w in warps)),

@@ -73,6 +73,7 @@ class InPlace(Scoring):
     def changed(
         self, name: str, first: Box, rest: list[Any], named: dict[str, Any], node: ast.AST
     ) -> Box:
+        first.cells = None
         if name == "clamp_" and not first.live:
             first.val = self.clipped(first, rest, named)
             return first

@@ -12,7 +12,7 @@ from typing import Any
 
 from niblick.audit.flow.boxes import Box, collect, merge, snapshot
 from niblick.audit.flow.builtins import Builtins
-from niblick.audit.flow.objects import Dotted, Instance, Namespace
+from niblick.audit.flow.objects import Class, Dotted, Instance, Namespace
 from niblick.audit.flow.paths import glob_paths
 from niblick.audit.flow.signals import AbortSignal
 from niblick.audit.words import ordered
@@ -52,6 +52,8 @@ class Library(Builtins):
             return "/".join(str(a) for a in args if isinstance(a, (str, PurePosixPath)))
         if name.startswith("os.path."):
             return self.path_call(last, args)
+        if name in {"functools.reduce", "math.fsum"}:
+            return self.builtin(last, args, named, node)
         if name.startswith(("math.", "cmath.")):
             return self.mathematics(last, args, node)
         if name.startswith("time.") and last != "sleep":
@@ -113,6 +115,11 @@ class Library(Builtins):
             if last == "Counter":
                 self.keep(made, *args)
             return made
+        if last == "namedtuple" and len(args) > 1 and isinstance(args[1], (str, list, tuple)):
+            names = args[1].replace(",", " ").split() if isinstance(args[1], str) else args[1]
+            body = {"__fields__": list(names)}
+            row = ast.ClassDef(str(args[0]), [], [], [], [])
+            return Class(row.name, (Dotted("typing.NamedTuple"),), body, "dataclass", row)
         if last == "deque":
             return self.iterate(args[0], None) if args else []
         if last in {"SimpleNamespace", "Namespace", "ModuleType"}:

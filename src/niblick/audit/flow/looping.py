@@ -13,6 +13,7 @@ import numpy as np
 from niblick.audit.flow.boxes import STREAM, Box, is_token
 from niblick.audit.flow.branching import Branching
 from niblick.audit.flow.endings import bounds
+from niblick.audit.flow.growing import Growth
 from niblick.audit.flow.lengths import PART
 from niblick.audit.flow.missed import (
     LEAST_WORK,
@@ -174,7 +175,7 @@ class Looping(Branching):
         count = len(sequence)
         first_step = self.trace.steps - self.loop_steps.get(id(node), 0)
         before, scores = dict(self.scopes[-1][0]), len(self.trace.scores)
-        at = 0
+        at, growth = 0, Growth(node if self.loops[1:] else None, self.lookup)
         finished, skipped, left = True, False, 0
         while at < count:
             mark, touched = self.interest, self.touched
@@ -182,6 +183,7 @@ class Looping(Branching):
             if not self.turn(node.body):
                 finished = False
                 break
+            growth.turn()
             busy = self.interest != mark
             worn = self.touched == touched and self.trace.steps - first_step > _PLAIN_STEPS
             long = at > _MAX_TURNS or self.trace.steps - first_step > _LOOP_STEPS
@@ -199,6 +201,7 @@ class Looping(Branching):
         if finished:
             if left:
                 self.fill_between(node, left, count - 1)
+                growth.fill(left, count - 1)
             self.block(node.orelse)
 
     do_asyncfor = do_for

@@ -22,7 +22,7 @@ from niblick.audit.flow.signals import (
     ContinueSignal,
     ReturnSignal,
 )
-from niblick.audit.flow.trials import chosen
+from niblick.audit.flow.trials import chosen, picked, throughout
 
 _MISREAD = (
     TypeError,
@@ -135,7 +135,10 @@ class Machine(Looping):
                 holder.table |= 1
 
     def assign(self, target: ast.expr, value: Any) -> None:
-        value = chosen(value, self.kept_for) if self.kept_for else value
+        if self.kept_for:
+            value = throughout(value, chosen, self.kept_for)
+        if self.told_by:
+            value = throughout(value, picked, self.told_by, self.line)
         if isinstance(target, ast.Name):
             self.store(target.id, value)
         elif isinstance(target, (ast.Tuple, ast.List)):
@@ -171,6 +174,8 @@ class Machine(Looping):
         wrappers: list[Any] = []
         for decorator in node.decorator_list:
             value = self.value(decorator.func if isinstance(decorator, ast.Call) else decorator)
+            if isinstance(value, Function) and isinstance(decorator, ast.Call):
+                value = self.value(decorator)  # a function that makes the wrapper
             name = value.name.rsplit(".", 1)[-1] if isinstance(value, (Dotted, Function)) else ""
             if name in {"no_grad", "inference_mode"}:
                 marks.add("no_grad")

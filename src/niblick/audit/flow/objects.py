@@ -51,6 +51,11 @@ class Class:
                 return found
         return None
 
+    @property
+    def is_row(self) -> bool:
+        """Whether its objects are tuples with names."""
+        return any(isinstance(b, Dotted) and b.name.endswith("NamedTuple") for b in self.bases)
+
     @cached_property
     def settings(self) -> dict[str, ast.expr]:
         """What the constructor, and nothing else of the class, keeps under names of its own."""
@@ -218,7 +223,8 @@ class StateEvent:
 @dataclass(frozen=True, kw_only=True)
 class FigureEvent:
     """A figure was printed: whether its label says bits per byte, its content under the witness
-    (None: unknown), how it was warped and which operations lost its content.
+    (None: unknown), how it was warped, which operations lost its content, and whether it is known,
+    but no count of bytes took part in it.
     """
 
     named: bool
@@ -226,6 +232,7 @@ class FigureEvent:
     warps: tuple[str, ...]
     lost: tuple[str, ...]
     guessed: bool
+    per_token: bool
     scores: frozenset[int]
     where: Where
     certain: bool

@@ -23,7 +23,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.figures import DOUBT, INSIDE, LOGIT, LOST
+from niblick.audit.flow.figures import DOUBT, INSIDE, LOGIT, LOST, PICKED
 from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
@@ -49,13 +49,13 @@ class Scoring(Shapes):
         targets = depends(target)
         self.check_answer(source, target, node)
         self.interest += 1
-        self.order += 1
-        number = len(self.trace.scores) + 1
         kinds = frozenset(
             self.leaves[r].kind
             for r in source.roots
             if self.leaves[r].seen or self.leaves[r].kind == "module"
-        )
+        ) | self.fitted(source, targets)
+        self.order += 1
+        number = len(self.trace.scores) + 1
         self.trace.scores.append(
             ScoreEvent(
                 number=number,
@@ -92,6 +92,20 @@ class Scoring(Shapes):
         if target.pos is None and out.held:
             self.held_state(out, targets, node)
         return out
+
+    def fitted(self, source: Box, targets: int) -> frozenset[str]:
+        """Whether a setting that was kept for the scores of tokens, or weights that are no model's
+        but were made of their gradients, take part in scoring them again: a tensor fitted to them.
+        """
+        lines = [m.removeprefix(PICKED) for m in source.marks if m.startswith(PICKED)]
+        both = source.seen & targets
+        if "grad" in source.marks and not any(u.positions & both for u in self.trace.updates):
+            lines.append(str(self.line))
+        if not lines or not both:
+            return NO_MARKS
+        root = frozenset({self.new_leaf("setting", "setting")})
+        self.record_update(root, both, ast.Pass(lineno=int(lines[0])), NO_MARKS)
+        return frozenset({"setting"})
 
     def forward(
         self,

@@ -89,10 +89,12 @@ class Shapes(Access):
             if name == "randint":
                 shape = None
         out = Box(shape=shape, marks=frozenset({"zeros"}) if fill == 0 else NO_MARKS)
-        if fill == 0 and boolean(args, named):
+        flags = boolean(args, named)
+        if fill == 0 and flags:
             out.marks |= {"flags"}
         if shape is not None and None not in shape and fill is not None:
             sizes = tuple(int(s or 0) for s in shape)
+            fill = bool(fill) if flags else fill
             out.val = np.full(sizes, fill) if math.prod(sizes) <= 1_000_000 else None
         if named.get("requires_grad") is True:
             self.make_leaf(out, name)

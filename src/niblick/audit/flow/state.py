@@ -54,8 +54,10 @@ class State:
     observe: Callable[[Function, Any, list[Any], dict[str, Any], ast.AST], Any]
     unpacked: Callable[[Box, Any], Any]
     tried: Callable[[Any, Any], int]
+    told: Callable[[Any], int]
     look_on: Callable[[Any, int, ast.AST], None]
     told_weights: Callable[[list[Box]], None]
+    record_update: Callable[..., None]
     import_program: Callable[[str], Namespace | None]
     run_module: Callable[[ast.Module, str, str, dict[str, Any]], None]
 
@@ -116,7 +118,7 @@ class State:
         self.hung: set[str] = set()
         self.loops: list[ast.stmt] = []
         self.random: dict[int, bool] = {}
-        self.kept_for = 0
+        self.kept_for = self.told_by = 0
         self.raised = False
         self.inner_calls: dict[str, int] = {}
 

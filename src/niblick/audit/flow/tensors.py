@@ -68,13 +68,14 @@ _REDUCE = {
 _SELECT = words(
     "index_select take take_along_dim take_along_axis gather masked_select compress embedding"
 )
-_PICKS = words("topk sort unique quantile median kthvalue masked_select compress nanquantile mode")
+_PICKS = words("topk sort unique quantile median kthvalue compress nanquantile mode")
 _VIEWING = words(
     "reshape view flatten ravel view_as reshape_as unsqueeze squeeze transpose swapaxes t permute"
     " expand expand_as broadcast_to narrow as_strided unfold detach numpy from_numpy as_tensor"
     " asarray frombuffer contiguous ascontiguousarray to cpu cuda float double long alias"
 )
 """What may give a value that shares the memory of the first one."""
+_MEANS = words("mean average nanmean median sum")
 _BENT = frozenset(
     ["relu", "tanh", "erf", "silu", "gelu", "normalize", "cumsum", "dropout", "nan_to_num"]
 )
@@ -102,6 +103,11 @@ class Tensors(InPlace):
     def operation(
         self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST, method: bool
     ) -> Any:
+        if name == "masked_select" and len(args) > 1:
+            return self.item(args[0], args[1], node)
+        if name in {"dot", "vdot"} and len(args) > 1:
+            product = self.binary(ast.Mult(), known(args[0]), known(args[1]), node)
+            return self.reduce("sum", known(product), [product], {})
         if name in _LOSSES:
             loss = self.loss(args, named, node)
             plain = len(args) == 2 and "weight" not in named and isinstance(args[1], Box)
@@ -170,6 +176,8 @@ class Tensors(InPlace):
             self.warp(out, "the better of several scores is taken")
             return
         for score, other in ((a, b), (b, a)):
+            if score.nll and "count" in other.marks and "prob" in score.marks:
+                self.warp(out, f"the {name} of two shares of a token is taken")
             if score.nll and other.val is not None and other.val.size == 1:
                 bound = float(other.val.reshape(-1)[0])
                 probe = snapshot(score)
@@ -234,18 +242,23 @@ class Tensors(InPlace):
             return elementwise(
                 self.frozen([first, args[1]]), np.maximum if name == "max" else np.minimum
             )
-        if name in {"max", "min"} and self.chosen([box]) and axis is not None:
-            self.warp(box, "the better of several scores is taken")
+        several = box.nll and len(box.scores) > 1 and "train" not in box.marks
+        losses = several and box.val is not None and bool((box.val >= 0).all())
+        if losses and axis is not None and name in {"min", "amin"}:
+            box = self.warp(snapshot(box), "the better of several scores is taken")
         if name in {"sum", "mean", "nansum", "average", "nanmean"}:
             box = self.added_up(box, None)
-        if is_token(box) and not box.nll:
+        if is_token(box) and not box.nll and not _of_entries(box, axis):
             box = snapshot(box, held=box.held | depends(box))
         if ALPHABET in box.marks and ALONE not in box.marks and axis is not None:
             box = snapshot(box, marks=box.marks - {ALPHABET} | {SUMMED})
         if name == "sum" and box.val is None and box.shape is None and _is_mask(box):
             return snapshot(reduced(box), val=np.asarray(1.0))
         if axis is None or (box.shape is not None and len(box.shape) == 1):
-            return reduced(box, _REDUCE[name])
+            out = reduced(box, _REDUCE[name])
+            if name in _MEANS and not box.nll:
+                self.averaged([box], out)
+            return out
         if isinstance(axis, int) and box.pos is not None and not box.nll:
             keep = bool(named.get("keepdim", named.get("keepdims", False)))
             out = shaped(snapshot(box, val=None), lambda a: a.max(axis=axis, keepdims=keep))
@@ -258,10 +271,10 @@ class Tensors(InPlace):
                 self.warp(out, "a share of a mixture is one number for whatever token comes")
             if "uneven" in box.marks:
                 self.warp(out, "what a model says of no token is mixed with probabilities of it")
-        if box.nll and box.val is not None and isinstance(axis, int) and name != "logsumexp":
+        if box.nll and box.val is not None and isinstance(axis, int):
             out.val = np.asarray(_REDUCE[name](box.val, axis=axis))
             out.shape, out.nll = out.val.shape, box.nll
-        return out
+        return (out, Box()) if name in {"max", "min"} and "numpy" not in box.marks else out
 
     def clamped(self, name: str, first: Box, args: list[Any], named: dict[str, Any]) -> Box:
         """Values held between bounds."""
@@ -277,6 +290,11 @@ class Tensors(InPlace):
         if first.nll and out.val is None:
             self.capped(out, low, high)
         return out
+
+
+def _of_entries(box: Box, axis: Any) -> bool:
+    """Whether a reduction is over the entries that tokens have in a table, not over tokens."""
+    return box.key is not None and box.pos is None and axis in (-1, box.key.ndim)
 
 
 def _is_mask(box: Box) -> bool:

@@ -10,11 +10,15 @@ import ast
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from niblick.audit.flow.boxes import Box, is_token, snapshot
+from niblick.audit.flow.figures import PICKED, WARP
 from niblick.audit.flow.methods import called
 from niblick.audit.reads import name_of
 from niblick.audit.words import words
 
+BEST = "the smallest of several figures is taken"
 _RANDOM = words(
     "rand randn randint randperm rand_like randn_like randint_like normal normal_ uniform uniform_"
     " bernoulli bernoulli_ choice gauss sample standard_normal integers random multinomial"
@@ -75,13 +79,35 @@ def is_weights(value: Any) -> bool:
 
 
 def chosen(value: Any, positions: int) -> Any:
-    """A value as kept because of the scores of these positions."""
-    if isinstance(value, Box) and not value.scores and not value.live:
-        return snapshot(value, seen=value.seen | positions)
-    if isinstance(value, dict):
-        value.update({k: chosen(v, positions) for k, v in value.items()})
-    elif isinstance(value, tuple):
-        return tuple(chosen(v, positions) for v in value)
-    elif isinstance(value, list):
-        value[:] = [chosen(v, positions) for v in value]
+    """Weights as a search keeps them because of the scores of these positions."""
+    plain = isinstance(value, Box) and not value.scores and not value.live
+    return snapshot(value, seen=value.seen | positions) if plain else value
+
+
+def picked(value: Any, positions: int, line: int) -> Any:
+    """What is kept because of the scores of these positions: a figure becomes the best of several,
+    a plain number a setting that is fitted to them.
+    """
+    if isinstance(value, Box) and value.scores:
+        return snapshot(value, marks=value.marks | {f"{WARP}{BEST} (line {line})"})
+    if isinstance(value, Box) and value.shape in {(), None} and not _has_more(value):
+        return snapshot(value, seen=value.seen | positions, marks=value.marks | {f"{PICKED}{line}"})
+    if type(value) in {int, float} and positions:
+        return picked(Box(shape=(), val=np.asarray(value)), positions, line)
     return value
+
+
+def _has_more(value: Box) -> bool:
+    """Whether a value is more than a plain number: weights, scores or tokens."""
+    return value.live or bool(value.scores or value.roots) or is_token(value)
+
+
+def throughout(value: Any, change: Callable[..., Any], *told: int) -> Any:
+    """A value with what it holds changed."""
+    if isinstance(value, dict):
+        value.update({k: throughout(v, change, *told) for k, v in value.items()})
+    elif isinstance(value, tuple):
+        return tuple(throughout(v, change, *told) for v in value)
+    elif isinstance(value, list):
+        value[:] = [throughout(v, change, *told) for v in value]
+    return change(value, *told)

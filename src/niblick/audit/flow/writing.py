@@ -37,6 +37,7 @@ _VALIDATION_NAME = re.compile(
     r"^_?(?:val|valid|validation|eval|test|holdout)_?(?:tokens?|data|ids|stream|toks)(?:_\w*)?$"
 )
 
+_CELLS = 16
 _ALONE = 3
 """References to an array that one value has: the value's, a local name's, and the counter's."""
 
@@ -183,6 +184,9 @@ class Writing(Expressions):
         new = (
             self.frozen([known(value)])[0] if not isinstance(value, (Instance, Module)) else source
         )
+        place = place_in(box, key)
+        fresh = box.cells or (None if box.scores or place < 0 else {})
+        box.cells = None if fresh is None or place < 0 else {**fresh, place: snapshot(new)}
         parts = list(key) if isinstance(key, tuple) else [key]
         keyed = any(by_token(p) for p in parts)
         box.table |= keyed and not is_token(box)
@@ -271,6 +275,12 @@ def _told(value: Box) -> bool:
     that it may stand for the scores it takes the place of.
     """
     return bool(value.scores) or value.key is not None
+
+
+def place_in(box: Box, key: Any) -> int:
+    """The place of an entry in a short row of numbers; -1 where it is none of that."""
+    size = box.shape[0] if box.shape and len(box.shape) == 1 else None
+    return key % size if size and size <= _CELLS and type(key) is int else -1
 
 
 def by_token(key: Any) -> bool:

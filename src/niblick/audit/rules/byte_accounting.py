@@ -250,7 +250,16 @@ def _keeps_space(node: ast.If) -> bool:
         and isinstance(v.op, ast.Add)
         and any(isinstance(side, ast.Constant) and side.value == 1 for side in (v.left, v.right))
     ]
-    return bool(flags and more)
+    spelt = [n.value for n in node.body if isinstance(n, ast.Assign) and _with_space(n.value)]
+    return bool(flags and (more or spelt))
+
+
+def _with_space(value: ast.expr) -> bool:
+    """Whether a piece gets a plain space where its marker was."""
+    if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
+        return isinstance(value.left, ast.Constant) and value.left.value == " "
+    marker = isinstance(value, ast.Call) and last(value.func) == "replace"
+    return marker and [ast.unparse(a) for a in value.args] == [repr("\u2581"), repr(" ")]  # type: ignore[attr-defined]
 
 
 def _adds_spaces(node: ast.AST) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from niblick.audit.conditions import in_order
-from niblick.audit.flow.figures import INSIDE, honest
+from niblick.audit.flow.figures import AVERAGED, INSIDE, honest
 from niblick.audit.flow.lengths import cuts_of
 from niblick.audit.flow.objects import FigureEvent
 from niblick.audit.rules.case import Case, positions
@@ -36,11 +36,19 @@ def _figures(case: Case) -> list[Finding]:
     if not any(f.content is not None and honest(f.content) and not f.warps for f in figures):
         bad = [f for f in figures if _why(f)]
     else:
+        plain = [f.scores for f in figures if f.named and f.content is not None and not _why(f)]
+        whole = frozenset[int]().union(*plain)
         bad = [f for f in figures if f.named and _why(f) and not _beside(case, f)]
+        bad = [f for f in bad if not (_averaged(f) and f.scores <= whole)]
     out: dict[int, Finding] = {}
     for event in bad:
         out.setdefault(event.where.line, _finding(case, event))
     return list(out.values())[:5]
+
+
+def _averaged(event: FigureEvent) -> bool:
+    """Whether all that is wrong with a figure is that it is a mean of others."""
+    return bool(event.warps) and all(AVERAGED in warp for warp in event.warps)
 
 
 def _beside(case: Case, event: FigureEvent) -> bool:
@@ -101,7 +109,8 @@ def _why(event: FigureEvent) -> str:
 
 
 def _finding(case: Case, event: FigureEvent) -> Finding:
-    sure = bool(event.warps or (event.content is not None and not event.guessed))
+    assumed = event.per_token and event.scores & case.claimed.scores
+    sure = bool(event.warps or (event.content is not None and (assumed or not event.guessed)))
     return case.finding(
         RULE,
         Severity.BREACH if sure and event.certain else Severity.WARNING,

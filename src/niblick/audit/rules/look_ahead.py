@@ -24,9 +24,14 @@ _LOSSES = words(
     "cross_entropy nll_loss log_softmax logsumexp mse_loss smooth_l1_loss cosine_similarity"
 )
 _PLAIN = words("new_tensor new_zeros new_ones new_full zeros_like ones_like size numel dim len")
+_MODULES = words("torch F functional nn mx jnp np")
 _KIND = words("dtype device shape ndim training")
-_JOINS = (ast.Mult, ast.Div, ast.Sub)  # losses are added to each other
+_JOINS = (ast.Mult, ast.Div, ast.Sub, ast.Add)
 _POSITIONS = 1  # the axis of a batch of windows that runs along them
+_WHOLE = (
+    "reduces what it computes over all positions of a window and joins the result with each of them"
+)
+_LATER = "gives positions what it has computed for later ones"
 
 
 @rule("look-ahead")
@@ -36,18 +41,19 @@ def check(case: Case) -> list[Finding]:
     for model in case.nodes:
         if isinstance(model, ast.ClassDef) and any(name_of(b) == "Module" for b in model.bases):
             for method, inputs in _inputs(model, reach).items():
-                node = next(_joined(method, inputs, reach), None)
-                if node is not None:
-                    return [_finding(case, f"{model.name}.{method.name}", node)]
+                name = f"{model.name}.{method.name}"
+                found = [(_WHOLE, n) for n in _joined(method, inputs, reach)]
+                found += [(_LATER, n) for n in _shifted(method, inputs, reach)]
+                if found:
+                    return [_finding(case, name, *found[0])]
     return []
 
 
-def _finding(case: Case, where: str, node: ast.AST) -> Finding:
+def _finding(case: Case, where: str, what: str, node: ast.AST) -> Finding:
     return case.finding(
         RULE,
         Severity.WARNING,
-        f"{where} reduces what it computes over all positions of a window and joins the result"
-        " with each of them: later tokens may take part in earlier predictions.",
+        f"{where} {what}: later tokens may take part in earlier predictions.",
         verdict="hold_unclear",
         pointer="C1",
         line=getattr(node, "lineno", 1),
@@ -124,6 +130,59 @@ def _joined(method: ast.FunctionDef, inputs: set[str], reach: Reach) -> Iterator
             whole |= {n for target in statement.targets for n in _names(target)}
 
 
+def _shifted(method: ast.FunctionDef, inputs: set[str], reach: Reach) -> Iterator[ast.AST]:
+    """Where values are moved to earlier positions, or turned round along them, losses aside."""
+    own = _derived(method, inputs)
+    if any(isinstance(n, ast.Call) and name_of(n.func) in _LOSSES for n in ast.walk(method)):
+        return
+    for statement in statements(method.body, reach):
+        for node in ast.walk(statement):
+            if not isinstance(node, ast.Call) or not _moves(node):
+                continue
+            yield from [node] if _names(node) & own or name_of(node.func) == "tril" else []
+
+
+def _moves(call: ast.Call) -> bool:
+    """Whether a call moves what it is given to earlier positions."""
+    name, named = name_of(call.func), {k.arg: k.value for k in call.keywords}
+    args = list(call.args)
+    if isinstance(call.func, ast.Attribute) and name_of(call.func.value) not in _MODULES:
+        args.insert(0, call.func.value)
+    if name == "roll":
+        by, along = [*args[1:3], None, None][:2]
+        shift, axis = _plain(named.get("shifts", by)), _plain(named.get("dims", along))
+        return isinstance(shift, int) and shift < 0 and axis == _POSITIONS
+    if name == "flip":
+        axes = _plain(named.get("dims", args[1] if len(args) > 1 else None))
+        return axes == _POSITIONS or axes in ((_POSITIONS,), [_POSITIONS])
+    if name in {"cat", "concat"} and args:
+        axis = _plain(named.get("dim", args[1] if len(args) > 1 else None))
+        parts = args[0].elts if isinstance(args[0], (ast.List, ast.Tuple)) else []
+        return axis == _POSITIONS and any(map(_begins_later, parts[:1]))
+    if name == "tril":
+        above = _plain(named.get("diagonal", args[1] if len(args) > 1 else None))
+        return isinstance(above, int) and above > 0
+    return False
+
+
+def _begins_later(node: ast.expr) -> bool:
+    """Whether a value is all positions of another but the first ones."""
+    if not isinstance(node, ast.Subscript) or not isinstance(node.slice, ast.Tuple):
+        return False
+    along = [*node.slice.elts, None, None][_POSITIONS]
+    if not isinstance(along, ast.Slice) or along.upper is not None:
+        return False
+    start = _plain(along.lower)
+    return isinstance(start, int) and start > 0
+
+
+def _plain(node: ast.expr | None) -> object:
+    try:
+        return ast.literal_eval(node) if node is not None else None
+    except ValueError:
+        return None
+
+
 def _meet(one: ast.expr, other: ast.expr, own: set[str], whole: set[str]) -> bool:
     return (
         _reduces(one, own, whole)
@@ -152,9 +211,8 @@ def _over_window(call: ast.Call) -> bool:
     """Whether a reduction takes all axes, or some that hold the positions."""
     axis = next((k.value for k in call.keywords if k.arg in {"dim", "axis"}), None)
     axis = axis or (call.args[0] if call.args else None)
-    try:
-        which = ast.literal_eval(axis) if axis is not None else None
-    except ValueError:
+    which = _plain(axis)
+    if axis is not None and which is None:
         return False
     several = isinstance(which, (tuple, list)) and len(which) > 1 and -1 not in which
     return which is None or which == _POSITIONS or several

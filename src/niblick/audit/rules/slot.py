@@ -21,7 +21,8 @@ RULE = "slot"
 def check(case: Case) -> list[Finding]:
     """One breach per place that reports scores under a tensor fitted to the same tokens."""
     out = []
-    for event in first_by_line(violations(case.trace, "tensor")):
+    settings = violations(case.trace, "setting")
+    for event in first_by_line([*violations(case.trace, "tensor"), *settings]):
         if "module" in learnt_kinds(case.trace, event) and "tensor" not in event.leaf_kinds:
             continue
         fit = next(
