@@ -27,6 +27,7 @@ EVERYTHING = [
     "model.stack.0.loops=2",
     "model.value_embedding.layers=[10]",
     "training.dropout.bigram=0.3",
+    "training.muon.neuron_beta=0.9",
     "data.rows=documents",
     "data.tokenizer=train-unigram-case",
     "training.qat.enabled=true",
