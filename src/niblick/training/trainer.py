@@ -155,6 +155,7 @@ class Loop:
             folder.check_space(self.state.checkpoint_bytes * (2 if kept else KEPT + 2))
         if resume and world.is_main:
             folder.rewind(self.state.step)
+        reserve, _ = agree(world, device, reserve, 0)
         self.schedule = Schedule(recipe.training, reserve, dataset.token_count("train"))
         self.validator = make_validator(recipe, dataset, world=world, device=device)
         self.observe_every = 1 if device == "cpu" else 10  # reading a loss waits for the device
@@ -349,7 +350,8 @@ class Loop:
         nats, bpb = self.validator.measure(state.model)
         state.weights.refresh(rounded=state.rounding)
         state.validations.append((state.step, bpb))
-        self.mark, self.validation_seconds = None, self.clock.seconds - began
+        self.mark, took = None, self.clock.seconds - began
+        self.validation_seconds, _ = agree(self.world, self.device, took, 0)
         if self.world.is_main:
             progress = self._progress(float(loss), validation=(nats, bpb))
             self._log(progress.row())
