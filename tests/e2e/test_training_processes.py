@@ -127,6 +127,46 @@ def test_two_processes_train_under_the_same_errors_of_the_codec(tmp_path: Path) 
     assert len(digests) == 2 and digests[0] == digests[1]
 
 
+OWN_CLOCKS = """
+import sys
+from pathlib import Path
+from niblick.data.dataset import open_dataset
+from niblick.runtime import read_world
+from niblick.text.tokenizer import load_tokenizer
+from niblick.training import train
+from niblick.training.progress import Clock
+from training_runs import tiny_recipe
+world = read_world()
+if not world.is_main:
+    own = Clock.seconds
+    Clock.seconds = property(lambda clock: 50 * own.fget(clock))
+dataset = open_dataset(Path(sys.argv[1]), load_tokenizer("bytes"))
+recipe = tiny_recipe(duration="4s", validation={"every": 0.05, "tokens": 512})
+found = train(recipe, dataset, Path(sys.argv[2]), world=world, reserve=1.0 + world.rank)
+print(f"<{found.steps} {[step for step, _ in found.validations]}>")
+"""
+
+
+def test_two_processes_that_measure_other_times_validate_and_end_together(tmp_path: Path) -> None:
+    tiny_dataset(tmp_path / "shards")
+    program = tmp_path / "own_clocks.py"
+    program.write_text(OWN_CLOCKS)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    out = _wait(
+        _start(
+            [
+                sys.executable,
+                *launcher,
+                str(program),
+                str(tmp_path / "shards"),
+                str(tmp_path / "run"),
+            ]
+        )
+    )
+    first, second = re.findall(r"<(\d+ .*?)>", out)
+    assert first == second and first.count(",") > 4
+
+
 SHARED = """
 import torch, torch.distributed as dist
 from niblick.optim import Launched, Layout, Optimizers

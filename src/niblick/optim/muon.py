@@ -108,14 +108,15 @@ class Muon:
             direction = self._direction(gradients, self.momentum, at)
         begun = [self._begin(share, gradients, direction, at) for share in self.shards.shares]
         keep = 1 - lr * recipe.weight_decay
-        for number, share in enumerate(self.shards.shares):
-            (updates, wait), stack = begun[number], share.stack
+        parts = zip(self.shards.shares, begun, self._seconds, strict=True)
+        for share, (updates, wait), second in parts:
+            stack = share.stack
             scale = max(1.0, stack.rows / stack.columns) ** 0.5
             rate = lr * scale * (keep if recipe.decay_after_update else 1.0)
             wait()
             updates = updates.contiguous()
             if (beta := recipe.neuron_beta) is not None:
-                updates = balanced(updates, self._seconds[number], beta, at.step)
+                updates = balanced(updates, second, beta, at.step)
             self._descend(stack.view(weights), updates, keep, rate)
 
     def _begin(

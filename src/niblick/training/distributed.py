@@ -30,8 +30,8 @@ def mean_over(world: World, flat: Tensor) -> None:
         flat.div_(world.size)
 
 
-def agree(world: World, device: str, seconds: float, stop: int) -> tuple[float, int]:
-    """The first process's training time, and the signal that stopped any: the same everywhere."""
+def agree(world: World, device: str, seconds: float, stop: int = 0) -> tuple[float, int]:
+    """The first process's seconds, and the signal that stopped any: the same everywhere."""
     if world.size == 1:
         return seconds, stop
     shared = torch.tensor(

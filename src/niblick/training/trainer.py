@@ -155,7 +155,7 @@ class Loop:
             folder.check_space(self.state.checkpoint_bytes * (2 if kept else KEPT + 2))
         if resume and world.is_main:
             folder.rewind(self.state.step)
-        reserve, _ = agree(world, device, reserve, 0)
+        reserve, _ = agree(world, device, reserve)
         self.schedule = Schedule(recipe.training, reserve, dataset.token_count("train"))
         self.validator = make_validator(recipe, dataset, world=world, device=device)
         self.observe_every = 1 if device == "cpu" else 10  # reading a loss waits for the device
@@ -351,7 +351,7 @@ class Loop:
         state.weights.refresh(rounded=state.rounding)
         state.validations.append((state.step, bpb))
         self.mark, took = None, self.clock.seconds - began
-        self.validation_seconds, _ = agree(self.world, self.device, took, 0)
+        self.validation_seconds, _ = agree(self.world, self.device, took)
         if self.world.is_main:
             progress = self._progress(float(loss), validation=(nats, bpb))
             self._log(progress.row())
@@ -382,7 +382,7 @@ class Loop:
     def _finish(self) -> TrainResult:
         state = self.state
         if not self.stop:
-            state.seconds, _ = agree(self.world, self.device, self.clock.seconds, 0)
+            state.seconds, _ = agree(self.world, self.device, self.clock.seconds)
         self._save()
         if self.world.is_main and (unused := self.schedule.unused(state.position)) > 0.05:
             self.say(_TOO_OFTEN.format(self.recipe.training.max_passes, unused))

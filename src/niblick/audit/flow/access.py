@@ -10,6 +10,7 @@ import numpy as np
 
 from niblick.audit.flow.access_index import (
     RAW,
+    SMALL,
     any_of,
     is_large,
     numbers_of,
@@ -60,7 +61,6 @@ from niblick.audit.words import ordered, words
 _LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER PATH TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
-_SMALL = 64  # entries; counts of tokens need more
 
 
 class Access(Writing):
@@ -212,7 +212,7 @@ class Access(Writing):
         """An entry of a list that is chosen by a token: counts, or a table of numbers."""
         if held := self.kept(holder):
             return self.counted(self.with_held(self.sequence_item(holder, key), held), [key])
-        if all(isinstance(v, (int, float)) for v in holder[:_SMALL]) and len(holder) > 1:
+        if all(isinstance(v, (int, float)) for v in holder[:SMALL]) and len(holder) > 1:
             return self.looked_up(known(holder), [key], [key], node)
         return self.sequence_item(holder, key)
 
@@ -331,7 +331,7 @@ class Access(Writing):
         out = merge([source], shape=newest.shape)
         out.deps |= depends(newest)
         key = newest if len(tokens) == 1 else elementwise(tokens[:-1])
-        empty = box.val is not None and box.val.size > _SMALL and not box.val.any()
+        empty = box.val is not None and box.val.size > SMALL and not box.val.any()
         empty |= box.val is None and "zeros" in box.marks and is_large(box)
         rows = not source.roots and len(box.shape or ()) > len(parts)
         counts = source.table & 1 or "count" in source.marks or rows

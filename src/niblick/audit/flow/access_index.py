@@ -26,7 +26,7 @@ RAW = "raw"
 """The mark of a file of tokens as its bytes, with a header before them."""
 HEADER = 1024
 """Bytes of that header."""
-_SMALL, _MANY, _LARGE = 64, 512, 1_000_000
+SMALL, _MANY, _LARGE = 64, 512, 1_000_000
 """Entries: counts of tokens need more, a few of a table, no vocabulary has as many."""
 
 
@@ -137,7 +137,7 @@ def row(box: Box, i: int) -> Any:
 def table_of(holder: dict[Any, Any]) -> Box | None:
     """A table of numbers, one for each token, that a dictionary holds; None where it is another."""
     numbers = list(islice(holder.values(), _MANY))
-    if len(numbers) > _SMALL and all(type(v) in {int, float} for v in numbers):
+    if len(numbers) > SMALL and all(type(v) in {int, float} for v in numbers):
         return known(numbers)
     return Box() if len(numbers) > 1 and all(map(_untold, numbers)) else None
 

@@ -16,7 +16,7 @@ from niblick.audit.flow.joining import joined
 from niblick.audit.flow.lengths import Perhaps, Rank
 from niblick.audit.flow.objects import Bound, Function, Module
 from niblick.audit.flow.signals import AbortSignal, NotPlainError
-from niblick.audit.flow.trials import chosen, picked, throughout
+from niblick.audit.flow.trials import as_kept
 from niblick.audit.flow.turns import Turns, plain_items
 
 _MAX_ITEMS, _MOST_FILLED = 1600, 4096
@@ -93,11 +93,7 @@ class Expressions(Arithmetic):
             and {0, 1} == _plain(first, second)
         ):
             return Box(shape=(), marks=frozenset({"bytes", "space"}))
-        out = joined(first, second)
-        if tried:
-            out = throughout(out, chosen, tried)
-        told = self.told(condition)
-        return throughout(out, picked, told, self.line) if told else out
+        return as_kept(joined(first, second), tried, self.told(condition), self.line)
 
     def ex_tuple(self, node: ast.Tuple) -> Any:
         return tuple(self.elements(node.elts))

@@ -22,7 +22,7 @@ from niblick.audit.flow.signals import (
     ContinueSignal,
     ReturnSignal,
 )
-from niblick.audit.flow.trials import chosen, picked, throughout
+from niblick.audit.flow.trials import as_kept
 
 _MISREAD = (
     TypeError,
@@ -135,10 +135,7 @@ class Machine(Looping):
                 holder.table |= 1
 
     def assign(self, target: ast.expr, value: Any) -> None:
-        if self.kept_for:
-            value = throughout(value, chosen, self.kept_for)
-        if self.told_by:
-            value = throughout(value, picked, self.told_by, self.line)
+        value = as_kept(value, self.kept_for, self.told_by, self.line)
         if isinstance(target, ast.Name):
             self.store(target.id, value)
         elif isinstance(target, (ast.Tuple, ast.List)):

@@ -78,6 +78,14 @@ def is_weights(value: Any) -> bool:
     return not (is_token(value) or value.scores or value.marks & {"bytes", "index", "count"})
 
 
+def as_kept(value: Any, tried: int, told: int, line: int) -> Any:
+    """A value as it is after a choice: by the scores of `tried` a search keeps weights, by those of
+    `told` figures and settings (positions as bits; 0: none).
+    """
+    value = throughout(value, chosen, tried) if tried else value
+    return throughout(value, picked, told, line) if told else value
+
+
 def chosen(value: Any, positions: int) -> Any:
     """Weights as a search keeps them because of the scores of these positions."""
     plain = isinstance(value, Box) and not value.scores and not value.live

@@ -258,8 +258,9 @@ def _with_space(value: ast.expr) -> bool:
     """Whether a piece gets a plain space where its marker was."""
     if isinstance(value, ast.BinOp) and isinstance(value.op, ast.Add):
         return isinstance(value.left, ast.Constant) and value.left.value == " "
-    marker = isinstance(value, ast.Call) and last(value.func) == "replace"
-    return marker and [ast.unparse(a) for a in value.args] == [repr("\u2581"), repr(" ")]  # type: ignore[attr-defined]
+    if not isinstance(value, ast.Call) or last(value.func) != "replace":
+        return False
+    return [getattr(a, "value", None) for a in value.args] == ["\u2581", " "]
 
 
 def _adds_spaces(node: ast.AST) -> bool:

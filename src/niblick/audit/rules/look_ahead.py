@@ -42,10 +42,10 @@ def check(case: Case) -> list[Finding]:
         if isinstance(model, ast.ClassDef) and any(name_of(b) == "Module" for b in model.bases):
             for method, inputs in _inputs(model, reach).items():
                 name = f"{model.name}.{method.name}"
-                found = [(_WHOLE, n) for n in _joined(method, inputs, reach)]
-                found += [(_LATER, n) for n in _shifted(method, inputs, reach)]
-                if found:
-                    return [_finding(case, name, *found[0])]
+                for what, places in ((_WHOLE, _joined), (_LATER, _shifted)):
+                    node = next(places(method, inputs, reach), None)
+                    if node is not None:
+                        return [_finding(case, name, what, node)]
     return []
 
 
@@ -139,7 +139,8 @@ def _shifted(method: ast.FunctionDef, inputs: set[str], reach: Reach) -> Iterato
         for node in ast.walk(statement):
             if not isinstance(node, ast.Call) or not _moves(node):
                 continue
-            yield from [node] if _names(node) & own or name_of(node.func) == "tril" else []
+            if _names(node) & own or name_of(node.func) == "tril":
+                yield node
 
 
 def _moves(call: ast.Call) -> bool:
