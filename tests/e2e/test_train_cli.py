@@ -192,6 +192,21 @@ def test_training_under_the_errors_of_a_codec_stands_in_metrics_and_on_the_card(
     assert not rounding[0] and rounding[-1] and rounding == sorted(rounding)
 
 
+def test_late_qat_of_too_few_passes_is_left_out_and_said(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("artifact.codec=rd", "training.qat.enabled=true", "training.qat.min_passes=1000")
+    options = [part for setting in settings for part in ("--set", setting)]
+    assert (
+        run("train", str(recipe), "--out", "run", "--json", "--duration", "4 steps", *options) == 0
+    )
+    printed = capsys.readouterr()
+    assert "late QAT was left out, which pays from 1000 on" in printed.err
+    card = json.loads(printed.out)
+    assert card["qat"] == "left out; it pays from 1000 passes on"
+    assert "quantization-aware" not in str(card["techniques"])
+
+
 def test_late_qat_for_which_there_is_no_time_is_left_out_and_said(
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

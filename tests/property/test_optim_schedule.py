@@ -122,3 +122,23 @@ def test_the_smaller_of_duration_and_passes_is_the_budget(
         assert [schedule.multiplier(m) for m in moments[1:]] == pytest.approx(
             [same.multiplier(m) for m in _walk(same, 1.0)[1:]]
         )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(3, 60), st.integers(1, 60), st.sampled_from(["steps", "tokens", "s"]))
+def test_late_rounding_waits_for_runs_of_enough_passes(amount: int, least: int, unit: str) -> None:
+    total = amount * BATCH if unit == "tokens" else amount
+    recipe = _recipe(f"{total} {unit}", 0.0, 0.5)
+    waiting = recipe.model_copy(
+        update={"qat": recipe.qat.model_copy(update={"min_passes": least - 0.5})}
+    )
+    plain, late = Schedule(recipe, text=BATCH), Schedule(waiting, text=BATCH)
+    moments = _walk(late, 1.0)
+    assert all(late.passes(moment) == pytest.approx(amount) for moment in moments[1:])
+    expected = [plain.rounds(moment) and amount >= least for moment in moments[1:]]
+    assert [late.rounds(moment) for moment in moments[1:]] == expected
+    end = TrainingPosition(step=amount, tokens=amount * BATCH, seconds=amount, step_seconds=1.0)
+    said = late.left_out(end, rounds=True)
+    assert len(said) == (amount < least)
+    assert not late.left_out(end, rounds=False)
+    assert Schedule(waiting).rounds(moments[-1])  # of an unknown text every run has enough

@@ -121,6 +121,7 @@ OTHER: dict[str, Any] = {
     "training.averaging.width": 0.2,
     "training.qat.enabled": True,
     "training.qat.start": 0.3,
+    "training.qat.min_passes": 12.0,
     "training.dropout.token": 0.1,
     "training.dropout.bigram": 0.3,
     "training.dropout.value_embedding": 0.5,

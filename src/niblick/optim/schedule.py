@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 
 from niblick.recipe.schema import TrainingRecipe
 from niblick.registry import Registry
@@ -45,11 +46,11 @@ class Schedule:
 
     `reserve` seconds at the end of a budget in seconds are left to what follows the steps. With
     `text`, the number of tokens of the training text, the budget is the smaller of the duration and
-    `max_passes` over them.
+    `max_passes` over them, and late QAT waits for runs of its `min_passes`.
     """
 
     def __init__(self, recipe: TrainingRecipe, reserve: float = 0.0, text: int = 0) -> None:
-        self.recipe, self.reserve = recipe, reserve
+        self.recipe, self.reserve, self.text = recipe, reserve, text
         self.most = recipe.max_passes * text if recipe.max_passes else 0.0
         self.duration = Duration.parse(recipe.duration)
         if self.duration.unit == "seconds":
@@ -61,10 +62,30 @@ class Schedule:
         """Fraction of the budget that is used up; the run ends at 1 or more."""
         return self._share(at.seconds, at.step, at.tokens)
 
-    def unused(self, at: TrainingPosition) -> float:
-        """The share of the duration that `max_passes` leave over at the end of a run."""
+    def left_out(self, at: TrainingPosition, *, rounds: bool) -> list[str]:
+        """What the numbers of passes kept a run from that ends here: time, and late QAT where it
+        `rounds`. One sentence each.
+        """
+        said, most, least = [], self.recipe.max_passes, self.recipe.qat.min_passes
         share = self.duration.fraction(seconds=at.seconds, steps=at.step, tokens=at.tokens)
-        return max(0.0, 1 - share) if self.most and at.tokens >= self.most else 0.0
+        if self.most and at.tokens >= self.most and share < 0.95:
+            said.append(
+                f"{most:g} passes over the text (training.max_passes) are done with {1 - share:.0%}"
+                " of the duration left: more would only be learnt by heart"
+            )
+        if rounds and self.passes(at) < least:
+            said.append(
+                f"{self.passes(at):.1f} passes over the text: late QAT was left out, which pays"
+                f" from {least:g} on (training.qat.min_passes)"
+            )
+        return said
+
+    def passes(self, at: TrainingPosition) -> float:
+        """How often the whole run will have passed over the text, as far as can be told by now."""
+        share = self.spent(at) + self._step_fraction(at)
+        if not self.text or not share:
+            return inf
+        return (at.tokens + self.recipe.batch_tokens) / share / self.text
 
     def is_last(self, at: TrainingPosition) -> bool:
         """Whether the step that starts now uses up the budget (in seconds: is expected to)."""
@@ -96,8 +117,11 @@ class Schedule:
         return min(1.0, (1 - spent) / length)
 
     def rounds(self, at: TrainingPosition) -> bool:
-        """Whether late QAT rounds from this step on; true for the last step at the latest."""
-        return self.remaining(at) < self.recipe.qat.start or self.is_last(at)
+        """Whether late QAT rounds from this step on; true for the last step at the latest, and
+        never in a run of too few passes.
+        """
+        late = self.remaining(at) < self.recipe.qat.start or self.is_last(at)
+        return late and self.passes(at) >= self.recipe.qat.min_passes
 
     def momentum(self, at: TrainingPosition) -> float:
         """Muon's momentum, rising linearly from `momentum[0]` to `momentum[1]` over its warm-up."""

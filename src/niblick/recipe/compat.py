@@ -26,6 +26,7 @@ ADDED_SINCE_0_1 = (
     "training.adam.decoupled",
     "training.adam.head_lr",
     "training.schedule.kind",
+    "training.qat.min_passes",
     "training.averaging.width",
     "training.reduce",
     "model.bigram.projection",

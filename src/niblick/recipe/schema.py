@@ -135,11 +135,13 @@ class QatRecipe(Section):
     "auto" rounds where the codec can share its rounding with training, and only there. With `true`
     and a codec whose rounding is too slow for that ("rd"), the errors that it makes at `start` are
     added to the weights, the signs of their rows drawn anew for every step (pseudo-quantization
-    noise, Defossez et al. 2021).
+    noise, Defossez et al. 2021). A run of fewer than `min_passes` over the training text goes
+    without: there such noise costs more than packing gives back.
     """
 
     enabled: Literal["auto"] | bool = "auto"
     start: Fraction = 0.15
+    min_passes: Annotated[float, Field(ge=0, le=1_000_000)] = 0.0
 
 
 class DropoutRecipe(Section):

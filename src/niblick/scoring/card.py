@@ -67,8 +67,8 @@ def make_card(
         "float_bpb": floating.bpb,
         "packed_bpb": packed.bpb,
         "tax_bpb": packed.bpb - floating.bpb,
-        "qat": _qat(recipe, training.get("rounded", True)),
-        "techniques": techniques(recipe, plan),
+        "qat": _qat(recipe, training),
+        "techniques": techniques(_as_trained(recipe, training), plan),
         "new": new_techniques(recipe, plan),
         "baselines": baselines,
         "data": data,
@@ -98,15 +98,28 @@ def interval_text(details: dict[str, Any]) -> str:
     return f" (95 % interval {interval[0]:.3f} .. {interval[1]:.3f})" if interval else ""
 
 
-def _qat(recipe: Recipe, rounded: bool) -> str | None:
+def _qat(recipe: Recipe, training: dict[str, Any]) -> str | None:
     """How training rounded, against how the codec rounds; None without quantization-aware
     training.
     """
-    if noisy(recipe):
-        return (
-            "under the codec's errors as noise" if rounded else "asked for; the time was too short"
-        )
-    return "rounds exactly as the codec does" if rounds_late(recipe) else None
+    least = recipe.training.qat.min_passes
+    if not rounds_late(recipe):
+        return None
+    if training.get("rounded", True):
+        noise = noisy(recipe)
+        return "under the codec's errors as noise" if noise else "rounds exactly as the codec does"
+    if (training.get("passes") or least) < least:
+        return f"left out; it pays from {least:g} passes on"
+    return "asked for; the time was too short"
+
+
+def _as_trained(recipe: Recipe, training: dict[str, Any]) -> Recipe:
+    """The recipe without late QAT, where that was left out."""
+    if training.get("rounded", True):
+        return recipe
+    qat = recipe.training.qat.model_copy(update={"enabled": False})
+    less = recipe.training.model_copy(update={"qat": qat})
+    return recipe.model_copy(update={"training": less})
 
 
 def change_card(folder: Path, change: Callable[[Card | None], Card | None]) -> None:

@@ -45,10 +45,6 @@ from niblick.training.validation import make_validator
 from niblick.units import LN2, Duration
 
 Report = Callable[[Progress], None]
-_TOO_OFTEN = (
-    "{:g} passes over the text (training.max_passes) are done with {:.0%} of the duration left:"
-    " more would only be learnt by heart"
-)
 
 
 def train(
@@ -238,7 +234,7 @@ class Loop:
         if not over:
             return False
         averaged = state.averager is None or state.averager.count > 0
-        return averaged and (state.rounding or not state.rounds)
+        return averaged and (state.rounding or not (state.rounds and self.schedule.rounds(at)))
 
     def _look_at_clock(self) -> None:
         """Agree on the time and on stopping, and measure the time of the steps since the last
@@ -384,8 +380,11 @@ class Loop:
         if not self.stop:
             state.seconds, _ = agree(self.world, self.device, self.clock.seconds)
         self._save()
-        if self.world.is_main and (unused := self.schedule.unused(state.position)) > 0.05:
-            self.say(_TOO_OFTEN.format(self.recipe.training.max_passes, unused))
+        if self.world.is_main and not self.stop:
+            for line in self.schedule.left_out(
+                state.position, rounds=state.rounds and not state.rounding
+            ):
+                self.say(line)
         return TrainResult(
             tensors=state.exported(),
             seconds=state.seconds,
