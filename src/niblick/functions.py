@@ -89,10 +89,11 @@ def train(
 
     `recipe` is a shipped recipe's name, a TOML file or a `Recipe`; `data` a folder or file of your
     own text, or prepared shards, to which vocabulary, width and duration are fitted where neither
-    you nor a recipe file decides them. `out` is the run directory, else a new one under runs/.
-    `settings` are like `["model.dim=96"]`; `device` is as `--device`, CUDA where there is one
-    unless given. One process alone: torchrun starts the command. Raises `StoppedError` where a
-    signal ends it; `niblick train --resume` goes on.
+    you nor a recipe file decides them. Under a smaller cap than its own a shipped recipe gets a
+    smaller model, where no setting is of the model. `out` is the run directory, else a new one
+    under runs/. `settings` are like `["model.dim=96"]`; `device` is as `--device`, CUDA where there
+    is one unless given. One process alone: torchrun starts the command. Raises `StoppedError` where
+    a signal ends it; `niblick train --resume` goes on.
     """
     from niblick.data.recipes import read_recipe
     from niblick.recipe import Recipe as AnyRecipe
@@ -101,6 +102,7 @@ def train(
         from niblick.report import run
         from niblick.report.finish import check_packing, write_run_card
         from niblick.report.own_text import fit_data, given_keys
+        from niblick.report.shapes import fit_named
     tell, world = say or (lambda message: None), read_world(device)
     if world.size > 1:
         raise NiblickError("niblick.train is for one process; start several with torchrun")
@@ -120,9 +122,11 @@ def train(
         if data is not None:
             given = given_keys(source, settings, duration)
             fitted = fit_data(chosen, data, folder, given=given, tokenizer=tokenizer)
-            chosen = fitted.recipe
-            for line in fitted.said:
-                tell(line)
+            chosen, said = fitted.recipe, list(fitted.said)
+        else:
+            chosen, said = fit_named(source, chosen, settings)
+        for line in said:
+            tell(line)
         for warning in check_packing(chosen):
             tell(f"warning: {warning}")
         outcome = run.train_and_score(

@@ -22,6 +22,11 @@ def artifact_sizes(recipe: Recipe, plan: Plan) -> Sizes:
     return sum(part[0] for part in parts), sum(part[1] for part in parts)
 
 
+def fixed_bytes(recipe: Recipe) -> int:
+    """What header and tokenizer typically take of an artifact."""
+    return _HEADER[1] + _tokenizer(recipe)[1]
+
+
 def _tokenizer(recipe: Recipe) -> Sizes:
     """Pieces of at most 255 bytes; typically two to three bytes each after compression."""
     if recipe.data.tokenizer == "bytes":

@@ -4,6 +4,7 @@ several.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from niblick.cli.completion import words
+from niblick.cli.imports import importing
 from niblick.cli.jobs import JobsOption
 from niblick.cli.options import (
     DeviceOption,
@@ -119,10 +121,18 @@ def train_command(
         )
     elif tokenizer is not None:
         raise NiblickError("--tokenizer goes with --data; else --set data.tokenizer=...")
-    elif seeds is None:
-        run_once(chosen, out, options)
     else:
-        run_seeds(chosen, out, seeds, options)
+        with importing():
+            from niblick.report.shapes import fit_named
+            from niblick.runtime import read_world
+        chosen, said = fit_named(recipe, chosen, overrides or ())
+        if read_world(device).is_main:
+            for line in said:
+                print(line, file=sys.stderr, flush=True)
+        if seeds is None:
+            run_once(chosen, out, options)
+        else:
+            run_seeds(chosen, out, seeds, options)
 
 
 def _refuse_idle(*, one: bool, side: tuple[object, object], packs: bool, several: bool) -> None:

@@ -8,12 +8,19 @@ from niblick.lazy import lazily
 
 if TYPE_CHECKING:
     from niblick.recipe.compat import stored_values
-    from niblick.recipe.load import list_recipes, load_recipe, recipe_from_dict, recipe_to_toml
+    from niblick.recipe.load import (
+        changed,
+        list_recipes,
+        load_recipe,
+        recipe_from_dict,
+        recipe_to_toml,
+    )
     from niblick.recipe.schema import Recipe
     from niblick.recipe.stored import stored_recipe
 
 __all__ = [
     "Recipe",
+    "changed",
     "list_recipes",
     "load_recipe",
     "recipe_from_dict",
@@ -26,6 +33,7 @@ __getattr__ = lazily(
     {
         "niblick.recipe.compat": ("stored_values",),
         "niblick.recipe.load": (
+            "changed",
             "list_recipes",
             "load_recipe",
             "recipe_from_dict",

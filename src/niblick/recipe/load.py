@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,18 @@ def recipe_from_dict(
     if recipe.plugins:
         _need_plugins(recipe)
     return recipe
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """`recipe` with the values of `changes` under their keys (`training.muon.lr`), checked anew."""
+    values: Any = recipe.model_dump(mode="json")
+    for key, value in changes.items():
+        *path, leaf = key.split(".")
+        node = values
+        for part in path:
+            node = node[part]
+        node[leaf] = value
+    return recipe_from_dict(values, origin=recipe.name)
 
 
 def _need_plugins(recipe: Recipe) -> None:

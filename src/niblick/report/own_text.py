@@ -6,29 +6,25 @@ how much text" in docs/experiments.md); the recipe that comes out says all of it
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from niblick.artifact.load import open_tokenizer
-from niblick.artifact.sizes import artifact_sizes
-from niblick.codecs import CODECS
 from niblick.data.corpus import SPLITS, Corpus, corpora, load_corpus, own_corpus
 from niblick.data.dataset import Dataset, find_files, open_dataset
 from niblick.data.inputs import LARGE, is_large
 from niblick.data.manifest import load_manifest
 from niblick.data.prepare import prepare
 from niblick.errors import DataError, NiblickError, RecipeError
-from niblick.plan import make_plan
-from niblick.recipe import Recipe, list_recipes, recipe_from_dict
+from niblick.recipe import Recipe, changed, list_recipes
+from niblick.report.shapes import VOCABULARY, WIDTH, fit_cap, keys_of
 from niblick.text.learning import TRAINED, trained_as
 from niblick.text.tokenizer import Tokenizer, refuse_surrogates
 
-VOCABULARY, WIDTH, DURATION = "model.vocab_size", "model.dim", "training.duration"
-BATCH = "training.batch_tokens"
+DURATION, BATCH = "training.duration", "training.batch_tokens"
 CHOSEN = (VOCABULARY, WIDTH, DURATION, BATCH)
 FOLDER = "data"  # of a run directory: the shards of its own text
 
@@ -49,9 +45,7 @@ _RULES = (
     _Rule(2_500_000, 2048, 1.0, 6),
     _Rule(float("inf"), 65536, 1.0, None),
 )
-_SMALLEST_VOCABULARY, _BITS = 320, 3.0  # bits a weight that a codec which fills the cap should have
 _STEPS = 32  # of the optimizer in one pass, at least
-_PARTS = (1.0, 0.75, 0.5)  # of the recipe's width
 _SHORT, _FEWEST = 128, 600  # tokens: the shortest sequence, and the least text
 
 
@@ -69,8 +63,7 @@ def given_keys(
     """The recipe keys that the user has decided: all that are ever chosen, for a recipe file."""
     if str(source) not in list_recipes():
         return set(CHOSEN)
-    keys = {item.partition("=")[0].strip() for item in overrides}
-    return keys | ({DURATION} if duration is not None else set())
+    return keys_of(overrides) | ({DURATION} if duration is not None else set())
 
 
 def fit_data(
@@ -120,7 +113,8 @@ def _fit_large(
     """Stream a large corpus into `folder`, and fit `recipe` to the shards."""
     fitted, said = recipe, list[str]()
     if tokenizer is None and recipe.data.tokenizer in TRAINED:
-        fitted, said = _fit_vocabulary(recipe, LARGE, given)
+        shaped, said = _fit_shape(recipe, LARGE, given, learned=True)
+        fitted, said = changed(recipe, {VOCABULARY: shaped.model.vocab_size}), said[:1]
     dataset = prepare(
         source,
         out=folder,
@@ -158,19 +152,20 @@ def fit_text(
     size = sum(len(text.encode()) for text in corpus.splits["train"])
     fitted, said = recipe, [_contents(corpus), *corpus.notes]
     if tokenizer is None and recipe.data.tokenizer in TRAINED:
-        fitted, why = _fit_vocabulary(fitted, size, given)
-    elif tokenizer is not None:
-        fitted, why = _with_tokenizer(fitted, tokenizer, given)
+        fitted, why = _fit_shape(recipe, size, given, learned=True)
     else:
         why = []
-    fitted, wide = _fit_width(fitted, size, given)
+        if tokenizer is not None:
+            fitted, why = _with_tokenizer(recipe, tokenizer, given)
+        fitted, wide = _fit_shape(fitted, size, given, learned=False)
+        why = [*why, *wide]
     dataset = prepare(
         corpus,
         out=folder,
         tokenizer=tokenizer or fitted.data.tokenizer,
         vocab_size=fitted.model.vocab_size,
     )
-    return _finish(fitted, dataset, given, [*said, *why, *wide])
+    return _finish(fitted, dataset, given, [*said, *why])
 
 
 def fit_shards(recipe: Recipe, folder: Path, *, given: Collection[str] = ()) -> Fitted:
@@ -178,7 +173,8 @@ def fit_shards(recipe: Recipe, folder: Path, *, given: Collection[str] = ()) -> 
     dataset = open_dataset(folder)
     fitted, said = _with_tokenizer(recipe, dataset.tokenizer, given)
     if dataset.manifest is not None and dataset.manifest.corpus != recipe.data.corpus:
-        fitted, wide = _fit_width(fitted, dataset.manifest.splits["train"].bytes, given)
+        size = dataset.manifest.splits["train"].bytes
+        fitted, wide = _fit_shape(fitted, size, given, learned=False)
         said += wide
     return _finish(fitted, dataset, given, said)
 
@@ -190,7 +186,7 @@ def _finish(recipe: Recipe, dataset: Dataset, given: Collection[str], said: list
     kind = trained_as(dataset.tokenizer)
     changes = {"data.corpus": str(dataset.folder.absolute()), "data.tokenizer": kind}
     changes["description"] = f"{recipe.name} fitted to {dataset.name}"
-    return Fitted(_with(fitted, changes), (*said, *why))
+    return Fitted(changed(fitted, changes), (*said, *why))
 
 
 def _refuse_other(folder: Path, corpus: Corpus) -> None:
@@ -198,12 +194,6 @@ def _refuse_other(folder: Path, corpus: Corpus) -> None:
     found = load_manifest(folder) if folder.is_dir() else None
     if found is not None and found.corpus_sha256 != corpus.sha256():
         raise DataError(f"{str(folder)!r} holds another text's shards; choose another --out")
-
-
-def _with(recipe: Recipe, changes: dict[str, Any]) -> Recipe:
-    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-    values = recipe.model_dump(mode="json")
-    return recipe_from_dict(values, origin=recipe.name, overrides=overrides)
 
 
 def _contents(corpus: Corpus) -> str:
@@ -219,26 +209,39 @@ def _rule(size: int) -> _Rule:
     return next(rule for rule in _RULES if size <= rule.size)
 
 
-def _fit_vocabulary(recipe: Recipe, size: int, given: Collection[str]) -> tuple[Recipe, list[str]]:
-    own = recipe.model.vocab_size
-    if VOCABULARY in given:
-        return recipe, []
-    chosen = min(own, _rule(size).vocabulary)
-    part = 1.0 if WIDTH in given else _narrowest(recipe)
-    roomy = (v for v in _halves(chosen) if _fits(_with(recipe, {VOCABULARY: v}), part))
-    fitting = next(roomy, _SMALLEST_VOCABULARY)
-    why = f"the recipe's own suits {size:,} bytes of training text"
-    if fitting < chosen:
-        why = f"a larger one leaves too little of {recipe.artifact.max_bytes:,} bytes"
-    elif chosen < own:
-        why = f"with {size:,} bytes of training text a larger one is seen too seldom"
-    return _with(recipe, {VOCABULARY: fitting}), [f"vocabulary {fitting:,}: {why}"]
-
-
-def _halves(size: int) -> Iterator[int]:
-    while size >= _SMALLEST_VOCABULARY:
-        yield size
-        size //= 2
+def _fit_shape(
+    recipe: Recipe, size: int, given: Collection[str], *, learned: bool
+) -> tuple[Recipe, list[str]]:
+    """Vocabulary (where one is `learned` from the text) and width for `size` bytes of training text
+    under the recipe's cap.
+    """
+    rule, own, cap = _rule(size), recipe.model, recipe.artifact.max_bytes
+    limits: dict[str, Any] = {}
+    if learned and VOCABULARY not in given:
+        limits[VOCABULARY] = min(own.vocab_size, rule.vocabulary)
+    if WIDTH not in given:
+        limits[WIDTH] = round(rule.width * own.dim)
+    try:
+        limited = changed(recipe, limits)
+    except RecipeError:  # heads that do not divide such a width
+        limited = changed(recipe, {key: limits[key] for key in limits if key != WIDTH})
+    fitted, _ = fit_cap(limited, given if learned else {*given, VOCABULARY})
+    chosen, most, said = fitted.model, limited.model, list[str]()
+    if VOCABULARY in limits:
+        why = f"the recipe's own suits {size:,} bytes of training text"
+        if chosen.vocab_size < most.vocab_size:
+            why = f"a larger one leaves too little of {cap:,} bytes"
+        elif most.vocab_size < own.vocab_size:
+            why = f"with {size:,} bytes of training text a larger one is seen too seldom"
+        said.append(f"vocabulary {chosen.vocab_size:,}: {why}")
+    if WIDTH in limits:
+        why = "the recipe's own"
+        if chosen.dim < most.dim:
+            why = f"a wider one would have too few bits a weight in {cap:,} bytes"
+        elif most.dim < own.dim:
+            why = f"a wider one learns {size:,} bytes of training text by heart sooner"
+        said.append(f"width {chosen.dim}: {why}")
+    return fitted, said
 
 
 def _with_tokenizer(
@@ -250,50 +253,9 @@ def _with_tokenizer(
             f" {tokenizer.vocab_size} ids"
         )
     changes = {VOCABULARY: tokenizer.vocab_size, "model.bos_id": tokenizer.bos_id}
-    return _with(recipe, changes), [
+    return changed(recipe, changes), [
         f"vocabulary {tokenizer.vocab_size:,}: that of the tokenizer {tokenizer.name}"
     ]
-
-
-def _fits(recipe: Recipe, part: float) -> bool:
-    """Whether the model, at a part of its width, goes under the cap without losing much."""
-    try:
-        narrow = _with(recipe, {WIDTH: round(part * recipe.model.dim)})
-    except RecipeError:
-        return False
-    plan, limit = make_plan(narrow.model), recipe.artifact.max_bytes
-    if not CODECS[recipe.artifact.codec].fills_cap:
-        return artifact_sizes(narrow, plan)[1] <= limit
-    vocabulary = 3 * recipe.model.vocab_size if recipe.data.tokenizer in TRAINED else 0
-    return plan.parameter_count * _BITS / 8 + vocabulary + 1000 <= limit
-
-
-def _fit_width(recipe: Recipe, size: int, given: Collection[str]) -> tuple[Recipe, list[str]]:
-    own = recipe.model.dim
-    if WIDTH in given:
-        return recipe, []
-    parts = [part for part in _PARTS if part <= _rule(size).width]
-    fitting = next((part for part in parts if _fits(recipe, part)), None)
-    part = fitting or _narrowest(recipe)
-    width = round(part * own)
-    if part < parts[0]:
-        why = f"a cap of {recipe.artifact.max_bytes:,} bytes holds no wider one at {_BITS:g} bits"
-    elif part < 1:
-        why = f"a wider one learns {size:,} bytes of training text by heart sooner"
-    else:
-        why = "the recipe's own"
-    return _with(recipe, {WIDTH: width}), [f"width {width}: {why}"]
-
-
-def _narrowest(recipe: Recipe) -> float:
-    """The smallest part of the width that leaves a sound model."""
-    for part in reversed(_PARTS):
-        try:
-            _with(recipe, {WIDTH: round(part * recipe.model.dim)})
-        except RecipeError:
-            continue
-        return part
-    return 1.0
 
 
 def _fit_training(
@@ -320,7 +282,7 @@ def _fit_training(
         said.append(f"duration {changes[DURATION]}, {passes:g} passes: {why}")
     elif DURATION not in given:
         said.append(f"duration {recipe.training.duration}: the recipe's own")
-    return _with(recipe, changes), said
+    return changed(recipe, changes), said
 
 
 def _batches(recipe: Recipe, tokens: int, given: Collection[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from niblick.codecs.base import noisy
 from niblick.errors import ScoreError
 from niblick.files import locked, write_atomically
 from niblick.plan import Plan
-from niblick.recipe import Recipe
+from niblick.recipe import Recipe, changed
 from niblick.scoring.markup import markdown
 from niblick.scoring.score import NOT_VALID, Score, upgraded
 from niblick.scoring.techniques import new_techniques, rounds_late, techniques
@@ -117,9 +117,7 @@ def _as_trained(recipe: Recipe, training: dict[str, Any]) -> Recipe:
     """The recipe without late QAT, where that was left out."""
     if training.get("rounded", True):
         return recipe
-    qat = recipe.training.qat.model_copy(update={"enabled": False})
-    less = recipe.training.model_copy(update={"qat": qat})
-    return recipe.model_copy(update={"training": less})
+    return changed(recipe, {"training.qat.enabled": False})
 
 
 def change_card(folder: Path, change: Callable[[Card | None], Card | None]) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 from niblick import components
 from niblick.codecs.base import CODECS, noisy, rounding_specs
-from niblick.components.base import Changes, Entry, Technique, section_entry, setting
+from niblick.components.base import Entry, Technique, section_entry, setting
 from niblick.errors import RecipeError
 from niblick.limits import did_you_mean, quoted
 from niblick.plan import Plan, make_plan
-from niblick.recipe import Recipe, load_recipe, recipe_from_dict
+from niblick.recipe import Recipe, changed, load_recipe
 
 GROUPS = (
     "architecture",
@@ -275,12 +275,4 @@ def _uses(recipe: Recipe, technique: Technique) -> bool:
 
 def _left_out(recipe: Recipe, technique: Technique) -> Recipe:
     assert technique.without is not None
-    changes: Changes = technique.without(recipe)
-    values: Any = recipe.model_dump(mode="json")
-    for key, value in changes.items():
-        *path, leaf = key.split(".")
-        node = values
-        for part in path:
-            node = node[part]
-        node[leaf] = value
-    return recipe_from_dict(values, origin=recipe.name)
+    return changed(recipe, technique.without(recipe))
