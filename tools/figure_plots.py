@@ -16,6 +16,8 @@ from typing import Any
 
 import matplotlib as mpl
 
+from figure_blocks import models
+
 mpl.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -131,13 +133,13 @@ def bytes_against_bits(rows: Rows, colours: Scheme) -> Any:
         _line(axes, points, colours[colour])
         text = f"{name.removesuffix(' order 16')} {points[-1][1]:.2f}"
         _label(axes, points[-1], text, colours[colour], shift)
-    model = sorted((each["bytes"] / 1e6, each["bpb"]) for each in values["model"])
+    model = [(each["bytes"] / 1e6, each["bpb"]) for each in models(rows)]
     _line(axes, model, colours["ours"], zorder=5)
     at = shipped["bytes"] / 1e6, shipped["bpb"]
     axes.plot(*at, "o", color=colours["ours"], markersize=9, zorder=6)
     _label(axes, model[0], f"niblick {model[0][1]:.2f}", colours["ours"], (8, 3), weight="bold")
     told = f"the model that ships {shipped['bpb']:.2f}"
-    _label(axes, at, told, colours["ours"], (0, -20), weight="bold", ha="center")
+    _label(axes, at, told, colours["ours"], (0, 9), weight="bold", ha="center")
     axes.set_ylim(1.2, 2.8)
     axes.set_xlim(0, 1.65)
     axes.set_xlabel("megabytes that must be there before the text comes")

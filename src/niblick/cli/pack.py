@@ -83,6 +83,7 @@ def describe(packed: Packed) -> dict[str, Any]:
 
 def _print(packed: Packed) -> None:
     from niblick.cli.tables import columns, table_lines
+    from niblick.report.shapes import LEAST_BITS
     from niblick.scoring.wording import packing_text
 
     each = 8 * packed.size / max(packed.ledger.parameters, 1)
@@ -104,3 +105,6 @@ def _print(packed: Packed) -> None:
         told += f"{'; ' if told else ''}calibrated in {format_seconds(packed.calibration_seconds)}"
     if told:
         print(*textwrap.wrap(f"packing: {told}", min(columns(), 100)), sep="\n")
+    if each < LEAST_BITS:
+        smaller = "a smaller model, trained for such a cap (niblick train --max-bytes), loses less"
+        print(*textwrap.wrap(f"{each:.1f} bits a weight: {smaller}", min(columns(), 100)), sep="\n")

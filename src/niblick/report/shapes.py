@@ -18,7 +18,7 @@ from niblick.text.learning import TRAINED
 
 VOCABULARY, WIDTH = "model.vocab_size", "model.dim"
 _PARTS = (0.875, 0.75, 0.625, 0.5)  # of the recipe's width
-_LEAST, _FEW = 1.5, 2.4  # bits a weight: for a shape to be taken, and for late QAT to pay soon
+LEAST_BITS, _FEW = 1.5, 2.4  # bits a weight: for a shape to be taken, and for late QAT to pay soon
 
 
 def keys_of(settings: Collection[str]) -> set[str]:
@@ -64,7 +64,7 @@ def bits_per_weight(recipe: Recipe) -> float:
 
 def _fits(recipe: Recipe) -> bool:
     if CODECS[recipe.artifact.codec].fills_cap:
-        return bits_per_weight(recipe) >= _LEAST
+        return bits_per_weight(recipe) >= LEAST_BITS
     return artifact_sizes(recipe, make_plan(recipe.model))[1] <= recipe.artifact.max_bytes
 
 
