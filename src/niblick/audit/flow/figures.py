@@ -29,7 +29,7 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.keeping import ALONE, Keeping
 from niblick.audit.flow.narrowing import ALTERED
-from niblick.audit.flow.objects import FigureEvent, KeyEvent, StateEvent, Summing, Where
+from niblick.audit.flow.objects import FigureEvent, KeyEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
 from niblick.audit.flow.state import State
 
@@ -121,23 +121,16 @@ class Figures(Keeping):
             sums.append({n: kept & self.trace.scores[n - 1].targets for n in box.scores})
             box = snapshot(box, marks=box.marks | {f"{SUM}{len(sums) - 1}"})
             if not self.ways:
-                self.summed_at(self.where(node), len(sums) - 1)
+                self.trace.summed_at(self.where(node), len(sums) - 1)
             if places.size >= _SHORTEST and _full_of_gaps(places):
                 self.warp(box, "positions between scored ones are left out")
+        else:
+            self.trace.jump()
         if box.held:
             self.held_state(box, kept, node)
         if ALONE in box.marks:
             self.key_event(_ALONE, node)
         return box
-
-    def summed_at(self, where: Where, number: int) -> None:
-        """A place adds up scores, some of them perhaps once more."""
-        place = self.trace.summing.setdefault(where, Summing())
-        place.sums.add(number)
-        for score, kept in self.trace.sums[number].items():
-            before = place.each.get(score, 0)
-            place.again, place.kept = place.again | (before & kept), place.kept | kept
-            place.each[score] = before | kept
 
     def key_event(self, reason: str, node: ast.AST | None) -> None:
         """A probability that belongs to no distribution takes part in scores."""

@@ -253,6 +253,15 @@ def plain_items(items: Any) -> list[Any] | None:
         return None
 
 
+def are_numbers(items: Any) -> bool:
+    """Whether what a loop goes over are plain numbers, or tuples of them, as far as looked at."""
+    if isinstance(items, range):
+        return True
+    with suppress(NotPlainError):
+        return isinstance(items, list) and bool(_plain([*items[:2], *items[-2:]]))
+    return False
+
+
 def _plain(value: Any, depth: int = _DEPTH) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
