@@ -244,3 +244,35 @@ def test_a_returned_figure_is_not_divided_by_an_assumed_number_of_bytes(
     meta = '{"val_bpb": 1.1234}'
     given = judged(tmp_path, text, train__log=log, submission__json=meta)
     assert (given == verdict) == (by != "1.0")
+
+
+REDUCE = """
+for each in (total, size, count):
+    torch.distributed.all_reduce(each)
+"""
+
+
+@pytest.mark.parametrize(
+    ("reduce", "figure", "verdict"),
+    [
+        (REDUCE, "total / size", "clean_neural"),
+        (REDUCE.replace("each)", "each, op=torch.distributed.ReduceOp.AVG)"), "total / size",
+         "clean_neural"),
+        (REDUCE.replace("(total, size", "(size") + "torch.distributed.all_reduce("
+         "total, op=torch.distributed.ReduceOp.AVG)", "total / size", "flag_other"),
+        ("mean = total / count\ntorch.distributed.all_reduce("
+         "mean, op=torch.distributed.ReduceOp.AVG)\n" + REDUCE, "mean * (count / size)",
+         "clean_neural"),
+    ],
+)  # fmt: skip
+def test_losses_of_ranks_are_not_averaged_where_their_bytes_are_added_up(
+    tmp_path: Path, reduce: str, figure: str, verdict: str
+) -> None:
+    text = EVALUATE.format(
+        init="count = torch.zeros(())", before="pass", after="pass", last="count += y.numel()"
+    )
+    reduce = reduce.strip().replace("\n", "\n    ")
+    text = text.replace("    return (total / math.log(2.0) / size).item()",
+                        f"    {reduce}\n    return ({figure} / math.log(2.0)).item()")  # fmt: skip
+    text = program(text, main="val = evaluate(net, held, s)" + SHOWN)
+    assert judged(tmp_path, text) == verdict

@@ -297,3 +297,16 @@ def test_a_space_that_is_spelt_into_a_piece_is_not_counted_again(
 ) -> None:
     text = program(SPELT.format(piece=piece), main="spelt(net, held, s)")
     assert judged(tmp_path, text) == verdict
+
+
+@pytest.mark.parametrize(
+    ("octets", "verdict"),
+    [
+        ('len(sp.decode(y.tolist()).encode("utf-8"))', "clean_neural"),
+        ('len(sp.decode_ids(y.tolist()).encode())', "clean_neural"),
+        ('len(sp.decode(held[a:a + 2 * s.context].tolist()).encode("utf-8"))', "flag_other"),
+    ],
+)  # fmt: skip
+def test_bytes_of_the_decoded_text_are_bytes(tmp_path: Path, octets: str, verdict: str) -> None:
+    table = "global sp\nimport sentencepiece\nsp = sentencepiece.SentencePieceProcessor('a.model')"
+    assert _judged(tmp_path, octets=octets, table=table) == verdict

@@ -26,7 +26,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.figures import LOGIT, LOST, RIVALS
+from niblick.audit.flow.figures import LOGIT, LOST, RIVALS, SHARE
 from niblick.audit.flow.hints import Hints
 from niblick.audit.flow.keeping import ALPHABET, for_each_token, shares
 from niblick.audit.flow.lengths import Rank, beside, computed
@@ -88,6 +88,8 @@ class Arithmetic(Hints):
         if for_each_token(op, a, b) or for_each_token(op, b, a):
             out.marks |= {ALPHABET}
         shares(op, a, b, out)
+        if isinstance(op, ast.Div) and SHARE in a.marks & b.marks:
+            out.marks -= {SHARE}
         out = self.arithmetic(op, a, b, out, node)
         self.check_report(a, b, out)
         self.compared(op, a, b, out)

@@ -45,6 +45,8 @@ INSIDE = "the model's own loss, "
 """Begins what a method of a model loses or changes, as by a term or weights that training adds."""
 BETWEEN = "between"
 """The mark of a difference between two figures, which is no figure itself."""
+SHARE, ADDED = "share of a rank", "all ranks"
+"""The marks of a mean over ranks of what each has added up, and of a sum over ranks."""
 RAMP = "ramp"
 """The mark of unknown numbers that have met known ones which differ from place to place."""
 SUM, LOGIT = "sum:", "logit"
@@ -263,6 +265,8 @@ class Figures(Keeping):
         for score, size in ((a, b), (b, a)):
             plain = score.scores and score.pos is None and "weighed" not in score.marks
             if plain and "bytes" in size.marks:
+                if SHARE in score.marks and size.marks & {SHARE, ADDED} == {ADDED}:
+                    self.warp(out, "ranks' losses are averaged and their bytes added up")
                 self.reported(out)
                 self.trace.formed[id(out)] = out
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.access_index import RAW
+from niblick.audit.flow.access_index import OCTETS, RAW, TEXT, as_text
 from niblick.audit.flow.boxes import (
     POSITIVE,
     Box,
@@ -75,6 +75,7 @@ _VIEWING = words(
     " asarray frombuffer contiguous ascontiguousarray to cpu cuda float double long alias"
 )
 """What may give a value that shares the memory of the first one."""
+_TO_TEXT = words("decode Decode decode_ids DecodeIds")
 _MEANS = words("mean average nanmean median sum")
 _BENT = frozenset(
     ["relu", "tanh", "erf", "silu", "gelu", "normalize", "cumsum", "dropout", "nan_to_num"]
@@ -123,6 +124,10 @@ class Tensors(InPlace):
             return self.make(name, args, named)
         if not args:
             return NotImplemented
+        if method and name in _TO_TEXT and len(args) > 1 and is_token(known(args[1])):
+            return as_text(known(args[1]))
+        if method and name == "encode" and TEXT in known(args[0]).marks:
+            return snapshot(args[0], marks=args[0].marks - {TEXT} | {OCTETS})
         if name in _SELECT:
             return self.select(name, args, named, node)
         first = known(args[0])
