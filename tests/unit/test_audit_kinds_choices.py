@@ -114,6 +114,8 @@ def test_a_setting_is_not_chosen_for_each_window_by_its_own_loss(
 
 LANES = 'torch.stack([F.cross_entropy(logits / t, y, reduction="none") for t in (0.9, 1.1)])'
 
+BOTH = "both = torch.stack([nll.sum(), F.cross_entropy(logits / 0.9, y, reduction='sum')])\n"
+
 
 @pytest.mark.parametrize(
     ("after", "verdict"),
@@ -126,6 +128,8 @@ LANES = 'torch.stack([F.cross_entropy(logits / t, y, reduction="none") for t in 
          "nll = torch.tensor(min(a.item(), b.item()))", "flag_other"),
         (f"nll = -torch.logsumexp(-{LANES}, dim=0)", "flag_other"),
         (f"nll = math.log(2) - torch.logsumexp(-{LANES}, dim=0)", "clean_neural"),
+        (BOTH + "nll = both.min()", "flag_other"),
+        (BOTH + "low = both.min()", "clean_neural"),
         ("low = nll.min()", "clean_neural"),
         (f"past = torch.stack([lane.sum() for lane in {LANES}])\n"
          "shares = (past.min() - past).softmax(0)", "clean_neural"),

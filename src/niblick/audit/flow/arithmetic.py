@@ -28,7 +28,7 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.figures import LOGIT, LOST, RIVALS, SHARE
 from niblick.audit.flow.hints import Hints
-from niblick.audit.flow.keeping import ALPHABET, for_each_token, shares
+from niblick.audit.flow.keeping import ALPHABET, LEAST, for_each_token, shares
 from niblick.audit.flow.lengths import Rank, beside, computed
 from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, even, narrows, positive
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, Namespace
@@ -90,6 +90,7 @@ class Arithmetic(Hints):
         shares(op, a, b, out)
         if isinstance(op, ast.Div) and SHARE in a.marks & b.marks:
             out.marks -= {SHARE}
+        out.marks -= {LEAST} if isinstance(op, ast.Sub) else set()
         out = self.arithmetic(op, a, b, out, node)
         self.check_report(a, b, out)
         self.compared(op, a, b, out)

@@ -27,7 +27,7 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.keeping import ALONE, Keeping
+from niblick.audit.flow.keeping import ALONE, LEAST, Keeping
 from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import FigureEvent, KeyEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
@@ -265,6 +265,8 @@ class Figures(Keeping):
         for score, size in ((a, b), (b, a)):
             plain = score.scores and score.pos is None and "weighed" not in score.marks
             if plain and "bytes" in size.marks:
+                if LEAST in score.marks:
+                    self.warp(out, "the better of several scores is taken")
                 if SHARE in score.marks and size.marks & {SHARE, ADDED} == {ADDED}:
                     self.warp(out, "ranks' losses are averaged and their bytes added up")
                 self.reported(out)

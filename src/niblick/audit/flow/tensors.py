@@ -27,7 +27,7 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.inplace import _RESET, _WRITES, COMPARISONS, OPERATORS, InPlace, changes
 from niblick.audit.flow.joining import view
-from niblick.audit.flow.keeping import ALONE, ALPHABET, SUMMED
+from niblick.audit.flow.keeping import ALONE, ALPHABET, LEAST, SUMMED
 from niblick.audit.flow.narrowing import ALTERED, narrows
 from niblick.audit.flow.objects import Function
 from niblick.audit.flow.scoring import _LOSSES
@@ -203,7 +203,7 @@ class Tensors(InPlace):
         if name in _VIEWING:
             view(out, first)
         if name in {"softmax", "log_softmax", "sigmoid"}:
-            out.marks = out.marks - {"prob", "logprob"}
+            out.marks = out.marks - {"prob", "logprob", LEAST}
             out.marks |= {"logprob" if name == "log_softmax" else "prob"}
             out.val = None
         if first.val is not None and first.nll and name in _BENT:
@@ -247,10 +247,11 @@ class Tensors(InPlace):
             return elementwise(
                 self.frozen([first, args[1]]), np.maximum if name == "max" else np.minimum
             )
-        several = box.nll and len(box.scores) > 1 and "train" not in box.marks
+        several = len(box.scores) > 1 and "train" not in box.marks
         losses = several and box.val is not None and bool((box.val >= 0).all())
-        if losses and axis is not None and name in {"min", "amin"}:
-            box = self.warp(snapshot(box), "the better of several scores is taken")
+        if losses and name in {"min", "amin"} and (box.nll or axis is None):
+            box = snapshot(box, marks=box.marks | {LEAST})
+            box = box if axis is None else self.warp(box, "the better of several scores is taken")
         if name in {"sum", "mean", "nansum", "average", "nanmean"}:
             box = self.added_up(box, None)
         if is_token(box) and not box.nll and not _of_entries(box, axis):
