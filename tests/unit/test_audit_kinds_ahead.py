@@ -129,3 +129,24 @@ HEADS = ("q = self.q(x).view(b, t, 2, 32).transpose(1, 2)\n"
 )  # fmt: skip
 def test_attention_without_a_mask_looks_ahead(tmp_path: Path, make: str, verdict: str) -> None:
     assert _judged(tmp_path, make) == verdict
+
+
+PLACES = "i = torch.arange(t, device=x.device)\n"
+
+
+@pytest.mark.parametrize(
+    ("mask", "verdict"),
+    [
+        ("i[:, None] // 8 >= i[None, :] // 8", "hold_unclear"),
+        ("(i[:, None] >= i[None, :]) | (i[None, :] < 4)", "hold_unclear"),
+        ("torch.ones(t, t, dtype=torch.bool)", "hold_unclear"),
+        ("i[:, None] // 8 > i[None, :] // 8", "clean_neural"),
+        ("i[:, None] >= i[None, :]", "clean_neural"),
+        ("(i[:, None] >= i[None, :]) & (i[:, None] - i[None, :] < 128)", "clean_neural"),
+        ("~torch.ones(t, t, dtype=torch.bool).triu(1)", "clean_neural"),
+        ("(i[:, None] >= i[None, :]) | self.shared.bool()", "clean_neural"),
+    ],
+)
+def test_a_mask_that_shows_later_keys_looks_ahead(tmp_path: Path, mask: str, verdict: str) -> None:
+    make = HEADS + PLACES + f"mask = {mask}\nother = attend(q, k, k, attn_mask=mask)\n"
+    assert _judged(tmp_path, make + "other = other.transpose(1, 2).reshape(b, t, d)") == verdict

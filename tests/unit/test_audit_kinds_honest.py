@@ -310,3 +310,22 @@ def test_a_space_that_is_spelt_into_a_piece_is_not_counted_again(
 def test_bytes_of_the_decoded_text_are_bytes(tmp_path: Path, octets: str, verdict: str) -> None:
     table = "global sp\nimport sentencepiece\nsp = sentencepiece.SentencePieceProcessor('a.model')"
     assert _judged(tmp_path, octets=octets, table=table) == verdict
+
+
+HOT = "hot, logs = F.one_hot(y, 1024).float(), logits.log_softmax(-1)\n"
+
+
+@pytest.mark.parametrize(
+    ("nll", "verdict"),
+    [
+        (HOT + "nll = -(hot * logs).sum(-1)", "clean_neural"),
+        (HOT + "nll = (-logs * hot).sum(dim=1)", "clean_neural"),
+        (HOT + 'nll = -torch.einsum("tv,tv->t", logs, hot)', "clean_neural"),
+        (HOT + "nll = -(0.9 * hot * logs).sum(-1)", "flag_other"),
+        (HOT + "nll = -(hot * logs).mean(-1)", "hold_unclear"),
+    ],
+)  # fmt: skip
+def test_rows_of_which_one_is_not_nought_pick_a_token_s_score(
+    tmp_path: Path, nll: str, verdict: str
+) -> None:
+    assert _judged(tmp_path, nll=nll) == verdict

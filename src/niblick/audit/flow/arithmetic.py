@@ -65,6 +65,8 @@ class Arithmetic(Hints):
             return merge(self.frozen(collect(left) + collect(right)))
         a, b = self.frozen([known(left)])[0], self.frozen([known(right)])[0]
         a, b = _like(a, b), _like(b, a)
+        if isinstance(op, ast.Mult) and (picked := self.picked_out(a, b, node)) is not None:
+            return picked
         out = elementwise([a, b], BINARY[type(op)])
         signs = positive(a) and positive(b) and isinstance(op, (ast.Mult, ast.Add, ast.Div))
         if signs or (isinstance(op, ast.Pow) and even(b)):

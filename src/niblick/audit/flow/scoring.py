@@ -37,6 +37,9 @@ _IGNORED = -100
 _OF_DISTRIBUTION, _RAW = frozenset({"prob", "logprob", "lse"}), frozenset({LOGIT})
 _OTHERS = "the making of its targets, which may be other tokens than those that are counted"
 
+ONE_HOT = "one hot"
+"""The mark of tokens as rows of noughts and a one, and of scores that lie in such rows."""
+
 
 class Scoring(Shapes):
     """Where scores are made."""
@@ -157,6 +160,20 @@ class Scoring(Shapes):
         self.interest += 1
         marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
         return snapshot(source, shape=None, marks=marks)
+
+    def picked_out(self, a: Box, b: Box, node: ast.AST) -> Box | None:
+        """What a model gives for each token times rows of which only the token's own is not nought:
+        its score, along the alphabet's axis, of which the sum is to come.
+        """
+        for hot, values in ((a, b), (b, a)):
+            if ONE_HOT in hot.marks and values.roots and not values.nll:
+                target = snapshot(hot, marks=hot.marks - {ONE_HOT})
+                out = self.score(values, target, node, picked=True)
+                told = out.val is not None and hot.val is not None
+                out.val = out.val * hot.val if told else None  # type: ignore[operator]
+                out.marks |= {ONE_HOT}
+                return out
+        return None
 
     def observed_loss(
         self, source: Box, target: Box, method: Function, seen: Any, node: ast.AST

@@ -30,7 +30,7 @@ from niblick.audit.flow.joining import view
 from niblick.audit.flow.keeping import ALONE, ALPHABET, LEAST, SUMMED
 from niblick.audit.flow.narrowing import ALTERED, narrows
 from niblick.audit.flow.objects import Function
-from niblick.audit.flow.scoring import _LOSSES
+from niblick.audit.flow.scoring import _LOSSES, ONE_HOT
 from niblick.audit.flow.shapes import CREATE, LIKE, boolean
 from niblick.audit.words import words
 
@@ -128,6 +128,14 @@ class Tensors(InPlace):
             return as_text(known(args[1]))
         if method and name == "encode" and TEXT in known(args[0]).marks:
             return snapshot(args[0], marks=args[0].marks - {TEXT} | {OCTETS})
+        if name == "one_hot" and is_token(args[0]) and args[0].pos is not None:
+            ones = np.ones(args[0].pos.shape)
+            return snapshot(args[0], val=ones, marks=args[0].marks | {ONE_HOT})
+        if name == "einsum" and len(args) == 3 and isinstance(args[0], str):
+            picked = self.picked_out(known(args[1]), known(args[2]), node)
+            return (
+                NotImplemented if picked is None else self.reduce("sum", picked, [picked, -1], {})
+            )
         if name in _SELECT:
             return self.select(name, args, named, node)
         first = known(args[0])
@@ -247,6 +255,11 @@ class Tensors(InPlace):
             return elementwise(
                 self.frozen([first, args[1]]), np.maximum if name == "max" else np.minimum
             )
+        if ONE_HOT in box.marks and box.nll:
+            box = snapshot(box, marks=box.marks - {ONE_HOT})
+            if name == "sum" and axis in (-1, len(box.shape or ())):
+                return box
+            box.val = box.val if name == "sum" and axis is None else None
         several = len(box.scores) > 1 and "train" not in box.marks
         losses = several and box.val is not None and bool((box.val >= 0).all())
         if losses and name in {"min", "amin"} and (box.nll or axis is None):

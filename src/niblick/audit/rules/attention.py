@@ -17,6 +17,7 @@ from niblick.audit.rules.look_ahead import (
     statements,
     suspicion,
 )
+from niblick.audit.rules.masks import shows_later
 from niblick.audit.rules.reach import Reach
 from niblick.audit.rules.registry import rule
 from niblick.audit.rules.window import MERGED, Window, arguments, axis_of, plain
@@ -55,23 +56,29 @@ def _unmasked(
 ) -> Iterator[ast.AST]:
     """Where queries and keys of the very same input meet, and nothing keeps later keys out."""
     meeting = Meeting(derived(method, inputs), [derived(method, {name}) for name in inputs])
+    local: dict[str, ast.expr] = {}
     for statement in statements(method.body, reach):
         for node in ast.walk(statement):
             if not isinstance(node, ast.Call):
                 continue
-            pair = _queries_and_keys(node, case.program.full_name(node.func))
+            pair = _queries_and_keys(node, case.program.full_name(node.func), local)
             soft = name_of(node.func) == "softmax" and plain(axis_of(node)) == -1
             if meeting.same(pair) or (soft and meeting.products(arguments(node)[0])):
                 yield node
         meeting.follow(statement)
+        if isinstance(statement, ast.Assign):
+            local |= {n: statement.value for t in statement.targets for n in names_of(t)}
 
 
-def _queries_and_keys(call: ast.Call, name: str) -> list[ast.expr]:
-    """The queries and keys of a call of attention that is told nothing of their order."""
+def _queries_and_keys(call: ast.Call, name: str, local: dict[str, ast.expr]) -> list[ast.expr]:
+    """The queries and keys of a call of attention that is told nothing of their order, or a mask
+    that lets later keys be seen.
+    """
     told, place = _ORDERED.get(name.rpartition(".")[2], (frozenset[str](), 0))
     orders = [*call.args[place:], *(k.value for k in call.keywords if k.arg in told or not k.arg)]
-    silent = all(isinstance(o, ast.Constant) and not o.value for o in orders)
-    return call.args[:2] if place and silent else []
+    told_of = [o for o in orders if not (isinstance(o, ast.Constant) and not o.value)]
+    open_to = len(told_of) == 1 and shows_later(told_of[0], local)
+    return call.args[:2] if place and (not told_of or open_to) else []
 
 
 class Meeting(Window):
