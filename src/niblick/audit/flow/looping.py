@@ -29,7 +29,7 @@ from niblick.audit.flow.missed import (
     stored_in,
 )
 from niblick.audit.flow.signals import BreakSignal, ContinueSignal, NotPlainError
-from niblick.audit.flow.turns import Names, Turns, are_numbers, plain_items
+from niblick.audit.flow.turns import Names, Turns, are_known, plain_items
 
 _MAX_TURNS = 5000
 
@@ -172,7 +172,7 @@ class Looping(Branching):
             self.for_turns(node, self.iterate(items, None))
         finally:
             self.loops.pop()
-            if not are_numbers(items):
+            if not are_known(items):
                 self.trace.unsure(sums)
         self.ended(node, scores)
 

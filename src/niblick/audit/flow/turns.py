@@ -253,9 +253,15 @@ def plain_items(items: Any) -> list[Any] | None:
         return None
 
 
-def are_numbers(items: Any) -> bool:
-    """Whether what a loop goes over are plain numbers, or tuples of them, as far as looked at."""
-    if isinstance(items, range):
+class Whole(list[Any]):
+    """A list of which no item is left out."""
+
+
+def are_known(items: Any) -> bool:
+    """Whether a loop goes over all that there is: a whole list, plain numbers or tuples of them, as
+    far as looked at.
+    """
+    if isinstance(items, (range, Whole)):
         return True
     with suppress(NotPlainError):
         return isinstance(items, list) and bool(_plain([*items[:2], *items[-2:]]))
