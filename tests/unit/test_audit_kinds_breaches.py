@@ -361,3 +361,37 @@ def test_a_model_is_not_given_what_its_output_is_scored_on(
 ) -> None:
     text = GIVEN.format(use=use, out=out, take=take)
     assert judged(tmp_path, program(text, main="evaluate(net, held, s)")).startswith(verdict)
+
+
+GATHER = """
+class Net(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.norm = nn.{norm}(width)
+    def hidden(self, x):
+        return self.norm(self.table(x).transpose(1, 2)).transpose(1, 2)
+
+def gather(net, held, s):
+    net.{mode}()
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            net.hidden(held[None, a:a + s.context])
+    net.eval()
+"""
+
+
+@pytest.mark.parametrize(
+    ("norm", "mode", "tokens", "verdict"),
+    [
+        ("BatchNorm1d", "train", "held", "flag"),
+        ("BatchNorm1d", "eval", "held", "clean"),
+        ("BatchNorm1d", "train", "load(s.train_files)", "clean"),
+        ("LayerNorm", "train", "held", "clean"),
+    ],
+)
+def test_statistics_that_a_model_gathers_of_validation_tokens_are_learnt(
+    tmp_path: Path, norm: str, mode: str, tokens: str, verdict: str
+) -> None:
+    text = program(PLAIN, GATHER.format(norm=norm, mode=mode),
+                   main=f"gather(net, {tokens}, s)\nevaluate(net, held, s)")  # fmt: skip
+    assert judged(tmp_path, text).startswith(verdict)
