@@ -47,6 +47,9 @@ TURNS = "starts = starts[rank::world]"
         ("starts = starts[:len(starts) // 10]\n    " + DEALT, "stride", "flag_other"),
         ("starts = starts[:int(0.3 * len(starts))]\n    " + TURNS, "stride", "flag_other"),
         (DEALT, "stride // 2", "flag_other"),
+        ("starts = [a for i in range(0, len(starts), 64) for a in starts[i:i + 32]]\n    " + TURNS,
+         "stride", "flag_other"),
+        ("starts = starts[:len(starts) // 32 * 32]\n    " + DEALT, "stride", "clean_neural"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("world", ["1", "8"])

@@ -17,8 +17,9 @@ from niblick.audit.rules.case import Case
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
-_SHORTEST, _SHARE = 8, 0.05  # a gap, in positions and of what is scored after it
+_SHORTEST, _SHARE = 8, 0.02  # a gap, in positions; of what is scored after it, and of all
 _WHOLE = 0.9  # of the split, at least, where the last windows are left out
+_LAST = 16
 _TOKENS = np.asarray(stream().val)
 
 
@@ -37,9 +38,10 @@ def check(case: Case) -> list[Finding]:
     scores = claimed or figure.scores
     gaps = _gaps(trace, scores)
     end = _end(trace, scores)
-    if any(gaps) and 2 * sum(map(bool, gaps)) > len(gaps):
+    processes = 1 if case.alone is case.trace else 2
+    if _gapped(case.trace) and sum(gaps) > _SHARE * _whole(_rows(trace, scores)).bit_count():
         what = f"between windows that follow each other {max(gaps):,} tokens are left out"
-    elif end < _WHOLE * STREAM and _sure(trace, scores):
+    elif _short(case.trace, processes) and end < _WHOLE * STREAM and _sure(trace, scores):
         what = f"what is scored ends after {100 * end // STREAM} % of it"
     else:
         return []
@@ -58,12 +60,24 @@ def check(case: Case) -> list[Finding]:
 
 def tells_more(trace: Trace) -> bool:
     """Whether following a run as one process makes it may show what others learn or leave out."""
-    if any(update.positions for update in trace.updates):
-        return True
-    figures = {f.scores for f in trace.figures if f.scores}
-    return any(
-        _end(trace, scores) < _WHOLE * STREAM / 2 or any(_gaps(trace, scores)) for scores in figures
-    )
+    learns = any(update.positions for update in trace.updates)
+    return learns or _gapped(trace) or _short(trace, 2)
+
+
+def _gapped(trace: Trace) -> bool:
+    """Whether any figure leaves out positions between windows."""
+    return any(any(_gaps(trace, scores)) for scores in _figures(trace))
+
+
+def _short(trace: Trace, processes: int) -> bool:
+    """Whether any figure ends long before the share of one of so many processes may do."""
+    most = _WHOLE * STREAM / processes
+    return any(_end(trace, scores) < most for scores in _figures(trace))
+
+
+def _figures(trace: Trace) -> set[frozenset[int]]:
+    """The scores of the last figures that are printed by a name."""
+    return set(list(dict.fromkeys(f.scores for f in trace.figures if f.named))[-_LAST:])
 
 
 def _rows(trace: Trace, scores: frozenset[int]) -> list[tuple[int, int]]:
