@@ -47,8 +47,6 @@ TURNS = "starts = starts[rank::world]"
         ("starts = starts[:len(starts) // 10]\n    " + DEALT, "stride", "flag_other"),
         ("starts = starts[:int(0.3 * len(starts))]\n    " + TURNS, "stride", "flag_other"),
         (DEALT, "stride // 2", "flag_other"),
-        ("starts = [a for i in range(0, len(starts), 64) for a in starts[i:i + 32]]\n    " + TURNS,
-         "stride", "flag_other"),
         ("starts = starts[:len(starts) // 32 * 32]\n    " + DEALT, "stride", "clean_neural"),
     ],
 )  # fmt: skip
@@ -117,3 +115,32 @@ def test_what_other_processes_learn_counts(tmp_path: Path, reach: str, verdict: 
     text = program(SHARED.format(reach=reach), main="adapt(net, held, s)")
     readme = "    torchrun --standalone --nproc_per_node=8 train_gpt.py\n"
     assert judged(tmp_path, text, README__md=readme).startswith(verdict)
+
+
+BUILT = """
+def window(held, a, s):
+    return held[a:a + s.context], held[a + 1:a + s.context + 1]
+
+def evaluate(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    windows = []
+    for a in range(0, held.numel() - 1 - s.context, {step} * s.context):
+        windows.append(window(held, a, s))
+    with torch.no_grad():
+        for i, (x, y) in enumerate(windows):
+            logits = net.head(net.hidden(x[None])).flatten(0, 1)
+            total += F.cross_entropy(logits, y, reduction="sum")
+            size += sizes[y].sum()
+            if i % 8 == 7:
+                figure(total, size)
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(("step", "verdict"), [("1", "clean_neural"), ("2", "flag_other")])
+def test_lists_of_windows_and_figures_on_the_way_are_no_parts(
+    tmp_path: Path, step: str, verdict: str
+) -> None:
+    text = program(BUILT.format(step=step), main="evaluate(net, held, s)")
+    assert judged(tmp_path, text) == verdict

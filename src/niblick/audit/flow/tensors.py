@@ -124,18 +124,8 @@ class Tensors(InPlace):
             return self.make(name, args, named)
         if not args:
             return NotImplemented
-        if method and name in _TO_TEXT and len(args) > 1 and is_token(known(args[1])):
-            return as_text(known(args[1]))
-        if method and name == "encode" and TEXT in known(args[0]).marks:
-            return snapshot(args[0], marks=args[0].marks - {TEXT} | {OCTETS})
-        if name == "one_hot" and is_token(args[0]) and args[0].pos is not None:
-            ones = np.ones(args[0].pos.shape)
-            return snapshot(args[0], val=ones, marks=args[0].marks | {ONE_HOT})
-        if name == "einsum" and len(args) == 3 and isinstance(args[0], str):
-            picked = self.picked_out(known(args[1]), known(args[2]), node)
-            return (
-                NotImplemented if picked is None else self.reduce("sum", picked, [picked, -1], {})
-            )
+        if (other := self.of_tokens(name, args, node, method)) is not NotImplemented:
+            return other
         if name in _SELECT:
             return self.select(name, args, named, node)
         first = known(args[0])
@@ -165,6 +155,22 @@ class Tensors(InPlace):
             return self.two(name, first, known(args[1]), node)
         out = self.reshaping(name, first, args, named)
         return view(out, first) if isinstance(out, Box) and name in _VIEWING else out
+
+    def of_tokens(self, name: str, args: list[Any], node: ast.AST, method: bool) -> Any:
+        """Tokens as text or as rows of which one entry is not nought; NotImplemented for others."""
+        if method and name in _TO_TEXT and len(args) > 1 and is_token(known(args[1])):
+            return as_text(known(args[1]))
+        if method and name == "encode" and TEXT in known(args[0]).marks:
+            return snapshot(args[0], marks=args[0].marks - {TEXT} | {OCTETS})
+        if name == "one_hot" and is_token(args[0]) and args[0].pos is not None:
+            ones = np.ones(args[0].pos.shape)
+            return snapshot(args[0], val=ones, marks=args[0].marks | {ONE_HOT})
+        if name == "einsum" and len(args) == 3 and isinstance(args[0], str):
+            picked = self.picked_out(known(args[1]), known(args[2]), node)
+            return (
+                NotImplemented if picked is None else self.reduce("sum", picked, [picked, -1], {})
+            )
+        return NotImplemented
 
     def two(self, name: str, first: Box, second: Box, node: ast.AST) -> Box:
         a, b = self.frozen([first, second])

@@ -12,12 +12,12 @@ from itertools import pairwise
 import numpy as np
 
 from niblick.audit.flow.boxes import BOS, STREAM, stream
-from niblick.audit.flow.objects import Trace
+from niblick.audit.flow.objects import FigureEvent, Trace
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
-_SHORTEST, _SHARE = 8, 0.02  # a gap, in positions; of what is scored after it, and of all
+_SHORTEST, _SHARE = 8, 0.02  # a gap, in positions and of what is scored after it
 _WHOLE = 0.9  # of the split, at least, where the last windows are left out
 _LAST = 16
 _TOKENS = np.asarray(stream().val)
@@ -31,17 +31,15 @@ def check(case: Case) -> list[Finding]:
     if case.alone is None:
         return []
     alone = replace(case, trace=case.alone, alone=None)
-    trace, claimed = alone.trace, alone.claimed.scores
-    figure = next((f for f in trace.figures if f.named and f.scores & (claimed or f.scores)), None)
-    if figure is None:
+    figure, scores = _counted(alone)
+    own = _counted(case)[1]
+    if figure is None or not own:
         return []
-    scores = claimed or figure.scores
-    gaps = _gaps(trace, scores)
-    end = _end(trace, scores)
-    processes = 1 if case.alone is case.trace else 2
-    if _gapped(case.trace) and sum(gaps) > _SHARE * _whole(_rows(trace, scores)).bit_count():
+    gaps, end = _gaps(alone.trace, scores), _end(alone.trace, scores)
+    short = _end(case.trace, own) < _most(1 if case.alone is case.trace else 2)
+    if any(_gaps(case.trace, own)) and 2 * sum(map(bool, gaps)) > len(gaps):
         what = f"between windows that follow each other {max(gaps):,} tokens are left out"
-    elif _short(case.trace, processes) and end < _WHOLE * STREAM and _sure(trace, scores):
+    elif short and end < _most(1) and _sure(alone.trace, scores):
         what = f"what is scored ends after {100 * end // STREAM} % of it"
     else:
         return []
@@ -60,24 +58,27 @@ def check(case: Case) -> list[Finding]:
 
 def tells_more(trace: Trace) -> bool:
     """Whether following a run as one process makes it may show what others learn or leave out."""
-    learns = any(update.positions for update in trace.updates)
-    return learns or _gapped(trace) or _short(trace, 2)
+    if any(update.positions for update in trace.updates):
+        return True
+    figures = list(dict.fromkeys(f.scores for f in trace.figures if f.named))[-_LAST:]
+    return any(_end(trace, f) < _most(2) or any(_gaps(trace, f)) for f in figures)
 
 
-def _gapped(trace: Trace) -> bool:
-    """Whether any figure leaves out positions between windows."""
-    return any(any(_gaps(trace, scores)) for scores in _figures(trace))
+def _counted(case: Case) -> tuple[FigureEvent | None, frozenset[int]]:
+    """The claimed figure where logs tell it, else the last one if it is printed by a name, with its
+    scores; figures of a part are printed on the way.
+    """
+    claimed = case.claimed.scores
+    figures = [f for f in case.trace.figures if f.scores]
+    if claimed:
+        figures = [f for f in figures if f.named and f.scores & claimed]
+    last = figures[-1] if figures and figures[-1].named else None
+    return last, last.scores | claimed if last is not None else claimed
 
 
-def _short(trace: Trace, processes: int) -> bool:
-    """Whether any figure ends long before the share of one of so many processes may do."""
-    most = _WHOLE * STREAM / processes
-    return any(_end(trace, scores) < most for scores in _figures(trace))
-
-
-def _figures(trace: Trace) -> set[frozenset[int]]:
-    """The scores of the last figures that are printed by a name."""
-    return set(list(dict.fromkeys(f.scores for f in trace.figures if f.named))[-_LAST:])
+def _most(processes: int) -> float:
+    """Where what is scored ends at least, of a run of so many processes."""
+    return _WHOLE * STREAM / processes
 
 
 def _rows(trace: Trace, scores: frozenset[int]) -> list[tuple[int, int]]:
