@@ -65,15 +65,16 @@ def tells_more(trace: Trace) -> bool:
 
 
 def _counted(case: Case) -> tuple[FigureEvent | None, frozenset[int]]:
-    """The claimed figure where logs tell it, else the last one if it is printed by a name, with its
-    scores; figures of a part are printed on the way.
+    """The last figure with the scores that count: those of the claimed figures where logs tell
+    these, else of all that are printed by a name, of which training reports some of a part.
     """
     claimed = case.claimed.scores
     figures = [f for f in case.trace.figures if f.scores]
-    if claimed:
-        figures = [f for f in figures if f.named and f.scores & claimed]
-    last = figures[-1] if figures and figures[-1].named else None
-    return last, last.scores | claimed if last is not None else claimed
+    if not figures or not (claimed or figures[-1].named):
+        return None, frozenset()
+    named = [f for f in figures if f.named and (f.scores & claimed or not claimed)]
+    scores = claimed.union(*(f.scores for f in named))
+    return (named[-1], scores) if named else (None, scores)
 
 
 def _most(processes: int) -> float:
