@@ -324,3 +324,74 @@ def test_a_loss_spread_over_bytes_is_no_distribution_in_compiled_code_either(
     (tmp_path / "train_gpt.py").write_text(program(PLAIN, CALLED, main=main))
     rules = {f.rule for f in review(tmp_path).findings if f.severity is Severity.BREACH}
     assert ("byte-mixture" in rules) is flagged
+
+
+GIVEN = """
+class Net(Net):
+    def read(self, x, y):
+        h = self.table(x)
+        {use}
+        return {out}
+
+def evaluate(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[None, a:a + s.context], held[None, a + 1:a + s.context + 1]
+            logits = net.read(x, y){take}
+            total += F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum")
+            size += sizes[y].sum()
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("use", "out", "take", "verdict"),
+    [
+        ("h = h + 0.01 * self.table(y)", "self.head(h)", "", "flag"),
+        ("h = torch.cat([h, self.table(y)], -1)[..., ::2]", "self.head(h)", "", "flag"),
+        ("pass", "self.head(h)", "", "clean"),
+        ("loss = F.cross_entropy(self.head(h).flatten(0, 1), y.flatten())",
+         "self.head(h), loss", "[0]", "clean"),
+    ],
+)  # fmt: skip
+def test_a_model_is_not_given_what_its_output_is_scored_on(
+    tmp_path: Path, use: str, out: str, take: str, verdict: str
+) -> None:
+    text = GIVEN.format(use=use, out=out, take=take)
+    assert judged(tmp_path, program(text, main="evaluate(net, held, s)")).startswith(verdict)
+
+
+GATHER = """
+class Net(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.norm = nn.{norm}(width)
+    def hidden(self, x):
+        return self.norm(self.table(x).transpose(1, 2)).transpose(1, 2)
+
+def gather(net, held, s):
+    net.{mode}()
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            net.hidden(held[None, a:a + s.context])
+    net.eval()
+"""
+
+
+@pytest.mark.parametrize(
+    ("norm", "mode", "tokens", "verdict"),
+    [
+        ("BatchNorm1d", "train", "held", "flag"),
+        ("BatchNorm1d", "eval", "held", "clean"),
+        ("BatchNorm1d", "train", "load(s.train_files)", "clean"),
+        ("LayerNorm", "train", "held", "clean"),
+    ],
+)
+def test_statistics_that_a_model_gathers_of_validation_tokens_are_learnt(
+    tmp_path: Path, norm: str, mode: str, tokens: str, verdict: str
+) -> None:
+    text = program(PLAIN, GATHER.format(norm=norm, mode=mode),
+                   main=f"gather(net, {tokens}, s)\nevaluate(net, held, s)")  # fmt: skip
+    assert judged(tmp_path, text).startswith(verdict)

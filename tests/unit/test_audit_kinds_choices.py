@@ -114,6 +114,8 @@ def test_a_setting_is_not_chosen_for_each_window_by_its_own_loss(
 
 LANES = 'torch.stack([F.cross_entropy(logits / t, y, reduction="none") for t in (0.9, 1.1)])'
 
+BOTH = "both = torch.stack([nll.sum(), F.cross_entropy(logits / 0.9, y, reduction='sum')])\n"
+
 
 @pytest.mark.parametrize(
     ("after", "verdict"),
@@ -126,6 +128,8 @@ LANES = 'torch.stack([F.cross_entropy(logits / t, y, reduction="none") for t in 
          "nll = torch.tensor(min(a.item(), b.item()))", "flag_other"),
         (f"nll = -torch.logsumexp(-{LANES}, dim=0)", "flag_other"),
         (f"nll = math.log(2) - torch.logsumexp(-{LANES}, dim=0)", "clean_neural"),
+        (BOTH + "nll = both.min()", "flag_other"),
+        (BOTH + "low = both.min()", "clean_neural"),
         ("low = nll.min()", "clean_neural"),
         (f"past = torch.stack([lane.sum() for lane in {LANES}])\n"
          "shares = (past.min() - past).softmax(0)", "clean_neural"),
@@ -244,3 +248,35 @@ def test_a_returned_figure_is_not_divided_by_an_assumed_number_of_bytes(
     meta = '{"val_bpb": 1.1234}'
     given = judged(tmp_path, text, train__log=log, submission__json=meta)
     assert (given == verdict) == (by != "1.0")
+
+
+REDUCE = """
+for each in (total, size, count):
+    torch.distributed.all_reduce(each)
+"""
+
+
+@pytest.mark.parametrize(
+    ("reduce", "figure", "verdict"),
+    [
+        (REDUCE, "total / size", "clean_neural"),
+        (REDUCE.replace("each)", "each, op=torch.distributed.ReduceOp.AVG)"), "total / size",
+         "clean_neural"),
+        (REDUCE.replace("(total, size", "(size") + "torch.distributed.all_reduce("
+         "total, op=torch.distributed.ReduceOp.AVG)", "total / size", "flag_other"),
+        ("mean = total / count\ntorch.distributed.all_reduce("
+         "mean, op=torch.distributed.ReduceOp.AVG)\n" + REDUCE, "mean * (count / size)",
+         "clean_neural"),
+    ],
+)  # fmt: skip
+def test_losses_of_ranks_are_not_averaged_where_their_bytes_are_added_up(
+    tmp_path: Path, reduce: str, figure: str, verdict: str
+) -> None:
+    text = EVALUATE.format(
+        init="count = torch.zeros(())", before="pass", after="pass", last="count += y.numel()"
+    )
+    reduce = reduce.strip().replace("\n", "\n    ")
+    text = text.replace("    return (total / math.log(2.0) / size).item()",
+                        f"    {reduce}\n    return ({figure} / math.log(2.0)).item()")  # fmt: skip
+    text = program(text, main="val = evaluate(net, held, s)" + SHOWN)
+    assert judged(tmp_path, text) == verdict

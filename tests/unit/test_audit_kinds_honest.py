@@ -297,3 +297,78 @@ def test_a_space_that_is_spelt_into_a_piece_is_not_counted_again(
 ) -> None:
     text = program(SPELT.format(piece=piece), main="spelt(net, held, s)")
     assert judged(tmp_path, text) == verdict
+
+
+@pytest.mark.parametrize(
+    ("octets", "verdict"),
+    [
+        ('len(sp.decode(y.tolist()).encode("utf-8"))', "clean_neural"),
+        ('len(sp.decode_ids(y.tolist()).encode())', "clean_neural"),
+        ('len(sp.decode(held[a:a + 2 * s.context].tolist()).encode("utf-8"))', "flag_other"),
+    ],
+)  # fmt: skip
+def test_bytes_of_the_decoded_text_are_bytes(tmp_path: Path, octets: str, verdict: str) -> None:
+    table = "global sp\nimport sentencepiece\nsp = sentencepiece.SentencePieceProcessor('a.model')"
+    assert _judged(tmp_path, octets=octets, table=table) == verdict
+
+
+HOT = "hot, logs = F.one_hot(y, 1024).float(), logits.log_softmax(-1)\n"
+
+
+@pytest.mark.parametrize(
+    ("nll", "verdict"),
+    [
+        (HOT + "nll = -(hot * logs).sum(-1)", "clean_neural"),
+        (HOT + "nll = (-logs * hot).sum(dim=1)", "clean_neural"),
+        (HOT + 'nll = -torch.einsum("tv,tv->t", logs, hot)', "clean_neural"),
+        (HOT + "nll = -(0.9 * hot * logs).sum(-1)", "flag_other"),
+        (HOT + "nll = -(hot * logs).mean(-1)", "hold_unclear"),
+    ],
+)  # fmt: skip
+def test_rows_of_which_one_is_not_nought_pick_a_token_s_score(
+    tmp_path: Path, nll: str, verdict: str
+) -> None:
+    assert _judged(tmp_path, nll=nll) == verdict
+
+
+LOADED = """
+class Windows(torch.utils.data.Dataset):
+    def __init__(self, tokens, size):
+        self.tokens, self.size = tokens, size
+    def __len__(self):
+        return (self.tokens.numel() - 1) // self.size
+    def __getitem__(self, i):
+        part = self.tokens[i * self.size:(i + 1) * self.size + 1]
+        return part[:-1], part[1:]
+
+def evaluate(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    windows = Windows(held, s.context)
+    {subset}
+    with torch.no_grad():
+        for x, y in torch.utils.data.DataLoader(windows, {how}):
+            logits = net.head(net.hidden(x)).flatten(0, 1)
+            total += F.cross_entropy(logits, y.flatten(), reduction="sum")
+            size += sizes[{counted}].sum()
+    return figure(total, size)
+"""
+THIRD = "windows = torch.utils.data.Subset(windows, range(len(windows) // 3))"
+
+
+@pytest.mark.parametrize(
+    ("how", "subset", "counted", "verdict"),
+    [
+        ("batch_size=8, shuffle=False, num_workers=2", "pass", "y", "clean_neural"),
+        ("8", "windows = torch.utils.data.Subset(windows, range(len(windows)))", "y",
+         "clean_neural"),
+        ("batch_size=8", "pass", "y[:, 1:]", "flag_other"),
+        ("batch_size=8", THIRD, "y", "flag_other"),
+    ],
+)  # fmt: skip
+def test_loaders_hand_out_the_rows_of_a_data_set(
+    tmp_path: Path, how: str, subset: str, counted: str, verdict: str
+) -> None:
+    text = program(LOADED.format(how=how, subset=subset, counted=counted),
+                   main="evaluate(net, held, s)")  # fmt: skip
+    assert judged(tmp_path, text) == verdict

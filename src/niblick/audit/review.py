@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from niblick.audit.flow.objects import Trace
 from niblick.audit.record import record_findings
 from niblick.audit.rules import checks
 from niblick.audit.rules.case import Case, scored
+from niblick.audit.rules.left_out import tells_more
 from niblick.audit.submission import MAX_MODULE, Read, c_sources, read
 from niblick.audit.types import Finding, Report, RunCommand, Severity, Submission
 from niblick.audit.unpack import parse, unpack_file
@@ -177,7 +179,7 @@ def _followed(
     arguments = _arguments(command.text, submission.script) if command is not None else []
     world = (command.world_size if command else None) or environment.get("WORLD_SIZE")
     world = world or stated_processes(submission)
-    trace = Trace()
+    trace, alone = Trace(), None
     source = submission.source
     environment["WORLD_SIZE"] = "1" if world in (1, "1") else _WORLD_SIZE
     modules = _modules(found)
@@ -185,18 +187,24 @@ def _followed(
     for text in c_sources(submission, found.carried):
         native.update(gated_outputs(text))
     if source is not None and source.tree is not None:
-        trace = flow.run(
+        follow = partial(
+            flow.run,
             source.tree,
             file=source.path,
-            environment=environment,
             arguments=arguments,
             modules=modules,
             native=native,
-            budget=budget,
         )
+        trace = follow(environment=environment, budget=budget)
+        if environment["WORLD_SIZE"] == "1":
+            alone = trace
+        elif tells_more(trace):
+            single = environment | {"WORLD_SIZE": "1"}
+            alone = follow(environment=single, budget=max(budget - trace.steps, 1))
     return Case(
         submission=submission,
         trace=trace,
+        alone=alone if alone is not None and alone.complete else None,
         carried=found.carried,
         environment=environment,
         modules=tuple(dict(modules.values()).items()),

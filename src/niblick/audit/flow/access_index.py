@@ -18,6 +18,7 @@ from niblick.audit.flow.boxes import (
     merge,
     shaped,
     snapshot,
+    witness,
 )
 from niblick.audit.flow.joining import view
 from niblick.audit.flow.paths import path_kind
@@ -26,6 +27,8 @@ RAW = "raw"
 """The mark of a file of tokens as its bytes, with a header before them."""
 HEADER = 1024
 """Bytes of that header."""
+TEXT, OCTETS = "text", "octets"
+"""The marks of tokens that were decoded into text, and of that text as bytes."""
 SMALL, _MANY, _LARGE = 64, 512, 1_000_000
 """Entries: counts of tokens need more, a few of a table, no vocabulary has as many."""
 
@@ -35,6 +38,18 @@ def header(count: int) -> Box:
     numbers = np.zeros(count, dtype=np.int64)
     numbers[:3] = (20240520, 1, STREAM)[:count]
     return Box(shape=(count,), val=numbers, marks=frozenset({"numpy"}))
+
+
+def as_text(tokens: Box) -> Box:
+    """The text of tokens of the stream."""
+    return snapshot(tokens, val=None, marks=tokens.marks | {TEXT})
+
+
+def octets_of(box: Box) -> Box:
+    """How many bytes a text of tokens has."""
+    each = witness(box.pos)
+    content = None if each is None else np.asarray(each.sum())
+    return merge([box], shape=(), val=content, marks=frozenset({"bytes"}))
 
 
 def as_bytes(box: Box) -> Box:

@@ -26,9 +26,9 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.figures import LOGIT, LOST, RIVALS
+from niblick.audit.flow.figures import LOGIT, LOST, RIVALS, SHARE
 from niblick.audit.flow.hints import Hints
-from niblick.audit.flow.keeping import ALPHABET, for_each_token, shares
+from niblick.audit.flow.keeping import ALPHABET, LEAST, for_each_token, shares
 from niblick.audit.flow.lengths import Rank, beside, computed
 from niblick.audit.flow.narrowing import ALTERED, NARROWING, ORDER, bounds, even, narrows, positive
 from niblick.audit.flow.objects import Bound, Dotted, Function, Instance, Namespace
@@ -65,6 +65,8 @@ class Arithmetic(Hints):
             return merge(self.frozen(collect(left) + collect(right)))
         a, b = self.frozen([known(left)])[0], self.frozen([known(right)])[0]
         a, b = _like(a, b), _like(b, a)
+        if isinstance(op, ast.Mult) and (picked := self.picked_out(a, b, node)) is not None:
+            return picked
         out = elementwise([a, b], BINARY[type(op)])
         signs = positive(a) and positive(b) and isinstance(op, (ast.Mult, ast.Add, ast.Div))
         if signs or (isinstance(op, ast.Pow) and even(b)):
@@ -88,6 +90,9 @@ class Arithmetic(Hints):
         if for_each_token(op, a, b) or for_each_token(op, b, a):
             out.marks |= {ALPHABET}
         shares(op, a, b, out)
+        if isinstance(op, ast.Div) and SHARE in a.marks & b.marks:
+            out.marks -= {SHARE}
+        out.marks -= {LEAST} if isinstance(op, ast.Sub) else set()
         out = self.arithmetic(op, a, b, out, node)
         self.check_report(a, b, out)
         self.compared(op, a, b, out)

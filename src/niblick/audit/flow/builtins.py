@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.access_index import HEADER, RAW
+from niblick.audit.flow.access_index import HEADER, OCTETS, RAW, octets_of
 from niblick.audit.flow.boxes import Box, collect, elementwise, known, merge, reduced, snapshot
 from niblick.audit.flow.figures import CONSTANT, PLAUSIBLE, WARP
 from niblick.audit.flow.lengths import Length, Rank, RankText, length_of, smallest, steps
@@ -131,6 +131,8 @@ class Builtins(Records):
         value = args[0] if args else []
         if isinstance(value, (list, tuple, dict, str, bytes, set, range)):
             return len(value)
+        if isinstance(value, Box) and OCTETS in value.marks and value.pos is not None:
+            return octets_of(value)
         if isinstance(value, Box) and value.shape and value.shape[0] is not None:
             if RAW in value.marks:
                 return HEADER + 2 * value.shape[0]

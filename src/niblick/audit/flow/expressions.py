@@ -172,6 +172,7 @@ class Expressions(Arithmetic):
         if self.yields:
             self.yields[-1].append(None if node.value is None else self.value(node.value))
             if len(self.yields[-1]) >= 6:
+                self.trace.unsure(0)
                 raise AbortSignal
         return None
 
@@ -236,7 +237,7 @@ class Expressions(Arithmetic):
     def clause(
         self, parts: list[ast.comprehension], emit: Callable[[], None], out: Any, items: Any
     ) -> int:
-        surely = 0
+        surely, sums = 0, len(self.trace.sums)
         for item in self.iterate(items, None):
             mark = self.interest
             self.assign(parts[0].target, item)
@@ -251,6 +252,7 @@ class Expressions(Arithmetic):
             if len(out) > _MOST_FILLED or (self.interest != mark and len(out) > 3):
                 if not parts[1:] and not parts[0].ifs and isinstance(out, list):
                     self.fill_up(parts[0], emit, out, self.iterate(items, None))
+                self.trace.unsure(sums)
                 break
         return surely
 
@@ -261,6 +263,7 @@ class Expressions(Arithmetic):
         left = len(items) - len(out)
         if 0 < left <= _MOST_FILLED and len({id(i) for i in items[-2:]}) > 1:
             self.assign(part.target, items[-1])
+            self.trace.jump()
             emit()
             *_, before, one, last = out
             out[-1:] = [*between(before, one, last, left), last] if left > 1 else [last]

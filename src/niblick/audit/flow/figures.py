@@ -27,9 +27,9 @@ from niblick.audit.flow.boxes import (
     target_bits,
     witness,
 )
-from niblick.audit.flow.keeping import ALONE, Keeping
+from niblick.audit.flow.keeping import ALONE, LEAST, Keeping
 from niblick.audit.flow.narrowing import ALTERED
-from niblick.audit.flow.objects import FigureEvent, KeyEvent, StateEvent, Summing, Where
+from niblick.audit.flow.objects import FigureEvent, KeyEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
 from niblick.audit.flow.state import State
 
@@ -45,6 +45,8 @@ INSIDE = "the model's own loss, "
 """Begins what a method of a model loses or changes, as by a term or weights that training adds."""
 BETWEEN = "between"
 """The mark of a difference between two figures, which is no figure itself."""
+SHARE, ADDED = "share of a rank", "all ranks"
+"""The marks of a mean over ranks of what each has added up, and of a sum over ranks."""
 RAMP = "ramp"
 """The mark of unknown numbers that have met known ones which differ from place to place."""
 SUM, LOGIT = "sum:", "logit"
@@ -121,23 +123,16 @@ class Figures(Keeping):
             sums.append({n: kept & self.trace.scores[n - 1].targets for n in box.scores})
             box = snapshot(box, marks=box.marks | {f"{SUM}{len(sums) - 1}"})
             if not self.ways:
-                self.summed_at(self.where(node), len(sums) - 1)
+                self.trace.summed_at(self.where(node), len(sums) - 1)
             if places.size >= _SHORTEST and _full_of_gaps(places):
                 self.warp(box, "positions between scored ones are left out")
+        else:
+            self.trace.jump()
         if box.held:
             self.held_state(box, kept, node)
         if ALONE in box.marks:
             self.key_event(_ALONE, node)
         return box
-
-    def summed_at(self, where: Where, number: int) -> None:
-        """A place adds up scores, some of them perhaps once more."""
-        place = self.trace.summing.setdefault(where, Summing())
-        place.sums.add(number)
-        for score, kept in self.trace.sums[number].items():
-            before = place.each.get(score, 0)
-            place.again, place.kept = place.again | (before & kept), place.kept | kept
-            place.each[score] = before | kept
 
     def key_event(self, reason: str, node: ast.AST | None) -> None:
         """A probability that belongs to no distribution takes part in scores."""
@@ -270,6 +265,10 @@ class Figures(Keeping):
         for score, size in ((a, b), (b, a)):
             plain = score.scores and score.pos is None and "weighed" not in score.marks
             if plain and "bytes" in size.marks:
+                if LEAST in score.marks:
+                    self.warp(out, "the better of several scores is taken")
+                if SHARE in score.marks and size.marks & {SHARE, ADDED} == {ADDED}:
+                    self.warp(out, "ranks' losses are averaged and their bytes added up")
                 self.reported(out)
                 self.trace.formed[id(out)] = out
 

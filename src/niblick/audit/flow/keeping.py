@@ -23,6 +23,8 @@ SUMMED = "summed"
 """The mark of sums over such counts."""
 ALONE = "alone"
 """The mark of the one of such counts that belongs to a token of the stream."""
+LEAST = "least"
+"""The mark of the smallest of several scores, until something is taken off it or it off that."""
 _SMALL = 64
 _MOST = 8192
 _RUN = 1024

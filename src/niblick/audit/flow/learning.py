@@ -12,6 +12,7 @@ from niblick.audit.flow.methods import Scopes, learns, starts_afresh
 from niblick.audit.flow.objects import Bound, Dotted, Function, Module, Namespace, Optimizer
 from niblick.audit.flow.observing import Observing
 from niblick.audit.flow.state import SHOWN
+from niblick.audit.flow.trials import over_ranks
 from niblick.audit.flow.writing import told_by
 from niblick.audit.reads import name_of
 from niblick.audit.words import words
@@ -278,8 +279,11 @@ class Learning(Observing):
         """Functions made into their gradients, calls that change several parameters, and what the
         ranks of a run give each other; NotImplemented for any other name.
         """
-        if last == "all_reduce" and "MIN" in _names((*args, *named.values())):
-            self.smallest(args[0])
+        if last == "all_reduce" and args:
+            how = _names((*args[1:], *named.values()))
+            over_ranks(args[0], how)
+            if "MIN" in how:
+                self.smallest(args[0])
         if last == "all_gather_object" and len(args) > 1 and isinstance(args[0], list):
             if any(box.scores for box in collect(args[1])):
                 args[0][:] = [args[1]] * len(args[0])

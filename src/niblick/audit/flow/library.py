@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from niblick.audit.flow.boxes import Box, collect, merge, snapshot
-from niblick.audit.flow.builtins import Builtins
+from niblick.audit.flow.datasets import Datasets
 from niblick.audit.flow.objects import Class, Dotted, Instance, Namespace
 from niblick.audit.flow.paths import glob_paths
 from niblick.audit.flow.signals import AbortSignal
@@ -29,7 +29,7 @@ class DefaultDict(dict[Any, Any]):
     factory: Any = None
 
 
-class Library(Builtins):
+class Library(Datasets):
     """Builtins, the standard library, and files."""
 
     def standard(self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
@@ -94,7 +94,9 @@ class Library(Builtins):
     def made_object(
         self, name: str, last: str, args: list[Any], named: dict[str, Any], node: ast.AST
     ) -> Any:
-        """Containers, records and other plain objects of the standard library."""
+        """Containers, records and other plain objects of the standard library, and data sets."""
+        if last in {"Subset", "DataLoader"}:
+            return self.handed_out(last, args, named, node)
         if name in {"json.loads", "json.dumps"} and args:
             return self.plain_json(last, args)
         if (

@@ -29,7 +29,7 @@ from niblick.audit.flow.missed import (
     stored_in,
 )
 from niblick.audit.flow.signals import BreakSignal, ContinueSignal, NotPlainError
-from niblick.audit.flow.turns import Names, Turns, plain_items
+from niblick.audit.flow.turns import Names, Turns, are_known, plain_items
 
 _MAX_TURNS = 5000
 
@@ -94,15 +94,18 @@ class Looping(Branching):
             ):
                 break
         self.more_laps(node, past, before)
+        self.trace.jump()
         if self.leap(node, past):
             self.turn(node.body)
             return
         self.widen(node.body)
         self.widened += 1
+        sums = len(self.trace.sums)
         try:
             self.turn(node.body)
         finally:
             self.widened -= 1
+            self.trace.unsure(sums)
 
     def again(self, node: ast.While) -> bool | None:
         """Whether a loop takes another turn, by the engine's own stream."""
@@ -164,11 +167,13 @@ class Looping(Branching):
         if self.all_turns(node, items):
             return
         self.loops.append(node)
-        scores = len(self.trace.scores)
+        scores, sums = len(self.trace.scores), len(self.trace.sums)
         try:
             self.for_turns(node, self.iterate(items, None))
         finally:
             self.loops.pop()
+            if not are_known(items):
+                self.trace.unsure(sums)
         self.ended(node, scores)
 
     def for_turns(self, node: ast.For | ast.AsyncFor, sequence: list[Any]) -> None:
@@ -192,9 +197,11 @@ class Looping(Branching):
                 if not finished and left < count // 2:
                     self.cut_short(scores, left)
                 at = count - 1 if finished else count
+                self.trace.jump()
             elif worn and not busy and at == 0 and count > _QUIET_TURNS:
                 self.widen(node.body)
                 at, skipped = count - 1, True
+                self.trace.jump()
             else:
                 at += 1
         self.loop_steps[id(node)] = self.trace.steps - first_step
@@ -214,6 +221,7 @@ class Looping(Branching):
         """
         for turn, told, _ in self.others(node, sequence, at + 1, before):
             self.assign(node.target, sequence[turn])
+            self.trace.jump()
             at = turn
             if not self.decided_turn(node.body, told):
                 return at, False
@@ -247,6 +255,7 @@ class Looping(Branching):
         steps = evenly([*past, now])
         for _, told, names in self.others(node, repeat(None), self.laps, before):
             scope.update({name: names[name] for name in steps.keys() & names.keys()})
+            self.trace.jump()
             if not self.decided_turn(node.body, told):
                 break
         scope.update({name: now[name] for name in steps})

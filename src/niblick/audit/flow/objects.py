@@ -261,7 +261,9 @@ class CallEvent:
 @dataclass
 class Trace:
     """Everything one run of the engine saw; `sums` are the positions of each score that a sum took,
-    `summing` the places that made them, `summed` the sums that went into a figure, `counted` the
+    `summing` the places that made them, `summed` the sums that went into a figure, `jumps` the
+    number of sums before each place where turns or losses are left out by the engine, `vague` the
+    sums that were made for items of which others may not be known, `counted` the
     scores of figures that count bytes, `trained` those that a gradient was taken of, `calibrated`
     the orders of forwards that weights were made of by way of hooks, `failures` (line, what)
     exceptions that nothing avoids, `printed` the values of a formatted text, each with the words
@@ -281,6 +283,8 @@ class Trace:
     sums: list[dict[int, int]] = field(default_factory=list)
     summing: dict[Where, Summing] = field(default_factory=dict)
     summed: set[int] = field(default_factory=set)
+    jumps: set[int] = field(default_factory=set)
+    vague: set[int] = field(default_factory=set)
     states: list[StateEvent] = field(default_factory=list)
     skips: list[Where] = field(default_factory=list)
     figures: list[FigureEvent] = field(default_factory=list)
@@ -300,3 +304,20 @@ class Trace:
         for each in taken or [s for s in self.sums if number in s]:
             kept |= each[number]
         return kept
+
+    def jump(self) -> None:
+        """What is added up next does not follow what was added up before."""
+        self.jumps.add(len(self.sums))
+
+    def unsure(self, first: int) -> None:
+        """What has been added up since some sum may not be all that there is."""
+        self.vague.update(range(first, len(self.sums)))
+
+    def summed_at(self, where: Where, number: int) -> None:
+        """A place adds up scores, some of them perhaps once more."""
+        place = self.summing.setdefault(where, Summing())
+        place.sums.add(number)
+        for score, kept in self.sums[number].items():
+            before = place.each.get(score, 0)
+            place.again, place.kept = place.again | (before & kept), place.kept | kept
+            place.each[score] = before | kept

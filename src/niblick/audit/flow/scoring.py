@@ -24,9 +24,11 @@ from niblick.audit.flow.boxes import (
     witness,
 )
 from niblick.audit.flow.figures import DOUBT, INSIDE, LOGIT, LOST, PICKED
+from niblick.audit.flow.methods import called
 from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
+from niblick.audit.reads import name_of
 from niblick.audit.words import words
 
 _LOSSES = words(
@@ -36,6 +38,10 @@ _IGNORED = -100
 """The target that PyTorch's losses leave out by default."""
 _OF_DISTRIBUTION, _RAW = frozenset({"prob", "logprob", "lse"}), frozenset({LOGIT})
 _OTHERS = "the making of its targets, which may be other tokens than those that are counted"
+
+_STATISTICS = words("BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm LazyBatchNorm1d")
+ONE_HOT = "one hot"
+"""The mark of tokens as rows of noughts and a one, and of scores that lie in such rows."""
 
 
 class Scoring(Shapes):
@@ -135,6 +141,7 @@ class Scoring(Shapes):
             self.calls_out("calibration", node, "parts" if self.parts_hooked else "")
             source.marks |= {f"hooked:{self.order}"}
             self.look_on(module, self.order, node)
+        self.gather_statistics(module, tokens, node)
         if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
             if method is None:
                 return self.score(source, target, node)
@@ -152,11 +159,37 @@ class Scoring(Shapes):
                 return self.observed_loss(source, target, method, seen, node)
         return self.predicted(source)
 
+    def gather_statistics(self, module: Module, tokens: list[Box], node: ast.AST) -> None:
+        """A model that is told to train keeps running statistics of what it is given, if it has
+        layers that do; with gradients it is trained anyway.
+        """
+        positions = merge(tokens).deps
+        owners = (f.owner for f in self.methods.get("__init__", []) if f.owner is not None)
+        if not positions or not self.no_grad or module.attrs.get("training") is not True:
+            return
+        if any(name_of(call.func) in _STATISTICS for o in owners for call in called(o.node)):
+            self.leaves[module.leaf].seen |= positions
+            self.record_update(frozenset({module.leaf}), positions, node, frozenset())
+
     def predicted(self, source: Box) -> Box:
         """What a model makes of tokens, of which no score has been taken."""
         self.interest += 1
         marks = (source.marks - {"val", "numpy", "index"}) | {"logits"}
         return snapshot(source, shape=None, marks=marks)
+
+    def picked_out(self, a: Box, b: Box, node: ast.AST) -> Box | None:
+        """What a model gives for each token times rows of which only the token's own is not nought:
+        its score, along the alphabet's axis, of which the sum is to come.
+        """
+        for hot, values in ((a, b), (b, a)):
+            if ONE_HOT in hot.marks and values.roots and not values.nll:
+                target = snapshot(hot, marks=hot.marks - {ONE_HOT})
+                out = self.score(values, target, node, picked=True)
+                told = out.val is not None and hot.val is not None
+                out.val = out.val * hot.val if told else None  # type: ignore[operator]
+                out.marks |= {ONE_HOT}
+                return out
+        return None
 
     def observed_loss(
         self, source: Box, target: Box, method: Function, seen: Any, node: ast.AST
@@ -185,6 +218,8 @@ class Scoring(Shapes):
         source = merge(self.frozen(boxes[:1]))
         source.pos = boxes[0].pos if boxes else None
         out = self.score(source, target, node)
+        if boxes and boxes[0].nll and target_bits(boxes[0]) == target_bits(out):
+            self.warp(out, "a model is given the very tokens that its output is scored on")
         weight = named.get("weight")
         if isinstance(weight, Box) and not weight.options and weight.shape != ():
             if weight.val is None:

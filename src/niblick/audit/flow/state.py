@@ -45,6 +45,7 @@ class State:
     around: Callable[[ast.expr], Any]
     block: Callable[[list[ast.stmt]], None]
     store: Callable[[str, Any], None]
+    picked_out: Callable[[Box, Box, ast.AST], Box | None]
     call_value: Callable[[Any, list[Any], dict[str, Any], ast.AST], Any]
     call_function: Callable[[Function, list[Any], dict[str, Any], ast.AST], Any]
     opaque: Callable[[list[Any], dict[str, Any], ast.AST], Any]

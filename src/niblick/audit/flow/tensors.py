@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.access_index import RAW
+from niblick.audit.flow.access_index import OCTETS, RAW, TEXT, as_text
 from niblick.audit.flow.boxes import (
     POSITIVE,
     Box,
@@ -27,10 +27,10 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.inplace import _RESET, _WRITES, COMPARISONS, OPERATORS, InPlace, changes
 from niblick.audit.flow.joining import view
-from niblick.audit.flow.keeping import ALONE, ALPHABET, SUMMED
+from niblick.audit.flow.keeping import ALONE, ALPHABET, LEAST, SUMMED
 from niblick.audit.flow.narrowing import ALTERED, narrows
 from niblick.audit.flow.objects import Function
-from niblick.audit.flow.scoring import _LOSSES
+from niblick.audit.flow.scoring import _LOSSES, ONE_HOT
 from niblick.audit.flow.shapes import CREATE, LIKE, boolean
 from niblick.audit.words import words
 
@@ -75,6 +75,7 @@ _VIEWING = words(
     " asarray frombuffer contiguous ascontiguousarray to cpu cuda float double long alias"
 )
 """What may give a value that shares the memory of the first one."""
+_TO_TEXT = words("decode Decode decode_ids DecodeIds")
 _MEANS = words("mean average nanmean median sum")
 _BENT = frozenset(
     ["relu", "tanh", "erf", "silu", "gelu", "normalize", "cumsum", "dropout", "nan_to_num"]
@@ -123,6 +124,8 @@ class Tensors(InPlace):
             return self.make(name, args, named)
         if not args:
             return NotImplemented
+        if (other := self.of_tokens(name, args, node, method)) is not NotImplemented:
+            return other
         if name in _SELECT:
             return self.select(name, args, named, node)
         first = known(args[0])
@@ -152,6 +155,22 @@ class Tensors(InPlace):
             return self.two(name, first, known(args[1]), node)
         out = self.reshaping(name, first, args, named)
         return view(out, first) if isinstance(out, Box) and name in _VIEWING else out
+
+    def of_tokens(self, name: str, args: list[Any], node: ast.AST, method: bool) -> Any:
+        """Tokens as text or as rows of which one entry is not nought; NotImplemented for others."""
+        if method and name in _TO_TEXT and len(args) > 1 and is_token(known(args[1])):
+            return as_text(known(args[1]))
+        if method and name == "encode" and TEXT in known(args[0]).marks:
+            return snapshot(args[0], marks=args[0].marks - {TEXT} | {OCTETS})
+        if name == "one_hot" and is_token(args[0]) and args[0].pos is not None:
+            ones = np.ones(args[0].pos.shape)
+            return snapshot(args[0], val=ones, marks=args[0].marks | {ONE_HOT})
+        if name == "einsum" and len(args) == 3 and isinstance(args[0], str):
+            picked = self.picked_out(known(args[1]), known(args[2]), node)
+            return (
+                NotImplemented if picked is None else self.reduce("sum", picked, [picked, -1], {})
+            )
+        return NotImplemented
 
     def two(self, name: str, first: Box, second: Box, node: ast.AST) -> Box:
         a, b = self.frozen([first, second])
@@ -198,7 +217,7 @@ class Tensors(InPlace):
         if name in _VIEWING:
             view(out, first)
         if name in {"softmax", "log_softmax", "sigmoid"}:
-            out.marks = out.marks - {"prob", "logprob"}
+            out.marks = out.marks - {"prob", "logprob", LEAST}
             out.marks |= {"logprob" if name == "log_softmax" else "prob"}
             out.val = None
         if first.val is not None and first.nll and name in _BENT:
@@ -242,10 +261,16 @@ class Tensors(InPlace):
             return elementwise(
                 self.frozen([first, args[1]]), np.maximum if name == "max" else np.minimum
             )
-        several = box.nll and len(box.scores) > 1 and "train" not in box.marks
+        if ONE_HOT in box.marks and box.nll:
+            box = snapshot(box, marks=box.marks - {ONE_HOT})
+            if name == "sum" and axis in (-1, len(box.shape or ())):
+                return box
+            box.val = box.val if name == "sum" and axis is None else None
+        several = len(box.scores) > 1 and "train" not in box.marks
         losses = several and box.val is not None and bool((box.val >= 0).all())
-        if losses and axis is not None and name in {"min", "amin"}:
-            box = self.warp(snapshot(box), "the better of several scores is taken")
+        if losses and name in {"min", "amin"} and (box.nll or axis is None):
+            box = snapshot(box, marks=box.marks | {LEAST})
+            box = box if axis is None else self.warp(box, "the better of several scores is taken")
         if name in {"sum", "mean", "nansum", "average", "nanmean"}:
             box = self.added_up(box, None)
         if is_token(box) and not box.nll and not _of_entries(box, axis):

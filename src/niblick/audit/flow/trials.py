@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import Box, is_token, snapshot
-from niblick.audit.flow.figures import PICKED, WARP
+from niblick.audit.flow.boxes import WITNESS, Box, is_token, snapshot
+from niblick.audit.flow.figures import ADDED, PICKED, SHARE, WARP
 from niblick.audit.flow.methods import called
 from niblick.audit.reads import name_of
 from niblick.audit.words import words
@@ -119,3 +119,15 @@ def throughout(value: Any, change: Callable[..., Any], *told: int) -> Any:
     elif isinstance(value, list):
         value[:] = [throughout(v, change, *told) for v in value]
     return change(value, *told)
+
+
+def over_ranks(value: Any, how: set[str]) -> None:
+    """A value becomes the sum of those that the ranks of a run have, or a mean of their sums, which
+    are larger than the loss, or the bytes, of any token.
+    """
+    if not isinstance(value, Box) or how & {"MIN", "MAX"}:
+        return
+    if "AVG" not in how:
+        value.marks |= {ADDED}
+    elif value.val is not None and value.val.max(initial=0) > WITNESS.max():
+        value.marks |= {SHARE}

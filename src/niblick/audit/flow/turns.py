@@ -253,6 +253,21 @@ def plain_items(items: Any) -> list[Any] | None:
         return None
 
 
+class Whole(list[Any]):
+    """A list of which no item is left out."""
+
+
+def are_known(items: Any) -> bool:
+    """Whether a loop goes over all that there is: a whole list, plain numbers or tuples of them, as
+    far as looked at.
+    """
+    if isinstance(items, (range, Whole)):
+        return True
+    with suppress(NotPlainError):
+        return isinstance(items, list) and bool(_plain([*items[:2], *items[-2:]]))
+    return False
+
+
 def _plain(value: Any, depth: int = _DEPTH) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value

@@ -31,12 +31,14 @@ POINTERS = {
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """A submission with the trace of its documented run, or of one with the `defaults` of its code
-    where that one scores nothing; `carried` are files its loader writes, `modules` (file, tree) the
-    Python modules beside its script.
+    where that one scores nothing, and of the same run by one process `alone` where that may tell
+    more; `carried` are files its loader writes, `modules` (file, tree) the Python modules beside
+    its script.
     """
 
     submission: Submission
     trace: Trace
+    alone: Trace | None = None
     carried: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     modules: tuple[tuple[str, ast.Module], ...] = ()

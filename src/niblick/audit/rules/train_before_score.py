@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from niblick.audit.flow.objects import ScoreEvent, UpdateEvent, Where
 from niblick.audit.rules.case import (
     Case,
@@ -65,7 +67,14 @@ def check(case: Case) -> list[Finding]:
                 ),
             )
         )
-    return out or _between(case)
+    return out or _between(case) or _by_others(case)
+
+
+def _by_others(case: Case) -> list[Finding]:
+    """What the weights learn of all processes' shares, where one of several was followed."""
+    if case.alone is None or case.alone is case.trace:
+        return []
+    return check(replace(case, trace=case.alone, alone=None))
 
 
 def _between(case: Case) -> list[Finding]:
