@@ -115,8 +115,7 @@ def train(
         chosen = read_recipe(source, settings, duration=duration, max_bytes=max_bytes, seed=seed)
     if tokenizer is not None and data is None:
         raise NiblickError("tokenizer goes with data; else set data.tokenizer")
-    place = None if out is None else Path(out)
-    with run.run_directory(world, place, name=chosen.name) as folder:
+    with run.run_directory(world, None if out is None else Path(out), name=chosen.name) as folder:
         if (folder / "recipe.toml").exists():
             raise NiblickError(f"{str(folder)!r} holds a run; choose another folder")
         if data is not None:
@@ -125,10 +124,8 @@ def train(
             chosen, said = fitted.recipe, list(fitted.said)
         else:
             chosen, said = fit_named(source, chosen, settings)
-        for line in said:
+        for line in (*said, *(f"warning: {warning}" for warning in check_packing(chosen))):
             tell(line)
-        for warning in check_packing(chosen):
-            tell(f"warning: {warning}")
         outcome = run.train_and_score(
             chosen, folder, world=world, on_progress=on_progress, on_stage=on_stage, say=tell
         )

@@ -5,6 +5,7 @@ several.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -121,18 +122,22 @@ def train_command(
         )
     elif tokenizer is not None:
         raise NiblickError("--tokenizer goes with --data; else --set data.tokenizer=...")
+    elif seeds is None:
+        run_once(_shaped(recipe, chosen, overrides or (), device), out, options)
     else:
-        with importing():
-            from niblick.report.shapes import fit_named
-            from niblick.runtime import read_world
-        chosen, said = fit_named(recipe, chosen, overrides or ())
-        if read_world(device).is_main:
-            for line in said:
-                print(line, file=sys.stderr, flush=True)
-        if seeds is None:
-            run_once(chosen, out, options)
-        else:
-            run_seeds(chosen, out, seeds, options)
+        run_seeds(_shaped(recipe, chosen, overrides or (), device), out, seeds, options)
+
+
+def _shaped(source: str, recipe: Recipe, overrides: Sequence[str], device: str | None) -> Recipe:
+    """The recipe in the shape that its cap wants, which the main process says."""
+    with importing():
+        from niblick.report.shapes import fit_named
+        from niblick.runtime import read_world
+    fitted, said = fit_named(source, recipe, overrides)
+    if read_world(device).is_main:
+        for line in said:
+            print(line, file=sys.stderr, flush=True)
+    return fitted
 
 
 def _refuse_idle(*, one: bool, side: tuple[object, object], packs: bool, several: bool) -> None:
