@@ -41,7 +41,7 @@ def make_card(
     `data`: `corpus`, `attribution`, `tokenizer`, `lossless`, `own` (a text of the user's).
     Of less than 5 kB of held-out text the score is not valid.
     """
-    summary = packed.summary()
+    summary, trained = packed.summary(), _as_trained(recipe, training)
     if packed.valid and packed.bytes < LEAST:
         reason = f"{packed.bytes:,} bytes of held-out text are too few; {LEAST:,} are needed"
         details = {**packed.details, "reason": reason, "too_short": True}
@@ -68,8 +68,8 @@ def make_card(
         "packed_bpb": packed.bpb,
         "tax_bpb": packed.bpb - floating.bpb,
         "qat": _qat(recipe, training),
-        "techniques": techniques(_as_trained(recipe, training), plan),
-        "new": new_techniques(recipe, plan),
+        "techniques": techniques(trained, plan),
+        "new": new_techniques(trained, plan),
         "baselines": baselines,
         "data": data,
         "ledger": artifact["ledger"],
