@@ -42,6 +42,7 @@ def test_a_smaller_shape_is_told_with_the_bits_of_its_weights_and_of_the_recipe_
     assert f"{bits_per_weight(found):.1f} bits each" in said
     assert f"own shape {bits_per_weight(recipe):.1f}" in said
     assert fit_cap(load_recipe("pocket")) == (load_recipe("pocket"), [])
+    assert bits_per_weight(capped("pocket", 100)) == 0
 
 
 def test_late_qat_does_not_wait_where_weights_have_few_bits() -> None:
@@ -49,6 +50,8 @@ def test_late_qat_does_not_wait_where_weights_have_few_bits() -> None:
     assert waits > 0
     assert fit_cap(capped("pocket", 700_000))[0].training.qat.min_passes == 0
     assert fit_cap(capped("pocket", 950_000))[0].training.qat.min_passes == waits
+    given = {"training.qat.min_passes"}
+    assert fit_cap(capped("pocket", 700_000), given)[0].training.qat.min_passes == waits
 
 
 def test_given_keys_and_a_vocabulary_that_is_not_learnt_stay() -> None:

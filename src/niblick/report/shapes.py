@@ -17,6 +17,7 @@ from niblick.recipe import Recipe, changed, list_recipes, load_recipe
 from niblick.text.learning import TRAINED
 
 VOCABULARY, WIDTH = "model.vocab_size", "model.dim"
+_PATIENCE = "training.qat.min_passes"
 _PARTS = (0.875, 0.75, 0.625, 0.5)  # of the recipe's width
 LEAST_BITS, _FEW = 1.5, 2.4  # bits a weight: for a shape to be taken, and for late QAT to pay soon
 
@@ -50,15 +51,15 @@ def fit_cap(recipe: Recipe, given: Collection[str] = ()) -> tuple[Recipe, list[s
         if _fits(found):
             break
     said = _changes(recipe, found)
-    late = found.training.qat
-    if late.enabled is True and late.min_passes and bits_per_weight(found) < _FEW:
-        found = changed(found, {"training.qat.min_passes": 0.0})
+    waits = found.training.qat.min_passes > 0 and _PATIENCE not in given
+    if waits and bits_per_weight(found) < _FEW:
+        found = changed(found, {_PATIENCE: 0.0})
     return found, said
 
 
 def bits_per_weight(recipe: Recipe) -> float:
     """What the cap leaves each weight, in bits."""
-    room = recipe.artifact.max_bytes - fixed_bytes(recipe)
+    room = max(recipe.artifact.max_bytes - fixed_bytes(recipe), 0)
     return 8 * room / make_plan(recipe.model).parameter_count
 
 
