@@ -22,7 +22,7 @@ from niblick.codecs.base import exported_tensors
 from niblick.errors import ArtifactError
 from niblick.exchange.statedict import read_state_dict
 from niblick.plan import Plan, Role, make_plan
-from niblick.recipe import Recipe, load_recipe, recipe_from_dict
+from niblick.recipe import Recipe, keyed, load_recipe, recipe_from_dict
 from niblick.registry import Registry
 from niblick.text.tokenizer import CHALLENGE, Tokenizer, load_tokenizer
 
@@ -148,14 +148,8 @@ def _infer(
     return recipe, inferred
 
 
-def _chosen(overrides: Sequence[str]) -> dict[str, str]:
-    """Key -> text of every override."""
-    parts = (item.partition("=") for item in overrides)
-    return {key.strip(): text.strip() for key, _, text in parts}
-
-
 def _number(overrides: Sequence[str], key: str, default: int) -> int:
-    text = _chosen(overrides).get(key, "")
+    text = keyed(overrides).get(key, "")
     return int(text) if re.fullmatch("[1-9][0-9]{0,8}", text) else default
 
 
@@ -186,7 +180,7 @@ def _assumed(recipe: Recipe, plan: Plan, overrides: Sequence[str]) -> dict[str, 
         keys.append("sidecar.layers")
     if model.skips.enabled and len(plan.layers) % 2:
         keys.append("skips.pop")
-    chosen = {key.replace("xsa_layers", "xsa_last") for key in _chosen(overrides)}
+    chosen = {key.replace("xsa_layers", "xsa_last") for key in keyed(overrides)}
     found = {}
     for key in (f"model.{key}" for key in keys):
         if not any(f"{key}.".startswith(f"{c}.") or c.startswith(f"{key}.") for c in chosen):
@@ -197,7 +191,7 @@ def _assumed(recipe: Recipe, plan: Plan, overrides: Sequence[str]) -> dict[str, 
 def _blame(recipe: Recipe, inferred: dict[str, Any], overrides: Sequence[str]) -> str:
     """The overrides that say something else than the tensors, as the end of an error line."""
     values, found = recipe.model_dump(mode="json"), []
-    for key in _chosen(overrides):
+    for key in keyed(overrides):
         told, used = _lookup(inferred, key), _lookup(values, key)
         if told is not None and told != used:
             found.append(f"--set {key} gives {used}, the tensors say {told}")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from niblick.recipe.compat import stored_values
     from niblick.recipe.load import (
         changed,
+        keyed,
         list_recipes,
         load_recipe,
         recipe_from_dict,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Recipe",
     "changed",
+    "keyed",
     "list_recipes",
     "load_recipe",
     "recipe_from_dict",
@@ -34,6 +36,7 @@ __getattr__ = lazily(
         "niblick.recipe.compat": ("stored_values",),
         "niblick.recipe.load": (
             "changed",
+            "keyed",
             "list_recipes",
             "load_recipe",
             "recipe_from_dict",

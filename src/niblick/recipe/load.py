@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,12 @@ def recipe_from_dict(
     if recipe.plugins:
         _need_plugins(recipe)
     return recipe
+
+
+def keyed(settings: Iterable[str]) -> dict[str, str]:
+    """Key -> text of settings such as `model.dim=96`, none of them checked."""
+    parts = (setting.partition("=") for setting in settings)
+    return {key.strip(): text.strip() for key, _, text in parts}
 
 
 def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

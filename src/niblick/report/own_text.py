@@ -19,8 +19,8 @@ from niblick.data.inputs import LARGE, is_large
 from niblick.data.manifest import load_manifest
 from niblick.data.prepare import prepare
 from niblick.errors import DataError, NiblickError, RecipeError
-from niblick.recipe import Recipe, changed, list_recipes
-from niblick.report.shapes import VOCABULARY, WIDTH, fit_cap, keys_of
+from niblick.recipe import Recipe, changed, keyed, list_recipes
+from niblick.report.shapes import VOCABULARY, WIDTH, fit_cap
 from niblick.text.learning import TRAINED, trained_as
 from niblick.text.tokenizer import Tokenizer, refuse_surrogates
 
@@ -63,7 +63,7 @@ def given_keys(
     """The recipe keys that the user has decided: all that are ever chosen, for a recipe file."""
     if str(source) not in list_recipes():
         return set(CHOSEN)
-    return keys_of(overrides) | ({DURATION} if duration is not None else set())
+    return set(keyed(overrides)) | ({DURATION} if duration is not None else set())
 
 
 def fit_data(

@@ -13,7 +13,7 @@ from niblick.artifact.sizes import artifact_sizes, fixed_bytes
 from niblick.codecs import CODECS
 from niblick.errors import RecipeError
 from niblick.plan import make_plan
-from niblick.recipe import Recipe, changed, list_recipes, load_recipe
+from niblick.recipe import Recipe, changed, keyed, list_recipes, load_recipe
 from niblick.text.learning import TRAINED
 
 VOCABULARY, WIDTH = "model.vocab_size", "model.dim"
@@ -22,17 +22,12 @@ _PARTS = (0.875, 0.75, 0.625, 0.5)  # of the recipe's width
 LEAST_BITS, _FEW = 1.5, 2.4  # bits a weight: for a shape to be taken, and for late QAT to pay soon
 
 
-def keys_of(settings: Collection[str]) -> set[str]:
-    """The keys of settings such as `model.dim=96`."""
-    return {setting.partition("=")[0].strip() for setting in settings}
-
-
 def fit_named(source: str, recipe: Recipe, settings: Collection[str]) -> tuple[Recipe, list[str]]:
     """`fit_cap` for the shipped recipe `source` under a smaller cap than its own.
 
     A recipe file, and one of which `settings` set any part of the model, stays as it is.
     """
-    given = keys_of(settings)
+    given = keyed(settings)
     if source not in list_recipes() or any(key.startswith("model.") for key in given):
         return recipe, []
     if recipe.artifact.max_bytes >= load_recipe(source).artifact.max_bytes:
