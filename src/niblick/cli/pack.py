@@ -106,5 +106,8 @@ def _print(packed: Packed) -> None:
     if told:
         print(*textwrap.wrap(f"packing: {told}", min(columns(), 100)), sep="\n")
     if each < LEAST_BITS:
-        smaller = "a smaller model, trained for such a cap (niblick train --max-bytes), loses less"
-        print(*textwrap.wrap(f"{each:.1f} bits a weight: {smaller}", min(columns(), 100)), sep="\n")
+        said = (
+            f"{each:.1f} bits a weight: a smaller model, trained for such a cap (niblick train"
+            " --max-bytes), may lose less"
+        )
+        print(*textwrap.wrap(said, min(columns(), 100)), sep="\n")
