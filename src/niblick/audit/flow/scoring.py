@@ -185,8 +185,7 @@ class Scoring(Shapes):
             if ONE_HOT in hot.marks and values.roots and not values.nll:
                 target = snapshot(hot, marks=hot.marks - {ONE_HOT})
                 out = self.score(values, target, node, picked=True)
-                told = out.val is not None and hot.val is not None
-                out.val = out.val * hot.val if told else None  # type: ignore[operator]
+                out.val = None if out.val is None or hot.val is None else out.val * hot.val
                 out.marks |= {ONE_HOT}
                 return out
         return None

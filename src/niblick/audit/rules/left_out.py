@@ -19,7 +19,7 @@ from niblick.audit.types import Finding, Severity
 
 _SHORTEST, _SHARE = 8, 0.02  # a gap, in positions and of what is scored after it
 _WHOLE = 0.7  # of the split, at least, where the last windows are left out
-_LAST = 16
+_LAST = 16  # figures that are looked at, from the end
 _TOKENS = np.asarray(stream().val)
 
 

@@ -75,10 +75,12 @@ def layers(init: Iterable[ast.stmt], linear: frozenset[str]) -> Iterator[tuple[s
     of the classes that mix along the last axis.
     """
     for node in init:
-        value = node.value if isinstance(node, ast.Assign) else None
-        if not isinstance(value, ast.Call) or not isinstance(node.targets[0], ast.Attribute):  # type: ignore[attr-defined]
+        target, value = (
+            (node.targets[0], node.value) if isinstance(node, ast.Assign) else (None, None)
+        )
+        if not isinstance(target, ast.Attribute) or not isinstance(value, ast.Call):
             continue
-        name, made = node.targets[0].attr, name_of(value.func)  # type: ignore[attr-defined]
+        name, made = target.attr, name_of(value.func)
         content = value.args[0] if value.args else None
         if any(k.arg == "bidirectional" and plain(k.value) is True for k in value.keywords):
             yield name, BOTH
