@@ -72,6 +72,16 @@ def test_a_model_that_looks_ahead_is_a_breach() -> None:
     assert (finding.severity, finding.verdict) == (Severity.BREACH, "flag_other")
 
 
+def test_logits_far_apart_from_each_other_hide_no_look_ahead() -> None:
+    apart = """
+    def MIX(h):
+        return torch.cat([h + h.mean(1, keepdim=True), torch.full_like(h[..., :1], 400.0)], -1)
+    nn.Linear = lambda i, o, inner=nn.Linear: inner(i + 1, o)
+"""
+    finding = seen(apart)["dynamic-causality"]
+    assert (finding.severity, finding.verdict) == (Severity.BREACH, "flag_other")
+
+
 def test_a_model_that_sees_its_targets_is_a_breach() -> None:
     told = textwrap.dedent(HEAD).replace("forward_logits", "logits_of")
     told = told.replace("self.logits_of(x)", "self.logits_of(x) + self.head(self.embed(y))")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -94,7 +94,7 @@ def _walk(node: ast.AST, own: set[str], function: ast.FunctionDef | None) -> Ite
 
 
 def build(site: Site, module: ModuleType, *, device: str, settings: Any = None) -> Any:
-    """The model of `site` on `device` ("meta", "cpu", or "empty": CPU memory that is not
+    """The model of `site` on `device` ("meta", "cpu", or "empty": on the CPU, its matrices not
     initialised).
 
     Raises whatever the construction raises.
@@ -111,21 +111,28 @@ def build(site: Site, module: ModuleType, *, device: str, settings: Any = None) 
 
 @contextlib.contextmanager
 def _without_initialisation(torch: Any) -> Iterator[None]:
-    """Skips torch's initialisers, which cost most of the time of building a model just to count
-    it.
+    """Skips torch's initialisers of all but vectors: they cost most of the time of building a model
+    just to count it.
     """
     init = torch.nn.init
     plain = {
         name: value for name, value in vars(init).items() if name.endswith("_") and callable(value)
     }
     try:
-        for name in plain:
+        for name, value in plain.items():
             if not name.startswith("_"):
-                setattr(init, name, lambda tensor, *_, **__: tensor)
+                setattr(init, name, _of_vectors(value))
         yield
     finally:
         for name, value in plain.items():
             setattr(init, name, value)
+
+
+def _of_vectors(initialise: Callable[..., Any]) -> Callable[..., Any]:
+    """The initialiser, which leaves tensors of more than one dimension as they are."""
+    return lambda tensor, *args, **kwargs: (
+        tensor if tensor.dim() > 1 else initialise(tensor, *args, **kwargs)
+    )
 
 
 def models(

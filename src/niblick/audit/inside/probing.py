@@ -109,7 +109,7 @@ def _ways(model: Any, vocab: int) -> Iterator[tuple[Callable[[Any, Any], Any], b
 
 def probe(model: Any, vocab: int, bos: int = 1) -> dict[str, Any]:
     """The measurements, or `{"unusable": reason}`; differences are the largest of absolute logit
-    differences.
+    differences, the scale is how far logits spread over positions.
     """
     import torch
 
@@ -127,7 +127,7 @@ def probe(model: Any, vocab: int, bos: int = 1) -> dict[str, Any]:
     seen: dict[str, Any] = {
         "length": length,
         "takes_targets": takes_targets,
-        "scale": float(base.std()),
+        "scale": float((base - base.mean(1, keepdim=True)).std()),
     }
     seen["repeat"] = _difference(base, call(tokens, targets))
     seen["future"] = max(_future(call, tokens, targets, other, base, cut) for cut in cuts)

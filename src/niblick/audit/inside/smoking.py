@@ -42,6 +42,9 @@ def run(job: dict[str, Any], tell: Tell) -> dict[str, Any]:
 
 
 def _probed(module: Any, texts: list[str]) -> dict[str, Any]:
+    import torch
+
+    torch.manual_seed(0)
     text, vocab = modelling.program_text(module, texts), setting(module, "vocab")
     found = modelling.models(text, module, device="empty")
     if not found or vocab is None:
