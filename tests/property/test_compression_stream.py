@@ -16,13 +16,20 @@ from hypothesis.extra import numpy as npst
 
 from decoded import quantizers
 from niblick.codecs.contexts import table_limits, table_means
-from niblick.codecs.feedback import deinterleave, factor, interleave, round_columns
+from niblick.codecs.feedback import deinterleave, factor, interleave, path_order, round_columns
 from niblick.codecs.fixed import fixed_power, power_of_two, prior
 from niblick.codecs.grid import Grid
-from niblick.codecs.native import load_native, search_paths
+from niblick.codecs.native import load_native, search_coupled, search_paths
 from niblick.codecs.symbols import Decoder, Encoder
 from niblick.codecs.tensor_stream import new_tables, read_tensor, write_tensor
-from niblick.codecs.trellis import SCALAR, TRELLIS, TrellisCode, reference_search, search
+from niblick.codecs.trellis import (
+    SCALAR,
+    TRELLIS,
+    TrellisCode,
+    reference_coupled,
+    reference_search,
+    search,
+)
 from niblick.errors import ArtifactError
 from niblick.plan import Init, Parameter, Role
 
@@ -148,6 +155,73 @@ def test_the_compiled_search_equals_the_reference_bit_for_bit(
     one = search_paths(library, target, bits, kinds, TRELLIS.branches()[1], 0.04)
     two = reference_search(TRELLIS, target, bits, kinds, 0.04)
     assert (one[0] == two[0]).all() and (one[1] == two[1]).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.sampled_from([1, 5, 64]),
+    st.sampled_from([0.1, 1.0, 7.0, 500.0]),
+    st.integers(0, 999),
+)
+def test_coupled_rows_are_searched_alike_compiled_and_not(
+    rows: int, batch: int, paths: int, block: int, scale: float, seed: int
+) -> None:
+    library = load_native(build=True)
+    if library is None:
+        pytest.skip("no C compiler")
+    generator, paths = np.random.default_rng(seed), min(paths, rows)
+    target = np.round(generator.normal(size=(batch, rows)) * scale, int(generator.integers(0, 9)))
+    bits, kinds = (
+        np.abs(generator.normal(size=(5, 2, 12))) * 3,
+        generator.integers(0, 5, (batch, rows)),
+    )
+    coupling = np.triu(generator.normal(size=(batch, rows, rows)) * 0.3, 1)
+    arguments = (target, bits, kinds, TRELLIS.branches()[1], 0.04, coupling, paths, block)
+    for one, two in zip(
+        search_coupled(library, *arguments), reference_coupled(*arguments), strict=True
+    ):
+        assert (one == two).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 3), st.integers(1, 4), st.integers(0, 999))
+def test_rows_whose_errors_go_nowhere_are_searched_as_paths_apart(
+    rows: int, batch: int, paths: int, seed: int
+) -> None:
+    generator, paths = np.random.default_rng(seed), min(paths, rows)
+    weight, bits = generator.normal(size=(batch, rows, 2)) * 3, np.abs(np.arange(24.0) % 12)
+    arguments = (
+        *(np.ones((batch, rows, 2)), np.zeros((batch, 2, 2)), TRELLIS, paths),
+        *(bits.reshape(1, 2, 12), np.zeros((batch, rows, 2), dtype=np.int64), 0.04),
+    )
+    apart = round_columns(weight, *arguments)
+    coupled = round_columns(weight, *arguments, np.zeros((batch, rows, rows)))
+    assert (apart[0] == coupled[0]).all() and (apart[1] == coupled[1]).all()
+    assert apart[2] == pytest.approx(coupled[2])
+
+
+@pytest.mark.parametrize(("rows", "paths"), [(64, 1), (300, 2)])
+def test_rows_that_absorb_errors_lower_the_cost_on_both_sides(rows: int, paths: int) -> None:
+    generator = np.random.default_rng(3)
+    left = np.cov(generator.normal(size=(rows, 3 * rows)) + 2 * generator.normal(size=3 * rows))
+    across = np.cov(generator.normal(size=(16, 60)) + generator.normal(size=60))
+    weight = generator.normal(size=(1, rows, 16))
+    step, kinds = np.full((1, rows, 16), 0.4), np.zeros((1, rows, 16), dtype=np.int64)
+    feedback, _ = factor(across, 1e-6, 1e-6)
+    order = path_order(rows, paths)
+    coupling, conditional = factor(left[np.ix_(order, order)], 1e-6, 1e-6)
+    costs = []
+    for down in (None, coupling[None]):
+        _, levels, _ = round_columns(
+            weight, step, feedback[None], TRELLIS, paths, np.zeros((1, 2, 50)), kinds, 0.0, down
+        )
+        error = weight[0] - levels[0] * 0.4
+        costs.append(float(np.trace(left @ error @ across @ error.T)))
+    # What is left of an independent error's cost is what rows cost once those after them may move.
+    assert costs[1] < 1.2 * costs[0] * conditional.sum() / left.trace() < 0.6 * costs[0]
 
 
 def test_a_trellis_needs_fewer_bits_than_plain_rounding_for_the_same_error() -> None:

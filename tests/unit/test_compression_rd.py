@@ -23,7 +23,7 @@ from niblick.compression.packing import Packed, pack, packing_errors
 from niblick.compression.sensitivity import measure
 from niblick.errors import ArtifactError, CapacityError
 from niblick.model import LanguageModel
-from niblick.plan import make_plan
+from niblick.plan import Role, make_plan
 from niblick.recipe import Recipe, recipe_from_dict
 from niblick.text.tokenizer import load_tokenizer
 
@@ -152,6 +152,18 @@ def test_a_looped_blocks_cost_grows_with_its_visits() -> None:
             next(entry.trace for name, entry in found.items() if name.endswith("mlp.fc.weight"))
         )
     assert traces[1] > 1.5 * traces[0]
+
+
+def test_rows_are_measured_together_in_matrices_and_apart_in_tables() -> None:
+    model = LanguageModel(small().model, seed=0).eval()
+    model.load_state_dict(weights(small()))
+    found = measure(model, calibration())
+    for parameter in model.plan.exported:
+        rows, columns, left = found[parameter.name]
+        assert (left is not None) == (parameter.role is Role.MATRIX), parameter.name
+        if left is not None:
+            assert np.allclose(np.diagonal(left), rows) and np.allclose(left, left.T)
+            assert np.trace(left) == pytest.approx(np.trace(columns), rel=1e-5)
 
 
 def test_repetitive_weights_take_next_to_nothing_and_decode(tmp_path: Path) -> None:

@@ -58,11 +58,12 @@ class Sensitivity(NamedTuple):
     """Fisher factors of one tensor in its (R, C) layout, per token, in nats per squared weight.
 
     The cost of an error E is about 1/2 tr(L E A E^T) / t with t = tr L = tr A; `rows` is L's
-    diagonal (R,), `columns` is A (C, C).
+    diagonal (R,), `columns` is A (C, C), `left` all of L (R, R) where it was measured.
     """
 
     rows: NDArray[np.float64]
     columns: NDArray[np.float64]
+    left: NDArray[np.float64] | None = None
 
     @property
     def trace(self) -> float:

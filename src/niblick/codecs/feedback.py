@@ -1,9 +1,13 @@
-"""Successive quantization with error feedback: columns absorb the errors of those before them.
+"""Successive quantization with error feedback: columns, and rows within them, absorb the errors of
+those before them.
 
 For a cost tr(L E A E^T) with A = (U + I) D (U + I)^T, U strictly upper triangular, column k is
-rounded to w_k + sum_{j<k} e_j U_jk (GPTQ in the form of LDLQ); what remains is sum_k D_k |rounding
-error_k|^2. The rate is then spent best when the step of column k is proportional to D_k^(-1/2)
-(water-filling, as in WaterSIC), that of row r to L_rr^(-1/2).
+rounded to t_k = w_k + sum_{j<k} e_j U_jk (GPTQ in the form of LDLQ); with L = (V + I) G (V + I)^T
+its row r to t_rk + sum_{j<r} V_jr (t_jk - q_jk), q being what a weight is rounded to (both sides:
+YAQA, Tseng et al. 2025). What remains is the sum of G_r D_k times the squared rounding error of row
+r and column k. The rate is then spent best when the step of column k is proportional to D_k^(-1/2)
+(water-filling, as in WaterSIC), that of row r to G_r^(-1/2); where L is known by its diagonal
+alone, V is 0.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from niblick.codecs.trellis import TrellisCode, search
+from niblick.codecs.trellis import TrellisCode, search, search_coupled
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -48,12 +52,14 @@ def round_columns(
     bits: Floats,
     kinds: Ints,
     multiplier: float,
+    coupling: Floats | None = None,
 ) -> tuple[Ints, Ints, float]:
     """Symbols (B, R, C), levels (B, R, C) and squared error of B matrices of one shape.
 
     `weight`, `step` and `kinds` are (B, R, C), `feedback` (B, C, C). The squared error is of the
     rounding alone, in units of steps, over everything. Each column's rows form `paths` interleaved
-    trellis paths: row r belongs to path r mod `paths`.
+    trellis paths: row r belongs to path r mod `paths`. `coupling` (B, R, R) is V in units of the
+    rows' steps, its rows path after path.
     """
     batch, rows, columns = weight.shape
     # Columns first, so that each is contiguous.
@@ -67,20 +73,51 @@ def round_columns(
             target = (
                 pending[:, k] + np.matmul(feedback[:, None, begin:k, k], error[:, begin:k])[:, 0]
             )
-            found, level = search(
-                code,
-                interleave(target / step[:, k], paths),
-                bits,
-                interleave(kinds[:, k], paths),
-                multiplier,
-            )
-            symbols[:, k] = deinterleave(found, batch, rows, paths)
-            levels[:, k] = deinterleave(level, batch, rows, paths)
+            aim = target / step[:, k]
+            arguments = (code, aim, bits, kinds[:, k], multiplier)
+            if coupling is None:
+                symbols[:, k], levels[:, k] = _apart(*arguments, paths)
+            else:
+                symbols[:, k], levels[:, k], aim = _together(*arguments, coupling, paths)
             error[:, k] = weight[:, :, k] - levels[:, k] * step[:, k]
-            residual += float(((target / step[:, k] - levels[:, k]) ** 2).sum())
+            residual += float(((aim - levels[:, k]) ** 2).sum())
         later = feedback[:, begin:end, end:].transpose(0, 2, 1)
         pending[:, end:] += np.matmul(later, error[:, begin:end])
     return symbols.transpose(0, 2, 1), levels.transpose(0, 2, 1), residual
+
+
+def path_order(rows: int, paths: int) -> Ints:
+    """The rows, path after path."""
+    return np.concatenate([np.arange(path, rows, paths) for path in range(paths)])
+
+
+def _apart(
+    code: TrellisCode, target: Floats, bits: Floats, kinds: Ints, multiplier: float, paths: int
+) -> tuple[Ints, Ints]:
+    """Symbols and levels (B, R) of one column of B matrices."""
+    batch, rows = target.shape
+    found, level = search(
+        code, interleave(target, paths), bits, interleave(kinds, paths), multiplier
+    )
+    return deinterleave(found, batch, rows, paths), deinterleave(level, batch, rows, paths)
+
+
+def _together(
+    code: TrellisCode,
+    target: Floats,
+    bits: Floats,
+    kinds: Ints,
+    multiplier: float,
+    coupling: Floats,
+    paths: int,
+) -> tuple[Ints, Ints, Floats]:
+    """The same with rows that absorb errors, and the aims (B, R)."""
+    order = path_order(target.shape[1], paths)
+    back = np.argsort(order)
+    symbols, levels, aim = search_coupled(
+        code, target[:, order], bits, kinds[:, order], multiplier, coupling, paths
+    )
+    return symbols[:, back], levels[:, back], aim[:, back]
 
 
 def interleave(values: NDArray[Any], paths: int) -> NDArray[Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.codecs.base import QUANTIZED_ROLES, Sensitivity
-from niblick.codecs.feedback import factor
+from niblick.codecs.feedback import factor, path_order
 from niblick.codecs.fixed import power_of_two, powers
 from niblick.codecs.matrices import from_matrix, matrix_shape, origin
 from niblick.codecs.quantized import QuantizedTensor, Tensor, narrow
@@ -27,6 +27,9 @@ _ROW_FLOOR = {Role.EMBEDDING: 0.05}
 _DEFAULT_ROW_FLOOR = 0.01
 _LARGEST_EXPONENT, _LARGEST_TENSOR_EXPONENT = 60, 400
 _PATH = 256
+# A scalar step is as wide as 1.75 trellis steps at equal price. At two bits and fewer the errors of
+# many matrices cost more together than their sum.
+_SCALAR_QUARTERS, _MATRIX_QUARTERS = 3, -1
 
 
 class Grid(NamedTuple):
@@ -62,25 +65,48 @@ def unit(length: int) -> int:
     return 1 if length >= 128 else 2 if length >= 24 else 4
 
 
-def make_grid(parameter: Parameter, sensitivity: Sensitivity) -> tuple[Grid, Floats]:
-    """The grid of one tensor for delta = 1, and the feedback (C, C) of its columns."""
-    feedback, conditional = factor(sensitivity.columns, DAMPING, FLOOR)
+class Feedback(NamedTuple):
+    """What errors do to later columns (C, C), and to later rows (R, R): in units of their steps,
+    path after path; None where rows are apart.
+    """
+
+    columns: Floats
+    rows: Floats | None
+
+
+def make_grid(parameter: Parameter, sensitivity: Sensitivity) -> tuple[Grid, Feedback]:
+    """The grid of one tensor for delta = 1, and the feedback of its errors."""
+    across, conditional = factor(sensitivity.columns, DAMPING, FLOOR)
     rows, columns = matrix_shape(parameter)
-    weights = np.maximum(sensitivity.rows, 1e-30)
+    weights, down, order = sensitivity.rows, None, path_order(rows, paths_of(parameter))
+    if sensitivity.left is not None and code_of(parameter).states > 1:
+        down, found = factor(sensitivity.left[np.ix_(order, order)], DAMPING, FLOOR)
+        weights = found[np.argsort(order)] if sensitivity.trace else weights
+    weights = np.maximum(weights, 1e-30)
     weights = weights + _ROW_FLOOR.get(parameter.role, _DEFAULT_ROW_FLOOR) * weights.mean()
     row_log = -2 * np.log2(weights)
     column_log = -2 * np.log2(conditional)
     row_middle, column_middle = float(np.median(row_log)), float(np.median(column_log))
     total = row_middle + column_middle + 2 * np.log2(max(sensitivity.trace, 1e-30))
     tensor = int(np.clip(round(total), -_LARGEST_TENSOR_EXPONENT, _LARGEST_TENSOR_EXPONENT))
-    return (
-        Grid(
-            tensor,
-            _coarse(row_log - row_middle, columns),
-            _coarse(column_log - column_middle, rows),
-        ),
-        feedback,
+    grid = Grid(
+        tensor + wider(parameter),
+        _coarse(row_log - row_middle, columns),
+        _coarse(column_log - column_middle, rows),
     )
+    if down is not None:
+        steps = powers(grid.rows)[order]
+        down *= steps[:, None] / steps
+    return grid, Feedback(across, down)
+
+
+def wider(parameter: Parameter) -> int:
+    """By how many quarter octaves a tensor's steps are wider than what its errors cost by the
+    quadratic model.
+    """
+    if code_of(parameter).states == 1:
+        return _SCALAR_QUARTERS
+    return _MATRIX_QUARTERS if parameter.role is Role.MATRIX else 0
 
 
 def _coarse(logs: Floats, length: int) -> Ints:

@@ -11,20 +11,19 @@ from numpy.typing import NDArray
 from niblick.codecs.base import Sensitivity
 from niblick.codecs.contexts import LEVELS, SCALAR_KIND, THRESHOLDS
 from niblick.codecs.feedback import round_columns
-from niblick.codecs.grid import Grid, code_of, make_grid, paths_of, restore
+from niblick.codecs.grid import Grid, code_of, make_grid, paths_of, restore, wider
 from niblick.codecs.matrices import as_matrix, matrix_shape, origin
 from niblick.codecs.quantized import Floats as Weights
 from niblick.codecs.quantized import Tensor
 from niblick.codecs.symbols import Tables
 from niblick.codecs.tensor_stream import LARGEST_SYMBOL, new_tables
 from niblick.codecs.trellis import SCALAR, TRELLIS, TrellisCode
-from niblick.plan import Parameter, Plan
+from niblick.plan import Parameter, Plan, Role
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# Price of a bit in squared steps. A scalar step is as wide as 1.75 trellis steps at equal price.
+# Price of a bit in squared steps.
 MULTIPLIER = {TRELLIS.states: 0.04, SCALAR.states: 0.03}
-_SCALAR_QUARTERS = 3
 _SAMPLE = 4096
 _PRICED = 64
 
@@ -55,13 +54,14 @@ class Candidate:
 
 @dataclass
 class _Group:
-    """Tensors of one shape and trellis code, rounded side by side."""
+    """Tensors of one shape, role and trellis code, rounded side by side."""
 
     code: TrellisCode
     paths: int
     parameters: list[Parameter]
     weight: Floats
     feedback: Floats
+    coupling: Floats | None
     grids: list[Grid] = field(default_factory=list)
 
 
@@ -73,9 +73,9 @@ class Rounder:
     ) -> None:
         self.parameters = plan.exported
         self.tables: Tables = new_tables()
-        alike: dict[tuple[int, int, int], list[Parameter]] = {}
+        alike: dict[tuple[int, int, int, Role], list[Parameter]] = {}
         for parameter in plan.exported:
-            key = (*matrix_shape(parameter), code_of(parameter).states)
+            key = (*matrix_shape(parameter), code_of(parameter).states, parameter.role)
             alike.setdefault(key, []).append(parameter)
         self._groups = [_group(members, tensors, sensitivities) for members in alike.values()]
         self._samples = [sample for group in self._groups for sample in _samples(group)]
@@ -124,12 +124,17 @@ def _group(
 ) -> _Group:
     code = code_of(members[0])
     weight = np.stack([as_matrix(p, tensors[p.name] - origin(p)) for p in members])
-    made = [make_grid(p, sensitivities[p.name]) for p in members]
-    widen = _SCALAR_QUARTERS if code.states == 1 else 0
-    grids = [Grid(grid.tensor + widen, grid.rows, grid.columns) for grid, _ in made]
-    feedback = np.stack([matrix for _, matrix in made])
-    paths = paths_of(members[0]) if code.states > 1 else 1
-    return _Group(code, paths, members, weight.astype(np.float64), feedback, grids)
+    grids, feedback = zip(*(make_grid(p, sensitivities[p.name]) for p in members), strict=True)
+    down = [each.rows for each in feedback if each.rows is not None]
+    return _Group(
+        code,
+        paths_of(members[0]) if code.states > 1 else 1,
+        members,
+        weight.astype(np.float64),
+        np.stack([each.columns for each in feedback]),
+        np.stack(down) if len(down) == len(members) else None,
+        list(grids),
+    )
 
 
 def _samples(group: _Group) -> list[tuple[Floats, int]]:
@@ -188,6 +193,7 @@ def _round_group(group: _Group, delta: float, tables: Tables) -> tuple[Ints, Int
         _prices(tables, group.code),
         kinds,
         MULTIPLIER[group.code.states],
+        group.coupling,
     )
-    widen = 2 ** (_SCALAR_QUARTERS / 2) if group.code.states == 1 else 1.0
-    return symbols, levels, 0.5 * residual * widen * delta**2
+    cost = 0.5 * residual * delta**2 * 2 ** (wider(group.parameters[0]) / 2)
+    return symbols, levels, cost

@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from niblick.codecs.native import load_native, search_paths
+from niblick.codecs import native
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+_BLOCK = 64  # rows over which paths carry errors of their own
 
 
 class TrellisCode(NamedTuple):
@@ -71,10 +72,10 @@ def search(
     quantizer; `kinds` (L, N) chooses the row. Minimises sum (target - level)^2 + multiplier * bits
     along each path. Compiled where it can be, with the same result bit for bit.
     """
-    library = load_native(build=True) if code.states > 1 else None
+    library = native.load_native(build=True) if code.states > 1 else None
     if library is not None:
         subset = code.branches()[1]
-        chosen, quantizer = search_paths(library, target, bits, kinds, subset, multiplier)
+        chosen, quantizer = native.search_paths(library, target, bits, kinds, subset, multiplier)
     else:
         chosen, quantizer = reference_search(code, target, bits, kinds, multiplier)
     symbols = np.where(target < 0, -chosen, chosen)
@@ -92,31 +93,149 @@ def reference_search(
     return chosen, np.zeros_like(chosen)
 
 
+def search_coupled(
+    code: TrellisCode,
+    target: Floats,
+    bits: Floats,
+    kinds: Ints,
+    multiplier: float,
+    coupling: Floats,
+    paths: int,
+) -> tuple[Ints, Ints, Floats]:
+    """As `search`, for rows whose errors move the targets of those after them: symbols, levels and
+    aims (B, R).
+
+    `target` and `kinds` (B, R) hold the rows of B columns in the order of coding, path after path;
+    path p of `paths` has the rows p, p + paths, ... An aim is the target and `coupling` (B, R, R),
+    strictly upper, times the errors target - level before it; what is minimised is the aim's
+    distance from the level. Within a block of 64 rows paths that end in different states carry
+    errors of their own; to later rows all carry those of the cheapest by then.
+    """
+    library = native.load_native(build=True)
+    arguments = (bits, kinds, code.branches()[1], multiplier, coupling, paths, _BLOCK)
+    if library is None:
+        return reference_coupled(target, *arguments)
+    return native.search_coupled(library, target, *arguments)
+
+
+def reference_coupled(
+    target: Floats,
+    bits: Floats,
+    kinds: Ints,
+    subset: Ints,
+    multiplier: float,
+    coupling: Floats,
+    paths: int,
+    block: int,
+) -> tuple[Ints, Ints, Floats]:
+    """`search_coupled` in plain numpy, for the trellis of eight states."""
+    batch, rows = target.shape
+    settled, aims = np.zeros((batch, rows)), np.empty((batch, rows))
+    symbols, levels = np.empty((2, batch, rows), dtype=np.int64)
+
+    def trace(steps: list[_Step], total: Floats, end: int) -> None:
+        state, row = total.argmin(axis=1), np.arange(batch)
+        for r, step in zip(range(end - 1, -1, -1), reversed(steps), strict=False):
+            symbols[:, r], levels[:, r] = step.symbol[row, state], step.level[row, state]
+            aims[:, r], state = step.aim[row, state], step.before[row, state]
+
+    def carry(begin: int, end: int, to: int) -> None:
+        for r in range(begin, end):
+            error = target[:, r] - levels[:, r]
+            settled[:, end:to] += error[:, None] * coupling[:, r, end:to]
+
+    begin = 0
+    for path in range(paths):
+        end, steps = begin + len(range(path, rows, paths)), list[_Step]()
+        total = np.where(np.arange(subset.shape[1]) == 0, 0.0, 1e30) * np.ones((batch, 1))
+        for first in range(begin, end, block):
+            last = min(first + block, end)
+            carried = np.repeat(settled[:, None, first:last], subset.shape[1], axis=1)
+            for i in range(last - first):
+                here = target[:, first + i, None]
+                aim = here + carried[:, :, i]
+                total, step = _advance(
+                    aim, bits, kinds[:, first + i, None], subset, multiplier, total
+                )
+                steps.append(step)
+                onward = coupling[:, first + i, None, first:last]
+                carried = carried[np.arange(batch)[:, None], step.before]
+                carried = carried + (here - step.level)[:, :, None] * onward
+            trace(steps[first - begin :], total, last)
+            carry(first, last, end)
+        trace(steps, total, end)
+        carry(begin, end, rows)
+        begin = end
+    return symbols, levels, aims
+
+
+class _Step(NamedTuple):
+    """Where the cheapest path to each state (B, S) came from, its symbol, level and aim."""
+
+    before: Ints
+    symbol: Ints
+    level: Ints
+    aim: Floats
+
+
+def _advance(
+    aim: Floats, bits: Floats, kinds: Ints, subset: Ints, multiplier: float, total: Floats
+) -> tuple[Floats, _Step]:
+    """One row more of aims (B, S): what the cheapest way to each state costs, and it."""
+    half, column = subset.shape[1] // 2, np.arange(len(aim))[:, None]
+    lower, quantizer = np.arange(2 * half) // 2, np.arange(2 * half) % 2
+    options = [
+        _nearest(np.abs(aim), quantizer, parity, bits, kinds, multiplier) for parity in (0, 1)
+    ]
+    cost, size = (np.stack([option[k] for option in options], axis=2) for k in (0, 1))
+    parity = subset & 1
+    one = total[:, lower] + cost[:, lower, parity[0]]
+    two = total[:, lower + half] + cost[:, lower + half, parity[1]]
+    before = lower + half * (two < one)
+    taken = size[column, before, np.where(two < one, parity[1], parity[0])]
+    aimed = aim[column, before]
+    sign = np.where(aimed < 0, -1, 1)
+    level = sign * (2 * taken - quantizer[before] * (taken > 0))
+    return np.where(two < one, two, one), _Step(before, sign * taken, level, aimed)
+
+
 def _candidates(
     code: TrellisCode, size: Floats, bits: Floats, kinds: Ints, multiplier: float
 ) -> tuple[Floats, Ints]:
     """For each subset the cheaper of its two nearest magnitudes towards zero: (4, L, N)."""
-    last = bits.shape[2] - 1
     subsets = 4 if code.states > 1 else 2
     cost = np.empty((subsets, *size.shape))
     magnitude = np.empty((subsets, *size.shape), dtype=np.int64)
     for subset in range(subsets):
         quantizer, parity = divmod(subset, 2)
-        prices = bits[:, quantizer]
-        near = (
-            2 * np.rint(((size + quantizer) / code.stride - parity) / 2).astype(np.int64) + parity
+        cost[subset], magnitude[subset] = _nearest(
+            size, quantizer, parity, bits, kinds, multiplier, code.stride
         )
-        near = np.maximum(near, parity)
-        below = np.maximum(near - 2, parity)
-        options = []
-        for symbol in (near, below):
-            level = code.stride * symbol - quantizer * (symbol > 0)
-            price = prices[kinds, np.minimum(symbol, last)] + np.maximum(symbol - last, 0) * 0.01
-            options.append((size - level) ** 2 + multiplier * price)
-        keep = options[0] <= options[1]
-        cost[subset] = np.where(keep, options[0], options[1])
-        magnitude[subset] = np.where(keep, near, below)
     return cost, magnitude
+
+
+def _nearest(
+    size: Floats,
+    quantizer: int | Ints,
+    parity: int,
+    bits: Floats,
+    kinds: Ints,
+    multiplier: float,
+    stride: int = 2,
+) -> tuple[Floats, Ints]:
+    """Of a subset's two nearest magnitudes towards zero the cheaper one: its cost, and it."""
+    last = bits.shape[2] - 1
+    whole = ((size + quantizer) / stride).astype(np.int64)
+    near = whole + ((whole ^ parity) & 1)
+    below = np.maximum(near - 2, parity)
+    options = []
+    for symbol in (near, below):
+        level = stride * symbol - quantizer * (symbol > 0)
+        price = bits[kinds, quantizer, np.minimum(symbol, last)]
+        price = price + np.maximum(symbol - last, 0) * 0.01
+        options.append((size - level) ** 2 + multiplier * price)
+    keep = options[0] <= options[1]
+    return np.where(keep, options[0], options[1]), np.where(keep, near, below)
 
 
 def _viterbi(code: TrellisCode, cost: Floats, magnitude: Ints) -> tuple[Ints, Ints]:

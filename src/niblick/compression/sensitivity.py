@@ -27,12 +27,14 @@ from niblick.model import LanguageModel, members_of, new_model
 from niblick.model.accelerated import accelerate
 from niblick.model.kernels import load_kernels, use_kernels
 from niblick.optim import LOW_PRECISION
+from niblick.plan import Role
 from niblick.recipe import Recipe
 from niblick.runtime import choose_precision
 from niblick.units import Duration
 
 _MARGIN = 1.25  # of the time that measuring is expected to take
-Factors = tuple[NDArray[np.float64], NDArray[np.float64]]
+_MOST_ROWS = 512  # of a matrix whose rows absorb errors: more take long, and gain little
+Factors = list[NDArray[np.float64]]
 
 
 def measure(
@@ -65,10 +67,14 @@ def measure(
             "no calibration tokens were given; this codec needs batches of training tokens"
         )
     calibration.seconds = before + perf_counter() - started
-    return {
-        name: Sensitivity(rows / tokens, columns / tokens)
-        for name, (rows, columns) in found.items()
-    }
+    return {name: _sensitivity(*(sums / tokens for sums in each)) for name, each in found.items()}
+
+
+def _sensitivity(columns: NDArray[np.float64], rows: NDArray[np.float64]) -> Sensitivity:
+    """From A and from L, all of it or its diagonal."""
+    if rows.ndim == 1:
+        return Sensitivity(rows, columns)
+    return Sensitivity(np.diagonal(rows), columns, rows)
 
 
 def estimate_seconds(recipe: Recipe, calibration: Calibration, device: str = "cpu") -> float:
@@ -117,11 +123,12 @@ def _accumulate(model: LanguageModel, found: dict[str, Factors], batch: Tensor) 
     grads = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
     for parameter, grad in zip(model.plan.exported, grads, strict=True):
         matrix = torch.from_numpy(as_matrix(parameter, grad.float().cpu().numpy()))
-        columns = (matrix.T @ matrix).double().numpy()
-        rows = matrix.square().sum(1).double().numpy()
+        together = parameter.role is Role.MATRIX and len(matrix) <= _MOST_ROWS
+        rows = matrix @ matrix.T if together else matrix.square().sum(1)
+        parts = [(matrix.T @ matrix).double().numpy(), rows.double().numpy()]
         if parameter.name in found:
-            for total, part in zip(found[parameter.name], (rows, columns), strict=True):
+            for total, part in zip(found[parameter.name], parts, strict=True):
                 total += part
         else:
-            found[parameter.name] = (rows, columns)
+            found[parameter.name] = parts
     return count

@@ -41,7 +41,7 @@ def load_native(*, build: bool) -> ctypes.CDLL | None:
 @cache
 def _load(build: bool) -> ctypes.CDLL | None:
     library = CODECS.obtain() if build else CODECS.load()
-    if library is None or not hasattr(library, "niblick_lay_out"):
+    if library is None or not hasattr(library, "niblick_coupled"):
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     library.niblick_take.argtypes = [pointer, pointer, size, pointer, pointer]
@@ -49,12 +49,15 @@ def _load(build: bool) -> ctypes.CDLL | None:
     library.niblick_trellis.argtypes = [
         *[pointer] * 4, ctypes.c_double, *[size] * 3, *[pointer] * 3,
     ]  # fmt: skip
+    library.niblick_coupled.argtypes = [
+        *[pointer] * 5, ctypes.c_double, *[size] * 5, *[pointer] * 5,
+    ]  # fmt: skip
     library.niblick_prior.argtypes = [*[size] * 3, pointer, pointer]
     library.niblick_dequantize.argtypes = [pointer, *[size] * 3, *[pointer] * 3]
     library.niblick_wider.argtypes = [pointer, size, size, pointer, size, pointer]
     library.niblick_outside.argtypes = [pointer, *[size] * 3, pointer]
     library.niblick_lay_out.argtypes = [pointer, *[size] * 4, pointer]
-    for name in ("trellis", "prior", "dequantize", "wider", "outside", "lay_out"):
+    for name in ("trellis", "coupled", "prior", "dequantize", "wider", "outside", "lay_out"):
         getattr(library, f"niblick_{name}").restype = None
     _loaded.append(library)
     return library
@@ -88,6 +91,39 @@ def search_paths(
         *(address(array) for array in (scratch, chosen, quantizer)),
     )
     return chosen, quantizer
+
+
+def search_coupled(
+    library: ctypes.CDLL,
+    target: Floats,
+    bits: Floats,
+    kinds: Ints,
+    subset: Ints,
+    multiplier: float,
+    coupling: Floats,
+    paths: int,
+    block: int,
+) -> tuple[Ints, Ints, Floats]:
+    """Symbols, levels and aims (B, R) of coupled rows, as `trellis.search_coupled` defines them."""
+    batch, rows = target.shape
+    assert subset.shape == (2, 8) and bits.shape[1] == 2, "the compiled code has eight states"
+    inputs = [
+        np.ascontiguousarray(target, dtype=np.float64),
+        np.ascontiguousarray(kinds, dtype=np.int64),
+        np.ascontiguousarray(bits, dtype=np.float64),
+        np.ascontiguousarray(subset, dtype=np.int64),
+        np.ascontiguousarray(coupling, dtype=np.float64),
+    ]
+    carried, steps = np.empty(17 * rows), np.empty(32 * rows)
+    symbol, level = np.empty((2, batch, rows), dtype=np.int64)
+    aim = np.empty((batch, rows))
+    library.niblick_coupled(
+        *(address(array) for array in inputs),
+        multiplier,
+        *(bits.shape[2], batch, rows, paths, block),
+        *(address(array) for array in (carried, steps, symbol, level, aim)),
+    )
+    return symbol, level, aim
 
 
 def _fields(names: str) -> list[tuple[str, Any]]:
