@@ -27,13 +27,13 @@ def card(name):
     return json.loads((MODELS / f"{name}.card.json").read_text("utf-8"))
 
 
-def test_its_recipe_is_the_shipped_one_but_for_how_long_it_trained(name, card):
+def test_its_recipe_is_the_shipped_one_but_for_seed_threads_and_how_long_it_trained(name, card):
     trained, shipped = load_recipe(MODELS / f"{name}.toml"), load_recipe(name)
     least = shipped.training.qat.min_passes
     qat = trained.training.qat.model_copy(update={"min_passes": least})
-    length = {key: getattr(shipped.training, key) for key in ("duration", "max_passes")}
+    length = {key: getattr(shipped.training, key) for key in ("duration", "max_passes", "threads")}
     training = trained.training.model_copy(update={**length, "qat": qat})
-    assert trained.model_copy(update={"training": training}) == shipped
+    assert trained.model_copy(update={"training": training, "seed": shipped.seed}) == shipped
     assert card["passes"] >= least
     assert niblick.load(name).recipe.model == shipped.model
 
@@ -42,6 +42,7 @@ def test_the_ensemble_is_two_of_it():
     both = ["model.members=2", "model.shared_tables=true", "training.duration=1200s"]
     both.append("training.muon.neuron_beta=null")  # it has not been trained with it
     both.append("training.qat.min_passes=0")  # its weights have fewer bits
+    both += ["training.dropout.bigram=0.5", "training.dropout.value_embedding=0.5"]
     two, one = load_recipe("pocket-ensemble"), load_recipe("pocket", both)
     assert two == one.model_copy(update={"name": two.name, "description": two.description})
 
