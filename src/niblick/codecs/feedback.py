@@ -62,6 +62,9 @@ def round_columns(
     rows' steps, its rows path after path.
     """
     batch, rows, columns = weight.shape
+    if coupling is not None:
+        order = path_order(rows, paths)
+        weight, step, kinds = weight[:, order], step[:, order], kinds[:, order]
     # Columns first, so that each is contiguous.
     pending, step = weight.transpose(0, 2, 1).copy(), np.ascontiguousarray(step.transpose(0, 2, 1))
     kinds = np.ascontiguousarray(kinds.transpose(0, 2, 1))
@@ -78,11 +81,14 @@ def round_columns(
             if coupling is None:
                 symbols[:, k], levels[:, k] = _apart(*arguments, paths)
             else:
-                symbols[:, k], levels[:, k], aim = _together(*arguments, coupling, paths)
+                symbols[:, k], levels[:, k], aim = search_coupled(*arguments, coupling, paths)
             error[:, k] = weight[:, :, k] - levels[:, k] * step[:, k]
             residual += float(((aim - levels[:, k]) ** 2).sum())
         later = feedback[:, begin:end, end:].transpose(0, 2, 1)
         pending[:, end:] += np.matmul(later, error[:, begin:end])
+    if coupling is not None:
+        back = np.argsort(order)
+        symbols, levels = symbols[:, :, back], levels[:, :, back]
     return symbols.transpose(0, 2, 1), levels.transpose(0, 2, 1), residual
 
 
@@ -100,24 +106,6 @@ def _apart(
         code, interleave(target, paths), bits, interleave(kinds, paths), multiplier
     )
     return deinterleave(found, batch, rows, paths), deinterleave(level, batch, rows, paths)
-
-
-def _together(
-    code: TrellisCode,
-    target: Floats,
-    bits: Floats,
-    kinds: Ints,
-    multiplier: float,
-    coupling: Floats,
-    paths: int,
-) -> tuple[Ints, Ints, Floats]:
-    """The same with rows that absorb errors, and the aims (B, R)."""
-    order = path_order(target.shape[1], paths)
-    back = np.argsort(order)
-    symbols, levels, aim = search_coupled(
-        code, target[:, order], bits, kinds[:, order], multiplier, coupling, paths
-    )
-    return symbols[:, back], levels[:, back], aim[:, back]
 
 
 def interleave(values: NDArray[Any], paths: int) -> NDArray[Any]:

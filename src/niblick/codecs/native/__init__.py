@@ -68,18 +68,20 @@ def address(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def _inputs(target: Floats, kinds: Ints, bits: Floats, subset: Ints) -> list[NDArray[Any]]:
+    """What both searches read, in the order of their arguments."""
+    assert subset.shape == (2, 8) and bits.shape[1] == 2, "the compiled code has eight states"
+    floats, ints = np.dtype(np.float64), np.dtype(np.int64)
+    pairs = ((target, floats), (kinds, ints), (bits, floats), (subset, ints))
+    return [np.ascontiguousarray(array, dtype=kind) for array, kind in pairs]
+
+
 def search_paths(
     library: ctypes.CDLL, target: Floats, bits: Floats, kinds: Ints, subset: Ints, multiplier: float
 ) -> tuple[Ints, Ints]:
     """Magnitudes and quantizers (L, N) of the cheapest paths, as `trellis.search` defines them."""
     length, paths = target.shape
-    assert subset.shape == (2, 8) and bits.shape[1] == 2, "the compiled code has eight states"
-    inputs = [
-        np.ascontiguousarray(target, dtype=np.float64),
-        np.ascontiguousarray(kinds, dtype=np.int64),
-        np.ascontiguousarray(bits, dtype=np.float64),
-        np.ascontiguousarray(subset, dtype=np.int64),
-    ]
+    inputs = _inputs(target, kinds, bits, subset)
     scratch = np.empty(5 * length, dtype=np.int64)
     chosen, quantizer = np.empty((2, length, paths), dtype=np.int64)
     library.niblick_trellis(
@@ -106,14 +108,8 @@ def search_coupled(
 ) -> tuple[Ints, Ints, Floats]:
     """Symbols, levels and aims (B, R) of coupled rows, as `trellis.search_coupled` defines them."""
     batch, rows = target.shape
-    assert subset.shape == (2, 8) and bits.shape[1] == 2, "the compiled code has eight states"
-    inputs = [
-        np.ascontiguousarray(target, dtype=np.float64),
-        np.ascontiguousarray(kinds, dtype=np.int64),
-        np.ascontiguousarray(bits, dtype=np.float64),
-        np.ascontiguousarray(subset, dtype=np.int64),
-        np.ascontiguousarray(coupling, dtype=np.float64),
-    ]
+    inputs = _inputs(target, kinds, bits, subset)
+    inputs.append(np.ascontiguousarray(coupling, dtype=np.float64))
     carried, steps = np.empty(17 * rows), np.empty(32 * rows)
     symbol, level = np.empty((2, batch, rows), dtype=np.int64)
     aim = np.empty((batch, rows))
