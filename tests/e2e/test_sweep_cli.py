@@ -76,6 +76,25 @@ def test_variants_come_from_text_from_a_file_and_by_leaving_out(
     assert len(before) == 4 and times(recipe.parent) == before
 
 
+def test_variants_of_a_file_hold_what_toml_holds_and_no_name_comes_twice(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = recipe.parent / "variants.toml"
+    table.write_text(
+        '[deep]\n[[deep.model.stack]]\nlayers = ["full*3"]\n[deep.training]\nmuon.lr = 0.05\n'
+        '[said]\ndescription = "na\u00efve \U0001f600"\n'
+    )
+    found = swept([*arguments(recipe, *FLOAT), "--variants", str(table)], capsys)
+    assert [row["variant"] for row in found["variants"]] == ["baseline", "deep", "said"]
+    kept = [(recipe.parent / "out" / name / "recipe.toml").read_text() for name in ("deep", "said")]
+    assert '["full*3"]' in kept[0] and "\U0001f600" in kept[1]
+    for more in (["--variant", "deep: model.dim=64"], ["--variant", RATE, "--variant", RATE]):
+        command = [*arguments(recipe, *FLOAT), "--variants", str(table), *more]
+        refused(command, "is given twice", capsys)
+    table.write_text("[a.data]\ncorpus = 2020-01-01\n")
+    refused([*arguments(recipe, *FLOAT), "--variants", str(table)], "data.corpus", capsys)
+
+
 def test_packed_runs_side_by_side_are_compared_by_their_files(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

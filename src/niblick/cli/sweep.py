@@ -123,7 +123,7 @@ def sweep_command(
     _check_choice("score", score, ("packed", "float"))
     _check_choice("split", split, ("development", "validation"))
     common = [*(overrides or ()), f"data.development={str(split == 'development').lower()}"]
-    texts = {**_from_file(variants), **dict(map(_from_text, variant or ()))}
+    texts = _once([*_from_file(variants).items(), *map(_from_text, variant or ())])
     recipes = _recipes(recipe, common, texts, leave_out or [], duration, max_bytes)
     chosen = recipes[BASELINE]
     _check_equal(recipes)
@@ -218,6 +218,15 @@ def _from_text(text: str) -> tuple[str, list[str]]:
     return name.strip(), found
 
 
+def _once(variants: list[tuple[str, list[str]]]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, settings in variants:
+        if name in found:
+            raise NiblickError(f"variant {name!r} is given twice")
+        found[name] = settings
+    return found
+
+
 def _from_file(path: Path | None) -> dict[str, list[str]]:
     """`key=value` settings of each table in a TOML file."""
     from niblick.recipe.load import read_tables
@@ -225,9 +234,21 @@ def _from_file(path: Path | None) -> dict[str, list[str]]:
     if path is None:
         return {}
     return {
-        name: [f"{key}={json.dumps(value)}" for key, value in _flat(table)]
+        name: [f"{key}={_toml(value)}" for key, value in _flat(table)]
         for name, table in read_tables(path).items()
     }
+
+
+def _toml(value: Any) -> str:
+    """A value of a TOML file as `--set` reads it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    if isinstance(value, bool | int | float | str):
+        text = json.dumps(value, ensure_ascii=False)
+        return {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}.get(text, text)
+    return str(value)  # a date or a time
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
