@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -140,17 +141,17 @@ def test_what_runs_hold_is_bounded_checked_and_shown_as_text(
     )
     (folder / "environment.json").write_text(json.dumps({"processor": [HOSTILE] * 99}))
     _make(tmp_path / "worse", _row(1), "\0 not toml")
+    _make(tmp_path / "huge", "".join(_row(step, loss=1.7e308) for step in range(1, 1500)))
     runs = {each["id"]: each for each in _json(board, "/api/runs")["runs"]}
     assert runs["bad"]["step"] == 2 and runs["bad"]["packed_bpb"] is None
     assert "\u202e" not in runs["bad"]["recipe"] and runs["worse"]["recipe"] == ""
+    assert None in _json(board, "/api/run?run=huge")["training"]["loss"]
     details = _json(board, "/api/run?run=bad")
     assert len(details["training"]) <= 32 and "x" not in details["training"]
     assert list(details["bytes"].values()) == [5] and len(json.dumps(details)) < 100_000
 
 
 def test_the_state_of_a_run_follows_its_lock_its_card_and_its_last_line(tmp_path: Path) -> None:
-    import os
-
     training = '[training]\nduration = "10 steps"\n'
     folder = _make(tmp_path / "run", _row(3), 'name = "a"\n' + training)
     watch = Watch([tmp_path])
@@ -181,8 +182,14 @@ def test_links_are_not_followed_and_of_too_many_runs_the_newest_stay(tmp_path: P
         _make(root / f"r{i}")
     (root / "link").symlink_to(outside.parent, target_is_directory=True)
     _make(root / "a" / "b" / "c" / "too-deep")
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"packed_bpb": 1.5}')
+    (root / "r9" / "card.json").symlink_to(secret)
+    (root / "r8" / "metrics.jsonl").unlink()
+    os.mkfifo(root / "r8" / "metrics.jsonl")
     watch = Watch([root])
     watch.refresh()
+    assert all(watch.runs[name].summary()["packed_bpb"] is None for name in ("r8", "r9"))
     assert len(watch.runs) == MAX_RUNS and watch.left_out == 3
     assert not any("link" in name or "too-deep" in name for name in watch.runs)
 
@@ -263,3 +270,12 @@ def test_a_missing_folder_or_a_port_in_use_is_one_line(
         main(["dashboard", str(tmp_path / "none")])
     told = capsys.readouterr().err
     assert end.value.code == 2 and told.startswith("niblick: no folder of runs at")
+
+
+def test_a_variant_of_a_sweep_is_no_run_but_its_seeds_are(tmp_path: Path) -> None:
+    for name in ("baseline", "wide"):
+        _make(tmp_path / name / "seed-0", _row(1))
+        (tmp_path / name / "recipe.toml").write_text('name = "one"')
+    watch = Watch([tmp_path])
+    watch.refresh()
+    assert sorted(watch.runs) == ["baseline/seed-0", "wide/seed-0"]

@@ -49,7 +49,7 @@ class Columns:
         """Every column in at most `POINTS` points, each the mean of its neighbours."""
         edges = np.unique(np.linspace(0, self.length, POINTS + 1).astype(int))[:-1]
         return {
-            name: [None if math.isnan(value) else value for value in _means(column, edges)]
+            name: [value if math.isfinite(value) else None for value in _means(column, edges)]
             for name, column in self._columns.items()
         }
 
@@ -59,7 +59,8 @@ def _means(column: array[float], edges: NDArray[np.int64]) -> list[float]:
         return []
     values = np.array(column)
     known = ~np.isnan(values)
-    sums = np.add.reduceat(np.where(known, values, 0.0), edges)
+    with np.errstate(over="ignore"):
+        sums = np.add.reduceat(np.where(known, values, 0.0), edges)
     counts = np.add.reduceat(known.astype(float), edges)
     means: list[float] = np.where(counts > 0, sums / np.maximum(counts, 1), _MISSING).tolist()
     return means
@@ -83,6 +84,8 @@ class Metrics:
 
     def refresh(self) -> None:
         """Take in what was written since the last call."""
+        if not is_regular(self.path):
+            return
         try:
             with self.path.open("rb") as file:
                 found = os.fstat(file.fileno())
@@ -114,6 +117,11 @@ def _numbers(line: bytes) -> dict[str, float]:
         return {}
     found = ((name[:40], number(value)) for name, value in row.items())
     return {name: value for name, value in found if value is not None}
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a path is a file: no link, which leads anywhere, and no pipe, which may not end."""
+    return path.is_file() and not path.is_symlink()
 
 
 def number(value: Any) -> float | None:

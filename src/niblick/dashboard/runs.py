@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from niblick.dashboard.curves import Metrics, number
+from niblick.dashboard.curves import Metrics, is_regular, number
 from niblick.errors import NiblickError
 from niblick.files import read_json
 from niblick.limits import MAX_RECIPE_BYTES, MAX_TEXT
@@ -25,6 +25,7 @@ Json = dict[str, Any]
 MAX_RUNS = 200
 _DEPTH = 3
 _RECENT = 30  # seconds since the last row of a run that is taken to go on
+_OF_A_RUN = ("environment.json", "metrics.jsonl", "card.json")
 _PASSED = {"checkpoints", "scores", "tensorboard", "wandb"}
 _MACHINE = (
     ("processor", "processor"),
@@ -115,7 +116,7 @@ class Run:
         stamp = _stamp(self.path / name)
         if name not in self._kept or self._kept[name][0] != stamp:
             try:
-                self._kept[name] = stamp, read()
+                self._kept[name] = stamp, read() if is_regular(self.path / name) else {}
             except (NiblickError, OSError, ValueError, RecursionError):
                 self._kept[name] = stamp, {}
         return self._kept[name][1]
@@ -146,7 +147,7 @@ class Watch:
 
 
 def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
-    if (folder / "recipe.toml").is_file():
+    if is_regular(folder / "recipe.toml") and not _is_variant(folder):
         yield folder
     if not depth:
         return
@@ -158,6 +159,11 @@ def _run_folders(folder: Path, depth: int) -> Iterator[Path]:
     for name in sorted(inner):
         if name not in _PASSED and not name.startswith("."):
             yield from _run_folders(folder / name, depth - 1)
+
+
+def _is_variant(folder: Path) -> bool:
+    """Whether a sweep keeps the recipe of a variant there, whose runs lie below."""
+    return not any((folder / name).exists() for name in _OF_A_RUN)
 
 
 def _written(path: Path) -> bool:
