@@ -7,7 +7,7 @@ import pytest
 from niblick.errors import RecipeError
 from niblick.plan import make_plan
 from niblick.recipe import Recipe, list_recipes, load_recipe
-from niblick.scoring.techniques import all_techniques, used_techniques, without
+from niblick.scoring.techniques import all_techniques, techniques, used_techniques, without
 
 TECHNIQUES = [t.name for t in all_techniques() if t.without]
 EVERYTHING = [
@@ -91,3 +91,26 @@ def test_rounding_that_the_codec_cannot_use_is_no_technique() -> None:
     recipe = load_recipe("token-shift", ["artifact.codec=rd"])
     assert "qat" not in used_techniques(recipe)
     assert "qat" in used_techniques(load_recipe("token-shift", ["artifact.codec=int-zlib"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "without_it", "gone"),
+    [
+        ([], "bigram", "'bigram': 0.3"),
+        ([], "weight-decay", "decoupled weight decay"),
+        ([], "warmdown", "linear warmdown"),
+        (["training.optimizer.matrix=adam"], None, "'muon': "),
+        (["training.adam.decoupled=false"], None, "'adam': 0.04"),
+    ],
+)
+def test_a_card_names_no_technique_that_a_run_did_not_have(
+    changes: list[str], without_it: str | None, gone: str
+) -> None:
+    def told(recipe: Recipe) -> str:
+        found = techniques(recipe, make_plan(recipe.model))
+        return str([e for group in found.values() for e in group if e["name"] != "L2 penalty"])
+
+    recipe = load_recipe("token-shift", ["training.dropout.bigram=0.3"])
+    assert gone in told(recipe)
+    recipe = load_recipe("token-shift", ["training.dropout.bigram=0.3", *changes])
+    assert gone not in told(recipe if without_it is None else without(recipe, without_it))

@@ -67,12 +67,26 @@ def _optimizers(recipe: Recipe, plan: Plan) -> list[Entry]:
 
 
 def _decay(recipe: Recipe, plan: Plan) -> list[Entry]:
-    muon, adam = recipe.training.muon.weight_decay, recipe.training.adam.weight_decay
-    return [{"name": "decoupled weight decay", "muon": muon, "adam": adam}]
+    training, used = recipe.training, set(recipe.training.optimizer.model_dump().values())
+    decays = {"muon": training.muon.weight_decay, "adam": training.adam.weight_decay}
+    decays = {name: decay for name, decay in decays.items() if decay and name in used}
+    as_penalty = (
+        {} if training.adam.decoupled or "adam" not in decays else {"adam": decays.pop("adam")}
+    )
+    named = {"decoupled weight decay": decays, "L2 penalty": as_penalty}
+    return [{"name": name, **found} for name, found in named.items() if found]
+
+
+def _warmdown(recipe: Recipe, plan: Plan) -> list[Entry]:
+    schedule = recipe.training.schedule
+    named = section_entry(f"{schedule.kind} warmdown", schedule, "kind")
+    return [named] if schedule.warmdown != 0 else []
 
 
 def _dropout(recipe: Recipe, plan: Plan) -> list[Entry]:
-    rates = {k: rate for k, rate in recipe.training.dropout.model_dump().items() if rate}
+    tables = {part.table for part in components.BEFORE if part.used(recipe.model)}
+    found = recipe.training.dropout.model_dump().items()
+    rates = {k: rate for k, rate in found if rate and k in tables}
     return [{"name": "dropout of table rows", **rates}] if rates else []
 
 
@@ -149,11 +163,7 @@ _OF_RUNS = (
         summary="learning-rate warmdown",
         group="LR schedule",
         without=setting(training__schedule__warmdown=0.0),
-        card=lambda recipe, plan: [
-            section_entry(
-                f"{recipe.training.schedule.kind} warmdown", recipe.training.schedule, "kind"
-            )
-        ],
+        card=_warmdown,
     ),
     Technique(
         name="weight-decay",
