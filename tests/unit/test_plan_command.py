@@ -96,6 +96,14 @@ def test_the_table_has_a_row_per_virtual_layer_and_the_totals(run: Callable[...,
     assert any("26,999,322" in line for line in lines)
 
 
+def test_one_member_of_an_ensemble_is_what_it_would_be_alone(run: Callable[..., Done]) -> None:
+    alone = json.loads(run("plan", "pocket-ensemble", "--set", "model.members=1", "--json").stdout)
+    lines = run("plan", "pocket-ensemble").stdout.splitlines()
+    member = next(line for line in lines if "one member" in line)
+    for key in ("parameters", "flops_per_token", "decode_state_bytes"):
+        assert f"{alone[key]:,}" in member
+
+
 def test_recipes_lists_every_shipped_recipe(run: Callable[..., Done]) -> None:
     rows = json.loads(run("recipes", "--json").stdout)
     assert [row["name"] for row in rows] == list_recipes()

@@ -161,10 +161,11 @@ def _print(recipe: Recipe, plan: Plan, totals: dict[str, Any]) -> None:
         cells.append([str(layer.index), block, mixer, _extras(layer), *numbers])
     keys = ("parameters", "flops_per_token", "decode_state_bytes")
     members = plan.model.members
-    rest = [f"{totals[key] // members - sum(row[key] for row in rows):,}" for key in keys]
+    one = totals if members == 1 else plan_totals(recipe, plan.members[0])
+    rest = [f"{one[key] - sum(row[key] for row in rows):,}" for key in keys]
     cells.append(["", "", "", "outside the layers", *rest])
     if members > 1:
-        cells.append(["", "", "", "one member", *(f"{totals[key] // members:,}" for key in keys)])
+        cells.append(["", "", "", "one member", *(f"{one[key]:,}" for key in keys)])
     cells.append(
         [
             "",
