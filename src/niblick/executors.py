@@ -7,6 +7,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
@@ -88,9 +89,11 @@ def open_executor(name: str) -> Iterator[Executor]:
     Raises `NiblickError` where there is no such factory, or it fails or returns something else.
     """
     module, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a module in the folder where the user stands, as with --plugin
     try:
         make = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  # whatever a module of the user's does
         raise NiblickError(
             f'--executor {name!r} is not like "concurrent.futures:ProcessPoolExecutor":'
             f" {cut(error, 120)}"

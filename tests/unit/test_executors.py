@@ -94,6 +94,20 @@ def test_what_makes_no_executor_is_refused_in_one_line(name: str, message: str) 
     assert "\n" not in str(refused.value)
 
 
+def test_a_factory_may_lie_in_the_folder_where_the_user_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    factory = "import concurrent.futures as f\ndef make(): return f.ThreadPoolExecutor(1)\n"
+    Path("cluster_here.py").write_text(factory)
+    Path("cluster_broken.py").write_text("def make(:")
+    with open_executor("cluster_here:make") as pool:
+        assert list(run_all(abs, [-2], pool)) == [2]
+    with pytest.raises(NiblickError, match="is not like"), open_executor("cluster_broken:make"):
+        pass
+
+
 def test_the_executor_of_a_factory_is_used_and_closed() -> None:
     with open_executor("concurrent.futures:ThreadPoolExecutor") as pool:
         assert sorted(run_all(abs, [-2, 1], pool)) == [1, 2]

@@ -64,6 +64,15 @@ def test_what_is_given_stays_and_nothing_is_said_of_it(tmp_path: Path) -> None:
     assert not any(line.startswith(("vocabulary", "width", "duration")) for line in found.said)
 
 
+@pytest.mark.parametrize("key", ["training.sequence_length", "model.context"])
+def test_a_given_length_stays_for_the_shortest_text(tmp_path: Path, key: str) -> None:
+    assert fitted(4_000, tmp_path / "own").recipe.model.context < 512
+    found = fitted(4_000, tmp_path / "given", given=(key,)).recipe
+    length = {"training.sequence_length": found.training.sequence_length}
+    assert length.get(key, found.model.context) == 512
+    assert found.training.batch_tokens % found.training.sequence_length == 0
+
+
 def test_a_given_vocabulary_must_be_the_tokenizer_s(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"vocab_size=400.*bytes has 260"):
         fit_text(

@@ -291,10 +291,12 @@ def _batches(recipe: Recipe, tokens: int, given: Collection[str]) -> dict[str, A
     if BATCH in given:
         return {}
     changes: dict[str, Any] = {}
-    if tokens < 4 * length:
+    if tokens < 4 * length and "training.sequence_length" not in given:
         while length > _SHORT and tokens < 8 * length:
             length //= 2
-        changes = {"training.sequence_length": length, "model.context": length}
+        changes = {"training.sequence_length": length}
+        if "model.context" not in given:
+            changes["model.context"] = length
         batch = 2 * length
     while batch > 2 * length and tokens < _STEPS * batch and not batch % (4 * length):
         batch //= 2
