@@ -36,6 +36,8 @@ def write_atomically(path: Path, chunks: Iterable[bytes], *, durable: bool = Tru
 
     What is `durable` survives a loss of power, for which the disk is waited for.
     """
+    if not path.name:
+        raise DataError(f"cannot write {str(path)!r}: it is a folder")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -53,6 +53,7 @@ def write_run(
         '{"step": 9, "seconds": 9, "tokens": 4608, "validation_bpb": 2.1}',
         '{"step": 19, "seconds": 19, "tokens": 9728, "validation_bpb": 2.0}',
         '{"loss": NaN}',
+        '{"step": 20, "tokens": 1%s, "loss": 1}' % ("0" * 400),
         "broken",
     ]
     (folder / "metrics.jsonl").write_text("\n".join(lines))
@@ -117,6 +118,14 @@ def test_a_steady_gain_over_three_seeds_holds_the_record(tmp_path):
 def test_one_run_alone_is_summarised(tmp_path):
     found = compare(read(write_run(tmp_path / "run")))
     assert found["comparisons"] == [] and found["runs"][0]["artifact_bytes"] == 900_000
+
+
+@pytest.mark.parametrize("settings", [5, None, "x"])
+def test_a_card_that_is_damaged_is_left_out(tmp_path, settings):
+    run = write_run(tmp_path / "run")
+    card = json.loads((run / "card.json").read_text())
+    (run / "card.json").write_text(json.dumps({**card, "settings": settings}))
+    assert compare(read(run))
 
 
 def test_score_files_compare_without_a_run(tmp_path):

@@ -267,7 +267,8 @@ def _card(folder: Path) -> dict[str, Any]:
     """The run's card in today's schema; empty where there is none that can be read."""
     card = _json(folder / "card.json")
     try:
-        return upgraded(card) if isinstance(card.get("mode"), str) else {}
+        found = upgraded(card) if isinstance(card.get("mode"), str) else {}
+        return found if isinstance(found.get("settings", {}), dict) else {}
     except TypeError:
         return {}
 
@@ -302,8 +303,12 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 def _number(value: object) -> float | None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if good and isinstance(value, int | float) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def _whole(value: object) -> int | None:
