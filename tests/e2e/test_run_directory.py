@@ -131,3 +131,7 @@ def test_the_processes_of_one_launch_share_a_new_directory(recipe: Path) -> None
     assert [path.name for path in (recipe.parent / "runs").iterdir()] == ["tiny-1"]
     assert (recipe.parent / "runs" / "tiny-1" / "card.json").is_file()
     assert errors.count("run directory: runs/tiny-1") == 1
+    again = start("train", recipe, "--out", "runs/tiny-1", launcher=launcher)
+    errors = again.communicate(timeout=300)[1]
+    assert again.returncode != 0 and "holds a run; continue it with --resume" in errors
+    assert "the main process could not go on" in errors and "gloo" not in errors

@@ -108,6 +108,8 @@ def test_several_seeds_are_summarised_and_finished_ones_are_kept(
     assert run(*arguments) == 0
     assert json.loads(capsys.readouterr().out) == first
     assert (recipe.parent / "runs" / "seed-1" / "artifact.nib").stat().st_mtime_ns == before
+    assert run(*arguments, "--set", "model.dim=48", "--seeds", "3") == 2
+    assert "holds a run of another recipe" in capsys.readouterr().err
     arguments = (*arguments[:3], "side-by-side", *arguments[4:], "--jobs", "2")
     assert run(*arguments) == 0
     beside = json.loads(capsys.readouterr().out)
@@ -130,6 +132,18 @@ def test_several_seeds_are_summarised_and_finished_ones_are_kept(
         (("train", "{recipe}", "--set", "data.corpus=empty"), 2, "empty"),
         (("train", "{recipe}", "--set", "training.batch_tokens=65536"), 2, "batch"),
         (("train", "{recipe}", "--set", "model.vocab_size=300"), 2, "300"),
+        (
+            (
+                "train",
+                "{recipe}",
+                "--set",
+                "evaluation.mode=sliding",
+                "--set",
+                "evaluation.stride=999",
+            ),
+            2,
+            "stride 999 is longer than the context",
+        ),
         (("eval", "{recipe}"), 2, "artifact"),
         (("card", "nowhere"), 2, "nowhere"),
         (("nosuch",), 2, "nosuch"),

@@ -142,3 +142,11 @@ def test_late_rounding_waits_for_runs_of_enough_passes(amount: int, least: int, 
     assert len(said) == (amount < least)
     assert not late.left_out(end, rounds=False)
     assert Schedule(waiting).rounds(moments[-1])  # of an unknown text every run has enough
+
+
+@pytest.mark.parametrize("duration", ["100 s", "50 steps", "3200 tokens"])
+def test_a_warmup_in_steps_rises_from_the_first_step_on(duration: str) -> None:
+    schedule = Schedule(_recipe(duration, "10 steps", 0.5))
+    values = [schedule.multiplier(moment) for moment in _walk(schedule, 2.0)[:10]]
+    assert values == sorted(values) and values[0] == pytest.approx(1 / 11)
+    assert len(set(values)) == 10

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from niblick.cli.imports import importing
 from niblick.cli.jobs import TrainingJob, device_flags, job_pool, run_training
-from niblick.errors import NiblickError
+from niblick.errors import NiblickError, TrainingError
 from niblick.executors import run_all
 from niblick.files import read_json, write_atomically
 
@@ -113,6 +113,7 @@ def run_seeds(recipe: Recipe, folder: Path | None, count: int, options: Options)
     world = read_world(options.device)
     with run_directory(world, folder, name=recipe.name) as place:
         _tell(world, folder, place)
+        _refuse_other(recipe, place, count)
         if world.size == 1:
             with job_pool(recipe, options.jobs, options.executor) as pool:
                 if pool is not None:
@@ -120,6 +121,19 @@ def run_seeds(recipe: Recipe, folder: Path | None, count: int, options: Options)
         elif options.jobs is not None or options.executor is not None:
             raise NiblickError("torchrun's processes train one run: no --jobs and no --executor")
         _run_seeds(recipe, place, count, options)
+
+
+def _refuse_other(recipe: Recipe, folder: Path, count: int) -> None:
+    """Seeds of another recipe are neither resumed nor summarised with those of this one."""
+    from niblick.recipe import load_recipe
+
+    for seed in range(recipe.seed, recipe.seed + count):
+        path = folder / f"seed-{seed}" / "recipe.toml"
+        if path.is_file() and load_recipe(path) != recipe.model_copy(update={"seed": seed}):
+            raise TrainingError(
+                f"{str(path.parent)!r} holds a run of another recipe; choose another --out or"
+                " remove it"
+            )
 
 
 def _tell(world: World, asked: Path | None, place: Path) -> None:

@@ -15,6 +15,7 @@ from math import prod
 
 from torch import Tensor
 
+from niblick.errors import TrainingError
 from niblick.optim.groups import Group, group_of
 from niblick.plan import Parameter, Role
 from niblick.recipe.schema import TrainingRecipe
@@ -63,6 +64,10 @@ class Layout:
     def __init__(
         self, parameters: Iterable[Parameter], training: TrainingRecipe | None = None
     ) -> None:
+        parameters = list(parameters)
+        named = () if training is None else training.muon.include
+        if unknown := set(named) - {p.name for p in parameters}:
+            raise TrainingError(f"training.muon.include: no parameter is called {min(unknown)!r}")
         grouped = [(group_of(p, training), p) for p in parameters]
         grouped.sort(key=lambda entry: (_ORDER.index(entry[0]), entry[1].shape, entry[1].name))
         slots, start = [], 0

@@ -98,9 +98,14 @@ class Schedule:
     def multiplier(self, at: TrainingPosition) -> float:
         """Learning-rate multiplier: linear warm-up, then the schedule's shape over the warmdown."""
         spent = min(self.spent(at), 1.0)
-        warmup = self._fraction(self.recipe.schedule.warmup, at)
+        length, step = self.recipe.schedule.warmup, self._step_fraction(at)
+        warmup = self._fraction(length, at)
+        if isinstance(length, str) and not step:  # in seconds, before any step was measured
+            steps = Duration.parse(length).amount
+            if at.step < steps:
+                return (at.step + 1) / (steps + 1)
         if spent < warmup:
-            step = self._step_fraction(at) or warmup / 100  # before any step was measured
+            step = step or warmup / 100
             return (spent + step) / (warmup + step)
         if self._fraction(self.recipe.schedule.warmdown, at) == 0:
             return 1.0

@@ -191,6 +191,11 @@ def _index(node: list[Any], part: str, item: str) -> int:
     return int(part)
 
 
+def _json(value: Any) -> str:
+    # TOML takes no DEL as it is, which JSON leaves alone
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _write_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:
     nested = {k: v for k, v in table.items() if isinstance(v, dict)}
     arrays = {
@@ -198,9 +203,7 @@ def _write_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:
     }
     for key, value in table.items():
         if key not in nested and key not in arrays:
-            lines.append(
-                f"{key} = {json.dumps('null' if value is None else value, ensure_ascii=False)}"
-            )
+            lines.append(f"{key} = {_json('null' if value is None else value)}")
     for key, value in nested.items():
         lines.append(f"\n[{prefix}{key}]")
         _write_table(lines, f"{prefix}{key}.", value)

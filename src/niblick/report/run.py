@@ -167,7 +167,9 @@ def train_and_score(
 
 
 def _prepared(recipe: Recipe, world: World, say: Say) -> Dataset:
-    """The recipe's dataset, with both splits that a run needs."""
+    """The recipe's dataset, with both splits that a run needs; refuses what could not be scored."""
+    options = EvaluationOptions.from_recipe(recipe)
+    options.check_sizes(options.context or recipe.model.context)
     tell = say if world.is_main else lambda message: None
     with told_if_slow(tell, "preparing the text, once: a tokenizer and shards ..."):
         dataset = find_dataset(recipe, world)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
+from niblick.evaluation.processes import in_turn
 from niblick.objective import training_loss
 from niblick.optim import Schedule
 from niblick.recipe import Recipe
@@ -81,8 +82,8 @@ def train(
     ):
         if resume:
             folder.check_resumable()
-        elif world.is_main:
-            folder.begin(recipe, describe_environment())
+        else:
+            in_turn(world, lambda: folder.begin(recipe, describe_environment()), main_only=True)
         loop = Loop(
             recipe,
             dataset,
@@ -147,8 +148,8 @@ class Loop:
             device=device,
             saved=read_checkpoint(kept[-1]) if kept else None,
         )
-        if world.is_main:
-            folder.check_space(self.state.checkpoint_bytes * (2 if kept else KEPT + 2))
+        needed = self.state.checkpoint_bytes * (2 if kept else KEPT + 2)
+        in_turn(world, lambda: folder.check_space(needed), main_only=True)
         if resume and world.is_main:
             folder.rewind(self.state.step)
         reserve, _ = agree(world, device, reserve)
