@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from niblick.cli import main
+from niblick.data import inputs
 from niblick.data.corpus import Corpus, load_corpus, split_documents, training_part
 from niblick.data.dataset import open_dataset
 from niblick.data.prepare import prepare, resolve_dataset
@@ -115,6 +116,23 @@ def test_a_folder_of_someone_else_s_is_never_replaced(corpus: Path, tmp_path: Pa
     with pytest.raises(DataError, match="is a file"):
         prepare(corpus, out=tmp_path / "precious.txt", tokenizer="bytes")
     assert (tmp_path / "precious.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_link_leads_to_the_folder_that_is_written_and_the_current_one_is_refused(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, streams: bool
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    if streams:
+        monkeypatch.setattr(inputs, "LARGE", 1)
+    prepare(corpus, out=tmp_path / "link", tokenizer="bytes")
+    assert (tmp_path / "link").is_symlink() and open_dataset(tmp_path / "disk").shards("train")
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "link"}
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"output '\.' is the current folder"):
+        prepare(corpus, out=Path(), tokenizer="bytes")
 
 
 def test_a_failure_half_way_leaves_nothing_behind(

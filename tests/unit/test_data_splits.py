@@ -106,6 +106,7 @@ def test_html_becomes_the_text_that_a_browser_shows() -> None:
     <pre>x = 1\n  y = 2</pre></body></html>"""
     shown = ["Salt & pepper", "One bold word", "and\xa0a line", "a", "b", "x = 1", "  y = 2"]
     assert html_text(page).split("\n") == shown
+    assert html_text("<html><head><title>T</title>\n<p>Hello world<p>more") == "Hello world\nmore"
     assert html_text("no tags <unclosed") and not html_text("")
 
 

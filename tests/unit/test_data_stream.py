@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
@@ -254,6 +255,45 @@ def test_parquet_is_read_by_row_groups(tmp_path: Path) -> None:
     assert list(data.texts("train")) == list(split_documents(TEXTS)["train"])
     with pytest.raises(DataError, match=r"'n' of .* holds int64, not text"):
         list_inputs(tmp_path / "a.parquet", "n", SPLITS)
+    ends, data = (pyarrow.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0])), pyarrow.py_buffer(b"\xff"))
+    broken = pyarrow.StringArray.from_buffers(1, ends, data)
+    for columns, names, message in (
+        ([[["a"], ["b", "c"]]], ["text"], "holds list<.*string>, not text"),
+        ([["a"], ["b"]], ["text", "text"], "as the name of several columns"),
+        ([broken], ["text"], "not a readable Parquet file"),
+    ):
+        parquet.write_table(pyarrow.table(columns, names=names), tmp_path / "b.parquet")
+        with pytest.raises(DataError, match=message):
+            made(tmp_path / "b.parquet", tmp_path / "e")
+
+
+@pytest.mark.parametrize("cut", range(1, 20))
+def test_no_cut_of_packed_lines_passes_for_the_whole(tmp_path: Path, cut: int) -> None:
+    whole = zstandard.compress(lines(TEXTS[:50])) + zstandard.compress(lines(TEXTS[50:99]))
+    (tmp_path / "a.jsonl.zst").write_bytes(whole[: len(whole) * cut // 20])
+    with pytest.raises(DataError, match=r"damaged or cut off|is not JSON"):
+        made(tmp_path / "a.jsonl.zst", tmp_path / "d")
+
+
+def test_a_byte_order_mark_before_lines_and_a_name_that_is_no_text_are_read(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines(TEXTS[:300]))
+    os.rename(source / "a.jsonl", os.fsencode(source) + b"/\xff\xfe.jsonl")
+    data = made(source, tmp_path / "d")
+    assert sum(len(list(data.texts(split))) for split in SPLITS) == 300
+
+
+def test_hidden_files_and_links_to_nowhere_do_not_make_a_corpus_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "LARGE", 1000)
+    (tmp_path / "a.txt").write_text("small")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "b.txt").write_text("large" * 1000)
+    (tmp_path / ".#a.txt").symlink_to("nobody@host:5")
+    (tmp_path / "c.txt").symlink_to("nowhere.txt")
+    assert not is_large(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +302,12 @@ def test_parquet_is_read_by_row_groups(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n{"body": "y"}', "line 2 has no text in a field 'text'"),
         ("a.jsonl.gz", gzip.compress(lines(TEXTS))[:-30], "damaged or cut off"),
         ("a.jsonl.zst", b"no zstandard", "damaged or cut off"),
+        ("a.jsonl.zst", zstandard.compress(lines(TEXTS))[:-30], "damaged or cut off"),
+        (
+            "a.jsonl.zst",
+            zstandard.compress(lines(["a"])) + zstandard.compress(b"b")[:-2],
+            "cut off",
+        ),
         ("a.jsonl", lines(TEXTS) + b'{"text": 3}', "the line at byte .* has no text"),
         ("a.jsonl", lines(["ab\ud800"]), "document 0 holds a lone surrogate"),
         ("a.txt", b"ab\xff", "byte 2 is 0xFF"),

@@ -9,8 +9,9 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from niblick.data.corpus import corpora
-from niblick.errors import NiblickError
+from niblick.data.corpus import Corpus, corpora
+from niblick.data.prepare import prepare
+from niblick.errors import DataError, NiblickError
 from niblick.exchange.hf.fast_tokenizer import fast_tokenizer
 from niblick.text import spmodel
 from niblick.text.learning import TRAINED, train_tokenizer
@@ -54,6 +55,16 @@ def trained(texts: list[str], kind: str, **options: object) -> SentencePieceToke
         **options,
     )
     return SentencePieceTokenizer(spmodel.parse(model.getvalue()))
+
+
+def test_text_whose_bytes_nothing_would_count_is_not_taken_for_data(tmp_path):
+    blind = trained(["the cat sat on the mat"] * 9, "bpe", vocab_size=20)
+    assert blind.encode_counted("the cat").tolist() == blind.encode_document("the cat").tolist()
+    with pytest.raises(DataError, match="no pieces for some characters"):
+        blind.encode_counted("the café")
+    texts = {split: ["the cat", "the café"] for split in ("train", "validation")}
+    with pytest.raises(DataError, match="no pieces for some characters"):
+        prepare(Corpus("c", texts), out=tmp_path / "d", tokenizer=blind)
 
 
 @pytest.fixture(scope="module", params=["bytes", *TRAINED, "fineweb-1024", *UNIGRAM])

@@ -20,6 +20,7 @@ from niblick.data.fetch import HuggingFaceHub, RemoteFile
 from niblick.data.textfiles import (
     LINES,
     cut_text,
+    is_hidden,
     kind_of,
     list_files,
     open_lines,
@@ -75,7 +76,15 @@ def is_large(source: str | Path) -> bool:
     path = Path(source)
     if not path.exists():
         return False
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if kind_of(file)]
+    files = (
+        [path]
+        if path.is_file()
+        else [
+            file
+            for file in path.rglob("*")
+            if kind_of(file) and not is_hidden(file, path) and file.is_file()
+        ]
+    )
     packed = {".gz", ".zst", ".parquet"}
     sizes = (f.stat().st_size * (_PACKED if f.suffix.lower() in packed else 1) for f in files)
     return sum(sizes) > LARGE
@@ -93,7 +102,7 @@ def list_inputs(source: str | Path, field: str, splits: tuple[str, ...]) -> Inpu
     filled, before = 0, ""
     for split, path in listing.files:
         name, size = path.relative_to(base).as_posix(), path.stat().st_size
-        digest.update(f"{name}\0{size}\0".encode() + _edges(path, size))
+        digest.update(f"{name}\0{size}\0".encode("utf-8", "surrogateescape") + _edges(path, size))
         stretches = list(_stretches(path, size, field))
         if small and (stretches or split != before or filled + size > UNIT):
             units.append(Unit(tuple(small), before))

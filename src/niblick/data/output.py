@@ -44,6 +44,16 @@ def save_manifest(
     ).save(folder)
 
 
+def place_of(out: Path) -> Path:
+    """Where `out` leads: a link stays, and the folder behind it is what is replaced.
+
+    Raises `DataError` for the current folder, which cannot be.
+    """
+    if (place := out.resolve()) == Path.cwd():
+        raise DataError(f"output {str(out)!r} is the current folder; name one inside it")
+    return place
+
+
 def reuse(out: Path, key: str) -> Dataset | None:
     """The dataset in `out` if it is whole and of these inputs; None if it may be written anew."""
     if out.exists() and not out.is_dir():

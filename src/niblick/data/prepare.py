@@ -22,13 +22,21 @@ from niblick.data.corpus import SPLITS, Corpus, corpora, load_corpus, training_p
 from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.inputs import HUB, is_large
 from niblick.data.manifest import ShardEntry, SplitEntry
-from niblick.data.output import TOKENIZER_FILE, put_in_place, reuse, save_manifest, shard_name
+from niblick.data.output import (
+    TOKENIZER_FILE,
+    place_of,
+    put_in_place,
+    reuse,
+    save_manifest,
+    shard_name,
+)
 from niblick.data.shards import write_shard
 from niblick.data.stream import Streaming, prepare_stream
 from niblick.errors import DataError
 from niblick.files import sha256_file
+from niblick.text.bytetable import refuse_surrogates
 from niblick.text.learning import TRAINED, train_tokenizer
-from niblick.text.tokenizer import Tokenizer, load_tokenizer, refuse_surrogates
+from niblick.text.tokenizer import Tokenizer, load_tokenizer
 
 _RECIPE_VERSION = "3"  # changes when the same inputs would give other shards
 _VOCABULARY = 1024
@@ -64,6 +72,7 @@ def prepare(
     more than 64 MB is streamed (`niblick.data.stream`). Raises `DataError`; a folder that this
     project did not write is never replaced.
     """
+    out = place_of(out)
     if shard_tokens < 1:
         raise DataError(f"shards of {shard_tokens} tokens; at least 1 is needed")
     fixed = given_tokenizer(tokenizer, vocab_size)
@@ -158,7 +167,7 @@ def _chunks(texts: Sequence[str], tokenizer: Tokenizer, size: int) -> Iterator[N
     waiting: list[NDArray[np.uint16]] = []
     count = 0
     for text in texts:
-        waiting.append(tokenizer.encode_document(text).astype("<u2"))
+        waiting.append(tokenizer.encode_counted(text).astype("<u2"))
         count += len(waiting[-1])
         while count >= size:
             joined = np.concatenate(waiting)

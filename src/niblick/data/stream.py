@@ -28,16 +28,17 @@ from niblick.data.assemble import ShardJob, make_shard, plan_shards, split_entry
 from niblick.data.corpus import refuse_empty
 from niblick.data.dataset import Dataset
 from niblick.data.inputs import HUB, Inputs, Unit, list_inputs, read_unit
-from niblick.data.output import TOKENIZER_FILE, put_in_place, reuse, save_manifest
+from niblick.data.output import TOKENIZER_FILE, place_of, put_in_place, reuse, save_manifest
 from niblick.data.spill import Run, Tokens, write_run
 from niblick.data.splits import text_digest
 from niblick.errors import DataError
 from niblick.executors import run_all
 from niblick.files import locked, read_json, write_atomically
 from niblick.registry import load_plugin, loaded_plugins
+from niblick.text.bytetable import refuse_surrogates
 from niblick.text.encoder import compile_encoder
 from niblick.text.learning import SAMPLE, TRAINED, train_tokenizer
-from niblick.text.tokenizer import Tokenizer, load_tokenizer, refuse_surrogates
+from niblick.text.tokenizer import Tokenizer, load_tokenizer
 
 SPLITS = ("train", "validation", "test")
 _VERSION = "1"  # changes when the same inputs would give other shards
@@ -102,6 +103,7 @@ def prepare_stream(
     together, and the others give their `Progress`. Jobs go to `executor`, else are done here.
     Raises `DataError`; what is finished stays beside `out`, and the same call goes on from there.
     """
+    out = place_of(out)
     if settings.one_in < 3:
         raise DataError(f"one document in {settings.one_in} cannot be held out twice; 3 or more")
     tell = say or (lambda message: None)
@@ -248,7 +250,7 @@ def tokenize_unit(job: Job) -> int:
         digest = hashlib.sha256(data).digest()
         split = _split_of(digest, job.unit, job.one_in, held)
         if split is not None:
-            made.add(split, digest, tokenizer.encode_document(text), len(data))
+            made.add(split, digest, tokenizer.encode_counted(text), len(data))
     made.flush()
     write_atomically(_unit_file(job), (json.dumps(made.summary()).encode(),), durable=False)
     return sum(made.bytes)

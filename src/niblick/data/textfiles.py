@@ -60,6 +60,7 @@ def _plain(path: Path, _field: str) -> Iterator[str]:
 
 
 _SILENT = frozenset(("script", "style", "template", "noscript", "svg", "head"))
+_IN_HEAD = _SILENT | {"base", "link", "meta", "title", "noframes"}
 _INLINE = frozenset(
     (
         *("a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn"),
@@ -82,6 +83,8 @@ class _Shown(HTMLParser):
         self._kept = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if self._silent[-1:] == ["head"] and tag not in _IN_HEAD:
+            self._silent.pop()  # the tags that end a head may be left out
         if tag in _SILENT and not (tag == "head" and self._silent):
             self._silent.append(tag)
         elif tag == "body":
@@ -121,6 +124,35 @@ def _html(path: Path, _field: str) -> Iterator[str]:
     yield html_text(_read_text(path))
 
 
+class _Frames(io.RawIOBase):
+    """What the Zstandard frames of a file expand to; `EOFError` where the last one has no end."""
+
+    def __init__(self, packed: IO[bytes]) -> None:
+        self._packed, self._waiting, self._ready = packed, b"", memoryview(b"")
+        self._decoder: Any = None
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, into: Any, /) -> int:
+        """Fill `into` as far as the next stretch goes; 0 at the end."""
+        while not self._ready:
+            self._waiting = self._waiting or self._packed.read(1 << 12)
+            if not self._waiting:
+                if self._decoder is not None:
+                    raise EOFError("its last frame has no end")
+                return 0
+            self._decoder = self._decoder or ZstdDecompressor().decompressobj()
+            self._ready = memoryview(self._decoder.decompress(self._waiting))
+            ended = self._decoder.eof
+            self._waiting = self._decoder.unused_data if ended else b""
+            self._decoder = None if ended else self._decoder
+        size = min(len(into), len(self._ready))
+        into[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+
 @contextmanager
 def open_lines(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of `path`, expanded where its name ends in .gz or .zst; `DataError` where they are
@@ -132,8 +164,7 @@ def open_lines(path: Path) -> Iterator[IO[bytes]]:
                 yield cast(IO[bytes], file)
         elif path.suffix.lower() == ".zst":
             with path.open("rb") as packed:
-                reader = ZstdDecompressor().stream_reader(packed, read_across_frames=True)
-                yield io.BufferedReader(reader)
+                yield io.BufferedReader(_Frames(packed))
         else:
             with path.open("rb") as plain:
                 yield plain
@@ -148,7 +179,7 @@ def read_json_line(line: bytes, place: str, field: str = "text") -> str | None:
     if not line.strip():
         return None
     try:
-        value = parse_json(line.decode())
+        value = parse_json(line.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError:
         raise DataError(f"{place} is not UTF-8") from None
     except ValueError:
@@ -182,11 +213,14 @@ def open_parquet(path: Path, field: str) -> Iterator[Any]:
                 raise DataError(
                     f"{str(path)!r} has no column {field!r}; its columns: {cut(names, 80)}"
                 )
-            kind = str(file.schema_arrow.field(field).type)
-            if "string" not in kind:
+            if file.schema_arrow.names.count(field) > 1:
+                raise DataError(f"{str(path)!r} has {field!r} as the name of several columns")
+            kind = file.schema_arrow.field(field).type
+            held = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+            if str(held) not in ("string", "large_string", "string_view"):
                 raise DataError(f"column {field!r} of {str(path)!r} holds {kind}, not text")
             yield file
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise DataError(
             f"{str(path)!r} is not a readable Parquet file: {cut(error, 120)}"
         ) from None
@@ -213,7 +247,8 @@ _READERS: dict[str, Callable[[Path, str], Iterator[str]]] = {
 }
 
 
-def _hidden(path: Path, root: Path) -> bool:
+def is_hidden(path: Path, root: Path) -> bool:
+    """Whether a name on the way from `root` to `path` begins with a dot."""
     return path != root and any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
@@ -242,7 +277,7 @@ def read_texts(path: Path) -> list[str]:
 def holds_texts(path: Path) -> bool:
     """Whether `path` is a file, or a folder with text files in it."""
     return path.is_file() or any(
-        kind_of(file) and not _hidden(file, path) for file in path.rglob("*")
+        kind_of(file) and not is_hidden(file, path) for file in path.rglob("*")
     )
 
 
@@ -264,7 +299,7 @@ def list_files(root: Path, splits: tuple[str, ...]) -> Listing:
     kind.
     """
     there = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
-    files = [path for path in there if not _hidden(path, root)]
+    files = [path for path in there if not is_hidden(path, root)]
     known = [path for path in files if path == root or kind_of(path)]
     if not known:
         raise DataError(f"{str(root)!r} holds no {', '.join(_READERS)} files")

@@ -21,8 +21,9 @@ from niblick.data.prepare import prepare
 from niblick.errors import DataError, NiblickError, RecipeError
 from niblick.recipe import Recipe, changed, keyed, list_recipes
 from niblick.report.shapes import VOCABULARY, WIDTH, fit_cap
+from niblick.text.bytetable import refuse_surrogates
 from niblick.text.learning import TRAINED, trained_as
-from niblick.text.tokenizer import Tokenizer, refuse_surrogates
+from niblick.text.tokenizer import Tokenizer
 
 DURATION, BATCH = "training.duration", "training.batch_tokens"
 CHOSEN = (VOCABULARY, WIDTH, DURATION, BATCH)

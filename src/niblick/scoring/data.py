@@ -60,7 +60,7 @@ def text_target(
 ) -> Target:
     """Documents of plain text in the model's own tokens; `ScoreError` where they hold none."""
     _check_alphabet(tokenizer, vocab_size, bos_id)
-    documents = [tokenizer.encode_document(text) for text in texts]
+    documents = [tokenizer.encode_counted(text) for text in texts]
     tokens = np.concatenate([*documents, np.empty(0, dtype=np.uint16)])
     if len(tokens) < 2:
         raise ScoreError(f"{name!r} holds no text; at least one token is needed to score")

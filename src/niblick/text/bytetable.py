@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from niblick.errors import DataError
+
 
 @dataclass(frozen=True)
 class ByteTable:
@@ -42,3 +44,14 @@ class ByteTable:
         flat = tokens.ravel()
         last = np.maximum.accumulate(np.where(marks[flat], 0, np.arange(len(flat))))
         return flat[last].reshape(tokens.shape)
+
+
+def refuse_surrogates(text: str, what: str = "text") -> None:
+    """Raise `DataError` if `text` is not valid Unicode, naming `what` it is and the place."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} holds a lone surrogate U+{ord(text[error.start]):04X} at character"
+            f" {error.start}; only valid Unicode can be tokenized"
+        ) from None

@@ -20,9 +20,10 @@ import sentencepiece
 
 from niblick.errors import DataError
 from niblick.text import spmodel
+from niblick.text.bytetable import refuse_surrogates
 from niblick.text.case import MARKS, CaseTokenizer, segments
 from niblick.text.spmodel import SPACE, SentencePieceModel
-from niblick.text.tokenizer import SentencePieceTokenizer, Tokenizer, refuse_surrogates
+from niblick.text.tokenizer import SentencePieceTokenizer, Tokenizer
 
 SMALLEST_VOCABULARY = 259  # unknown, BOS, 256 bytes, and U+2581
 LARGEST_VOCABULARY = 65536

@@ -16,7 +16,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, islice, pairwise
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -225,8 +225,10 @@ def _listed(
     found = [-float(rank) for rank in range(len(texts))] if scores is None else scores
     for text, score in zip(texts, found, strict=True):
         yield Piece(text, score)
-    for number in range(vocab_size - 2 - len(BYTE_PIECES) - len(texts)):
-        yield Piece(f"<unused{number}>", 0.0, UNUSED)
+    taken = set(texts)
+    unused = (name for n in count() if (name := f"<unused{n}>") not in taken)
+    for name in islice(unused, vocab_size - 2 - len(BYTE_PIECES) - len(texts)):
+        yield Piece(name, 0.0, UNUSED)
 
 
 def _written(piece: Piece) -> bytes:

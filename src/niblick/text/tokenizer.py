@@ -22,7 +22,7 @@ from niblick.errors import DataError
 from niblick.files import package_folder
 from niblick.registry import Registry
 from niblick.text import spmodel
-from niblick.text.bytetable import ByteTable
+from niblick.text.bytetable import ByteTable, refuse_surrogates
 from niblick.text.decoding import ByteDecoder, Decoder, DecodeStream
 from niblick.text.encoder import NativeEncoder, native_encoder
 from niblick.text.spmodel import SPACE, Piece, SentencePieceModel
@@ -39,17 +39,6 @@ _MARK = b"nT\x00"  # in front of the name of a tokenizer that is not a SentenceP
 _ENCODED = 1 << 22  # characters encoded at once: the library takes some 40 bytes for each
 
 
-def refuse_surrogates(text: str, what: str = "text") -> None:
-    """Raise `DataError` if `text` is not valid Unicode, naming `what` it is and the place."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{what} holds a lone surrogate U+{ord(text[error.start]):04X} at character"
-            f" {error.start}; only valid Unicode can be tokenized"
-        ) from None
-
-
 class Tokenizer(ABC):
     """A frozen mapping between text and ids below `vocab_size`.
 
@@ -64,6 +53,7 @@ class Tokenizer(ABC):
     bos_id: int
     lossless: bool
     sha256: str
+    uncounted: Sequence[int] = ()  # ids for text that no piece spells, of no bytes
 
     @property
     @abstractmethod
@@ -102,6 +92,15 @@ class Tokenizer(ABC):
         document = np.empty(len(ids) + 1, dtype=np.uint16)
         document[0], document[1:] = self.bos_id, ids
         return document
+
+    def encode_counted(self, text: str) -> Tokens:
+        """`encode_document`; `DataError` where a token stands for bytes that nothing counts."""
+        ids = self.encode_document(text)
+        if np.isin(ids, self.uncounted).any():
+            raise DataError(
+                "the tokenizer has no pieces for some characters of the text, and none for bytes"
+            )
+        return ids
 
     def token_bytes(self, token: int, previous: int | None) -> bytes:
         """Bytes that `token` adds after `previous`; None stands for the start of the text."""
@@ -240,6 +239,7 @@ class SentencePieceTokenizer(Tokenizer):
         self._encoded = 0  # characters so far
         spelled = {p.text: i for i, p in enumerate(model.pieces) if p.kind == spmodel.BYTE}
         self._byte_ids = [spelled.get(piece, -1) for piece in spmodel.BYTE_PIECES]
+        self.uncounted = [i for i, p in enumerate(model.pieces) if p.kind == spmodel.UNKNOWN]
         published = self.sha256 == _CHALLENGE_SHA256
         self.name = CHALLENGE if published else f"{model.kind_name}-{self.vocab_size}"
 
