@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -200,7 +201,7 @@ def _check_calibration(
     self_calibrate: bool,
     target_tax: float | None,
 ) -> None:
-    """Refuse what would have no effect."""
+    """Refuse what would have no effect, and a loss that no file can have."""
     given = {
         "--data": data is not None,
         "--self-calibrate": self_calibrate,
@@ -209,6 +210,8 @@ def _check_calibration(
     for option, present in given.items():
         if present and not calibrates:
             raise NiblickError(f"{option} has no effect with codec {codec!r}: it measures no loss")
+    if target_tax is not None and not 0 <= target_tax < inf:
+        raise NiblickError(f"--target-tax {target_tax} is no number of bits per byte from 0 on")
     if data is not None and self_calibrate:
         raise NiblickError("give --data or --self-calibrate, not both")
     if target_tax is not None and self_calibrate:
@@ -322,7 +325,7 @@ def _with_torch(
 
     with needs("this evaluation"):
         from niblick.evaluation.evaluate import evaluate_target
-        from niblick.evaluation.processes import in_turn
+        from niblick.training.distributed import in_turn
 
     place = choose_device(world)
     with process_group(world, place):

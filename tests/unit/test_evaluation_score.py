@@ -161,6 +161,23 @@ def test_a_score_file_reads_back_equal(tmp_path):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["score.json"]
 
 
+@pytest.mark.parametrize("nats", [math.nan, math.inf, 0.5, "x", None])
+def test_documents_that_do_not_add_up_to_the_score_are_refused(tmp_path, nats):
+    a_score().write(tmp_path / "score.json")
+    read_score(tmp_path / "score.json")
+    value = json.loads((tmp_path / "score.json").read_text())
+    value["documents"]["nats"][0] = nats
+    (tmp_path / "score.json").write_text(json.dumps(value))
+    with pytest.raises(ScoreError):
+        read_score(tmp_path / "score.json")
+
+
+def test_a_score_that_cannot_be_written_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ScoreError, match="cannot write the score to"):
+        a_score().write(tmp_path / "file" / "score.json")
+
+
 def a_score(**changes):
     values = {"settings": {"context": 8, "adaptation": None}, "details": {}, **FIELDS, **changes}
     return make_score(np.ones(3, np.float32), np.array([1, 2, 3]), [(0, 4)], **values)

@@ -85,7 +85,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         said = cut(error, 120)
         raise ArtifactError(f"checkpoint {str(path)!r} cannot be read: {said}") from None
     header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    described = _metadata(path, header.get("__metadata__", {}))
+    described = _metadata(path, header.get("__metadata__") or {})
     for name, entry in stored:
         if entry["dtype"] not in _TYPES:
             raise ArtifactError(
@@ -130,10 +130,12 @@ def _metadata(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         )
     try:
         values = parse_json(metadata["niblick"])
-        if values["format"] not in (_FORMAT, _OLD_FORMAT) or not isinstance(values["digest"], str):
+        if values["format"] not in (_FORMAT, _OLD_FORMAT):
             raise ValueError(
                 f"format {quoted(values['format'])}; this build reads {_OLD_FORMAT} and {_FORMAT}"
             )
+        if not isinstance(values["digest"], str):
+            raise TypeError(f"its digest is {quoted(values['digest'])}")
         return dict(values)
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(path, error) from None

@@ -140,7 +140,7 @@ def _options(ttt: str | None, settings: list[str], **changes: Any) -> dict[str, 
 
 
 def _report(model: Model, score: Score, out: Path | None, as_json: bool) -> None:
-    """Write the score, into `scores/` of the run that holds the model or beside it; print it."""
+    """Print the score; write it, into `scores/` of the run that holds the model or beside it."""
     from niblick.files import run_of
     from niblick.scoring.score_text import score_text, update_card
 
@@ -150,8 +150,8 @@ def _report(model: Model, score: Score, out: Path | None, as_json: bool) -> None
     else:
         folder = Path() if model.is_shipped else model.path.parent
         path = out or folder / f"{model.path.stem}.{score.name}.score.json"
+    print(json.dumps(score.summary(), allow_nan=False) if as_json else score_text(score))
     score.write(path)
     if run is not None:
         update_card(run, score)
-    print(json.dumps(score.summary(), allow_nan=False) if as_json else score_text(score))
     print(f"score written to {path}", file=sys.stderr)

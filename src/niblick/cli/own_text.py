@@ -29,10 +29,10 @@ def train_on_text(
 ) -> None:
     """Prepare `source` in the run directory, fit the recipe to it, say what was chosen, train."""
     with importing():
-        from niblick.evaluation.processes import in_turn
         from niblick.report.own_text import fit_data
         from niblick.report.run import run_directory
         from niblick.runtime import read_world
+        from niblick.training.distributed import in_turn
 
     world = read_world(options.device)
     if source == STANDARD_INPUT and world.size > 1:

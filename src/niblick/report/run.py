@@ -25,11 +25,11 @@ from niblick.data.dataset import Dataset, open_dataset
 from niblick.data.prepare import resolve_dataset
 from niblick.errors import DataError, StoppedError, TrainingError
 from niblick.evaluation import EvaluationOptions, Score, evaluate
-from niblick.evaluation.processes import in_turn
 from niblick.model import build_model
 from niblick.recipe import Recipe
 from niblick.runtime import World, cache_folder, choose_device, is_orphan, process_group
 from niblick.training import Progress, TrainResult, train
+from niblick.training.distributed import in_turn
 from niblick.training.run_folder import Row, claimed, claimed_new
 
 Say = Callable[[str], None]

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,8 @@ class Score:
             temporary.write_text(self.to_json() + "\n", "utf-8")
             temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise ScoreError(f"cannot write the score to {str(path)!r}: {error.strerror}") from None
 
 
@@ -248,3 +250,6 @@ def _check(score: Score) -> None:
         lengths = {len(sums.nats), len(sums.bytes), len(sums.tokens)}
         if len(lengths) != 1 or sum(sums.bytes) != score.bytes or sum(sums.tokens) != score.tokens:
             raise ValueError("the documents do not add up to the score")
+        nats = math.fsum(sums.nats)  # TypeError for what is no number
+        if not math.isclose(nats, score.nats_per_token * score.tokens, rel_tol=1e-6, abs_tol=1e-6):
+            raise ValueError(f"the documents' nats add up to {nats}, not to the score's")

@@ -18,7 +18,8 @@ def packing_text(choice: dict[str, Any]) -> str:
     said, attempts = [], choice.get("attempts")
     tries = "" if attempts is None else f" in {attempts} {'try' if attempts == 1 else 'tries'}"
     if choice.get("aim") == "budget":
-        said.append(f"{number(choice['budget'])} bytes for the weights, filled{tries}")
+        filled = "not filled" if choice.get("limit") == "largest" else "filled"
+        said.append(f"{number(choice['budget'])} bytes for the weights, {filled}{tries}")
     elif choice.get("aim") == "tax":
         said.append(f"at most {number(choice['target'])} bits per byte lost, met{tries}")
     if "measured" in choice:

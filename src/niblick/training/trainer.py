@@ -19,7 +19,6 @@ from torch import Tensor
 
 from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
-from niblick.evaluation.processes import in_turn
 from niblick.objective import training_loss
 from niblick.optim import Schedule
 from niblick.recipe import Recipe
@@ -35,7 +34,7 @@ from niblick.runtime import (
 )
 from niblick.training.checkpoint import KEPT, checkpoint_name, list_checkpoints, read_checkpoint
 from niblick.training.compile import CompiledLoss
-from niblick.training.distributed import agree, mean_over
+from niblick.training.distributed import agree, in_turn, mean_over
 from niblick.training.interrupts import StopFlag, stop_on_signals
 from niblick.training.overlap import Sink
 from niblick.training.passes import Passes
