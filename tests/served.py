@@ -15,7 +15,7 @@ import niblick
 from niblick.artifact import save_checkpoint
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe
-from niblick.serve.app import ServeOptions, Service, listen
+from niblick.serve.app import ServeOptions, Service, configured, listen
 from niblick.text.tokenizer import load_tokenizer
 
 SMALL = ["model.dim=32", "model.context=24", "model.attention.heads=2", "model.vocab_size=260"]
@@ -43,9 +43,7 @@ def serving(model: niblick.Model, **options) -> Iterator[SimpleNamespace]:
     given = ServeOptions(port=0, **options)
     service = Service(model, given)
     with listen("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(
-            uvicorn.Config(service.application(), log_level="warning", ws="none")
-        )
+        server = uvicorn.Server(configured(service))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         port = listener.getsockname()[1]

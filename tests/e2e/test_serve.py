@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import openai
 import pytest
 
 from niblick.errors import NiblickError
+from niblick.serve import app
 from niblick.serve.app import ServeOptions
 from served import serving, small_model
 
@@ -202,6 +204,12 @@ def test_token_ids_are_read_as_they_are_and_usage_comes_last(client, model):
         ({"stream_options": {}}, "goes with stream"),
         ({"<script>": 1}, "unknown argument '<script>'"),
         ({"seed": 1.5}, "seed 1.5"),
+        (b'{"\\ud800": 1}', "valid Unicode"),
+        ({"stream": True, "stream_options": {"foo": 1}}, "unknown argument 'stream_options.foo'"),
+        (
+            {"prompt": "a" * 400, "n": 128, "max_tokens": 0, "echo": True, "logprobs": 20},
+            "likelihoods in one answer; accepted are 1,048,576",
+        ),
     ],
 )
 def test_wrong_input_gets_one_error_object(server, body, told):
@@ -262,12 +270,68 @@ def test_another_host_needs_a_key_and_values_are_bounded():
 
 
 def test_a_full_queue_says_when_to_come_back(model):
-    with serving(model, slots=1, threads=1, queue=1) as found:
-        body = {"prompt": ["a", "b", "c"], "max_tokens": 1}
-        answer, told = ask(found, body)
+    with serving(model, slots=1, threads=1, queue=1, most_tokens=1 << 20) as found:
+        body = {"prompt": ["a", "b"], "max_tokens": 1}
+        assert ask(found, body)[0].status == 200
+        answer, told = ask(found, {**body, "prompt": ["a", "b", "c"]})
+        assert answer.status == 400 and "holds 2 at once" in told["error"]["message"]
+        with socket.create_connection(("127.0.0.1", found.port)) as other:
+            _send(other, {"max_tokens": 1 << 20, "across_documents": True})
+            while not found.service.batcher.running:
+                pass
+            answer, told = ask(found, body)
         assert answer.status == 429 and int(answer.getheader("retry-after")) >= 1
         assert told["error"]["type"] == "rate_limit_error"
-        assert ask(found, {**body, "prompt": ["a", "b"]})[0].status == 200
+
+
+def _send(connection, body):
+    data = json.dumps(body).encode()
+    connection.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(data) + data
+    )
+
+
+def test_connections_that_bring_no_request_are_closed(model, monkeypatch):
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.5)
+    with serving(model, slots=1, threads=1) as found:
+        place = ("127.0.0.1", found.port)
+        with (
+            socket.create_connection(place, 20) as silent,
+            socket.create_connection(place, 20) as slow,
+            socket.create_connection(place, 20) as busy,
+        ):
+            slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: ")
+            _send(busy, {"max_tokens": 2000, "across_documents": True})
+            assert silent.recv(10) == b"" and slow.recv(10) == b""
+            assert busy.recv(12) == b"HTTP/1.1 200"
+
+
+def test_a_text_that_is_cut_off_by_the_end_of_the_server_says_so(model, tmp_path):
+    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
+    command = [sys.executable, "-m", "niblick", "serve", str(model.path), "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--drain-seconds", "1", "--max-tokens", "1000000", "--slots", "2"],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    port = int(re.search(r"http://127\.0\.0\.1:(\d+)", process.stderr.readline())[1])
+    body = {"max_tokens": 1000000, "across_documents": True}
+    with (
+        socket.create_connection(("127.0.0.1", port), 60) as whole,
+        socket.create_connection(("127.0.0.1", port), 60) as parts,
+    ):
+        _send(parts, {**body, "stream": True})
+        assert parts.recv(1000)
+        _send(whole, body)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        assert b"HTTP/1.1 503" in whole.recv(100)
+        told = b"".join(iter(lambda: parts.recv(1 << 16), b""))
+    assert b"the server is shutting down" in told[-500:] and told.endswith(b"0\r\n\r\n")
+    assert process.wait(30) == 143
+    assert "Traceback" not in process.stderr.read()
 
 
 def _metric(server, name):
@@ -278,15 +342,8 @@ def _metric(server, name):
 def test_a_client_that_hangs_up_frees_its_slot(model):
     with serving(model, slots=1, threads=1, most_tokens=1 << 20) as found:
         for stream in (True, False):
-            body = json.dumps(
-                {"max_tokens": 1 << 20, "stream": stream, "across_documents": True}
-            ).encode()
             with socket.create_connection(("127.0.0.1", found.port)) as own:
-                own.sendall(
-                    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-                    b"Content-Type: application/json\r\n"
-                    b"Content-Length: %d\r\n\r\n" % len(body) + body
-                )
+                _send(own, {"max_tokens": 1 << 20, "stream": stream, "across_documents": True})
                 while not found.service.batcher.running:
                     pass
                 if stream:

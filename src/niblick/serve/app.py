@@ -21,13 +21,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from niblick.engine import Engine
 from niblick.errors import NiblickError
 from niblick.facade import Model
 from niblick.limits import MAX_THREADS
 from niblick.serve.batcher import Batcher, Progress
-from niblick.serve.completions import Completions
+from niblick.serve.completions import BODY_SECONDS, Completions
 from niblick.serve.guard import Guard, is_loopback
 from niblick.serve.metrics import Metrics
 from niblick.serve.request import RequestError
@@ -235,6 +236,35 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+class _Patient(AutoHTTPProtocol):  # type: ignore[misc,valid-type]
+    """A connection that is closed where no whole head of a request comes in time."""
+
+    _limit: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """See asyncio."""
+        super().connection_made(transport)
+        self._look()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        super().data_received(data)
+        self._look()
+
+    def _look(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self._limit is not None:
+                self._limit.cancel()
+                self._limit = None
+        elif self._limit is None:
+            self._limit = self.loop.call_later(BODY_SECONDS, self._close)
+
+    def _close(self) -> None:
+        self._limit = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket; `NiblickError` where the address cannot be had."""
     try:
@@ -246,9 +276,9 @@ def listen(host: str, port: int) -> socket.socket:
         raise NiblickError(f"cannot listen on {host}:{port}: {reason}") from None
 
 
-def run(service: Service, listener: socket.socket) -> None:
-    """Serve until a signal comes; then drain, and raise it again."""
-    config = uvicorn.Config(
+def configured(service: Service) -> uvicorn.Config:
+    """How uvicorn is to serve the application."""
+    return uvicorn.Config(
         service.application(),
         log_level="warning",
         access_log=False,
@@ -256,11 +286,16 @@ def run(service: Service, listener: socket.socket) -> None:
         date_header=False,
         proxy_headers=False,
         ws="none",
+        http=_Patient,
         limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=service.options.drain_seconds,
         h11_max_incomplete_event_size=1 << 16,
     )
-    server = _Server(config, service.completions)
+
+
+def run(service: Service, listener: socket.socket) -> None:
+    """Serve until a signal comes; then drain, and raise it again."""
+    server = _Server(configured(service), service.completions)
     before = sys.getswitchinterval()
     sys.setswitchinterval(0.0005)  # the engine's thread waits less for its turn
     try:

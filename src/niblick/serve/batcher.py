@@ -111,6 +111,11 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
+    @property
+    def most(self) -> int:
+        """Jobs of one request for which there can be room."""
+        return self.queue + len(self._rows)
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue the jobs of one request; `FullError` where the queue has no room for them all."""
         with self._changed:

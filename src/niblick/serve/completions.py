@@ -64,6 +64,10 @@ class Completions:
         watch = asyncio.ensure_future(_hung_up(receive, running))
         try:
             await (running.stream(send) if order.stream else running.answer(send))
+        except asyncio.CancelledError:
+            if not self.draining:
+                raise
+            await running.cut_off(send)
         finally:
             watch.cancel()
             self._batcher.cancel([job for job in running.jobs if not job.cancelled])
@@ -92,6 +96,11 @@ class Completions:
         return checked() if len(body) < LONG_BODY else await asyncio.to_thread(checked)
 
     def _submit(self, running: _Running) -> None:
+        if len(running.jobs) > self._batcher.most:
+            raise RequestError(
+                f"{len(running.jobs)} texts: this server holds {self._batcher.most} at once",
+                param="n",
+            )
         try:
             self._batcher.submit(running.jobs)
         except FullError as error:
@@ -234,6 +243,16 @@ class _Running:
                 await send(_body_part(data))
         if not self.hung_up:
             await send({"type": "http.response.body", "body": b""})
+
+    async def cut_off(self, send: Send) -> None:
+        """End an answer for which a server that shuts down has no more time."""
+        error = RequestError("the server is shutting down", status=503)
+        self.failed = True
+        if not self._order.stream:
+            await respond(send, error)
+            return
+        await send(_body_part(b"data: " + json.dumps(error.document()).encode() + b"\n\n"))
+        await send({"type": "http.response.body", "body": b""})
 
     def _last(self) -> Iterator[bytes]:
         if self._order.usage:

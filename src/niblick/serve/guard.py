@@ -51,9 +51,9 @@ class Guard:
     def __init__(self, app: ASGIApp, *, host: str, names: Sequence[str], key: str | None) -> None:
         self._app = app
         self._names = {name.lower() for name in (host, *names)}
-        if is_loopback(host):
-            self._names |= {"localhost", "127.0.0.1", "::1"}
         self._any_address = host in ("0.0.0.0", "::")
+        if is_loopback(host) or self._any_address:
+            self._names |= {"localhost", "127.0.0.1", "::1"}
         self._key = None if key is None else hashlib.sha256(key.encode()).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -23,6 +23,7 @@ MOST_TEXTS = 128  # of one request: prompts times n
 MOST_STOPS = 16
 MOST_STOP_CHARACTERS = 1000
 MOST_LIKELIEST = 20
+MOST_LIKELIHOODS = 1 << 20  # of one answer: some 100 bytes each
 
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 TokenIds = list[StrictInt]
@@ -123,11 +124,14 @@ def parse_body(body: bytes) -> CompletionRequest:
         return CompletionRequest.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0])
+        place = [str(part) for part in first["loc"]]
+        if not place:
+            raise RequestError("the names of fields must be valid Unicode") from None
+        name = place[0]
         if first["type"] == "extra_forbidden":
             known = ", ".join(CompletionRequest.model_fields)
             raise RequestError(
-                f"unknown argument {quoted(name)}; known: {known}", param=cut(name, 60)
+                f"unknown argument {quoted('.'.join(place))}; known: {known}", param=cut(name, 60)
             ) from None
         if name == "prompt":
             raise RequestError(
@@ -151,7 +155,7 @@ def check(
             " characters",
             param="stop",
         )
-    max_tokens = 16 if request.max_tokens is None else request.max_tokens
+    max_tokens = min(16, most_tokens) if request.max_tokens is None else request.max_tokens
     if max_tokens > most_tokens:
         raise RequestError(
             f"max_tokens {quoted(max_tokens)}: this server writes at most {most_tokens:,}",
@@ -166,6 +170,15 @@ def check(
             f"{len(prompts)} prompts times n {count}: accepted are 1 to {MOST_TEXTS} texts",
             param="n" if count > 1 else "prompt",
         )
+    if request.logprobs is not None:
+        read = sum(len(ids) for ids, _ in prompts) if request.echo else 0
+        told = count * (read + len(prompts) * max_tokens) * (1 + request.logprobs)
+        if told > MOST_LIKELIHOODS:
+            raise RequestError(
+                f"{told:,} likelihoods in one answer; accepted are {MOST_LIKELIHOODS:,}: fewer"
+                " texts, tokens or logprobs",
+                param="logprobs",
+            )
     return Order(
         texts=[
             Text(ids=ids, shown=shown, sampling=sampling)
