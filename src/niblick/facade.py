@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from niblick.artifact.load import Opened, open_file, open_tokenizer
 from niblick.codecs.quantized import Tensors
 from niblick.engine import Engine, Sampling, open_engine, start_text
-from niblick.engine.choice import Build
+from niblick.engine.choice import Build, check_sizes
 from niblick.errors import ArtifactError, NiblickError
 from niblick.extras import needs
 from niblick.files import package_folder, read_json, run_of
@@ -139,11 +139,14 @@ class Model:
         card = self.card or {}
         bpb = card.get("packed_bpb")
         score = f", {bpb:.4f} bits per byte" if isinstance(bpb, float) and card["valid"] else ""
+        size = (
+            f"{self.path.stat().st_size:,} bytes" if self.path.exists() else "a file that is gone"
+        )
         return (
             f"<niblick.Model {self.recipe.name!r}: {self.plan.depth} layers of width"
             f" {shape.dim}, context {shape.context:,}, {shape.vocab_size:,} tokens"
             f" ({own.name if own else 'no tokenizer'}), {self.plan.parameter_count:,} parameters in"
-            f" {self.path.stat().st_size:,} bytes{score}; {self._opened.kind} {str(self.path)!r}>"
+            f" {size}{score}; {self._opened.kind} {str(self.path)!r}>"
         )
 
     def __call__(self, *tokens: object, **options: object) -> NoReturn:
@@ -182,7 +185,7 @@ class Model:
             prompt,
             sampling,
             max_tokens=max_tokens,
-            stop=stop,
+            stop=(stop,) if isinstance(stop, str) else stop,
             across_documents=across_documents,
         )
 
@@ -248,10 +251,12 @@ class Model:
         **options: Any,
     ) -> Score:
         """The Score of a checked text, on an engine; `options` as for `score`."""
-        from niblick.scoring.options import EvaluationOptions
+        from niblick.scoring.options import EvaluationOptions, OptionsError
         from niblick.scoring.passes import evaluate_on_engine
 
         chosen = EvaluationOptions.from_recipe(self.recipe, **options)
+        if chosen.precision == "bf16" or chosen.ttt is not None or chosen.mode == "leaky-ttt":
+            raise OptionsError("bf16 and test-time training are for niblick.evaluate")
         return evaluate_on_engine(
             self.plan,
             lambda slots: self.open_engine(
@@ -279,6 +284,10 @@ class Model:
         A plan that no engine of the runtime can run takes torch, where it is installed, as does
         another `device` than the CPU ("auto" asks for none: one text alone is fastest there).
         """
+        check_sizes(slots, threads, context)
+        if kind not in (None, *get_args(EngineName)):
+            known = ", ".join(get_args(EngineName))
+            raise NiblickError(f"engine {quoted(kind)} is unknown; accepted: {known}")
         on_device = device not in (None, "auto", "cpu")
         if on_device and kind not in (None, "torch"):
             raise NiblickError(f"--device {device} needs the torch engine, not {kind}")
@@ -323,18 +332,17 @@ class Model:
             raise NiblickError(
                 f"tokens must be whole numbers (T,) or (B, T), not {ids.dtype} {ids.shape}"
             )
-        engine = self._engine(context or max(len(ids), self.plan.model.context))
-        checked = engine.check(0, ids)
-        engine.reset(0)
-        found = []
-        for start in range(0, len(checked), engine.columns):
-            part = checked[start : start + engine.columns]
-            engine.advance(np.zeros(len(part), dtype=np.int32), part, "all")
-            found.append(take(engine, part))
-        return np.concatenate(found)
-
-    def _engine(self, context: int) -> Engine:
-        """The engine that declares `context`; only the newest is kept."""
-        if context not in self._engines:
-            self._engines = {context: self.open_engine(context=context)}
-        return self._engines[context]
+        declared = context or max(len(ids), self.plan.model.context)
+        # taken out while it computes, so that threads never share one; only the newest is kept
+        engine = self._engines.pop(declared, None) or self.open_engine(context=declared)
+        try:
+            checked = engine.check(0, ids)
+            engine.reset(0)
+            found = []
+            for start in range(0, len(checked), engine.columns):
+                part = checked[start : start + engine.columns]
+                engine.advance(np.zeros(len(part), dtype=np.int32), part, "all")
+                found.append(take(engine, part))
+            return np.concatenate(found)
+        finally:
+            self._engines = {declared: engine}

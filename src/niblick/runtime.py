@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from niblick.errors import NiblickError
-from niblick.limits import quoted
+from niblick.limits import MAX_THREADS, quoted
 
 # How long threads of OpenMP and of OpenBLAS (as a power of two of processor cycles, 2^26 by
 # default) spin for the next call before they sleep. Read when the libraries are loaded.
@@ -196,6 +196,8 @@ def settle_threads(wanted: int | None = None) -> None:
     import torch
 
     if wanted is not None:
+        if not 1 <= wanted <= MAX_THREADS:
+            raise NiblickError(f"threads {wanted}: accepted are 1 to {MAX_THREADS:,}")
         torch.set_num_threads(wanted)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), available_processors()))

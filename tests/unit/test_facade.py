@@ -1,5 +1,7 @@
 """`niblick.load`: one kind of model for every file, numpy in and out."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from niblick.artifact import save_checkpoint
 from niblick.errors import ArtifactError, NiblickError
 from niblick.model import LanguageModel
 from niblick.recipe import load_recipe
+from niblick.scoring.options import Adaptation
 from niblick.text.tokenizer import load_tokenizer
 
 SMALL = ["model.dim=32", "model.context=24", "model.attention.heads=2", "model.vocab_size=260"]
@@ -120,3 +123,49 @@ def test_what_only_torch_can_run_takes_torch(model, monkeypatch):
     assert engine.name == "torch"
     engine.read(0, [1, 70])
     assert np.abs(engine.logits(0) - model.logits([1, 70])[1]).max() < CLOSE
+
+
+def test_threads_that_share_a_model_get_what_each_would_alone(model):
+    texts = np.random.default_rng(1).integers(0, 260, (4, 200))
+    alone = [model.nll(ids) for ids in texts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            together = list(pool.map(model.nll, texts))
+            assert all(map(np.array_equal, alone, together))
+
+
+def test_whole_numbers_of_numpy_and_a_single_stop_are_taken(model):
+    options = {"max_tokens": 20, "across_documents": True}
+    plain = model.generate("ab", seed=7, **options)
+    assert model.generate("ab", seed=np.int64(7), **options) == plain
+    assert model.generate("ab", seed=7, stop=plain[3], **options) == plain[: plain.index(plain[3])]
+    for wrong in ({"seed": None}, {"top_k": None}, {"top_k": 1.5}):
+        with pytest.raises(NiblickError, match="must be a whole number"):
+            model.generate("ab", **wrong)
+    whole = model.generate("ab", seed=7, top_k=260, **options)
+    assert model.generate("ab", seed=7, top_k=(1 << 32) + 1, **options) == whole
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"threads": 0}, {"slots": 0}, {"context": 0}, {"kind": "nump"}, {"threads": 10**9}]
+)
+def test_what_no_engine_takes_is_refused_and_not_given_to_torch(model, wrong):
+    with pytest.raises(NiblickError, match="accepted"):
+        model.open_engine(**wrong)
+
+
+def test_a_score_says_only_what_was_computed(model):
+    learning = {"ttt": Adaptation(method="sgd"), "mode": "streaming"}
+    for wrong in ({"precision": "bf16"}, {"mode": "leaky-ttt"}, learning):
+        with pytest.raises(NiblickError, match=r"are for niblick\.evaluate"):
+            model.score("hello there", **wrong)
+    with pytest.raises(NiblickError, match="engine 'numpyy' is unknown"):
+        model.score("hello there", engine="numpyy")
+
+
+def test_a_model_whose_file_is_gone_still_says_what_it_is(path, tmp_path):
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(path.read_bytes())
+    found = niblick.load(copy)
+    copy.unlink()
+    assert "a file that is gone" in repr(found)

@@ -20,6 +20,17 @@ from niblick.toolchain import ENGINE
 Build = Literal["now", "background", "never"]
 
 
+def check_sizes(slots: int, threads: int | None, context: int | None) -> None:
+    """`NiblickError` where one is out of range."""
+    for name, value, most in (
+        ("slots", slots, MAX_COUNT),
+        ("threads", threads, MAX_THREADS),
+        ("context", context, MAX_CONTEXT),
+    ):
+        if value is not None and not 1 <= value <= most:
+            raise NiblickError(f"{name} {quoted(value)}: accepted are 1 to {most:,}")
+
+
 def open_engine(
     plan: Plan,
     tensors: Tensors,
@@ -36,13 +47,7 @@ def open_engine(
     background for later processes, or never. The numpy engine stands in wherever there is none.
     `NiblickError` where the engine asked for cannot run here.
     """
-    for name, value, most in (
-        ("slots", slots, MAX_COUNT),
-        ("threads", threads, MAX_THREADS),
-        ("context", context, MAX_CONTEXT),
-    ):
-        if value is not None and not 1 <= value <= most:
-            raise NiblickError(f"{name} {quoted(value)}: accepted are 1 to {most:,}")
+    check_sizes(slots, threads, context)
     why = unsupported(plan)
     if why is None and kind != "numpy":
         library = ENGINE.obtain() if build == "now" else ENGINE.load()

@@ -132,7 +132,7 @@ class NativeEngine(Engine):
             slot,
             count,
             sampling.temperature,
-            sampling.top_k,
+            min(sampling.top_k, count),
             sampling.top_p,
             sampling.seed & (1 << 64) - 1,
             draw,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,13 @@ class Sampling:
             raise NiblickError(
                 f"temperature must be a number >= 0 (0 is greedy), not {self.temperature}"
             )
+        for name in ("top_k", "seed"):  # whole numbers of numpy too
+            try:
+                object.__setattr__(self, name, index(getattr(self, name)))
+            except TypeError:
+                raise NiblickError(
+                    f"{name.replace('_', '-')} must be a whole number, not {getattr(self, name)!r}"
+                ) from None
         if self.top_k < 0:
             raise NiblickError(f"top-k must be >= 0 (0 switches it off), not {self.top_k}")
         if not 0 < self.top_p <= 1:
