@@ -12,8 +12,11 @@ import pytest
 
 from commands import run
 from leaving import saved
+from niblick.artifact.checkpoint import read_checkpoint
+from niblick.errors import NiblickWarning
 from niblick.exchange.submission import verify
 from niblick.exchange.submission.bundle import reachable
+from niblick.exchange.submission.folder import export_submission
 
 
 @pytest.fixture
@@ -161,6 +164,7 @@ def test_force_keeps_a_folder_that_is_no_export(
     model, notes = "run" if to == "submission" else "pocket", folder.parent / "notes"
     notes.mkdir()
     (notes / "mine.txt").write_text("mine")
+    (notes / "config.json").write_text('{"model_type": "llama"}')  # of another model
     assert run("export", model, "--to", to, "--out", "notes", "--force") == 2
     assert "no earlier export" in capsys.readouterr().err
     assert (notes / "mine.txt").read_text() == "mine"
@@ -180,3 +184,37 @@ def test_a_bundle_holds_only_what_its_entry_reaches() -> None:
     assert not any(
         name.startswith(("niblick.audit", "niblick.cli", "niblick.engine")) for name in names
     )
+
+
+def test_a_folder_comes_back_in_bfloat16_too_and_is_not_written_into(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    hf = tmp_path / "hf"
+    assert run("export", "pocket", "--to", "hf", "--out", str(hf)) == 0
+    weights = load_file(hf / "model.safetensors")
+    halves = {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()}
+    save_file(halves, hf / "model.safetensors", metadata={"format": "pt"})
+    before = (hf / "model.safetensors").read_bytes()
+    assert run("import", str(hf), "--out", str(hf / "model.safetensors")) == 2
+    assert "lies in the folder that is read" in capsys.readouterr().err
+    assert (hf / "model.safetensors").read_bytes() == before
+    assert run("import", str(hf), "--out", str(tmp_path / "back.safetensors")) == 0
+    back = read_checkpoint(tmp_path / "back.safetensors").tensors
+    name = "blocks.0.mlp.fc.weight"
+    assert (back[name] == halves[name].float().numpy()).all()
+    assert run("import", str(tmp_path / "none"), "--out", str(tmp_path / "x.safetensors")) == 2
+    assert "there is no file or folder" in capsys.readouterr().err
+
+
+def test_a_submission_that_cannot_be_put_on_record_is_written_and_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = folder.parent / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    with pytest.warns(NiblickWarning, match="not on record.*--trust"):
+        export_submission(folder.parent / "run", folder.parent / "new", author="me")
+    assert (folder.parent / "new" / "submission.json").is_file()

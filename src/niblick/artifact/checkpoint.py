@@ -76,22 +76,10 @@ def save_checkpoint(
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify the file at `path`; `ArtifactError` for one that is no sound checkpoint."""
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        data = path.read_bytes()
-        stored: list[tuple[str, dict[str, Any]]] = deserialize(data)  # type: ignore[no-untyped-call]
-    except (OSError, SafetensorError) as error:
-        said = cut(error, 120)
-        raise ArtifactError(f"checkpoint {str(path)!r} cannot be read: {said}") from None
+    data, stored = _read(path)
     header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
     described = _metadata(path, header.get("__metadata__") or {})
-    for name, entry in stored:
-        if entry["dtype"] not in _TYPES:
-            raise ArtifactError(
-                f"{str(path)!r} holds {quoted(name)} as {entry['dtype']}; float types are"
-                f" {', '.join(_TYPES)}"
-            )
+    _check_types(path, stored)
     parts = (
         (name, e["dtype"], tuple(e["shape"]), e["data"])
         for name, e in sorted(stored, key=itemgetter(0))
@@ -101,6 +89,36 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"checkpoint {str(path)!r} is damaged: its digest does not match its content"
         )
     return _checkpoint(path, described, {name: _floats(entry) for name, entry in stored})
+
+
+def read_floats(path: Path) -> dict[str, Floats]:
+    """The tensors of any safetensors file as float32, bfloat16 included; `ArtifactError` where it
+    cannot be read or holds others.
+    """
+    _, stored = _read(path)
+    _check_types(path, stored)
+    return {name: _floats(entry) for name, entry in stored}
+
+
+def _read(path: Path) -> tuple[bytes, list[tuple[str, dict[str, Any]]]]:
+    """The bytes of a safetensors file, and its tensors as they are stored."""
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        data = path.read_bytes()
+        return data, deserialize(data)  # type: ignore[no-untyped-call]
+    except (OSError, SafetensorError) as error:
+        said = cut(error, 120)
+        raise ArtifactError(f"checkpoint {str(path)!r} cannot be read: {said}") from None
+
+
+def _check_types(path: Path, stored: list[tuple[str, dict[str, Any]]]) -> None:
+    for name, entry in stored:
+        if entry["dtype"] not in _TYPES:
+            raise ArtifactError(
+                f"{str(path)!r} holds {quoted(name)} as {entry['dtype']}; float types are"
+                f" {', '.join(_TYPES)}"
+            )
 
 
 def find_weights(path: Path) -> Path:

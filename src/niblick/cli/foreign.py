@@ -54,7 +54,11 @@ def import_command(
 
     if out.suffix != ".safetensors":
         raise ArtifactError(f"--out {str(out)!r} must end in .safetensors")
+    if not file.exists():
+        raise ArtifactError(f"there is no file or folder {str(file)!r}")
     if file.is_dir():
+        if out.resolve().parent == file.resolve():
+            raise ArtifactError(f"--out {str(out)!r} lies in the folder that is read; name another")
         if family is not None or tokenizer is not None or set_ or bfloat16_tables:
             raise ArtifactError(
                 "a folder says all about its model: --as, --tokenizer, --set and"

@@ -21,7 +21,7 @@ def export_model(
     an earlier export at `out`.
     """
     if to == "hf":
-        check_folder(out, force=force, mark="config.json")
+        check_folder(out, force=force, mark="config.json", said='"model_type": "niblick"')
     else:
         check_file(out, force=force)
     opened = niblick.load(model, tokenizer=tokenizer)

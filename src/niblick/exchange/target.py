@@ -22,18 +22,25 @@ def check_file(out: Path, *, force: bool) -> None:
         raise _occupied(out)
 
 
-def check_folder(out: Path, *, force: bool, mark: str) -> None:
+def check_folder(out: Path, *, force: bool, mark: str, said: str = "") -> None:
     """Raise `NiblickError` where a folder cannot be exported to `out`.
 
     An empty folder may be there; one that holds something is replaced with `force` only if it holds
-    the file `mark`, as an earlier export does.
+    the file `mark`, in which `said` stands, as an earlier export does.
     """
     if out.is_dir() and not any(out.iterdir()):
         return
     if out.exists() and not force:
         raise _occupied(out)
-    if out.exists() and not (out / mark).is_file():
+    if out.exists() and not _says(out / mark, said):
         raise NiblickError(f"{quoted(str(out))} holds no earlier export ({mark}); it is kept")
+
+
+def _says(path: Path, said: str) -> bool:
+    try:
+        return said in path.read_text("utf-8", "replace")
+    except OSError:
+        return False
 
 
 @contextmanager

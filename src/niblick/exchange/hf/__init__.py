@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
-from niblick.artifact.checkpoint import Checkpoint
+from niblick.artifact.checkpoint import Checkpoint, read_floats
 from niblick.codecs.base import exported_tensors
 from niblick.codecs.quantized import QuantizedTensor
 from niblick.components import MIXERS
@@ -34,7 +33,7 @@ from niblick.text.tokenizer import load_tokenizer
 
 CODE = ("configuration_niblick.py", "layers_niblick.py", "modeling_niblick.py")
 # What reading a folder that is no model raises.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, SafetensorError, NiblickError)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, NiblickError)
 _KNOWN = ("token-shift", "window", "full")
 
 
@@ -144,10 +143,9 @@ def import_hf(folder: Path) -> Checkpoint:
             raise ArtifactError("its config.json is not of a niblick model")
         recipe = recipe_from_dict(config["recipe"])
         tokenizer = load_tokenizer(base64.b64decode(config["tokenizer"], validate=True))
-        tensors = load_file(folder / "model.safetensors")
+        floats = read_floats(folder / "model.safetensors")
     except _UNREADABLE as error:
         said = cut(error.strerror if isinstance(error, OSError) else error, 120)
         raise ArtifactError(f"{str(folder)!r} cannot be read as a model: {said}") from None
-    floats = {name: np.asarray(t, np.float32) for name, t in tensors.items()}
     checked = exported_tensors(floats, make_plan(recipe.model))
     return Checkpoint(dict(checked), recipe, tokenizer, {"imported_from": folder.name})

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from niblick.errors import CapacityError, NiblickError
+from niblick.errors import CapacityError, DataError, NiblickError, NiblickWarning
 from niblick.exchange.submission import texts
 from niblick.exchange.submission.bundle import bundle_script
 from niblick.exchange.submission.verify import record_folder
@@ -69,13 +70,21 @@ def export_submission(
     try:
         with new_folder(out) as work:
             exported = _fill(work, runs, author, name or str(runs[0].card["recipe"]))
-        record_folder(out)
     except MALFORMED as error:
         raise NiblickError(
             f"the card of {str(run)!r} is damaged: {cut(repr(error), 120)}"
         ) from None
     except OSError as error:
         raise NiblickError(f"cannot export to {str(out)!r}: {error.strerror}") from None
+    try:
+        record_folder(out)
+    except (OSError, DataError) as error:
+        warnings.warn(
+            f"{str(out)!r} is written, but not on record as this machine's: {cut(error, 120)};"
+            " `niblick verify` will ask for --trust",
+            NiblickWarning,
+            stacklevel=2,
+        )
     return Exported(out, exported.code_bytes, exported.artifact_bytes, exported.bpb)
 
 
