@@ -40,6 +40,10 @@ def write_atomically(path: Path, chunks: Iterable[bytes], *, durable: bool = Tru
         raise DataError(f"cannot write {str(path)!r}: it is a folder")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a device or a pipe
+            with path.open("wb") as there:
+                there.writelines(chunks)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             for chunk in chunks:

@@ -71,6 +71,21 @@ def test_lines_are_continued_one_after_another(capfdbinary, typed):
     assert "no command /temprature" in err and "'temperature'" in err
 
 
+def test_a_line_that_is_no_text_is_refused_and_the_next_is_continued(capfdbinary, typed):
+    typed(PROMPT.encode() + b"\ncaf\xe9\n" + PROMPT.encode() + b"\n/quit\n")
+    code, out, err = run(capfdbinary, "generate", "pocket", "--interactive", *FEW)
+    one = run(capfdbinary, "generate", "pocket", "--prompt", PROMPT, *FEW)[1]
+    assert code == 0 and out.startswith(one) and len(out) > len(one)
+    assert "Traceback" not in err and "lone surrogate" in err
+
+
+def test_closed_standard_streams_are_one_line(capfdbinary, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, _, err = run(capfdbinary, "generate", "pocket", "--prompt", "-", *FEW)
+    assert code == 2
+    assert err.endswith("\nniblick: standard input is closed: there is no prompt to read\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -174,7 +174,7 @@ def test_documents_that_do_not_add_up_to_the_score_are_refused(tmp_path, nats):
 
 def test_a_score_that_cannot_be_written_is_one_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ScoreError, match="cannot write the score to"):
+    with pytest.raises(ScoreError, match="the score: cannot write"):
         a_score().write(tmp_path / "file" / "score.json")
 
 

@@ -117,8 +117,8 @@ def _answer(talk: _Talk, line: str) -> bool:
 def _typed() -> Iterator[str]:
     """Lines without their ends; on a terminal with editing and a history."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        for line in sys.stdin:
-            yield line.rstrip("\r\n")
+        for data in sys.stdin.buffer:
+            yield data.decode("utf-8", "surrogateescape").rstrip("\r\n")  # refused, line by line
         return
     with suppress(ImportError):
         import readline  # noqa: F401 - `input` edits lines with it

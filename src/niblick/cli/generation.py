@@ -146,6 +146,8 @@ def _is_fed() -> bool:
 
 
 def _read_standard_input() -> bytes:
+    if sys.stdin is None:
+        raise NiblickError("standard input is closed: there is no prompt to read")
     if sys.stdin.isatty():
         print("the prompt, please; end it with Ctrl-D", file=sys.stderr, flush=True)
     elif os.name == "posix" and not select.select([sys.stdin], [], [], _PATIENCE)[0]:
@@ -169,6 +171,8 @@ def _decoded(data: bytes, source: str) -> str:
 
 def write(text: str) -> None:
     """To standard output, at once."""
+    if sys.stdout is None:
+        raise NiblickError("standard output is closed: there is nowhere to write")
     sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from niblick.data.splits import ENOUGH
-from niblick.errors import ScoreError
+from niblick.errors import DataError, ScoreError
+from niblick.files import write_atomically
 from niblick.limits import cut
 from niblick.scoring.options import Adaptation, LeakyTraining
 from niblick.scoring.statistics import block_interval
@@ -107,15 +106,10 @@ class Score:
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all; `ScoreError` where that is not possible."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(self.to_json() + "\n", "utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise ScoreError(f"cannot write the score to {str(path)!r}: {error.strerror}") from None
+            write_atomically(path, [self.to_json().encode() + b"\n"])
+        except DataError as error:
+            raise ScoreError(f"the score: {error}") from None
 
 
 def make_score(
