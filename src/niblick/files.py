@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import lzma
+import math
 import os
 import sys
 import zlib
@@ -162,6 +163,16 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def finite(value: object) -> float | None:
+    """A finite number as a float; None for anything else that JSON may hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -122,6 +122,27 @@ def test_a_claim_that_the_artifact_does_not_keep_is_found_out(
     assert "DIFFERENT" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("claim", "said"), [("1" + "0" * 400, "claims no val_bpb"), ("true", "claims no val_bpb")]
+)
+def test_a_claim_that_is_no_number_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], claim: str, said: str
+) -> None:
+    (folder / "submission.json").write_text(f'{{"val_bpb": {claim}}}')
+    assert run("verify", str(folder), "--trust") == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("printed", [rb"{\"bpb\": NaN}", rb"\xff\xfe", rb"{\"bpb\": true}"])
+def test_a_script_that_prints_no_score_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], printed: bytes
+) -> None:
+    source = b'import sys\nsys.stdout.buffer.write(b"' + printed + b'\\n")\n'
+    (folder / "train_gpt.py").write_bytes(source)
+    assert run("verify", str(folder), "--trust") == 1
+    assert "printed no score" in capsys.readouterr().err
+
+
 def test_unfinished_runs_and_occupied_folders_are_refused(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

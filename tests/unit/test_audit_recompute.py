@@ -58,6 +58,17 @@ def test_what_cannot_be_scored_is_said_and_costs_nothing_else(folder: Path) -> N
     assert (report.verdict, report.findings) == ("clean_neural", ())
 
 
+def test_nothing_of_the_folder_is_imported_where_it_is_scored(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "numpy", "niblick"):
+        (folder / f"{name}.py").write_text("open('planted', 'w').write('ran')\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    recomputed(BLANK, folder, folder / "held-out.txt")
+    assert not (folder / "planted").exists()
+
+
 def test_links_and_several_artifacts_are_not_scored(folder: Path) -> None:
     (folder / "other.nib").symlink_to(folder / "artifact.nib")
     assert artifact(folder) == folder / "artifact.nib"

@@ -216,3 +216,17 @@ def test_any_text_can_be_read_as_a_log(lines: list[str]) -> None:
     log = parse_log(lines, "x.log")
     assert log.parameters is None or log.parameters >= 10_000
     assert all(math.isfinite(result.bpb) for result in log.results)
+
+
+def test_numbers_that_no_run_could_print_are_not_taken() -> None:
+    nines = "9" * 400
+    lines = [
+        f"val_bpb: {nines}.0",
+        f"final val_loss: {nines}.0 val_bpb: 1.25",
+        f"Total submission size: {nines} bytes",
+        f"train_time: {nines}s",
+        f"params: {nines}",
+    ]
+    log = parse_log(lines, "x.log")
+    assert [(r.loss, r.bpb) for r in log.results] == [(None, 1.25)]
+    assert log.train_seconds is None and log.total_bytes == ()

@@ -5,6 +5,8 @@ shown.
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -142,6 +144,17 @@ def test_json_is_a_list_of_objects_with_the_promised_keys_and_only_ascii() -> No
     assert {"path", "verdict", "findings", "smoke", "record"} <= data.keys()
     assert data["findings"][0]["severity"] == "breach"
     assert (data["findings"][0]["file"], data["findings"][0]["line"]) == (f"{HOSTILE}.py", 3)
+
+
+def test_json_is_json_whatever_a_submission_claims(tmp_path: Path) -> None:
+    made = replace(report(), record={"claimed_bpb": float("inf"), "seeds": [float("nan"), 1.5]})
+    (data,) = json.loads(render.reports_json([made]), parse_constant=lambda name: 1 / 0)
+    assert data["record"] == {"claimed_bpb": None, "seeds": [None, 1.5]}
+
+
+def test_sarif_takes_names_that_are_no_text() -> None:
+    made = replace(report(), path=os.fsdecode(b"b\xff"))
+    assert "b%FF" in render.reports_sarif([made], "1")
 
 
 def test_sarif_names_rule_level_file_and_line() -> None:

@@ -68,7 +68,7 @@ def artifact(path: Path) -> Path | str:
 
 def _scored(found: Path, data: Path) -> dict[str, Any] | str:
     """What the artifact's score and shape are, or why they could not be had."""
-    command = [sys.executable, "-c", _SCORE, str(found.absolute()), str(data.absolute())]
+    command = [sys.executable, "-P", "-c", _SCORE, str(found.absolute()), str(data.absolute())]
     try:
         done = subprocess.run(
             command, check=False, capture_output=True, text=True, timeout=_SECONDS

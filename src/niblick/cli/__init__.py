@@ -7,6 +7,7 @@ n. The first signal ends a command in order, the next one at once; neither print
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     # validators takes
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     warnings.formatwarning = _format_warning
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # what it cannot show is spelled out
     stopper, before = _Stopper(), {}
     if threading.current_thread() is threading.main_thread():
         before = {each: signal.signal(each, stopper) for each in (signal.SIGINT, signal.SIGTERM)}

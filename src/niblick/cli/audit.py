@@ -66,6 +66,8 @@ def audit_command(
     if data is not None and not data.exists():
         raise AuditError(f"{data}: no such file or folder; expected a text or a folder of shards")
     for target in (sarif, markdown, html):
+        if target is not None and target.is_dir():
+            raise AuditError(f"{target} is a folder; name a file")
         if target is not None and not target.resolve().parent.is_dir():
             raise AuditError(f"{target}: its folder does not exist")
     barred = len(paths) > 1 and sys.stderr.isatty()
@@ -76,8 +78,9 @@ def audit_command(
             from niblick.audit.recompute import recomputed
 
             reports = [recomputed(r, path, data) for r, path in zip(reports, paths, strict=True)]
-    _write_files(reports, sarif, markdown, html)
     _print(reports, as_json=as_json, verbose=verbose)
+    sys.stdout.flush()
+    _write_files(reports, sarif, markdown, html)
     raise typer.Exit(exit_code(reports))
 
 

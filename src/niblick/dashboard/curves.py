@@ -11,10 +11,11 @@ import math
 import os
 from array import array
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from niblick.files import finite
 
 Points = dict[str, list[float | None]]
 
@@ -115,20 +116,10 @@ def _numbers(line: bytes) -> dict[str, float]:
         return {}
     if not isinstance(row, dict):
         return {}
-    found = ((name[:40], number(value)) for name, value in row.items())
+    found = ((name[:40], finite(value)) for name, value in row.items())
     return {name: value for name, value in found if value is not None}
 
 
 def is_regular(path: Path) -> bool:
     """Whether a path is a file: no link, which leads anywhere, and no pipe, which may not end."""
     return path.is_file() and not path.is_symlink()
-
-
-def number(value: Any) -> float | None:
-    """A finite number as a float, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from niblick.dashboard.curves import Metrics, is_regular, number
+from niblick.dashboard.curves import Metrics, is_regular
 from niblick.errors import NiblickError
-from niblick.files import read_json
+from niblick.files import finite, read_json
 from niblick.limits import MAX_RECIPE_BYTES, MAX_TEXT
 from niblick.scoring.markup import plain
 from niblick.units import Duration
@@ -64,16 +64,16 @@ class Run:
         return {
             "id": self.name,
             "recipe": _text(recipe.get("name")),
-            "seed": number(recipe.get("seed", 0)),
+            "seed": finite(recipe.get("seed", 0)),
             "state": self._state(bool(card), fraction),
             "age": max(0.0, time.time() - self.changed),
             "fraction": fraction,
             **latest,
             "validation_bpb": self.metrics.validation.last("validation_bpb"),
-            "packed_bpb": number(card.get("packed_bpb")),
+            "packed_bpb": finite(card.get("packed_bpb")),
             "valid": card.get("valid") is not False,
-            "artifact_bytes": number(card.get("artifact_bytes")),
-            "parameters": number(card.get("parameters")),
+            "artifact_bytes": finite(card.get("artifact_bytes")),
+            "parameters": finite(card.get("parameters")),
             "revision": f"{self.metrics.revision}-{card_stamp[0]}",
         }
 
@@ -82,7 +82,7 @@ class Run:
         self.metrics.refresh()
         card, environment = self._json("card.json"), self._json("environment.json")
         parts = _table(_table(card.get("ledger")).get("parts"))
-        sizes = {_text(part): number(size) for part, size in list(parts.items())[:64]}
+        sizes = {_text(part): finite(size) for part, size in list(parts.items())[:64]}
         return {
             "id": self.name,
             "training": self.metrics.training.points(),
@@ -236,7 +236,7 @@ def _card_rows(card: Json) -> list[list[str]]:
 
 
 def _shown(value: object, form: str = ",.0f") -> str:
-    found = number(value)
+    found = finite(value)
     return "-" if found is None else format(found, form)
 
 

@@ -8,14 +8,13 @@ plain finite numbers are taken.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from niblick.errors import ScoreError
-from niblick.files import sha256_file
+from niblick.files import finite, sha256_file
 from niblick.scoring.markup import plain
 from niblick.scoring.score import Score, read_score, upgraded, without_engine
 from niblick.scoring.score_text import own_settings
@@ -251,7 +250,7 @@ def _seed(found: _Candidates, shared: str | None) -> Seed:
         name=plain(folder.name),
         score=_chosen(found, shared),
         artifact_bytes=_whole(card.get("artifact_bytes")),
-        train_seconds=_number(card.get("train_seconds")),
+        train_seconds=finite(card.get("train_seconds")),
         curve=_curve(folder / "metrics.jsonl", "loss"),
         validation=_curve(folder / "metrics.jsonl", "validation_bpb"),
         folder=folder if folder.is_dir() else None,
@@ -281,7 +280,7 @@ def _curve(path: Path, measure: str) -> Curve:
     rows: Curve = []
     for line in lines:
         row = _parsed(line)
-        values = [_number(row.get(key)) for key in ("seconds", "tokens", measure)]
+        values = [finite(row.get(key)) for key in ("seconds", "tokens", measure)]
         if all(value is not None for value in values):
             rows.append((values[0] or 0.0, values[1] or 0.0, values[2] or 0.0))
     return rows
@@ -300,15 +299,6 @@ def _parsed(text: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
 
 
 def _whole(value: object) -> int | None:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 _MOST_BYTES, _MOST_LOGS, _LONGEST_LINE = 12_000_000, 40, 4_000
-_NUMBER = r"[:=]?\s*([0-9][0-9,_]*(?:\.[0-9]+)?)"
-_BPB = re.compile(r"(?:val[_ ]?)?bpb\s*[:=]\s*([0-9]+\.[0-9]+)", re.IGNORECASE)
-_LOSS = re.compile(r"(?:val[_ ]?loss|nll|nats)\s*[:=]\s*([0-9]+\.[0-9]+)", re.IGNORECASE)
+_NUMBER = r"[:=]?\s*([0-9][0-9,_]{0,30}(?:\.[0-9]+)?)"  # none that a float could not hold
+_BPB = re.compile(r"(?:val[_ ]?)?bpb\s*[:=]\s*([0-9]{1,9}\.[0-9]+)", re.IGNORECASE)
+_LOSS = re.compile(r"(?:val[_ ]?loss|nll|nats)\s*[:=]\s*([0-9]{1,9}\.[0-9]+)", re.IGNORECASE)
 _STEP = re.compile(
     r"^\W*(?:\[[^\]]*\]\s*)?(?:step\s*[:=]?\s*)?\d+\s*/\s*\d+|^\s*step\s*[:=]?\s*\d+", re.IGNORECASE
 )
@@ -24,14 +24,14 @@ _PROGRESS = re.compile(
 _PARAMETERS = re.compile(r"(?:model[_ ])?param(?:eter)?s?(?:[_ ]count)?\b" + _NUMBER, re.IGNORECASE)
 _SEED = re.compile(r"(?:^|[\s,(])seed\s*[:=]\s*(\d+)", re.IGNORECASE)
 _NAMED_SEED = re.compile(r"seed[_-]?(\d+)|_s(\d+)\b", re.IGNORECASE)
-_TRAIN_TIME = re.compile(r"train(?:ing)?_time\s*[:=]\s*([0-9.]+)\s*(ms|s)\b", re.IGNORECASE)
-_EVAL_TIME = re.compile(r"(?:eval_time|elapsed)\s*[:=]\s*([0-9.]+)\s*(ms|s)\b", re.IGNORECASE)
+_TRAIN_TIME = re.compile(r"train(?:ing)?_time\s*[:=]\s*([0-9.]{1,30})\s*(ms|s)\b", re.IGNORECASE)
+_EVAL_TIME = re.compile(r"(?:eval_time|elapsed)\s*[:=]\s*([0-9.]{1,30})\s*(ms|s)\b", re.IGNORECASE)
 _TOTAL = re.compile(
-    r"total\s*(?:submission|artifact)?\s*size[^:=\n]{0,60}[:=]\s*([0-9][0-9,_]*)\s*(?:b\b|bytes)",
+    r"total\s*(?:submission|artifact)?\s*size[^:=\n]{0,60}[:=]\s*([0-9][0-9,_]{0,30})\s*(?:b\b|bytes)",
     re.IGNORECASE,
 )
 _CODE = re.compile(
-    r"code(?:[_ ](?:size|bytes))?\s*[:=]\s*([0-9][0-9,_]*)\s*(?:b\b|bytes)", re.IGNORECASE
+    r"code(?:[_ ](?:size|bytes))?\s*[:=]\s*([0-9][0-9,_]{0,30})\s*(?:b\b|bytes)", re.IGNORECASE
 )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,5 +24,16 @@ def report_data(report: Report) -> dict[str, Any]:
 
 
 def reports_json(reports: Iterable[Report]) -> str:
-    """A JSON list, ASCII only, so that no character of a submission reaches a terminal raw."""
-    return json.dumps([report_data(report) for report in reports], indent=1, default=str)
+    """A JSON list, ASCII only, so that no character of a submission reaches a terminal raw; null
+    for what is no finite number.
+    """
+    data = _finite([report_data(report) for report in reports])
+    return json.dumps(data, indent=1, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

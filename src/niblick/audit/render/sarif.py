@@ -5,6 +5,7 @@ properties.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
@@ -100,4 +101,4 @@ def _uri(root: str, file: str) -> str:
         path = base
     else:
         path = folder / PurePath(file.lstrip("/"))
-    return quote(path.as_posix().removeprefix("./"))
+    return quote(os.fsencode(path.as_posix().removeprefix("./")))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from niblick.errors import NiblickError, ScoreError
-from niblick.files import read_json, sha256_file, write_atomically
+from niblick.files import finite, parse_json, read_json, sha256_file, write_atomically
 from niblick.runtime import cache_folder
 
 TOLERANCE = 5e-7  # equal to six digits
@@ -92,10 +92,10 @@ def verify_submission(folder: Path, *, trust: bool = False, data: Path | None = 
         )
     metadata = read_json(folder / "submission.json")
     claimed = metadata.get("artifact_bpb", metadata.get("val_bpb"))
-    if not isinstance(claimed, int | float):
+    if (wanted := finite(claimed)) is None:
         raise NiblickError(f"submission.json in {str(folder)!r} claims no val_bpb")
     score = _run(folder, data)
-    return Verified(float(claimed), float(score["bpb"]), score)
+    return Verified(wanted, float(score["bpb"]), score)
 
 
 def _run(folder: Path, data: Path | None) -> dict[str, Any]:
@@ -111,7 +111,9 @@ def _run(folder: Path, data: Path | None) -> dict[str, Any]:
         places,
         *extra,
     ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
     if done.returncode:
         tail = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
@@ -120,8 +122,9 @@ def _run(folder: Path, data: Path | None) -> dict[str, Any]:
             f" {' '.join(tail)}"
         )
     try:
-        score = json.loads(lines[-1])
-        float(score["bpb"])
+        score = parse_json(lines[-1])
+        if finite(score["bpb"]) is None:
+            raise ValueError("no number")
     except (ValueError, KeyError, IndexError, TypeError):
         raise ScoreError(f"the script of {str(folder)!r} printed no score") from None
     return dict(score)
