@@ -208,6 +208,8 @@ class Model:
     def nll(self, tokens: ArrayLike, *, context: int | None = None) -> Floats:
         """Nats (T - 1,) of tokens 1 .. T - 1 after those before, or (B, T - 1) of (B, T)."""
         ids = np.asarray(tokens)
+        if ids.ndim not in (1, 2):
+            raise _no_tokens(ids)
         following = np.concatenate([ids[..., 1:], ids[..., :1]], axis=-1)
         if ids.ndim == 2 and len(ids):
             return np.stack([self.nll(row, context=context) for row in ids])
@@ -329,9 +331,7 @@ class Model:
         if ids.ndim == 2 and len(ids):
             return np.stack([self._each(row, context, take) for row in ids])
         if ids.ndim != 1 or ids.dtype.kind not in "iu":
-            raise NiblickError(
-                f"tokens must be whole numbers (T,) or (B, T), not {ids.dtype} {ids.shape}"
-            )
+            raise _no_tokens(ids)
         declared = context or max(len(ids), self.plan.model.context)
         # taken out while it computes, so that threads never share one; only the newest is kept
         engine = self._engines.pop(declared, None) or self.open_engine(context=declared)
@@ -346,3 +346,7 @@ class Model:
             return np.concatenate(found)
         finally:
             self._engines = {declared: engine}
+
+
+def _no_tokens(ids: NDArray[Any]) -> NiblickError:
+    return NiblickError(f"tokens must be whole numbers (T,) or (B, T), not {ids.dtype} {ids.shape}")

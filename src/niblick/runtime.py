@@ -50,7 +50,8 @@ class World:
 
 
 def read_world(device: str | None = None) -> World:
-    """Rank and world size as torchrun sets them; a single process where they are absent.
+    """Rank and world size as torchrun sets them; a single process where they are absent, and
+    `NiblickError` where they are no such numbers.
 
     `device` is what the user asked for (see `choose_device`).
     """
@@ -58,7 +59,14 @@ def read_world(device: str | None = None) -> World:
     values = [os.environ.get(name) for name in names]
     if values[0] is None or values[1] is None:
         return World(device=device)
-    return World(int(values[0]), int(values[1]), int(values[2] or 0), device)
+    try:
+        rank, size, local = int(values[0]), int(values[1]), int(values[2] or 0)
+    except ValueError:
+        rank, size, local = -1, 0, 0
+    if not 0 <= rank < size or local < 0:
+        told = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
+        raise NiblickError(f"{told} in the environment: no numbers of one launch's processes")
+    return World(rank, size, local, device)
 
 
 def choose_device(world: World) -> str:

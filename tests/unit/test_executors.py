@@ -16,7 +16,7 @@ from niblick.cli.jobs import job_pool
 from niblick.errors import NiblickError
 from niblick.executors import open_executor, own_gpu, process_pool, run_all, waiting_pool
 from niblick.recipe import load_recipe
-from niblick.runtime import environment_of, visible_gpus
+from niblick.runtime import environment_of, read_world, visible_gpus
 
 
 def test_gpus_are_those_that_the_environment_allows_else_those_there_are(
@@ -135,3 +135,16 @@ def test_workers_end_with_a_process_that_is_killed() -> None:
         assert process.stdout is not None and process.stdout.readline()
         process.kill()
         process.communicate(timeout=60)  # until the last process that holds the pipe has ended
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "local"),
+    [("x", "2", "0"), ("0", "", "0"), ("2", "2", "0"), ("-1", "2", "0"), ("0", "2", "-1")],
+)
+def test_an_environment_of_no_launch_is_one_error(
+    monkeypatch: pytest.MonkeyPatch, rank: str, size: str, local: str
+) -> None:
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", local)):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(NiblickError, match=f"RANK={rank}, WORLD_SIZE={size}"):
+        read_world()

@@ -98,6 +98,8 @@ def test_a_model_says_what_it_is_and_what_it_is_not(model, path):
         model(torch.tensor([[1]]))
     with pytest.raises(NiblickError, match="whole numbers"):
         model.logits([0.5])
+    with pytest.raises(NiblickError, match="whole numbers"):
+        model.nll(5)
     with pytest.raises(NiblickError, match="token id 260"):
         model.logits([1, 260])
     with pytest.raises(ArtifactError, match="did you mean 'pocket'"):
