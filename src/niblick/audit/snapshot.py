@@ -141,6 +141,8 @@ def _walk(taken: Snapshot, root: int) -> Iterator[str]:
         for last, mode in modes:
             name = prefix + last
             if last in _SKIPPED or (last.startswith(".") and _suffix(last) not in _CODE):
+                if stat.S_ISDIR(mode) and last != "__pycache__" and _holds_code(root, name):
+                    _leave(taken, name, "holds code and is not looked into", weighs=True)
                 continue
             if not name.isprintable():
                 _leave(taken, name, "has a name with characters that cannot be shown")
@@ -190,6 +192,13 @@ def _content(taken: Snapshot, root: int, name: str) -> tuple[bytes | None, int]:
         if about.st_size > MOST_FILE:
             _leave(taken, name, f"is read up to {MOST_FILE:,} bytes only", weighs=False)
         return opened.read(min(about.st_size, MOST_FILE)), about.st_size
+
+
+def _holds_code(root: int, name: str) -> bool:
+    """Whether a folder that is passed over has modules that a script could import."""
+    with contextlib.suppress(OSError), _folder(root, name) as handle, os.scandir(handle) as found:
+        return any(each.name.endswith(".py") for each in itertools.islice(found, 1000))
+    return False
 
 
 def _beside(taken: Snapshot, root: int, found: list[str], lone: str) -> list[str]:

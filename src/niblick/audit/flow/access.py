@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -95,6 +96,8 @@ class Access(Writing):
         full = f"{holder.name}.{name}"
         if full in self.patched:
             return self.patched[full]
+        if full in {"math.e", "np.e", "numpy.e"}:
+            return math.e
         if full == "math.pi":
             return 3.141592653589793
         if full in {"math.inf", "np.inf", "numpy.inf"}:

@@ -8,6 +8,8 @@ from typing import Any
 
 from niblick.audit.flow.calls import Calls
 from niblick.audit.flow.objects import Dotted, Namespace
+from niblick.audit.flow.signals import AbortSignal
+from niblick.audit.stand_ins.catalog import installs
 from niblick.audit.words import words
 
 _MOST_MODULES = 300
@@ -22,6 +24,7 @@ class Imports(Calls):
     def do_import(self, node: ast.Import) -> None:
         for alias in node.names:
             found = self.import_program(alias.name)
+            self.absent(alias.name, found)
             name = alias.asname or alias.name.split(".")[0]
             if found is not None and not alias.asname:
                 found = self.loaded.get(name, found)
@@ -30,6 +33,8 @@ class Imports(Calls):
     def do_importfrom(self, node: ast.ImportFrom) -> None:
         base = self.absolute(node)
         module = self.import_program(base) if base else None
+        if not node.level:
+            self.absent(base, module)
         for alias in node.names:
             if module is not None and alias.name == "*":
                 self.scopes[-1][0].update(
@@ -43,6 +48,13 @@ class Imports(Calls):
             if found is None and base != alias.name and name in self.modules:
                 found = self.import_program(name)
             self.store(alias.asname or alias.name, found if found is not None else Dotted(name))
+
+    def absent(self, name: str, found: Namespace | None) -> None:
+        """A guarded import of what is neither shipped nor known fails, and its handler runs."""
+        top = name.partition(".")[0]
+        known = top in _OUTSIDE or installs(top) or top in self.modules
+        if self.tries and found is None and not known:
+            raise AbortSignal
 
     def absolute(self, node: ast.ImportFrom) -> str:
         """The module an import names, its leading dots resolved against the module that holds

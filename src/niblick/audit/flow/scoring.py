@@ -36,9 +36,11 @@ _LOSSES = words(
 )
 _IGNORED = -100
 """The target that PyTorch's losses leave out by default."""
+_REMEMBERED = 256  # forwards
 _OF_DISTRIBUTION, _RAW = frozenset({"prob", "logprob", "lse"}), frozenset({LOGIT})
 _OTHERS = "the making of its targets, which may be other tokens than those that are counted"
 
+_HANDED = "a model that was given the very tokens that it is scored on, unless it shifts them"
 _STATISTICS = words("BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm LazyBatchNorm1d")
 ONE_HOT = "one hot"
 """The mark of tokens as rows of noughts and a one, and of scores that lie in such rows."""
@@ -93,11 +95,38 @@ class Scoring(Shapes):
             key=source.key,
             rows=target.rows,
         )
-        if target.marks & {ALTERED}:
-            out.val, out.marks = None, out.marks | {f"{LOST}{_OTHERS} ({self.spot()})"}
+        doubts = {
+            _OTHERS: bool(target.marks & {ALTERED}),
+            _HANDED: self.reads_answers(source, target),
+        }
+        if lost := {f"{LOST}{doubt} ({self.spot()})" for doubt, there in doubts.items() if there}:
+            out.val, out.marks = None, out.marks | lost
         if target.pos is None and out.held:
             self.held_state(out, targets, node)
         return out
+
+    def feed(self, places: Array) -> str:
+        """The mark of what a model makes of tokens at these places; the newest are remembered."""
+        self.forwards += 1
+        mark = f"fed:{self.forwards}"
+        self.fed[mark] = places
+        self.fed.pop(f"fed:{self.forwards - _REMEMBERED}", None)
+        return mark
+
+    def reads_answers(self, source: Box, target: Box) -> bool:
+        """Whether a model's output is scored on tokens at or before those it was given, place by
+        place: it has read them, unless it shifts them itself.
+        """
+        wanted = target.pos
+        if wanted is None:
+            return False
+        for mark in source.marks:
+            fed = self.fed.get(mark)
+            if fed is not None and fed.size == wanted.size:
+                made, own = fed.reshape(-1), wanted.reshape(-1)
+                if ((made >= own) & (own >= 0)).mean() > 0.5:
+                    return True
+        return False
 
     def fitted(self, source: Box, targets: int) -> frozenset[str]:
         """Whether a setting that was kept for the scores of tokens, or weights that are no model's
@@ -142,6 +171,9 @@ class Scoring(Shapes):
             source.marks |= {f"hooked:{self.order}"}
             self.look_on(module, self.order, node)
         self.gather_statistics(module, tokens, node)
+        placed = [b.pos for b in tokens if b.pos is not None]
+        if len(placed) == 1 == len(tokens):
+            source.marks |= {self.feed(placed[0])}
         if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
             if method is None:
                 return self.score(source, target, node)

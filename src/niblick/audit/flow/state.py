@@ -100,6 +100,8 @@ class State:
         self.decided: dict[tuple[Any, ...], set[tuple[int, bool]]] = {}
         self.sketched: dict[int, int] = {}  # work on the plain turns of each loop
         self.interest = self.touched = 0
+        self.fed: dict[str, Any] = {}  # places of the tokens that forwards were given, by mark
+        self.forwards = 0
         self.cleared = self.stubborn = self.choosing = self.hooked = self.parts_hooked = False
         self.free: dict[int, frozenset[str] | None] = {}
         self.answers: dict[tuple[Any, ...], tuple[Any, int]] = {}

@@ -69,6 +69,7 @@ _SELECT = words(
     "index_select take take_along_dim take_along_axis gather masked_select compress embedding"
 )
 _PICKS = words("topk sort unique quantile median kthvalue compress nanquantile mode")
+_REMADE = words("repeat tile repeat_interleave unique unique_consecutive")
 _VIEWING = words(
     "reshape view flatten ravel view_as reshape_as unsqueeze squeeze transpose swapaxes t permute"
     " expand expand_as broadcast_to narrow as_strided unfold detach numpy from_numpy as_tensor"
@@ -94,6 +95,11 @@ class Tensors(InPlace):
         if isinstance(given, Box) and isinstance(out, Box):
             replace_content(given, out)
             out = self.shared(given)
+        if name in _REMADE and isinstance(first, Box) and is_token(first) and _is_row(first):
+            out = snapshot(first, shape=None, val=None) if out is NotImplemented else out
+            for box in collect(out):
+                if box.shape is None or _is_row(box):
+                    box.marks |= {ALTERED}  # some tokens twice, or some not at all
         if isinstance(first, Box) and first.scores and name not in _LOSSES:
             for box in collect(out):
                 if name in _PICKS:
@@ -328,3 +334,7 @@ def _is_mask(box: Box) -> bool:
 
 
 __all__ = ["Function", "Tensors"]
+
+
+def _is_row(box: Box) -> bool:
+    return box.shape is not None and len(box.shape) == 1

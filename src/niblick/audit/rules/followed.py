@@ -44,7 +44,7 @@ def _reasons(case: Case) -> list[str]:
     if not trace.complete and not out:
         out.append("the program was not followed to its end")
     out += [note for note in dict.fromkeys(trace.notes) if "not followed" in note][:3]
-    if not trace.scores:
+    if not any(event.targets for event in trace.scores):
         out.append("nothing that it runs scores a validation token")
     elif not trace.reported:
         out.append("no sum of losses meets a count of bytes")
@@ -70,9 +70,10 @@ def _examined(case: Case) -> str:
         as_run = "with its own defaults, as its documented run scores nothing,"
     plain = sum(f.content is not None and honest(f.content) for f in trace.figures)
     held = sum(bool(event.held) for event in trace.states)
+    scores = sum(bool(event.targets) for event in trace.scores)
     return (
         f"the program, followed {as_run} for {trace.steps:,} steps of work through"
-        f" {len(trace.reached)} of its functions; {len(trace.scores)} places and times where tokens"
+        f" {len(trace.reached)} of its functions; {scores} places and times where tokens"
         f" of the validation stream were scored, {len(trace.updates)} updates of weights or tensors"
         f" by such tokens, {held} uses of counts or other state that holds them; {plain} of"
         f" {len(trace.figures)} printed figures found to be a plain sum of losses over bytes"

@@ -36,7 +36,7 @@ def check(case: Case) -> list[Finding]:
     if case.tree is None or case.submission.script is None:
         return []
     program = case.program
-    return [*_modules(case, program), *_files(case, program)]
+    return [*_modules(case, program), *_unread(case), *_files(case, program)]
 
 
 def _modules(case: Case, program: Program) -> Iterator[Finding]:
@@ -51,6 +51,39 @@ def _modules(case: Case, program: Program) -> Iterator[Finding]:
             told.add(name)
             sure = place == "<module>" and not _inside_package(node) and _used(case, node)
             yield _absent(case, name, node, sure and not _alone(case))
+
+
+def _unread(case: Case) -> Iterator[Finding]:
+    """Modules that lie in the folder, are imported and were not read: too large, too deep, compiled
+    or in the place of a known package.
+    """
+    assert case.submission.script is not None
+    script = case.submission.script
+    root, read = script.parent, {script.name, *(file for file, _ in case.modules)}
+    trees = (case.tree, *(tree for _, tree in case.modules))
+    for node in (n for tree in trees if tree is not None for n in ast.walk(tree)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            base = root.joinpath(*name.split("."))
+            found = [base.with_name(f"{base.name}.py"), base / "__init__.py"]
+            found += [p for end in _NATIVE for p in base.parent.glob(f"{base.name}.*{end[1:]}")]
+            for path in found:
+                if path.is_file() and path.relative_to(root).as_posix() not in read:
+                    yield case.finding(
+                        "unreadable",
+                        Severity.WARNING,
+                        f"The script imports {path.relative_to(root)}, which was not read.",
+                        verdict="hold_unclear",
+                        pointer="record",
+                        line=node.lineno,
+                        cure="Ship it as plain source of a size that can be read.",
+                    )
+                    return
 
 
 def _alone(case: Case) -> bool:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 
 from niblick.audit.flow.boxes import STREAM
+from niblick.audit.reads import name_of
 from niblick.audit.rules.case import Case, scored
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 
 RULE = "validation-data"
+_COPIES = {
+    *(f"os.{name}" for name in ("symlink", "link", "rename", "replace")),
+    *(f"shutil.{name}" for name in ("copy", "copy2", "copyfile", "move")),
+}
+_SHELLS = {"system", "run", "call", "check_call", "check_output", "Popen"}
 _ALIAS = re.compile(
-    r"^[ \t]*\$?[ \t]*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+"
-    r"(\S*(?<![a-z])val(?:id|idation)?(?![a-z])\S*)\s+(\S*(?<![a-z])train(?![a-z])\S*(?<!\.py))\s*$",
+    r"(?:^|&&|;)[ \t]*\$?[ \t]*(?:ln\s+-s\S*|cp(?:\s+-\w+)*|mv)\s+"
+    r"(\S*(?<![a-z])val(?:id|idation)?(?![a-z])\S*)\s+"
+    r"(\S*(?<![a-z])train(?![a-z])\S*(?<!\.py))\s*(?:$|&&|;)",
     re.MULTILINE,
 )
 _TRAINED = re.compile(
@@ -61,16 +70,30 @@ def _calibration(case: Case) -> list[Finding]:
     ]
 
 
+def _commands(case: Case) -> Iterator[str]:
+    """What the submission has a shell do, or does in its place."""
+    yield case.submission.readme or ""
+    for path in case.submission.context:
+        if path.suffix == ".sh":
+            yield path.read_text("utf-8", "replace")
+    for _, call in case.program.calls():
+        said = [str(n.value) for n in ast.walk(call) if isinstance(n, ast.Constant)]
+        if ast.unparse(call.func) in _COPIES and len(said) > 1:
+            yield f"cp {said[0]} {said[1]}"
+        elif name_of(call.func) in _SHELLS:
+            yield " ".join(said)
+
+
 def _alias(case: Case) -> list[Finding]:
-    match = _ALIAS.search(case.submission.readme or "")
+    match = next(filter(None, map(_ALIAS.search, _commands(case))), None)
     if match is None:
         return []
     return [
         case.finding(
             RULE,
             Severity.BREACH,
-            f"The README makes a validation file stand in for a training file ({match[1][-60:]} ->"
-            f" {match[2][-60:]}).",
+            "The submission makes a validation file stand in for a training file"
+            f" ({match[1][-60:]} -> {match[2][-60:]}).",
             verdict="flag_other",
             pointer="data",
             cure="Train on the training shards only.",
