@@ -58,12 +58,32 @@ def test_outputs_that_are_scored_later_are_held_against_their_own_inputs(tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("logits", "clean"),
+    [
+        ("net.head(net.hidden(x[None]) + 0.5 * net.table(x)[None])", True),
+        ("net.head(net.hidden(x[None]) + 0.5 * net.table(y)[None])", False),
+        ("net.head(net.hidden(x[None])) + 0.5 * net.head(net.table(y[None]))", False),
+        ("net.head(torch.roll(net.hidden(x[None]), 1, 1))", True),
+        ("net.head(torch.roll(net.hidden(x[None]), -1, 1))", False),
+    ],
+)
+def test_parts_of_a_model_are_handed_no_targets_either(
+    tmp_path: Path, logits: str, clean: bool
+) -> None:
+    text = PLAIN.replace("net.head(net.hidden(x[None]))", logits)
+    verdict = judged(tmp_path, program(text, main=MAIN))
+    assert verdict == ("clean_neural" if clean else "hold_unclear")
+
+
+@pytest.mark.parametrize(
     ("made", "verdict"),
     [
         ("held.contiguous()", "clean_neural"),
         ("held[:held.numel() // 2].repeat(2)", "hold_unclear"),
         ("torch.unique_consecutive(held)", "hold_unclear"),
         ("held.repeat_interleave(2)", "hold_unclear"),
+        ("held[held > 3]", "hold_unclear"),
+        ("held[held != 3]", "hold_unclear"),
     ],
 )
 def test_a_stream_that_is_made_anew_is_not_the_split(
@@ -123,6 +143,13 @@ def test_a_module_that_is_imported_and_not_read_holds_the_submission(
     assert (judged(tmp_path, text) == "clean_neural") is not held
 
 
+def test_an_archive_that_modules_come_from_holds_the_submission(tmp_path: Path) -> None:
+    first = "import sys\nsys.path.insert(0, 'lib.zip')\nimport tqdm\n"
+    assert judged(tmp_path, program(first, PLAIN, main=MAIN)) == "hold_unclear"
+    first = first.replace("lib.zip", "lib")
+    assert judged(tmp_path, program(first, PLAIN, main=MAIN)) == "clean_neural"
+
+
 def test_a_module_that_imports_the_script_itself_holds_nothing(tmp_path: Path) -> None:
     (tmp_path / "export.py").write_text("import train_gpt\n")
     assert judged(tmp_path, program("import export\n", PLAIN, main=MAIN)) == "clean_neural"
@@ -150,3 +177,11 @@ def test_a_run_script_that_makes_validation_stand_in_for_training_is_a_breach(
     link = "cd data && ln -sf fineweb_val_000000.bin fineweb_train_000000.bin\n"
     (tmp_path / "run.sh").write_text(link + "python train_gpt.py\n")
     assert judged(tmp_path, program(PLAIN, main=MAIN)) == "flag_other"
+
+
+@pytest.mark.parametrize(("token", "clean"), [("-100", True), ("3", False)])
+def test_losses_of_a_token_that_are_left_out_are_seen(
+    tmp_path: Path, token: str, clean: bool
+) -> None:
+    text = PLAIN.replace('reduction="none"', f'reduction="none", ignore_index={token}')
+    assert (judged(tmp_path, program(text, main=MAIN)) == "clean_neural") is clean

@@ -42,7 +42,8 @@ from niblick.audit.flow.boxes import (
 from niblick.audit.flow.figures import PICKED
 from niblick.audit.flow.joining import view
 from niblick.audit.flow.keeping import ALONE, ALPHABET
-from niblick.audit.flow.lengths import RankText, cut_by, length_of
+from niblick.audit.flow.lengths import RankText, cut_by, is_split, length_of
+from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import (
     Bound,
     Class,
@@ -62,6 +63,7 @@ from niblick.audit.words import ordered, words
 _LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER PATH TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
+_NUMBERS = {"e": math.e, "pi": math.pi, "inf": math.inf}
 
 
 class Access(Writing):
@@ -96,12 +98,8 @@ class Access(Writing):
         full = f"{holder.name}.{name}"
         if full in self.patched:
             return self.patched[full]
-        if full in {"math.e", "np.e", "numpy.e"}:
-            return math.e
-        if full == "math.pi":
-            return 3.141592653589793
-        if full in {"math.inf", "np.inf", "numpy.inf"}:
-            return float("inf")
+        if name in _NUMBERS and holder.name in {"math", "np", "numpy"}:
+            return _NUMBERS[name]
         if full == "sys.argv":
             return ["script", *self.arguments]
         return Dotted(full)
@@ -180,6 +178,8 @@ class Access(Writing):
     def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
         found = self.entry(holder, key, node)
         picks = key if isinstance(key, Box) and "train" not in key.marks else Box()
+        if "index" in picks.marks and is_token(picks) and is_token(holder) and is_split(holder):
+            return snapshot(found, marks=found.marks | {ALTERED})  # picked by what they are
         if picks.scores or any(m.startswith(PICKED) for m in picks.marks):
             return throughout(found, picked, target_bits(picks) | picks.seen, self.line)
         return found
@@ -220,9 +220,7 @@ class Access(Writing):
         return self.sequence_item(holder, key)
 
     def environ(self, key: str, default: Any, *, required: bool = False) -> Any:
-        """The value of an environment variable in the documented run; `required` where the program
-        cannot do without.
-        """
+        """What a variable is in the documented run; `required` where nothing stands in for it."""
         if key in self.environment:
             return self.environment[key]
         if key in {"RANK", "LOCAL_RANK", "NODE_RANK"}:

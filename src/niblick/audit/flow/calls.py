@@ -97,7 +97,7 @@ class Calls(Learning):
     def layer(self, layer: Box, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """What a part of a model makes of its input."""
         boxes = self.frozen([layer, *(b for a in (*args, *named.values()) for b in collect(a))])
-        return merge(boxes, targets=0, nll=False, marks=frozenset({"logits"}))
+        return merge(boxes, targets=0, nll=False, marks=self.origin(boxes[1:]) | {"logits"})
 
     def opaque(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         """The result of something not understood: it may depend on everything it was given."""

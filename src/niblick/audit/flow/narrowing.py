@@ -13,6 +13,8 @@ from niblick.audit.flow.boxes import POSITIVE, Box, is_token, known
 
 ALTERED = "altered"
 """The mark of tokens that may have become other ones."""
+FED, MOVED = "fed:", "moved"
+"""How the mark of a call of a model begins; that of its output, rolled or flipped."""
 ORDER = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 NARROWING = (ast.Mod, ast.FloorDiv, ast.BitAnd, ast.RShift)
 _LARGEST_TOKEN = 65_535
@@ -41,3 +43,10 @@ def positive(box: Box) -> bool:
 def even(box: Box) -> bool:
     """Whether a value is an even number."""
     return box.val is not None and box.val.size == 1 and bool(box.val.item() % 2 == 0)
+
+
+def moved(box: Box) -> Box:
+    """`box`, marked where a model made it of tokens: its places are no longer theirs."""
+    if any(mark.startswith(FED) for mark in box.marks):
+        box.marks |= {MOVED}
+    return box

@@ -25,7 +25,7 @@ from niblick.audit.flow.boxes import (
 )
 from niblick.audit.flow.figures import DOUBT, INSIDE, LOGIT, LOST, PICKED
 from niblick.audit.flow.methods import called
-from niblick.audit.flow.narrowing import ALTERED
+from niblick.audit.flow.narrowing import ALTERED, FED, MOVED
 from niblick.audit.flow.objects import Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
 from niblick.audit.reads import name_of
@@ -41,6 +41,7 @@ _OF_DISTRIBUTION, _RAW = frozenset({"prob", "logprob", "lse"}), frozenset({LOGIT
 _OTHERS = "the making of its targets, which may be other tokens than those that are counted"
 
 _HANDED = "a model that was given the very tokens that it is scored on, unless it shifts them"
+_MOVED = "what a model made of tokens, rolled or flipped outside of it"
 _STATISTICS = words("BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm LazyBatchNorm1d")
 ONE_HOT = "one hot"
 """The mark of tokens as rows of noughts and a one, and of scores that lie in such rows."""
@@ -95,23 +96,33 @@ class Scoring(Shapes):
             key=source.key,
             rows=target.rows,
         )
-        doubts = {
-            _OTHERS: bool(target.marks & {ALTERED}),
-            _HANDED: self.reads_answers(source, target),
-        }
-        if lost := {f"{LOST}{doubt} ({self.spot()})" for doubt, there in doubts.items() if there}:
-            out.val, out.marks = None, out.marks | lost
+        for what, doubtful in (
+            (_OTHERS, ALTERED in target.marks),
+            (_HANDED, self.reads_answers(source, target)),
+            (_MOVED, MOVED in source.marks),
+        ):
+            out = self.doubted(out, what) if doubtful else out
         if target.pos is None and out.held:
             self.held_state(out, targets, node)
         return out
 
-    def feed(self, places: Array) -> str:
-        """The mark of what a model makes of tokens at these places; the newest are remembered."""
-        self.forwards += 1
-        mark = f"fed:{self.forwards}"
-        self.fed[mark] = places
-        self.fed.pop(f"fed:{self.forwards - _REMEMBERED}", None)
-        return mark
+    def doubted(self, out: Box, what: str) -> Box:
+        """Scores of which nobody knows what they are."""
+        out.val, out.marks = None, out.marks | {f"{LOST}{what} ({self.spot()})"}
+        return out
+
+    def origin(self, given: list[Box]) -> frozenset[str]:
+        """The marks of what a model, or a part of one, makes of `given`: which tokens it has read.
+        Those of the newest calls are remembered.
+        """
+        marks = {m for b in given for m in b.marks if m == MOVED or m.startswith(FED)}
+        tokens = [b for b in given if is_token(b) and b.marks.isdisjoint({"index", "bytes"})]
+        if len(tokens) == 1 and tokens[0].pos is not None:
+            self.forwards += 1
+            marks.add(f"{FED}{self.forwards}")
+            self.fed[f"{FED}{self.forwards}"] = tokens[0].pos
+            self.fed.pop(f"{FED}{self.forwards - _REMEMBERED}", None)
+        return frozenset(marks)
 
     def reads_answers(self, source: Box, target: Box) -> bool:
         """Whether a model's output is scored on tokens at or before those it was given, place by
@@ -171,9 +182,7 @@ class Scoring(Shapes):
             source.marks |= {f"hooked:{self.order}"}
             self.look_on(module, self.order, node)
         self.gather_statistics(module, tokens, node)
-        placed = [b.pos for b in tokens if b.pos is not None]
-        if len(placed) == 1 == len(tokens):
-            source.marks |= {self.feed(placed[0])}
+        source.marks |= self.origin(tokens)
         if len(tokens) >= 2 and (target := _shifted(tokens)) is not None:
             if method is None:
                 return self.score(source, target, node)
@@ -254,13 +263,14 @@ class Scoring(Shapes):
         weight = named.get("weight")
         if isinstance(weight, Box) and not weight.options and weight.shape != ():
             if weight.val is None:
-                out.val, out.marks = None, out.marks | {f"{LOST}weights of tokens ({self.spot()})"}
+                self.doubted(out, "weights of tokens")
             elif np.ptp(weight.val):
                 self.warp(out, "losses are weighed by their tokens")
         how = named.get("reduction")
         ignored = named.get("ignore_index", _IGNORED)
-        if isinstance(ignored, int) and ignored > BOS and _among(ignored, target):
-            self.warp(out, f"losses of token {ignored} are left out")
+        if isinstance(ignored, int) and ignored > BOS and is_token(target):
+            left = f"losses of token {ignored} are left out"
+            out = self.warp(out, left) if _among(ignored, target) else self.doubted(out, left)
         if how == "none":
             return out
         mean = _mean_of(target, ignored)

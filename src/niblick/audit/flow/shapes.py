@@ -27,7 +27,7 @@ from niblick.audit.flow.boxes import (
 from niblick.audit.flow.joining import pieces, times_of
 from niblick.audit.flow.keeping import ALONE, ALPHABET
 from niblick.audit.flow.lengths import length_of
-from niblick.audit.flow.narrowing import ALTERED
+from niblick.audit.flow.narrowing import ALTERED, moved
 from niblick.audit.flow.objects import Dotted
 from niblick.audit.flow.spaces import chosen_bytes
 from niblick.audit.words import words
@@ -162,9 +162,11 @@ class Shapes(Access):
         if name in {"expand", "expand_as", "broadcast_to", "repeat", "tile"}:
             return snapshot(box, shape=None, val=None)
         if name == "roll":
-            return shaped(box, lambda a: np.roll(a, rest[0] if rest else named.get("shifts", 0)))
+            by = rest[0] if rest else named.get("shifts", 0)
+            out = shaped(box, lambda a: np.roll(a, by))
+            return out if isinstance(by, int) and by >= 0 else moved(out)
         if name in {"flip", "fliplr"}:
-            return shaped(box, lambda a: np.flip(a))
+            return moved(shaped(box, lambda a: np.flip(a)))
         if name in {"narrow"} and len(rest) == 3 and all(isinstance(r, int) for r in rest):
             return shaped(
                 box, lambda a: np.take(a, range(rest[1], rest[1] + rest[2]), axis=rest[0])

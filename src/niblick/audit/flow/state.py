@@ -99,17 +99,14 @@ class State:
         self.forced: dict[int, bool] = {}
         self.decided: dict[tuple[Any, ...], set[tuple[int, bool]]] = {}
         self.sketched: dict[int, int] = {}  # work on the plain turns of each loop
-        self.interest = self.touched = 0
         self.fed: dict[str, Any] = {}  # places of the tokens that forwards were given, by mark
-        self.forwards = 0
+        self.interest = self.touched = self.forwards = 0
         self.cleared = self.stubborn = self.choosing = self.hooked = self.parts_hooked = False
         self.free: dict[int, frozenset[str] | None] = {}
         self.answers: dict[tuple[Any, ...], tuple[Any, int]] = {}
         self.maybe_ended = 0
         self.loop_steps: dict[int, int] = {}
-        self.order = 0
-        self.hooks = 0
-        self.looking = 0
+        self.order = self.hooks = self.looking = 0
         self.turning = 0
         self.hooking: list[Any] = []
         self.tries = 0

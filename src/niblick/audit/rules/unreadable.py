@@ -12,6 +12,7 @@ from niblick.audit.rules.reach import Reach
 from niblick.audit.rules.registry import rule
 from niblick.audit.types import Finding, Severity
 from niblick.audit.words import words
+from niblick.limits import quoted
 
 RULE = "unreadable"
 _RUNS = words(
@@ -23,6 +24,7 @@ _ALWAYS = words(
     " cloudpickle.load"
 )
 _HOOKS = frozenset({"sys.meta_path", "sys.path_hooks"})
+_ARCHIVES = (".zip", ".whl", ".egg", ".pyz")
 _PLAIN = words(
     "format join strip replace dedent str repr int float len lower upper splitlines getsource"
     " compile get getenv split range enumerate zip items sorted exec eval append"
@@ -97,6 +99,9 @@ def _hooks(case: Case, program: Program) -> list[Finding]:
     if case.carried:
         return []
     for node in ast.walk(program.tree):
+        if isinstance(node, ast.Call) and (archive := _archive(node)):
+            said = f"The script puts {archive} among the places that modules come from."
+            return [_hold(case, said, node.lineno)]
         if isinstance(node, ast.Attribute) and program.full_name(node) in _HOOKS:
             return [
                 _hold(
@@ -107,6 +112,14 @@ def _hooks(case: Case, program: Program) -> list[Finding]:
                 )
             ]
     return []
+
+
+def _archive(call: ast.Call) -> str | None:
+    """The archive that a call adds to sys.path, by a name in the call."""
+    if not ast.unparse(call.func).startswith("sys.path."):
+        return None
+    said = (n.value for n in ast.walk(call) if isinstance(n, ast.Constant))
+    return next((quoted(each) for each in said if str(each).endswith(_ARCHIVES)), None)
 
 
 def _hold(case: Case, evidence: str, line: int) -> Finding:
