@@ -101,6 +101,15 @@ def test_shipped_files_over_the_cap_are_a_breach_and_exactly_at_it_are_not(tmp_p
     assert "16,000,001" in finding.evidence
 
 
+def test_artifacts_that_the_script_names_together_are_added_up(tmp_path: Path) -> None:
+    halves = {"one__int6__ptz": bytes(9_000_000), "two__int6__ptz": bytes(9_000_000)}
+    root = record(tmp_path, logs=({}, {}, {}), **halves)
+    assert "record-size" not in found(root)
+    (root / "train_gpt.py").write_text("for name in ('one.int6.ptz', 'two.int6.ptz'): open(name)\n")
+    finding = found(root)["record-size"]
+    assert finding.severity is Severity.WARNING and "names 2 artifacts" in finding.evidence
+
+
 def test_a_claim_over_the_cap_alone_asks_the_author(tmp_path: Path) -> None:
     finding = found(record(tmp_path, claim={"bytes_total": 17_000_000}))["record-size"]
     assert (finding.severity, finding.verdict) == (Severity.WARNING, None)

@@ -129,6 +129,15 @@ def check_size(evidence: Evidence) -> Iterator[Finding]:
                 f" {CAP_BYTES:,}"
             )
             yield _finding("record-size", Severity.BREACH, said, pointer, cure, file=name)
+    text = evidence.submission.source.text if evidence.submission.source else ""
+    read = {n: size for n, size in evidence.artifacts.items() if PurePath(n).name in text}
+    together = sum(read.values()) + code
+    if together > CAP_BYTES >= code + max(read.values(), default=0):
+        said = (
+            f"the script names {len(read)} artifacts, {', '.join(read)}: with it {together:,} B,"
+            f" over {CAP_BYTES:,} if it needs them all"
+        )
+        yield _finding("record-size", Severity.WARNING, said, pointer, cure, file=next(iter(read)))
     sizes = {log.name: _counted(log, code) for log in evidence.logs if log.total_bytes}
     over = {name: size for name, size in sizes.items() if size > CAP_BYTES}
     claims_over = claimed is not None and claimed > CAP_BYTES
