@@ -63,6 +63,8 @@ def test_outputs_that_are_scored_later_are_held_against_their_own_inputs(tmp_pat
         ("net.head(net.hidden(x[None]) + 0.5 * net.table(x)[None])", True),
         ("net.head(net.hidden(x[None]) + 0.5 * net.table(y)[None])", False),
         ("net.head(net.hidden(x[None])) + 0.5 * net.head(net.table(y[None]))", False),
+        ("net.head(net.hidden(held[None, a:a + s.context + 1]))[:, :-1]", True),
+        ("net.head(net.hidden(held[None, a:a + s.context + 1]))[:, 1:]", False),
         ("net.head(torch.roll(net.hidden(x[None]), 1, 1))", True),
         ("net.head(torch.roll(net.hidden(x[None]), -1, 1))", False),
     ],

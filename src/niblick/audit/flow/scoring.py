@@ -118,11 +118,29 @@ class Scoring(Shapes):
         marks = {m for b in given for m in b.marks if m == MOVED or m.startswith(FED)}
         tokens = [b for b in given if is_token(b) and b.marks.isdisjoint({"index", "bytes"})]
         if len(tokens) == 1 and tokens[0].pos is not None:
-            self.forwards += 1
-            marks.add(f"{FED}{self.forwards}")
-            self.fed[f"{FED}{self.forwards}"] = tokens[0].pos
-            self.fed.pop(f"{FED}{self.forwards - _REMEMBERED}", None)
+            marks.add(self.remembered(tokens[0].pos))
         return frozenset(marks)
+
+    def remembered(self, places: Array) -> str:
+        """The mark of what was made of the tokens at these places."""
+        self.forwards += 1
+        mark = f"{FED}{self.forwards}"
+        self.fed[mark] = places
+        self.fed.pop(f"{FED}{self.forwards - _REMEMBERED}", None)
+        return mark
+
+    def item(self, holder: Any, key: Any, node: ast.AST) -> Any:
+        found = super().item(holder, key, node)
+        made = [m for m in holder.marks if m in self.fed] if isinstance(holder, Box) else []
+        if not made or not isinstance(found, Box) or found.live:
+            return found
+        marks = found.marks
+        for mark in made:
+            places = self.fed[mark]
+            cut = key[: places.ndim] if isinstance(key, tuple) else (key,)
+            if all(_is_plain(each) for each in cut) and (left := places[cut]).size:
+                marks = marks - {mark} | {self.remembered(left)}
+        return snapshot(found, marks=marks)
 
     def reads_answers(self, source: Box, target: Box) -> bool:
         """Whether a model's output is scored on tokens at or before those it was given, place by
@@ -275,6 +293,12 @@ class Scoring(Shapes):
             return out
         mean = _mean_of(target, ignored)
         return reduced(self.added_up(out, node), np.sum if how == "sum" else mean)
+
+
+def _is_plain(key: Any) -> bool:
+    """Whether a subscript is a slice between known numbers."""
+    ends = (key.start, key.stop, key.step) if isinstance(key, slice) else ("",)
+    return all(end is None or isinstance(end, int) for end in ends)
 
 
 def _loss(target: Box, marks: frozenset[str], picked: bool) -> Array | None:
