@@ -7,7 +7,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
@@ -25,6 +24,7 @@ from typing import Any
 
 from niblick.errors import NiblickError
 from niblick.limits import cut
+from niblick.registry import look_here
 
 
 @contextmanager
@@ -89,8 +89,7 @@ def open_executor(name: str) -> Iterator[Executor]:
     Raises `NiblickError` where there is no such factory, or it fails or returns something else.
     """
     module, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # a module in the folder where the user stands, as with --plugin
+    look_here()
     try:
         make = getattr(import_module(module), attribute)
     except Exception as error:  # noqa: BLE001  # whatever a module of the user's does

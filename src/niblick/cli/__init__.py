@@ -21,7 +21,7 @@ from niblick.errors import NiblickError, NiblickWarning
 from niblick.extras import needs
 from niblick.lazy import lazily
 from niblick.limits import cut, quoted
-from niblick.registry import load_plugin
+from niblick.registry import load_plugin, look_here
 
 if TYPE_CHECKING:
     from niblick.cli.commands import COMMANDS, app
@@ -39,8 +39,7 @@ def _take_plugins(arguments: list[str]) -> list[str]:
         if name != "--plugin":
             rest.append(argument)
         elif module := value if equals else next(waiting, ""):
-            if "" not in sys.path:
-                sys.path.insert(0, "")  # a module in the folder where the user stands
+            look_here()
             load_plugin(module)
         else:
             raise NiblickError("--plugin needs the name of a module")

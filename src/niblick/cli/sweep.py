@@ -229,26 +229,14 @@ def _once(variants: list[tuple[str, list[str]]]) -> dict[str, list[str]]:
 
 def _from_file(path: Path | None) -> dict[str, list[str]]:
     """`key=value` settings of each table in a TOML file."""
-    from niblick.recipe.load import read_tables
+    from niblick.recipe.load import read_tables, toml_value
 
     if path is None:
         return {}
     return {
-        name: [f"{key}={_toml(value)}" for key, value in _flat(table)]
+        name: [f"{key}={toml_value(value)}" for key, value in _flat(table)]
         for name, table in read_tables(path).items()
     }
-
-
-def _toml(value: Any) -> str:
-    """A value of a TOML file as `--set` reads it."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, bool | int | float | str):
-        text = json.dumps(value, ensure_ascii=False)
-        return {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}.get(text, text)
-    return str(value)  # a date or a time
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -191,9 +191,17 @@ def _index(node: list[Any], part: str, item: str) -> int:
     return int(part)
 
 
-def _json(value: Any) -> str:
-    # TOML takes no DEL as it is, which JSON leaves alone
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def toml_value(value: Any) -> str:
+    """A value on one line, as a TOML file has it and `--set` takes it; "null" for None."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {toml_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    if value is None or isinstance(value, bool | int | float | str):
+        text = json.dumps("null" if value is None else value, ensure_ascii=False)
+        text = text.replace("\x7f", "\\u007f")  # DEL, which JSON leaves alone
+        return {"Infinity": "inf", "-Infinity": "-inf", "NaN": "nan"}.get(text, text)
+    return str(value)  # a date or a time
 
 
 def _write_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:
@@ -203,7 +211,7 @@ def _write_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:
     }
     for key, value in table.items():
         if key not in nested and key not in arrays:
-            lines.append(f"{key} = {_json('null' if value is None else value)}")
+            lines.append(f"{key} = {toml_value(value)}")
     for key, value in nested.items():
         lines.append(f"\n[{prefix}{key}]")
         _write_table(lines, f"{prefix}{key}.", value)

@@ -68,13 +68,15 @@ def _optimizers(recipe: Recipe, plan: Plan) -> list[Entry]:
 
 def _decay(recipe: Recipe, plan: Plan) -> list[Entry]:
     training, used = recipe.training, set(recipe.training.optimizer.model_dump().values())
-    decays = {"muon": training.muon.weight_decay, "adam": training.adam.weight_decay}
-    decays = {name: decay for name, decay in decays.items() if decay and name in used}
-    as_penalty = (
-        {} if training.adam.decoupled or "adam" not in decays else {"adam": decays.pop("adam")}
-    )
-    named = {"decoupled weight decay": decays, "L2 penalty": as_penalty}
-    return [{"name": name, **found} for name, found in named.items() if found]
+    muon, adam, decoupled = training.muon, training.adam, "decoupled weight decay"
+    found: dict[str, Entry] = {}
+    for optimizer, name, decay in (
+        ("muon", decoupled, muon.weight_decay),
+        ("adam", decoupled if adam.decoupled else "L2 penalty", adam.weight_decay),
+    ):
+        if decay and optimizer in used:
+            found.setdefault(name, {"name": name})[optimizer] = decay
+    return [*found.values()]
 
 
 def _warmdown(recipe: Recipe, plan: Plan) -> list[Entry]:

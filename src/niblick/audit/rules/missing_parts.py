@@ -61,29 +61,41 @@ def _unread(case: Case) -> Iterator[Finding]:
     script = case.submission.script
     root, read = script.parent, {script.name, *(file for file, _ in case.modules)}
     trees = (case.tree, *(tree for _, tree in case.modules))
-    for node in (n for tree in trees if tree is not None for n in ast.walk(tree)):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
+    nodes = (n for tree in trees if tree is not None for n in ast.walk(tree))
+    for node in nodes:
+        if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
-        for name in names:
+        for name in _whole_names(node):
             base = root.joinpath(*name.split("."))
             found = [base.with_name(f"{base.name}.py"), base / "__init__.py"]
             found += [p for end in _NATIVE for p in base.parent.glob(f"{base.name}.*{end[1:]}")]
             for path in found:
                 if path.is_file() and path.relative_to(root).as_posix() not in read:
-                    yield case.finding(
-                        "unreadable",
-                        Severity.WARNING,
-                        f"The script imports {path.relative_to(root)}, which was not read.",
-                        verdict="hold_unclear",
-                        pointer="record",
-                        line=node.lineno,
-                        cure="Ship it as plain source of a size that can be read.",
-                    )
+                    said = f"{path.relative_to(root)}, which was not read"
+                    cure = "Ship it as plain source of a size that can be read."
+                    yield _held(case, said, node.lineno, cure)
                     return
+
+
+def _whole_names(node: ast.Import | ast.ImportFrom) -> list[str]:
+    """The modules that an import may load, by their whole names."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not node.module or node.level:
+        return []
+    return [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+
+
+def _held(case: Case, said: str, line: int, cure: str) -> Finding:
+    return case.finding(
+        "unreadable",
+        Severity.WARNING,
+        f"The script imports {said}.",
+        verdict="hold_unclear",
+        pointer="record",
+        line=line,
+        cure=cure,
+    )
 
 
 def _alone(case: Case) -> bool:
@@ -117,15 +129,8 @@ def _absent(case: Case, name: str, node: ast.stmt, at_import: bool) -> Finding:
     root = case.submission.script.parent if case.submission.script else case.submission.root
     native = next((p.name for end in _NATIVE for p in sorted(root.glob(f"{name}*{end}"))), None)
     if native is not None:
-        return case.finding(
-            "unreadable",
-            Severity.WARNING,
-            f"The script imports {native}, compiled code that reading cannot show.",
-            verdict="hold_unclear",
-            pointer="record",
-            line=node.lineno,
-            cure="Ship the source it was built from.",
-        )
+        said = f"{native}, compiled code that reading cannot show"
+        return _held(case, said, node.lineno, "Ship the source it was built from.")
     said = (
         f"The script imports {name}, which is no module of the folder, no known package and in no"
         " requirements.txt."
@@ -189,9 +194,7 @@ def _imports(
 
 
 def _tops(node: ast.Import | ast.ImportFrom) -> list[str]:
-    if isinstance(node, ast.Import):
-        return [alias.name.partition(".")[0] for alias in node.names]
-    return [node.module.partition(".")[0]] if node.module and not node.level else []
+    return list(dict.fromkeys(name.partition(".")[0] for name in _whole_names(node)))
 
 
 def _files(case: Case, program: Program) -> Iterator[Finding]:
