@@ -62,11 +62,16 @@ def tiny_recipe(**training: object) -> Recipe:
     )
 
 
+def with_section(recipe: Recipe, name: str, **values: object) -> Recipe:
+    """`recipe` with other values in one of its sections."""
+    section = getattr(recipe, name).model_copy(update=values)
+    return recipe.model_copy(update={name: section})
+
+
 def noisy_recipe() -> Recipe:
     """From half of the run on under the errors of `rd` at a few bits a parameter."""
     recipe = tiny_recipe(qat={"enabled": True, "start": 0.5}, schedule={"warmdown": 1.0})
-    artifact = recipe.artifact.model_copy(update={"codec": "rd", "max_bytes": 3_500})
-    return recipe.model_copy(update={"artifact": artifact})
+    return with_section(recipe, "artifact", codec="rd", max_bytes=3_500)
 
 
 def run(recipe: Recipe, dataset: Dataset, out: Path, *, resume: bool = False) -> TrainResult:

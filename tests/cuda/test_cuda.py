@@ -1,23 +1,26 @@
 """Parity on a CUDA device: attention, head, step, training, evaluation, sensitivities, generation.
 
-They are skipped where there is none. `NIBLICK_REHEARSE=1` runs them on the CPU, to try the tests
-themselves (`benchmarks/gpu.py --part a --rehearse` does so).
+Where there is none they run on a pretended one (`pretended_card`): without what its compilers make,
+with all that the code does to be there.
 """
 
 from __future__ import annotations
 
-import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from everything import batch, everything
 from niblick import facade
 from niblick.components.banded import reference_attention
 from niblick.compression.calibration import Calibration
 from niblick.compression.sensitivity import measure
 from niblick.evaluation import EvaluationOptions
-from niblick.evaluation.evaluate import evaluate_target
+from niblick.evaluation.evaluate import evaluate_target, score_tokens
 from niblick.model import LanguageModel
 from niblick.model.accelerated import accelerate
 from niblick.model.head import fused_head_loss
@@ -28,14 +31,23 @@ from niblick.runtime import World
 from niblick.scoring.data import text_target
 from niblick.training import train
 from niblick.training.compile import CompiledLoss
-from training_runs import tiny_dataset, tiny_recipe
+from property.evaluators import make_model, make_tokens
+from training_runs import noisy_recipe, tiny_dataset, tiny_recipe, with_section
+from unit.evaluation_cases import CASES
 
-REHEARSED = os.environ.get("NIBLICK_REHEARSE") == "1" and not torch.cuda.is_available()
-DEVICE = "cpu" if REHEARSED else "cuda:0"
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available() and not REHEARSED, reason="no CUDA device"),
-]
+DEVICE = "cuda:0"
+pytestmark = pytest.mark.cuda
+RUNS = {
+    "noise": noisy_recipe(),
+    "ensemble": with_section(tiny_recipe(), "model", members=2),
+    "documents": with_section(
+        tiny_recipe(
+            averaging={"kind": "power"}, dropout={"bigram": 0.5}, muon={"neuron_beta": 0.95}
+        ),
+        "data",
+        rows="documents",
+    ),
+}
 TEXT = "The river runs down to the sea. " * 60
 
 
@@ -44,8 +56,6 @@ TEXT = "The river runs down to the sea. " * 60
 def test_attention_is_the_readable_one(dtype: torch.dtype, length: int, span: int) -> None:
     from niblick.model.flex import Attend
 
-    if REHEARSED:
-        pytest.skip("flex_attention has no gradients on a CPU")
     first = torch.zeros(2, length, dtype=torch.int64, device=DEVICE)
     first[:, length // 2 :] = length // 2
     for limit in (None, first):
@@ -115,14 +125,14 @@ def test_passes_replayed_as_cuda_graphs_are_those_that_are_not() -> None:
     for wanted in ("no-graphs", "graphs"):
         model = LanguageModel(recipe.model, seed=1).to(DEVICE)
         loss = CompiledLoss(training_loss, model, wanted, DEVICE)
-        assert loss.replayed is (wanted == "graphs" and not REHEARSED)
+        assert loss.replayed is (wanted == "graphs")
         seen = []
         for tokens in batches:
             value = loss.backward(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
             grads = [p.grad for p in model.parameters() if p.grad is not None]
             seen += [value.clone(), *(grad.clone() for grad in grads)]
             model.zero_grad(set_to_none=True)
-        assert loss.replayed is (wanted == "graphs" and not REHEARSED), "they were not given up"
+        assert loss.replayed is (wanted == "graphs"), "they were not given up"
         found.append(seen)
     for plain, replayed in zip(*found, strict=True):
         torch.testing.assert_close(replayed, plain, rtol=1e-3, atol=1e-5)
@@ -132,12 +142,10 @@ def test_training_follows_the_loss_of_the_cpu_in_whatever_micro_batches(tmp_path
     dataset = tiny_dataset(tmp_path / "shards")
     recipe = tiny_recipe(duration="8 steps", compile="auto")
     one = recipe.model.attention.model_copy(update={"heads": 1, "kv_heads": 1})  # 16 wide
-    model = recipe.model.model_copy(update={"attention": one})
-    recipe = recipe.model_copy(update={"model": model})
+    recipe = with_section(recipe, "model", attention=one)
     curves = []
     for device, micro in (("cpu", None), (DEVICE, None), (DEVICE, 32)):
-        training = recipe.training.model_copy(update={"micro_batch_tokens": micro})
-        chosen = recipe.model_copy(update={"training": training})
+        chosen = with_section(recipe, "training", micro_batch_tokens=micro)
         out = tmp_path / f"run-{len(curves)}"
         result = train(chosen, dataset, out, world=World(device=device))
         curves.append([bpb for _, bpb in result.validations])
@@ -157,6 +165,46 @@ def test_a_score_is_that_of_the_cpu(mode: str, precision: str, near: float) -> N
         here = model.torch().to(device)
         scores.append(evaluate_target(here, target, options=options, world=World()))
     assert scores[1].bpb == pytest.approx(scores[0].bpb, abs=near)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_mode_and_adaptation_scores_as_on_the_cpu(case: str) -> None:
+    tokens, options = make_tokens([9, 40, 3, 25, 60]), replace(CASES[case], precision="fp32")
+    found = [
+        score_tokens(make_model("mixed").to(device), tokens, options, World())
+        for device in ("cpu", DEVICE)
+    ]
+    np.testing.assert_allclose(found[1], found[0], atol=5e-3)
+
+
+def test_every_kind_of_part_computes_what_it_does_on_the_cpu() -> None:
+    found = []
+    for device in ("cpu", DEVICE):
+        model = everything().to(device)
+        inputs, targets = (t.to(device) for t in batch(model))
+        loss = CompiledLoss(training_loss, model, "off" if device == "cpu" else "on", device)
+        value = loss.backward(inputs, targets)
+        found.append([value, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for cpu, cuda in zip(*found, strict=True):
+        torch.testing.assert_close(cuda.cpu(), cpu, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_ends_where_it_does_on_the_cpu_and_resumes(tmp_path: Path, kind: str) -> None:
+    dataset, recipe = tiny_dataset(tmp_path / "shards"), RUNS[kind]
+    curves = []
+    for device in ("cpu", DEVICE):
+        out, world = tmp_path / device.replace(":", ""), World(device=device)
+        whole = train(recipe, dataset, out, world=world)
+        for newest in list((out / "checkpoints").iterdir())[1:]:
+            shutil.rmtree(newest)
+        again = train(recipe, dataset, out, world=world, resume=True)
+        assert again.steps == whole.steps
+        assert [bpb for _, bpb in again.validations] == pytest.approx(
+            [bpb for _, bpb in whole.validations], abs=1e-4
+        )
+        curves.append([bpb for _, bpb in whole.validations])
+    assert curves[1] == pytest.approx(curves[0], abs=2e-2)
 
 
 def test_sensitivities_are_those_of_the_cpu() -> None:
@@ -190,4 +238,4 @@ def test_generation_is_the_text_of_the_cpu() -> None:
 
 def test_a_model_on_the_device_is_accelerated() -> None:
     model = LanguageModel(load_recipe("pocket").model, seed=None).to(DEVICE)
-    assert accelerate(model) is (DEVICE != "cpu")
+    assert accelerate(model)

@@ -106,7 +106,7 @@ def test_only_a_tally_hands_out_tokens_to_learn_and_only_scored_ones():
     with pytest.raises(ScoreError, match="predictions 0 to 4 are not all scored"):
         tally.scored(tokens, [(0, 5)])
     with pytest.raises(ScoreError, match="only tokens that are scored"):
-        Scored(tokens[None], tokens[None], torch.ones(1, 10), object())
+        Scored(tokens[None], tokens[None], torch.ones(1, 10), 10, object())
 
 
 def test_an_update_slice_one_token_too_long_is_refused(monkeypatch):
@@ -126,7 +126,12 @@ def test_a_learner_that_gets_past_the_tally_is_caught_by_the_proof(monkeypatch):
         return type(
             "Stolen",
             (),
-            {"inputs": inputs[:, :size], "targets": targets, "mask": torch.ones(1, size)},
+            {
+                "inputs": inputs[:, :size],
+                "targets": targets,
+                "mask": torch.ones(1, size),
+                "count": size,
+            },
         )()
 
     monkeypatch.setattr(Tally, "scored", careless)

@@ -7,6 +7,8 @@ statistics of its own.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from niblick.codecs.quantized import Floats
@@ -22,12 +24,17 @@ def matrix_shape(parameter: Parameter) -> tuple[int, int]:
     return rows, parameter.size // max(rows, 1)
 
 
-def as_matrix(parameter: Parameter, tensor: Floats) -> Floats:
-    """`tensor` in the layout (R, C), contiguous."""
+def laid_out(parameter: Parameter, tensor: Any) -> Any:
+    """`tensor`, of NumPy or torch, in the layout (R, C)."""
     rows, columns = matrix_shape(parameter)
     if parameter.role in _CONTROLS:
-        return np.ascontiguousarray(tensor.reshape(columns, rows).T)
-    return np.ascontiguousarray(tensor).reshape(rows, columns)
+        return tensor.reshape(columns, rows).T
+    return tensor.reshape(rows, columns)
+
+
+def as_matrix(parameter: Parameter, tensor: Floats) -> Floats:
+    """`tensor` in the layout (R, C), contiguous."""
+    return np.ascontiguousarray(laid_out(parameter, tensor))
 
 
 def from_matrix(parameter: Parameter, matrix: Floats) -> Floats:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from niblick.codecs.base import Sensitivity
-from niblick.codecs.matrices import as_matrix
+from niblick.codecs.matrices import laid_out
 from niblick.compression.calibration import Calibration
 from niblick.errors import NiblickError
 from niblick.model import LanguageModel, members_of, new_model
@@ -34,7 +34,7 @@ from niblick.units import Duration
 
 _MARGIN = 1.25  # of the time that measuring is expected to take
 _MOST_ROWS = 512  # of a matrix whose rows absorb errors: more take long, and gain little
-Factors = list[NDArray[np.float64]]
+Factors = list[Tensor]  # sums of A and of L, on the device
 
 
 def measure(
@@ -67,7 +67,10 @@ def measure(
             "no calibration tokens were given; this codec needs batches of training tokens"
         )
     calibration.seconds = before + perf_counter() - started
-    return {name: _sensitivity(*(sums / tokens for sums in each)) for name, each in found.items()}
+    return {
+        name: _sensitivity(*(sums.double().cpu().numpy() / tokens for sums in each))
+        for name, each in found.items()
+    }
 
 
 def _sensitivity(columns: NDArray[np.float64], rows: NDArray[np.float64]) -> Sensitivity:
@@ -121,11 +124,12 @@ def _accumulate(model: LanguageModel, found: dict[str, Factors], batch: Tensor) 
     tensors = [named[p.name] for p in model.plan.exported]
     loss = torch.stack(losses).sum() * (count / len(members))
     grads = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
+    precise = torch.float32 if model.device.type == "mps" else torch.float64  # which has no more
     for parameter, grad in zip(model.plan.exported, grads, strict=True):
-        matrix = torch.from_numpy(as_matrix(parameter, grad.float().cpu().numpy()))
+        matrix = laid_out(parameter, grad.float()).contiguous()
         together = parameter.role is Role.MATRIX and len(matrix) <= _MOST_ROWS
         rows = matrix @ matrix.T if together else matrix.square().sum(1)
-        parts = [(matrix.T @ matrix).double().numpy(), rows.double().numpy()]
+        parts = [(matrix.T @ matrix).to(precise), rows.to(precise)]
         if parameter.name in found:
             for total, part in zip(found[parameter.name], parts, strict=True):
                 total += part

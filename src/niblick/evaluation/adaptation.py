@@ -33,7 +33,9 @@ def adapt_weights(job: Job, settings: Adaptation) -> tuple[Tally, dict[str, Any]
     chunk, whose lesson no score could use.
     """
     job = replace(job, model=deepcopy(job.model))
-    tally = Tally(len(job.asked), job.predictions, whole=True, report=job.on_progress)
+    tally = Tally(
+        len(job.asked), job.predictions, whole=True, report=job.on_progress, device=job.device
+    )
     cuts = pieces(job.predictions, chunk_size(settings, job.predictions))
     learner = Learner(job, settings, rate=settings.rate, method=settings.method)
     state = job.model.empty_state(context=job.context)
@@ -102,7 +104,7 @@ class Learner:
             for rows in self._batches(scored):
                 train_step(self._job, self._weights, self._optimizer, rows, self._settings.clip)
                 self._steps += 1
-        self._tokens += int(scored.mask.sum())
+        self._tokens += scored.count
 
     def facts(self) -> dict[str, Any]:
         """What was done, for the score."""

@@ -96,7 +96,7 @@ def adapt_documents(job: Job, settings: Adaptation) -> tuple[Tally, dict[str, An
     """Score all documents, each with its own adapters; between phases the model learns too."""
     if settings.phases > 1:
         job = replace(job, model=deepcopy(job.model))
-    tally = Tally(len(job.asked), job.predictions, report=job.on_progress)
+    tally = Tally(len(job.asked), job.predictions, report=job.on_progress, device=job.device)
     base = Learner(job, settings, rate=settings.base_lr, method="sgd")
     windows = document_windows(job.tokens.cpu().numpy(), job.model.recipe.bos_id)
     phases = phase_groups(windows, settings.phases)

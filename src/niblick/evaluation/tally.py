@@ -29,13 +29,15 @@ class Scored:
     """Spans of predictions whose scores stand in a tally: the one thing that test-time training
     accepts.
 
-    inputs and targets (B, T) int64, `mask` (B, T) float32 is 0 on padding. Only `Tally.scored`
-    makes one, from spans that are entered; there is no other way to hand tokens to training.
+    inputs and targets (B, T) int64, `mask` (B, T) float32 is 0 on padding, `count` is its sum. Only
+    `Tally.scored` makes one, from spans that are entered; there is no other way to hand tokens to
+    training.
     """
 
     inputs: Tensor
     targets: Tensor
     mask: Tensor
+    count: int
     seal: object
 
     def __post_init__(self) -> None:
@@ -104,7 +106,7 @@ class Tally:
             inputs[row, : end - start] = tokens[start:end]
             targets[row, : end - start] = tokens[start + 1 : end + 1]
             mask[row, : end - start] = 1
-        return Scored(inputs, targets, mask, _SEAL)
+        return Scored(inputs, targets, mask, sum(end - start for start, end in spans), _SEAL)
 
     def collect(self, world: World, device: torch.device) -> NDArray[np.float32]:
         """All scores (K, n - 1); between all processes each prediction was entered once."""
