@@ -7,13 +7,15 @@ a: the tests marked `cuda`. b: tokens per second, MFU and memory of the full-siz
 the same models as plain torch under torch.compile with SDPA and the best batch that fits. c: 60 s
 each of pocket (packed with `rd`) and token-shift (`int-zlib`), scored. d: the time of sliding and
 streaming evaluation of token-shift, and what the challenge's validation split would take on eight
-such devices.
+such devices. A part that the time does not last for is done recipe by recipe (`--recipes`): what is
+compiled once is kept by torch on the same machine.
 
 MFU is the plan's training operations per token (three times forward, matrix products only) times
 tokens per second over 989e12; the step is the synchronised median, optimizer included. The text is
-wiki-vital in the shipped tokenizer of 1,024 tokens, repeated to the batch; `--prepare FOLDER`
-writes it where the corpus is installed, `--data FOLDER` reads it where it is not. `--rehearse` runs
-every part at small width, where there is no device on a pretended one (tests/pretended_card.py).
+wiki-vital in the shipped tokenizer of 1,024 tokens, repeated to the batch, and in pocket's own;
+`--prepare FOLDER` writes both where the corpus is installed, `--data FOLDER` reads them where it is
+not. `--rehearse` runs every part at small width, where there is no device on a pretended one
+(`tests/pretended_card.py`).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -48,6 +51,7 @@ from niblick.report.probe import Steps
 from niblick.report.run import train_and_score
 from niblick.runtime import World, cache_folder, describe_environment
 from niblick.scoring.data import load_target
+from niblick.training import Progress
 from niblick.training.memory import choose_rows, device_memory
 from plain import PlainModel, optimizers
 
@@ -104,7 +108,7 @@ def time_limit(seconds: float) -> Iterator[Callable[[], float]]:
 
     end = perf_counter() + seconds
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5)  # again, where a finalizer swallows it
     try:
         yield lambda: end - perf_counter()
     finally:
@@ -121,8 +125,16 @@ def recipe_of(name: str, options: argparse.Namespace) -> Recipe:
 
 def dataset_of(recipe: Recipe, options: argparse.Namespace) -> Dataset:
     if options.data:
-        return open_dataset(options.data)
+        return open_dataset(prepared(recipe, options.data))
     return resolve_dataset(recipe.data, vocab_size=recipe.model.vocab_size, cache=cache_folder())
+
+
+def prepared(recipe: Recipe, folder: Path) -> Path:
+    """The shards of a recipe's vocabulary below what `--prepare` wrote."""
+    found = sorted((folder / str(recipe.model.vocab_size)).rglob("*.bin"))
+    if not found:
+        sys.exit(f"no text for {recipe.name} below {folder}; write it with --prepare {folder}")
+    return found[0].parent
 
 
 def batch_of(recipe: Recipe, dataset: Dataset) -> Tensor:
@@ -215,16 +227,20 @@ def figures(recipe: Recipe, seconds: list[float], rows: int, device: str) -> dic
 
 def kernels(step: Callable[[], object], device: str) -> list[dict[str, Any]]:
     """What one step's time goes to: the ten kernels that take the most of it."""
+    from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    on_cuda = device.startswith("cuda")
+    on_cuda = device.startswith("cuda") and torch.version.cuda is not None  # no pretended card
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
     with profile(activities=activities) as found:
         step()
         synchronise(device)
-    key = "self_device_time_total" if on_cuda else "self_cpu_time_total"
-    rows = sorted(found.key_averages(), key=lambda row: -getattr(row, key))[:10]
-    total = sum(getattr(row, key) for row in found.key_averages()) or 1
+    key, there = ("self_device_time_total" if on_cuda else "self_cpu_time_total"), []
+    for row in found.key_averages():  # the rows of operators repeat what their kernels take
+        if not on_cuda or (row.device_type == DeviceType.CUDA and not row.is_user_annotation):
+            there.append(row)
+    rows = sorted(there, key=lambda row: -getattr(row, key))[:10]
+    total = sum(getattr(row, key) for row in there) or 1
     return [
         {"kernel": row.key[:80], "share": round(getattr(row, key) / total, 4), "calls": row.count}
         for row in rows
@@ -234,15 +250,15 @@ def kernels(step: Callable[[], object], device: str) -> list[dict[str, Any]]:
 def part_a(book: Book, left: Callable[[], float], options: argparse.Namespace) -> None:
     """The tests marked `cuda`."""
     tests = Path(__file__).parents[1] / "tests" / "cuda"
-    command = [sys.executable, "-m", "pytest", "-q", "-rA", "-m", "cuda", str(tests)]
+    command = [sys.executable, "-m", "pytest", "-vv", "-m", "cuda", str(tests)]
     run = subprocess.Popen(command, text=True, stdout=subprocess.PIPE)
     assert run.stdout is not None
     try:
         for line in run.stdout:
-            word, _, name = line.strip().partition(" ")
-            if word in ("PASSED", "FAILED", "ERROR", "SKIPPED"):
-                book.note(name.partition(" - ")[0], word.lower())
-            elif "passed" in line or "failed" in line:
+            name, word, *_ = [*line.split(), "", ""]
+            if "::" in name and word in ("PASSED", "FAILED", "ERROR", "SKIPPED"):
+                book.note(name.rpartition("/")[2], word.lower())
+            elif line.startswith("=") and ("passed" in line or "failed" in line):
                 book.note("summary", line.strip())
     finally:
         run.kill()
@@ -255,6 +271,8 @@ def part_b(book: Book, left: Callable[[], float], options: argparse.Namespace) -
         share = left() / (len(options.recipes) - number) / 4
         recipe = recipe_of(name, options)
         tokens = batch_of(recipe, dataset_of(recipe, options))
+        torch._dynamo.reset()
+        reset_peak(device)
         steps = Steps(recipe, device, tokens)
         choice = steps.fit()
         reset_peak(device)
@@ -263,6 +281,7 @@ def part_b(book: Book, left: Callable[[], float], options: argparse.Namespace) -
         book.note(f"{name} niblick", ours | forms)
         book.note(f"{name} kernels", kernels(steps.step, device))
         del steps
+        torch._dynamo.reset()
         reset_peak(device)
         plain = PlainSteps(recipe, device, tokens, backend)
         reset_peak(device)
@@ -272,32 +291,32 @@ def part_b(book: Book, left: Callable[[], float], options: argparse.Namespace) -
         ratio = ours["tokens_per_second"] / theirs["tokens_per_second"]
         book.note(f"{name} ratio", round(ratio, 3))
         del plain
-        reset_peak(device)
 
 
 def reset_peak(device: str) -> None:
-    torch._dynamo.reset()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def part_c(book: Book, left: Callable[[], float], options: argparse.Namespace) -> None:
-    """Two runs of 60 s, packed and scored."""
+    """Runs of 60 s, packed and scored."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, codec in (("pocket", "rd"), ("token-shift", "int-zlib")):
-            recipe = recipe_of(name, options)
+        for name in options.recipes:
+            recipe, codec = recipe_of(name, options), "rd" if name == "pocket" else "int-zlib"
             duration = "2 steps" if options.rehearse else "60s"
             training = recipe.training.model_copy(update={"duration": duration})
             artifact = recipe.artifact.model_copy(update={"codec": codec})
             update: dict[str, Any] = {"training": training, "artifact": artifact}
-            if options.data and name != "pocket":
-                update["data"] = recipe.data.model_copy(update={"corpus": str(options.data)})
+            if options.data:
+                shards = str(prepared(recipe, options.data))
+                update["data"] = recipe.data.model_copy(update={"corpus": shards})
             began = perf_counter()
             outcome = train_and_score(
                 recipe.model_copy(update=update),
                 Path(folder) / name,
                 world=World(device=options.device),
+                on_progress=partial(note_progress, book, name),
                 say=lambda text: print(text, file=sys.stderr),
             )
             result, packed = outcome.result, outcome.packed
@@ -315,6 +334,14 @@ def part_c(book: Book, left: Callable[[], float], options: argparse.Namespace) -
                     "all_seconds": round(perf_counter() - began, 1),
                 },
             )
+
+
+def note_progress(book: Book, name: str, at: Progress) -> None:
+    """Every fifth of a run, so that what training showed is kept whatever becomes of the rest."""
+    key = f"{name} at {int(5 * at.fraction) / 5:.0%}"
+    if key not in book.values["results"]:
+        figures = ("step", "tokens", "seconds", "loss", "bpb", "tokens_per_second")
+        book.note(key, {figure: getattr(at, figure) for figure in figures})
 
 
 def part_d(book: Book, left: Callable[[], float], options: argparse.Namespace) -> None:
@@ -356,6 +383,7 @@ def part_d(book: Book, left: Callable[[], float], options: argparse.Namespace) -
             )
 
 
+DEFAULTS = {"b": RECIPES, "c": ("pocket", "token-shift")}
 PARTS = {"a": part_a, "b": part_b, "c": part_c, "d": part_d}
 
 
@@ -375,14 +403,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--prepare", type=Path)
     parser.add_argument("--device", default=None)
-    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
+    parser.add_argument("--recipes", nargs="+", choices=("pocket", *RECIPES))
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
     if options.prepare:
-        dataset = resolve_dataset(
-            load_recipe("token-shift", CORPUS).data, vocab_size=1024, cache=options.prepare
-        )
-        print(dataset.files["train"][0].parent)
+        for recipe in (load_recipe("pocket"), load_recipe("token-shift", CORPUS)):
+            vocabulary = recipe.model.vocab_size
+            cache = options.prepare / str(vocabulary)
+            resolve_dataset(recipe.data, vocab_size=vocabulary, cache=cache)
+        print(options.prepare)
         return
     if options.part is None:
         parser.error("give --part a, b, c or d, or --prepare FOLDER")
@@ -390,6 +419,7 @@ def main() -> None:
     if not there and not options.rehearse:
         sys.exit("there is no CUDA device here; --rehearse runs this without, at small width")
     options.device = options.device or "cuda:0"
+    options.recipes = options.recipes or DEFAULTS.get(options.part, ())
     out = options.out or Path(f"gpu-{options.part}.json")
     book = Book(
         out,

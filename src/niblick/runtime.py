@@ -229,6 +229,8 @@ def process_group(world: World, device: str) -> Iterator[None]:
     import torch
     import torch.distributed as dist
 
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     if world.size == 1 or dist.is_initialized():
         yield
         return
@@ -236,8 +238,6 @@ def process_group(world: World, device: str) -> Iterator[None]:
     # block they would keep the group, whose threads may then abort the process as it ends.
     import torch.distributed.nn
 
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
     dist.init_process_group(
         "nccl" if device.startswith("cuda") else "gloo",
         rank=world.rank,

@@ -10,7 +10,7 @@ import torch
 from niblick.optim import Group, Layout, Optimizers, make_averager
 from niblick.plan import make_plan
 from niblick.recipe import load_recipe
-from niblick.recipe.schema import AdamRecipe, AveragingRecipe, TrainingRecipe
+from niblick.recipe.schema import AdamRecipe, AveragingRecipe, MuonRecipe, TrainingRecipe
 
 
 def _optimizer(seed: int = 0) -> Optimizers:
@@ -113,3 +113,20 @@ def test_a_power_average_of_one_step_is_that_step() -> None:
     assert averager is not None
     averager.update(torch.tensor([3.0]), step=1, remaining=1.0, last=True)
     assert averager.average.tolist() == [3.0]
+
+
+@pytest.mark.parametrize("beta", [None, 0.95])
+def test_a_step_that_warms_up_leaves_everything_as_it_was(beta: float | None) -> None:
+    layout = Layout(make_plan(load_recipe("token-shift-small").model).parameters)
+    weights = torch.randn(layout.total, generator=torch.Generator().manual_seed(0)) * 0.1
+    training = TrainingRecipe(muon=MuonRecipe(neuron_beta=beta))
+    optimizer = Optimizers(layout, weights, training, dtype=torch.float32)
+    for seed in (1, 2):
+        optimizer.gradients.copy_(_noise(optimizer, seed))
+        optimizer.step(1.0, 0.9)
+    kept = {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
+    before, steps = optimizer.weights.clone(), optimizer.steps
+    optimizer.warm_up()
+    assert optimizer.steps == steps
+    assert torch.equal(optimizer.weights, before)
+    assert all(torch.equal(kept[name], tensor) for name, tensor in optimizer.tensors().items())

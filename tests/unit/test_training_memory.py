@@ -119,7 +119,7 @@ def test_running_out_of_memory_is_told_from_other_errors_even_when_wrapped() -> 
 
 def _simulate(monkeypatch: pytest.MonkeyPatch, memory: object) -> None:
     monkeypatch.setattr(passes, "device_memory", lambda device: memory)
-    monkeypatch.setattr(passes, "CPU_TOKENS", 64)  # so that a batch of 128 tokens is measured
+    monkeypatch.setattr(passes, "SMALL", 64)  # so that a batch of 128 tokens is measured
 
 
 def test_a_run_takes_what_memory_holds_keeps_it_and_trains_as_any_other(

@@ -66,6 +66,7 @@ def _speeds(pocket: dict[str, Any]) -> list[list[str]]:
     if "train" in pocket:
         train = pocket["train"]
         rate = train["tokens_per_second"]
-        each = f"{rate:,} tokens/s in {train['precision']}"
+        plain = "" if train["compiled"] else ", not compiled"
+        each = f"{rate:,} tokens/s in {train['precision']}{plain}"
         rows.append(["pocket trains", f"{each}, {600 * rate / 1e6:.1f} M tokens in its 600 s"])
     return rows

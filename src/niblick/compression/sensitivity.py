@@ -88,6 +88,8 @@ def estimate_seconds(recipe: Recipe, calibration: Calibration, device: str = "cp
     if Duration.parse(recipe.training.duration).unit != "seconds":
         return 0.0
     model, each = new_model(recipe.model, seed=recipe.seed).to(device), 0.0
+    if device != "cpu":  # to compile, as before training's clock
+        measure(model, Calibration(calibration.batches[:1]))
     started = perf_counter()
     for _ in range(2):  # the first takes longer than the others
         began = perf_counter()

@@ -33,6 +33,7 @@ from niblick.scoring.windows import (
 )
 
 _LOGITS = 1 << 25  # logits held at once: 128 MiB in float32
+_LEAST_LENGTH = 128  # of rows on an accelerator
 _CPU_TOKENS = 4096  # a longer pass leaves a processor's caches and costs more for each token
 
 
@@ -137,10 +138,22 @@ def _document(job: Job, tally: Tally) -> None:
             stream(job, tally, job.model.empty_state(context=job.context), window.start, window.end)
             continue
         inputs, targets = gather(job, batch)
-        hidden, _ = job.model.hidden(inputs, context=job.context)
-        nll = head_nll(job.model, hidden, targets)
+        hidden, _ = job.model.hidden(_of_few_shapes(inputs), context=job.context)
+        nll = head_nll(job.model, hidden[: len(inputs), : inputs.shape[1]], targets)
         for row, window in enumerate(batch):
             tally.enter(window.start, nll[:, row, : window.length])
+
+
+def _of_few_shapes(inputs: Tensor) -> Tensor:
+    """Rows (B, T) for an accelerator, whose attention is compiled anew for every shape: both sizes
+    are rounded up to powers of two, with token 0.
+    """
+    if inputs.device.type == "cpu":
+        return inputs
+    rows, length = (1 << (size - 1).bit_length() for size in inputs.shape)
+    length = max(_LEAST_LENGTH, length)
+    padding = (0, length - inputs.shape[1], 0, rows - inputs.shape[0])
+    return torch.nn.functional.pad(inputs, padding)
 
 
 def _streaming(job: Job, tally: Tally) -> None:
@@ -180,8 +193,8 @@ def gather(job: Job, batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
     """
     length = max(window.length for window in batch)
     if all(window.length == length for window in batch):  # one transfer, whatever the batch
-        starts = torch.tensor([window.start for window in batch])
-        places = (starts[:, None] + torch.arange(length)).to(job.device, non_blocking=True)
+        starts = torch.tensor([window.start for window in batch]).to(job.device, non_blocking=True)
+        places = starts[:, None] + torch.arange(length, device=job.device)
         return job.tokens[places], job.asked[:, places + 1]
     inputs = job.tokens.new_zeros(len(batch), length)
     targets = job.tokens.new_zeros(len(job.asked), len(batch), length)

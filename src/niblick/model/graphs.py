@@ -20,5 +20,9 @@ def one_graph(call: Any, backend: Any = "inductor", **options: Any) -> Any:
     """`call` compiled as one graph for each shape, its backward as another; an error where Python
     would have to step in. `options` are torch.compile's.
     """
+    if not _ACCOUNT:  # an older torch: all share one account
+        import torch._dynamo.config as dynamo
+
+        dynamo.recompile_limit = max(dynamo.recompile_limit, _SHAPES)
     given = {"backend": backend, **_ACCOUNT, **options}
     return torch.compile(call, dynamic=False, fullgraph=True, **given)

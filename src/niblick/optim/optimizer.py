@@ -166,6 +166,18 @@ class Optimizers:
             optimizer.update(self.weights[part], self.gradients[part], at)
         self._grad_scale = 1.0
 
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Take a step that changes nothing, so that what it needs is compiled."""
+        kept = [(tensor, tensor.clone()) for tensor in (self.weights, *self.tensors().values())]
+        steps = self.steps
+        self.gradients.zero_()
+        self.clip(1.0)
+        self.step(0.0, 0.9)
+        self.steps = steps
+        for tensor, before in kept:
+            tensor.copy_(before)
+
     def measures(self) -> dict[str, float | None]:
         """Of the last step: the gradients' norm before clipping (None where it is no number), and
         each group's learning rate.

@@ -15,7 +15,7 @@ from niblick.optim import Layout, Optimizers
 from niblick.recipe import Recipe
 from niblick.runtime import choose_precision, keep_freed_memory, settle_threads
 from niblick.training.compile import CompiledLoss
-from niblick.training.memory import Choice, choose_rows, device_memory
+from niblick.training.memory import SMALL, Choice, choose_rows, device_memory
 from niblick.training.weights import Weights
 
 
@@ -52,6 +52,8 @@ class Steps:
 
     def fit(self) -> Choice:
         """Take micro-batches as a run does: the most rows that memory holds."""
+        if self.tokens <= SMALL:
+            return Choice(self.rows, "whole batch")
 
         def run(backward: Any, rows: int) -> None:
             try:

@@ -14,11 +14,20 @@ if TYPE_CHECKING:
     Tensors = tuple[torch.Tensor, torch.Tensor]
 
 
+def send(tensor: torch.Tensor, device: str | torch.device) -> torch.Tensor:
+    """A CPU's tensor on a device; on CUDA without waiting for what it does."""
+    if not str(device).startswith("cuda"):
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class DeviceFeeder:
     """Hands out the batches of a `Pipeline` as int64 tensors (B, T) on `device`, in the same order.
 
-    On CUDA the copy of the next batch runs on its own stream while the step computes. `state()` is
-    that of the batches handed out, whatever is in flight.
+    On CUDA the copy of the next batch runs on its own stream while the step computes, and Python,
+    which asks for a batch a step, is held back to two steps ahead of the device: the clock would
+    tell of steps that are only asked for. `state()` is that of the batches handed out, whatever is
+    in flight.
     """
 
     def __init__(self, pipeline: Pipeline, device: str | torch.device) -> None:
@@ -30,6 +39,7 @@ class DeviceFeeder:
         on_cuda = self._device.type == "cuda"
         self._stream = torch.cuda.Stream(self._device) if on_cuda else None  # type: ignore[no-untyped-call]
         self._in_flight: Tensors | None = None
+        self._begun: torch.cuda.Event | None = None
         self._state = pipeline.state()
 
     def state(self) -> dict[str, int]:
@@ -44,6 +54,9 @@ class DeviceFeeder:
             return batch
         batch = self._in_flight or self._copy(self._stream)
         current = self._torch.cuda.current_stream(self._device)
+        begun, self._begun = self._begun, current.record_event()
+        if begun is not None:
+            begun.synchronize()
         current.wait_stream(self._stream)
         for tensor in batch:
             tensor.record_stream(current)

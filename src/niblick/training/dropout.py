@@ -14,6 +14,7 @@ from niblick.components import BEFORE
 from niblick.plan import member_prefixes
 from niblick.recipe import Recipe
 from niblick.runtime import World
+from niblick.training.device import send
 
 
 class Dropout:
@@ -39,4 +40,4 @@ class Dropout:
     def _factor(self, generator: np.random.Generator, rate: float) -> Tensor:
         drawn = generator.random(self._shape, dtype=np.float32)
         kept = drawn[self._world.rank :: self._world.size] >= rate
-        return (torch.from_numpy(kept).float() / (1 - rate)).to(self._device)
+        return send(torch.from_numpy(kept), self._device).float() / (1 - rate)

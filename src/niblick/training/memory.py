@@ -19,8 +19,10 @@ from niblick.errors import CapacityError
 from niblick.runtime import available_memory, return_freed_memory
 
 SAFE = 0.9  # of the free memory: allocators lose some to fragments
-CPU_TOKENS = 16384  # a longer pass leaves a processor's caches and gains nothing
-_SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
+SMALL = 16384  # tokens: of any device; a longer pass leaves a processor's caches, gaining nothing
+_SIGNS = (
+    "out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed",
+)  # fmt: skip
 
 
 class Memory(Protocol):
@@ -39,7 +41,7 @@ class CudaMemory:
     """That of one CUDA device, by torch's allocator."""
 
     def __init__(self, device: str) -> None:
-        self._device = device
+        self._device, self._new = device, True
 
     def free(self) -> int | None:
         """See `Memory.free`."""
@@ -49,6 +51,9 @@ class CudaMemory:
 
     def peak(self, work: Callable[[], None]) -> int | None:
         """See `Memory.peak`."""
+        if self._new:  # libraries take their own on first use
+            work()
+            self._new = False
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
         work()

@@ -18,7 +18,7 @@ from niblick.runtime import World
 from niblick.training.compile import CompiledLoss
 from niblick.training.dropout import Dropout
 from niblick.training.memory import (
-    CPU_TOKENS,
+    SMALL,
     Choice,
     choose_rows,
     device_memory,
@@ -28,6 +28,7 @@ from niblick.training.memory import (
     smaller,
 )
 from niblick.training.state import RunState
+from niblick.training.validation import Validator
 
 
 class Passes:
@@ -69,18 +70,19 @@ class Passes:
         return torch.cuda.get_device_name(self.device) if on_cuda else self.device
 
     def _choose(self, kept: dict[str, Any]) -> Choice:
-        training, on_cpu = self.recipe.training, self.device == "cpu"
+        training = self.recipe.training
         if training.micro_batch_tokens:
             rows = min(training.micro_batch_tokens // self.length, self.batch)
             return Choice(rows, "recipe")
-        if on_cpu and self.batch * self.length <= CPU_TOKENS:
+        if self.batch * self.length <= SMALL:
             return Choice(self.batch, "whole batch")
         tokens, where = kept.get("tokens"), kept.get("device")
         if type(tokens) is int and tokens >= self.length and where == self._device_name:
             rows = tokens // self.length
             if self.batch % rows == 0:
                 return Choice(rows, "kept")
-        most = CPU_TOKENS // self.length if on_cpu else None
+        on_cpu = self.device == "cpu"
+        most = SMALL // self.length if on_cpu else None
         memory = device_memory(self.device)
         return choose_rows(
             self.batch,
@@ -114,12 +116,16 @@ class Passes:
         for parameter in self.state.weights.parameters:
             parameter.grad = None
 
-    def warm_up(self) -> None:
-        """Prime compilation with the recipe's number of passes, all undone."""
+    def warm_up(self, validator: Validator | None) -> None:
+        """Compile with the recipe's number of passes, a step of the optimizer and a validation, all
+        undone.
+        """
         if self.loss.compiled and self.device != "cpu":
             for _ in range(self.recipe.training.compile_warmup_steps):
                 self._probe(self.loss.backward, self.rows)
-            torch.cuda.synchronize()
+            self.state.optimizer.warm_up()
+            if validator is not None:
+                validator.measure(self.state.model)
 
     def accumulate(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Forward and backward into the flat gradients, the mean over all processes; the mean nll

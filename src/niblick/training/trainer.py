@@ -195,9 +195,9 @@ class Loop:
                 kept=kept,
                 note=self._note_micro_batch,
             )
-            passes.warm_up()
-        if self.validator:
-            self.validator.limit(passes.rows)
+            if self.validator:
+                self.validator.limit(passes.rows)
+            passes.warm_up(self.validator)
         return passes
 
     def _note_micro_batch(self, record: dict[str, Any]) -> None:

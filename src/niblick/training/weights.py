@@ -23,6 +23,7 @@ from niblick.model import LanguageModel
 from niblick.model.kernels import Kernels
 from niblick.model.kernels.library import DTYPES
 from niblick.optim import LOW_PRECISION, Layout
+from niblick.training.device import send
 
 
 class Weights:
@@ -96,12 +97,14 @@ class Weights:
     def _disturb(self, flat: Tensor, errors: Tensor, seed: tuple[int, int]) -> None:
         """Add every row's errors, or subtract them."""
         generator = np.random.default_rng(seed)
-        for slot, view in zip(self.layout.slots, self._views, strict=True):
-            if slot.role in QUANTIZED_ROLES:
-                drawn = generator.integers(0, 2, size=(slot.shape[0], 1), dtype=np.int8)
-                signs = torch.from_numpy(2.0 * drawn - 1.0).to(flat)
-                weight, error = (slot.view(t).view(slot.shape[0], -1) for t in (flat, errors))
-                view.view(weight.shape).copy_(torch.addcmul(weight, error, signs))
+        pairs = zip(self.layout.slots, self._views, strict=True)
+        chosen = [(slot, view) for slot, view in pairs if slot.role in QUANTIZED_ROLES]
+        sizes = [slot.shape[0] for slot, _ in chosen]
+        drawn = [generator.integers(0, 2, size=(size, 1), dtype=np.int8) for size in sizes]
+        every = 2 * send(torch.from_numpy(np.concatenate(drawn)), flat.device).to(flat.dtype) - 1
+        for (slot, view), signs in zip(chosen, torch.split(every, sizes), strict=True):
+            weight, error = (slot.view(t).view(slot.shape[0], -1) for t in (flat, errors))
+            view.view(weight.shape).copy_(torch.addcmul(weight, error, signs))
 
     def use(self, kernels: Kernels | None) -> None:
         """Take the compiled form of `collect` (None: plain torch)."""
@@ -125,9 +128,9 @@ class Weights:
                 "collect", gradients.dtype, from_, kinds, *self._places, gradients, add, len(found)
             )
             return
-        for slot, slope in zip(self.layout.slots, found, strict=True):
-            target = slot.view(gradients)
-            if add and slope is not None:
-                target.add_(slope)
-            elif not add:
-                target.zero_() if slope is None else target.copy_(slope)
+        if not add and any(slope is None for slope in found):
+            gradients.zero_()
+        pairs = zip(self.layout.slots, found, strict=True)
+        given = [(slot.view(gradients), slope) for slot, slope in pairs if slope is not None]
+        targets, slopes = [target for target, _ in given], [slope for _, slope in given]
+        torch._foreach_add_(targets, slopes) if add else torch._foreach_copy_(targets, slopes)
