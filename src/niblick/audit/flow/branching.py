@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from niblick.audit.flow.lengths import Rank
 from niblick.audit.flow.methods import called
 from niblick.audit.flow.objects import Module
 from niblick.audit.flow.signals import AbortSignal, BreakSignal, ContinueSignal, ReturnSignal
-from niblick.audit.flow.trials import changed_by, is_weights, kept_names, random_in
+from niblick.audit.flow.trials import changed_by, is_weights, kept_names
 from niblick.audit.reads import name_of
 
 
@@ -139,7 +138,7 @@ class Branching(Imports):
         loop = self.loops[-1]
         positions = target_bits(condition)
         plain = "train" in condition.marks or not positions or self.acts(loop)
-        if plain or not (condition.roots and self.changes(node, loop)):
+        if plain or not (condition.roots and self.changes(node)):
             return 0
         self.record_update(condition.roots, positions, node, frozenset({"kept"}))
         return positions
@@ -153,18 +152,13 @@ class Branching(Imports):
         learns = "train" in condition.marks or self.acts(self.loops[-1])
         return 0 if learns else target_bits(condition)
 
-    def changes(self, node: ast.If | ast.IfExp, loop: ast.stmt) -> bool:
-        """Whether the ways of a condition change weights in place, or keep some of those that its
-        loop makes at random.
-        """
+    def changes(self, node: ast.If | ast.IfExp) -> bool:
+        """Whether the ways of a condition change weights in place, or keep some of them."""
         if isinstance(node, ast.If):
             places = [self.value(place) for place in changed_by(node)]
             if any(isinstance(v, Module) or is_weights(v) for v in places):
                 return True
-        if id(loop) not in self.random:
-            find = partial(self.program_functions, self.scopes[-1])
-            self.random[id(loop)] = random_in(loop, find)
-        found = [self.lookup(name) for name in kept_names(node)] if self.random[id(loop)] else []
+        found = [self.lookup(name) for name in kept_names(node)]
         return any(b.roots and is_weights(b) for value in found for b in collect(value))
 
     def depends_on_data(self, condition: Any) -> bool:

@@ -238,7 +238,10 @@ class Builtins(Records):
         file handed over, what is reported is the best of several.
         """
         told = [b for r in ranks for b in collect(r) if b.scores or b.marks & {"file"}]
-        if len(told) < 2 or any((b.roots and b.nll) or "train" in b.marks for b in told):
+        learnt = (
+            (b.roots and b.nll and "bytes" not in b.marks) or "train" in b.marks for b in told
+        )
+        if len(told) < 2 or any(learnt):
             return item
         mark = frozenset({f"{WARP}{BEST} ({self.spot()})"})
         positions = merge(told).targets

@@ -28,6 +28,7 @@ from niblick.audit.flow.boxes import (
     witness,
 )
 from niblick.audit.flow.keeping import ALONE, LEAST, Keeping
+from niblick.audit.flow.lengths import PARTLY
 from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import FigureEvent, KeyEvent, StateEvent
 from niblick.audit.flow.signals import ContinueSignal
@@ -361,7 +362,7 @@ def figure_of(engine: State, value: Box, label: str) -> FigureEvent:
         content=content,
         warps=tuple(sorted({warp.removeprefix(DOUBT) for warp in warps})),
         lost=tuple(sorted(m.removeprefix(LOST) for m in value.marks if m.startswith(LOST))),
-        guessed=bool(value.marks & {"guess"}) or "bytes" not in value.marks,
+        guessed=bool(value.marks & {"guess", PARTLY}) or "bytes" not in value.marks,
         per_token=not value.marks & {"guess", "bytes"},
         scores=value.scores,
         where=engine.where(),

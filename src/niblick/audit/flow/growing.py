@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from niblick.audit.flow.boxes import MAX_ELEMENTS, Array, Box, snapshot, witness
+from niblick.audit.flow.boxes import MAX_ELEMENTS, Array, Box, snapshot, target_bits, witness
 from niblick.audit.flow.missed import Loop
 
-_MOST = 4096
+_MOST, _ALIKE = 4096, 1e-6
 _GROWS = frozenset({"append", "extend", "insert", "appendleft"})
 
 
@@ -78,6 +78,28 @@ def between(before: Any, one: Any, other: Any, turns: int) -> list[Any]:
     if one.pos is None:
         return [snapshot(one, deps=1 << int(p), val=content[0](p), key=None) for p in spots]
     return [snapshot(one, pos=pos, val=content[0](pos), key=None) for pos in spots]
+
+
+def summed(taken: list[Any], turns: int) -> Box | None:
+    """The losses of one token each, or multiples of them, that a loop would have added in the turns
+    between the last two of three, `turns` apart, as one; None where they are not known.
+    """
+    boxes = [b for b in taken if isinstance(b, Box) and b.val is not None and b.val.size == 1]
+    found = [target_bits(box) for box in boxes]
+    if len(boxes) != 3 or any(not bits or bits & (bits - 1) for bits in found):
+        return None
+    first, one, other = (bits.bit_length() - 1 for bits in found)
+    step = one - first
+    if other != one + turns * step or not 1 < turns <= MAX_ELEMENTS:
+        return None
+    losses = witness(np.asarray([first, one, other]))
+    times = [float(box.val.item()) for box in boxes if box.val is not None] / np.asarray(losses)
+    if np.ptp(times) > _ALIKE * np.abs(times).max():
+        return None
+    between = one + step * np.arange(1, turns)
+    every = sum(1 << int(place) for place in between)
+    value = times[0] * np.asarray(witness(between)).sum()
+    return snapshot(boxes[2], val=np.asarray(value), deps=boxes[2].deps | every, targets=every)
 
 
 def _places(box: Box) -> Array | None:

@@ -12,6 +12,8 @@ from typing import Any
 
 from niblick.audit.flow.boxes import STREAM, Box, snapshot
 
+PARTLY = "partly"
+"""The mark of scores that a loop adds up, not their bytes, of which not every turn is taken."""
 PART = "part:"
 _WHOLE = 62_021_846 / STREAM  # tokens of the public split at the smallest vocabulary
 _NEARLY = 0.9  # of the stream: a number read from its own file

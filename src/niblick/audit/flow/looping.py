@@ -13,8 +13,8 @@ import numpy as np
 from niblick.audit.flow.boxes import STREAM, Box, is_token
 from niblick.audit.flow.branching import Branching
 from niblick.audit.flow.endings import bounds
-from niblick.audit.flow.growing import Growth
-from niblick.audit.flow.lengths import PART
+from niblick.audit.flow.growing import Growth, summed
+from niblick.audit.flow.lengths import PART, PARTLY
 from niblick.audit.flow.missed import (
     LEAST_WORK,
     MOST_MORE,
@@ -181,6 +181,7 @@ class Looping(Branching):
         first_step = self.trace.steps - self.loop_steps.get(id(node), 0)
         before, scores = dict(self.scopes[-1][0]), len(self.trace.scores)
         at, growth = 0, Growth(node if self.loops[1:] else None, self.lookup)
+        self.adding.append({})
         finished, skipped, left = True, False, 0
         while at < count:
             mark, touched = self.interest, self.touched
@@ -205,10 +206,12 @@ class Looping(Branching):
             else:
                 at += 1
         self.loop_steps[id(node)] = self.trace.steps - first_step
+        added = self.adding.pop()
         if finished:
             if left:
                 self.fill_between(node, left, count - 1)
                 growth.fill(left, count - 1)
+                self.add_between(node, added, left, count - 1)
             self.block(node.orelse)
 
     do_asyncfor = do_for
@@ -285,6 +288,27 @@ class Looping(Branching):
             return self.turn(body)
         finally:
             self.forced = kept
+
+    def add_between(
+        self, node: ast.For | ast.AsyncFor, added: dict[int, list[Any]], before: int, last: int
+    ) -> None:
+        """Adds to the sums of an inner loop, which adds up scores and no bytes, what the turns left
+        out would have: where that is not known, the sums are marked.
+        """
+        inside = [n for s in node.body for n in ast.walk(s) if isinstance(n, ast.AugAssign)]
+        names = {n.target.id: n for n in inside if isinstance(n.target, ast.Name)}
+        boxes = {name: self.lookup(name) for name in names}
+        known = {k: v for k, v in boxes.items() if isinstance(v, Box) and v.val is not None}
+        if not self.loops[1:] or any("bytes" in box.marks for box in known.values()):
+            return
+        for name, box in known.items():
+            if box.scores:
+                taken = added.get(id(names[name]), [])
+                whole = len(taken) == before + 2 and summed(taken[-3:], last - before)
+                if whole:
+                    self.augment(names[name], box, whole)
+                else:
+                    box.marks |= {PARTLY}
 
     def fill_between(self, node: ast.For | ast.AsyncFor, before: int, last: int) -> None:
         """Rows that a loop over all of an array's rows would have filled in turns left out: where

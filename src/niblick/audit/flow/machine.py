@@ -88,6 +88,12 @@ class Machine(Looping):
     def do_augassign(self, node: ast.AugAssign) -> None:
         left = self.value(_as_load(node.target))
         right = self.value(node.value)
+        if self.adding:
+            self.adding[-1].setdefault(id(node), []).append(right)
+        self.augment(node, left, right)
+
+    def augment(self, node: ast.AugAssign, left: Any, right: Any) -> None:
+        """What `left` becomes when `right` is added to it, or taken off."""
         if isinstance(left, Instance):
             self.assign(node.target, self.binary(node.op, left, right, node, in_place=True))
             return

@@ -28,6 +28,7 @@ from niblick.audit.flow.methods import called
 from niblick.audit.flow.narrowing import ALTERED, FED, MOVED
 from niblick.audit.flow.objects import Function, Module, ScoreEvent
 from niblick.audit.flow.shapes import Shapes
+from niblick.audit.flow.statistics import LIBRARY, Keeps, kept_by
 from niblick.audit.reads import name_of
 from niblick.audit.words import words
 
@@ -42,7 +43,6 @@ _OTHERS = "the making of its targets, which may be other tokens than those that 
 
 _HANDED = "a model that was given the very tokens that it is scored on, unless it shifts them"
 _MOVED = "what a model made of tokens, rolled or flipped outside of it"
-_STATISTICS = words("BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm LazyBatchNorm1d")
 ONE_HOT = "one hot"
 """The mark of tokens as rows of noughts and a one, and of scores that lie in such rows."""
 
@@ -219,16 +219,29 @@ class Scoring(Shapes):
         return self.predicted(source)
 
     def gather_statistics(self, module: Module, tokens: list[Box], node: ast.AST) -> None:
-        """A model that is told to train keeps running statistics of what it is given, if it has
-        layers that do; with gradients it is trained anyway.
+        """A model keeps running statistics of what it is given, if it has layers that do: those of
+        the library where it is told to train; with gradients it is trained anyway.
         """
         positions = merge(tokens).deps
-        owners = (f.owner for f in self.methods.get("__init__", []) if f.owner is not None)
-        if not positions or not self.no_grad or module.attrs.get("training") is not True:
+        if not positions or not self.no_grad:
             return
-        if any(name_of(call.func) in _STATISTICS for o in owners for call in called(o.node)):
+        owners = [f.owner.node for f in self.methods.get("__init__", []) if f.owner is not None]
+        kinds = {self.statistics_of(node) for node in owners}
+        told = Keeps.IN_TRAINING in kinds and module.attrs.get("training") is True
+        if told or kinds & {Keeps.ALWAYS, Keeps.PERHAPS}:
+            doubt = not told and Keeps.ALWAYS not in kinds
+            self.uncertain += doubt
             self.leaves[module.leaf].seen |= positions
             self.record_update(frozenset({module.leaf}), positions, node, frozenset())
+            self.uncertain -= doubt
+
+    def statistics_of(self, node: ast.AST) -> Keeps | None:
+        """When the layers that a class makes, or is, gather statistics."""
+        if id(node) not in self.keeping:
+            own = kept_by(node) if isinstance(node, ast.ClassDef) else None
+            made = any(name_of(call.func) in LIBRARY for call in called(node))
+            self.keeping[id(node)] = own or (Keeps.IN_TRAINING if made else None)
+        return self.keeping[id(node)]
 
     def predicted(self, source: Box) -> Box:
         """What a model makes of tokens, of which no score has been taken."""

@@ -23,6 +23,7 @@ from niblick.audit.flow.objects import (
     Where,
 )
 from niblick.audit.flow.signals import BudgetSignal
+from niblick.audit.flow.statistics import Keeps
 
 _NUMBERS = (int, float, bool, type(None), np.generic)
 PLAIN = (*_NUMBERS, str, bytes, list, tuple, dict, set, range, PurePosixPath, slice)
@@ -59,6 +60,7 @@ class State:
     look_on: Callable[[Any, int, ast.AST], None]
     told_weights: Callable[[list[Box]], None]
     record_update: Callable[..., None]
+    augment: Callable[..., None]
     import_program: Callable[[str], Namespace | None]
     run_module: Callable[[ast.Module, str, str, dict[str, Any]], None]
 
@@ -117,7 +119,8 @@ class State:
         self.adapting: dict[int, tuple[frozenset[str], frozenset[str], bool]] = {}
         self.hung: set[str] = set()
         self.loops: list[ast.stmt] = []
-        self.random: dict[int, bool] = {}
+        self.adding: list[dict[int, list[Any]]] = []  # by statement of a loop: what a turn adds
+        self.keeping: dict[int, Keeps | None] = {}  # when classes gather statistics
         self.kept_for = self.told_by = 0
         self.raised = False
         self.inner_calls: dict[str, int] = {}

@@ -137,6 +137,8 @@ class Tensors(InPlace):
         first = known(args[0])
         if (method and (changes(name) or name in _RESET)) or name in _WRITES:
             return self.in_place(name, first, args[1:], named, node)
+        if name == "log1p" and "prob" in first.marks and not first.nll:  # of a weight, turned over
+            name, first = "log", self.binary(ast.Add(), first, 1.0, node)
         if name in _SAME or name in _REDUCE:
             way = self.same if name in _SAME else self.reduce
             out = way(name, first, args, named)

@@ -14,30 +14,15 @@ import numpy as np
 
 from niblick.audit.flow.boxes import WITNESS, Box, is_token, snapshot
 from niblick.audit.flow.figures import ADDED, PICKED, SHARE, WARP
-from niblick.audit.flow.methods import called
 from niblick.audit.reads import name_of
 from niblick.audit.words import words
 
 BEST = "the smallest of several figures is taken"
-_RANDOM = words(
-    "rand randn randint randperm rand_like randn_like randint_like normal normal_ uniform uniform_"
-    " bernoulli bernoulli_ choice gauss sample standard_normal integers random multinomial"
-)
 _CHANGES = words(
     "copy_ add_ sub_ mul_ div_ lerp_ addcmul_ set_ index_add_ index_copy_ scatter_ masked_fill_"
     " put_ load_state_dict neg_ sign_"
 )
 _CHAIN = (ast.Name, ast.Attribute, ast.expr_context)
-
-
-def random_in(body: ast.AST, find: Callable[[ast.Call], list[Any]]) -> bool:
-    """Whether code draws random numbers, itself or in functions of the program that it calls."""
-    for call in called(body):
-        if name_of(call.func) in _RANDOM:
-            return True
-        if any(name_of(c.func) in _RANDOM for f in find(call) for c in called(f.node)):
-            return True
-    return False
 
 
 def changed_by(node: ast.If) -> Iterator[ast.expr]:
