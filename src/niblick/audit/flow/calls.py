@@ -11,7 +11,7 @@ from niblick.audit.flow.boxes import Box, collect, is_token, merge, snapshot
 from niblick.audit.flow.figures import shows_after
 from niblick.audit.flow.learning import STATE_NAMES, Learning
 from niblick.audit.flow.lengths import Rank
-from niblick.audit.flow.methods import small
+from niblick.audit.flow.methods import only_tables, small
 from niblick.audit.flow.objects import (
     Bound,
     Class,
@@ -222,7 +222,7 @@ class Calls(Learning):
                 return base.kind
             name = base.name if isinstance(base, Dotted) else ""
             if name.endswith(_MODULES):
-                return "module"
+                return "plain" if only_tables(node) else "module"
             if name.endswith("Optimizer") or name.rsplit(".", 1)[-1] in _OPTIMIZERS:
                 return "optimizer"
             if name.endswith("autograd.Function"):

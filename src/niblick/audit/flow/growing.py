@@ -80,9 +80,9 @@ def between(before: Any, one: Any, other: Any, turns: int) -> list[Any]:
     return [snapshot(one, pos=pos, val=content[0](pos), key=None) for pos in spots]
 
 
-def summed(taken: list[Any], turns: int) -> Box | None:
+def added_between(taken: list[Any], turns: int) -> Box | None:
     """The losses of one token each, or multiples of them, that a loop would have added in the turns
-    between the last two of three, `turns` apart, as one; None where they are not known.
+    between the last two of three, `turns` apart; None where they are not known.
     """
     boxes = [b for b in taken if isinstance(b, Box) and b.val is not None and b.val.size == 1]
     found = [target_bits(box) for box in boxes]
@@ -97,9 +97,8 @@ def summed(taken: list[Any], turns: int) -> Box | None:
     if np.ptp(times) > _ALIKE * np.abs(times).max():
         return None
     between = one + step * np.arange(1, turns)
-    every = sum(1 << int(place) for place in between)
-    value = times[0] * np.asarray(witness(between)).sum()
-    return snapshot(boxes[2], val=np.asarray(value), deps=boxes[2].deps | every, targets=every)
+    value = times[0] * np.asarray(witness(between))
+    return snapshot(boxes[2], pos=between, val=value, shape=value.shape, targets=0, key=None)
 
 
 def _places(box: Box) -> Array | None:

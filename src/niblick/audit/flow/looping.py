@@ -13,7 +13,7 @@ import numpy as np
 from niblick.audit.flow.boxes import STREAM, Box, is_token
 from niblick.audit.flow.branching import Branching
 from niblick.audit.flow.endings import bounds
-from niblick.audit.flow.growing import Growth, summed
+from niblick.audit.flow.growing import Growth, added_between
 from niblick.audit.flow.lengths import PART, PARTLY
 from niblick.audit.flow.missed import (
     LEAST_WORK,
@@ -304,11 +304,13 @@ class Looping(Branching):
         for name, box in known.items():
             if box.scores:
                 taken = added.get(id(names[name]), [])
-                whole = len(taken) == before + 2 and summed(taken[-3:], last - before)
-                if whole:
-                    self.augment(names[name], box, whole)
-                else:
+                more = (
+                    added_between(taken[-3:], last - before) if len(taken) == before + 2 else None
+                )
+                if more is None:
                     box.marks |= {PARTLY}
+                else:
+                    self.augment(names[name], box, self.reduce("sum", more, [more], {}))
 
     def fill_between(self, node: ast.For | ast.AsyncFor, before: int, last: int) -> None:
         """Rows that a loop over all of an array's rows would have filled in turns left out: where

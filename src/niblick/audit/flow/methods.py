@@ -20,6 +20,7 @@ _MAKES = words(
     "Parameter Linear Embedding LayerNorm Conv1d Conv2d ModuleList ModuleDict Sequential"
     " ParameterList ParameterDict register_parameter"
 )
+_VALUES = words("Tensor LongTensor FloatTensor BoolTensor Path ValueError RuntimeError")
 _FRESH = words(
     "zero_ zeros_ fill_ constant_ normal_ uniform_ trunc_normal_ kaiming_uniform_"
     " kaiming_normal_ xavier_uniform_ xavier_normal_ orthogonal_ ones_ copy_"
@@ -119,4 +120,14 @@ def small(cls: Class | None) -> bool:
     )
 
 
-__all__ = ["called", "is_own", "learns", "small", "starts_afresh"]
+def only_tables(node: ast.ClassDef) -> bool:
+    """Whether a module of its own keeps buffers and nothing that learns or is made of modules: what
+    it computes is the program's, as of any object.
+    """
+    inits = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
+    names = [name_of(call.func) for init in inits for call in called(init)]
+    made = [name for name in names if name[:1].isupper() and name not in _VALUES]
+    return "register_buffer" in names and not made and _MAKES.isdisjoint(names)
+
+
+__all__ = ["called", "is_own", "learns", "only_tables", "small", "starts_afresh"]

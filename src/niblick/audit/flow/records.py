@@ -12,6 +12,7 @@ from niblick.audit.flow.files import Files
 from niblick.audit.flow.objects import Class, Instance
 
 _MAX_JSON = 4_000_000
+_MOVES = frozenset(["to", "cuda", "cpu", "eval", "train", "float", "double", "requires_grad_"])
 
 
 class Records(Files):
@@ -42,7 +43,9 @@ class Records(Files):
     def record_call(
         self, holder: Class | Instance, name: str, args: list[Any], named: dict[str, Any]
     ) -> Any:
-        """What a record's inherited methods give; `NotImplemented` for any other name."""
+        """What a record's inherited methods give, or those of a module that only keeps tables;
+        `NotImplemented` for any other name.
+        """
         if isinstance(holder, Class):
             known = name in {"model_validate", "parse_obj"} and args and isinstance(args[0], dict)
             return self.validated(holder, args[0]) if known else NotImplemented
@@ -51,6 +54,11 @@ class Records(Files):
             return self.replaced(holder, update if isinstance(update, dict) else {})
         if name in {"model_dump", "dict", "_asdict"} and not args:
             return self.dumped(holder)
+        if name == "register_buffer" and len(args) > 1 and isinstance(args[0], str):
+            holder.attrs[args[0]] = args[1]
+            return None
+        if name in _MOVES and holder.cls.find("__init__") is not None:
+            return holder
         return NotImplemented
 
     def replaced(self, record: Instance, changes: dict[str, Any]) -> Instance:

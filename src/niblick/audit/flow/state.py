@@ -61,6 +61,7 @@ class State:
     told_weights: Callable[[list[Box]], None]
     record_update: Callable[..., None]
     augment: Callable[..., None]
+    reduce: Callable[..., Any]
     import_program: Callable[[str], Namespace | None]
     run_module: Callable[[ast.Module, str, str, dict[str, Any]], None]
 

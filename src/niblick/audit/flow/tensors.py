@@ -29,7 +29,7 @@ from niblick.audit.flow.inplace import _RESET, _WRITES, COMPARISONS, OPERATORS, 
 from niblick.audit.flow.joining import view
 from niblick.audit.flow.keeping import ALONE, ALPHABET, LEAST, SUMMED
 from niblick.audit.flow.narrowing import ALTERED, narrows
-from niblick.audit.flow.objects import Function
+from niblick.audit.flow.objects import Function, Instance
 from niblick.audit.flow.scoring import _LOSSES, ONE_HOT
 from niblick.audit.flow.shapes import CREATE, LIKE, boolean
 from niblick.audit.words import words
@@ -90,6 +90,8 @@ class Tensors(InPlace):
         self, name: str, args: list[Any], named: dict[str, Any], node: ast.AST, method: bool
     ) -> Any:
         """The result of an operation by its last name; NotImplemented when it is none of ours."""
+        if args and isinstance(args[0], Instance) and args[0].cls.is_row:
+            args = [list(args[0].attrs.values()), *args[1:]]
         out = self.operation(name, args, named, node, method)
         first, given = args[0] if args else None, named.get("out")
         if isinstance(given, Box) and isinstance(out, Box):
