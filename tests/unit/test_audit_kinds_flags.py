@@ -269,6 +269,25 @@ def test_the_limit_of_an_evaluation_is_that_of_eight_accelerators(
     assert verdict == ("flag_other" if flagged else "clean_neural")
 
 
+@pytest.mark.parametrize(
+    ("world", "seconds", "flagged"), [(8, 983, True), (8, 583, False), (1, 983, False)]
+)
+def test_the_time_of_a_figure_counts_for_its_line_with_more_digits(
+    tmp_path: Path, world: int, seconds: int, flagged: bool
+) -> None:
+    folder = tmp_path / "track_10min_16mb"
+    folder.mkdir()
+    claim = {"name": "x", "author": "y", "val_bpb": 1.2345}
+    (folder / "submission.json").write_text(json.dumps(claim))
+    (folder / "train.log").write_text(
+        f"world_size:{world} grad_accum_steps:1\n"
+        f"final_eval val_loss:2.0 val_bpb:1.2345 eval_time:{seconds}000ms\n"
+        "final_eval_exact val_loss:2.00000000 val_bpb:1.23450000\n"
+    )
+    verdict = judged(folder, program(PLAIN, main="evaluate(net, held, s)"))
+    assert verdict == ("flag_other" if flagged else "clean_neural")
+
+
 IN_WINDOWS = """
 def in_windows(net, held, s):
     sizes = byte_table()

@@ -100,6 +100,7 @@ evaluate(net, held, s)
         ("if self.training: self.mean.lerp_(seen, 0.01)", "clean_neural"),
         ("self.mean.copy_(torch.full((x.size(-1),), 0.5))", "clean_neural"),
         ("self.mean.copy_(seen)", "clean_neural"),
+        ("z = F.linear(x, self.mean.to(x.dtype))", "clean_neural"),
         ("if self.gather: self.mean.lerp_(seen, 0.01)", "hold_unclear"),
         ("self.mean.mul_(0.99).add_(0.01 * seen)", "flag_prequant_ttt"),
         ("self.mean = 0.99 * self.mean + 0.01 * seen", "flag_prequant_ttt"),
@@ -167,3 +168,10 @@ def test_clips_chosen_by_validation_are_learnt_from_it(
 ) -> None:
     text = program(CLIPS, PLAIN, main=f"clipped(net, {tokens}, s)\n{MAIN}")
     assert judged(tmp_path, text).startswith("clean" if clean else "flag")
+
+
+def test_a_model_that_inherits_its_tables_is_a_model(tmp_path: Path) -> None:
+    kept = "class Kept(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+    kept += "        self.register_buffer('steps', torch.zeros(4))\n"
+    first, rest = program(PLAIN, main=MAIN).split("class Net(nn.Module):")
+    assert judged(tmp_path, f"{first}{kept}\nclass Net(Kept):{rest}") == "clean_neural"

@@ -117,13 +117,25 @@ def stated_processes(submission: Submission) -> int | None:
     """On how many accelerators the run was made where no command says it: by the logs, else by
     `submission.json`, else by what the README says first.
     """
-    source = submission.source
-    lines = log_lines(submission.root, source.text if source else "")
-    for text in ("\n".join(lines[:2000]), str(submission.metadata or ""), submission.readme or ""):
-        found = _PROCESSES.search(text) or _ACCELERATORS.search(text)
-        if found is not None:
-            return int(found[1])
+    for text in (_logged(submission), str(submission.metadata or ""), submission.readme or ""):
+        if (found := _processes(text)) is not None:
+            return found
     return None
+
+
+def logged_processes(submission: Submission) -> int | None:
+    """On how many accelerators the run was made, by its logs."""
+    return _processes(_logged(submission))
+
+
+def _logged(submission: Submission) -> str:
+    source = submission.source
+    return "\n".join(log_lines(submission.root, source.text if source else "")[:2000])
+
+
+def _processes(text: str) -> int | None:
+    found = _PROCESSES.search(text) or _ACCELERATORS.search(text)
+    return int(found[1]) if found is not None else None
 
 
 def settings_from_logs(tree: ast.Module, text: str, root: Path) -> dict[str, str]:

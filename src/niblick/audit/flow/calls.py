@@ -11,7 +11,7 @@ from niblick.audit.flow.boxes import Box, collect, is_token, merge, snapshot
 from niblick.audit.flow.figures import shows_after
 from niblick.audit.flow.learning import STATE_NAMES, Learning
 from niblick.audit.flow.lengths import Rank
-from niblick.audit.flow.methods import only_tables, small
+from niblick.audit.flow.methods import module_kind, small
 from niblick.audit.flow.objects import (
     Bound,
     Class,
@@ -219,10 +219,10 @@ class Calls(Learning):
     def kind_of(self, node: ast.ClassDef, bases: tuple[Any, ...]) -> str:
         for base in bases:
             if isinstance(base, Class) and base.kind != "plain":
-                return base.kind
+                return module_kind(node, True) if base.kind == "tables" else base.kind
             name = base.name if isinstance(base, Dotted) else ""
             if name.endswith(_MODULES):
-                return "plain" if only_tables(node) else "module"
+                return module_kind(node)
             if name.endswith("Optimizer") or name.rsplit(".", 1)[-1] in _OPTIMIZERS:
                 return "optimizer"
             if name.endswith("autograd.Function"):

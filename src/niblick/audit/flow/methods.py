@@ -120,14 +120,16 @@ def small(cls: Class | None) -> bool:
     )
 
 
-def only_tables(node: ast.ClassDef) -> bool:
-    """Whether a module of its own keeps buffers and nothing that learns or is made of modules: what
-    it computes is the program's, as of any object.
+def module_kind(node: ast.ClassDef, inherited: bool = False) -> str:
+    """What kind of class a module's is: "tables" where it keeps buffers (perhaps `inherited` ones)
+    and nothing that learns or is made of modules, so that what it computes is the program's, as of
+    any object; else "module".
     """
     inits = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
     names = [name_of(call.func) for init in inits for call in called(init)]
     made = [name for name in names if name[:1].isupper() and name not in _VALUES]
-    return "register_buffer" in names and not made and _MAKES.isdisjoint(names)
+    keeps = inherited or "register_buffer" in names
+    return "tables" if keeps and not made and _MAKES.isdisjoint(names) else "module"
 
 
-__all__ = ["called", "is_own", "learns", "only_tables", "small", "starts_afresh"]
+__all__ = ["called", "is_own", "learns", "module_kind", "small", "starts_afresh"]

@@ -32,8 +32,8 @@ class Function:
 
 @dataclass(eq=False)
 class Class:
-    """A class of the program; `kind` is "module", "optimizer", "autograd", "dataclass" or
-    "plain".
+    """A class of the program; `kind` is "module", "tables" (a module that only keeps some),
+    "optimizer", "autograd", "dataclass" or "plain".
     """
 
     name: str

@@ -54,10 +54,10 @@ class Records(Files):
             return self.replaced(holder, update if isinstance(update, dict) else {})
         if name in {"model_dump", "dict", "_asdict"} and not args:
             return self.dumped(holder)
-        if name == "register_buffer" and len(args) > 1 and isinstance(args[0], str):
-            holder.attrs[args[0]] = args[1]
+        if name == "register_buffer" and holder.cls.kind == "tables" and len(args) > 1:
+            holder.attrs[str(args[0])] = args[1]
             return None
-        if name in _MOVES and holder.cls.find("__init__") is not None:
+        if name in _MOVES and holder.cls.kind == "tables":
             return holder
         return NotImplemented
 

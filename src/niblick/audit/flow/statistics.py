@@ -66,11 +66,23 @@ def _moves(node: ast.stmt, buffers: set[str], given: set[str]) -> bool:
         own = {_own(target) for target in node.targets} & buffers
         kept = any(_own(part) in own for part in ast.walk(node.value))
         return bool(own) and kept and _tells(node.value, given)
-    calls = [n for n in ast.walk(node) if isinstance(n, ast.Call)]
-    adding = any(name_of(call.func) in _ADDING for call in calls)
-    holder = {_own(n) for call in calls for n in ast.walk(call.func)} & buffers
-    kept = adding or any(_own(n) in holder for c in calls for a in c.args for n in ast.walk(a))
-    return bool(holder) and kept and any(_tells(a, given) for c in calls for a in c.args)
+    for call in (n for n in ast.walk(node) if isinstance(n, ast.Call)):
+        holder = _written(call.func) & buffers
+        among = (_own(part) for argument in call.args for part in ast.walk(argument))
+        kept = name_of(call.func) in _ADDING or not holder.isdisjoint(among)
+        if holder and kept and any(_tells(argument, given) for argument in call.args):
+            return True
+    return False
+
+
+def _written(function: ast.expr) -> set[str]:
+    """The attribute of `self` that a method writes in place, as its name says."""
+    if not isinstance(function, ast.Attribute) or function.attr[-1:] != "_":
+        return set()
+    node: ast.AST = function.value
+    while isinstance(node, (ast.Call, ast.Attribute, ast.Subscript)) and not _own(node):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return {_own(node)}
 
 
 def _own(node: ast.AST) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from niblick.audit.conditions import stated_processes
+from niblick.audit.conditions import logged_processes, stated_processes
 from niblick.audit.record.claims import Claim
 from niblick.audit.record.logs import Log
 from niblick.audit.record.statistics import LARGEST_P, LEAST_NATS, significance
@@ -195,10 +195,11 @@ def check_time(evidence: Evidence) -> Iterator[Finding]:
         )
         severity = Severity.BREACH if sure else Severity.WARNING
         yield _finding("record-time", severity, said, pointer, "stop training in time", file=name)
+    as_tracked = (logged_processes(evidence.submission) or 0) >= TRACK_ACCELERATORS
     for log in evidence.logs:
         stage = log.final.stage if log.final else ""
-        if stage not in log.eval_seconds:  # the same figure again, with all its digits
-            stage = stage.removesuffix("_exact")
+        if as_tracked and stage not in log.eval_seconds:
+            stage = stage.removesuffix("_exact")  # which says the figure again, with more digits
         final, together = log.eval_seconds.get(stage), sum(log.eval_seconds.values())
         if final is not None and final > limit:
             said = (
