@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from niblick.artifact.load import Opened, open_file, open_tokenizer
+from niblick.artifact.load import Opened, open_file, open_tokenizer, shipped_models
 from niblick.codecs.quantized import Tensors
 from niblick.engine import Engine, Sampling, open_engine, start_text
 from niblick.engine.choice import Build, check_sizes
 from niblick.errors import ArtifactError, NiblickError
 from niblick.extras import needs
-from niblick.files import package_folder, read_json, run_of
+from niblick.files import read_json, run_of
 from niblick.limits import did_you_mean, quoted
 from niblick.plan import Plan
 from niblick.runtime import has_lab
@@ -43,9 +43,15 @@ def load(model: str | Path, *, tokenizer: str | Path | None = None) -> Model:
     the file. Raises `niblick.errors.ArtifactError` for a file that is missing, damaged or foreign.
     """
     opened = open_file(find_model(model))
-    if tokenizer is not None:
-        opened = replace(opened, tokenizer=open_tokenizer(str(tokenizer)))
-    return Model(opened)
+    if tokenizer is None:
+        return Model(opened)
+    own, given = opened.tokenizer, open_tokenizer(str(tokenizer))
+    if own is not None and (own.vocab_size, own.bos_id) != (given.vocab_size, given.bos_id):
+        raise NiblickError(
+            f"tokenizer {given.name} has {given.vocab_size:,} ids and BOS {given.bos_id}; the one"
+            f" that {quoted(str(model))} brings has {own.vocab_size:,} and BOS {own.bos_id}"
+        )
+    return Model(replace(opened, tokenizer=given))
 
 
 def find_model(model: str | Path) -> Path:
@@ -61,12 +67,6 @@ def find_model(model: str | Path) -> Path:
             f" artifact, a checkpoint, a run folder, or the name of a shipped model: {names}"
         )
     return shipped
-
-
-def shipped_models() -> dict[str, Path]:
-    """The files of the models that ship with niblick, by name."""
-    folder = package_folder() / "models"
-    return {path.stem: path for path in sorted(folder.glob("*.nib"))}
 
 
 class Model:

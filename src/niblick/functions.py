@@ -163,6 +163,7 @@ def pack(
 
     place = choose_device(read_world(device))
     source, target = _path(model), Path(out)
+    _check_file(target, max_bytes, code_bytes)
     if not source.exists():
         raise ArtifactError(f"no checkpoint at {str(source)!r}; give a checkpoint or a run folder")
     inside = source / "checkpoints"
@@ -185,6 +186,19 @@ def pack(
             meta=checkpoint.meta,
             device=place,
             on_stage=on_stage,
+        )
+
+
+def _check_file(target: Path, max_bytes: int | None, code_bytes: int) -> None:
+    """Refuse sizes that are none, and the artifact that a run's card and scores are of."""
+    from niblick.artifact.load import ARTIFACT_FILE
+
+    for said, value in (("--max-bytes", max_bytes), ("--code-bytes", code_bytes)):
+        if value is not None and (not isinstance(value, int) or value < 0):
+            raise NiblickError(f"{said} {value!r} is no number of bytes from 0 on")
+    if target.name == ARTIFACT_FILE and (target.parent / "card.json").exists():
+        raise ArtifactError(
+            f"{str(target)!r} is what the card and the scores of its run are of; give another --out"
         )
 
 
@@ -252,10 +266,11 @@ def evaluate(
 
     `data` is a folder of shards, or any text file or folder, else the recipe's corpus. `options`
     are fields of `niblick.scoring.options.EvaluationOptions` (`mode`, `context`, `stride`, `ttt`,
-    ...), the recipe's unless given. It runs without torch but for `ttt`, `precision="bf16"`, a GPU
-    and `engine="torch"`. The score is returned, not written: `score.write(path)`.
+    ...), the recipe's unless given; `ttt` is an `Adaptation` or its method's name. It runs without
+    torch but for `ttt`, `precision="bf16"`, a GPU and `engine="torch"`. The score is returned, not
+    written: `score.write(path)`.
     """
-    from niblick.scoring.options import EvaluationOptions, OptionsError
+    from niblick.scoring.options import Adaptation, EvaluationOptions, OptionsError
 
     known = {each.name for each in fields(EvaluationOptions)}
     if unknown := sorted(set(options) - known):
@@ -265,6 +280,9 @@ def evaluate(
         )
     opened = load_model(model.artifact) if isinstance(model, Run) else model
     loaded = opened if isinstance(opened, Model) else load_model(opened)
+    if isinstance(options.get("ttt"), str):
+        ttt = Adaptation(method=options["ttt"])
+        options = {"mode": ttt.mode, **options, "ttt": ttt}
     chosen, world = EvaluationOptions.from_recipe(loaded.recipe, **options), read_world(device)
     if "stride" in options and chosen.mode not in ("sliding", "leaky-ttt"):
         raise OptionsError(f"--stride goes with --mode sliding, not {chosen.mode}")

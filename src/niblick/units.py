@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from math import log
 from typing import Literal
 
-from niblick.errors import RecipeError
+from niblick.errors import NiblickError, RecipeError
 from niblick.limits import MAX_AMOUNT, quoted
 
 LN2 = log(2.0)  # nats of a bit
+_SIZE = re.compile(r"(\d[\d,_]*(?:\.\d+)?)\s*([kmg])?(i(?=b|$))?b?", re.IGNORECASE)
 Unit = Literal["seconds", "steps", "tokens"]
 _SUFFIXES: dict[str, tuple[Unit, float]] = {
     "s": ("seconds", 1),
@@ -71,6 +72,18 @@ class Duration:
 def format_bytes(count: int) -> str:
     """A decimal byte count with thin grouping, such as `1,000,000 B`."""
     return f"{count:,} B"
+
+
+def parse_size(text: str) -> int:
+    """Bytes from "1000000", "300k", "1.5MB" or "16MiB": k, M and G are decimal, Ki, Mi and Gi
+    binary. Raises `NiblickError` for anything else.
+    """
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise NiblickError(f"{text!r} is no size in bytes, such as 1000000, 300k, 1MB or 16MiB")
+    power = " kmg".index(found[2].lower()) if found[2] else 0
+    unit: int = (1024 if found[3] else 1000) ** power
+    return round(float(found[1].replace(",", "").replace("_", "")) * unit)
 
 
 def format_seconds(seconds: float) -> str:

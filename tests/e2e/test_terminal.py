@@ -11,8 +11,12 @@ import sys
 
 import pytest
 
+import niblick
+from niblick.artifact.load import open_tokenizer
 from niblick.cli import COMMANDS, main
 from niblick.cli.tables import headline, table_lines
+from niblick.errors import NiblickError
+from niblick.units import parse_size
 
 PROMPT = "The river"
 FEW = ("--max-tokens", "6", "--temperature", "0")
@@ -179,3 +183,47 @@ def test_bash_takes_the_script_it_is_given(tmp_path):
         check=True,
     )
     assert found.stdout == "techniques\n"
+
+
+def test_a_reader_who_leaves_is_no_failure():
+    command = f"{sys.executable} -m niblick recipes | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0"
+    assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("300000", 300_000), ("300k", 300_000), ("1.5 MB", 1_500_000), ("16MiB", 1 << 24),
+     ("1,000_000", 1_000_000), ("2Gi", 2 << 30), ("7B", 7)],
+)  # fmt: skip
+def test_a_size_may_have_a_unit(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "k", "-5", "1e6", "5q", "1 ki.", "0x10", "nan"])
+def test_what_is_no_size_is_refused(capfdbinary, text):
+    with pytest.raises(NiblickError, match="no size in bytes"):
+        parse_size(text)
+    code, _, said = run(capfdbinary, "pack", "nothing", f"--max-bytes={text}")
+    assert code == 2
+    assert "no size in bytes" in said
+
+
+def test_a_shipped_model_has_its_card_and_lends_its_tokenizer(capfdbinary):
+    code, card, _ = run(capfdbinary, "card", "pocket")
+    assert code == 0
+    assert card.startswith("# pocket: ")
+    own = niblick.load("pocket").tokenizer
+    assert open_tokenizer("pocket").sha256 == own.sha256
+    with pytest.raises(NiblickError, match="brings has 6,144"):
+        niblick.load("pocket", tokenizer="bytes")
+
+
+def test_pack_keeps_to_the_cap_and_off_a_scored_artifact(tmp_path):
+    for wrong in ({"max_bytes": -1}, {"code_bytes": -1}, {"max_bytes": 1.5}):
+        with pytest.raises(NiblickError, match="no number of bytes"):
+            niblick.pack(tmp_path, tmp_path / "x.nib", **wrong)
+    (tmp_path / "card.json").write_text("{}")
+    with pytest.raises(NiblickError, match="give another --out"):
+        niblick.pack(tmp_path, tmp_path / "artifact.nib")

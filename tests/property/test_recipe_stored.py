@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from niblick.artifact import container
+from niblick.artifact.load import shipped_models
 from niblick.errors import RecipeError
-from niblick.facade import shipped_models
 from niblick.files import package_folder
 from niblick.plan import make_plan
 from niblick.recipe import Recipe, list_recipes, load_recipe, recipe_from_dict, stored_recipe

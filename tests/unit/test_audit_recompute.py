@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import niblick
+from niblick.artifact.load import shipped_models
 from niblick.audit.recompute import artifact, recomputed
 from niblick.audit.render import report_text
 from niblick.audit.types import Report
-from niblick.facade import shipped_models
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 12
 BLANK = Report(

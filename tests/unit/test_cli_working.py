@@ -45,3 +45,20 @@ def test_what_is_soon_over_or_not_to_be_told_says_nothing(
     with progress.working("reading", enabled=enabled):
         pass
     assert heard.getvalue() == ""
+
+
+def test_a_reader_of_progress_who_leaves_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        def isatty(self) -> bool:
+            return False
+
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stderr", Gone())
+    show = progress._lines()
+    for share in (0.1, 0.5, 1.0):
+        show("training", share, None, "", True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from niblick.artifact.checkpoint import FINAL_FILE, save_checkpoint
 from niblick.data.dataset import Dataset
 from niblick.errors import CapacityError, DataError, TrainingError
 from niblick.recipe import Recipe
@@ -181,7 +182,7 @@ def test_too_little_space_is_said_before_the_first_step(
     run(tiny_recipe(), dataset, tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_result_says_which_signal_ended_the_run(
     dataset: Dataset, tmp_path: Path, number: int
 ) -> None:
@@ -192,6 +193,34 @@ def test_the_result_says_which_signal_ended_the_run(
     recipe = tiny_recipe(validation={"every": 0})
     found = train(recipe, dataset, tmp_path / "run", world=World(), on_progress=report)
     assert (found.interrupted, found.steps) == (number, 3)
+
+
+def test_what_nohup_ignores_does_not_end_a_run(dataset: Dataset, tmp_path: Path) -> None:
+    def report(progress: Progress) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    recipe, before = tiny_recipe(validation={"every": 0}), signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        found = train(recipe, dataset, tmp_path / "run", world=World(), on_progress=report)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (found.interrupted, found.steps) == (0, 12)
+
+
+def test_a_run_that_has_come_to_its_end_is_not_trained_on(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(duration="1s", validation={"every": 0})
+    first = train(recipe, dataset, tmp_path / "run", world=World(), spent=0.6)
+    kept = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    save_checkpoint(
+        tmp_path / "run" / "checkpoints" / FINAL_FILE,
+        tensors=first.tensors, recipe=recipe, tokenizer=dataset.tokenizer, meta={},
+    )  # fmt: skip
+    again = train(recipe, dataset, tmp_path / "run", world=World(), resume=True, reserve=-60.0)
+    assert (again.steps, again.tokens) == (first.steps, first.tokens)
+    assert again.seconds == pytest.approx(first.seconds, abs=0.05)
+    assert digest(again) == digest(first)
+    assert set(kept) < set((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_a_run_that_goes_on_with_other_threads_says_so(dataset: Dataset, tmp_path: Path) -> None:

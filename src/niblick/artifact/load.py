@@ -15,7 +15,7 @@ from niblick.codecs import CODECS
 from niblick.codecs.base import exported_tensors
 from niblick.codecs.quantized import Tensor
 from niblick.errors import ArtifactError, NiblickError
-from niblick.files import sha256_file
+from niblick.files import package_folder, sha256_file
 from niblick.limits import cut, quoted
 from niblick.plan import Plan, make_plan
 from niblick.recipe.stored import made_recipe, stored_recipe
@@ -82,11 +82,19 @@ def open_file(path: Path | str) -> Opened:
     )
 
 
+def shipped_models() -> dict[str, Path]:
+    """The files of the models that ship with niblick, by name."""
+    folder = package_folder() / "models"
+    return {path.stem: path for path in sorted(folder.glob("*.nib"))}
+
+
 def open_tokenizer(spec: str) -> Tokenizer:
-    """The tokenizer inside a model (artifact, checkpoint, run folder) or prepared data, else the
-    one that `load_tokenizer` finds.
+    """The tokenizer inside a model (artifact, checkpoint, run folder, shipped name) or prepared
+    data, else the one that `load_tokenizer` finds.
     """
     path = Path(spec)
+    if not path.exists():
+        path = shipped_models().get(spec, path)
     if path.is_dir() and (path / "manifest.json").is_file():
         from niblick.data.dataset import open_dataset
 

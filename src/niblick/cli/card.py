@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from niblick.artifact.load import shipped_models
 from niblick.cli.options import JsonOption
 from niblick.errors import NiblickError
 from niblick.files import MALFORMED, read_json
@@ -17,12 +18,17 @@ from niblick.limits import cut
 
 def card_command(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run directory, or one of several seeds.")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run directory, one of several seeds, or a shipped model."
+        ),
     ],
     as_json: JsonOption = False,
 ) -> None:
     """Print RUN's card as Markdown, or as JSON."""
     path = run / "card.json"
+    if not run.exists() and (shipped := shipped_models().get(str(run))) is not None:
+        path = shipped.with_suffix(".card.json")
     if not path.exists():
         raise NiblickError(f"no card in {str(run)!r}; a run has one once it is scored")
     card = read_json(path)

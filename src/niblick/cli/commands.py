@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -169,6 +170,10 @@ def run_command(arguments: list[str]) -> int:
         )
     except typer.Exit as error:
         return error.exit_code
+    except SystemExit:
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # typer's: the reader has left
+            return 0
+        raise
     except typer.Abort:
         raise KeyboardInterrupt from None
     except USAGE_ERROR as error:

@@ -26,7 +26,7 @@ def recipes(incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """Names of the shipped models."""
-    from niblick.facade import shipped_models
+    from niblick.artifact.load import shipped_models
 
     return [name for name in shipped_models() if name.startswith(incomplete)]
 

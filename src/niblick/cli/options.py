@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from niblick.cli.completion import models, recipes, settings
+from niblick.units import parse_size
 
 ModelArgument = Annotated[
     str,
@@ -42,7 +43,12 @@ SetOption = Annotated[
 DurationOption = Annotated[
     str | None, typer.Option(help='Training budget: "600s", "3500 steps" or "2e6 tokens".')
 ]
-MaxBytesOption = Annotated[int | None, typer.Option(help="Cap of the artifact in bytes (decimal).")]
+MaxBytesOption = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_size, metavar="N", help="Cap of the artifact in bytes: 300000, 300k, 16MiB."
+    ),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Seed of initialisation and data order.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 ExecutorOption = Annotated[

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from niblick.cli.options import DeviceOption
-from niblick.units import format_seconds
+from niblick.units import format_seconds, parse_size
 
 if TYPE_CHECKING:
     from niblick.compression.packing import Packed
@@ -25,7 +25,10 @@ def pack_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint or a run folder.")],
     out: Annotated[Path, typer.Option(help="The artifact to write.")] = Path("artifact.nib"),
     max_bytes: Annotated[
-        int | None, typer.Option(help="Cap in bytes (decimal); else the recipe's.")
+        int | None,
+        typer.Option(
+            parser=parse_size, metavar="N", help="Cap in bytes (300k, 1MB, ...); else the recipe's."
+        ),
     ] = None,
     target_tax: Annotated[
         float | None,

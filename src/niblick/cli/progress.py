@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Timer
 from typing import TYPE_CHECKING
 
@@ -168,7 +168,9 @@ def _lines() -> Show:
         nonlocal last
         if now or time.monotonic() - last >= _EVERY:
             last = time.monotonic()
-            print(f"{100 * share:5.1f} %  {_line(stage, left, told)}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # who reads along may leave
+                line = f"{100 * share:5.1f} %  {_line(stage, left, told)}"
+                print(line, file=sys.stderr, flush=True)
 
     return show
 

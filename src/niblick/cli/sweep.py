@@ -184,7 +184,7 @@ def _recipes(
         known = ", ".join(used_techniques(recipes[BASELINE]))
         raise NiblickError(
             "give --variant, --variants or --without NAME"
-            f" (`niblick techniques {recipes[BASELINE].name}` tells what each is); it uses: {known}"
+            f" (`niblick techniques {source}` tells what each is); it uses: {known}"
         )
     return recipes
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from niblick.artifact.checkpoint import save_checkpoint
+from niblick.artifact.checkpoint import FINAL_FILE, save_checkpoint
 from niblick.artifact.load import ARTIFACT_FILE, open_file
 from niblick.codecs import CODECS
 from niblick.compression.calibration import Calibration, left_of_budget, make_calibration
@@ -227,7 +227,7 @@ def _keep(
     device: str,
 ) -> Packed | None:
     """Write the float weights, and the packed file where `packs`."""
-    weights = folder / "checkpoints" / "final.safetensors"
+    weights = folder / "checkpoints" / FINAL_FILE
     meta = {"steps": result.steps, "tokens": result.tokens, "seconds": round(result.seconds, 3)}
     save_checkpoint(
         weights, tensors=result.tensors, recipe=recipe, tokenizer=dataset.tokenizer, meta=meta

@@ -196,6 +196,10 @@ class EvaluationOptions:
                 f" {', '.join(get_args(Precision))}"
             )
         _positive(context=self.context, stride=self.stride, batch_tokens=self.batch_tokens)
+        if self.ttt is not None and not isinstance(self.ttt, Adaptation):
+            raise OptionsError(
+                f"ttt must be an Adaptation, such as Adaptation(method='rms'), not {self.ttt!r}"
+            )
         if self.ttt is not None and self.mode != self.ttt.mode:
             raise OptionsError(
                 f"test-time training by {self.ttt.method} goes with mode {self.ttt.mode}, not"

@@ -395,5 +395,5 @@ def _read_model(path: Path) -> bytes:
     except OSError as error:
         raise DataError(
             f"tokenizer {str(path)!r} cannot be read ({error.strerror}); give bytes, {CHALLENGE},"
-            " or a .model file"
+            " a .model file, a run or a model"
         ) from None

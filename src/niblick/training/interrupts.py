@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM as a flag that the loop reads between steps: a run stops with a checkpoint."""
+"""SIGINT, SIGTERM and a terminal that closes as a flag that the loop reads between steps: a run
+stops with a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 class StopFlag:
@@ -30,12 +33,14 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Catch both signals inside the block, in the main thread; elsewhere the flag stays 0."""
+    """Catch the signals inside the block, in the main thread; elsewhere the flag stays 0. One that
+    is ignored, as SIGHUP under nohup, stays so.
+    """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
-    for each in _SIGNALS:
+    for each in (one for one in _SIGNALS if signal.getsignal(one) is not signal.SIG_IGN):
         flag.before[each] = signal.signal(each, flag._receive)
     try:
         yield flag

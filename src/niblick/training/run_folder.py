@@ -19,6 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from niblick.artifact.checkpoint import FINAL_FILE
 from niblick.errors import CapacityError, NiblickError, TrainingError
 from niblick.files import locked, read_json, write_atomically
 from niblick.recipe import Recipe, recipe_to_toml
@@ -122,6 +123,11 @@ class RunFolder:
         text = json.dumps(self.environment() | facts, indent=1)
         with explained(self.path):
             write_atomically(self.path / "environment.json", (text.encode() + b"\n",))
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has come to its end: its weights are kept beside the checkpoints."""
+        return (self.checkpoints / FINAL_FILE).exists()
 
     def check_resumable(self) -> None:
         """`TrainingError` where no run was ever begun."""

@@ -156,7 +156,8 @@ class Loop:
         self.validator = make_validator(recipe, dataset, world=world, device=device)
         self.observe_every = 1 if device == "cpu" else 10  # reading a loss waits for the device
         self.bytes_per_token = bytes_per_token(dataset)
-        self.state.seconds += spent
+        self.done = resume and folder.finished
+        self.state.seconds += 0.0 if self.done else spent
         self.clock = Clock(self.state.seconds)
         self.validation_seconds = 0.0
         self.loss = CompiledLoss(
@@ -206,7 +207,7 @@ class Loop:
 
     def run(self) -> TrainResult:
         """Train to the end of the budget, or to a signal."""
-        passes = None if self._finished() else self._prepare()
+        passes = None if self.done or self._finished() else self._prepare()
         while passes and not self._over():
             before = self.schedule.spent(self.state.position)
             loss = self._step(passes)
@@ -377,7 +378,7 @@ class Loop:
 
     def _finish(self) -> TrainResult:
         state = self.state
-        if not self.stop:
+        if not (self.stop or self.done):
             state.seconds, _ = agree(self.world, self.device, self.clock.seconds)
         self._save()
         if self.world.is_main and not self.stop:

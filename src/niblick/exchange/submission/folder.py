@@ -12,12 +12,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from niblick.artifact.load import shipped_models
 from niblick.errors import CapacityError, DataError, NiblickError, NiblickWarning
 from niblick.exchange.submission import texts
 from niblick.exchange.submission.bundle import bundle_script
 from niblick.exchange.submission.verify import record_folder
 from niblick.exchange.target import check_folder, new_folder
-from niblick.facade import shipped_models
 from niblick.files import MALFORMED, parse_json, read_json, sha256_file
 from niblick.limits import cut
 from niblick.recipe import load_recipe
