@@ -241,7 +241,10 @@ def _calibration(checkpoint: Checkpoint, data: str | Path | None) -> Calibration
     try:
         dataset = find_dataset(recipe, read_world(), None if data is None else Path(data))
     except DataError as error:
-        raise DataError(f"{error}; name shards with --data, or pass --self-calibrate") from None
+        raise DataError(
+            f"{error}; --data takes prepared shards (niblick data prepare), or pass"
+            " --self-calibrate"
+        ) from None
     if checkpoint.tokenizer is not None and checkpoint.tokenizer.sha256 != dataset.tokenizer.sha256:
         raise DataError(
             f"the checkpoint's tokenizer {checkpoint.tokenizer.name} is not the data's"

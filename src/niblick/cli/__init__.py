@@ -106,6 +106,8 @@ def _run(arguments: list[str] | None) -> int:
             if plain is None:
                 from niblick.cli.commands import run_command
 
+                if sys.stdout is None and given[:1] != ["generate"]:  # which says so
+                    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
                 code = run_command(given)
             else:
                 from niblick.cli.generation import generate

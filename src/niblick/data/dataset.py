@@ -140,7 +140,8 @@ def open_dataset(folder: Path | str, tokenizer: Tokenizer | None = None) -> Data
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"neither shards nor a text at {str(folder)!r}")
+        there = "no shards" if folder.exists() else "neither shards nor a text"
+        raise DataError(f"{there} at {str(folder)!r}")
     manifest = manifests.load_manifest(folder)
     dataset = (
         _open_bare(folder, tokenizer) if manifest is None else _open_prepared(folder, manifest)
