@@ -151,7 +151,7 @@ def test_a_run_that_is_behind_is_stopped_and_one_that_fails_is_named(
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ([], "give --variant, --variants or --without NAME (`niblick techniques tiny`"),
+        ([], "give --variant, --variants or --without NAME (`niblick techniques /"),
         (["--without", "sidecar"], "tiny does not use the technique 'sidecar'"),
         (["--variant", "x"], "is not like"),
         (["--variant", "a/b: seed=1"], "letters, digits"),

@@ -33,14 +33,16 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Catch the signals inside the block, in the main thread; elsewhere the flag stays 0. One that
-    is ignored, as SIGHUP under nohup, stays so.
+    """Catch the signals inside the block, in the main thread; elsewhere the flag stays 0. A terminal
+    that closes is ignored where it was before, as under nohup.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
-    for each in (one for one in _SIGNALS if signal.getsignal(one) is not signal.SIG_IGN):
+    for each in _SIGNALS:
+        if each.name == "SIGHUP" and signal.getsignal(each) is signal.SIG_IGN:
+            continue
         flag.before[each] = signal.signal(each, flag._receive)
     try:
         yield flag

@@ -167,11 +167,13 @@ class Looping(Branching):
         if self.all_turns(node, items):
             return
         self.loops.append(node)
+        self.adding.append({})
         scores, sums = len(self.trace.scores), len(self.trace.sums)
         try:
             self.for_turns(node, self.iterate(items, None))
         finally:
             self.loops.pop()
+            self.adding.pop()
             if not are_known(items):
                 self.trace.unsure(sums)
         self.ended(node, scores)
@@ -181,7 +183,6 @@ class Looping(Branching):
         first_step = self.trace.steps - self.loop_steps.get(id(node), 0)
         before, scores = dict(self.scopes[-1][0]), len(self.trace.scores)
         at, growth = 0, Growth(node if self.loops[1:] else None, self.lookup)
-        self.adding.append({})
         finished, skipped, left = True, False, 0
         while at < count:
             mark, touched = self.interest, self.touched
@@ -206,12 +207,11 @@ class Looping(Branching):
             else:
                 at += 1
         self.loop_steps[id(node)] = self.trace.steps - first_step
-        added = self.adding.pop()
         if finished:
             if left:
                 self.fill_between(node, left, count - 1)
                 growth.fill(left, count - 1)
-                self.add_between(node, added, left, count - 1)
+                self.add_between(node, self.adding[-1], left, count - 1)
             self.block(node.orelse)
 
     do_asyncfor = do_for
