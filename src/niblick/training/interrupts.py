@@ -33,8 +33,8 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """Catch the signals inside the block, in the main thread; elsewhere the flag stays 0. A terminal
-    that closes is ignored where it was before, as under nohup.
+    """Catch the signals inside the block, in the main thread; elsewhere the flag stays 0. That a
+    terminal closes is ignored where it was before, as under nohup.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
