@@ -37,9 +37,10 @@ class Attend:
         """q (B, H, T, E), k and v (B, G, T, E) -> (B, H, T, E), causal, `span` newest positions."""
         length = q.shape[2]
         if self._first is None and length <= span:
-            if q.dtype == torch.float32:  # no fused kernel of CUDA takes it with fewer key heads
-                k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
             fewer = q.shape[1] != k.shape[1]
+            if fewer and q.dtype == torch.float32:  # no fused kernel of CUDA takes both
+                k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+                fewer = False
             return F.scaled_dot_product_attention(q, k, v, is_causal=length > 1, enable_gqa=fewer)
         if span not in self._masks:
             self._masks[span] = self._mask(span, length, q.device)
