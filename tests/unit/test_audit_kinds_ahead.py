@@ -53,6 +53,15 @@ def _judged(folder: Path, make: str, layer: str = "pass") -> str:
          "other = (shares * x).sum(dim=1, keepdim=True)", "hold_unclear"),
         ("other = torch.fft.fft(x.float(), dim=1).real", "hold_unclear"),
         ("other = F.pad(x, (0, 0, 0, 1))[:, 1:]", "hold_unclear"),
+        ("top = torch.topk(self.q(x).mean(-1, keepdim=True).squeeze(-1), k=8, dim=1)\n"
+         "other = torch.zeros_like(x).scatter(1, top.indices[..., None].expand(-1, -1, d), x)",
+         "hold_unclear"),
+        ("ranks = torch.argsort(self.q(x)[:, :, 0], dim=1)\nother = x * ranks[..., None]",
+         "hold_unclear"),
+        ("other = F.group_norm(x.transpose(1, 2), 4).transpose(1, 2)", "hold_unclear"),
+        ("best = torch.topk(self.q(x), k=2, dim=-1)\n"
+         "other = torch.zeros_like(x).scatter(-1, best.indices, best.values)", "clean_neural"),
+        ("other = F.group_norm(x.reshape(b * t, d), 4).view(b, t, d)", "clean_neural"),
         ("other = F.layer_norm(x, x.shape[-1:])", "clean_neural"),
         ("other = F.normalize(x, dim=-1)", "clean_neural"),
         ("other = torch.max(x, dim=-1, keepdim=True).values", "clean_neural"),
@@ -79,6 +88,14 @@ def test_operations_along_the_positions_look_ahead(tmp_path: Path, make: str, ve
         ("self.mix = nn.Parameter(torch.zeros(512, 512))", "other = self.mix @ x", "hold_unclear"),
         ("self.mix = nn.GRU(64, 32, batch_first=True, bidirectional=True)",
          "other, _ = self.mix(x)", "hold_unclear"),
+        ("self.mix = nn.GroupNorm(4, 64)",
+         "y = x.reshape(b, t, d)\nother = self.mix(y.transpose(1, 2)).transpose(1, 2)",
+         "hold_unclear"),
+        ("self.mix = nn.InstanceNorm1d(64)",
+         "turned = x.transpose(1, 2)\nother = self.mix(torch.tanh(turned)).transpose(1, 2)",
+         "hold_unclear"),
+        ("self.mix = nn.GroupNorm(4, 64)",
+         "other = self.mix(x.view(b * t, d)).view(b, t, d)", "clean_neural"),
         ("self.mix = nn.Linear(64, 64)",
          "heads = x.view(b, t, 2, 32).transpose(1, 2)\nother = self.mix(heads).view(b, t, d)",
          "clean_neural"),
@@ -150,3 +167,47 @@ PLACES = "i = torch.arange(t, device=x.device)\n"
 def test_a_mask_that_shows_later_keys_looks_ahead(tmp_path: Path, mask: str, verdict: str) -> None:
     make = HEADS + PLACES + f"mask = {mask}\nother = attend(q, k, k, attn_mask=mask)\n"
     assert _judged(tmp_path, make + "other = other.transpose(1, 2).reshape(b, t, d)") == verdict
+
+
+SWITCHED = """
+class Routed(nn.Module):
+    def __init__(self, width, mode="tokens"):
+        super().__init__()
+        self.mode = mode
+        self.router = nn.Linear(width, width)
+    def forward(self, x):
+        logits = self.router(x)
+        if self.mode == "window":
+            logits = logits.mean(dim=1, keepdim=True)
+        return x + x * torch.sigmoid(logits)
+{more}
+class Own(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.mixer = {made}
+    def hidden(self, x):
+        return self.mixer(self.table(x))
+"""
+READ = "import os\nMODE = os.environ.get('MODE', 'tokens')\n"
+
+
+@pytest.mark.parametrize(
+    ("made", "more", "verdict"),
+    [
+        ("Routed(width)", "", "clean_neural"),
+        ("Routed(width, MODE)", "", "clean_neural"),
+        ("Routed(width, mode='window')", "", "hold_unclear"),
+        ("nn.Sequential(Routed(width), Routed(width, 'window'))", "", "hold_unclear"),
+        ("Routed(width, *[MODE])", "", "hold_unclear"),
+        ("Routed(width)", "def later(net):\n    net.mode = 'window'\n", "hold_unclear"),
+        ("Routed(width)", "def later(net, name):\n    setattr(net, name, 'window')\n",
+         "hold_unclear"),
+        ("Routed(width)", "class Other(Routed):\n    pass\n", "hold_unclear"),
+    ],
+)  # fmt: skip
+def test_a_switch_is_off_where_every_object_is_made_with_it_off(
+    tmp_path: Path, made: str, more: str, verdict: str
+) -> None:
+    text = READ + SWITCHED.format(made=made, more=more)
+    main = "net = Own(64)\ntrain(net, load(s.train_files), s)\nevaluate(net, held, s)"
+    assert judged(tmp_path, program(text, PLAIN, main=main)) == verdict

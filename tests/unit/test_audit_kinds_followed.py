@@ -419,3 +419,49 @@ def test_rows_may_be_picked_by_what_is_counted_in_them(
 ) -> None:
     text = program(PICKED.format(each=each), PLAIN, TRAIN_FIRST, main="picked(net, held, s)")
     assert judged(tmp_path, text) == verdict
+
+
+MADE_ONCE = """
+def evaluate(net, held, s):
+    sizes = byte_table()
+    total, size, made = torch.zeros(()), torch.zeros(()), {{}}
+    def losses(x, y):
+        return F.cross_entropy(net.head(net.hidden(x)).flatten(0, 1), y, reduction="none")
+    def built(n):
+        key = {key}
+        found = made.get(key)
+        if found is None:
+            found = torch.compile(losses, dynamic=False)
+            made[key] = found
+        return found
+    {warm}
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            nll = built(x.size(0))(x[None], y)
+            total += {scale}nll.sum()
+            size += sizes[y].sum()
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize("key", ["n", "(int(n), 1)", "'all'"])
+@pytest.mark.parametrize("warm", ["pass", "built(32)(torch.zeros(1, 32).long(), torch.zeros(32))"])
+@pytest.mark.parametrize(("scale", "verdict"), [("", "clean_neural"), ("0.9 * ", "flag_other")])
+def test_functions_that_a_table_keeps_once_they_are_made_are_followed(
+    tmp_path: Path, key: str, warm: str, scale: str, verdict: str
+) -> None:
+    text = MADE_ONCE.format(key=key, warm=warm, scale=scale)
+    main = "net = Net(64)\ntrain(net, load(s.train_files), s)\nevaluate(net, held, s)"
+    assert judged(tmp_path, program(text, main=main)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("test", "verdict"),
+    [("torch.version.hip is None", "clean_neural"), ("torch.version.hip", "flag_prequant_ttt")],
+)
+def test_the_program_is_followed_as_it_runs_on_cuda(
+    tmp_path: Path, test: str, verdict: str
+) -> None:
+    main = f"net = Net(64)\nif not ({test}):\n    fit_held(net, held, s)\nevaluate(net, held, s)"
+    assert judged(tmp_path, program(TRAIN_FIRST, PLAIN, main=main)) == verdict

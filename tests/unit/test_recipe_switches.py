@@ -77,6 +77,7 @@ OTHER: dict[str, Any] = {
     "model.sidecar.kernel": 4,
     "model.mtp.heads": 2,
     "model.mtp.weight": 0.1,
+    "training.init_from": "pocket",
     "training.duration": "3500 steps",
     "training.max_passes": 20.0,
     "training.sequence_length": 512,

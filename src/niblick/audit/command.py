@@ -8,25 +8,15 @@ the most processes and settings counts, then the first. Nothing is ever run or e
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from niblick.audit.shell import MOST_LINES, launches_of
 from niblick.audit.types import RunCommand
 
-_LAUNCH = re.compile(
-    r"torchrun|torch\.distributed\.(?:run|launch)|python\d?|accelerate\s+launch|mpirun|uv\s+run"
-)
-_ASSIGN = re.compile(r"^(?:export\s+|set\s+|-e\s+)?([A-Za-z_][A-Za-z0-9_]*)=(.*)$", re.DOTALL)
-_PREFIXES = frozenset({"export", "env", "sudo", "nohup", "time", "set", "do", "then", "exec", "("})
-_BETWEEN = frozenset({"", "&&", "||", "|", "&"})
-_PROCESSES = re.compile(r"--?nproc[_-]per[_-]node[= ]+(\d+)|--?nproc[= ]+(\d+)")
-_DEFAULT = re.compile(r"\$\{([A-Za-z_]\w*):?[-=]([^}]*)\}")
-_VARIABLE = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
 _STATED = re.compile(r"(?:^|[\s,;])([A-Z][A-Z0-9_]{2,})=([^\s,;]+)")
 _NO_SHELL = frozenset({"python", "py", "json", "c", "cpp", "toml", "yaml", "diff"})
-_LONGEST, _MOST_LINES, _MOST_LAUNCHES = 4_000, 20_000, 40
-_LAUNCHERS = 5
+_LONGEST, _LAUNCHERS = 4_000, 5
 
 
 def find_command(
@@ -45,15 +35,15 @@ def documented_commands(
     candidates = list(_blocks(readme)) if readme else []
     found: list[RunCommand] = []
     for name in (script, *_launchers(root, script)):
-        found = found or [c for text in candidates for c in _parse(text, name, "README")]
+        found = found or [c for text in candidates for c in launches_of(text, name, "README")]
     if metadata:
         for key in ("command", "run_command", "train_command", "cmd"):
             if isinstance(metadata.get(key), str):
-                found += _parse(str(metadata[key]), script, "submission.json")
+                found += launches_of(str(metadata[key]), script, "submission.json")
     yield from sorted(
         found, key=lambda c: (c.world_size or 0, len(c.environment), -found.index(c)), reverse=True
     )
-    yield from shell_commands(root, script)
+    yield from shell_commands(root, script, readme)
 
 
 def _launchers(root: Path, script: str) -> list[str]:
@@ -67,13 +57,17 @@ def _launchers(root: Path, script: str) -> list[str]:
     return out[:_LAUNCHERS]
 
 
-def shell_commands(root: Path, script: str) -> Iterator[RunCommand]:
-    """The launch of `script` in each shell script of a folder that has one."""
+def shell_commands(root: Path, script: str, readme: str | None) -> Iterator[RunCommand]:
+    """The launch of `script` in each shell script of a folder that has one, with what the README
+    sets where it starts that.
+    """
     for path in sorted(
         root.glob("*.sh"), key=lambda p: (not p.name.startswith(("run", "train")), p.name)
     ):
         if path.is_file() and path.stat().st_size < 200_000:
-            launches = _parse(path.read_text("utf-8", "replace"), script, path.name)
+            started = (launches_of(text, path.name, "README") for text in _blocks(readme or ""))
+            given = next((c.environment for each in started for c in each), {})
+            launches = launches_of(path.read_text("utf-8", "replace"), script, path.name, given)
             yield from launches[-1:]
 
 
@@ -106,7 +100,7 @@ def _fenced(readme: str) -> tuple[list[tuple[str, str]], str]:
     blocks: list[tuple[str, list[str]]] = []
     rest: list[str] = []
     inside = False
-    for line in readme.splitlines()[:_MOST_LINES]:
+    for line in readme.splitlines()[:MOST_LINES]:
         bare = line.strip()
         if bare.startswith(("```", "~~~")):
             inside = not inside
@@ -118,86 +112,3 @@ def _fenced(readme: str) -> tuple[list[tuple[str, str]], str]:
         else:
             rest.append(line)
     return [(language, "\n".join(lines)) for language, lines in blocks], "\n".join(rest)
-
-
-def _parse(text: str, script: str, source: str) -> list[RunCommand]:
-    """The launches of `script` in a block of shell, each with the variables set before or on it."""
-    environment: dict[str, str] = {}
-    launches: list[RunCommand] = []
-    for line in _joined(text):
-        if not line or line.startswith("#"):
-            continue
-        for words in _simple(_words(line)):
-            own: dict[str, str] = {}
-            rest: list[str] = []
-            for word in words:
-                match = _ASSIGN.match(word)
-                if match and not rest:
-                    own[match[1]] = _expand(match[2], {**environment, **own})
-                elif word not in _PREFIXES or rest:
-                    rest.append(word)
-            if not rest:
-                environment.update(own)
-            elif _LAUNCH.search(line) and any(script in _expand(w, environment) for w in rest):
-                launches.append(
-                    RunCommand(
-                        text=_expand(line, environment)[:2000],
-                        environment={**environment, **own},
-                        world_size=_processes(line, environment),
-                        source=source,
-                    )
-                )
-    return launches[:_MOST_LAUNCHES]
-
-
-def _joined(text: str) -> Iterator[str]:
-    """The lines of a block of shell, those that end in a backslash with what follows; a line of no
-    sensible length ends it.
-    """
-    whole = ""
-    for line in text.splitlines()[:_MOST_LINES]:
-        bare = line.rstrip()
-        whole += bare.removesuffix("\\")
-        if len(whole) > _LONGEST:
-            return
-        if bare.endswith("\\"):
-            whole += " "
-            continue
-        yield whole.strip().lstrip("$> ").strip()
-        whole = ""
-    yield whole.strip().lstrip("$> ").strip()
-
-
-def _simple(words: list[str]) -> Iterator[list[str]]:
-    """The simple commands of a line: words between `&&`, `||`, `;` and `|`."""
-    part: list[str] = []
-    for word in words:
-        bare = word.rstrip(";")
-        if bare and bare not in _BETWEEN:
-            part.append(bare)
-        if bare in _BETWEEN or bare != word:
-            yield part
-            part = []
-    yield part
-
-
-def _words(line: str) -> list[str]:
-    try:
-        return shlex.split(line, comments=True)
-    except ValueError:
-        return line.split()
-
-
-def _expand(value: str, environment: dict[str, str]) -> str:
-    """`${NAME:-default}` and `$NAME` replaced where known, to a bounded length: values may double
-    at every line.
-    """
-    value = _DEFAULT.sub(lambda m: environment.get(m[1], m[2]), value.rstrip(";"))[:_LONGEST]
-    return _VARIABLE.sub(lambda m: environment.get(m[1], m[0]), value)[:_LONGEST]
-
-
-def _processes(line: str, environment: dict[str, str]) -> int | None:
-    match = _PROCESSES.search(_expand(line, environment))
-    if match:
-        return int(match[1] or match[2])
-    return None if "torchrun" in line else 1

@@ -104,7 +104,7 @@ def settings(
         return {**(command.environment if command else {}), **loader}
     shown = settings_from_logs(source.tree, source.text, submission.root)
     stated = prose_settings(submission.readme) if command is None else {}
-    launched = list(shell_commands(submission.root, script.name))
+    launched = list(shell_commands(submission.root, script.name, submission.readme))
     run_script = launched[0].environment if len(launched) == 1 else {}
     own = command.environment if command else {}
     found: dict[str, str] = {}

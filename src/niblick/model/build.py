@@ -27,12 +27,16 @@ def build_model(
 
 
 def load_tensors(model: LanguageModel, tensors: Mapping[str, QuantizedTensor | ArrayLike]) -> None:
-    """Give `model` the values of `tensors`, which must name each of its parameters."""
+    """Give `model` the values of `tensors`, which must name each of its exported parameters;
+    training-only heads stay as they are.
+    """
     values = {
         name: t.dequantize() if isinstance(t, QuantizedTensor) else np.require(t, np.float32, "W")
         for name, t in tensors.items()
     }
-    odd = {name for name, _ in model.named_parameters()} ^ values.keys()
+    plan = model.plan
+    heads = {p.name for p in plan.parameters} - {p.name for p in plan.exported}
+    odd = ({name for name, _ in model.named_parameters()} - heads) ^ values.keys()
     if odd:
         raise NiblickError(f"the tensors do not fit the model: {quoted(min(odd))} has no partner")
     # Not strict: what an ensemble's members share has names in each of them, too.

@@ -17,6 +17,7 @@ ADDED_SINCE_0_1 = (
     "data.development",
     "data.share",
     "data.rows",
+    "training.init_from",
     "training.max_passes",
     "training.optimizer",
     "training.muon.momentum_form",

@@ -169,12 +169,15 @@ class TrainingRecipe(Section):
     """How the weights are found. `batch_tokens` is global per optimizer step, `micro_batch_tokens`
     per pass: as many as memory holds where it is not given. A run also ends, with its schedule, at
     `max_passes` over the training text: a model that sees a text too often learns it by heart.
+    `init_from` names the model whose weights the run starts from (a file, a run, a shipped model),
+    in the shape of the recipe's; without it they are random.
 
     `compile`: fused kernels on the CPU, torch.compile on CUDA; "auto" does without where there is
     no compiler, and replays passes as CUDA graphs where the model is small; "graphs" always does,
     "no-graphs" never. `reduce`: the type that gradients have on their way between processes.
     """
 
+    init_from: Text = ""
     duration: Text = "600s"
     max_passes: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     sequence_length: Length = 1024

@@ -16,12 +16,15 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from niblick.artifact.load import Opened, open_file
 from niblick.codecs import noisy, rounding_specs
 from niblick.compression.calibration import make_calibration
 from niblick.compression.packing import packing_errors
 from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
-from niblick.model import new_model
+from niblick.facade import find_model
+from niblick.limits import cut, quoted
+from niblick.model import LanguageModel, load_tensors, new_model
 from niblick.optim import Launched, Layout, Optimizers, TrainingPosition, make_averager
 from niblick.recipe import Recipe, stored_values
 from niblick.runtime import World, choose_precision
@@ -52,7 +55,10 @@ class RunState:
         self.recipe, self.dataset, self.device = recipe, dataset, device
         self.precision = choose_precision(recipe.training.precision, device)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self.model = new_model(recipe.model, seed=recipe.seed).to(device)
+        self.model, self.init_from = new_model(recipe.model, seed=recipe.seed), None
+        if recipe.training.init_from and saved is None:
+            self.init_from = _take_weights(self.model, recipe, dataset)
+        self.model.to(device)
         self.layout = Layout(self.model.plan.parameters, recipe.training)
         specs = rounding_specs(recipe, self.model.plan, refuse=saved is None)
         self.noisy = noisy(recipe)
@@ -198,6 +204,27 @@ class RunState:
                 saved.average_count,
                 saved.average_sample,
             )
+
+
+def _take_weights(model: LanguageModel, recipe: Recipe, dataset: Dataset) -> Opened:
+    """Give `model` the weights of `training.init_from`, which must have its shapes and read the
+    same tokens; heads that only training has stay random.
+    """
+    source = recipe.training.init_from
+    opened = open_file(find_model(source))
+    own = {p.name: p.shape for p in model.plan.exported}
+    if odd := {(p.name, p.shape) for p in opened.plan.parameters} ^ set(own.items()):
+        raise TrainingError(
+            f"{quoted(source)} is of another shape than the recipe's model: {min(odd)[0]} differs;"
+            f" `niblick train --from {cut(source, 60)}` takes the shape with the weights"
+        )
+    if opened.tokenizer is not None and opened.tokenizer.to_bytes() != dataset.tokenizer.to_bytes():
+        raise TrainingError(
+            f"{quoted(source)} reads the tokens of {opened.tokenizer.name}, the text is in those of"
+            f" {dataset.tokenizer.name}; --from takes its tokenizer for --data TEXT"
+        )
+    load_tensors(model, opened.tensors)
+    return opened
 
 
 def _processes(recipe: Recipe, world: World) -> Launched | None:

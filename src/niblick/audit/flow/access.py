@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -45,6 +44,7 @@ from niblick.audit.flow.keeping import ALONE, ALPHABET
 from niblick.audit.flow.lengths import RankText, cut_by, is_split, length_of
 from niblick.audit.flow.narrowing import ALTERED
 from niblick.audit.flow.objects import (
+    KNOWN,
     Bound,
     Class,
     Dotted,
@@ -63,7 +63,6 @@ from niblick.audit.words import ordered, words
 _LAUNCHER = ordered("MASTER_ LOCAL_ GROUP_ TORCHELASTIC CUDA_ SLURM_ HOME USER PATH TMP")
 _VIEWS = frozenset({"T", "mT", "H", "real", "data"})
 _SIMPLE: dict[str, Any] = {"ndim": len, "shape": tuple}
-_NUMBERS = {"e": math.e, "pi": math.pi, "inf": math.inf}
 
 
 class Access(Writing):
@@ -98,8 +97,8 @@ class Access(Writing):
         full = f"{holder.name}.{name}"
         if full in self.patched:
             return self.patched[full]
-        if name in _NUMBERS and holder.name in {"math", "np", "numpy"}:
-            return _NUMBERS[name]
+        if full in KNOWN:
+            return KNOWN[full]
         if full == "sys.argv":
             return ["script", *self.arguments]
         return Dotted(full)

@@ -73,7 +73,7 @@ class Containers(Library):
             if name == "setdefault" and key not in holder:
                 holder[key] = default
                 self.keep(holder, args[0], default)
-            if name == "get" and default is None and key not in holder and collect(args[0]):
+            if name == "get" and default is None and key not in holder:
                 missing = self.dict_item(holder, args[0], node, Box(shape=()))
                 if isinstance(missing, Box):
                     missing.marks |= {"maybe_none"}

@@ -27,7 +27,7 @@ def joined(left: Any, right: Any) -> Any:
     if left is None and not isinstance(right, (Box, int, float, str)):
         return right
     for one, other in ((left, right), (right, left)):
-        if isinstance(one, Instance) and isinstance(other, Box) and blank(other):
+        if isinstance(one, (Instance, Function)) and isinstance(other, Box) and blank(other):
             return one
     if isinstance(left, Box) or isinstance(right, Box):
         a, b = known(left), known(right)
@@ -72,7 +72,10 @@ def blank(box: Box) -> bool:
     """Whether a value is unknown and holds nothing of a stream, a model or a score."""
     held = box.pos is not None or box.deps or box.targets or box.held or box.key is not None
     learnt = box.seen or box.roots or box.scores or box.nll or box.live
-    return not (held or learnt or box.table or box.val is not None) and box.marks <= {"scalar"}
+    return not (held or learnt or box.table or box.val is not None) and box.marks <= {
+        "scalar",
+        "maybe_none",
+    }
 
 
 def _common(a: Box, b: Box) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,14 @@ from typing import Any
 
 Template = tuple[tuple[str, frozenset[int], str], ...]
 """The values of a formatted text: the words before each, the scores in it, the text that it is."""
+
+
+KNOWN: dict[str, Any] = {
+    f"{module}.{name}": getattr(math, name)
+    for module in ("math", "np", "numpy")
+    for name in ("e", "pi", "inf")
+}
+KNOWN["torch.version.hip"] = None  # the challenge runs on CUDA
 
 
 @dataclass(frozen=True)

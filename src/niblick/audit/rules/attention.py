@@ -40,10 +40,11 @@ _WHAT = "lets each position attend to all positions of a window"
 @rule("unmasked-attention")
 def check(case: Case) -> list[Finding]:
     """One suspicion for the first model that is made and attends without a mask."""
-    reach, called = Reach(case), called_on(case)
+    called = called_on(case)
     made = {name.rpartition(".")[2] for name, _ in case.program.calls()}
     for model in case.nodes:
         if isinstance(model, ast.ClassDef) and model.name in made:
+            reach = Reach(case, model)
             for method, inputs in inputs_of(model, reach, called).items():
                 node = next(_unmasked(case, method, inputs, reach), None)
                 if node is not None:

@@ -26,10 +26,10 @@ def check(case: Case) -> list[Finding]:
     """A breach for the first model whose method takes such a window of its values, turned so that
     the positions come last; a suspicion where a switch, or a shift beside it, may undo it.
     """
-    reach = Reach(case)
     called = {name.rpartition(".")[2] for name, _ in case.program.calls()}
     for model in case.nodes:
         if isinstance(model, ast.ClassDef) and model.name in called:
+            reach = Reach(case, model)
             layers = dict(_layers(model, reach))
             for method in model.body if layers else ():
                 if isinstance(method, ast.FunctionDef) and method.name != "__init__":

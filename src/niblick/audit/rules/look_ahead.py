@@ -40,12 +40,13 @@ _EVERY = "makes each position of all positions of a window"
 @rule("look-ahead")
 def check(case: Case) -> list[Finding]:
     """One suspicion for the first model in which a value of the whole window meets others."""
-    reach, called = Reach(case), called_on(case)
+    called = called_on(case)
     classes = [n for n in case.nodes if isinstance(n, ast.ClassDef)]
     own = {c.name for c in classes if any(name_of(b) == "Linear" for b in c.bases)}
     linear = frozenset(own | {"Linear"})
     for model in case.nodes:
         if isinstance(model, ast.ClassDef) and any(name_of(b) == "Module" for b in model.bases):
+            reach = Reach(case, model)
             init = next((m for m in model.body if getattr(m, "name", "") == "__init__"), None)
             made = statements(init.body if isinstance(init, ast.FunctionDef) else [], reach)
             kinds = dict(layers(made, linear))

@@ -6,16 +6,26 @@ reachable function under no switch that the documented run leaves off.
 
 from __future__ import annotations
 
+import ast
+from collections import Counter
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import cached_property
+
 from niblick.audit.conditions import Guard
-from niblick.audit.reads import UNDECIDED
+from niblick.audit.reads import UNDECIDED, name_of
 from niblick.audit.rules.case import Case
+
+_MOST = 64  # constructions of one class that are looked at
 
 
 class Reach:
-    """Reachability by name over one script."""
+    """Reachability by name over one script; `model` is the class whose methods are read, where one
+    is: in their conditions `self.x` stands for what every object of it was made with.
+    """
 
-    def __init__(self, case: Case) -> None:
-        self.case = case
+    def __init__(self, case: Case, model: ast.ClassDef | None = None) -> None:
+        self.case, self.model = case, model
         self.scan = case.scan
         self.known: dict[str, bool] = {}
 
@@ -33,5 +43,90 @@ class Reach:
 
     def closed(self, guard: Guard) -> bool:
         """Whether the settings of the documented run decide a condition against running."""
-        value = self.scan.decided(guard.test, self.case.environment)
-        return value is not UNDECIDED and bool(value) != guard.wanted
+        if self.model is not None and any(_own(part) for part in ast.walk(guard.test)):
+            tests = [_Filled(given).visit(deepcopy(guard.test)) for given in self.made]
+            return bool(tests) and all(self._against(test, guard.wanted) for test in tests)
+        return self._against(guard.test, guard.wanted)
+
+    def _against(self, test: ast.expr, wanted: bool) -> bool:
+        value = self.scan.decided(test, self.case.environment)
+        return value is not UNDECIDED and bool(value) != wanted
+
+    @cached_property
+    def made(self) -> list[dict[str, ast.expr]]:
+        """For each construction of the class, what it gives to the attributes that its constructor,
+        and nothing else, sets to an argument; nothing where not all constructions are plain.
+        """
+        model, tree = self.model, self.case.program.tree
+        body = model.body if model is not None else []
+        init = next((m for m in body if getattr(m, "name", "") == "__init__"), None)
+        if model is None or not isinstance(init, ast.FunctionDef):
+            return []
+        sites = [c for _, c in self.case.program.calls() if name_of(c.func) == model.name]
+        bases = (b for n in ast.walk(tree) if isinstance(n, ast.ClassDef) for b in n.bases)
+        derived = any(name_of(base) == model.name for base in bases)
+        by_name = any(name_of(c.func) == "setattr" for _, c in self.case.program.calls())
+        if len(sites) > _MOST or derived or by_name:
+            return []
+        kept = _kept_arguments(tree, model, init)
+        return [
+            {attribute: found for attribute, name in kept.items() if (found := given.get(name))}
+            for given in (_given(init, site) for site in sites)
+        ]
+
+
+def _kept_arguments(tree: ast.Module, model: ast.ClassDef, init: ast.FunctionDef) -> dict[str, str]:
+    """Attributes that hold an argument of the constructor as it came, and are set nowhere else."""
+    arguments = {a.arg for a in (*init.args.args, *init.args.kwonlyargs)}
+    stored = Counter(map(_own, _stored(model)))
+    elsewhere = {part.attr for part in _stored(tree) if not _own(part)}
+    changed = {
+        part.id
+        for part in ast.walk(init)
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+    }
+    return {
+        _own(node.targets[0]): node.value.id
+        for node in init.body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in arguments - changed
+        and stored[_own(node.targets[0])] == 1
+        and _own(node.targets[0]) not in elsewhere
+    }
+
+
+def _stored(node: ast.AST) -> Iterator[ast.Attribute]:
+    """The attributes that a program sets by name."""
+    for part in ast.walk(node):
+        if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store):
+            yield part
+
+
+def _given(init: ast.FunctionDef, call: ast.Call) -> dict[str, ast.expr]:
+    """What a construction gives each argument, defaults included."""
+    places = [a.arg for a in init.args.args[1:]]
+    defaults = zip(reversed(places), reversed(init.args.defaults), strict=False)
+    only = zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)
+    found = {**dict(defaults), **{a.arg: value for a, value in only if value is not None}}
+    if any(isinstance(a, ast.Starred) for a in call.args) or any(not k.arg for k in call.keywords):
+        return {}
+    found |= dict(zip(places, call.args, strict=False))
+    return found | {k.arg: k.value for k in call.keywords if k.arg}
+
+
+def _own(node: ast.AST) -> str:
+    """The name of an attribute of `self`."""
+    plain = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    return node.attr if plain and node.value.id == "self" else ""  # type: ignore[attr-defined]
+
+
+class _Filled(ast.NodeTransformer):
+    """Attributes of `self` replaced by what an object was made with."""
+
+    def __init__(self, given: dict[str, ast.expr]) -> None:
+        self.given = given
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        """An attribute of `self`, where its value is known."""
+        return self.given.get(_own(node), node)
