@@ -72,8 +72,9 @@ class Run:
 
 
 def train(
-    recipe: str | Path | Recipe,
+    recipe: str | Path | Recipe | None = None,
     *,
+    init_from: str | Path | Run | None = None,
     data: str | Path | None = None,
     out: str | Path | None = None,
     duration: str | None = None,
@@ -91,40 +92,36 @@ def train(
     `recipe` is a shipped recipe's name, a TOML file or a `Recipe`; `data` a folder or file of your
     own text, or prepared shards, to which vocabulary, width and duration are fitted where neither
     you nor a recipe file decides them. Under a smaller cap than its own a shipped recipe gets a
-    smaller model, where no setting is of the model. `out` is the run directory, else a new one
+    smaller model, where no setting is of the model. `init_from` is a model (a file, a run, a
+    shipped model's name) whose weights, shape and tokenizer the run starts with; `recipe` may then
+    be left out: it is the model's own. `out` is the run directory, else a new one
     under runs/. `settings` are like `["model.dim=96"]`; `device` is as `--device`, CUDA where there
     is one unless given. One process alone: torchrun starts the command. Raises `StoppedError` where
     a signal ends it; `niblick train --resume` goes on.
     """
-    from niblick.data.recipes import read_recipe
-    from niblick.recipe import Recipe as AnyRecipe
-
     with needs("niblick.train"):
         from niblick.report import run
         from niblick.report.finish import check_packing, write_run_card
-        from niblick.report.own_text import fit_data, given_keys
+        from niblick.report.own_text import fit_data
         from niblick.report.shapes import fit_named
+        from niblick.report.start import start
     tell, world = say or (lambda message: None), read_world(device)
     if world.size > 1:
         raise NiblickError("niblick.train is for one process; start several with torchrun")
-    if isinstance(recipe, AnyRecipe):
-        if settings or duration is not None or max_bytes is not None or seed is not None:
-            raise NiblickError("a Recipe object decides everything: change it before the call")
-        chosen, source = recipe, ""
-    else:
-        source = str(recipe)
-        chosen = read_recipe(source, settings, duration=duration, max_bytes=max_bytes, seed=seed)
+    model = None if init_from is None else _path(init_from)
+    named: dict[str, Any] = {"duration": duration, "max_bytes": max_bytes, "seed": seed}
+    begun = start(recipe, settings, init_from=model, tokenizer=tokenizer, **named)
     if tokenizer is not None and data is None:
         raise NiblickError("tokenizer goes with data; else set data.tokenizer")
-    with run.run_directory(world, None if out is None else Path(out), name=chosen.name) as folder:
+    chosen, place = begun.recipe, None if out is None else Path(out)
+    with run.run_directory(world, place, name=chosen.name) as folder:
         if (folder / "recipe.toml").exists():
             raise NiblickError(f"{str(folder)!r} holds a run; choose another folder")
         if data is not None:
-            given = given_keys(source, settings, duration)
-            fitted = fit_data(chosen, data, folder, given=given, tokenizer=tokenizer)
+            fitted = fit_data(chosen, data, folder, given=begun.given, tokenizer=begun.tokenizer)
             chosen, said = fitted.recipe, list(fitted.said)
         else:
-            chosen, said = fit_named(source, chosen, settings)
+            chosen, said = fit_named(begun.shaped_as, chosen, settings)
         for line in (*said, *(f"warning: {warning}" for warning in check_packing(chosen))):
             tell(line)
         outcome = run.train_and_score(

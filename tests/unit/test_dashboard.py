@@ -279,3 +279,36 @@ def test_a_variant_of_a_sweep_is_no_run_but_its_seeds_are(tmp_path: Path) -> Non
     watch = Watch([tmp_path])
     watch.refresh()
     assert sorted(watch.runs) == ["baseline/seed-0", "wide/seed-0"]
+
+
+def test_the_list_of_runs_says_how_far_each_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = 'name = "one"\nseed = 3\n[training]\nduration = "4 steps"\n'
+    held_out = {"step": 2, "seconds": 1, "tokens": 20, "validation_loss": 4, "validation_bpb": 2.5}
+    _make(tmp_path / "half", _row(2) + json.dumps(held_out) + "\n", recipe)
+    for name, bpb, valid in (("good", 1.25, True), ("better", 1.125, True), ("bad", 1.0, False)):
+        folder = _make(tmp_path / name, _row(4), recipe)
+        card = {"packed_bpb": bpb, "artifact_bytes": 1234, "valid": valid}
+        (folder / "card.json").write_text(json.dumps(card))
+    with pytest.raises(SystemExit):
+        main(["runs", str(tmp_path), "--sort", "bpb"])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["run", "recipe", "seed", "state", "bpb", "bytes", "changed"]
+    told = {line.split()[0]: line for line in lines}
+    assert list(told) == ["better", "good", "bad", "half"]
+    assert "50 %" in told["half"] and "~2.5000" in told["half"] and "not valid" in told["bad"]
+    assert told["good"].split() == ["good", "one", "3", "scored", "1.2500", "1,234", "now"]
+    with pytest.raises(SystemExit):
+        main(["runs", str(tmp_path), "--json"])
+    assert {row["id"] for row in json.loads(capsys.readouterr().out)} == set(told)
+
+
+@pytest.mark.parametrize("given", [["none"], [".", "--sort", "size"]])
+def test_a_list_that_cannot_be_made_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["runs", str(tmp_path / given[0]), *given[1:]])
+    told = capsys.readouterr().err
+    assert end.value.code == 2 and told.startswith("niblick: ") and told.count("\n") == 1

@@ -415,3 +415,14 @@ def test_recipes_that_differ_are_told_key_by_key_on_page_and_terminal(tmp_path):
     page = comparison_page(found, entries)
     assert "training.clip" in page and "Validation loss against tokens" in page
     assert "training.clip" in comparison_text(found, rows)
+
+
+def test_shipped_models_are_compared_by_their_names(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["compare", "pocket", "pocket-ensemble"])
+    assert end.value.code == 0
+    told = capsys.readouterr().out
+    assert told.count("streaming") == 2 and "pocket-ensemble" in told
+    with pytest.raises(SystemExit):
+        main(["compare", "pocket", "none"])
+    assert "or shipped models: pocket" in capsys.readouterr().err

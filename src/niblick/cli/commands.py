@@ -66,6 +66,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Review somebody's submission: is its score valid?",
     ),
     "card": ("niblick.cli.card:card_command", "Print the card of a run."),
+    "runs": (
+        "niblick.cli.dashboard:runs_command",
+        "List runs: how far they are, what they score, how large they are.",
+    ),
     "doctor": (
         "niblick.cli.doctor:doctor_command",
         "Show what this machine is, how commands run on it, and what is slow.",

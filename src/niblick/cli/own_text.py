@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,20 +11,13 @@ from niblick.cli.runs import Options, run_once, run_seeds
 from niblick.errors import DataError, NiblickError
 
 if TYPE_CHECKING:
-    from niblick.recipe import Recipe
+    from niblick.report.start import Start
 
 STANDARD_INPUT = "-"
 
 
 def train_on_text(
-    recipe: Recipe,
-    source: str,
-    out: Path | None,
-    *,
-    given: Collection[str],
-    tokenizer: str | None,
-    seeds: int | None,
-    options: Options,
+    begun: Start, source: str, out: Path | None, *, seeds: int | None, options: Options
 ) -> None:
     """Prepare `source` in the run directory, fit the recipe to it, say what was chosen, train."""
     with importing():
@@ -38,14 +30,16 @@ def train_on_text(
     if source == STANDARD_INPUT and world.size > 1:
         raise NiblickError("--data - is read by one process; save the text for several")
     text = _read_standard_input() if source == STANDARD_INPUT else None
-    with run_directory(world, out, name=recipe.name) as place:
+    with run_directory(world, out, name=begun.recipe.name) as place:
         if (place / "recipe.toml").exists():
             raise NiblickError(
                 f"{str(place)!r} holds a run; continue it with --resume or choose another --out"
             )
         fitted = in_turn(
             world,
-            lambda: fit_data(recipe, source, place, text=text, given=given, tokenizer=tokenizer),
+            lambda: fit_data(
+                begun.recipe, source, place, text=text, given=begun.given, tokenizer=begun.tokenizer
+            ),
         )
         if world.is_main:
             if out is None:

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from niblick.cli.completion import words
+from niblick.cli.completion import models, words
 from niblick.cli.imports import importing
 from niblick.cli.jobs import JobsOption
 from niblick.cli.options import (
@@ -29,6 +29,7 @@ from niblick.errors import NiblickError
 
 if TYPE_CHECKING:
     from niblick.recipe import Recipe
+    from niblick.report.start import Start
 
 
 DataOption = Annotated[
@@ -36,6 +37,15 @@ DataOption = Annotated[
     typer.Option(
         metavar="TEXT",
         help="Your own text: a folder, a file, - for standard input, or prepared shards.",
+    ),
+]
+FromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="MODEL",
+        help="A model whose weights, shape and tokenizer to start with; RECIPE may be left out.",
+        autocompletion=models,
     ),
 ]
 TokenizerOption = Annotated[
@@ -69,6 +79,7 @@ TrackOption = Annotated[
 def train_command(
     recipe: OptionalRecipe = None,
     data: DataOption = None,
+    init_from: FromOption = None,
     tokenizer: TokenizerOption = None,
     overrides: SetOption = None,
     duration: DurationOption = None,
@@ -84,56 +95,57 @@ def train_command(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train RECIPE, pack it under its byte cap, score it from the packed file and print its
-    card.
+    """Train RECIPE, or on from MODEL; pack it under its byte cap, score it from the packed file and
+    print its card.
     """
     from niblick.cli.runs import Options, run_once, run_seeds
-    from niblick.data.recipes import read_recipe
 
     several = data is not None or seeds is not None
     _refuse_idle(one=seeds is None, side=(jobs, executor), packs=packs, several=several)
-    options = Options(
-        as_json=as_json,
-        track=_trackers(track),
-        packs=packs,
-        jobs=jobs,
-        executor=executor,
-        device=device,
-    )
+    options = Options(as_json=as_json, track=_trackers(track), packs=packs, device=device)
+    options = replace(options, jobs=jobs, executor=executor)
     if resume is not None:
-        given = (recipe, data, tokenizer, overrides, duration, max_bytes, seed, seeds, out)
+        given = (
+            recipe,
+            data,
+            init_from,
+            tokenizer,
+            overrides,
+            duration,
+            max_bytes,
+            seed,
+            seeds,
+            out,
+        )
         run_once(_resumed(resume, given), resume, replace(options, resume=True))
         return
-    if recipe is None:
-        raise NiblickError("give a RECIPE (see `niblick recipes`) or --resume RUN")
-    chosen = read_recipe(recipe, overrides or (), duration=duration, max_bytes=max_bytes, seed=seed)
+    named = {"duration": duration, "max_bytes": max_bytes, "seed": seed}
+    begun = _start(recipe, overrides or (), init_from=init_from, tokenizer=tokenizer, **named)
     if data is not None:
         from niblick.cli.own_text import train_on_text
-        from niblick.report.own_text import given_keys
 
-        train_on_text(
-            chosen,
-            data,
-            out,
-            given=given_keys(recipe, overrides or (), duration),
-            tokenizer=tokenizer,
-            seeds=seeds,
-            options=options,
-        )
+        train_on_text(begun, data, out, seeds=seeds, options=options)
     elif tokenizer is not None:
         raise NiblickError("--tokenizer goes with --data; else --set data.tokenizer=...")
     elif seeds is None:
-        run_once(_shaped(recipe, chosen, overrides or (), device), out, options)
+        run_once(_shaped(begun, overrides or (), device), out, options)
     else:
-        run_seeds(_shaped(recipe, chosen, overrides or (), device), out, seeds, options)
+        run_seeds(_shaped(begun, overrides or (), device), out, seeds, options)
 
 
-def _shaped(source: str, recipe: Recipe, overrides: Sequence[str], device: str | None) -> Recipe:
+def _start(recipe: str | None, overrides: Sequence[str], **given: Any) -> Start:
+    with importing():
+        from niblick.report.start import start
+
+    return start(recipe, overrides, **given)
+
+
+def _shaped(begun: Start, overrides: Sequence[str], device: str | None) -> Recipe:
     """The recipe in the shape that its cap wants, which the main process says."""
     with importing():
         from niblick.report.shapes import fit_named
         from niblick.runtime import read_world
-    fitted, said = fit_named(source, recipe, overrides)
+    fitted, said = fit_named(begun.shaped_as, begun.recipe, overrides)
     if read_world(device).is_main:
         for line in said:
             print(line, file=sys.stderr, flush=True)

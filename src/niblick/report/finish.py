@@ -15,6 +15,7 @@ from niblick.recipe import Recipe
 from niblick.runtime import cache_folder, describe_environment
 from niblick.scoring.baselines import LARGEST, compressor_baselines, take_documents
 from niblick.scoring.card import LEAST, Card, make_card, write_card
+from niblick.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from niblick.data.dataset import Dataset
@@ -74,6 +75,7 @@ def write_run_card(recipe: Recipe, folder: Path, outcome: Outcome, say: Say) -> 
             "rounded": result.rounded,
             "calibration": _calibration(outcome),
             "passes": result.tokens / max(dataset.token_count("train"), 1),
+            "init_from": _start(folder),
         },
         data={
             "corpus": dataset.name + _part(recipe),
@@ -87,6 +89,12 @@ def write_run_card(recipe: Recipe, folder: Path, outcome: Outcome, say: Say) -> 
     )
     write_card(card, folder)
     return card
+
+
+def _start(folder: Path) -> dict[str, str] | None:
+    """The name and the SHA-256 of the model that a run started from."""
+    found = RunFolder(folder).environment().get("init_from")
+    return {**found, "model": Path(found["model"]).name} if found else None
 
 
 def _baselines(dataset: Dataset, say: Say) -> dict[str, float]:

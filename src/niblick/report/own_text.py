@@ -87,8 +87,7 @@ def fit_data(
             f"{str(source)!r} is a run, not a text; its text may be in {folder / FOLDER}"
         )
     if text is None and folder.is_dir() and (load_manifest(folder) or find_files(folder)):
-        if tokenizer is not None:
-            raise NiblickError("shards keep the tokenizer they were written with: no --tokenizer")
+        _refuse_retokenizing(folder, tokenizer)
         return fit_shards(recipe, folder, given=given)
     own = None if tokenizer is None else open_tokenizer(str(tokenizer))
     target = place / FOLDER
@@ -102,6 +101,17 @@ def fit_data(
         if is_new:
             shutil.rmtree(target, ignore_errors=True)  # the next try may be of another text
         raise
+
+
+def _refuse_retokenizing(shards: Path, tokenizer: str | Path | None) -> None:
+    """Shards keep the tokenizer that they were written with."""
+    if tokenizer is not None:
+        given, own = open_tokenizer(str(tokenizer)), open_dataset(shards).tokenizer
+        if given.to_bytes() != own.to_bytes():
+            raise NiblickError(
+                f"{str(shards)!r} holds shards in the tokens of {own.name}, which they keep;"
+                f" {str(tokenizer)!r} is another tokenizer"
+            )
 
 
 def _fit_large(

@@ -17,6 +17,10 @@ from niblick.recipe import Recipe, changed, keyed, list_recipes, load_recipe
 from niblick.text.learning import TRAINED
 
 VOCABULARY, WIDTH = "model.vocab_size", "model.dim"
+SHAPE = (
+    *(VOCABULARY, WIDTH, "model.bigram.buckets", "model.bigram.width"),
+    "model.value_embedding.width",
+)
 _PATIENCE = "training.qat.min_passes"
 _PARTS = (0.875, 0.75, 0.625, 0.5)  # of the recipe's width
 LEAST_BITS, _FEW = 1.5, 2.4  # bits a weight: for a shape to be taken, and for late QAT to pay soon
@@ -69,7 +73,7 @@ def _shapes(recipe: Recipe, given: Collection[str]) -> Iterator[Recipe]:
     yield recipe
     model = recipe.model
     for part in _PARTS:
-        changes: dict[str, Any] = {WIDTH: round(part * model.dim)}
+        changes: dict[str, Any] = {WIDTH: round(part * model.dim)}  # keys: those of SHAPE
         if recipe.data.tokenizer in TRAINED:
             changes[VOCABULARY] = _whole(model.vocab_size * part**1.5, 512)
         if model.bigram.enabled:

@@ -37,7 +37,8 @@ def make_card(
 ) -> Card:
     """One JSON-ready card: the packed score's keys, the run's, the techniques and the baselines.
 
-    `artifact`: `bytes`, `ledger`, `choice`; `training`: `seconds`, `tokens`, `steps`, `passes`;
+    `artifact`: `bytes`, `ledger`, `choice`; `training`: `seconds`, `tokens`, `steps`, `passes`,
+    `init_from` (`model`, `sha256`);
     `data`: `corpus`, `attribution`, `tokenizer`, `lossless`, `own` (a text of the user's).
     Of less than 5 kB of held-out text the score is not valid.
     """
@@ -64,6 +65,7 @@ def make_card(
         "compiled": training.get("compiled"),
         "precision": training.get("precision"),
         "calibration": training.get("calibration"),
+        "init_from": training.get("init_from"),
         "float_bpb": floating.bpb,
         "packed_bpb": packed.bpb,
         "tax_bpb": packed.bpb - floating.bpb,
@@ -83,7 +85,8 @@ def _description(recipe: Recipe, plan: Plan, training: dict[str, Any], data: dic
     """One sentence on the run that was made."""
     size = f" ({data['train_bytes']:,} bytes)" if data.get("train_bytes") else ""
     shape = f"{plan.depth} layers of width {recipe.model.dim}"
-    work = f"trained on {data['corpus']}{size} for {training['seconds']:.0f} s"
+    start = f" from {training['init_from']['model']}" if training.get("init_from") else ""
+    work = f"trained{start} on {data['corpus']}{size} for {training['seconds']:.0f} s"
     return f"{shape}, {work}, packed into at most {recipe.artifact.max_bytes:,} bytes."
 
 
@@ -265,6 +268,9 @@ def _optional_facts(card: Card) -> list[tuple[str, str]]:
     if card.get("compiled") is not None:
         form = "compiled" if card["compiled"] else "plain, which is slower"
         found.append(("training ran", f"{form}, in {card['precision']}"))
+    if card.get("init_from"):
+        start = card["init_from"]
+        found.append(("started from", f"{markdown(start['model'])} (`{start['sha256'][:12]}`)"))
     calibration = card.get("calibration")
     if calibration and calibration["sequences"] < calibration["planned"]:
         used, planned = calibration["sequences"], calibration["planned"]

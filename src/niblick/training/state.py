@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from niblick.artifact.load import Opened, open_file
+from niblick.artifact.load import open_file
 from niblick.codecs import noisy, rounding_specs
 from niblick.compression.calibration import make_calibration
 from niblick.compression.packing import packing_errors
@@ -27,7 +28,7 @@ from niblick.limits import cut, quoted
 from niblick.model import LanguageModel, load_tensors, new_model
 from niblick.optim import Launched, Layout, Optimizers, TrainingPosition, make_averager
 from niblick.recipe import Recipe, stored_values
-from niblick.runtime import World, choose_precision
+from niblick.runtime import World, choose_precision, describe_environment
 from niblick.training.checkpoint import TrainerState, write_checkpoint
 from niblick.training.device import DeviceFeeder
 from niblick.training.distributed import sum_over
@@ -55,9 +56,9 @@ class RunState:
         self.recipe, self.dataset, self.device = recipe, dataset, device
         self.precision = choose_precision(recipe.training.precision, device)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        self.model, self.init_from = new_model(recipe.model, seed=recipe.seed), None
+        self.model = new_model(recipe.model, seed=recipe.seed)
         if recipe.training.init_from and saved is None:
-            self.init_from = _take_weights(self.model, recipe, dataset)
+            _take_weights(self.model, recipe.training.init_from, dataset)
         self.model.to(device)
         self.layout = Layout(self.model.plan.parameters, recipe.training)
         specs = rounding_specs(recipe, self.model.plan, refuse=saved is None)
@@ -206,25 +207,35 @@ class RunState:
             )
 
 
-def _take_weights(model: LanguageModel, recipe: Recipe, dataset: Dataset) -> Opened:
-    """Give `model` the weights of `training.init_from`, which must have its shapes and read the
-    same tokens; heads that only training has stay random.
+def environment(recipe: Recipe) -> dict[str, Any]:
+    """What environment.json says of a new run: the machine, and the model that it starts from;
+    `ArtifactError` where there is no such model.
     """
     source = recipe.training.init_from
+    if not source:
+        return describe_environment()
+    start = {"model": source, "sha256": open_file(find_model(source)).sha256}
+    return {**describe_environment(), "init_from": start}
+
+
+def _take_weights(model: LanguageModel, source: str, dataset: Dataset) -> None:
+    """Give `model` the weights of `source`, which must have its shapes and read the same tokens;
+    heads that only training has stay random.
+    """
     opened = open_file(find_model(source))
-    own = {p.name: p.shape for p in model.plan.exported}
-    if odd := {(p.name, p.shape) for p in opened.plan.parameters} ^ set(own.items()):
+    own = {(p.name, p.shape) for p in model.plan.exported}
+    if odd := {(p.name, p.shape) for p in opened.plan.parameters} ^ own:
         raise TrainingError(
             f"{quoted(source)} is of another shape than the recipe's model: {min(odd)[0]} differs;"
             f" `niblick train --from {cut(source, 60)}` takes the shape with the weights"
         )
-    if opened.tokenizer is not None and opened.tokenizer.to_bytes() != dataset.tokenizer.to_bytes():
+    theirs, text = opened.tokenizer, dataset.tokenizer
+    if theirs is not None and theirs.to_bytes() != text.to_bytes():
         raise TrainingError(
-            f"{quoted(source)} reads the tokens of {opened.tokenizer.name}, the text is in those of"
-            f" {dataset.tokenizer.name}; --from takes its tokenizer for --data TEXT"
+            f"{quoted(source)} reads tokens of {theirs.name}, the text is in those of {text.name};"
+            " `niblick train --from MODEL --data TEXT` takes the model's"
         )
     load_tensors(model, opened.tensors)
-    return opened
 
 
 def _processes(recipe: Recipe, world: World) -> Launched | None:

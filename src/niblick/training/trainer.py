@@ -25,7 +25,6 @@ from niblick.recipe import Recipe
 from niblick.runtime import (
     World,
     choose_device,
-    describe_environment,
     keep_freed_memory,
     memory_in_use,
     process_group,
@@ -40,7 +39,7 @@ from niblick.training.overlap import Sink
 from niblick.training.passes import Passes
 from niblick.training.progress import Clock, Progress, TrainResult, bytes_per_token
 from niblick.training.run_folder import Row, RunFolder, claimed
-from niblick.training.state import RunState
+from niblick.training.state import RunState, environment
 from niblick.training.validation import make_validator
 from niblick.units import LN2, Duration
 
@@ -82,7 +81,7 @@ def train(
         if resume:
             folder.check_resumable()
         else:
-            in_turn(world, lambda: folder.begin(recipe, describe_environment()), main_only=True)
+            in_turn(world, lambda: folder.begin(recipe, environment(recipe)), main_only=True)
         loop = Loop(
             recipe,
             dataset,

@@ -1,0 +1,104 @@
+"""What a run starts with: a recipe as the user gives it, or the weights of a model with the recipe,
+shape and tokenizer that belong to them.
+
+Where a run starts from a model and the user leaves the learning rates open, they are half the
+recipe's ("Fine-tuning" in docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from niblick.artifact.load import open_file, shipped_models
+from niblick.data.recipes import read_recipe
+from niblick.errors import NiblickError
+from niblick.facade import find_model
+from niblick.limits import quoted
+from niblick.recipe import Recipe, changed, keyed, list_recipes
+from niblick.report.own_text import CHOSEN, DURATION, given_keys
+from niblick.report.shapes import SHAPE
+
+_GENTLER = 0.5
+
+
+@dataclass(frozen=True)
+class Start:
+    """A recipe, the keys that are decided, where the tokenizer is (None: the recipe says), and the
+    shipped recipe whose shape may follow the cap (empty: none).
+    """
+
+    recipe: Recipe
+    given: set[str]
+    tokenizer: str | None
+    shaped_as: str
+
+
+def start(
+    source: str | Path | Recipe | None,
+    settings: Sequence[str] = (),
+    *,
+    init_from: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    duration: str | None = None,
+    max_bytes: int | None = None,
+    seed: int | None = None,
+) -> Start:
+    """How a run starts: with a recipe's name, its file, or a `Recipe`, which decides everything; it
+    may be None where the run starts from a model, whose own is taken then. Settings are as
+    `read_recipe` takes them.
+
+    Raises `ArtifactError` where there is no such model, `NiblickError` for a setting of its shape.
+    """
+    given = None if tokenizer is None else str(tokenizer)
+    named: dict[str, Any] = {"duration": duration, "max_bytes": max_bytes, "seed": seed}
+    if source is not None and not isinstance(source, (str, Path)):
+        if settings or init_from is not None or any(v is not None for v in named.values()):
+            raise NiblickError("a Recipe object decides everything: change it before the call")
+        return Start(source, set(CHOSEN), given, "")
+    if init_from is not None:
+        return _from_model(init_from, source, settings, tokenizer, named)
+    if source is None:
+        raise NiblickError("give a RECIPE (see `niblick recipes`), --from MODEL or --resume RUN")
+    return Start(
+        read_recipe(source, settings, **named),
+        given_keys(source, settings, duration),
+        given,
+        str(source),
+    )
+
+
+def _from_model(
+    model: str | Path,
+    source: str | Path | None,
+    settings: Sequence[str],
+    tokenizer: str | Path | None,
+    named: dict[str, Any],
+) -> Start:
+    keys = keyed(settings).keys()
+    if odd := sorted(keys & set(SHAPE)):
+        raise NiblickError(f"{quoted(str(model))} has its shape: no --set {odd[0]}")
+    path = find_model(model)
+    opened = open_file(path)
+    if opened.tokenizer is not None and tokenizer is not None:
+        raise NiblickError(f"{quoted(str(model))} brings its tokenizer: no --tokenizer")
+    base = opened.recipe if source is None else read_recipe(source)
+    shaped = base.model_copy(update={"model": opened.recipe.model})
+    recipe = read_recipe(shaped, settings, **named)
+    name = path.stem if path in shipped_models().values() else str(path.absolute())
+    changes: dict[str, Any] = {"training.init_from": name}
+    decided = set(CHOSEN)  # by a recipe file, as in `given_keys`
+    if source is None or str(source) in list_recipes():
+        decided = {*keys, *([DURATION] if named["duration"] is not None else [])}
+        muon, adam = recipe.training.muon, recipe.training.adam
+        rates = {
+            "training.muon.lr": muon.lr,
+            "training.adam.embedding_lr": adam.embedding_lr,
+            "training.adam.scalar_lr": adam.scalar_lr,
+        }
+        changes |= {key: _GENTLER * rate for key, rate in rates.items() if key not in keys}
+    given = None if tokenizer is None else str(tokenizer)
+    reader = given if opened.tokenizer is None else name
+    return Start(changed(recipe, changes), decided | set(SHAPE), reader, "")

@@ -1,0 +1,162 @@
+"""Runs that start from a model's weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import niblick
+from niblick.artifact.load import open_file, open_tokenizer
+from niblick.compression.packing import pack
+from niblick.data.dataset import Dataset
+from niblick.errors import ArtifactError, NiblickError, TrainingError
+from niblick.exchange.submission import export_submission
+from niblick.files import read_json, sha256_file
+from niblick.recipe import Recipe, load_recipe, recipe_to_toml
+from niblick.report.start import start
+from niblick.runtime import World
+from niblick.scoring.card import card_markdown
+from niblick.training import Progress, train
+from niblick.training.run_folder import RunFolder
+from training_runs import SENTENCE, digest, run, tiny_dataset, tiny_recipe, with_section
+
+STILL = {
+    "muon": {"lr": 0.0, "weight_decay": 0.0},
+    "adam": {"embedding_lr": 0.0, "scalar_lr": 0.0, "weight_decay": 0.0},
+    "averaging": {"kind": "none"},
+    "qat": {"enabled": False},
+    "duration": "1 steps",
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("data") / "shards")
+
+
+@pytest.fixture(scope="module")
+def source(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with its checkpoints, and its weights packed beside it."""
+    out = tmp_path_factory.mktemp("source") / "run"
+    recipe = tiny_recipe()
+    result = run(recipe, dataset, out)
+    pack(result.tensors, recipe, dataset.tokenizer, out.parent / "model.nib", max_bytes=10**6)
+    return out
+
+
+def _from(model: Path | str, **training: object) -> Recipe:
+    return tiny_recipe(init_from=str(model), **training)
+
+
+@pytest.mark.parametrize("kind", ["run", "model.nib"])
+def test_a_run_begins_with_the_weights_of_the_file(
+    dataset: Dataset, source: Path, tmp_path: Path, kind: str
+) -> None:
+    place = source.parent / kind
+    found = run(_from(place, **STILL), dataset, tmp_path / "run").tensors
+    for name, tensor in open_file(place).tensors.items():
+        given = tensor if isinstance(tensor, np.ndarray) else tensor.dequantize()
+        assert np.array_equal(found[name].numpy(), given)
+    noted = RunFolder(tmp_path / "run").environment()["init_from"]
+    assert noted == {"model": str(place), "sha256": open_file(place).sha256}
+
+
+def test_training_goes_on_from_there(dataset: Dataset, source: Path, tmp_path: Path) -> None:
+    first = run(tiny_recipe(), dataset, tmp_path / "first").validations[-1][1]
+    again = run(_from(source), dataset, tmp_path / "again").validations
+    assert again[0][1] < first + 0.5 and again[-1][1] < first
+
+
+def test_a_stopped_run_resumes_to_the_bit_though_the_model_is_gone(
+    dataset: Dataset, source: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(source, tmp_path / "model")
+    recipe = _from(tmp_path / "model")
+    whole = digest(run(recipe, dataset, tmp_path / "whole"))
+
+    def stop(progress: Progress) -> None:
+        if progress.step == 6 and progress.validation_bpb is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    part = train(recipe, dataset, tmp_path / "part", world=World(), on_progress=stop)
+    assert part.interrupted
+    shutil.rmtree(tmp_path / "model")
+    assert digest(run(recipe, dataset, tmp_path / "part", resume=True)) == whole
+
+
+def test_heads_that_only_training_has_begin_anew(
+    dataset: Dataset, source: Path, tmp_path: Path
+) -> None:
+    recipe = _from(source, **STILL)
+    heads = recipe.model.mtp.model_copy(update={"heads": 1})
+    recipe = with_section(recipe, "model", mtp=heads)
+    found = run(recipe, dataset, tmp_path / "run").tensors
+    assert found.keys() == open_file(source).tensors.keys()
+
+
+def test_another_shape_or_tokenizer_is_refused(
+    dataset: Dataset, source: Path, tmp_path: Path
+) -> None:
+    wide = with_section(_from(source), "model", dim=32)
+    with pytest.raises(TrainingError, match=r"another shape .* differs; `niblick train --from"):
+        run(wide, dataset, tmp_path / "wide")
+    with pytest.raises(ArtifactError, match="no model at"):
+        run(_from(tmp_path / "none.nib"), dataset, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_shape_is_the_models_and_rates_are_gentler_unless_they_are_given(
+    source: Path, tmp_path: Path
+) -> None:
+    own = open_file(source).recipe
+    begun = start(None, ["training.adam.scalar_lr=0.7"], init_from=source, duration="9 steps")
+    training = begun.recipe.training
+    assert begun.recipe.model == own.model
+    assert begun.tokenizer == training.init_from == str(source.absolute())
+    assert training.muon.lr == own.training.muon.lr / 2
+    assert training.adam.scalar_lr == 0.7
+    assert {"training.duration", "model.dim", "model.vocab_size"} <= begun.given
+    file = tmp_path / "mine.toml"
+    file.write_text(recipe_to_toml(load_recipe("pocket", ["training.muon.lr=0.5"])))
+    with_file = start(file, init_from=source)
+    assert (with_file.recipe.training.muon.lr, with_file.recipe.model) == (0.5, own.model)
+    assert start("pocket", init_from="pocket").recipe.training.init_from == "pocket"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"settings": ["model.dim=32"]}, r"has its shape: no --set model\.dim"),
+        ({"tokenizer": "bytes"}, "brings its tokenizer"),
+        ({"init_from": "pocke"}, "no model at 'pocke'.*pocket"),
+        ({"init_from": None}, "give a RECIPE .* --from MODEL"),
+    ],
+)
+def test_what_cannot_be_is_said(source: Path, given: dict[str, object], said: str) -> None:
+    with pytest.raises(NiblickError, match=said):
+        start(None, **{"init_from": source, **given})  # type: ignore[arg-type]
+
+
+def test_a_text_is_read_with_the_models_tokenizer_and_the_card_names_the_model(
+    source: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text"
+    for number, split in enumerate(["train"] * 20 + ["validation"] * 20):
+        (text / split).mkdir(parents=True, exist_ok=True)
+        (text / split / f"{number}.txt").write_text(SENTENCE.format(number) * (6 + number % 3))
+    model = source.parent / "model.nib"
+    found = niblick.train(
+        init_from=model, data=text, out=tmp_path / "run", duration="3 steps", device="cpu"
+    )
+    card = read_json(found.folder / "card.json")
+    assert card["init_from"] == {"model": "model.nib", "sha256": sha256_file(model)}
+    assert "trained from model.nib on text" in card_markdown(card)
+    read = open_tokenizer(str(found.artifact))
+    assert read.to_bytes() == open_tokenizer(str(model)).to_bytes()
+    with pytest.raises(NiblickError, match="started from another model's weights"):
+        export_submission(found.folder, tmp_path / "submission", author="a", name=None, force=False)
