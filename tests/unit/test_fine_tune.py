@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 import niblick
 from niblick.artifact.load import open_file, open_tokenizer
 from niblick.compression.packing import pack
+from niblick.data.corpus import own_corpus
 from niblick.data.dataset import Dataset
 from niblick.errors import ArtifactError, NiblickError, TrainingError
 from niblick.exchange.submission import export_submission
 from niblick.files import read_json, sha256_file
 from niblick.recipe import Recipe, load_recipe, recipe_to_toml
+from niblick.report.own_text import fit_text
 from niblick.report.start import start
 from niblick.runtime import World
 from niblick.scoring.card import card_markdown
@@ -110,22 +113,42 @@ def test_another_shape_or_tokenizer_is_refused(
     assert not (tmp_path / "none").exists()
 
 
-def test_the_shape_is_the_models_and_rates_are_gentler_unless_they_are_given(
+def test_the_shape_is_the_models_and_a_recipe_file_decides_the_rest(
     source: Path, tmp_path: Path
 ) -> None:
     own = open_file(source).recipe
     begun = start(None, ["training.adam.scalar_lr=0.7"], init_from=source, duration="9 steps")
-    training = begun.recipe.training
     assert begun.recipe.model == own.model
-    assert begun.tokenizer == training.init_from == str(source.absolute())
-    assert training.muon.lr == own.training.muon.lr / 2
-    assert training.adam.scalar_lr == 0.7
-    assert {"training.duration", "model.dim", "model.vocab_size"} <= begun.given
+    assert begun.tokenizer == begun.recipe.training.init_from == str(source.absolute())
+    assert {"training.duration", "training.adam.scalar_lr", "model.dim"} <= begun.given
+    assert "training.muon.lr" not in begun.given
     file = tmp_path / "mine.toml"
     file.write_text(recipe_to_toml(load_recipe("pocket", ["training.muon.lr=0.5"])))
     with_file = start(file, init_from=source)
     assert (with_file.recipe.training.muon.lr, with_file.recipe.model) == (0.5, own.model)
+    assert "training.muon.lr" in with_file.given
     assert start("pocket", init_from="pocket").recipe.training.init_from == "pocket"
+
+
+def test_little_text_is_learnt_at_gentler_rates_unless_they_are_given(tmp_path: Path) -> None:
+    words = [f"{a}{b}{c}" for a in "bdfgkm" for b in "aeiou" for c in "lnrst"]
+    for size, share in ((60_000, 0.25), (400_000, 0.5)):
+        draw = random.Random(size)
+        texts = [" ".join(draw.choices(words, k=600)) for _ in range(size // 2400)]
+        begun = start(None, ["training.adam.scalar_lr=0.7"], init_from="pocket")
+        fitted = fit_text(
+            begun.recipe,
+            own_corpus("mine", texts),
+            tmp_path / str(size),
+            given=begun.given,
+            tokenizer=open_tokenizer("pocket"),
+        )
+        own, found = begun.recipe, fitted.recipe
+        assert found.model.model_copy(update={"context": own.model.context}) == own.model
+        assert found.training.muon.lr == share * own.training.muon.lr
+        assert found.training.adam.embedding_lr == share * own.training.adam.embedding_lr
+        assert found.training.adam.scalar_lr == 0.7
+        assert any(line.startswith(f"learning rates {share:g}") for line in fitted.said)
 
 
 @pytest.mark.parametrize(

@@ -26,25 +26,29 @@ from niblick.text.learning import TRAINED, trained_as
 from niblick.text.tokenizer import Tokenizer
 
 DURATION, BATCH = "training.duration", "training.batch_tokens"
-CHOSEN = (VOCABULARY, WIDTH, DURATION, BATCH)
+RATES = ("training.muon.lr", "training.adam.embedding_lr", "training.adam.scalar_lr")
+CHOSEN = (VOCABULARY, WIDTH, DURATION, BATCH, *RATES)
 FOLDER = "data"  # of a run directory: the shards of its own text
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """Up to `size` bytes of training text: the largest vocabulary, part of the width, passes."""
+    """Up to `size` bytes of training text: the largest vocabulary, part of the width, passes; and
+    the share of the learning rates for a run that starts from a model's weights.
+    """
 
     size: float
     vocabulary: int
     width: float
     passes: float | None  # None: the recipe's own duration
+    rates: float
 
 
 _RULES = (
-    _Rule(150_000, 512, 0.5, 4),
-    _Rule(1_000_000, 1024, 0.5, 5),
-    _Rule(2_500_000, 2048, 1.0, 6),
-    _Rule(float("inf"), 65536, 1.0, None),
+    _Rule(150_000, 512, 0.5, 4, 0.25),
+    _Rule(1_000_000, 1024, 0.5, 5, 0.5),
+    _Rule(2_500_000, 2048, 1.0, 6, 1.0),
+    _Rule(float("inf"), 65536, 1.0, None, 1.0),
 )
 _STEPS = 32  # of the optimizer in one pass, at least
 _SHORT, _FEWEST = 128, 600  # tokens: the shortest sequence, and the least text
@@ -293,7 +297,20 @@ def _fit_training(
         said.append(f"duration {changes[DURATION]}, {passes:g} passes: {why}")
     elif DURATION not in given:
         said.append(f"duration {recipe.training.duration}: the recipe's own")
-    return changed(recipe, changes), said
+    rates = _rates(recipe, _rule(size).rates, given)
+    if rates:
+        share = f"{_rule(size).rates:g} of the recipe's"
+        said.append(f"learning rates {share}: higher ones learn {size:,} bytes by heart sooner")
+    return changed(recipe, changes | rates), said
+
+
+def _rates(recipe: Recipe, share: float, given: Collection[str]) -> dict[str, float]:
+    """Gentler learning rates for a run that starts from a model's weights."""
+    if not recipe.training.init_from or share == 1:
+        return {}
+    muon, adam = recipe.training.muon, recipe.training.adam
+    own = zip(RATES, (muon.lr, adam.embedding_lr, adam.scalar_lr), strict=True)
+    return {key: share * rate for key, rate in own if key not in given}
 
 
 def _batches(recipe: Recipe, tokens: int, given: Collection[str]) -> dict[str, Any]:

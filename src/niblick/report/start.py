@@ -1,8 +1,5 @@
 """What a run starts with: a recipe as the user gives it, or the weights of a model with the recipe,
 shape and tokenizer that belong to them.
-
-Where a run starts from a model and the user leaves the learning rates open, they are half the
-recipe's ("Fine-tuning" in docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -20,8 +17,6 @@ from niblick.limits import quoted
 from niblick.recipe import Recipe, changed, keyed, list_recipes
 from niblick.report.own_text import CHOSEN, DURATION, given_keys
 from niblick.report.shapes import SHAPE
-
-_GENTLER = 0.5
 
 
 @dataclass(frozen=True)
@@ -88,17 +83,10 @@ def _from_model(
     shaped = base.model_copy(update={"model": opened.recipe.model})
     recipe = read_recipe(shaped, settings, **named)
     name = path.stem if path in shipped_models().values() else str(path.absolute())
-    changes: dict[str, Any] = {"training.init_from": name}
     decided = set(CHOSEN)  # by a recipe file, as in `given_keys`
     if source is None or str(source) in list_recipes():
         decided = {*keys, *([DURATION] if named["duration"] is not None else [])}
-        muon, adam = recipe.training.muon, recipe.training.adam
-        rates = {
-            "training.muon.lr": muon.lr,
-            "training.adam.embedding_lr": adam.embedding_lr,
-            "training.adam.scalar_lr": adam.scalar_lr,
-        }
-        changes |= {key: _GENTLER * rate for key, rate in rates.items() if key not in keys}
     given = None if tokenizer is None else str(tokenizer)
     reader = given if opened.tokenizer is None else name
-    return Start(changed(recipe, changes), decided | set(SHAPE), reader, "")
+    begun = changed(recipe, {"training.init_from": name})
+    return Start(begun, decided | set(SHAPE), reader, "")
