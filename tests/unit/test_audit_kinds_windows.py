@@ -144,3 +144,47 @@ def test_lists_of_windows_and_figures_on_the_way_are_no_parts(
 ) -> None:
     text = program(BUILT.format(step=step), main="evaluate(net, held, s)")
     assert judged(tmp_path, text) == verdict
+
+
+CLOCKED = """
+import time
+BUDGET = float(os.environ.get("EVAL_SECONDS", "{budget}"))
+
+def evaluate(net, held, s):
+    sizes, began = byte_table(), time.perf_counter()
+    total, size = torch.zeros(()), torch.zeros(())
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            {before}
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            logits = net.head(net.hidden(x[None]))
+            total += F.cross_entropy(logits.flatten(0, 1), y, reduction="sum")
+            size += sizes[y].sum()
+            {after}
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "budget", "verdict"),
+    [
+        ("pass", "pass", "580", "clean_neural"),
+        ("pass", "if time.perf_counter() - began > BUDGET: break", "580", "hold_unclear"),
+        ("pass", "took = time.perf_counter() - began\n            if took > BUDGET - 5:\n"
+         "                print('out of time')\n                break", "580", "hold_unclear"),
+        ("if time.perf_counter() > began + BUDGET: return figure(total, size)", "pass", "580",
+         "hold_unclear"),
+        ("pass", "if BUDGET > 0 and time.perf_counter() - began > BUDGET: break", "0",
+         "clean_neural"),
+        ("pass", "if time.perf_counter() - began > BUDGET: print('slow')", "580", "clean_neural"),
+        ("for turn in range(3):\n                if time.perf_counter() - began > 9: break",
+         "pass", "580", "clean_neural"),
+        ("pass", "if a > 10 ** 9: break", "580", "clean_neural"),
+    ],
+)  # fmt: skip
+def test_scores_that_a_clock_may_cut_off_are_held(
+    tmp_path: Path, before: str, after: str, budget: str, verdict: str
+) -> None:
+    text = CLOCKED.format(before=before, after=after, budget=budget)
+    main = "net = Net(64)\ntrain(net, load(s.train_files), s)\nevaluate(net, held, s)"
+    assert judged(tmp_path, program(text, main=main)) == verdict

@@ -1,5 +1,5 @@
-"""Clocks: a training limit beyond the track's, and time that is taken out of what the clock
-counts.
+"""Clocks: a training limit beyond the track's, time that is taken out of what the clock counts,
+and scoring that ends when the clock says so.
 """
 
 from __future__ import annotations
@@ -7,7 +7,9 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from itertools import islice
 
+from niblick.audit.conditions import Guard
 from niblick.audit.reads import name_of
 from niblick.audit.rules.case import Case
 from niblick.audit.rules.program import Program
@@ -27,11 +29,14 @@ _MOST, _GRACE = 600.0, 1.02
 
 @rule("clock", of_text=True)
 def check(case: Case) -> list[Finding]:
-    """A finding per limit the track does not allow, and per clock that misses training work."""
+    """A finding per limit the track does not allow, per clock that misses training work, and for
+    the first loop whose scores a clock may cut off.
+    """
     if case.tree is None:
         return []
     program = case.program
-    return [*_limits(case), *_patched(case, program), *_stopped(case, program)]
+    ended = islice(_ended(case, program), 1)
+    return [*_limits(case), *_patched(case, program), *_stopped(case, program), *ended]
 
 
 def _timed(case: Case) -> bool:
@@ -111,6 +116,69 @@ def _patched(case: Case, program: Program) -> Iterator[Finding]:
                     line=node.lineno,
                     cure="Measure with the machine's clock, from first step to last.",
                 )
+
+
+def _ended(case: Case, program: Program) -> Iterator[Finding]:
+    """Loops that add up the scores of a figure, and are left when a clock says so."""
+    reach, trace = Reach(case), case.trace
+    adding = [where for where, place in trace.summing.items() if place.sums & trace.summed]
+    for function in (f for named in program.functions.values() for f in named):
+        lines = [where.line for where in adding if where.function == function.name]
+        times = _times(program, function) if lines else set()
+        for guard in _leaving(function, lines):
+            if _reads(program, guard.test, times) and not reach.closed(guard):
+                yield case.finding(
+                    RULE,
+                    Severity.WARNING,
+                    f"{function.name} stops scoring when a clock says so: its figure may be of a"
+                    " part of the split, and of another part on another machine.",
+                    verdict="hold_unclear",
+                    pointer="limits",
+                    line=guard.test.lineno,
+                    cure="Score every position; let a clock end adaptation alone.",
+                )
+
+
+def _leaving(function: ast.AST, lines: list[int]) -> Iterator[Guard]:
+    """The conditions under which the loops around one of some lines are left from their own bodies:
+    their tests, and those of breaks and returns.
+    """
+    for loop in ast.walk(function):
+        if not isinstance(loop, (ast.For, ast.While)):
+            continue
+        if not any(loop.lineno <= line <= (loop.end_lineno or 0) for line in lines):
+            continue
+        if isinstance(loop, ast.While):
+            yield Guard(loop.test, False)
+        waiting = list(loop.body)
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, (ast.For, ast.While, ast.FunctionDef, ast.ClassDef)):
+                continue
+            if isinstance(node, ast.If):
+                for body, wanted in ((node.body, True), (node.orelse, False)):
+                    if any(isinstance(each, (ast.Break, ast.Return)) for each in body):
+                        yield Guard(node.test, wanted)
+            waiting += [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.stmt)]
+
+
+def _times(program: Program, function: ast.AST) -> set[str]:
+    """Names of a function that are given a reading of a clock, or what is made of one."""
+    found: set[str] = set()
+    for _ in range(2):
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign) and _reads(program, node.value, found):
+                found |= {t.id for t in node.targets if isinstance(t, ast.Name)}
+    return found
+
+
+def _reads(program: Program, node: ast.AST, times: set[str]) -> bool:
+    """Whether an expression has a reading of a clock in it."""
+    return any(
+        (isinstance(part, ast.Name) and part.id in times)
+        or (isinstance(part, ast.Call) and program.full_name(part.func) in _CLOCK)
+        for part in ast.walk(node)
+    )
 
 
 def _stopped(case: Case, program: Program) -> Iterator[Finding]:
