@@ -426,3 +426,12 @@ def test_shipped_models_are_compared_by_their_names(capsys):
     with pytest.raises(SystemExit):
         main(["compare", "pocket", "none"])
     assert "or shipped models: pocket" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", [".", "file/score.json"])
+def test_a_place_that_no_score_can_be_written_to_is_refused_before_scoring(tmp_path, capsys, place):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SystemExit) as end:
+        main(["eval", str(tmp_path / "none.nib"), "--out", str(tmp_path / place)])
+    told = capsys.readouterr()
+    assert end.value.code != 0 and told.err.startswith("niblick: cannot write") and not told.out

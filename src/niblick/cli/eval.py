@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ from niblick.cli.options import (
     ThreadsOption,
     TokenizerOption,
 )
+from niblick.errors import ScoreError
 
 if TYPE_CHECKING:
     from niblick.facade import Model
@@ -95,6 +97,8 @@ def eval_command(
         from niblick.runtime import read_world
 
     world = read_world(device)
+    if out is not None:
+        _check_place(out)
     loaded = facade.load(model, tokenizer=tokenizer)
     if world.is_main:
         say_shipped(loaded)
@@ -114,6 +118,20 @@ def eval_command(
         )
     if world.is_main:
         _report(loaded, score, out, as_json)
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a file that could not be written, before anything is scored."""
+    near = next((each for each in out.absolute().parents if each.exists()), out)
+    said = None
+    if out.is_dir():
+        said = "it is a folder"
+    elif not near.is_dir():
+        said = f"{str(near)!r} is no folder"
+    elif not os.access(out if out.exists() else near, os.W_OK):
+        said = "permission denied"
+    if said is not None:
+        raise ScoreError(f"cannot write {str(out)!r}: {said}")
 
 
 def _options(ttt: str | None, settings: list[str], **changes: Any) -> dict[str, Any]:

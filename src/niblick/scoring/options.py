@@ -242,7 +242,7 @@ class EvaluationOptions:
         if self.mode in ("sliding", "leaky-ttt") and self.stride > context:
             raise OptionsError(
                 f"stride {self.stride} is longer than the context {context}; accepted: 1 to"
-                f" {context}"
+                f" {context} (--stride, evaluation.stride)"
             )
 
 
