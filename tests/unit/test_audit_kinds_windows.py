@@ -188,3 +188,22 @@ def test_scores_that_a_clock_may_cut_off_are_held(
     text = CLOCKED.format(before=before, after=after, budget=budget)
     main = "net = Net(64)\ntrain(net, load(s.train_files), s)\nevaluate(net, held, s)"
     assert judged(tmp_path, program(text, main=main)) == verdict
+
+
+@pytest.mark.parametrize(
+    ("log", "verdict"),
+    [
+        ("val_bpb:1.1234", "clean_neural"),
+        ("out of time after 580 s\nval_bpb:1.1234", "hold_unclear"),
+        ("step 1 loss 6.9", "hold_unclear"),
+    ],
+)
+def test_a_log_shows_whether_the_clock_ever_did(tmp_path: Path, log: str, verdict: str) -> None:
+    after = (
+        "if time.perf_counter() - began > BUDGET:\n"
+        "                print(f'out of time after {BUDGET} s')\n                break"
+    )
+    (tmp_path / "train.log").write_text(log)
+    text = CLOCKED.format(before="pass", after=after, budget="580")
+    main = "net = Net(64)\ntrain(net, load(s.train_files), s)\nevaluate(net, held, s)"
+    assert judged(tmp_path, program(text, main=main)) == verdict

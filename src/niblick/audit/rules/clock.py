@@ -25,6 +25,7 @@ _LIMIT = re.compile(
 _CLOCK = frozenset({"time.time", "time.perf_counter", "time.monotonic", "time.process_time"})
 _WORK = frozenset({"backward", "step"})
 _MOST, _GRACE = 600.0, 1.02
+_TELLING = 12  # characters that a log line is known by
 
 
 @rule("clock", of_text=True)
@@ -126,7 +127,9 @@ def _ended(case: Case, program: Program) -> Iterator[Finding]:
         lines = [where.line for where in adding if where.function == function.name]
         times = _times(program, function) if lines else set()
         for guard in _leaving(function, lines):
-            if _reads(program, guard.test, times) and not reach.closed(guard):
+            if not _reads(program, guard.test, times) or reach.closed(guard):
+                continue
+            if not _never_said(case, guard):
                 yield case.finding(
                     RULE,
                     Severity.WARNING,
@@ -137,6 +140,22 @@ def _ended(case: Case, program: Program) -> Iterator[Finding]:
                     line=guard.test.lineno,
                     cure="Score every position; let a clock end adaptation alone.",
                 )
+
+
+def _never_said(case: Case, guard: Guard) -> bool:
+    """Whether a branch prints words that no log of a submission holds, though logs show figures."""
+    node = next(n for n in ast.walk(case.program.tree) if getattr(n, "test", None) is guard.test)
+    body = getattr(node, "body" if guard.wanted else "orelse", [])
+    texts = (
+        part.value.strip()
+        for statement in body
+        for part in ast.walk(statement)
+        if isinstance(part, ast.Constant) and isinstance(part.value, str)
+    )
+    said = [text for text in texts if len(text) >= _TELLING]
+    lines = [line for log in case.logs for line in log] if said else []
+    shown = any("bpb" in line for line in lines)
+    return shown and not any(text in line for text in said for line in lines)
 
 
 def _leaving(function: ast.AST, lines: list[int]) -> Iterator[Guard]:

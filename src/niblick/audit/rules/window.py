@@ -179,9 +179,10 @@ class Window:
         )
 
     def _normed(self, value: ast.expr) -> bool:
-        """Whether a norm over all axes from the second on takes the positions in."""
-        own = bool(self.parts(value) & self.own)
-        return own and (self.is_swapped(value) or self.windows(value))
+        """Whether a norm over all axes from the second on takes the positions in: they are the last
+        of them once features have become the second.
+        """
+        return bool(self.parts(value) & self.own) and self.is_swapped(value)
 
     def _weights(self, node: ast.expr) -> bool:
         held = isinstance(node, ast.Attribute) and name_of(node.value) == "self"
