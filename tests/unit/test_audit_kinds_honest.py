@@ -372,3 +372,47 @@ def test_loaders_hand_out_the_rows_of_a_data_set(
     text = program(LOADED.format(how=how, subset=subset, counted=counted),
                    main="evaluate(net, held, s)")  # fmt: skip
     assert judged(tmp_path, text) == verdict
+
+
+SEGMENTS = """
+from typing import Protocol, cast
+class Scorer(Protocol):
+    def __call__(self, x, lengths): ...
+
+def segments(x, first=1):
+    starts = (x[0] == first).nonzero(as_tuple=False).view(-1).tolist()
+    lengths = []
+    for i, start in enumerate(starts):
+        lengths.append((starts[i + 1] if i + 1 < len(starts) else x.size(1)) - start)
+    ends = torch.zeros(len(lengths) + 1, dtype=torch.int32)
+    ends[1:] = x.new_tensor(lengths, dtype=torch.int32).cumsum(0)
+    return ends
+
+class Own(Net):
+    def forward(self, x, ends):
+        return self.head(self.hidden(x))
+
+def evaluate(net, held, s):
+    sizes = byte_table()
+    total, size = torch.zeros(()), torch.zeros(())
+    run = cast(Scorer, torch.compile(net))
+    if not callable(torch.compile):
+        raise RuntimeError("no compiler")
+    with torch.no_grad():
+        for a in range(0, held.numel() - 1 - s.context, s.context):
+            x, y = held[a:a + s.context], held[a + 1:a + s.context + 1]
+            logits = run(x[None], {ends})
+            nll = F.cross_entropy(logits.flatten(0, 1), y, reduction="none")
+            total += nll.sum()
+            size += sizes[y].sum()
+    return figure(total, size)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict"),
+    [("segments(x[None])", "clean_neural"), ("torch.bincount(y)", "flag_ngram")],
+)
+def test_a_model_may_be_told_where_documents_begin(tmp_path: Path, ends: str, verdict: str) -> None:
+    main = "net = Own(64)\nevaluate(net, held, s)"
+    assert judged(tmp_path, program(SEGMENTS.format(ends=ends), main=main)) == verdict

@@ -369,7 +369,7 @@ class Builtins(Records):
         return id(args[0]) if args else 0
 
     def py_callable(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
-        return isinstance(args[0], (Function, Bound, Class)) if args else False
+        return bool(args) and isinstance(args[0], (Function, Bound, Class, Dotted))
 
     def py_vars(self, args: list[Any], named: dict[str, Any], node: ast.AST) -> Any:
         return getattr(args[0], "attrs", {}) if args else {}

@@ -88,6 +88,8 @@ class Library(Datasets):
             return Namespace({"itemsize": max(1, size // 8 if size > 8 else size)})
         if last in {"deepcopy", "copy"} and name.startswith("copy.") and args:
             return self.copied(args[0])
+        if name in {"typing.cast", "typing.assert_type"} and args:
+            return args[last == "cast"]
         made = self.made_object(name, last, args, named, node)
         return self.outside_call(name, last, args, named, node) if made is NotImplemented else made
 

@@ -126,6 +126,8 @@ class Tensors(InPlace):
             return loss
         if not method and (name in CREATE or name in LIKE):
             return self.make(name, args, named)
+        if method and name == "new_tensor":  # of the holder only the kind is taken
+            return self.operation("tensor", args[1:], named, node, method=False)
         if method and name in CREATE and name.startswith("new_"):
             return self.make(name, args[1:], named)
         if method and name in LIKE:
