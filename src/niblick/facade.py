@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from niblick.artifact.load import Opened, open_file, open_tokenizer, shipped_models
 from niblick.codecs.quantized import Tensors
-from niblick.engine import Engine, Sampling, open_engine, start_text
+from niblick.engine import Engine, Sampling, open_engine, start_text, write_texts
 from niblick.engine.choice import Build, check_sizes
 from niblick.errors import ArtifactError, NiblickError
 from niblick.extras import needs
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 EngineName = Literal["native", "numpy", "torch"]
 Floats = NDArray[np.float32]
+_AT_ONCE = 32  # texts
 
 
 def load(model: str | Path, *, tokenizer: str | Path | None = None) -> Model:
@@ -156,9 +157,48 @@ class Model:
             " model.torch() is the LanguageModel that takes torch tensors"
         )
 
-    def generate(self, prompt: str = "", *, max_tokens: int = 256, **options: Any) -> str:
-        """The text that follows `prompt`; `options` as for `stream`."""
-        return "".join(self.stream(prompt, max_tokens=max_tokens, **options))
+    @overload
+    def generate(self, prompt: str = "", *, max_tokens: int = 256, **options: Any) -> str: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[str], *, max_tokens: int = 256, **options: Any
+    ) -> list[str]: ...
+
+    def generate(
+        self, prompt: str | Sequence[str] = "", *, max_tokens: int = 256, **options: Any
+    ) -> str | list[str]:
+        """The text that follows `prompt`; `options` as for `stream`.
+
+        Of several prompts all are written at once: a list, whose text i is that of `seed` + i.
+        """
+        if isinstance(prompt, str):
+            return "".join(self.stream(prompt, max_tokens=max_tokens, **options))
+        return self._write_all(list(prompt), max_tokens, **options)
+
+    def _write_all(
+        self,
+        prompts: list[str],
+        max_tokens: int,
+        *,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: str | Sequence[str] = (),
+        across_documents: bool = False,
+    ) -> list[str]:
+        if not prompts:
+            return []
+        return write_texts(
+            self.open_engine(slots=min(len(prompts), _AT_ONCE)),
+            self.tokenizer,
+            prompts,
+            Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+            max_tokens=max_tokens,
+            stop=(stop,) if isinstance(stop, str) else stop,
+            across_documents=across_documents,
+        )
 
     def stream(
         self,

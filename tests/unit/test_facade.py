@@ -77,6 +77,25 @@ def test_texts_written_at_the_same_time_do_not_disturb_each_other(model):
     assert together == alone
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_tokens": 23, "across_documents": True},
+        {"max_tokens": 40, "temperature": 1.3, "top_k": 20},
+        {"max_tokens": 40, "stop": ["a", "th"], "across_documents": True},
+        {"max_tokens": 17, "temperature": 0.0},
+        {"max_tokens": 1},
+        {"max_tokens": 0},
+    ],
+)
+def test_several_prompts_give_what_each_gives_alone(model, options, monkeypatch):
+    monkeypatch.setattr("niblick.facade._AT_ONCE", 3)
+    prompts = ["ab", "", "xyz" * 30, "ab", "é", "the"]
+    alone = [model.generate(prompt, seed=7 + i, **options) for i, prompt in enumerate(prompts)]
+    assert model.generate(prompts, seed=7, **options) == alone
+    assert model.generate([], **options) == []
+
+
 def test_score_takes_a_text_or_a_file_and_any_engine(model, tmp_path):
     text = "The river is wide.\n" * 20
     (tmp_path / "notes.md").write_text(text, "utf-8")

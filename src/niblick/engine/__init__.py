@@ -11,6 +11,7 @@ from niblick.engine.continuation import (
     continue_batch,
     continue_tokens,
     start_text,
+    write_texts,
 )
 from niblick.engine.native import NativeEngine
 from niblick.engine.sampling import GREEDY, Sampling
@@ -34,5 +35,6 @@ __all__ = [
     "open_engine",
     "sequence",
     "start_text",
+    "write_texts",
 ]
 __getattr__ = lazily(__name__, {"niblick.engine.plain": ("NumpyEngine",)})

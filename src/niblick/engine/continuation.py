@@ -6,13 +6,19 @@ A text stream never gives out half a character, nor any part of a stop string.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from niblick.engine.base import Engine
+from niblick.engine.batch import NO_TOKEN, SEQUENCE, sequence
 from niblick.engine.sampling import Sampling
 from niblick.errors import NiblickError
 from niblick.text.tokenizer import Ids, Tokenizer
+
+_STEPS = 16  # tokens of each text between two looks at stop strings
 
 
 def continue_tokens(
@@ -151,6 +157,64 @@ def start_text(
     return Continuation(
         engine, tokenizer, ids, sampling, max_tokens, tuple(stop), across_documents=across_documents
     )
+
+
+def write_texts(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    *,
+    max_tokens: int,
+    stop: Sequence[str] = (),
+    across_documents: bool = False,
+) -> list[str]:
+    """What follows each of several prompts, as many at a time as the engine has slots; prompt i
+    draws from seed + i. Each text is the one that `start_text` gives alone.
+    """
+    options = {"max_tokens": max_tokens, "stop": stop, "across_documents": across_documents}
+    begun = [
+        start_text(engine, tokenizer, prompt, _reseeded(sampling, i), **options)  # type: ignore[arg-type]
+        for i, prompt in enumerate(prompts)
+    ]
+    waiting, free = deque(begun if max_tokens else ()), list(range(engine.slots))
+    writing: dict[int, tuple[Continuation, TextStream]] = {}
+    rows = np.zeros(engine.slots, dtype=SEQUENCE)
+    end = None if across_documents else tokenizer.bos_id
+    while waiting or writing:
+        while waiting and free:
+            text, slot = waiting.popleft(), free.pop()
+            engine.read(slot, text.prompt)
+            rows[slot] = sequence(
+                slot, text.sampling, max_tokens=max_tokens, vocab=tokenizer.vocab_size, end=end
+            )[0]
+            writing[slot] = text, TextStream(tokenizer, text.prompt, text.stop)
+        slots = sorted(writing)
+        live = rows[slots]
+        columns = engine.extend(live, _STEPS).T.tolist()
+        rows[slots] = live
+        for slot, tokens in zip(slots, columns, strict=True):
+            if not _take(*writing[slot], tokens, end, left=int(rows[slot]["left"])):
+                del writing[slot]
+                free.append(slot)
+    return [text.text for text in begun]
+
+
+def _take(
+    text: Continuation, stream: TextStream, tokens: list[int], end: int | None, *, left: int
+) -> bool:
+    """Add tokens to a text, up to its end; whether it goes on."""
+    for token in tokens:
+        if token in (NO_TOKEN, end):
+            break
+        text.tokens.append(token)
+        text.text += stream.push(token)
+        if stream.stopped:
+            return False
+    if left:
+        return True
+    text.text += stream.flush()
+    return False
 
 
 class TextStream:
