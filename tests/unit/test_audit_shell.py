@@ -109,6 +109,70 @@ def test_a_readme_that_starts_the_run_script_sets_its_variables(tmp_path: Path) 
         assert command is not None and command.environment["TTT"] == value
 
 
+HIDDEN = "A=1 python train_gpt.py"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("cat > note <<EOF\nif [ 1 = 2 ]; then\nEOF\n" + HIDDEN, {"A": "1"}),
+        ("cat > note <<'EOF'\nexport X=1\nfi\nEOF\n" + HIDDEN, {"A": "1", "X": None}),
+        ("B='\nif [ 1 = 2 ]; then\n'\n" + HIDDEN, {"A": "1"}),
+        ("# a\u2028if [ 1 = 2 ]; then\n" + HIDDEN, {"A": "1"}),
+        ("( if [ 1 = 2 ]; then X=1; fi)\n" + HIDDEN, {"A": "1", "X": None}),
+        ("if [ 1 = 2 ]; then\n" + HIDDEN, {"A": "1"}),
+        ("# comment \\\nexport X=1\n" + HIDDEN, {"A": "1", "X": "1"}),
+        ("export A=1;python train_gpt.py", {"A": "1"}),
+        ("X=1&&A=1 python train_gpt.py", {"A": "1", "X": "1"}),
+        ("Y=1; if [ $Y = 1 ]; then if [ 2 = 1 ]; then B=1; else B=2; fi; else B=3; fi\n" + HIDDEN,
+         {"B": "2"}),
+        ("if [ 1 = 1 ];then B=1;else B=2;fi\n" + HIDDEN, {"B": "1"}),
+        ("if [ 1 = 2 ] ||\n   [ 1 = 1 ]; then X=1; fi\n" + HIDDEN, {"X": "1"}),
+        ("Y=xy; if [[ $Y == x* ]]; then B=1; fi\n" + HIDDEN, {"B": "1"}),
+        ("if [ -f x ]; then Y=1; else Y=2; fi\nif [ $Y = 1 ]; then export X=1; fi\n" + HIDDEN,
+         {"X": "1"}),
+        ("Y=0\n[ -f x ] && Y=1\nif [ $Y = 1 ]; then export X=1; fi\n" + HIDDEN, {"X": "1"}),
+        ("Y=0\nfor Y in 1 2; do if [ $Y = 1 ]; then export X=1; fi; done\n" + HIDDEN, {"X": "1"}),
+        ("Y=0\nread Y\nif [ $Y = 1 ]; then export X=1; fi\n" + HIDDEN, {"X": "1"}),
+        ("Y=0\n. ./env\nif [ $Y = 1 ]; then export X=1; fi\n" + HIDDEN, {"X": "1"}),
+        ("Y=1\nY+=2\nif [ $Y = 12 ]; then export X=1; fi\n" + HIDDEN, {"X": "1"}),
+        ("Y=0\nunset Y\n" + HIDDEN, {"Y": None}),
+        ("declare -x X=1\n" + HIDDEN, {"X": "1"}),
+        ("Y=\nif [ \"${Y:-x}\" = x ]; then export X=1; fi\n" + HIDDEN, {"X": "1"}),
+        (HIDDEN + "\nexit 0\nA=2 python train_gpt.py", {"A": "1"}),
+    ],
+)  # fmt: skip
+def test_what_bash_would_do_is_neither_hidden_nor_invented(
+    text: str, found: dict[str, str | None]
+) -> None:
+    environment = _given(text)
+    assert {name: environment.get(name) for name in found} == found
+
+
+@pytest.mark.parametrize(
+    "text", ["echo A=1 python train_gpt.py", "A=1 python train_gpt.py.bak", "cat train_gpt.py"]
+)
+def test_what_only_names_a_script_does_not_start_it(text: str) -> None:
+    assert launches_of(text, SCRIPT, "run.sh") == []
+
+
+@pytest.mark.parametrize(
+    ("block", "value"),
+    [
+        ("chmod +x run.sh\nTTT=1 bash run.sh", "1"),
+        ("TTT=1 cat run.sh\nbash run.sh", "0"),
+        ("TTT=1 bash prerun.sh\nTTT=2 ./run.sh", "2"),
+        ("export TTT=1\nsource run.sh", "1"),
+    ],
+)
+def test_only_a_start_of_the_run_script_sets_its_variables(
+    tmp_path: Path, block: str, value: str
+) -> None:
+    (tmp_path / "run.sh").write_text('TTT="${TTT:-0}" python train_gpt.py\n')
+    command = find_command(tmp_path, SCRIPT, f"```bash\n{block}\n```", None)
+    assert command is not None and command.environment["TTT"] == value
+
+
 @given(
     st.lists(
         st.sampled_from(

@@ -66,7 +66,8 @@ def shell_commands(root: Path, script: str, readme: str | None) -> Iterator[RunC
     ):
         if path.is_file() and path.stat().st_size < 200_000:
             started = (launches_of(text, path.name, "README") for text in _blocks(readme or ""))
-            given = next((c.environment for each in started for c in each), {})
+            starts = [c.environment for each in started for c in each]
+            given = max(starts, key=len, default={})
             launches = launches_of(path.read_text("utf-8", "replace"), script, path.name, given)
             yield from launches[-1:]
 
