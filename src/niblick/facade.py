@@ -58,6 +58,8 @@ def load(model: str | Path, *, tokenizer: str | Path | None = None) -> Model:
 def find_model(model: str | Path) -> Path:
     """An existing path as it is, else the file of the shipped model of that name."""
     path = Path(model)
+    if not str(model):
+        raise ArtifactError("no model is named")
     if path.exists() or len(path.parts) != 1 or path.suffix:
         return path
     shipped = shipped_models().get(path.name)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import niblick
+from niblick.artifact.checkpoint import find_weights, read_checkpoint, save_checkpoint
 from niblick.artifact.load import open_file, open_tokenizer
 from niblick.compression.packing import pack
 from niblick.data.corpus import own_corpus
@@ -19,7 +20,8 @@ from niblick.data.dataset import Dataset
 from niblick.errors import ArtifactError, NiblickError, TrainingError
 from niblick.exchange.submission import export_submission
 from niblick.files import read_json, sha256_file
-from niblick.recipe import Recipe, load_recipe, recipe_to_toml
+from niblick.model import new_model
+from niblick.recipe import Recipe, changed, load_recipe, recipe_to_toml
 from niblick.report.own_text import fit_text
 from niblick.report.start import start
 from niblick.runtime import World
@@ -108,6 +110,7 @@ def test_another_shape_or_tokenizer_is_refused(
     wide = with_section(_from(source), "model", dim=32)
     with pytest.raises(TrainingError, match=r"another shape .* differs; `niblick train --from"):
         run(wide, dataset, tmp_path / "wide")
+    assert not (tmp_path / "wide").exists()
     with pytest.raises(ArtifactError, match="no model at"):
         run(_from(tmp_path / "none.nib"), dataset, tmp_path / "none")
     assert not (tmp_path / "none").exists()
@@ -128,6 +131,40 @@ def test_the_shape_is_the_models_and_a_recipe_file_decides_the_rest(
     assert (with_file.recipe.training.muon.lr, with_file.recipe.model) == (0.5, own.model)
     assert "training.muon.lr" in with_file.given
     assert start("pocket", init_from="pocket").recipe.training.init_from == "pocket"
+
+
+def test_a_chain_of_runs_takes_a_shipped_recipes_training_anew(tmp_path: Path) -> None:
+    fitted = load_recipe(
+        "pocket", ["training.muon.lr=0.001", "training.duration='9 steps'", "model.dim=64"]
+    )
+    model = new_model(fitted.model, seed=0)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    file = tmp_path / "pocket-1" / "checkpoints" / "final.safetensors"
+    file.parent.mkdir(parents=True)
+    save_checkpoint(file, tensors=weights, recipe=fitted, tokenizer=None, meta={})
+    begun = start(None, init_from=file, tokenizer="bytes")
+    assert begun.recipe.training.muon == load_recipe("pocket").training.muon
+    assert begun.recipe.training.duration == load_recipe("pocket").training.duration
+    assert (begun.recipe.model, begun.tokenizer) == (fitted.model, "bytes")
+
+
+def test_rates_that_were_chosen_once_stay(source: Path, tmp_path: Path) -> None:
+    assert "training.muon.lr" not in start(None, init_from=source).given
+    shutil.copytree(source, tmp_path / "second")
+    again = changed(open_file(source).recipe, {"training.init_from": "gone"})
+    checkpoint = read_checkpoint(find_weights(source / "checkpoints"))
+    target = tmp_path / "second" / "checkpoints" / "final.safetensors"
+    save_checkpoint(
+        target, tensors=checkpoint.tensors, recipe=again, tokenizer=checkpoint.tokenizer, meta={}
+    )
+    assert "training.muon.lr" in start(None, init_from=target).given
+
+
+def test_a_folder_of_seeds_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "seed-0").mkdir()
+    (tmp_path / "seed-0" / "recipe.toml").write_text("")
+    with pytest.raises(ArtifactError, match=r"a folder of seeds; give one of them, as .*seed-0"):
+        start(None, init_from=tmp_path)
 
 
 def test_little_text_is_learnt_at_gentler_rates_unless_they_are_given(tmp_path: Path) -> None:
@@ -155,6 +192,10 @@ def test_little_text_is_learnt_at_gentler_rates_unless_they_are_given(tmp_path: 
     ("given", "said"),
     [
         ({"settings": ["model.dim=32"]}, r"has its shape: no --set model\.dim"),
+        ({"settings": ["model.tied=false"]}, r"has its shape: no --set model\.tied"),
+        ({"settings": ["data.tokenizer=bytes"]}, "brings its tokenizer"),
+        ({"settings": ["training.init_from=pocket"]}, "give one of them"),
+        ({"init_from": ""}, "no model is named"),
         ({"tokenizer": "bytes"}, "brings its tokenizer"),
         ({"init_from": "pocke"}, "no model at 'pocke'.*pocket"),
         ({"init_from": None}, "give a RECIPE .* --from MODEL"),
@@ -178,6 +219,12 @@ def test_a_text_is_read_with_the_models_tokenizer_and_the_card_names_the_model(
     )
     card = read_json(found.folder / "card.json")
     assert card["init_from"] == {"model": "model.nib", "sha256": sha256_file(model)}
+    assert open_file(found.artifact).recipe.training.init_from == "model.nib"  # no path
+    assert "training.muon.lr" in start(None, init_from=found.folder).given  # chosen once
+    again = niblick.train(
+        init_from=found, data=text, out=tmp_path / "again", duration="1 steps", device="cpu"
+    )
+    assert again.card["init_from"]["model"] == "run"
     assert "trained from model.nib on text" in card_markdown(card)
     read = open_tokenizer(str(found.artifact))
     assert read.to_bytes() == open_tokenizer(str(model)).to_bytes()

@@ -135,6 +135,10 @@ def _inside(folder: Path) -> Path:
     from niblick.artifact.checkpoint import find_weights
 
     checkpoints = folder / "checkpoints"
+    if not checkpoints.is_dir() and (seeds := sorted(folder.glob("seed-*/recipe.toml"))):
+        raise ArtifactError(
+            f"{str(folder)!r} is a folder of seeds; give one of them, as {str(seeds[0].parent)!r}"
+        )
     return find_weights(checkpoints if checkpoints.is_dir() else folder)
 
 

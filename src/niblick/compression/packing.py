@@ -109,7 +109,10 @@ def _around(
     recipe: Recipe, tokenizer: Tokenizer | None, meta: dict[str, Any] | None
 ) -> tuple[dict[str, Any], bytes, int]:
     """What a file holds beside its payload (header, tokenizer), and the bytes that it takes."""
-    header = {"codec": recipe.artifact.codec, "meta": meta or {}, "recipe": stored_values(recipe)}
+    values, start = stored_values(recipe), Path(recipe.training.init_from).name
+    if start:  # the name alone: the path says nothing elsewhere
+        values["training"]["init_from"] = start
+    header = {"codec": recipe.artifact.codec, "meta": meta or {}, "recipe": values}
     stored = tokenizer.to_bytes() if tokenizer is not None else b""
     return header, stored, len(container.build(header, stored, b""))
 

@@ -10,6 +10,7 @@ from niblick.artifact.sizes import artifact_sizes
 from niblick.codecs import CODECS, rounding_specs
 from niblick.data.corpus import corpora
 from niblick.errors import CapacityError
+from niblick.files import run_of
 from niblick.plan import make_plan
 from niblick.recipe import Recipe
 from niblick.runtime import cache_folder, describe_environment
@@ -92,9 +93,12 @@ def write_run_card(recipe: Recipe, folder: Path, outcome: Outcome, say: Say) -> 
 
 
 def _start(folder: Path) -> dict[str, str] | None:
-    """The name and the SHA-256 of the model that a run started from."""
+    """The name and the SHA-256 of the model that a run started from; of one in a run the run's."""
     found = RunFolder(folder).environment().get("init_from")
-    return {**found, "model": Path(found["model"]).name} if found else None
+    if not found:
+        return None
+    path = Path(found["model"])
+    return {**found, "model": (run_of(path) or path).name}
 
 
 def _baselines(dataset: Dataset, say: Say) -> dict[str, float]:

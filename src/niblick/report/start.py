@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from niblick.artifact.load import open_file, shipped_models
+from niblick.artifact.load import exported_recipe, open_file, shipped_models
 from niblick.data.recipes import read_recipe
 from niblick.errors import NiblickError
 from niblick.facade import find_model
-from niblick.limits import quoted
-from niblick.recipe import Recipe, changed, keyed, list_recipes
-from niblick.report.own_text import CHOSEN, DURATION, given_keys
+from niblick.limits import cut, quoted
+from niblick.plan import Plan, make_plan
+from niblick.recipe import Recipe, changed, keyed, list_recipes, load_recipe
+from niblick.report.own_text import CHOSEN, DURATION, RATES, given_keys
 from niblick.report.shapes import SHAPE
 
 
@@ -72,21 +73,44 @@ def _from_model(
     tokenizer: str | Path | None,
     named: dict[str, Any],
 ) -> Start:
-    keys = keyed(settings).keys()
-    if odd := sorted(keys & set(SHAPE)):
-        raise NiblickError(f"{quoted(str(model))} has its shape: no --set {odd[0]}")
     path = find_model(model)
     opened = open_file(path)
-    if opened.tokenizer is not None and tokenizer is not None:
-        raise NiblickError(f"{quoted(str(model))} brings its tokenizer: no --tokenizer")
-    base = opened.recipe if source is None else read_recipe(source)
-    shaped = base.model_copy(update={"model": opened.recipe.model})
-    recipe = read_recipe(shaped, settings, **named)
     name = path.stem if path in shipped_models().values() else str(path.absolute())
+    keys, base = keyed(settings).keys(), _base(opened.recipe, source)
+    if base.training.init_from not in ("", name) or "training.init_from" in keys:
+        raise NiblickError(f"--from {cut(model, 60)} and training.init_from: give one of them")
+    if opened.tokenizer is not None and (tokenizer is not None or "data.tokenizer" in keys):
+        raise NiblickError(f"{quoted(str(model))} brings its tokenizer: give no other")
+    recipe = read_recipe(base, settings, **named)
+    if _shape(make_plan(exported_recipe(recipe).model)) != _shape(opened.plan):
+        odd = next((key for key in keys if key.startswith("model.")), "model....")
+        raise NiblickError(f"{quoted(str(model))} has its shape: no --set {odd}")
     decided = set(CHOSEN)  # by a recipe file, as in `given_keys`
     if source is None or str(source) in list_recipes():
         decided = {*keys, *([DURATION] if named["duration"] is not None else [])}
+    if source is None and opened.recipe.name not in list_recipes():
+        decided |= set(RATES) if opened.recipe.training.init_from else set()  # chosen before
     given = None if tokenizer is None else str(tokenizer)
     reader = given if opened.tokenizer is None else name
     begun = changed(recipe, {"training.init_from": name})
     return Start(begun, decided | set(SHAPE), reader, "")
+
+
+def _base(own: Recipe, source: str | Path | None) -> Recipe:
+    """The recipe to go on with, in the shape of the model, whose own recipe is `own`.
+
+    A model that a shipped recipe made goes on with that recipe's training: what an earlier run
+    chose for its text says nothing of another.
+    """
+    if source is not None:
+        shape = {"model": own.model, "plugins": own.plugins}
+        return read_recipe(source).model_copy(update=shape)
+    if own.name not in list_recipes():
+        training = own.training.model_copy(update={"init_from": ""})
+    else:
+        training = load_recipe(own.name).training
+    return own.model_copy(update={"training": training})
+
+
+def _shape(plan: Plan) -> set[tuple[str, tuple[int, ...]]]:
+    return {(parameter.name, tuple(parameter.shape)) for parameter in plan.exported}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from niblick.artifact.load import open_file
+from niblick.artifact.load import Opened, open_file
 from niblick.codecs import noisy, rounding_specs
 from niblick.compression.calibration import make_calibration
 from niblick.compression.packing import packing_errors
@@ -25,8 +25,9 @@ from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
 from niblick.facade import find_model
 from niblick.limits import cut, quoted
-from niblick.model import LanguageModel, load_tensors, new_model
+from niblick.model import load_tensors, new_model
 from niblick.optim import Launched, Layout, Optimizers, TrainingPosition, make_averager
+from niblick.plan import make_plan
 from niblick.recipe import Recipe, stored_values
 from niblick.runtime import World, choose_precision, describe_environment
 from niblick.training.checkpoint import TrainerState, write_checkpoint
@@ -58,7 +59,7 @@ class RunState:
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         self.model = new_model(recipe.model, seed=recipe.seed)
         if recipe.training.init_from and saved is None:
-            _take_weights(self.model, recipe.training.init_from, dataset)
+            load_tensors(self.model, _start(recipe, dataset).tensors)
         self.model.to(device)
         self.layout = Layout(self.model.plan.parameters, recipe.training)
         specs = rounding_specs(recipe, self.model.plan, refuse=saved is None)
@@ -207,23 +208,24 @@ class RunState:
             )
 
 
-def environment(recipe: Recipe) -> dict[str, Any]:
+def facts(recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     """What environment.json says of a new run: the machine, and the model that it starts from;
-    `ArtifactError` where there is no such model.
+    `ArtifactError` or `TrainingError` where it cannot.
     """
     source = recipe.training.init_from
     if not source:
         return describe_environment()
-    start = {"model": source, "sha256": open_file(find_model(source)).sha256}
+    start = {"model": source, "sha256": _start(recipe, dataset).sha256}
     return {**describe_environment(), "init_from": start}
 
 
-def _take_weights(model: LanguageModel, source: str, dataset: Dataset) -> None:
-    """Give `model` the weights of `source`, which must have its shapes and read the same tokens;
-    heads that only training has stay random.
+def _start(recipe: Recipe, dataset: Dataset) -> Opened:
+    """The model that a run starts from, which must have the shapes of its own and read the same
+    tokens.
     """
+    source = recipe.training.init_from
     opened = open_file(find_model(source))
-    own = {(p.name, p.shape) for p in model.plan.exported}
+    own = {(p.name, p.shape) for p in make_plan(recipe.model).exported}
     if odd := {(p.name, p.shape) for p in opened.plan.parameters} ^ own:
         raise TrainingError(
             f"{quoted(source)} is of another shape than the recipe's model: {min(odd)[0]} differs;"
@@ -232,10 +234,10 @@ def _take_weights(model: LanguageModel, source: str, dataset: Dataset) -> None:
     theirs, text = opened.tokenizer, dataset.tokenizer
     if theirs is not None and theirs.to_bytes() != text.to_bytes():
         raise TrainingError(
-            f"{quoted(source)} reads tokens of {theirs.name}, the text is in those of {text.name};"
-            " `niblick train --from MODEL --data TEXT` takes the model's"
+            f"{quoted(source)} reads other tokens ({theirs.name}) than those that the text is in"
+            f" ({text.name}); `niblick train --from MODEL --data TEXT` takes the model's"
         )
-    load_tensors(model, opened.tensors)
+    return opened
 
 
 def _processes(recipe: Recipe, world: World) -> Launched | None:

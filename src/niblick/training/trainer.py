@@ -39,7 +39,7 @@ from niblick.training.overlap import Sink
 from niblick.training.passes import Passes
 from niblick.training.progress import Clock, Progress, TrainResult, bytes_per_token
 from niblick.training.run_folder import Row, RunFolder, claimed
-from niblick.training.state import RunState, environment
+from niblick.training.state import RunState, facts
 from niblick.training.validation import make_validator
 from niblick.units import LN2, Duration
 
@@ -81,7 +81,7 @@ def train(
         if resume:
             folder.check_resumable()
         else:
-            in_turn(world, lambda: folder.begin(recipe, environment(recipe)), main_only=True)
+            in_turn(world, lambda: folder.begin(recipe, facts(recipe, dataset)), main_only=True)
         loop = Loop(
             recipe,
             dataset,
