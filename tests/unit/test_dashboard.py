@@ -291,12 +291,16 @@ def test_the_list_of_runs_says_how_far_each_is(
         folder = _make(tmp_path / name, _row(4), recipe)
         card = {"packed_bpb": bpb, "artifact_bytes": 1234, "valid": valid}
         (folder / "card.json").write_text(json.dumps(card))
+    done = _make(tmp_path / "whole", _row(4), recipe)
+    for name in ("metrics.jsonl", "recipe.toml"):
+        os.utime(done / name, (1_000_000, 1_000_000))
     with pytest.raises(SystemExit):
         main(["runs", str(tmp_path), "--sort", "bpb"])
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["run", "recipe", "seed", "state", "bpb", "bytes", "changed"]
     told = {line.split()[0]: line for line in lines}
-    assert list(told) == ["better", "good", "bad", "half"]
+    assert list(told) == ["better", "good", "bad", "half", "whole"]
+    assert "trained" in told["whole"] and "d ago" in told["whole"]
     assert "50 %" in told["half"] and "~2.5000" in told["half"] and "not valid" in told["bad"]
     assert told["good"].split() == ["good", "one", "3", "scored", "1.2500", "1,234", "now"]
     with pytest.raises(SystemExit):

@@ -68,7 +68,9 @@ def _rank(run: dict[str, Any]) -> tuple[int, float]:
 def _row(run: dict[str, Any]) -> list[str]:
     """One run; a bpb that is of unpacked weights, or not valid, says so."""
     state, bpb, size = run["state"], run["packed_bpb"], run["artifact_bytes"]
-    if state != "scored" and run["fraction"] is not None:
+    if state == "stopped" and run["fraction"] == 1:
+        state = "trained"
+    elif state != "scored" and run["fraction"] is not None:
         state += f" {100 * run['fraction']:.0f} %"
     shown = "" if bpb is None else f"{bpb:.4f}" if run["valid"] else f"({bpb:.4f} not valid)"
     if bpb is None and run["validation_bpb"] is not None:
