@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from niblick.artifact.load import Opened, open_file, open_tokenizer, shipped_models
+from niblick.artifact.load import Opened, find_model, open_file, open_tokenizer, shipped_models
 from niblick.codecs.quantized import Tensors
 from niblick.engine import Engine, Sampling, open_engine, start_text, write_texts
 from niblick.engine.choice import Build, check_sizes
-from niblick.errors import ArtifactError, NiblickError
+from niblick.errors import NiblickError
 from niblick.extras import needs
 from niblick.files import read_json, run_of
-from niblick.limits import did_you_mean, quoted
+from niblick.limits import quoted
 from niblick.plan import Plan
 from niblick.runtime import has_lab
 from niblick.text.tokenizer import Tokenizer
@@ -53,23 +53,6 @@ def load(model: str | Path, *, tokenizer: str | Path | None = None) -> Model:
             f" that {quoted(str(model))} brings has {own.vocab_size:,} and BOS {own.bos_id}"
         )
     return Model(replace(opened, tokenizer=given))
-
-
-def find_model(model: str | Path) -> Path:
-    """An existing path as it is, else the file of the shipped model of that name."""
-    path = Path(model)
-    if not str(model):
-        raise ArtifactError("no model is named")
-    if path.exists() or len(path.parts) != 1 or path.suffix:
-        return path
-    shipped = shipped_models().get(path.name)
-    if shipped is None:
-        names = ", ".join(shipped_models())
-        raise ArtifactError(
-            f"no model at {quoted(str(model))}{did_you_mean(path.name, shipped_models())}; give an"
-            f" artifact, a checkpoint, a run folder, or the name of a shipped model: {names}"
-        )
-    return shipped
 
 
 class Model:

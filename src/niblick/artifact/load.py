@@ -16,7 +16,7 @@ from niblick.codecs.base import exported_tensors
 from niblick.codecs.quantized import Tensor
 from niblick.errors import ArtifactError, NiblickError
 from niblick.files import package_folder, sha256_file
-from niblick.limits import cut, quoted
+from niblick.limits import cut, did_you_mean, quoted
 from niblick.plan import Plan, make_plan
 from niblick.recipe.stored import made_recipe, stored_recipe
 from niblick.text.tokenizer import Tokenizer, load_tokenizer
@@ -86,6 +86,23 @@ def shipped_models() -> dict[str, Path]:
     """The files of the models that ship with niblick, by name."""
     folder = package_folder() / "models"
     return {path.stem: path for path in sorted(folder.glob("*.nib"))}
+
+
+def find_model(model: str | Path) -> Path:
+    """An existing path as it is, else the file of the shipped model of that name."""
+    path = Path(model)
+    if not str(model):
+        raise ArtifactError("no model is named")
+    if path.exists() or len(path.parts) != 1 or path.suffix:
+        return path
+    shipped = shipped_models().get(path.name)
+    if shipped is None:
+        names = ", ".join(shipped_models())
+        raise ArtifactError(
+            f"no model at {quoted(str(model))}{did_you_mean(path.name, shipped_models())}; give an"
+            f" artifact, a checkpoint, a run folder, or the name of a shipped model: {names}"
+        )
+    return shipped
 
 
 def open_tokenizer(spec: str) -> Tokenizer:

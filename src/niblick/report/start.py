@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from niblick.artifact.load import exported_recipe, open_file, shipped_models
+from niblick.artifact.load import exported_recipe, find_model, open_file, shipped_models
 from niblick.data.recipes import read_recipe
 from niblick.errors import NiblickError
-from niblick.facade import find_model
 from niblick.limits import cut, quoted
 from niblick.plan import Plan, make_plan
 from niblick.recipe import Recipe, changed, keyed, list_recipes, load_recipe

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from niblick.artifact.load import Opened, open_file
+from niblick.artifact.load import Opened, find_model, open_file
 from niblick.codecs import noisy, rounding_specs
 from niblick.compression.calibration import make_calibration
 from niblick.compression.packing import packing_errors
 from niblick.data.dataset import Dataset
 from niblick.errors import TrainingError
-from niblick.facade import find_model
 from niblick.limits import cut, quoted
 from niblick.model import load_tensors, new_model
 from niblick.optim import Launched, Layout, Optimizers, TrainingPosition, make_averager

@@ -67,7 +67,7 @@ def export_submission(
     invalid = [str(r.artifact.parent) for r in runs if not r.card.get("valid")]
     if invalid:
         raise NiblickError(f"{invalid[0]!r} holds a score that is not valid; nothing to submit")
-    started = [r for r in runs if load_recipe(r.recipe).training.init_from]
+    started = [r for r in runs if r.card.get("init_from")]
     if started:
         raise NiblickError(
             f"{str(started[0].artifact.parent)!r} started from another model's weights; a"
