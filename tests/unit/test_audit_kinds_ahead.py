@@ -202,6 +202,9 @@ READ = "import os\nMODE = os.environ.get('MODE', 'tokens')\n"
         ("Routed(width)", "def later(net):\n    net.mode = 'window'\n", "hold_unclear"),
         ("Routed(width)", "def later(net, name):\n    setattr(net, name, 'window')\n",
          "hold_unclear"),
+        ("[Routed(width), Kind(width, 'window')][1]", "Kind = Routed\n", "hold_unclear"),
+        ("Routed(width)", "def know(x: Routed) -> Routed:\n    return isinstance(x, Routed)\n",
+         "clean_neural"),
         ("Routed(width)", "class Other(Routed):\n    pass\n", "hold_unclear"),
     ],
 )  # fmt: skip

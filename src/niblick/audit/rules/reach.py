@@ -68,7 +68,7 @@ class Reach:
         bases = (b for n in ast.walk(tree) if isinstance(n, ast.ClassDef) for b in n.bases)
         derived = any(name_of(base) == model.name for base in bases)
         by_name = any(name_of(c.func) == "setattr" for _, c in self.case.program.calls())
-        if len(sites) > _MOST or derived or by_name:
+        if len(sites) > _MOST or derived or by_name or _named(tree, model.name) != len(sites):
             return []
         kept = _kept_arguments(tree, model, init)
         return [
@@ -96,6 +96,23 @@ def _kept_arguments(tree: ast.Module, model: ast.ClassDef, init: ast.FunctionDef
         and stored[_own(node.targets[0])] == 1
         and _own(node.targets[0]) not in elsewhere
     }
+
+
+def _named(tree: ast.Module, name: str) -> int:
+    """How often a class is named, other than for its kind or in annotations."""
+    passed: set[int] = set()
+    for node in ast.walk(tree):
+        apart = [getattr(node, "annotation", None), getattr(node, "returns", None)]
+        if isinstance(node, ast.Call) and name_of(node.func) in {"isinstance", "issubclass"}:
+            apart += node.args[1:]
+        passed |= {id(part) for each in apart if each is not None for part in ast.walk(each)}
+    return sum(
+        isinstance(node, (ast.Name, ast.Attribute))
+        and isinstance(node.ctx, ast.Load)
+        and name_of(node) == name
+        and id(node) not in passed
+        for node in ast.walk(tree)
+    )
 
 
 def _stored(node: ast.AST) -> Iterator[ast.Attribute]:
