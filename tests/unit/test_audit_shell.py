@@ -140,6 +140,8 @@ HIDDEN = "A=1 python train_gpt.py"
         ("declare -x X=1\n" + HIDDEN, {"X": "1"}),
         ("Y=\nif [ \"${Y:-x}\" = x ]; then export X=1; fi\n" + HIDDEN, {"X": "1"}),
         (HIDDEN + "\nexit 0\nA=2 python train_gpt.py", {"A": "1"}),
+        ("usage() {\n  echo how\n  exit 1\n}\n" + HIDDEN, {"A": "1"}),
+        ("case $1 in\n  -h) exit 0 ;;\nesac\n" + HIDDEN, {"A": "1"}),
     ],
 )  # fmt: skip
 def test_what_bash_would_do_is_neither_hidden_nor_invented(

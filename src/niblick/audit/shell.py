@@ -69,7 +69,7 @@ class _Reading:
         self._unsure: set[str] = set()
         self._all_unsure = False
         self._open: list[tuple[bool | None, bool]] = []  # this branch, and whether one was taken
-        self._loops = 0
+        self._inside = 0  # loops, functions and `case`s that stand open
         self._decides = True
 
     def follow(self, text: str, *, decides: bool) -> bool:
@@ -80,7 +80,7 @@ class _Reading:
             after = [words for _, words in following]
             for number, (joint, command) in enumerate(parts):
                 rest = [words for _, words in parts[number + 1 :]] or after
-                if command[:1] == ["exit"] and not (self._open or self._loops or joint):
+                if command[:1] == ["exit"] and not (self._open or self._inside or joint):
                     return True
                 self._command(joint, command, rest, line)
         return not self._open
@@ -92,7 +92,7 @@ class _Reading:
         own, rest = self._assigned(command)
         if not rest:
             self.environment.update(own)
-            sure = not self._loops and not joint and all(b for b, _ in self._open)
+            sure = not (self._inside or joint) and all(b for b, _ in self._open)
             self._unsure = self._unsure - own.keys() if sure else self._unsure | own.keys()
         elif _starts(rest, self.script, self.environment):
             self.launches.append(
@@ -136,12 +136,13 @@ class _Reading:
         keyword, rest = (command[0], command[1:]) if command else ("", [])
         alone = bool(after) and after[0][:1] == ["then"]
         if keyword in _BEGINNINGS:
+            self._inside += keyword == "{"
             return self._keywords(rest, after)
-        if keyword in {"for", "while", "until", "select"}:
-            self._loops += 1
+        if keyword in {"for", "while", "until", "select", "case"}:
+            self._inside += 1
             self._unsure.update(rest[:1])
-        elif keyword == "done":
-            self._loops = max(self._loops - 1, 0)
+        elif keyword in {"done", "}", "esac"}:
+            self._inside = max(self._inside - 1, 0)
         elif keyword == "if":
             found = self._holds(rest) if alone else None
             self._open.append((found, found is True))
