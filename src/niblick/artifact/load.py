@@ -88,6 +88,11 @@ def shipped_models() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.nib"))}
 
 
+def shipped_file(name: str | Path) -> Path | None:
+    """The file of the shipped model of that name; None where there is none, or such a path."""
+    return None if Path(name).exists() else shipped_models().get(str(name))
+
+
 def find_model(model: str | Path) -> Path:
     """An existing path as it is, else the file of the shipped model of that name."""
     path = Path(model)
@@ -95,7 +100,7 @@ def find_model(model: str | Path) -> Path:
         raise ArtifactError("no model is named")
     if path.exists() or len(path.parts) != 1 or path.suffix:
         return path
-    shipped = shipped_models().get(path.name)
+    shipped = shipped_file(path)
     if shipped is None:
         names = ", ".join(shipped_models())
         raise ArtifactError(
@@ -109,9 +114,7 @@ def open_tokenizer(spec: str) -> Tokenizer:
     """The tokenizer inside a model (artifact, checkpoint, run folder, shipped name) or prepared
     data, else the one that `load_tokenizer` finds.
     """
-    path = Path(spec)
-    if not path.exists():
-        path = shipped_models().get(spec, path)
+    path = shipped_file(spec) or Path(spec)
     if path.is_dir() and (path / "manifest.json").is_file():
         from niblick.data.dataset import open_dataset
 

@@ -61,13 +61,13 @@ def shell_commands(root: Path, script: str, readme: str | None) -> Iterator[RunC
     """The launch of `script` in each shell script of a folder that has one, with what the README
     sets where it starts that.
     """
+    blocks = list(_blocks(readme or ""))
     for path in sorted(
         root.glob("*.sh"), key=lambda p: (not p.name.startswith(("run", "train")), p.name)
     ):
         if path.is_file() and path.stat().st_size < 200_000:
-            started = (launches_of(text, path.name, "README") for text in _blocks(readme or ""))
-            starts = [c.environment for each in started for c in each]
-            given = max(starts, key=len, default={})
+            starts = (c for text in blocks for c in launches_of(text, path.name, "README"))
+            given = max((start.environment for start in starts), key=len, default={})
             launches = launches_of(path.read_text("utf-8", "replace"), script, path.name, given)
             yield from launches[-1:]
 

@@ -53,6 +53,13 @@ def direct_reads(node: ast.expr) -> Iterator[tuple[str, str | None]]:
         yield from environment_reads(inner)
 
 
+def of_self(node: ast.AST) -> str:
+    """The name of an attribute of `self`; empty for anything else."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return node.attr if node.value.id == "self" else ""
+    return ""
+
+
 def name_of(node: ast.AST | None) -> str:
     """The last name of a name or an attribute; empty for anything else."""
     return getattr(node, "attr", "") or getattr(node, "id", "")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from niblick.artifact.load import shipped_models
+from niblick.artifact.load import shipped_file
 from niblick.cli.options import JsonOption
 from niblick.errors import NiblickError
 from niblick.files import MALFORMED, read_json
@@ -27,7 +27,7 @@ def card_command(
 ) -> None:
     """Print RUN's card as Markdown, or as JSON."""
     path = run / "card.json"
-    if not run.exists() and (shipped := shipped_models().get(str(run))) is not None:
+    if (shipped := shipped_file(run)) is not None:
         path = shipped.with_suffix(".card.json")
     if not path.exists():
         raise NiblickError(f"no card in {str(run)!r}; a run has one once it is scored")

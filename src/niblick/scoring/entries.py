@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from niblick.artifact.load import shipped_models
+from niblick.artifact.load import shipped_file, shipped_models
 from niblick.errors import ScoreError
 from niblick.files import finite, sha256_file
 from niblick.scoring.markup import plain
@@ -148,10 +148,9 @@ def _seeds(path: Path) -> list[Path]:
     """The runs in a folder of seeds, else the run or the file itself; of a shipped model its
     score.
     """
+    if (shipped := shipped_file(path)) is not None:
+        return [shipped.with_suffix(".score.json")]
     if not path.exists():
-        shipped = shipped_models().get(str(path))
-        if shipped is not None:
-            return [shipped.with_suffix(".score.json")]
         raise ComparisonError(
             f"no run at {str(path)!r}; give run directories, folders of seeds, score files or"
             f" shipped models: {', '.join(shipped_models())}"

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from enum import Enum
 
-from niblick.audit.reads import name_of
+from niblick.audit.reads import name_of, of_self
 from niblick.audit.words import words
 
 LIBRARY = words("BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm LazyBatchNorm1d")
@@ -89,8 +89,7 @@ def _own(node: ast.AST) -> str:
     """The name of an attribute of `self`, or of what is picked out of one."""
     while isinstance(node, ast.Subscript):
         node = node.value
-    plain = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-    return node.attr if plain and node.value.id == "self" else ""  # type: ignore[attr-defined]
+    return of_self(node)
 
 
 def _made_of(forward: ast.FunctionDef) -> set[str]:

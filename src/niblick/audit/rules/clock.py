@@ -126,10 +126,10 @@ def _ended(case: Case, program: Program) -> Iterator[Finding]:
     for function in (f for named in program.functions.values() for f in named):
         lines = [where.line for where in adding if where.function == function.name]
         times = _times(program, function) if lines else set()
-        for guard in _leaving(function, lines):
+        for guard, body in _leaving(function, lines):
             if not _reads(program, guard.test, times) or reach.closed(guard):
                 continue
-            if not _never_said(case, guard):
+            if not _never_said(case, body):
                 yield case.finding(
                     RULE,
                     Severity.WARNING,
@@ -142,10 +142,8 @@ def _ended(case: Case, program: Program) -> Iterator[Finding]:
                 )
 
 
-def _never_said(case: Case, guard: Guard) -> bool:
+def _never_said(case: Case, body: list[ast.stmt]) -> bool:
     """Whether a branch prints words that no log of a submission holds, though logs show figures."""
-    node = next(n for n in ast.walk(case.program.tree) if getattr(n, "test", None) is guard.test)
-    body = getattr(node, "body" if guard.wanted else "orelse", [])
     texts = (
         part.value.strip()
         for statement in body
@@ -158,9 +156,9 @@ def _never_said(case: Case, guard: Guard) -> bool:
     return shown and not any(text in line for text in said for line in lines)
 
 
-def _leaving(function: ast.AST, lines: list[int]) -> Iterator[Guard]:
-    """The conditions under which the loops around one of some lines are left from their own bodies:
-    their tests, and those of breaks and returns.
+def _leaving(function: ast.AST, lines: list[int]) -> Iterator[tuple[Guard, list[ast.stmt]]]:
+    """The conditions under which the loops around one of some lines are left from their own bodies
+    (their tests, and those of breaks and returns), and what is done then.
     """
     for loop in ast.walk(function):
         if not isinstance(loop, (ast.For, ast.While)):
@@ -168,7 +166,7 @@ def _leaving(function: ast.AST, lines: list[int]) -> Iterator[Guard]:
         if not any(loop.lineno <= line <= (loop.end_lineno or 0) for line in lines):
             continue
         if isinstance(loop, ast.While):
-            yield Guard(loop.test, False)
+            yield Guard(loop.test, False), loop.orelse
         waiting = list(loop.body)
         while waiting:
             node = waiting.pop()
@@ -177,7 +175,7 @@ def _leaving(function: ast.AST, lines: list[int]) -> Iterator[Guard]:
             if isinstance(node, ast.If):
                 for body, wanted in ((node.body, True), (node.orelse, False)):
                     if any(isinstance(each, (ast.Break, ast.Return)) for each in body):
-                        yield Guard(node.test, wanted)
+                        yield Guard(node.test, wanted), body
             waiting += [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.stmt)]
 
 

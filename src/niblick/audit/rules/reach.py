@@ -13,7 +13,7 @@ from copy import deepcopy
 from functools import cached_property
 
 from niblick.audit.conditions import Guard
-from niblick.audit.reads import UNDECIDED, name_of
+from niblick.audit.reads import UNDECIDED, name_of, of_self
 from niblick.audit.rules.case import Case
 
 _MOST = 64  # constructions of one class that are looked at
@@ -45,7 +45,7 @@ class Reach:
         """Whether the settings of the documented run decide a condition against running."""
         if self._against(guard.test, guard.wanted):
             return True
-        if self.model is None or not any(_own(part) for part in ast.walk(guard.test)):
+        if self.model is None or not any(of_self(part) for part in ast.walk(guard.test)):
             return False
         tests = [_Filled(given).visit(deepcopy(guard.test)) for given in self.made]
         return bool(tests) and all(self._against(test, guard.wanted) for test in tests)
@@ -80,21 +80,21 @@ class Reach:
 def _kept_arguments(tree: ast.Module, model: ast.ClassDef, init: ast.FunctionDef) -> dict[str, str]:
     """Attributes that hold an argument of the constructor as it came, and are set nowhere else."""
     arguments = {a.arg for a in (*init.args.args, *init.args.kwonlyargs)}
-    stored = Counter(map(_own, _stored(model)))
-    elsewhere = {part.attr for part in _stored(tree) if not _own(part)}
+    stored = Counter(map(of_self, _stored(model)))
+    elsewhere = {part.attr for part in _stored(tree) if not of_self(part)}
     changed = {
         part.id
         for part in ast.walk(init)
         if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
     }
     return {
-        _own(node.targets[0]): node.value.id
+        of_self(node.targets[0]): node.value.id
         for node in init.body
         if isinstance(node, ast.Assign)
         and isinstance(node.value, ast.Name)
         and node.value.id in arguments - changed
-        and stored[_own(node.targets[0])] == 1
-        and _own(node.targets[0]) not in elsewhere
+        and stored[of_self(node.targets[0])] == 1
+        and of_self(node.targets[0]) not in elsewhere
     }
 
 
@@ -134,12 +134,6 @@ def _given(init: ast.FunctionDef, call: ast.Call) -> dict[str, ast.expr]:
     return found | {k.arg: k.value for k in call.keywords if k.arg}
 
 
-def _own(node: ast.AST) -> str:
-    """The name of an attribute of `self`."""
-    plain = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
-    return node.attr if plain and node.value.id == "self" else ""  # type: ignore[attr-defined]
-
-
 class _Filled(ast.NodeTransformer):
     """Attributes of `self` replaced by what an object was made with."""
 
@@ -148,4 +142,4 @@ class _Filled(ast.NodeTransformer):
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         """An attribute of `self`, where its value is known."""
-        return self.given.get(_own(node), node)
+        return self.given.get(of_self(node), node)

@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from niblick.artifact.load import shipped_models
+from niblick.artifact.load import shipped_file, shipped_models
 from niblick.errors import CapacityError, DataError, NiblickError, NiblickWarning
 from niblick.exchange.submission import texts
 from niblick.exchange.submission.bundle import bundle_script
@@ -151,8 +151,7 @@ def _settings(file: Path, work: Path) -> dict[str, Any]:
 
 
 def _read_runs(run: Path) -> list[Run]:
-    shipped = None if run.exists() else shipped_models().get(str(run))
-    if shipped is not None:
+    if (shipped := shipped_file(run)) is not None:
         card = read_json(shipped.with_suffix(".card.json"))
         return [Run(shipped, shipped.with_suffix(".toml"), card, [])]
     if not run.exists():
